@@ -1,0 +1,7 @@
+// What csrc/bind.cpp calls: one function per kernel family.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+void bind_adamw(pybind11::module_ &m);
+void bind_topk(pybind11::module_ &m);

@@ -1,0 +1,1 @@
+"""Triton kernels. A file holds one kernel family; its launcher has the reference's signature."""

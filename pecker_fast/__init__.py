@@ -1,0 +1,1 @@
+"""pecker_fast: erase a class from a diffusion model, and prove it."""
