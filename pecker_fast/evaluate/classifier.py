@@ -1,0 +1,223 @@
+"""Classifiers that judge generated images: a small convolutional one, or the user's own.
+
+Every classifier maps images (N, C, H, W) in [-1, 1], float32, to logits (N, num_classes) and to
+features (N, F) for the Fréchet distance. See `Classifier` for the contract.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["Classifier", "ScriptedClassifier", "SmallClassifier", "load_classifier"]
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+FEATURES = 64
+_POOLED = 4  # side of the last feature map, whatever the size of the image
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """What `pecker_fast.evaluate` needs of a classifier."""
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images (N, C, H, W) in [-1, 1] to logits (N, num_classes) and features (N, F)."""
+        ...
+
+
+class SmallClassifier(nn.Module):
+    """Six 3x3 convolutions with GroupNorm in three resolutions, then 64 features, then logits.
+
+    Args:
+        num_classes: number of classes.
+        in_channels: channels of the image.
+        width: channels at full resolution; doubled at each of the two reductions.
+        dropout: probability at which a feature is dropped in training mode.
+    """
+
+    def __init__(
+        self, num_classes: int, in_channels: int = 1, width: int = 32, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("num_classes", num_classes),
+            ("in_channels", in_channels),
+            ("width", width),
+        ):
+            if value < 1:
+                raise PeckerError(f"SmallClassifier: {name} must be at least 1, got {value}")
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.width = width
+        self.dropout = dropout
+        stages = [
+            _stage(in_channels, width),
+            nn.MaxPool2d(2, ceil_mode=True),
+            _stage(width, 2 * width),
+            nn.MaxPool2d(2, ceil_mode=True),
+            _stage(2 * width, 4 * width),
+            nn.AdaptiveAvgPool2d(_POOLED),
+            nn.Flatten(),
+        ]
+        self.body = nn.Sequential(*stages)
+        self.project = nn.Linear(4 * width * _POOLED**2, FEATURES)
+        self.head = nn.Linear(FEATURES, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [-1, 1] to features (N, 64): smooth, not rectified."""
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise PeckerError(
+                f"classifier: images must be (N, {self.in_channels}, H, W), "
+                f"got {tuple(images.shape)}"
+            )
+        return F.silu(self.project(self.body(images)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [-1, 1] to logits (N, num_classes)."""
+        return self.logits_and_features(images)[0]
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images to (logits, features) in one pass."""
+        features = self.features(images)
+        logits: Tensor = self.head(F.dropout(features, self.dropout, self.training))
+        return logits, features
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors into `folder`, which is made if need be."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "width": self.width,
+            "dropout": self.dropout,
+        }
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / (WEIGHTS_NAME + ".tmp"))
+        os.replace(folder / (WEIGHTS_NAME + ".tmp"), folder / WEIGHTS_NAME)
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> SmallClassifier:
+        """Read what `save` wrote; the result is in eval mode and asks for no gradients.
+
+        Raises:
+            PeckerError: a file is missing, truncated, or does not fit the configuration.
+        """
+        folder = Path(folder)
+        config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+        for path in (config_path, weights_path):
+            if not path.is_file():
+                raise PeckerError(
+                    f"classifier {folder}: {path.name} is missing; expected a folder with "
+                    f"{CONFIG_NAME} and {WEIGHTS_NAME}, or a TorchScript file"
+                )
+        try:
+            classifier = cls(**json.loads(config_path.read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise PeckerError(
+                f"classifier {config_path}: not a SmallClassifier configuration ({error}); "
+                "save the classifier again"
+            ) from error
+        try:
+            classifier.load_state_dict(load_file(weights_path))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise PeckerError(
+                f"classifier {weights_path}: cannot be read, truncated or of another network "
+                f"({_first_line(error)}); copy the file again"
+            ) from error
+        return classifier.eval().requires_grad_(False)
+
+
+class ScriptedClassifier(nn.Module):
+    """A user's TorchScript file that returns logits, or (logits, features).
+
+    Where it returns logits only, the logits serve as features.
+    """
+
+    def __init__(self, script: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.script = script
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [-1, 1] to logits (N, num_classes)."""
+        return self.logits_and_features(images)[0]
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images to (logits, features).
+
+        Raises:
+            PeckerError: the script fails on these images or returns something else.
+        """
+        try:
+            output = self.script(images)
+        except RuntimeError as error:
+            raise PeckerError(
+                f"classifier: the TorchScript file fails on images {tuple(images.shape)} "
+                f"({str(error).strip().splitlines()[-1]}); it must take float32 images "
+                "(N, C, H, W) in [-1, 1] of the model's size"
+            ) from error
+        logits, features = output if isinstance(output, tuple) else (output, output)
+        for name, value in (("logits", logits), ("features", features)):
+            if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(images):
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise PeckerError(
+                    f"classifier: the TorchScript file must return logits (N, classes) or a "
+                    f"tuple (logits, features (N, F)); got {name} {found} for N={len(images)}"
+                )
+        return logits.float(), features.float()
+
+
+def load_classifier(path: str | os.PathLike[str]) -> SmallClassifier | ScriptedClassifier:
+    """Load a `SmallClassifier` folder, or a TorchScript file that returns logits [, features].
+
+    Raises:
+        PeckerError: nothing is there, or it is neither of the two.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return SmallClassifier.load(path)
+    if not path.is_file():
+        raise PeckerError(
+            f"classifier {path}: no such file or folder; give a folder with {CONFIG_NAME} and "
+            f"{WEIGHTS_NAME}, or a TorchScript file"
+        )
+    try:
+        with warnings.catch_warnings():  # torch deprecates TorchScript; users' files remain
+            warnings.simplefilter("ignore", DeprecationWarning)
+            script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise PeckerError(
+            f"classifier {path}: not a TorchScript file, or a truncated one; export it with "
+            "torch.jit.trace(model.eval(), images).save(path)"
+        ) from error
+    return ScriptedClassifier(script.eval())
+
+
+def _stage(in_channels: int, out_channels: int) -> nn.Sequential:
+    groups = math.gcd(8, out_channels)
+    layers: list[nn.Module] = []
+    for channels in (in_channels, out_channels):
+        layers += [
+            nn.Conv2d(channels, out_channels, 3, padding=1),
+            nn.GroupNorm(groups, out_channels),
+            nn.SiLU(),
+        ]
+    return nn.Sequential(*layers)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")

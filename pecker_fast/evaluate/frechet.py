@@ -1,0 +1,137 @@
+"""Fréchet distance between two sets of features, in float64.
+
+For Gaussians with means m1, m2 and covariances C1, C2 (the FID of the literature, in the feature
+space of whatever classifier is used):
+
+    d = |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1^1/2 C2 C1^1/2)^1/2)
+
+The last trace is the sum of the singular values of C1^1/2 C2^1/2, and the two roots come from
+symmetric eigendecompositions: no imaginary part to throw away, and covariances of deficient rank
+(fewer samples than features, a dead feature) are ordinary input.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["FeatureStatistics", "frechet_distance"]
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Mean and covariance of `count` feature vectors.
+
+    Attributes:
+        mean: (F,) float64.
+        cov: (F, F) float64, with the divisor count - 1.
+        count: number of feature vectors.
+        source: what the features were taken from, in words ("" = not said).
+    """
+
+    mean: Tensor
+    cov: Tensor
+    count: int
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        size = self.mean.shape[0] if self.mean.ndim == 1 else -1
+        if size < 1 or self.cov.shape != (size, size):
+            raise PeckerError(
+                "FeatureStatistics: expected mean (F,) and cov (F, F), got "
+                f"{tuple(self.mean.shape)} and {tuple(self.cov.shape)}"
+            )
+        if self.count < 2:
+            raise PeckerError(
+                f"FeatureStatistics: a covariance needs at least 2 samples, got {self.count}"
+            )
+        if not (torch.isfinite(self.mean).all() and torch.isfinite(self.cov).all()):
+            raise PeckerError("FeatureStatistics: the features contain NaN or infinity")
+
+    @classmethod
+    def from_features(cls, features: Tensor, source: str = "") -> FeatureStatistics:
+        """Mean and covariance of features (N, F) of any float dtype.
+
+        Raises:
+            PeckerError: fewer than two samples, another shape, or NaN or infinity among them.
+        """
+        if features.ndim != 2:
+            raise PeckerError(
+                f"FeatureStatistics: features must be (N, F), got {tuple(features.shape)}"
+            )
+        count = features.shape[0]
+        if count < 2:
+            raise PeckerError(
+                f"FeatureStatistics: a covariance needs at least 2 samples, got {count}"
+            )
+        values = features.detach().to("cpu", torch.float64)
+        mean = values.mean(dim=0)
+        centred = values - mean
+        return cls(mean, centred.T @ centred / (count - 1), count, source)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        metadata = {"count": str(self.count), "source": self.source}
+        tensors = {"mean": self.mean.contiguous(), "cov": self.cov.contiguous()}
+        save_file(tensors, temporary, metadata=metadata)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FeatureStatistics:
+        """Read what `save` wrote.
+
+        Raises:
+            PeckerError: the file is missing, truncated, or something else.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise PeckerError(f"feature statistics {path}: no such file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                mean, cov = file.get_tensor("mean"), file.get_tensor("cov")
+                count = int(metadata["count"])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise PeckerError(
+                f"feature statistics {path}: truncated, or not a file that "
+                f"FeatureStatistics.save wrote ({error}); compute it again"
+            ) from error
+        return cls(mean.double(), cov.double(), count, metadata.get("source", ""))
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """Fréchet distance between two Gaussians; 0 for equal ones, never negative.
+
+    Raises:
+        PeckerError: the two come from feature spaces of different dimension.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise PeckerError(
+            f"frechet_distance: {a.mean.shape[0]} features against {b.mean.shape[0]}; both "
+            "statistics must come from the same classifier"
+        )
+    cross = torch.linalg.svdvals(_symmetric_root(a.cov) @ _symmetric_root(b.cov)).sum()
+    difference = a.mean - b.mean
+    distance = difference @ difference + a.cov.trace() + b.cov.trace() - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def _symmetric_root(matrix: Tensor) -> Tensor:
+    """Square root of a symmetric positive semidefinite matrix (F, F)."""
+    eigenvalues, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    # A deficient rank leaves eigenvalues of about +-1e-16 where 0 is meant; their roots, 1e-8,
+    # would be visible in the result.
+    noise = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(torch.float64).eps
+    eigenvalues = torch.where(eigenvalues > noise, eigenvalues, torch.zeros_like(eigenvalues))
+    root: Tensor = (vectors * eigenvalues.sqrt()) @ vectors.T
+    return root
