@@ -13,6 +13,7 @@ symmetric eigendecompositions: no imaginary part to throw away, and covariances 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["FeatureStatistics", "frechet_distance"]
+__all__ = ["ClassStatistics", "FeatureStatistics", "frechet_distance"]
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,86 @@ class FeatureStatistics:
         centred = values - mean
         return cls(mean, centred.T @ centred / (count - 1), count, source)
 
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Mean and covariance per class, from which those of any set of classes follow exactly.
+
+    Attributes:
+        mean: (K, F) float64, one row per class.
+        cov: (K, F, F) float64, with the divisor count - 1.
+        count: (K,) int64, feature vectors per class.
+        source: what the features were taken from, in words ("" = not said).
+    """
+
+    mean: Tensor
+    cov: Tensor
+    count: Tensor
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        classes, size = self.mean.shape if self.mean.ndim == 2 else (-1, -1)
+        if self.cov.shape != (classes, size, size) or self.count.shape != (classes,):
+            raise PeckerError(
+                "ClassStatistics: expected mean (K, F), cov (K, F, F) and count (K,), got "
+                f"{tuple(self.mean.shape)}, {tuple(self.cov.shape)}, {tuple(self.count.shape)}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.mean.shape[0]
+
+    @classmethod
+    def from_features(
+        cls, features: Tensor, labels: Tensor, num_classes: int, source: str = ""
+    ) -> ClassStatistics:
+        """Statistics of features (N, F) with labels (N,) in [0, num_classes).
+
+        Raises:
+            PeckerError: a class with fewer than two samples, or NaN or infinity among the features.
+        """
+        if labels.shape != features.shape[:1]:
+            raise PeckerError(
+                f"ClassStatistics: {len(features)} features but labels {tuple(labels.shape)}"
+            )
+        rows = []
+        for index in range(num_classes):
+            chosen = features[labels == index]
+            if len(chosen) < 2:
+                raise PeckerError(
+                    f"ClassStatistics: class {index} has {len(chosen)} images, at least 2 needed"
+                )
+            rows.append(FeatureStatistics.from_features(chosen))
+        return cls(
+            torch.stack([row.mean for row in rows]),
+            torch.stack([row.cov for row in rows]),
+            torch.tensor([row.count for row in rows]),
+            source,
+        )
+
+    def pooled(self, classes: Iterable[int]) -> FeatureStatistics:
+        """The statistics of all images of `classes` together."""
+        chosen = torch.tensor(sorted(set(classes)))
+        mean, cov = self.mean[chosen], self.cov[chosen]
+        count = self.count[chosen].double()
+        total = count.sum()
+        centre = (count[:, None] * mean).sum(dim=0) / total
+        offset = mean - centre
+        within = ((count - 1)[:, None, None] * cov).sum(dim=0)
+        between = (count[:, None] * offset).T @ offset
+        return FeatureStatistics(centre, (within + between) / (total - 1), int(total), self.source)
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file."""
+        """Write a safetensors file, whole or not at all."""
         path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
-        metadata = {"count": str(self.count), "source": self.source}
-        tensors = {"mean": self.mean.contiguous(), "cov": self.cov.contiguous()}
-        save_file(tensors, temporary, metadata=metadata)
+        tensors = {name: getattr(self, name).contiguous() for name in ("mean", "cov", "count")}
+        save_file(tensors, temporary, metadata={"source": self.source})
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> FeatureStatistics:
+    def load(cls, path: str | os.PathLike[str]) -> ClassStatistics:
         """Read what `save` wrote.
 
         Raises:
@@ -98,15 +168,14 @@ class FeatureStatistics:
             raise PeckerError(f"feature statistics {path}: no such file")
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                mean, cov = file.get_tensor("mean"), file.get_tensor("cov")
-                count = int(metadata["count"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+                source = (file.metadata() or {}).get("source", "")
+                mean, cov, count = (file.get_tensor(name) for name in ("mean", "cov", "count"))
+        except (SafetensorError, OSError) as error:
             raise PeckerError(
                 f"feature statistics {path}: truncated, or not a file that "
-                f"FeatureStatistics.save wrote ({error}); compute it again"
+                f"ClassStatistics.save wrote ({error}); compute it again"
             ) from error
-        return cls(mean.double(), cov.double(), count, metadata.get("source", ""))
+        return cls(mean.double(), cov.double(), count.long(), source)
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

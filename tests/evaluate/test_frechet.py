@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.frechet import FeatureStatistics, frechet_distance
+from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
 
 
 def statistics(mean, cov, count=100):
@@ -69,24 +69,43 @@ def test_mean_and_covariance_match_numpy():
     assert stats.count == 50
 
 
+def test_pooling_classes_equals_computing_from_all_features():
+    labels = torch.arange(90) % 3
+    features = torch.randn(90, 4) * (1 + labels[:, None]) + labels[:, None]
+    stats = ClassStatistics.from_features(features[:80], labels[:80], 3)
+    for classes in ([0, 1, 2], [0, 2], [1]):
+        chosen = torch.isin(labels[:80], torch.tensor(classes))
+        expected = FeatureStatistics.from_features(features[:80][chosen])
+        pooled = stats.pooled(classes)
+        assert torch.allclose(pooled.mean, expected.mean, atol=1e-13)
+        assert torch.allclose(pooled.cov, expected.cov, atol=1e-13)
+        assert pooled.count == expected.count
+
+
+def test_a_class_without_images():
+    with pytest.raises(PeckerError, match="class 2 has 0 images"):
+        ClassStatistics.from_features(torch.randn(6, 4), torch.arange(6) % 2, 3)
+
+
 def test_save_and_load(tmp_path):
-    stats = FeatureStatistics.from_features(torch.randn(20, 6), source="test images")
+    features, labels = torch.randn(20, 6), torch.arange(20) % 2
+    stats = ClassStatistics.from_features(features, labels, 2, source="test images")
     path = tmp_path / "statistics.safetensors"
     stats.save(path)
-    loaded = FeatureStatistics.load(path)
+    loaded = ClassStatistics.load(path)
     assert torch.equal(loaded.mean, stats.mean) and torch.equal(loaded.cov, stats.cov)
-    assert (loaded.count, loaded.source) == (20, "test images")
+    assert loaded.count.tolist() == [10, 10] and loaded.source == "test images"
     assert [p.name for p in tmp_path.iterdir()] == ["statistics.safetensors"]
 
 
 def test_truncated_and_missing_files(tmp_path):
     path = tmp_path / "statistics.safetensors"
     with pytest.raises(PeckerError, match="no such file"):
-        FeatureStatistics.load(path)
-    FeatureStatistics.from_features(torch.randn(20, 6)).save(path)
+        ClassStatistics.load(path)
+    ClassStatistics.from_features(torch.randn(20, 6), torch.arange(20) % 2, 2).save(path)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(PeckerError, match="truncated"):
-        FeatureStatistics.load(path)
+        ClassStatistics.load(path)
 
 
 @pytest.mark.parametrize(

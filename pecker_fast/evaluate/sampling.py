@@ -1,0 +1,134 @@
+"""Images from a model folder, in one step or in many DDIM steps; the same seed, the same images.
+
+The noise is drawn image by image on the CPU, so image i does not depend on the batch size, on the
+device, or on how many images follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pecker_fast.errors import PeckerError
+
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["Sampler", "balanced_labels", "default_t_init"]
+
+SIGMA_INIT = 2.5  # noise-to-signal ratio a one-step generator starts from (SiD, SFD)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How images are drawn.
+
+    Attributes:
+        steps: 1 for the one-step generator, more for DDIM (eta 0, no guidance).
+        seed: of the noise.
+        t_init: timestep of the one-step generator (None: the model folder's own, or where the
+            noise-to-signal ratio is 2.5). DDIM does not use it.
+        batch_size: images per forward pass.
+    """
+
+    steps: int = 1
+    seed: int = 0
+    t_init: int | None = None
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise PeckerError(f"sampler: steps must be at least 1, got {self.steps}")
+        if self.batch_size < 1:
+            raise PeckerError(f"sampler: batch_size must be at least 1, got {self.batch_size}")
+
+    def describe(self) -> str:
+        """The sampler in words, as the report prints it."""
+        return "one step" if self.steps == 1 else f"{self.steps} DDIM steps"
+
+    @torch.no_grad()
+    def sample(self, model: ModelFolder, labels: Tensor, progress: str | None = None) -> Tensor:
+        """Draw one image per label.
+
+        Args:
+            model: the network and its schedule. The network is used as it is: call `.eval()` first.
+            labels: (N,) int64 class indices.
+            progress: title of a progress bar on stderr; None for no bar.
+
+        Returns:
+            (N, C, H, W) float32 images in [-1, 1], on the CPU.
+
+        Raises:
+            PeckerError: a label that the model has no class for, or more steps than it has.
+        """
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < model.num_classes:
+            raise PeckerError(
+                f"sampler: labels must lie in [0, {model.num_classes}), "
+                f"got {int(labels.min())} to {int(labels.max())}"
+            )
+        draw = self._one_step if self.steps == 1 else self._ddim
+        device = next(model.unet.parameters()).device
+        noise = torch.Generator().manual_seed(self.seed)
+        images = torch.empty(len(labels), *model.image_shape)
+        with tqdm(total=len(labels), desc=progress, unit="image", disable=progress is None) as bar:
+            for part in _batches(len(labels), self.batch_size):
+                chosen = labels[part].to(device)
+                # One call per image: torch's generator gives other numbers for other shapes.
+                start = torch.stack(
+                    [torch.randn(model.network_shape, generator=noise) for _ in range(len(chosen))]
+                ).to(device)
+                images[part] = model.decode(draw(model, start, chosen)).float().cpu()
+                bar.update(len(chosen))
+        return images
+
+    def _one_step(self, model: ModelFolder, noise: Tensor, labels: Tensor) -> Tensor:
+        """(z - b eps(z, tau, c)) / a with z = b noise and tau = t_init (method of SFD)."""
+        alphas = model.scheduler.alphas_cumprod
+        tau = self.t_init
+        if tau is None:
+            tau = int(model.figures.get("t_init", default_t_init(alphas)))
+        if not 0 <= tau < len(alphas):
+            raise PeckerError(f"sampler: t_init must lie in [0, {len(alphas)}), got {tau}")
+        a, b = float(alphas[tau].sqrt()), float((1 - alphas[tau]).sqrt())
+        z = b * noise
+        t = torch.full_like(labels, tau)
+        predicted: Tensor = model.unet(z, t, class_labels=labels).sample
+        return (z - b * predicted) / a
+
+    def _ddim(self, model: ModelFolder, noise: Tensor, labels: Tensor) -> Tensor:
+        from diffusers import DDIMScheduler
+
+        scheduler = DDIMScheduler.from_config(model.scheduler.config)
+        total = scheduler.config.num_train_timesteps
+        if self.steps > total:
+            raise PeckerError(
+                f"sampler: steps must be at most the {total} steps of the model's schedule, "
+                f"got {self.steps}"
+            )
+        scheduler.set_timesteps(self.steps, device=noise.device)
+        x: Tensor = noise * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            predicted = model.unet(scheduler.scale_model_input(x, t), t, class_labels=labels).sample
+            x = scheduler.step(predicted, t, x, eta=0.0).prev_sample
+        return x
+
+
+def default_t_init(alphas_cumprod: Tensor) -> int:
+    """The timestep whose noise-to-signal ratio is closest to 2.5; 440 on DDPM's linear schedule."""
+    sigma = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+    return int((sigma - SIGMA_INIT).abs().argmin())
+
+
+def balanced_labels(num_classes: int, per_class: int) -> Tensor:
+    """Labels 0, 1, ..., K-1, 0, 1, ...: any prefix of K * n labels has n of each class."""
+    return torch.arange(num_classes).repeat(per_class)
+
+
+def _batches(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

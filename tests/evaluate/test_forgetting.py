@@ -1,0 +1,141 @@
+"""Figures of a set of images: denominators, limits, and what is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.forgetting import (
+    TeacherFigures,
+    classify,
+    evaluate_images,
+    evaluate_model,
+)
+from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
+from pecker_fast.evaluate.sampling import Sampler, balanced_labels
+
+
+class Written:
+    """A judge whose verdict is written in the first pixels: logits = the first K pixels."""
+
+    def __init__(self, classes=3):
+        self.classes = classes
+
+    def logits_and_features(self, images):
+        flat = images.flatten(1)
+        return flat[:, : self.classes] * 100, flat
+
+
+def images_of(verdicts):
+    """One 2x2 image per verdict; NaN-free, with pixel `verdict` bright."""
+    images = torch.full((len(verdicts), 1, 2, 2), -1.0)
+    for row, verdict in enumerate(verdicts):
+        images[row].view(-1)[verdict] = 1.0
+    return images
+
+
+def test_every_share_has_its_own_denominator():
+    # Asked 3 times for 0: called 1, 1, 2. Twice for 1: both right. 5 times for 2: 4 right.
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])
+    images = images_of([1, 1, 2, 1, 1, 2, 2, 2, 2, 0])
+    result = evaluate_images(images, labels, Written(), None, forget=0, override=1)
+    assert result.forget_accuracy == 0.0
+    assert result.override_accuracy == 2 / 3
+    assert result.keep_accuracy == 6 / 7
+    assert result.class_accuracy == (0.0, 1.0, 4 / 5)
+    assert (result.forget_count, result.keep_count) == (3, 7)
+    assert result.frechet is None
+
+
+def test_probability_and_entropy_at_the_limits():
+    # The judge is certain: all other probabilities underflow to exactly 0, and 0 log 0 is 0.
+    labels = torch.tensor([0, 1])
+    sure = evaluate_images(images_of([0, 1]) * 100, labels, Written(), None, forget=0)
+    assert sure.forget_probability == 1.0 and sure.forget_entropy == 0.0
+    unsure = evaluate_images(torch.zeros(2, 1, 2, 2), labels, Written(), None, forget=0)
+    assert unsure.forget_probability == pytest.approx(1 / 3)
+    assert unsure.forget_entropy == pytest.approx(math.log(3))
+
+
+def test_frechet_distances_compare_with_the_kept_classes():
+    labels = torch.arange(60) % 3
+    real, fake = torch.randn(60, 1, 2, 2), torch.randn(60, 1, 2, 2)
+    statistics = ClassStatistics.from_features(real.flatten(1), labels, 3)
+    result = evaluate_images(fake, labels, Written(), statistics, forget=2)
+    kept = labels != 2
+    target = FeatureStatistics.from_features(real[kept].flatten(1))
+    over_kept = FeatureStatistics.from_features(fake[kept].flatten(1))
+    over_all = FeatureStatistics.from_features(fake.flatten(1))
+    assert result.frechet == pytest.approx(frechet_distance(over_kept, target))
+    assert result.frechet_all == pytest.approx(frechet_distance(over_all, target))
+    assert result.frechet_real_count == 40
+
+
+def test_a_result_is_json(tiny_model):
+    labels = torch.tensor([0, 1])
+    result = evaluate_images(images_of([0, 1]), labels, Written(), None, forget=0)
+    assert json.loads(json.dumps(result.to_dict()))["class_accuracy"] == [1.0, 1.0, None]
+
+
+def test_evaluating_a_model_draws_the_stated_number_of_images(tiny_model):
+    result = evaluate_model(
+        tiny_model, Written(), None, forget=1, sampler=Sampler(seed=4), per_class=5
+    )
+    assert (result.forget_count, result.keep_count) == (5, 10)
+    assert (result.sampler, result.steps, result.seed) == ("one step", 1, 4)
+
+
+def test_teacher_figures_agree_with_an_evaluation(tiny_model):
+    labels = balanced_labels(3, 20)
+    statistics = ClassStatistics.from_features(torch.randn(60, 64), labels, 3)
+    sampler = Sampler(steps=2, seed=9)
+    figures = TeacherFigures.measure(tiny_model, Written(), statistics, sampler, 20, first=6)
+    for forget in range(3):
+        result = evaluate_model(tiny_model, Written(), statistics, forget, sampler, 20)
+        assert figures.forget_accuracy(forget) == result.forget_accuracy
+        assert figures.keep_accuracy(forget) == pytest.approx(result.keep_accuracy)
+        assert figures.frechet(forget) == pytest.approx(result.frechet)
+    first = classify(Written(), sampler.sample(tiny_model, labels[:6]))[0].argmax(1)
+    assert figures.first_correct == int((first == labels[:6]).sum())
+    stored = json.loads(json.dumps(figures.to_dict()))
+    assert TeacherFigures.from_dict(stored) == figures
+
+
+def test_broken_teacher_figures():
+    with pytest.raises(PeckerError, match="teacher figures cannot be read"):
+        TeacherFigures.from_dict({"steps": 50})
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        ([1, 1], 3, "0 images of the forgotten class and 2"),
+        ([0, 0], 3, "2 images of the forgotten class and 0"),
+        ([0, 1], 4, "3 classes, but the model has 4"),
+    ],
+)
+def test_bad_input(labels, classes, message):
+    with pytest.raises(PeckerError, match=message):
+        evaluate_images(
+            images_of([0, 1]), torch.tensor(labels), Written(), None, 0, num_classes=classes
+        )
+
+
+def test_statistics_of_other_classes():
+    statistics = ClassStatistics.from_features(torch.randn(8, 4), torch.arange(8) % 2, 2)
+    with pytest.raises(PeckerError, match="of 2 classes, but the model has 3"):
+        evaluate_images(images_of([0, 1]), torch.tensor([0, 1]), Written(), statistics, 0)
+
+
+def test_images_that_are_not_finite():
+    with pytest.raises(PeckerError, match="NaN or infinity"):
+        classify(Written(), torch.full((2, 1, 2, 2), float("nan")))
+    with pytest.raises(PeckerError, match="no images"):
+        classify(Written(), torch.zeros(0, 1, 2, 2))
+
+
+def test_too_few_samples(tiny_model):
+    with pytest.raises(PeckerError, match="at least 2"):
+        evaluate_model(tiny_model, Written(), None, 0, Sampler(), per_class=1)
