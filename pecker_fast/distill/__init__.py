@@ -1,1 +1,1 @@
-"""."""
+"""Score forgetting distillation: the method itself. It knows nothing of kernels."""

@@ -1,0 +1,114 @@
+"""Which class each network is told: remain labels, the class to forget and its override."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["RANDOM_OVERRIDE", "ClassConditions", "Conditions"]
+
+RANDOM_OVERRIDE = "random"
+"""Override that draws a kept class for every sample."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The labels of one batch of 2B samples: the remain half, then the forget half.
+
+    Attributes:
+        student: (2B,) int64, what generator and pseudo-score are told: (c_r, c_f).
+        teacher: (2B,) int64, what the teacher is told in the generator loss: (c_r, c_o).
+    """
+
+    student: Tensor
+    teacher: Tensor
+
+    def __len__(self) -> int:
+        return len(self.student)
+
+    def __getitem__(self, rows: slice) -> Conditions:
+        """The labels of some rows."""
+        return Conditions(self.student[rows], self.teacher[rows])
+
+
+class ClassConditions:
+    """Draws the labels of a class-conditional model that must forget one class."""
+
+    def __init__(
+        self,
+        forget: int | str,
+        override: int | str,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """Resolve names to indices and check them.
+
+        Args:
+            forget: The class to erase: its index or its name.
+            override: The class put in its place: index, name, or 'random' for a kept class drawn
+                anew for every sample.
+            num_classes: Number of classes that the model knows.
+            class_names: Their names, in order. None = the indices are the names.
+
+        Raises:
+            PeckerError: Unknown class, or a class to forget that is also the override.
+        """
+        names = tuple(class_names) if class_names is not None else None
+        if names is not None and len(names) != num_classes:
+            raise PeckerError(f"{num_classes} classes need as many names, got {len(names)}")
+        self.num_classes = num_classes
+        self.class_names = names or tuple(str(index) for index in range(num_classes))
+        self.forget = self._resolve(forget, "forget")
+        self.override = None if override == RANDOM_OVERRIDE else self._resolve(override, "override")
+        if self.forget == self.override:
+            raise PeckerError(
+                f"forget and override are the same class {self.class_names[self.forget]!r}: "
+                "nothing would be forgotten; choose another override"
+            )
+        self.kept = tuple(index for index in range(num_classes) if index != self.forget)
+        if not self.kept:
+            raise PeckerError("a model with one class has nothing left to keep")
+
+    def _resolve(self, value: int | str, key: str) -> int:
+        if isinstance(value, str):
+            lowered = [name.lower() for name in self.class_names]
+            if value.lower() in lowered:
+                return lowered.index(value.lower())
+            # From a command line an index arrives as text.
+            index = int(value) if value.isdecimal() else -1
+        else:
+            index = value
+        if not 0 <= index < self.num_classes:
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.class_names))
+            raise PeckerError(f"{key}: unknown class {value!r}; the model knows: {known}")
+        return index
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> Conditions:
+        """Draw the labels of one iteration.
+
+        Args:
+            batch_size: B, samples per half.
+            generator: Source of randomness; the labels live on its device.
+
+        Returns:
+            2B labels: uniform over the kept classes, then the class to forget.
+        """
+        remain = self._draw_kept(batch_size, generator)
+        forget = torch.full_like(remain, self.forget)
+        if self.override is None:
+            override = self._draw_kept(batch_size, generator)
+        else:
+            override = torch.full_like(remain, self.override)
+        return Conditions(torch.cat([remain, forget]), torch.cat([remain, override]))
+
+    def _draw_kept(self, count: int, generator: torch.Generator) -> Tensor:
+        labels = torch.randint(
+            len(self.kept), (count,), generator=generator, device=generator.device
+        )
+        # The kept classes are all but one, so skipping over it is the whole lookup.
+        return labels + (labels >= self.forget)

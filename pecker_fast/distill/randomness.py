@@ -1,0 +1,59 @@
+"""All random numbers of an iteration, from (seed, iteration) alone.
+
+Nothing is carried from one iteration to the next, so a run that is resumed at iteration i draws
+exactly what the uninterrupted run drew there, without any generator state in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pecker_fast.distill.schedule import NoiseSchedule
+
+__all__ = ["IterationRandom"]
+
+
+class IterationRandom:
+    """The random streams of one iteration on one device."""
+
+    def __init__(self, seed: int, iteration: int, device: torch.device, purpose: int = 0) -> None:
+        """Derive the streams.
+
+        Args:
+            seed: The run's seed, >= 0.
+            iteration: The iteration, >= 0.
+            device: Where the numbers are drawn.
+            purpose: Separates streams that share an iteration (0 = training, 1 = saliency).
+        """
+        words = np.random.SeedSequence([seed, iteration, purpose]).generate_state(2, np.uint64)
+        # torch.Generator takes 64 bits, of which CPython passes 63 without a sign.
+        draws, self._global_seed = (int(word) >> 1 for word in words)
+        self.generator = torch.Generator(device).manual_seed(draws)
+        self._device = device
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Standard normal numbers of this shape and dtype."""
+        return torch.randn(shape, generator=self.generator, device=self._device, dtype=dtype)
+
+    def timesteps(self, count: int, schedule: NoiseSchedule) -> Tensor:
+        """(count,) int64, uniform over t_min .. t_max - 1."""
+        return torch.randint(
+            schedule.t_min,
+            schedule.t_max,
+            (count,),
+            generator=self.generator,
+            device=self._device,
+        )
+
+    @contextmanager
+    def global_streams(self) -> Iterator[None]:
+        """Seed torch's global generators (dropout draws from them) and restore them afterwards."""
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self._global_seed)
+            yield

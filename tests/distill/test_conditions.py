@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from pecker_fast.distill.conditions import ClassConditions
+from pecker_fast.errors import PeckerError
+
+NAMES = ("Boot", "Bag", "Coat", "Shirt")
+
+
+@pytest.mark.parametrize("forget", [0, 2, 3])
+def test_labels_of_the_two_halves(forget):
+    conditions = ClassConditions(forget, 1, 4)
+    drawn = conditions.draw(400, torch.Generator().manual_seed(0))
+    assert len(drawn) == 800
+    remain, forgotten = drawn.student[:400], drawn.student[400:]
+    assert torch.equal(drawn.teacher[:400], remain)
+    assert (forgotten == forget).all()
+    assert (drawn.teacher[400:] == 1).all()
+    counts = torch.bincount(remain, minlength=4)
+    assert counts[forget] == 0
+    # 400 draws over 3 kept classes: 133 each, standard deviation 9.4; 5 of them.
+    kept = counts[[index for index in range(4) if index != forget]]
+    assert ((kept - 400 / 3).abs() < 47).all()
+
+
+def test_random_override_is_a_kept_class_per_sample():
+    drawn = ClassConditions(2, "random", 4).draw(200, torch.Generator().manual_seed(0))
+    assert set(drawn.teacher[200:].tolist()) == {0, 1, 3}
+    assert set(drawn.student[200:].tolist()) == {2}
+
+
+def test_rows_are_sliced_together():
+    drawn = ClassConditions(0, 1, 4).draw(4, torch.Generator().manual_seed(0))
+    rows = drawn[2:6]
+    assert torch.equal(rows.student, drawn.student[2:6])
+    assert torch.equal(rows.teacher, drawn.teacher[2:6])
+
+
+@pytest.mark.parametrize(
+    ("forget", "override"), [("bag", "Coat"), (1, 2), ("1", "2"), ("Bag", "2")]
+)
+def test_classes_by_name_or_index(forget, override):
+    conditions = ClassConditions(forget, override, 4, NAMES)
+    assert (conditions.forget, conditions.override) == (1, 2)
+    assert conditions.kept == (0, 2, 3)
+
+
+@pytest.mark.parametrize("bad", [4, -1, "hat", "4", "-1"])
+def test_unknown_class_is_refused_with_the_known_ones(bad):
+    with pytest.raises(PeckerError, match="0 Boot, 1 Bag, 2 Coat, 3 Shirt"):
+        ClassConditions(bad, 1, 4, NAMES)
+    with pytest.raises(PeckerError, match=r"override: unknown class"):
+        ClassConditions(0, bad, 4, NAMES)
+
+
+@pytest.mark.parametrize(("forget", "override"), [(1, 1), ("bag", 1), ("bag", "Bag")])
+def test_forget_equal_to_override_is_refused(forget, override):
+    with pytest.raises(PeckerError, match="same class 'Bag'"):
+        ClassConditions(forget, override, 4, NAMES)
+
+
+def test_names_that_do_not_match_the_count_are_refused():
+    with pytest.raises(PeckerError, match="4 classes"):
+        ClassConditions(0, 1, 4, NAMES[:3])
+
+
+def test_one_class_leaves_nothing_to_keep():
+    with pytest.raises(PeckerError, match="nothing left to keep"):
+        ClassConditions(0, "random", 1)

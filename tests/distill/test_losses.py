@@ -1,0 +1,246 @@
+"""The losses against the equations of the method, written out a second time with autograd."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from toys import ToyDenoiser, tiny_unet
+
+from pecker_fast.distill.losses import (
+    distillation_loss,
+    distillation_loss_gradients,
+    generator_loss,
+    one_step_sample,
+    pseudo_score_loss,
+    term_weights,
+)
+from pecker_fast.distill.networks import compute_dtype, predict_noise, with_autocast
+from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.errors import PeckerError
+
+SCHEDULE = NoiseSchedule.from_scheduler(DDPMScheduler())
+ALPHAS = [1.2, 1.0, 0.5]
+
+
+def written_out(p, s, x_g, alpha):
+    """ell per sample, from the second form in the method's notes, for autograd to differentiate."""
+    losses = []
+    for p_i, s_i, x_i in zip(p, s, x_g, strict=True):
+        omega = max((p_i - x_i).detach().abs().mean().item(), 1e-5)
+        squared = ((p_i - s_i) ** 2).sum()
+        losses.append(((1 - alpha) * squared + ((p_i - s_i) * (s_i - x_i)).sum()) / omega)
+    return torch.stack(losses)
+
+
+def three_images(count=5):
+    return [torch.randn(count, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_closed_form_gradients_equal_autograd(alpha):
+    p, s, x_g = three_images()
+    weight = torch.rand(5, dtype=torch.float64)
+    expected = written_out(p, s, x_g, alpha)
+    gradients = torch.autograd.grad((weight * expected).sum(), (p, s, x_g))
+    loss = distillation_loss(p, s, x_g, alpha)
+    closed = torch.autograd.grad((weight * loss).sum(), (p, s, x_g))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    scale = weight.view(-1, 1, 1, 1)
+    for ours, theirs, bare in zip(
+        closed, gradients, distillation_loss_gradients(p, s, x_g, alpha), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(scale * bare, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_closed_form_gradients_equal_finite_differences(alpha):
+    # omega depends on p and x_g but carries no gradient: frozen in the difference quotient.
+    images = [image.detach() for image in three_images(2)]
+    omega = (images[0] - images[2]).abs().mean((1, 2, 3))
+    h = 1e-6
+
+    def total(p, s, x_g):
+        terms = (p - s) * ((p - x_g) - alpha * (p - s))
+        return (terms.sum((1, 2, 3)) / omega).sum()
+
+    for which, gradient in enumerate(distillation_loss_gradients(*images, alpha)):
+        numeric = torch.empty_like(gradient)
+        for entry in range(numeric.numel()):
+            shifted = []
+            for sign in (1, -1):
+                moved = [image.clone() for image in images]
+                moved[which].view(-1)[entry] += sign * h
+                shifted.append(total(*moved))
+            numeric.view(-1)[entry] = (shifted[0] - shifted[1]) / (2 * h)
+        # The loss is quadratic, so only rounding is left: 1e-16 * |loss| / h.
+        torch.testing.assert_close(gradient, numeric, rtol=1e-7, atol=1e-7)
+
+
+def test_omega_has_a_floor():
+    p, s, _ = (image.detach() for image in three_images(1))
+    loss = distillation_loss(p, s, p.clone(), 1.2)
+    expected = ((p - s) * (-1.2 * (p - s))).sum() / 1e-5
+    torch.testing.assert_close(loss[0], expected, rtol=1e-12, atol=0)
+
+
+def test_only_the_wanted_gradients_are_computed():
+    p, s, x_g = three_images()
+    distillation_loss(p.detach(), s, x_g.detach(), 1.2).sum().backward()
+    assert p.grad is None and x_g.grad is None
+    torch.testing.assert_close(s.grad, distillation_loss_gradients(p, s, x_g, 1.2)[1])
+
+
+class Batch:
+    """Networks in float64, and the noise of one iteration with B remain and B forget samples."""
+
+    def __init__(self, batch_size=3):
+        self.size = batch_size
+        self.teacher, self.pseudo_score, self.generator = (
+            ToyDenoiser().double().eval() for _ in range(3)
+        )
+        self.teacher.requires_grad_(False)
+        self.n, self.e = torch.randn(2, 2 * batch_size, 1, 8, 8, dtype=torch.float64)
+        self.t = torch.randint(38, 712, (2 * batch_size,))
+        self.remain = torch.tensor([1, 2, 3])
+        self.forget = torch.zeros(3, dtype=torch.int64)
+        self.override = torch.full((3,), 2)
+
+
+def written_out_sample(network, n, c):
+    abar = SCHEDULE.alphas_cumprod[440]
+    a, b = abar.sqrt(), (1 - abar).sqrt()
+    return (b * n - b * network(b * n, torch.full((len(n),), 440), c)) / a
+
+
+def written_out_terms(batch, half, c_phi, c_psi, alpha):
+    """(L_psi, ell) of one half of the batch: a branch of its own, batch mean, no weights."""
+    n, e, t = batch.n[half], batch.e[half], batch.t[half]
+    abar = SCHEDULE.alphas_cumprod[t][:, None, None, None]
+    a, b = abar.sqrt(), (1 - abar).sqrt()
+    x_g = written_out_sample(batch.generator, n, c_psi)
+    fixed = x_g.detach()
+    error = e - batch.pseudo_score(a * fixed + b * e, t, c_psi)
+    x_t = a * x_g + b * e
+    p = (x_t - b * batch.teacher(x_t, t, c_phi)) / a
+    s = (x_t - b * batch.pseudo_score(x_t, t, c_psi)) / a
+    return (error**2).sum((1, 2, 3)).mean(), written_out(p, s, x_g, alpha).mean()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize(("lam_r", "lam_f"), [(1.0, 0.01), (0.3, 1.0)])
+def test_one_batch_equals_two_branches(alpha, lam_r, lam_f):
+    batch = Batch()
+    student = torch.cat([batch.remain, batch.forget])
+    teacher = torch.cat([batch.remain, batch.override])
+    halves = [slice(0, 3), slice(3, 6)]
+    psi_parameters = list(batch.pseudo_score.parameters())
+    theta_parameters = list(batch.generator.parameters())
+
+    psi_r, ell_r = written_out_terms(batch, halves[0], batch.remain, batch.remain, alpha)
+    psi_f, ell_f = written_out_terms(batch, halves[1], batch.override, batch.forget, alpha)
+    psi_gradients = torch.autograd.grad(lam_r * psi_r + lam_f * psi_f, psi_parameters)
+    theta_gradients = torch.autograd.grad(lam_r * ell_r + lam_f * ell_f, theta_parameters)
+
+    weight = term_weights(lam_r, lam_f, 3, batch.n)
+    assert weight.dtype == torch.float64
+    x_g = one_step_sample(batch.generator, batch.n, 440, student, SCHEDULE)
+    psi_loss = pseudo_score_loss(
+        batch.pseudo_score, x_g.detach(), batch.e, batch.t, student, SCHEDULE
+    )
+    ell = generator_loss(
+        x_g,
+        batch.e,
+        batch.t,
+        batch.teacher,
+        batch.pseudo_score,
+        teacher,
+        student,
+        SCHEDULE,
+        alpha=alpha,
+    )
+    exact = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(psi_loss[:3].mean(), psi_r, **exact)
+    torch.testing.assert_close(psi_loss[3:].mean(), psi_f, **exact)
+    torch.testing.assert_close(ell[:3].mean(), ell_r, **exact)
+    torch.testing.assert_close(ell[3:].mean(), ell_f, **exact)
+    ours = torch.autograd.grad((weight * psi_loss).sum(), psi_parameters)
+    for gradient, expected in zip(ours, psi_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, **exact)
+    ours = torch.autograd.grad((weight * ell).sum(), theta_parameters)
+    for gradient, expected in zip(ours, theta_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, **exact)
+    assert max(gradient.abs().max() for gradient in ours) > 1e-3
+
+
+def test_diff_instruct_blocks_the_gradient_through_the_scores():
+    batch = Batch()
+    labels = torch.cat([batch.remain, batch.forget])
+    x_g = torch.randn_like(batch.n, requires_grad=True)
+    arguments = (batch.e, batch.t, batch.teacher, batch.pseudo_score, labels, labels, SCHEDULE)
+    full = generator_loss(x_g, *arguments, alpha=1.2)
+    blocked = generator_loss(x_g, *arguments, alpha=1.2, diff_instruct=True)
+    assert torch.equal(full, blocked)
+    x_t = SCHEDULE.add_noise(x_g, batch.e, batch.t).detach()
+    p, s = (
+        SCHEDULE.denoised(x_t, network(x_t, batch.t, labels), batch.t)
+        for network in (batch.teacher, batch.pseudo_score)
+    )
+    (gradient,) = torch.autograd.grad(blocked.sum(), x_g)
+    expected = distillation_loss_gradients(p, s, x_g.detach(), 1.2)[2]
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(torch.autograd.grad(full.sum(), x_g)[0], expected)
+
+
+def test_a_unet_is_called_with_its_class_labels():
+    unet = tiny_unet().eval()
+    x, t, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 40, 440, 999]), torch.arange(4)
+    with torch.no_grad():
+        expected = unet(x, t, class_labels=labels).sample
+        assert torch.equal(predict_noise(unet, x, t, labels), expected)
+        assert not torch.equal(predict_noise(unet, x, t, labels.flip(0)), expected)
+
+
+def test_low_precision_networks_meet_fp32_losses():
+    network = ToyDenoiser().to(torch.bfloat16).eval()
+    noise = torch.randn(2, 1, 8, 8)
+    assert compute_dtype(network) == torch.float32
+    assert compute_dtype(network.double()) == torch.float64
+    network.to(torch.bfloat16)
+    x_g = one_step_sample(network, noise, 440, torch.tensor([0, 1]), SCHEDULE)
+    assert x_g.dtype == torch.float32
+    assert not torch.equal(x_g, x_g.to(torch.bfloat16).float())  # not rounded to the bf16 grid
+
+
+def test_autocast_is_around_the_network_only():
+    seen = {}
+    network = ToyDenoiser().eval()
+    network.conv_out.register_forward_hook(lambda m, i, o: seen.update(dtype=o.dtype))
+    predict = with_autocast(predict_noise, torch.device("cpu"))
+    noise, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    with torch.no_grad():
+        one_step_sample(network, noise, 440, labels, SCHEDULE, predict=predict)
+    # A pass without a gradient must not leave cast weights behind for one that needs it.
+    x_g = one_step_sample(network, noise, 440, labels, SCHEDULE, predict=predict)
+    assert seen["dtype"] == torch.bfloat16
+    assert x_g.dtype == torch.float32
+    x_g.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+class WrongShape(torch.nn.Module):
+    def forward(self, x, t, condition):
+        return torch.cat([x, x], 1)
+
+
+class NoTensor(torch.nn.Module):
+    def forward(self, x, t, condition):
+        return "nothing"
+
+
+@pytest.mark.parametrize(
+    ("network", "found"), [(WrongShape(), r"\(2, 2, 4, 4\)"), (NoTensor(), "str")]
+)
+def test_an_answer_that_is_not_noise_is_refused(network, found):
+    x, t = torch.randn(2, 1, 4, 4), torch.tensor([1, 2])
+    with pytest.raises(PeckerError, match=rf"{type(network).__name__} must predict .*{found}"):
+        predict_noise(network, x, t, t)
