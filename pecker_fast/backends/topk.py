@@ -1,0 +1,83 @@
+"""What every backend's `select_topk` does before it selects: check the scores, name what is wrong.
+
+The specification, for all of them: of all entries of all tensors, in logical (row-major) order, the
+k largest; equal scores go to the earlier tensor, then to the lower position. -0.0 equals 0.0, +inf
+is the largest score, NaN is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["MAX_NUMEL", "name_of", "nan_error", "prepare_scores"]
+
+MAX_NUMEL = 2**31 - 1  # positions are int32
+
+
+def name_of(index: int, names: Sequence[str] | None) -> str:
+    """How a message names tensor `index` of a list: by its parameter's name where there is one."""
+    return f"scores[{index}]" if names is None else f"parameter {names[index]!r}"
+
+
+def nan_error(index: int, names: Sequence[str] | None) -> PeckerError:
+    """The error for a NaN in tensor `index`."""
+    return PeckerError(
+        f"select_topk: the scores of {name_of(index, names)} contain NaN, which has no rank; "
+        "expected numbers (infinities are allowed). Look for a NaN loss or gradient"
+    )
+
+
+def prepare_scores(
+    scores: Sequence[Tensor], k: int, names: Sequence[str] | None = None
+) -> list[Tensor]:
+    """Check the arguments of `select_topk` and bring the scores to one dtype without rounding.
+
+    Args:
+        scores: floating-point tensors of any shape and strides, all on one device.
+        k: how many entries to select, 1 to the number of all entries.
+        names: one name per tensor, for error messages.
+
+    Returns:
+        Flat contiguous tensors in logical order, all float32, or all float64 if any of them is.
+        float16 and bfloat16 become float32, which holds each of their values exactly.
+
+    Raises:
+        TypeError: a score that is not a floating-point tensor; k not an int.
+        PeckerError: k out of range; a tensor above 2^31-1 entries; a tensor without values (meta
+            device); tensors on several devices.
+    """
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise TypeError(f"select_topk: k must be an int, got {type(k).__name__}")
+    dtype = torch.float32
+    for index, tensor in enumerate(scores):
+        name = name_of(index, names)
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(
+                f"select_topk: {name} must be a floating-point tensor of scores, got {found}"
+            )
+        if tensor.numel() > MAX_NUMEL:
+            raise PeckerError(
+                f"select_topk: {name} has {tensor.numel():,} entries; positions are int32, so at "
+                f"most {MAX_NUMEL:,} are supported. Split the parameter"
+            )
+        if tensor.is_meta:
+            raise PeckerError(f"select_topk: {name} is on the meta device and has no values")
+        if tensor.device != scores[0].device:
+            raise PeckerError(
+                f"select_topk: {name} is on {tensor.device}, {name_of(0, names)} on "
+                f"{scores[0].device}; expected one device"
+            )
+        if tensor.dtype == torch.float64:
+            dtype = torch.float64
+    total = sum(tensor.numel() for tensor in scores)
+    if not 1 <= k <= total:
+        raise PeckerError(
+            f"select_topk: k must be between 1 and the number of scores, {total:,}; got {k:,}"
+        )
+    return [tensor.detach().to(dtype).contiguous().view(-1) for tensor in scores]
