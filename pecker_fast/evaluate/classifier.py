@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import replacing, write_text
 
 __all__ = ["Classifier", "ScriptedClassifier", "SmallClassifier", "load_classifier"]
 
@@ -106,9 +107,9 @@ class SmallClassifier(nn.Module):
             "dropout": self.dropout,
         }
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, folder / (WEIGHTS_NAME + ".tmp"))
-        os.replace(folder / (WEIGHTS_NAME + ".tmp"), folder / WEIGHTS_NAME)
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        with replacing(folder / WEIGHTS_NAME) as temporary:
+            save_file(weights, temporary)
+        write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SmallClassifier:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import replacing
 
 __all__ = ["ClassStatistics", "FeatureStatistics", "frechet_distance"]
 
@@ -150,11 +151,9 @@ class ClassStatistics:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
         tensors = {name: getattr(self, name).contiguous() for name in ("mean", "cov", "count")}
-        save_file(tensors, temporary, metadata={"source": self.source})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"source": self.source})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassStatistics:

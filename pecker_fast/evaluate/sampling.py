@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pecker_fast.distill.losses import one_step_sample
+from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -87,18 +89,15 @@ class Sampler:
         return images
 
     def _one_step(self, model: ModelFolder, noise: Tensor, labels: Tensor) -> Tensor:
-        """(z - b eps(z, tau, c)) / a with z = b noise and tau = t_init (method of SFD)."""
-        alphas = model.scheduler.alphas_cumprod
-        tau = self.t_init
-        if tau is None:
-            tau = int(model.figures.get("t_init", default_t_init(alphas)))
-        if not 0 <= tau < len(alphas):
-            raise PeckerError(f"sampler: t_init must lie in [0, {len(alphas)}), got {tau}")
-        a, b = float(alphas[tau].sqrt()), float((1 - alphas[tau]).sqrt())
-        z = b * noise
-        t = torch.full_like(labels, tau)
-        predicted: Tensor = model.unet(z, t, class_labels=labels).sample
-        return (z - b * predicted) / a
+        t_init = self.t_init
+        if t_init is None:
+            t_init = int(model.figures.get("t_init", default_t_init(model.scheduler)))
+        # The time constants of training play no part here; any valid ones will do.
+        steps = model.scheduler.config.num_train_timesteps
+        schedule = NoiseSchedule.from_scheduler(
+            model.scheduler, t_init=t_init, t_min=0, t_max=steps
+        )
+        return one_step_sample(model.unet, noise, t_init, labels, schedule)
 
     def _ddim(self, model: ModelFolder, noise: Tensor, labels: Tensor) -> Tensor:
         from diffusers import DDIMScheduler
@@ -118,9 +117,10 @@ class Sampler:
         return x
 
 
-def default_t_init(alphas_cumprod: Tensor) -> int:
+def default_t_init(scheduler: Any) -> int:
     """The timestep whose noise-to-signal ratio is closest to 2.5; 440 on DDPM's linear schedule."""
-    sigma = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+    alphas = scheduler.alphas_cumprod
+    sigma = ((1 - alphas) / alphas).sqrt()
     return int((sigma - SIGMA_INIT).abs().argmin())
 
 

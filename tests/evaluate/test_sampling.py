@@ -29,7 +29,7 @@ def noise_of(seed, count, shape):
 
 
 def test_t_init_of_the_linear_schedule(tiny_model):
-    assert default_t_init(tiny_model.scheduler.alphas_cumprod) == 440
+    assert default_t_init(tiny_model.scheduler) == 440
 
 
 def test_one_step_of_a_network_that_sees_no_noise(tiny_model):
@@ -104,7 +104,7 @@ def test_balanced_labels():
         ({"steps": 0}, LABELS, "steps must be at least 1"),
         ({"batch_size": 0}, LABELS, "batch_size must be at least 1"),
         ({"steps": 1001}, LABELS, "at most the 1000 steps"),
-        ({"t_init": 1000}, LABELS, "t_init must lie in"),
+        ({"t_init": 1000}, LABELS, "t_init must be in"),
         ({}, torch.tensor([0, 3]), r"labels must lie in \[0, 3\), got 0 to 3"),
         ({}, torch.tensor([-1, 2]), "got -1 to 2"),
     ],
