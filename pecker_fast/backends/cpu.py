@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 from pecker_fast import _C
+from pecker_fast.backends.reference import (  # noqa: F401 - until the kernels are there
+    ema_salient_,
+    gather_salient_,
+    masked_adamw_,
+    prepare,
+    scatter_salient_,
+)
 from pecker_fast.backends.topk import name_of, nan_error, prepare_scores
 from pecker_fast.errors import PeckerError
 

@@ -1,0 +1,211 @@
+"""Between MaskedAdamW and its backends: entries per device, and gradients that were released."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pecker_fast import backends
+from pecker_fast.backends.work import Entry, Work
+from pecker_fast.errors import PeckerError
+from pecker_fast.optim_mask import param_label
+from pecker_fast.optim_state import ParamState, make_entry, moment_names
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Batch", "Prepared", "ReleasedGrads", "named_params"]
+
+
+def named_params(
+    groups: list[dict[str, Any]],
+) -> Iterator[tuple[str, int, dict[str, Any], Tensor]]:
+    """(label for messages, group number, group, parameter) of every parameter."""
+    for number, group in enumerate(groups):
+        for index, param in enumerate(group["params"]):
+            yield param_label(group, number, index), number, group, param
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The parameters of one device, prepared for its backend."""
+
+    device: torch.device
+    backend: backends.Backend
+    work: Work
+    # Per entry the state it was prepared with and the identities of the tensors in it.
+    states: list[tuple[Tensor, ParamState, tuple[int, ...]]]
+
+    def is_current(self, state: Mapping[Tensor, ParamState]) -> bool:
+        """Whether parameters and state are still the tensors that were prepared."""
+        return all(
+            state.get(param) is seen
+            and tuple(map(id, seen.values())) == tensors
+            and param.device == self.device
+            for param, seen, tensors in self.states
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The batches of a step and what they were made for."""
+
+    batches: tuple[Batch, ...]
+    moments: list[frozenset[str]]  # which moments each group's options asked for
+    stateless: list[Tensor]  # parameters that have had no gradient and need none
+
+    @classmethod
+    def of(
+        cls,
+        groups: list[dict[str, Any]],
+        state: MutableMapping[Tensor, ParamState],
+        indices: Mapping[Tensor, Tensor],
+        backend_name: str,
+        compact_grads: bool,
+    ) -> Prepared:
+        """Prepare every parameter that has state.
+
+        All step counts of a device move into one tensor, of which `state` then holds views:
+        advancing them is one operation instead of one per parameter.
+
+        Args:
+            groups: the optimizer's groups.
+            state: its state.
+            indices: parameter -> (nnz,) int32 salient positions; empty without a mask.
+            backend_name: as `backends.select` takes it.
+            compact_grads: gradients will come as (nnz,) tensors.
+
+        Raises:
+            PeckerError: a parameter is not on the device of its state.
+        """
+        by_device: dict[torch.device, list[Entry]] = defaultdict(list)
+        for label, number, _, param in named_params(groups):
+            if state.get(param):
+                _check_device(label, param, state[param])
+                entry = make_entry(label, param, number, indices.get(param), state[param])
+                by_device[param.device].append(entry)
+
+        batches = []
+        for device, entries in by_device.items():
+            states = [state[entry.param] for entry in entries]
+            steps = torch.tensor([float(s["step"]) for s in states], dtype=torch.float32)
+            steps = steps.to(states[0]["step"].device)
+            for i, param_state in enumerate(states):
+                param_state["step"] = steps[i]
+            backend = backends.select(backend_name, device)
+            work = backend.prepare(entries, steps, compact_grads=compact_grads)
+            seen = [
+                (entry.param, param_state, tuple(map(id, param_state.values())))
+                for entry, param_state in zip(entries, states, strict=True)
+            ]
+            batches.append(Batch(device, backend, work, seen))
+        stateless = [param for _, _, _, param in named_params(groups) if not state.get(param)]
+        return cls(tuple(batches), [moment_names(group) for group in groups], stateless)
+
+    def is_current(self, groups: list[dict[str, Any]], state: Mapping[Tensor, ParamState]) -> bool:
+        """Whether parameters, state and the groups' options are as they were."""
+        return (
+            self.moments == [moment_names(group) for group in groups]
+            and all(param.grad is None for param in self.stateless)
+            and all(batch.is_current(state) for batch in self.batches)
+        )
+
+
+def _check_device(label: str, param: Tensor, state: ParamState) -> None:
+    device = state["exp_avg_sq"].device
+    if device != param.device:
+        raise PeckerError(
+            f"{label!r} is on {param.device}, its state on {device}: move the model before the "
+            "optimizer is made, or load the optimizer's state_dict after the move"
+        )
+
+
+class ReleasedGrads:
+    """Salient gradients whose dense originals were freed during the backward pass.
+
+    Args:
+        backend_name: as `backends.select` takes it.
+    """
+
+    def __init__(self, backend_name: str) -> None:
+        self._backend_name = backend_name
+        self._grads: dict[Tensor, Tensor] = {}
+        self._indices: dict[Tensor, Tensor] = {}
+        self._hooks: dict[Tensor, RemovableHandle] = {}
+
+    def watch(self, param: Tensor, indices: Tensor) -> None:
+        """Release this parameter's gradients from now on, keeping those at `indices`."""
+        self._indices[param] = indices
+        if param in self._hooks or not param.requires_grad:
+            return
+        this = weakref.ref(self)
+
+        def release(accumulated: Tensor) -> None:
+            grads = this()
+            if grads is not None:  # else the optimizer is gone and the gradient stays
+                grads.take(accumulated)
+
+        hook: Any = param.register_post_accumulate_grad_hook  # untyped in torch
+        self._hooks[param] = hook(release)
+
+    def take(self, param: Tensor) -> Tensor | None:
+        """The parameter's salient gradient; a dense one is added to it and freed first.
+
+        Returns:
+            (nnz,) float32, float64 for a float64 parameter; None if there was no gradient.
+        """
+        dense, kept = param.grad, self._grads.get(param)
+        if dense is None:
+            return kept
+        indices = self._indices[param]
+        if kept is None:
+            dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+            kept = torch.zeros(indices.numel(), dtype=dtype, device=param.device)
+            self._grads[param] = kept
+        backend = backends.select(self._backend_name, param.device)
+        backend.gather_salient_([dense], [indices], [kept], accumulate=True)
+        param.grad = None
+        return kept
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        self._grads.clear()
+
+    def zero_(self) -> None:
+        """Make all gradients zero, so that the next step still counts them."""
+        for grad in self._grads.values():
+            grad.zero_()
+
+    def __len__(self) -> int:
+        return len(self._grads)
+
+    def clip_norm_(self, max_norm: float) -> Tensor:
+        """Scale all gradients so that their total 2-norm is at most `max_norm`.
+
+        Returns:
+            () the total norm before.
+        """
+        grads = list(self._grads.values())
+        if not grads:
+            return torch.tensor(0.0)
+        norms = [torch.linalg.vector_norm(grad).to(grads[0]) for grad in grads]
+        total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)  # as torch's clip_grad_norm_
+        for grad in grads:
+            grad.mul_(scale.to(grad))
+        return total
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks belong to live parameters: __setstate__ sets them on the copies.
+        return {**self.__dict__, "_hooks": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for param, indices in self._indices.items():
+            self.watch(param, indices)
