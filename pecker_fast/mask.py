@@ -299,7 +299,7 @@ class SaliencyMask:
         mask_io.write_mask(path, self._bits(), self.shapes, metadata)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the density of each parameter as a bar plot into a PNG file."""
+        """Draw the density of each layer (weight and bias together) as bars into a PNG file."""
         plot_density(self.stats(), path)
 
     def __eq__(self, other: object) -> bool:

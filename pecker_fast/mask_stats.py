@@ -27,60 +27,67 @@ class ParameterStats:
         return self.nnz / self.numel if self.numel else 0.0
 
 
-# A column of more bars than this cannot be taken in at one look; the plot gets further columns.
-_BARS_PER_COLUMN = 60
-_INK, _MUTED, _BAR = "#222222", "#777777", "#3b6ea8"
+# A column of more bars than this cannot be taken in at one look, more columns than that do not fit
+# a page.
+_BARS_PER_COLUMN, _MAX_COLUMNS = 50, 3
+_INK, _MUTED, _BAR = "#222222", "#666666", "#3b6ea8"
 
 
 def plot_density(rows: Sequence[ParameterStats], path: str | os.PathLike[str]) -> None:
-    """Draw one horizontal bar per parameter, in model order, into a PNG file.
+    """Draw one horizontal bar per layer, in model order, into a PNG file.
 
-    The dashed line is the density over all parameters: bars past it hold more than their share.
+    A layer is a module with parameters of its own: its weight and bias share a bar. The dashed line
+    is the density over all layers: bars past it hold more than their share.
 
     Raises:
         PeckerError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # slow to import; no pyplot, so no display is needed
 
-    columns = math.ceil(len(rows) / _BARS_PER_COLUMN)
-    height = math.ceil(len(rows) / columns)
-    longest = max(len(row.name) for row in rows)
+    layers = _by_layer(rows)
+    columns = min(_MAX_COLUMNS, math.ceil(len(layers) / _BARS_PER_COLUMN))
+    height = math.ceil(len(layers) / columns)
+    longest = max(len(layer.name) for layer in layers)
     numel, nnz = sum(row.numel for row in rows), sum(row.nnz for row in rows)
     # 7-point text: 0.062 inch a letter, 0.16 inch a line.
     figure = Figure(
-        figsize=(columns * (2.8 + 0.062 * longest), 1.1 + 0.16 * max(height, 4)),
+        figsize=(max(5.0, columns * (2.2 + 0.062 * longest)), 1.1 + 0.16 * max(height, 4)),
         layout="constrained",
     )
     figure.suptitle(
-        f"{nnz:,} of {numel:,} entries are salient (density {nnz / numel:.3g}, dashed)",
+        f"{nnz:,} of {numel:,} entries are salient: density {nnz / numel:.3g} (dashed)",
         fontsize=10,
         color=_INK,
     )
-    limit = 1.15 * max(row.density for row in rows)
+    limit = 1.2 * max(layer.density for layer in layers)
     for column, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
-        shown = rows[column * height : (column + 1) * height]
-        y = range(len(shown))
-        axes.barh(y, [row.density for row in shown], height=0.75, color=_BAR)
-        for position, row in zip(y, shown, strict=True):
-            axes.annotate(
-                f"{row.density:.1%}",
-                (row.density, position),
-                xytext=(2, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=6,
-                color=_MUTED,
-            )
-        axes.axvline(nnz / numel, color=_INK, linewidth=0.8, linestyle="--")
-        axes.set_yticks(y, [row.name for row in shown], fontsize=7)
+        shown = layers[column * height : (column + 1) * height]
+        axes.axvline(nnz / numel, color=_INK, linewidth=0.8, linestyle="--", zorder=1.5)
+        bars = axes.barh(range(len(shown)), [layer.density for layer in shown], color=_BAR)
+        labels = [f"{layer.density:.1%}" for layer in shown]
+        for label in axes.bar_label(bars, labels, padding=2, fontsize=6, color=_MUTED):
+            # A number that meets the dashed line stays legible.
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+        axes.set_yticks(range(len(shown)), [layer.name for layer in shown], fontsize=7)
         axes.set_ylim(height - 0.4, -0.6)
         axes.set_xlim(0, limit)
+        axes.xaxis.set_major_formatter("{x:.3g}")
         axes.set_xlabel("density", fontsize=8)
         axes.tick_params(axis="x", labelsize=7)
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right"]].set_visible(False)
     try:
         with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=130, format="png")
+            figure.savefig(temporary, dpi=120, format="png")
     except OSError as error:
         raise PeckerError(f"cannot write the plot {os.fspath(path)!r}: {error}") from error
+
+
+def _by_layer(rows: Sequence[ParameterStats]) -> list[ParameterStats]:
+    """Parameters of one module added up; a parameter of the model itself is its own layer."""
+    layers: dict[str, ParameterStats] = {}
+    for row in rows:
+        name = row.name.rpartition(".")[0] or row.name
+        before = layers.get(name, ParameterStats(name, 0, 0))
+        layers[name] = ParameterStats(name, before.numel + row.numel, before.nnz + row.nnz)
+    return list(layers.values())
