@@ -3,5 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-void bind_adamw(pybind11::module_ &m);
-void bind_topk(pybind11::module_ &m);
+void bind_adamw(pybind11::module_& m);
+void bind_salient(pybind11::module_& m);
+void bind_topk(pybind11::module_& m);

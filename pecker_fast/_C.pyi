@@ -1,5 +1,11 @@
 """The compiled module. Addresses are raw pointers (`Tensor.data_ptr()`), sizes are in elements."""
 
+def instruction_sets() -> list[str]: ...
+def masked_adamw(
+    tensors: int, count: int, rows: int, grad_scale: float, threads: int, isa: str
+) -> None: ...
+def salient(tensors: int, count: int, operation: str, decay: float, threads: int) -> None: ...
+
 class TopkPlan:
     def __init__(
         self, addresses: list[int], sizes: list[int], k: int, *, double_scores: bool, threads: int

@@ -178,7 +178,7 @@ class MaskedAdamW(Optimizer):
             )
         indices = {} if mask is None else resolve_mask(mask, self.param_groups)
         if moments == "carry":
-            self._batches()  # refuses moments that changed hyperparameters ask for and are not there
+            self._batches()  # refuses options that ask for moments whose history is lost
         old_indices, self._indices = self._indices, indices
         self._write_digests(self.param_groups)
         for _, _, group, param in named_params(self.param_groups):

@@ -1,22 +1,271 @@
-"""The C++ kernels of csrc/cpu, behind the reference's signatures."""
+"""The C++ kernels of csrc/cpu, behind the reference's signatures.
+
+Threads: as many as `torch.get_num_threads()` says at each call. The instruction set is the best
+of the CPU; PECKER_FAST_ISA=avx512|avx2|scalar picks another. All give the same bits. The kernels
+share torch's OpenMP threads: beside other busy processes set OMP_WAIT_POLICY=PASSIVE, so that idle
+threads do not spin.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from pecker_fast import _C
-from pecker_fast.backends.reference import (  # noqa: F401 - until the kernels are there
-    ema_salient_,
-    gather_salient_,
-    masked_adamw_,
-    prepare,
-    scatter_salient_,
-)
+from pecker_fast.backends import reference
+from pecker_fast.backends.layout import is_dense, storage_offsets
 from pecker_fast.backends.topk import name_of, nan_error, prepare_scores
+from pecker_fast.backends.work import Entry, Hyperparameters, advance, update_rows
 from pecker_fast.errors import PeckerError
+
+__all__ = [
+    "CpuWork",
+    "ema_salient_",
+    "gather_salient_",
+    "instruction_set",
+    "masked_adamw_",
+    "prepare",
+    "scatter_salient_",
+    "select_topk",
+]
+
+# Codes of csrc/cpu/adamw.h.
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# Columns of struct AdamWTensor there.
+_PARAM, _GRAD, _PARAM_OFFSETS, _GRAD_OFFSETS, _STATE, _FIRST_ROW, _NNZ = 0, 1, 2, 3, 4, 9, 10
+_PARAM_DTYPE, _GRAD_DTYPE, _COLUMNS = 11, 12, 13
+
+# Strides and dtypes of a parameter and its gradient: what a table row was made for.
+_Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.dtype]
+
+
+def instruction_set() -> str:
+    """The instruction set in use: "avx512", "avx2" or "scalar".
+
+    Raises:
+        PeckerError: PECKER_FAST_ISA names one that this CPU does not have.
+    """
+    known = _C.instruction_sets()
+    chosen = os.environ.get("PECKER_FAST_ISA", known[0])
+    if chosen not in known:
+        raise PeckerError(
+            f"PECKER_FAST_ISA is {chosen!r}: expected one of {', '.join(known)} on this CPU"
+        )
+    return chosen
+
+
+@dataclass
+class CpuWork:
+    """Entries and the table that the kernel reads: a row of pointers and sizes for each."""
+
+    entries: tuple[Entry, ...]
+    steps: Tensor
+    compact_grads: bool
+    table: Tensor  # (len(entries), 13) int64, struct AdamWTensor
+    layouts: list[_Layout | None]  # None: the row has not been made yet
+    offsets: list[tuple[Tensor | None, Tensor | None]]  # what the rows point to, kept alive
+    # Entries the kernel cannot take as they are: "reference" does the whole update in torch,
+    # "copy" brings the gradient to the parameter's strides at every step.
+    detours: dict[int, Literal["reference", "copy"]] = field(default_factory=dict)
+
+
+def prepare(entries: Sequence[Entry], steps: Tensor, compact_grads: bool = False) -> CpuWork:
+    """As `reference.prepare`; rows are completed when the first gradients are seen."""
+    rows = []
+    for entry in entries:
+        state = (
+            entry.exp_avg,
+            entry.exp_avg_sq,
+            entry.max_exp_avg_sq,
+            entry.master,
+            entry.start_class,
+        )
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in state]
+        rows.append([0, 0, 0, 0, *pointers, 0, entry.nnz, 0, 0])
+    count = len(rows)
+    table = torch.tensor(rows, dtype=torch.int64).view(count, _COLUMNS)
+    return CpuWork(
+        tuple(entries), steps, compact_grads, table, [None] * count, [(None, None)] * count
+    )
+
+
+def masked_adamw_(
+    work: CpuWork,
+    grads: Sequence[Tensor | None],
+    groups: Sequence[Hyperparameters],
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """As `reference.masked_adamw_`, in one call for all tensors."""
+    if found_inf is not None and found_inf.item() > 0:
+        return
+    for i, (entry, grad) in enumerate(zip(work.entries, grads, strict=True)):
+        if grad is None:
+            continue
+        param = entry.param
+        layout = (param.stride(), grad.stride(), param.dtype, grad.dtype)
+        if layout != work.layouts[i]:
+            _make_row(work, i, grad)
+            work.layouts[i] = layout
+    copies = {
+        i: torch.empty_like(work.entries[i].param, dtype=grad.dtype).copy_(grad)
+        for i, detour in work.detours.items()
+        if detour == "copy" and (grad := grads[i]) is not None
+    }
+
+    counts = advance(work.steps, grads)
+    rows, first_rows = update_rows(work.entries, grads, counts, groups)
+    grad_pointers = [0 if grad is None else grad.data_ptr() for grad in grads]
+    for i in work.detours:
+        grad_pointers[i] = copies[i].data_ptr() if i in copies else 0
+    pointers = [[entry.param.data_ptr() for entry in work.entries], grad_pointers]
+    work.table[:, [_PARAM, _GRAD]] = torch.tensor(pointers, dtype=torch.int64).t()
+    work.table[:, _FIRST_ROW] = torch.tensor(first_rows, dtype=torch.int64)
+    row_table = torch.tensor(rows, dtype=torch.float64)
+    _C.masked_adamw(
+        work.table.data_ptr(),
+        len(work.entries),
+        row_table.data_ptr(),
+        0.0 if grad_scale is None else float(grad_scale),
+        torch.get_num_threads(),
+        instruction_set(),
+    )
+    increment_version(
+        [e.param for e, g in zip(work.entries, grads, strict=True) if g is not None and e.nnz]
+    )
+
+    for i, detour in work.detours.items():
+        grad = grads[i]
+        if grad is None:
+            continue
+        if detour == "reference":
+            entry, first = work.entries[i], first_rows[i]
+            entry_rows = rows[first : first + len(entry.starts)]
+            reference.update_entry_(entry, grad, entry_rows, work.compact_grads, grad_scale)
+        elif grad_scale is not None:
+            grad.copy_(copies[i])
+
+
+def _make_row(work: CpuWork, i: int, grad: Tensor) -> None:
+    """Fill in what depends on the layouts of a parameter and its gradient."""
+    entry = work.entries[i]
+    param = entry.param
+    work.detours.pop(i, None)
+    param_offsets = _offsets(entry.indices, param)
+    grad_offsets = None if work.compact_grads else _offsets(entry.indices, grad)
+    work.offsets[i] = (param_offsets, grad_offsets)
+    if entry.indices is None:
+        # All entries, in storage order: parameter, state and gradient must agree on it.
+        if not is_dense(param) or entry.exp_avg_sq.stride() != param.stride():
+            work.detours[i] = "reference"
+        elif grad.stride() != param.stride():
+            work.detours[i] = "copy"
+    elif any(offsets is not None and offsets.dtype != torch.int32 for offsets in work.offsets[i]):
+        work.detours[i] = "reference"
+    if param.dtype not in _DTYPES or grad.dtype not in _DTYPES:
+        work.detours[i] = "reference"
+    row = work.table[i]
+    row[_PARAM_OFFSETS] = 0 if param_offsets is None else param_offsets.data_ptr()
+    row[_GRAD_OFFSETS] = 0 if grad_offsets is None else grad_offsets.data_ptr()
+    row[_PARAM_DTYPE] = _DTYPES.get(param.dtype, 0)
+    row[_GRAD_DTYPE] = _DTYPES.get(grad.dtype, 0)
+
+
+def _offsets(indices: Tensor | None, tensor: Tensor) -> Tensor | None:
+    """The offsets of the entries, or None where slot i simply is element i."""
+    if indices is None or (indices.numel() == tensor.numel() and tensor.is_contiguous()):
+        return None
+    return storage_offsets(indices, tensor)
+
+
+def gather_salient_(
+    params: Sequence[Tensor],
+    indices: Sequence[Tensor | None],
+    out: Sequence[Tensor],
+    accumulate: bool = False,
+) -> None:
+    """As `reference.gather_salient_`, in one call for all tensors."""
+    rest = _salient("gather_add" if accumulate else "gather", params, indices, out)
+    reference.gather_salient_(*rest, accumulate)
+    increment_version(list(out))
+
+
+def scatter_salient_(
+    params: Sequence[Tensor], indices: Sequence[Tensor | None], values: Sequence[Tensor]
+) -> None:
+    """As `reference.scatter_salient_`, in one call for all tensors."""
+    rest = _salient("scatter", params, indices, values)
+    reference.scatter_salient_(*rest)
+    increment_version(list(params))
+
+
+def ema_salient_(
+    averages: Sequence[Tensor],
+    params: Sequence[Tensor],
+    indices: Sequence[Tensor | None],
+    decay: float,
+) -> None:
+    """As `reference.ema_salient_`, in one call for all tensors."""
+    rest_params, rest_indices, rest_averages = _salient("ema", params, indices, averages, decay)
+    reference.ema_salient_(rest_averages, rest_params, rest_indices, decay)
+    increment_version(list(averages))
+
+
+def _salient(
+    operation: str,
+    dense: Sequence[Tensor],
+    indices: Sequence[Tensor | None],
+    compact: Sequence[Tensor],
+    decay: float = 0.0,
+) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
+    """Run one operation of csrc/cpu/salient.cpp.
+
+    Returns:
+        The dense tensors, indices and vectors it cannot take: those are left to the reference.
+    """
+    rows: list[list[int]] = []
+    alive: list[Tensor | None] = []  # what the rows point to
+    rest: tuple[list[Tensor], list[Tensor | None], list[Tensor]] = ([], [], [])
+    for tensor, positions, vector in zip(dense, indices, compact, strict=True):
+        nnz = tensor.numel() if positions is None else positions.numel()
+        if vector.shape != (nnz,):
+            raise PeckerError(
+                f"{operation}: expected a vector of {nnz} salient values, got shape "
+                f"{tuple(vector.shape)}"
+            )
+        offsets = _offsets(positions, tensor)
+        takes = (
+            (positions is not None or tensor.is_contiguous())
+            and (offsets is None or offsets.dtype == torch.int32)
+            and tensor.dtype in _DTYPES
+            and vector.dtype in (torch.float32, torch.float64)
+            and vector.is_contiguous()
+        )
+        if not takes:
+            rest[0].append(tensor)
+            rest[1].append(positions)
+            rest[2].append(vector)
+            continue
+        alive.append(offsets)
+        rows.append(
+            [
+                tensor.data_ptr(),
+                0 if offsets is None else offsets.data_ptr(),
+                vector.data_ptr(),
+                nnz,
+                _DTYPES[tensor.dtype],
+                _DTYPES[vector.dtype],
+            ]
+        )
+    table = torch.tensor(rows, dtype=torch.int64)
+    _C.salient(table.data_ptr(), len(rows), operation, decay, torch.get_num_threads())
+    return rest
 
 
 def select_topk(
