@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "bind.h"
@@ -185,17 +186,20 @@ class TopkPlan {
         : addresses_(std::move(addresses)), double_(double_scores), threads_(threads) {
         if (addresses_.size() != sizes.size())
             throw std::invalid_argument("TopkPlan: addresses and sizes differ in length");
-        int64_t total = 0;
-        for (size_t t = 0; t < sizes.size(); ++t) {
-            if (sizes[t] < 0 || sizes[t] > INT32_MAX)
+        int64_t total = 0, chunks = 0;
+        for (const int64_t size : sizes) {
+            if (size < 0 || size > INT32_MAX)
                 throw std::invalid_argument("TopkPlan: a tensor must hold 0 to 2^31-1 scores");
-            total += sizes[t];
-            for (int64_t begin = 0; begin < sizes[t]; begin += kChunk)
-                chunks_.push_back({static_cast<int64_t>(t), begin,
-                                   std::min(begin + kChunk, sizes[t]), 0, 0, 0, 0});
+            total += size;
+            chunks += (size + kChunk - 1) / kChunk;
         }
         if (k < 1 || k > total) throw std::invalid_argument("TopkPlan: k must be in 1..scores");
         if (threads < 1) throw std::invalid_argument("TopkPlan: threads must be at least 1");
+        chunks_.reserve(chunks);
+        for (size_t t = 0; t < sizes.size(); ++t)
+            for (int64_t begin = 0; begin < sizes[t]; begin += kChunk)
+                chunks_.push_back({static_cast<int64_t>(t), begin,
+                                   std::min(begin + kChunk, sizes[t]), 0, 0, 0, 0});
         counts_.assign(sizes.size(), 0);
         double_ ? plan(threshold64_, k) : plan(threshold32_, k);
     }
