@@ -15,20 +15,22 @@ from torch import Tensor
 
 from pecker_fast.distill.schedule import NoiseSchedule
 
-__all__ = ["IterationRandom"]
+__all__ = ["SALIENCY", "TRAINING", "IterationRandom"]
+
+TRAINING, SALIENCY = 0, 1  # What the numbers are for: one iteration may need both.
 
 
 class IterationRandom:
     """The random streams of one iteration on one device."""
 
-    def __init__(self, seed: int, iteration: int, device: torch.device, purpose: int = 0) -> None:
+    def __init__(self, seed: int, iteration: int, device: torch.device, purpose: int) -> None:
         """Derive the streams.
 
         Args:
             seed: The run's seed, >= 0.
             iteration: The iteration, >= 0.
             device: Where the numbers are drawn.
-            purpose: Separates streams that share an iteration (0 = training, 1 = saliency).
+            purpose: TRAINING or SALIENCY.
         """
         words = np.random.SeedSequence([seed, iteration, purpose]).generate_state(2, np.uint64)
         # torch.Generator takes 64 bits, of which CPython passes 63 without a sign.

@@ -1,0 +1,93 @@
+"""The exponential average of a network, kept for its salient entries only.
+
+An average that starts at the initial weights never moves where the weights do not move, so the
+frozen entries need none: leaving them out is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pecker_fast.backends import select
+from pecker_fast.errors import PeckerError
+from pecker_fast.mask import SaliencyMask
+
+__all__ = ["SalientEma"]
+
+
+class SalientEma:
+    """average <- decay * average + (1 - decay) * weight, on the entries of a mask."""
+
+    def __init__(
+        self, network: nn.Module, mask: SaliencyMask, decay: float, backend: str = "auto"
+    ) -> None:
+        """Start the average at the network's present weights.
+
+        Args:
+            network: The network to follow; its parameters are read at every `update`.
+            mask: Every entry that may change.
+            decay: In [0, 1), per update.
+            backend: As for the optimizer.
+        """
+        self.decay = decay
+        self._network = network
+        device = next(network.parameters()).device
+        self._backend = select(backend, device)
+        self._positions: dict[str, Tensor | None] = {}  # int32; None = every entry
+        self._averages: dict[str, Tensor] = {}  # (nnz,) float32, or float64 for float64 weights
+        self.extend(mask)
+
+    @torch.no_grad()
+    def extend(self, mask: SaliencyMask) -> None:
+        """Follow the entries of a larger mask, which must contain the present ones.
+
+        Entries that join start at their present weight: until now they never moved.
+        """
+        for name, param in self._network.named_parameters():
+            indices = mask.indices.get(name)
+            if indices is None or len(indices) == 0:
+                continue
+            indices = indices.to(param.device)
+            whole = len(indices) == param.numel()
+            dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+            average = torch.empty(len(indices), dtype=dtype, device=param.device)
+            positions = None if whole else indices
+            self._backend.gather_salient_([param], [positions], [average])
+            if name in self._averages:
+                kept = self._positions[name]
+                slots = slice(None) if kept is None else torch.searchsorted(indices, kept)
+                average[slots] = self._averages[name]
+            self._positions[name], self._averages[name] = positions, average
+
+    def update(self) -> None:
+        """Take the network's present weights into the average."""
+        self._backend.ema_salient_(
+            list(self._averages.values()), self._params(self._network), self._where(), self.decay
+        )
+
+    @torch.no_grad()
+    def copy_to(self, network: nn.Module) -> None:
+        """Write the average over the salient entries of `network`, rounded to its dtype."""
+        self._backend.scatter_salient_(
+            self._params(network), self._where(), list(self._averages.values())
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name: (nnz,) each. The mask is not among them."""
+        return dict(self._averages)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take averages over; the mask must be the one that they were saved under."""
+        if state.keys() != self._averages.keys():
+            raise PeckerError("the saved weight average belongs to another mask")
+        for name, average in self._averages.items():
+            average.copy_(state[name])
+
+    def _params(self, network: nn.Module) -> list[Tensor]:
+        return [network.get_parameter(name) for name in self._averages]
+
+    def _where(self) -> list[Tensor | None]:
+        return list(self._positions.values())

@@ -1,0 +1,148 @@
+"""A network that learns: its optimizer, its mask, its learning rate, and when it may move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from torch import nn
+from torch.optim import Optimizer
+
+from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.errors import PeckerError
+from pecker_fast.mask import SaliencyMask
+from pecker_fast.optim import MaskedAdamW
+
+__all__ = ["Learner", "MakeOptimizer", "learning_rate_factor", "masked_adamw"]
+
+MakeOptimizer: TypeAlias = Callable[[nn.Module, SaliencyMask | None, float], Optimizer]
+"""(network, mask or None for a dense update, learning rate) -> optimizer of that network."""
+
+
+def masked_adamw(config: PeckerConfig) -> MakeOptimizer:
+    """The default optimizer: `MaskedAdamW` with the configuration's constants."""
+    options = config.optimizer
+
+    def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> Optimizer:
+        return MaskedAdamW(
+            [(name, p) for name, p in network.named_parameters() if p.requires_grad],
+            lr=lr,
+            betas=(options.beta1, options.beta2),
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            mask=mask,
+            # A dense update needs every gradient entry: there is nothing to release.
+            release_grads=options.release_grads and mask is not None,
+            clip_value=options.clip_value,
+            backend=options.backend,
+        )
+
+    return make
+
+
+def learning_rate_factor(schedule: str, iteration: int, iterations: int) -> float:
+    """What the learning rate is multiplied with at an iteration: from 1 down to 0 at the end.
+
+    Args:
+        schedule: constant, linear or cosine.
+        iteration: Iterations that are done.
+        iterations: Length of the run.
+    """
+    progress = iteration / iterations
+    if schedule == "linear":
+        return 1.0 - progress
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0
+
+
+class Learner:
+    """A network with its optimizer. Between its phases it rests: eval mode, no gradients.
+
+    Attributes:
+        network: The network.
+        optimizer: Its optimizer.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mask: SaliencyMask | None,
+        lr: float,
+        make_optimizer: MakeOptimizer,
+        config: PeckerConfig,
+    ) -> None:
+        """Make the optimizer and let the network rest.
+
+        Args:
+            network: Its parameters that require a gradient now are the ones that may learn.
+            mask: Which entries may change. None = all.
+            lr: Learning rate at the first iteration.
+            make_optimizer: Builds the optimizer.
+            config: `lr_schedule` and `iterations`.
+        """
+        self.network = network
+        self._trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        if not self._trainable:
+            raise PeckerError(f"{type(network).__name__} has no parameter that requires a gradient")
+        if mask is not None:
+            mask.check(network)
+        self.optimizer = make_optimizer(network, mask, lr)
+        self._mask = mask
+        self._config = config
+        # Group by group: an injected optimizer may have rates of its own.
+        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.rest()
+
+    def learn(self) -> None:
+        """Train mode; gradients for the parameters that have a salient entry."""
+        self.network.train()
+        for name, param in self._trainable.items():
+            # A parameter that is frozen as a whole needs no weight gradient: exact, and cheaper.
+            param.requires_grad_(self._mask is None or len(self._mask.indices[name]) > 0)
+
+    def rest(self) -> None:
+        """Eval mode; no parameter asks for a gradient."""
+        self.network.eval()
+        self.network.requires_grad_(False)
+
+    def open_for_scores(self) -> None:
+        """Eval mode; every trainable parameter asks for a gradient, frozen ones included."""
+        self.network.eval()
+        for param in self._trainable.values():
+            param.requires_grad_(True)
+
+    def step(self, iteration: int) -> None:
+        """One optimizer step with the learning rate of this iteration; drops the gradients."""
+        config = self._config
+        if config.lr_schedule != "constant":
+            factor = learning_rate_factor(config.lr_schedule, iteration, config.iterations)
+            for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+                group["lr"] = lr * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def set_mask(self, mask: SaliencyMask) -> None:
+        """Change the mask between two steps; entries that stay salient keep their moments.
+
+        Raises:
+            PeckerError: The optimizer has no masks to change.
+        """
+        change = getattr(self.optimizer, "set_mask", None)
+        if change is None:
+            raise PeckerError(
+                f"mask.refresh_every needs an optimizer with set_mask, got "
+                f"{type(self.optimizer).__name__}; use MaskedAdamW or set it to 0"
+            )
+        change(mask, moments="carry")
+        self._mask = mask
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network and optimizer. The mask is not in it."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take both over; the mask must be the one that they were saved under."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])

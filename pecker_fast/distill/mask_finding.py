@@ -1,0 +1,129 @@
+"""The saliency of the distillation: which of the generator's entries the forgetting needs.
+
+No data: the images are the generator's own, of the class to forget. The gradient is taken at the
+generator's present weights, of one of two losses:
+
+    sfd_forget    lambda_forget * ell(c_o, c_f), the forget term of the generator loss itself
+    denoise       || e - eps_theta(x_t, t, c_f) ||^2, the denoising loss on those images
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pecker_fast.distill.conditions import Conditions
+from pecker_fast.distill.objective import Objective
+from pecker_fast.distill.randomness import SALIENCY, IterationRandom
+from pecker_fast.errors import PeckerError
+from pecker_fast.mask import SaliencyMask
+from pecker_fast.saliency import saliency_scores
+
+__all__ = ["find_mask"]
+
+
+def find_mask(
+    objective: Objective,
+    generator: nn.Module | None = None,
+    pseudo_score: nn.Module | None = None,
+    *,
+    iteration: int = 0,
+    progress: bool = False,
+) -> SaliencyMask:
+    """The mask that `config.mask` and `config.saliency` describe, for the generator.
+
+    No weight changes; the networks are put in eval mode.
+
+    Args:
+        objective: The losses and the configuration.
+        generator: theta. The mask covers its parameters that require a gradient. None = a copy of
+            the teacher, which is how a run starts.
+        pseudo_score: psi. None = the teacher, which it starts as a copy of.
+        iteration: The training iteration at which the mask is found: with the seed it decides the
+            random numbers.
+        progress: Show a progress bar.
+
+    Raises:
+        PeckerError: A loss or score is not finite, or no entry has any saliency.
+    """
+    settings, saliency = objective.config.mask, objective.config.saliency
+    if generator is None:
+        generator = copy.deepcopy(objective.teacher).requires_grad_(True)
+    if settings.kind == "full":
+        return SaliencyMask.full(generator)
+    if settings.kind == "random":
+        return SaliencyMask.random(
+            generator,
+            settings.density,
+            objective.config.seed + iteration,
+            settings.scope,
+            settings.granularity,
+            settings.block_size,
+        )
+    generator.eval()
+    pseudo_score = objective.teacher if pseudo_score is None else pseudo_score
+    pseudo_score.eval()
+    random = IterationRandom(objective.config.seed, iteration, objective.device, SALIENCY)
+
+    def batches(half: slice, title: str) -> Iterator[Callable[[], Tensor]]:
+        for _ in tqdm(
+            range(saliency.batches), desc=title, unit="batch", leave=False, disable=not progress
+        ):
+            labels = objective.conditions.draw(saliency.batch_size, random.generator)[half]
+            yield lambda labels=labels: _loss(  # type: ignore[misc]
+                objective, generator, pseudo_score, labels, random
+            )
+
+    forget = batches(slice(saliency.batch_size, None), "saliency")
+    remain = batches(slice(saliency.batch_size), "saliency of the rest")
+    with _without_gradients(pseudo_score):
+        scores = saliency_scores(
+            generator,
+            forget,
+            reduction=saliency.reduction,
+            remain_losses=remain if saliency.reduction == "fisher_ratio" else None,
+            clip_grad_norm=saliency.clip_grad_norm,
+        )
+    if not any(bool(score.any()) for score in scores.values()):
+        raise PeckerError(
+            f"every saliency is 0: the gradient of {saliency.loss} vanishes at these weights, so "
+            "it ranks nothing; choose another saliency.loss or mask.kind"
+        )
+    return SaliencyMask.from_scores(
+        scores, settings.density, settings.scope, settings.granularity, settings.block_size
+    )
+
+
+@contextmanager
+def _without_gradients(network: nn.Module) -> Iterator[None]:
+    """No parameter of the network requires a gradient, which saves its part of the graph."""
+    learning = [param for param in network.parameters() if param.requires_grad]
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for param in learning:
+            param.requires_grad_(True)
+
+
+def _loss(
+    objective: Objective,
+    generator: nn.Module,
+    pseudo_score: nn.Module,
+    labels: Conditions,
+    random: IterationRandom,
+) -> Tensor:
+    """The loss of one batch whose gradient is the saliency; a scalar."""
+    draws = objective.draw(random, len(labels))
+    if objective.config.saliency.loss == "denoise":
+        with torch.no_grad():
+            x_g = objective.sample(generator, draws.noise, labels)
+        return objective.pseudo_score_loss(generator, x_g, draws, labels).mean()
+    x_g = objective.sample(generator, draws.noise, labels)
+    loss = objective.generator_loss(pseudo_score, x_g, draws, labels).mean()
+    return objective.config.generator.lambda_forget * loss

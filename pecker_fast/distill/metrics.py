@@ -1,0 +1,87 @@
+"""What a run reports: losses that are read seldom, and TensorBoard when asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["LOSS_NAMES", "LossRecord", "Metrics", "open_tensorboard"]
+
+LOSS_NAMES = (
+    "pseudo_score/remain",
+    "pseudo_score/forget",
+    "generator/remain",
+    "generator/forget",
+)
+"""The four terms, each a mean over its half of the batch, without its lambda."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What one iteration yields.
+
+    Attributes:
+        iteration: Iterations that are done, this one included.
+        losses: `LOSS_NAMES` -> mean since the last reading; None where the losses were not read.
+            They are no sign of convergence: the generator loss can be negative and hovers at 0.
+    """
+
+    iteration: int
+    losses: Mapping[str, float] | None
+
+
+class LossRecord:
+    """The losses since the last reading, kept on the device: no iteration waits for a number."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        """Room for `capacity` iterations between two readings."""
+        self._values = torch.zeros(capacity, len(LOSS_NAMES), device=device)
+        self._iterations: list[int] = []
+
+    def add(self, iteration: int, pseudo_score: Tensor, generator: Tensor) -> None:
+        """Keep the losses of one iteration: (2B,) per sample and network, remain half first."""
+        terms = [half.mean() for losses in (pseudo_score, generator) for half in losses.chunk(2)]
+        self._values[len(self._iterations)] = torch.stack(terms)
+        self._iterations.append(iteration)
+
+    def read(self) -> dict[str, float]:
+        """Their means, after which the record is empty.
+
+        Raises:
+            PeckerError: A loss is not finite; the first iteration and term are named.
+        """
+        rows = self._values[: len(self._iterations)].tolist()
+        for iteration, row in zip(self._iterations, rows, strict=True):
+            for name, value in zip(LOSS_NAMES, row, strict=True):
+                if not math.isfinite(value):
+                    network, term = name.split("/")
+                    raise PeckerError(f"the {network} loss ({term} term) is {value} at {iteration}")
+        self._iterations.clear()
+        columns = zip(*rows, strict=True)
+        return {
+            name: sum(column) / len(rows) for name, column in zip(LOSS_NAMES, columns, strict=True)
+        }
+
+
+def open_tensorboard(directory: Path, first_iteration: int) -> Any:
+    """A TensorBoard writer that forgets what a killed run logged after its last checkpoint.
+
+    Raises:
+        PeckerError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise PeckerError(
+            "logging.tensorboard needs the package tensorboard: pip install "
+            "'pecker-fast[tensorboard]', or set logging.tensorboard to false"
+        ) from None
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=first_iteration + 1)
