@@ -1,0 +1,192 @@
+"""A class-conditional diffusion model as a folder on disk: network, noise schedule, class names.
+
+Layout, diffusers' own plus one file::
+
+    unet/config.json, unet/diffusion_pytorch_model.safetensors     UNet2DModel.save_pretrained
+    scheduler/scheduler_config.json                                DDPMScheduler.save_pretrained
+    pecker_fast.json    class names, patch size, figures (optional)
+
+A bare `UNet2DModel` folder (config.json at its top) loads too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DModel
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["ModelFolder"]
+
+DESCRIPTION = "pecker_fast.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A teacher or an erased generator with all that is needed to use it.
+
+    Attributes:
+        unet: the noise predictor, class-conditional.
+        scheduler: the noise schedule it was trained with.
+        class_names: one name per class, by class index.
+        patch_size: the network sees `patch_size**2` neighbouring pixels as channels (1: pixels).
+        figures: measured figures that ship with the model, e.g. its accuracy in 50 steps.
+        kind: "teacher" (many steps) or "generator" (made for one step).
+    """
+
+    unet: UNet2DModel
+    scheduler: DDPMScheduler
+    class_names: tuple[str, ...]
+    patch_size: int = 1
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "teacher"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes the network is conditioned on."""
+        return len(self.class_names)
+
+    @property
+    def network_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network sees."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image: the network's shape with the patches laid out."""
+        channels, height, width = self.network_shape
+        return channels // self.patch_size**2, height * self.patch_size, width * self.patch_size
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        """Turn network samples (N, *network_shape) into images (N, *image_shape) in [-1, 1]."""
+        return F.pixel_shuffle(x, self.patch_size).clamp(-1.0, 1.0)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn images (N, *image_shape) in [-1, 1] into what the network sees."""
+        return F.pixel_unshuffle(images, self.patch_size)
+
+    def class_index(self, name: str | int) -> int:
+        """The index of a class given by its name (case does not matter) or index.
+
+        Raises:
+            PeckerError: no such class; the message lists the classes.
+        """
+        wanted = str(name).strip().lower()
+        for index, known in enumerate(self.class_names):
+            if wanted in (known.lower(), str(index)):
+                return index
+        listed = ", ".join(f"{i} {known!r}" for i, known in enumerate(self.class_names))
+        raise PeckerError(f"unknown class {name!r}; the model's classes are: {listed}")
+
+    def with_network(self, unet: UNet2DModel, kind: str) -> ModelFolder:
+        """The same description around another network; the figures do not carry over."""
+        return replace(self, unet=unet, kind=kind, figures={})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ModelFolder:
+        """Read a model folder.
+
+        Raises:
+            PeckerError: nothing there, a truncated file, a network without classes, no schedule,
+                or a description that does not fit the network.
+        """
+        root = Path(path)
+        unet_folder = root if (root / "config.json").is_file() else root / "unet"
+        for needed in (unet_folder / "config.json", unet_folder / WEIGHTS):
+            if not needed.is_file():
+                raise PeckerError(
+                    f"model folder {root}: {needed.relative_to(root)} is missing; expected a "
+                    "folder saved by UNet2DModel.save_pretrained, or one with unet/ and scheduler/"
+                )
+        unet = _load_unet(unet_folder)
+        scheduler = _load_scheduler(root)
+        description = _load_description(root)
+        names = tuple(description.get("class_names") or _default_names(unet, root))
+        classes = unet.class_embedding.num_embeddings if _is_class_table(unet) else None
+        if classes is None:
+            raise PeckerError(
+                f"model folder {root}: the network has no class embedding (num_class_embeds is "
+                f"{unet.config.num_class_embeds}); erasing a class needs a class-conditional model"
+            )
+        if len(names) > classes:
+            raise PeckerError(
+                f"model folder {root}: {DESCRIPTION} names {len(names)} classes, "
+                f"the network has {classes}"
+            )
+        return cls(
+            unet=unet,
+            scheduler=scheduler,
+            class_names=names,
+            patch_size=int(description.get("patch_size", 1)),
+            figures=description.get("figures", {}),
+            kind=description.get("kind", "teacher"),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the folder. `pecker_fast.json` comes last: a folder that has it is complete."""
+        root = Path(path)
+        self.unet.save_pretrained(root / "unet")
+        self.scheduler.save_pretrained(root / "scheduler")
+        description = {
+            "kind": self.kind,
+            "class_names": list(self.class_names),
+            "patch_size": self.patch_size,
+            "figures": dict(self.figures),
+        }
+        temporary = root / (DESCRIPTION + ".tmp")
+        temporary.write_text(json.dumps(description, indent=2) + "\n")
+        os.replace(temporary, root / DESCRIPTION)
+
+
+def _is_class_table(unet: UNet2DModel) -> bool:
+    return isinstance(unet.class_embedding, torch.nn.Embedding)
+
+
+def _default_names(unet: UNet2DModel, root: Path) -> list[str]:
+    return [f"class {index}" for index in range(unet.config.num_class_embeds or 0)]
+
+
+def _load_unet(folder: Path) -> UNet2DModel:
+    try:
+        unet = UNet2DModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    except Exception as error:  # diffusers and safetensors raise many kinds for a broken file
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise PeckerError(
+            f"model folder {folder}: cannot be read as a diffusers UNet2DModel ({first_line}); "
+            "the file may be truncated: copy it again"
+        ) from error
+    return unet.float().eval()
+
+
+def _load_scheduler(root: Path) -> DDPMScheduler:
+    for folder in (root / "scheduler", root):
+        if (folder / "scheduler_config.json").is_file():
+            return DDPMScheduler.from_pretrained(folder, local_files_only=True)
+    raise PeckerError(
+        f"model folder {root}: scheduler/scheduler_config.json is missing; the noise schedule the "
+        "network was trained with is needed: DDPMScheduler(...).save_pretrained(folder/'scheduler')"
+    )
+
+
+def _load_description(root: Path) -> dict[str, Any]:
+    file = root / DESCRIPTION
+    if not file.is_file():
+        return {}
+    try:
+        description = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise PeckerError(f"{file}: not valid JSON ({error}); restore the file") from error
+    if not isinstance(description, dict):
+        raise PeckerError(f"{file}: expected a JSON object, got {type(description).__name__}")
+    return description
