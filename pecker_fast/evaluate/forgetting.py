@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
@@ -75,7 +75,7 @@ def classify(
 
     Args:
         classifier: see `Classifier`.
-        images: (N, C, H, W) in [-1, 1].
+        images: (N, C, H, W) in [-1, 1]; each batch is moved to where the classifier is.
         batch_size: images per forward pass.
 
     Returns:
@@ -86,7 +86,11 @@ def classify(
     """
     if len(images) == 0:
         raise PeckerError("evaluation: there are no images to classify")
-    parts = [classifier.logits_and_features(part) for part in torch.split(images, batch_size)]
+    weight = next(classifier.parameters(), images) if isinstance(classifier, nn.Module) else images
+    parts = [
+        classifier.logits_and_features(part.to(weight.device))
+        for part in torch.split(images, batch_size)
+    ]
     logits = torch.cat([part[0] for part in parts]).float().cpu()
     features = torch.cat([part[1] for part in parts]).float().cpu()
     if not torch.isfinite(logits).all():

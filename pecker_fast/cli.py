@@ -1,0 +1,110 @@
+"""The command `pecker-fast`: sub-commands, exit codes, and one line for every foreseeable error.
+
+Exit codes: 0 done, 1 a fault of the program, 2 bad input or surroundings, 130 interrupted.
+Nothing heavy is imported here: `--help` answers before torch is loaded, and the OpenMP settings
+below must be in place when it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from pecker_fast.commands import demo, erase, evaluate, info, mask, sample, train_teacher
+from pecker_fast.errors import PeckerError
+
+__all__ = ["group", "main"]
+
+DEBUG_VARIABLE = "PECKER_FAST_DEBUG"
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 130 interrupted.",
+)
+@click.version_option(package_name="pecker-fast", message="pecker-fast %(version)s")
+def group() -> None:
+    r"""Make a diffusion model forget a class, and prove it.
+
+    \b
+    pecker-fast demo --out demo        erase a class of the shipped model, about 3 minutes
+    pecker-fast erase MODEL --out RUN --forget cat --override dog
+    """
+
+
+for _command in (
+    demo.demo,
+    mask.mask,
+    erase.erase,
+    sample.sample,
+    evaluate.evaluate,
+    info.info,
+    train_teacher.train_teacher,
+):
+    group.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (None: the process's own) and return the exit code."""
+    # Spinning OpenMP threads slow torch down 30 times as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        group.main(None if arguments is None else list(arguments), standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except PeckerError as error:
+        return _fail(" ".join(str(error).split()), 2, error)
+    except BrokenPipeError:
+        # The reader of our output has left (`pecker-fast info | head -1`): not worth a word, but
+        # the interpreter would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(_describe(error), 2, error)
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":  # how safetensors reports a full disk
+            return _fail(" ".join(str(error).split()), 2, error)
+        message = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
+        return _fail(f"{message}; set {DEBUG_VARIABLE}=1 for the traceback", 1, error)
+    return 0
+
+
+def _fail(message: str, code: int, error: Exception | None = None) -> int:
+    if error is not None and os.environ.get(DEBUG_VARIABLE):
+        raise error
+    if "tqdm" in sys.modules:
+        # A bar that the error left open would share its line with the message.
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
+    click.echo(f"pecker-fast: {message}", err=True)
+    return code
+
+
+def _describe(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    remedies = {
+        errno.ENOSPC: "free some space, then start the same command again",
+        errno.EDQUOT: "free some space, then start the same command again",
+        errno.EROFS: "choose another place with --out",
+        errno.EACCES: "change its permissions or choose another place",
+        errno.EPERM: "change its permissions or choose another place",
+        errno.EISDIR: "it is a folder; name a file",
+        errno.ENOTDIR: "a part of the path is a file; choose another path",
+    }
+    remedy = remedies.get(error.errno or 0)
+    return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

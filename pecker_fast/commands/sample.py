@@ -1,0 +1,89 @@
+"""`pecker-fast sample`: images from a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pecker_fast.commands.common import MODEL_ARGUMENT, machine_options, output_file, prepare
+from pecker_fast.errors import PeckerError
+
+__all__ = ["sample"]
+
+TEACHER_STEPS = 50
+
+
+@click.command(
+    epilog="""\b
+Examples:
+    pecker-fast sample demo/model --png after.png
+    pecker-fast sample teacher --steps 50 --per-class 4 --png before.png
+    pecker-fast sample demo/model --class Sneaker --per-class 1000 --npz sneakers.npz
+"""
+)
+@MODEL_ARGUMENT
+@click.option("--png", type=click.Path(path_type=Path), help="Write a grid, one row per class.")
+@click.option("--npz", type=click.Path(path_type=Path), help="Write images (uint8) and labels.")
+@click.option("--class", "classes", multiple=True, help="Only this class; may be given again.")
+@click.option(
+    "--per-class", type=click.IntRange(min=1), default=10, show_default=True, help="Images each."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="1: one-step generator; more: DDIM.  [default: 1 for an erased model, 50 for a teacher]",
+)
+@click.option("--t-init", type=int, help="Start of the one-step generator.  [default: the model's]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@machine_options
+def sample(
+    model: Path,
+    png: Path | None,
+    npz: Path | None,
+    classes: tuple[str, ...],
+    per_class: int,
+    steps: int | None,
+    t_init: int | None,
+    seed: int,
+    force: bool,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Draw images from the model folder MODEL (a teacher or an erased model)."""
+    if png is None and npz is None:
+        raise PeckerError("sample: nowhere to write to; give --png FILE, --npz FILE or both")
+    targets = [output_file(path, force) for path in (png, npz) if path is not None]
+
+    import numpy as np
+    import torch
+
+    from pecker_fast.evaluate.grid import plot_grid
+    from pecker_fast.evaluate.sampling import Sampler
+    from pecker_fast.files import replacing
+    from pecker_fast.models import ModelFolder
+
+    place = prepare(device, threads)
+    folder = ModelFolder.load(model)
+    folder.unet.to(place)
+    chosen = [folder.class_index(name) for name in classes] or list(range(folder.num_classes))
+    if steps is None:
+        steps = 1 if folder.kind == "generator" else TEACHER_STEPS
+    labels = torch.tensor(chosen).repeat(per_class)
+    sampler = Sampler(steps=steps, seed=seed, t_init=t_init)
+    images = sampler.sample(folder, labels, progress="sampling")
+    if png is not None:
+        title = f"{model.name or model}: {sampler.describe()}, seed {seed}"
+        plot_grid(png, images, labels, folder.class_names, title, columns=min(per_class, 20))
+    if npz is not None:
+        pixels = ((images + 1) * 127.5).round().to(torch.uint8).numpy()
+        with replacing(npz) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                images=pixels,
+                labels=labels.numpy(),
+                class_names=np.array(folder.class_names),
+            )
+    for path in targets:
+        click.echo(path)

@@ -1,0 +1,47 @@
+"""A model folder, a classifier and real images on disk, all tiny and untrained."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pecker_fast import cli
+from pecker_fast.evaluate.classifier import SmallClassifier
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
+
+NAMES = ("circle", "square", "star")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Read-only: `model`, `classifier`, `statistics` (an .npz of real images)."""
+    root = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
+    unet = build_unet(recipe, num_classes=3, image_shape=(1, 8, 8)).eval()
+    ModelFolder(unet, build_scheduler(), NAMES).save(root / "model")
+    SmallClassifier(3, width=4).save(root / "classifier")
+    labels = np.arange(60) % 3
+    images = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    np.savez(root / "real.npz", images=images, labels=labels)
+    return SimpleNamespace(
+        root=root,
+        model=str(root / "model"),
+        classifier=str(root / "classifier"),
+        statistics=str(root / "real.npz"),
+    )
+
+
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """Run a command line in this process: exit code, stdout, stderr."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
