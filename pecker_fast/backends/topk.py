@@ -20,15 +20,15 @@ MAX_NUMEL = 2**31 - 1  # positions are int32
 
 
 def name_of(index: int, names: Sequence[str] | None) -> str:
-    """How a message names tensor `index` of a list: by its parameter's name where there is one."""
-    return f"scores[{index}]" if names is None else f"parameter {names[index]!r}"
+    """How a message calls tensor `index` of a list: by its parameter's name where there is one."""
+    return f"scores[{index}]" if names is None else f"the scores of {names[index]!r}"
 
 
 def nan_error(index: int, names: Sequence[str] | None) -> PeckerError:
     """The error for a NaN in tensor `index`."""
     return PeckerError(
-        f"select_topk: the scores of {name_of(index, names)} contain NaN, which has no rank; "
-        "expected numbers (infinities are allowed). Look for a NaN loss or gradient"
+        f"NaN in {name_of(index, names)}: it has no rank; expected numbers (infinities are "
+        "allowed). Look for a NaN loss or gradient"
     )
 
 
@@ -63,15 +63,15 @@ def prepare_scores(
             )
         if tensor.numel() > MAX_NUMEL:
             raise PeckerError(
-                f"select_topk: {name} has {tensor.numel():,} entries; positions are int32, so at "
+                f"select_topk: {tensor.numel():,} entries in {name}; positions are int32, so at "
                 f"most {MAX_NUMEL:,} are supported. Split the parameter"
             )
         if tensor.is_meta:
-            raise PeckerError(f"select_topk: {name} is on the meta device and has no values")
+            raise PeckerError(f"select_topk: no values in {name}, on the meta device")
         if tensor.device != scores[0].device:
             raise PeckerError(
-                f"select_topk: {name} is on {tensor.device}, {name_of(0, names)} on "
-                f"{scores[0].device}; expected one device"
+                f"select_topk: expected one device, got {tensor.device} for {name} and "
+                f"{scores[0].device} for {name_of(0, names)}"
             )
         if tensor.dtype == torch.float64:
             dtype = torch.float64
