@@ -1,0 +1,85 @@
+"""Fixtures of the whole suite: backends, poisoned memory, seeds, one thread."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# Idle OpenMP threads spin, which starves whatever else runs here: one thread unless a test asks.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from pecker_fast import backends
+
+sys.path.insert(0, str(Path(__file__).parent))  # for oracle.py
+
+# Fixture id -> the backend and the device its tensors are on.
+BACKENDS = {
+    "reference": ("reference", "cpu"),
+    "cpu": ("cpu", "cpu"),
+    "triton-interpret": ("triton", "cpu"),
+    "triton": ("triton", "cuda"),
+    "cuda": ("cuda", "cuda"),
+}
+
+
+@dataclass(frozen=True)
+class BackendCase:
+    """A backend under test."""
+
+    name: str  # as MaskedAdamW and backends.select take it
+    device: torch.device
+
+    @property
+    def module(self) -> backends.Backend:
+        return backends.select(self.name, self.device)
+
+
+@pytest.fixture(params=[id for id, (name, _) in BACKENDS.items() if name in backends.available()])
+def backend(request: pytest.FixtureRequest) -> BackendCase:
+    """Every backend there is. One that cannot be used here skips the test with its reason."""
+    name, device = BACKENDS[request.param]
+    reason = backends.available()[name]
+    if device == "cuda" and not torch.cuda.is_available():
+        reason = "no CUDA device"
+    if request.param == "triton-interpret" and os.environ.get("TRITON_INTERPRET") != "1":
+        reason = "needs TRITON_INTERPRET=1 from the start of the process"
+    if reason is not None:
+        # `make test-gpu` must not pass by skipping what it is there to test.
+        if device == "cuda" and os.environ.get("PECKER_REQUIRE_GPU") == "1":
+            pytest.fail(f"PECKER_REQUIRE_GPU=1, but {request.param}: {reason}")
+        pytest.skip(f"{request.param}: {reason}")
+    return BackendCase(name, torch.device(device))
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what pecker_fast allocates uninitialized: reading it before writing then shows."""
+
+    def poisoned(allocate):
+        def allocate_poisoned(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.startswith("pecker_fast") and tensor.device.type != "meta":
+                if tensor.is_floating_point():
+                    tensor.detach().fill_(float("nan"))
+                elif tensor.dtype in (torch.int16, torch.int32, torch.int64):
+                    tensor.fill_(torch.iinfo(tensor.dtype).min)
+            return tensor
+
+        return allocate_poisoned
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    torch.manual_seed(20260407)
+    torch.set_num_threads(1)
