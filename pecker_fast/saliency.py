@@ -58,8 +58,9 @@ def saliency_scores(
 
     Raises:
         PeckerError: no batch, a loss that is not a scalar, not finite or that depends on none of
-            the parameters, a gradient that is not finite (batch and parameter are named), an
-            unknown name, no trainable parameter, `remain_losses` missing or not used.
+            the parameters or freezes one of them, a gradient that is not finite (batch and
+            parameter are named), an unknown name, no trainable parameter, `remain_losses` missing
+            or not used.
         TypeError: a loss that is not a tensor or not a function.
     """
     if reduction not in get_args(Reduction):
@@ -128,6 +129,8 @@ def _accumulate(
     for batch, loss_fn in enumerate([losses] if callable(losses) else losses):
         where = f"{what}[{batch}]"
         loss = _checked_loss(loss_fn, where)
+        if frozen := [name for name, param in scored.items() if not param.requires_grad]:
+            raise PeckerError(f"{where} switched off requires_grad of {few(frozen)}")
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         found = {
             name: (grad.to_dense() if grad.is_sparse else grad).to(sums[name].dtype)

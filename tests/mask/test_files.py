@@ -137,7 +137,7 @@ def test_unreadable_salun_files(tmp_path, mask):
         path.write_bytes(damaged)
         with pytest.raises(PeckerError, match="cannot be read: it is damaged, or not a dictionary"):
             SaliencyMask.from_dense(path)
-    path.write_bytes(pickle.dumps(Boom(str(tmp_path / "made"))))
+    path.write_bytes(pickle.dumps(Boom(str(tmp_path / "made")), protocol=2))
     with pytest.raises(PeckerError, match="cannot be read"):
         SaliencyMask.from_dense(path)
     torch.save({"a": Boom(str(tmp_path / "made"))}, path)

@@ -230,7 +230,7 @@ def test_constructor_types():
 # ---- plot
 
 
-@pytest.mark.parametrize("layers", [1, 30, 300])
+@pytest.mark.parametrize("layers", [1, 30, 120])
 def test_plot(tmp_path, layers):
     scores = {}
     for number in range(layers):
