@@ -18,11 +18,11 @@ from pecker_fast.mask_checks import (
     Model,
     check_fit,
     checked_positions,
+    few,
     named_tensors,
     parameters_of,
     trainable_parameters,
 )
-from pecker_fast.mask_io import few
 from pecker_fast.mask_selection import (
     DEFAULT_BLOCK_SIZE,
     Granularity,

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask_io import few
 from pecker_fast.mask_selection import check_numel
 
 __all__ = [
     "Model",
     "check_fit",
     "checked_positions",
+    "few",
     "named_tensors",
     "parameters_of",
     "trainable_parameters",
 ]
 
 Model: TypeAlias = nn.Module | Mapping[str, Tensor]
+
+
+def few(names: Iterable[str], limit: int = 3) -> str:
+    """The first names of a list, quoted, and how many more there are."""
+    listed = list(names)
+    shown = ", ".join(repr(name) for name in listed[:limit])
+    return shown + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
 
 
 def checked_positions(name: str, positions: Tensor, shape: torch.Size) -> Tensor:

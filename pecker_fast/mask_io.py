@@ -22,13 +22,13 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import replacing
+from pecker_fast.mask_checks import few
 from pecker_fast.mask_selection import check_numel
 
 __all__ = [
     "MaskContent",
     "bitmask",
     "digest_of",
-    "few",
     "match_names",
     "positions_from_dense",
     "read_dense",
@@ -49,13 +49,6 @@ class MaskContent(NamedTuple):
     granularity: str
     block_size: int
     digest: str
-
-
-def few(names: Iterable[str], limit: int = 3) -> str:
-    """The first names of a list, quoted, and how many more there are."""
-    listed = list(names)
-    shown = ", ".join(repr(name) for name in listed[:limit])
-    return shown + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
 
 
 def bitmask(positions: Tensor, numel: int) -> Bits:

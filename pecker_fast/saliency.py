@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask_checks import Model, trainable_parameters
-from pecker_fast.mask_io import few
+from pecker_fast.mask_checks import Model, few, trainable_parameters
 
 __all__ = ["LossFn", "Reduction", "saliency_scores"]
 
