@@ -94,6 +94,14 @@ class RunDirectory:
         matches = (_NAME.fullmatch(file.name) for file in self.path.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
+    def standing(self) -> str:
+        """What a run that stops now leaves, for the end of an error message."""
+        try:
+            done = self.iterations()
+        except OSError:
+            return "what was saved before is untouched"
+        return f"the checkpoint of iteration {done[-1]} is intact" if done else "nothing was saved"
+
     def save(self, iteration: int, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of an iteration and drop all but the one before it.
 
@@ -177,12 +185,11 @@ class RunDirectory:
         try:
             yield
         except OSError as error:
-            done = self.iterations()
-            kept = f"the checkpoint of iteration {done[-1]} is intact" if done else "none was saved"
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             remedy = "free some space" if full else "make it writable"
             raise PeckerError(
-                f"cannot write {what} to {self.path}: {error.strerror}; {kept}; {remedy} and "
+                f"cannot write {what} to {self.path}: {error.strerror}; {self.standing()}; "
+                f"{remedy} and "
                 "start the same command again to resume"
             ) from error
 

@@ -63,7 +63,9 @@ class LossRecord:
             for name, value in zip(LOSS_NAMES, row, strict=True):
                 if not math.isfinite(value):
                     network, term = name.split("/")
-                    raise PeckerError(f"the {network} loss ({term} term) is {value} at {iteration}")
+                    raise PeckerError(
+                        f"the {network} loss ({term} term) is {value} at iteration {iteration}"
+                    )
         self._iterations.clear()
         columns = zip(*rows, strict=True)
         return {

@@ -38,3 +38,51 @@ def tiny_unet(num_classes=4):
         dropout=0.1,
         num_class_embeds=num_classes,
     )
+
+
+def toy_objective(overrides=None, *, dtype=torch.float32, dropout=0.1, predict=None, seed=0):
+    """An objective around a ToyDenoiser teacher: 4 classes, 1x8x8 images, a few small batches."""
+    from pecker_fast.distill import ClassConditions, NoiseSchedule, Objective, load_config
+    from pecker_fast.distill.networks import predict_noise
+
+    torch.manual_seed(seed)
+    settings = {
+        "iterations": 6,
+        "batch_size": 4,
+        "generator.lr": 1e-3,
+        "pseudo_score.lr": 1e-3,
+        "generator.lambda_forget": 1.0,
+        "mask.density": 0.3,
+        "saliency.batches": 2,
+        "saliency.batch_size": 4,
+        "ema.decay": 0.9,
+        "logging.every": 2,
+        "logging.checkpoint_every": 3,
+        **(overrides or {}),
+    }
+    config = load_config(None, settings)
+    return Objective(
+        ToyDenoiser(dropout=dropout).to(dtype),
+        NoiseSchedule.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)),
+        ClassConditions(config.forget, config.override, 4),
+        config,
+        (1, 8, 8),
+        predict=predict or predict_noise,
+    )
+
+
+def assert_same_bits(left, right):
+    """Compare two nested results exactly."""
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same_bits(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert_same_bits(a, b)
+    else:
+        assert left == right

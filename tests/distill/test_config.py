@@ -1,0 +1,193 @@
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pecker_fast.distill.config import PeckerConfig, load_config, recipe_names
+from pecker_fast.errors import PeckerError
+
+
+def test_defaults_are_the_published_cifar10_recipe():
+    config = load_config()
+    assert config.alpha == 1.2
+    assert (config.diffusion.t_init, config.diffusion.t_min, config.diffusion.t_max) == (
+        440,
+        38,
+        712,
+    )
+    for network in (config.generator, config.pseudo_score):
+        assert (network.lr, network.lambda_remain, network.lambda_forget) == (1e-5, 1.0, 0.01)
+    optimizer = config.optimizer
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.0, 0.999, 1e-8)
+    assert (optimizer.weight_decay, optimizer.clip_value) == (0.0, 1.0)
+    assert (config.batch_size, config.iterations, config.ema.decay) == (128, 50_000, 0.9999)
+    assert (config.forget, config.override) == (0, 1)
+    mask, saliency = config.mask, config.saliency
+    assert (mask.kind, mask.density, mask.apply, mask.scope) == (
+        "saliency",
+        0.5,
+        "generator",
+        "global",
+    )
+    assert (mask.granularity, mask.refresh_every) == ("element", 0)
+    assert (saliency.loss, saliency.source) == ("sfd_forget", "generated")
+    assert (saliency.reduction, saliency.clip_grad_norm) == ("abs_of_sum", 1.0)
+    assert not config.share_generator_pass
+    assert not config.diff_instruct
+
+
+def test_the_cifar10_file_says_what_the_defaults_say():
+    assert load_config("cifar10") == load_config()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_load(name):
+    assert load_config(name).flat().keys() == load_config().flat().keys()
+
+
+def test_recipes_differ_where_the_published_table_does():
+    stage1, stage2, stl = (load_config(n) for n in ("cifar10_stage1", "cifar10_stage2", "stl10"))
+    assert stage1.generator.lambda_forget == stage1.pseudo_score.lambda_forget == 0
+    assert (stage1.mask.kind, stage2.mask.kind) == ("full", "saliency")
+    for recipe in (stage1, stage2, stl):
+        assert (recipe.generator.lr, recipe.pseudo_score.lr) == (1e-5, 3e-5)
+    assert (stage2.batch_size, stl.batch_size) == (128, 64)
+
+
+def test_flags_win_over_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("generator: {lr: 1e-4}\nmask: {density: 0.1}\nforget: boot\n")
+    config = load_config(file, {"mask.density": 0.2, "ema.decay": None, "seed": 3})
+    assert config.generator.lr == 1e-4  # PyYAML reads 1e-4 as text
+    assert (config.mask.density, config.ema.decay, config.seed) == (0.2, None, 3)
+    assert config.forget == "boot"
+
+
+def test_yaml_round_trip(tmp_path):
+    config = load_config(None, {"ema.decay": None, "forget": "bag", "generator.lr": 3e-5})
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    assert load_config(file) == config
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        load_config().seed = 1
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("mask.densty", "mask.density"),
+        ("density", "mask.density"),
+        ("lr", "generator.lr"),
+        ("iteration", "iterations"),
+        ("saliency.reductoin", "saliency.reduction"),
+        ("pseudo_score.lambda_forgot", "pseudo_score.lambda_forget"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path, key, nearest):
+    message = rf"unknown configuration key '{key}'; did you mean '{nearest}'\?"
+    with pytest.raises(PeckerError, match=message):
+        load_config(None, {key: 1})
+    settings = 1
+    for part in reversed(key.split(".")):
+        settings = {part: settings}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    with pytest.raises(PeckerError, match=rf"{message} in .*run\.yaml"):
+        load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"mask.density": 0}, r"^mask\.density must be greater than 0, got 0$"),
+        ({"mask.density": 1.5}, r"^mask\.density must be less than or equal to 1, got 1\.5$"),
+        ({"mask.density": "half"}, r"^mask\.density must be a valid number.*got 'half'$"),
+        ({"mask.kind": "best"}, r"^mask\.kind must be 'saliency', 'random' or 'full', got 'best'$"),
+        ({"mask.apply": "teacher"}, r"^mask\.apply must be 'generator' or 'both'"),
+        ({"generator.lr": -1}, r"^generator\.lr must be greater than or equal to 0"),
+        ({"generator.lr": "nan"}, r"^generator\.lr must be a finite number"),
+        ({"alpha": float("inf")}, r"^alpha must be a finite number"),
+        ({"ema.decay": 1}, r"^ema\.decay must be less than 1, got 1$"),
+        ({"optimizer.clip_value": 0}, r"^optimizer\.clip_value must be greater than 0"),
+        ({"batch_size": 0}, r"^batch_size must be greater than 0"),
+        ({"iterations": 2.5}, r"^iterations must be a valid integer"),
+        ({"forget": [0]}, r"^forget must be a valid integer, got \[0\]$"),
+        ({"mask": 3}, r"^mask must be a section with keys such as 'mask\.kind', got 3$"),
+        ({"diffusion.t_min": 800}, r"^t_min 800 must be below t_max 712$"),
+        ({"forget": 1}, r"^forget and override are the same class 1: nothing"),
+        ({"share_generator_pass": True, "micro_batch": 4}, "set one of them"),
+        ({"saliency.reduction": "fisher_ratio"}, "needs saliency.loss denoise"),
+        ({"generator.lambda_forget": 0}, "needs generator.lambda_forget > 0"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line(overrides, message):
+    with pytest.raises(PeckerError, match=message) as caught:
+        load_config(None, overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"mask: {density: [", "not valid YAML"),
+        (b"- 1\n- 2\n", "must hold 'key: value' lines, got a list"),
+        (b"3: 4\n", "must hold 'key: value' lines"),
+        (b"\xff\xfe\x00", "cannot read"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, message):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(PeckerError, match=message) as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_means_the_defaults(tmp_path):
+    (tmp_path / "run.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "run.yaml") == PeckerConfig()
+
+
+def test_a_missing_file_is_refused_with_the_recipes(tmp_path):
+    with pytest.raises(PeckerError, match=r"no configuration file .*shipped recipes are .*cifar10"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(PeckerError, match="no configuration file cifar11"):
+        load_config("cifar11")
+
+
+@pytest.mark.parametrize(
+    "change", [{"logging.every": 3}, {"logging.checkpoint_every": 7}, {"iterations": 99}]
+)
+def test_settings_that_may_change_between_start_and_resume(change):
+    start = load_config(None, {"iterations": 50})
+    load_config(None, {"iterations": 50, **change}).check_resumes(start.flat(), 20, "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "run holds a run with seed 0, this one has 1"),
+        ({"mask.density": 0.1}, "mask.density 0.5, this one has 0.1"),
+        ({"generator.lr": 1e-3}, "generator.lr 1e-05, this one has 0.001"),
+        ({"forget": 2}, "forget 0, this one has 2"),
+        ({"iterations": 10}, "holds a run of 20 iterations, more than the 10"),
+    ],
+)
+def test_settings_that_may_not(change, message):
+    start = load_config(None, {"iterations": 50})
+    with pytest.raises(PeckerError, match=message):
+        load_config(None, {"iterations": 50, **change}).check_resumes(start.flat(), 20, "run")
+
+
+def test_the_length_may_not_change_when_the_learning_rate_depends_on_it():
+    start = load_config(None, {"iterations": 50, "lr_schedule": "cosine"})
+    longer = load_config(None, {"iterations": 60, "lr_schedule": "cosine"})
+    with pytest.raises(PeckerError, match="iterations 50, this one has 60"):
+        longer.check_resumes(start.flat(), 20, "run")
+
+
+def test_a_setting_of_another_version_is_named():
+    with pytest.raises(PeckerError, match="run holds a run with old_key 3"):
+        load_config().check_resumes({**load_config().flat(), "old_key": 3}, 0, "run")

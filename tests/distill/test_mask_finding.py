@@ -1,0 +1,141 @@
+"""The saliency of the distillation losses against gradients that autograd adds up by hand."""
+
+import copy
+
+import pytest
+import torch
+from toys import ToyDenoiser, toy_objective
+
+from pecker_fast.distill import find_mask
+from pecker_fast.distill.randomness import SALIENCY, IterationRandom
+from pecker_fast.errors import PeckerError
+from pecker_fast.mask import SaliencyMask
+
+EXACT = {"dtype": torch.float64, "dropout": 0.0}
+
+
+def batch_gradients(objective, loss_kind, iteration, which="forget"):
+    """The gradient of every batch's loss at theta = psi = phi, written out from the equations."""
+    config, abar = objective.config, objective.schedule.alphas_cumprod
+    size = config.saliency.batch_size
+    half = slice(size, None) if which == "forget" else slice(size)
+    theta = copy.deepcopy(objective.teacher).requires_grad_(True)
+    phi = objective.teacher
+    random = IterationRandom(config.seed, iteration, torch.device("cpu"), SALIENCY)
+    for _ in range(config.saliency.batches):
+        labels = objective.conditions.draw(size, random.generator)[half]
+        draws = objective.draw(random, size)
+        n, e, t, c = draws.noise, draws.e, draws.t, labels.student
+        a0, b0 = abar[440].sqrt(), (1 - abar[440]).sqrt()
+        a, b = (x[:, None, None, None] for x in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
+        x_g = (b0 * n - b0 * theta(b0 * n, torch.full((size,), 440), c)) / a0
+        if loss_kind == "denoise":
+            x_g = x_g.detach()
+            loss = ((e - theta(a * x_g + b * e, t, c)) ** 2).sum() / size
+        else:
+            x_t = a * x_g + b * e
+            p = (x_t - b * phi(x_t, t, labels.teacher)) / a
+            s = (x_t - b * phi(x_t, t, c)) / a
+            omega = (p - x_g).detach().abs().mean((1, 2, 3)).clamp_min(1e-5)
+            terms = (p - s) * ((p - x_g) - config.alpha * (p - s))
+            loss = config.generator.lambda_forget * (terms.sum((1, 2, 3)) / omega).mean()
+        parameters = dict(theta.named_parameters())
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        yield dict(zip(parameters, gradients, strict=True))
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("loss", ["sfd_forget", "denoise"])
+def test_the_default_saliency_is_the_absolute_sum_of_clipped_gradients(loss, clip):
+    overrides = {
+        "saliency.loss": loss,
+        "saliency.batches": 3,
+        "saliency.clip_grad_norm": clip,
+        "generator.lambda_forget": 0.7,
+    }
+    objective = toy_objective(overrides, **EXACT)
+    total = {}
+    for gradients in batch_gradients(objective, loss, iteration=4):
+        norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
+        assert clip is None or norm > clip
+        scale = 1.0 if clip is None else clip / (norm + 1e-6)
+        for name, gradient in gradients.items():
+            total[name] = total.get(name, 0) + scale * gradient
+    scores = {name: value.abs() for name, value in total.items()}
+    expected = SaliencyMask.from_scores(scores, 0.3)
+    mask = find_mask(objective, iteration=4)
+    assert mask == expected
+    assert mask != find_mask(objective, iteration=5)
+
+
+def test_fisher_ratio_weighs_forget_against_remain():
+    overrides = {
+        "saliency.loss": "denoise",
+        "saliency.reduction": "fisher_ratio",
+        "saliency.clip_grad_norm": None,
+    }
+    objective = toy_objective(overrides, **EXACT)
+    mask = find_mask(objective)
+    # The remain batches continue the random numbers of the forget batches, so only the first of
+    # the two sums can be had from the start: check that the ratio is not just its numerator.
+    fisher = {}
+    for gradients in batch_gradients(objective, "denoise", iteration=0):
+        for name, gradient in gradients.items():
+            fisher[name] = fisher.get(name, 0) + gradient**2
+    assert mask != SaliencyMask.from_scores(fisher, 0.3)
+    # The forget class's own row of the class table is never used by the remain batches.
+    assert mask.to_dense()["classes.weight"][0].all()
+
+
+def test_options_reach_the_selection():
+    by_tensor = find_mask(toy_objective({"mask.granularity": "tensor"}))
+    sizes = {len(positions) for positions in by_tensor.indices.values()}
+    full = {shape.numel() for shape in by_tensor.shapes.values()}
+    assert sizes <= full | {0}
+    per_tensor = find_mask(toy_objective({"mask.scope": "per_tensor"}))
+    for name, positions in per_tensor.indices.items():
+        assert len(positions) == max(1, round(0.3 * per_tensor.shapes[name].numel()))
+    blocks = find_mask(toy_objective({"mask.granularity": "block", "mask.block_size": 4}))
+    dense = blocks.to_dense()["conv_out.weight"].flatten()
+    assert dense.view(-1, 4).any(1).equal(dense.view(-1, 4).all(1))
+
+
+def test_nothing_is_changed_by_looking():
+    objective = toy_objective()
+    generator, pseudo_score = ToyDenoiser(), ToyDenoiser()
+    before = [copy.deepcopy(n.state_dict()) for n in (objective.teacher, generator, pseudo_score)]
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    find_mask(objective, generator, pseudo_score)
+    assert torch.equal(torch.rand(2), expected)
+    for network, state in zip((objective.teacher, generator, pseudo_score), before, strict=True):
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, state[name])
+        assert all(p.grad is None for p in network.parameters())
+    assert all(p.requires_grad for p in generator.parameters())
+    assert all(p.requires_grad for p in pseudo_score.parameters())
+
+
+def test_random_and_full_do_not_look_at_the_losses():
+    def never(network, x_t, t, condition):
+        raise AssertionError("a network was called")
+
+    mask = find_mask(toy_objective({"mask.kind": "random"}, predict=never))
+    assert mask.nnz == round(0.3 * mask.numel)
+    assert mask == find_mask(toy_objective({"mask.kind": "random"}, predict=never))
+    assert mask != find_mask(toy_objective({"mask.kind": "random", "seed": 1}, predict=never))
+    assert find_mask(toy_objective({"mask.kind": "full"}, predict=never)).density == 1
+
+
+def test_a_saliency_that_vanishes_is_refused():
+    objective = toy_objective()
+    with torch.no_grad():  # as diffusers starts a network: it predicts no noise, whatever the class
+        objective.teacher.conv_out.weight.zero_()
+        objective.teacher.conv_out.bias.zero_()
+    with pytest.raises(PeckerError, match="every saliency is 0: the gradient of sfd_forget"):
+        find_mask(objective)
+    with torch.no_grad():
+        objective.teacher.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(PeckerError, match=r"losses\[0\] is nan"):
+        find_mask(objective)

@@ -1,0 +1,492 @@
+"""The loop against the method written out a second time, and its options."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from toys import ToyDenoiser, assert_same_bits, tiny_unet, toy_objective
+
+from pecker_fast.distill import LOSS_NAMES, PeckerTrainer, RunDirectory, load_config
+from pecker_fast.distill.learner import learning_rate_factor
+from pecker_fast.distill.networks import predict_noise
+from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.errors import PeckerError
+from pecker_fast.mask import SaliencyMask
+
+
+def train(objective, **options):
+    trainer = PeckerTrainer(objective, **options)
+    return trainer, list(trainer.run())
+
+
+def weights(network):
+    return {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def written_out_run(objective, mask, decay):
+    """The method in two branches per phase, torch's AdamW on p[M], the average on whole tensors.
+
+    Takes only the random numbers from the package. No dropout, so modes do not matter.
+    """
+    config = objective.config
+    abar, size = objective.schedule.alphas_cumprod, config.batch_size
+    phi = objective.teacher
+    theta, psi = (copy.deepcopy(phi).requires_grad_(True) for _ in range(2))
+    dense = mask.to_dense()
+    adam = {"betas": (0.0, 0.999), "weight_decay": config.optimizer.weight_decay}
+    salient = {name: p.detach()[dense[name]].clone() for name, p in theta.named_parameters()}
+    theta_optimizer = torch.optim.AdamW(list(salient.values()), lr=config.generator.lr, **adam)
+    psi_optimizer = torch.optim.AdamW(psi.parameters(), lr=config.pseudo_score.lr, **adam)
+    average = weights(theta)
+
+    def ab(t):
+        return (c[:, None, None, None] for c in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
+
+    def sample(n, c):
+        t = torch.full((len(n),), 440)
+        a, b = ab(t)
+        return (b * n - b * theta(b * n, t, c)) / a
+
+    for iteration in range(config.iterations):
+        random = IterationRandom(config.seed, iteration, torch.device("cpu"), TRAINING)
+        labels = objective.conditions.draw(size, random.generator)
+        halves = [slice(0, size), slice(size, None)]
+        draws = objective.draw(random, 2 * size)
+        psi_optimizer.zero_grad()
+        lambdas = config.pseudo_score.lambda_remain, config.pseudo_score.lambda_forget
+        for half, lam in zip(halves, lambdas, strict=True):
+            n, e, t, c = draws.noise[half], draws.e[half], draws.t[half], labels.student[half]
+            a, b = ab(t)
+            x_g = sample(n, c).detach()
+            error = e - psi(a * x_g + b * e, t, c)
+            (lam * (error**2).sum((1, 2, 3)).mean()).backward()
+        for p in psi.parameters():
+            p.grad.clamp_(-1, 1)
+        psi_optimizer.step()
+
+        draws = objective.draw(random, 2 * size)
+        theta.zero_grad()
+        lambdas = config.generator.lambda_remain, config.generator.lambda_forget
+        for half, lam in zip(halves, lambdas, strict=True):
+            n, e, t, c = draws.noise[half], draws.e[half], draws.t[half], labels.student[half]
+            a, b = ab(t)
+            x_g = sample(n, c)
+            x_t = a * x_g + b * e
+            p = (x_t - b * phi(x_t, t, labels.teacher[half])) / a
+            s = (x_t - b * psi(x_t, t, c)) / a
+            omega = (p - x_g).detach().abs().mean((1, 2, 3)).clamp_min(1e-5)
+            terms = (p - s) * ((p - x_g) - config.alpha * (p - s))
+            (lam * (terms.sum((1, 2, 3)) / omega).mean()).backward()
+        for name, p in theta.named_parameters():
+            salient[name].grad = p.grad[dense[name]].clamp(-1, 1)
+        theta_optimizer.step()
+        with torch.no_grad():
+            for name, p in theta.named_parameters():
+                p[dense[name]] = salient[name]
+                average[name].lerp_(p, 1 - decay)
+    return weights(theta), weights(psi), average
+
+
+@pytest.mark.parametrize("kind", ["saliency", "full"])
+def test_the_loop_is_the_method(kind):
+    objective = toy_objective(
+        {"mask.kind": kind, "optimizer.weight_decay": 0.1, "pseudo_score.lambda_forget": 0.5},
+        dtype=torch.float64,
+        dropout=0.0,
+    )
+    trainer, _ = train(objective)
+    assert (trainer.mask.density == 1) == (kind == "full")
+    theta, psi, average = written_out_run(objective, trainer.mask, 0.9)
+    results = (trainer.generator, trainer.pseudo_score, trainer.ema_generator())
+    for network, expected in zip(results, (theta, psi, average), strict=True):
+        for name, param in network.named_parameters():
+            # 6 steps of Adam at beta1 = 0 divide by |g|: rounding of a small gradient is magnified.
+            torch.testing.assert_close(param, expected[name], rtol=1e-9, atol=1e-11)
+    start = weights(objective.teacher)
+    assert any(not torch.equal(theta[name], start[name]) for name in theta)
+
+
+def test_frozen_entries_keep_their_bits_and_salient_ones_move():
+    objective = toy_objective({"optimizer.weight_decay": 0.1, "optimizer.beta1": 0.9})
+    trainer, _ = train(objective)
+    for network in (None, trainer.ema_generator()):
+        check = trainer.verify_frozen(network)
+        assert check.frozen == trainer.mask.numel - trainer.mask.nnz > 0
+        assert check.frozen_changed == 0
+        assert check.salient_changed > 0.9 * check.salient
+    with torch.no_grad():
+        name, frozen = next((n, ~m) for n, m in trainer.mask.to_dense().items() if not m.all())
+        param = trainer.generator.get_parameter(name)
+        param[frozen] = torch.nextafter(param[frozen], torch.tensor(9.0))
+    assert trainer.verify_frozen().frozen_changed == frozen.sum()
+
+
+def test_the_pseudo_score_is_dense_unless_both_are_masked():
+    for apply in ("generator", "both"):
+        objective = toy_objective({"mask.apply": apply})
+        trainer, _ = train(objective)
+        dense = trainer.mask.to_dense()
+        start, end = weights(objective.teacher), weights(trainer.pseudo_score)
+        frozen_moved = any(not torch.equal(start[n][~m], end[n][~m]) for n, m in dense.items())
+        assert frozen_moved == (apply == "generator")
+
+
+def test_two_runs_give_the_same_bits_and_another_seed_gives_others():
+    runs = [train(toy_objective({"seed": seed}))[0] for seed in (0, 0, 1)]
+    assert_same_bits(weights(runs[0].generator), weights(runs[1].generator))
+    assert_same_bits(weights(runs[0].pseudo_score), weights(runs[1].pseudo_score))
+    assert runs[0].mask == runs[1].mask
+    assert runs[0].mask != runs[2].mask
+
+
+def test_a_run_leaves_the_global_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    objective = toy_objective()
+    torch.manual_seed(5)
+    train(objective)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_losses_are_read_at_intervals_only():
+    _, metrics = train(toy_objective({"logging.every": 4, "iterations": 10}))
+    assert [m.iteration for m in metrics] == list(range(1, 11))
+    # Every 4th, before the checkpoints of 3, 6 and 9, and at the end.
+    read = [m.iteration for m in metrics if m.losses is not None]
+    assert read == [3, 4, 6, 8, 9, 10]
+    assert all(tuple(m.losses) == LOSS_NAMES for m in metrics if m.losses)
+
+
+def test_read_losses_are_means_over_the_interval():
+    fine = train(toy_objective({"logging.every": 1}))[1]
+    coarse = train(toy_objective({"logging.every": 3}))[1]
+    for name in LOSS_NAMES:
+        mean = sum(m.losses[name] for m in fine[:3]) / 3
+        assert coarse[2].losses[name] == pytest.approx(mean, rel=1e-6)
+
+
+class Spy:
+    """An adapter that notes every call: which network, its mode, and who wants gradients."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, network, x_t, t, condition):
+        wants = any(p.requires_grad for p in network.parameters())
+        graph = torch.is_grad_enabled() and (wants or x_t.requires_grad)
+        self.calls.append((network, network.training, wants, graph))
+        return predict_noise(network, x_t, t, condition)
+
+    def of_iteration(self, trainer, objective):
+        names = {
+            trainer.generator: "theta",
+            trainer.pseudo_score: "psi",
+            objective.teacher: "phi",
+        }
+        return [
+            (names[network], "train" if training else "eval", wants, graph)
+            for network, training, wants, graph in self.calls
+        ]
+
+
+def test_who_is_called_in_which_mode():
+    spy = Spy()
+    objective = toy_objective({"iterations": 1, "mask.kind": "random"}, predict=spy)
+    trainer, _ = train(objective)
+    assert spy.of_iteration(trainer, objective) == [
+        ("theta", "eval", False, False),
+        ("psi", "train", True, True),
+        ("theta", "train", True, True),
+        ("phi", "eval", False, True),
+        ("psi", "eval", False, True),
+    ]
+
+
+def test_a_shared_generator_pass_is_one_pass():
+    spy = Spy()
+    overrides = {"iterations": 1, "mask.kind": "random", "share_generator_pass": True}
+    objective = toy_objective(overrides, predict=spy)
+    trainer, _ = train(objective)
+    assert spy.of_iteration(trainer, objective) == [
+        ("theta", "train", True, True),
+        ("psi", "train", True, True),
+        ("phi", "eval", False, True),
+        ("psi", "eval", False, True),
+    ]
+    assert trainer.verify_frozen().salient_changed > 0
+
+
+def test_diff_instruct_runs_no_gradient_through_the_scores():
+    spy = Spy()
+    overrides = {"iterations": 1, "mask.kind": "random", "diff_instruct": True}
+    objective = toy_objective(overrides, predict=spy)
+    trainer, _ = train(objective)
+    assert [call[3] for call in spy.of_iteration(trainer, objective)] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert trainer.verify_frozen().salient_changed > 0
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
+def test_micro_batches_change_rounding_only(micro_batch):
+    exact = {"dtype": torch.float64, "dropout": 0.0}
+    whole, _ = train(toy_objective({"iterations": 2}, **exact))
+    parts, _ = train(toy_objective({"iterations": 2, "micro_batch": micro_batch}, **exact))
+    for name, param in parts.generator.named_parameters():
+        torch.testing.assert_close(
+            param, whole.generator.get_parameter(name), rtol=1e-9, atol=1e-11
+        )
+
+
+def test_bf16_stays_near_fp32():
+    full = train(toy_objective({"iterations": 1, "logging.every": 1}))[1]
+    low = train(toy_objective({"iterations": 1, "logging.every": 1, "precision": "bf16"}))[1]
+    for name in ("pseudo_score/remain", "pseudo_score/forget"):
+        assert full[0].losses[name] != low[0].losses[name]
+        assert low[0].losses[name] == pytest.approx(full[0].losses[name], rel=0.02)
+
+
+def test_learning_rate_schedules():
+    assert [learning_rate_factor("constant", i, 4) for i in range(4)] == [1, 1, 1, 1]
+    assert [learning_rate_factor("linear", i, 4) for i in range(4)] == [1, 0.75, 0.5, 0.25]
+    cosine = [learning_rate_factor("cosine", i, 4) for i in range(5)]
+    assert cosine == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_learning_rate_of_every_step(schedule):
+    seen = []
+
+    class Recording(torch.optim.AdamW):
+        def step(self, closure=None):
+            seen.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    def make(network, mask, lr):
+        first, *rest = network.parameters()
+        return Recording([{"params": [first], "lr": 2 * lr}, {"params": rest}], lr=lr)
+
+    overrides = {"lr_schedule": schedule, "iterations": 3, "pseudo_score.lr": 4e-3}
+    train(toy_objective(overrides), make_optimizer=make)
+    factors = [learning_rate_factor(schedule, i, 3) for i in range(3)]
+    assert len(seen) == 6
+    for i, factor in enumerate(factors):
+        assert seen[2 * i] == pytest.approx([8e-3 * factor, 4e-3 * factor])  # pseudo-score first
+        assert seen[2 * i + 1] == pytest.approx([2e-3 * factor, 1e-3 * factor])
+
+
+def test_without_averaging_the_result_is_the_generator():
+    trainer, _ = train(toy_objective({"ema.decay": None}))
+    result = trainer.ema_generator()
+    assert_same_bits(weights(result), weights(trainer.generator))
+    assert result is not trainer.generator
+    assert not result.training
+
+
+def test_refreshed_masks_leave_the_rest_alone():
+    objective = toy_objective({"mask.refresh_every": 2, "mask.density": 0.1, "iterations": 7})
+    trainer = PeckerTrainer(objective)
+    masks, states, averages = [], [], []
+    for _ in trainer.run():
+        masks.append(trainer.mask)
+        states.append(weights(trainer.generator))
+        averages.append(weights(trainer.ema_generator()))
+    assert masks[0] == masks[1] != masks[2] == masks[3] != masks[4]
+    union = masks[0] | masks[2] | masks[4] | masks[6]
+    assert trainer.ever_salient == union
+    assert union.nnz > masks[0].nnz
+    assert trainer.verify_frozen().frozen_changed == 0
+    # What left the mask stops moving, and its average still approaches it.
+    for name, dense in (masks[0] & ~masks[2]).to_dense().items():
+        assert torch.equal(states[1][name][dense], states[3][name][dense])
+        expected = averages[1][name].lerp(states[1][name], 0.1).lerp(states[1][name], 0.1)
+        torch.testing.assert_close(averages[3][name][dense], expected[dense])
+
+
+@pytest.mark.parametrize("kind", ["random", "full"])
+def test_the_other_kinds_of_mask(kind):
+    trainer, _ = train(toy_objective({"mask.kind": kind, "mask.refresh_every": 2}))
+    if kind == "full":
+        assert trainer.mask.density == 1
+        assert trainer.verify_frozen().frozen == 0
+    else:
+        assert trainer.mask.nnz == round(0.3 * trainer.mask.numel)
+        assert trainer.ever_salient.nnz > trainer.mask.nnz
+        assert trainer.verify_frozen().frozen_changed == 0
+
+
+def test_released_gradients_change_no_bit():
+    dense, _ = train(toy_objective({"mask.refresh_every": 3}))
+    released, _ = train(toy_objective({"mask.refresh_every": 3, "optimizer.release_grads": True}))
+    assert_same_bits(weights(dense.generator), weights(released.generator))
+
+
+def test_parameters_that_are_frozen_as_a_whole_get_no_gradient():
+    objective = toy_objective({"mask.granularity": "tensor", "iterations": 1})
+    seen = []
+
+    def make(network, mask, lr):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+        optimizer.register_step_pre_hook(
+            lambda *_: seen.append({n for n, p in network.named_parameters() if p.grad is not None})
+        )
+        return optimizer
+
+    trainer, _ = train(objective, make_optimizer=make)
+    salient = {name for name, positions in trainer.mask.indices.items() if len(positions)}
+    assert 0 < len(salient) < len(trainer.mask)
+    assert seen[1] == salient
+
+
+def test_a_given_mask_and_given_starts_are_used():
+    objective = toy_objective()
+    starts = ToyDenoiser(), ToyDenoiser()
+    before = weights(starts[0])
+    mask = SaliencyMask.random(starts[0], 0.2, seed=3)
+    trainer, _ = train(objective, generator=starts[0], pseudo_score=starts[1], mask=mask)
+    assert trainer.mask == mask
+    assert trainer.generator is starts[0]
+    check = trainer.verify_frozen()
+    assert (check.frozen, check.frozen_changed) == (mask.numel - mask.nnz, 0)
+    frozen = (~mask).to_dense()
+    for name, param in trainer.generator.named_parameters():
+        assert torch.equal(param[frozen[name]], before[name][frozen[name]])
+
+
+def test_a_user_frozen_parameter_stays_frozen():
+    objective = toy_objective()
+    start = ToyDenoiser()
+    start.conv_in.requires_grad_(False)
+    before = weights(start.conv_in)
+    trainer, _ = train(objective, generator=start)
+    assert not any(name.startswith("conv_in") for name in trainer.mask)
+    assert_same_bits(weights(trainer.generator.conv_in), before)
+    assert trainer.verify_frozen().frozen_changed == 0
+
+
+def test_mistakes_are_refused():
+    objective = toy_objective()
+    with pytest.raises(PeckerError, match="must be three networks"):
+        PeckerTrainer(objective, generator=objective.teacher)
+    with pytest.raises(PeckerError, match="mask does not fit the model"):
+        PeckerTrainer(objective, mask=SaliencyMask.full(ToyDenoiser(width=4)))
+    with pytest.raises(PeckerError, match="needs a run directory"):
+        PeckerTrainer(toy_objective({"logging.tensorboard": True}))
+    refreshed = toy_objective({"mask.refresh_every": 2})
+    with pytest.raises(PeckerError, match="a given mask cannot be refreshed"):
+        PeckerTrainer(refreshed, mask=SaliencyMask.full(ToyDenoiser()))
+    plain = PeckerTrainer(
+        refreshed, make_optimizer=lambda n, m, lr: torch.optim.AdamW(n.parameters(), lr)
+    )
+    with pytest.raises(PeckerError, match="needs an optimizer with set_mask, got AdamW"):
+        list(plain.run())
+
+
+class Poison:
+    """An adapter whose answer for one network and class is NaN from some iteration on."""
+
+    def __init__(self, which, label):
+        self.which, self.label, self.trainer, self.start = which, label, None, 10**9
+
+    def __call__(self, network, x_t, t, condition):
+        noise = predict_noise(network, x_t, t, condition)
+        trainer = self.trainer
+        if trainer is None or trainer.iteration < self.start:
+            return noise
+        if network is not getattr(trainer, self.which) or trainer.generator.training:
+            return noise
+        return torch.where((condition == self.label)[:, None, None, None], torch.nan, noise)
+
+
+@pytest.mark.parametrize(("label", "term"), [(0, "forget"), (2, "remain")])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, label, term):
+    overrides = {"iterations": 9, "logging.every": 4, "batch_size": 16}
+    poison = Poison("pseudo_score", label)
+    with RunDirectory(tmp_path) as directory:
+        trainer = PeckerTrainer(toy_objective(overrides, predict=poison), run_directory=directory)
+        poison.trainer, poison.start = trainer, 4
+        message = (
+            rf"^the pseudo_score loss \({term} term\) is nan at iteration 5: stopped; the "
+            r"checkpoint of iteration 3 is intact; lower generator\.lr"
+        )
+        seen = []
+        with pytest.raises(PeckerError, match=message):
+            for metrics in trainer.run():
+                seen.append(metrics.iteration)
+        assert seen[-1] == 5  # the next reading was due before the checkpoint of iteration 6
+        assert directory.iterations() == [3]
+    with RunDirectory(tmp_path) as directory:
+        resumed, _ = train(toy_objective(overrides), run_directory=directory)
+    healthy, _ = train(toy_objective(overrides))
+    assert_same_bits(weights(resumed.generator), weights(healthy.generator))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    with RunDirectory(tmp_path) as directory:
+        trainer = PeckerTrainer(toy_objective(), run_directory=directory)
+        for metrics in trainer.run():
+            if metrics.iteration == 4:
+                break
+        with torch.no_grad():
+            trainer.pseudo_score.conv_out.bias.fill_(torch.inf)
+        with pytest.raises(PeckerError, match=r"pseudo_score weight 'conv_out.bias' is not finite"):
+            trainer.save()
+        assert directory.iterations() == [3]
+
+
+def test_a_unet_is_trained_from_a_model_folder():
+    class Model:
+        unet = tiny_unet()
+        scheduler = DDPMScheduler()
+        class_names = ("boot", "bag", "coat", "shirt")
+        network_shape = (1, 8, 8)
+
+    overrides = {"forget": "Bag", "override": "random", "iterations": 2, "batch_size": 2}
+    overrides |= {"saliency.batches": 1, "saliency.batch_size": 2, "generator.lr": 1e-3}
+    trainer = PeckerTrainer.from_model(Model(), load_config(None, overrides))
+    list(trainer.run())
+    assert trainer.mask.density == pytest.approx(0.5, abs=1e-4)
+    check = trainer.verify_frozen(trainer.ema_generator())
+    assert check.frozen_changed == 0
+    assert trainer.verify_frozen().salient_changed > 0.9 * check.salient
+
+
+def test_tensorboard_when_asked(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunDirectory(tmp_path) as directory:
+        objective = toy_objective({"logging.tensorboard": True})
+        _, metrics = train(objective, run_directory=directory)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in LOSS_NAMES:
+        logged = [(e.step, e.value) for e in events.Scalars(f"loss/{name}")]
+        read = [(m.iteration, m.losses[name]) for m in metrics if m.losses]
+        assert [step for step, _ in logged] == [iteration for iteration, _ in read]
+        assert [v for _, v in logged] == pytest.approx([v for _, v in read], rel=1e-6)
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with RunDirectory(tmp_path) as directory:
+        objective = toy_objective({"logging.tensorboard": True})
+        trainer = PeckerTrainer(objective, run_directory=directory)
+        with pytest.raises(PeckerError, match=r"pip install 'pecker-fast\[tensorboard\]'"):
+            list(trainer.run())
+
+
+def test_tensorboard_is_not_imported_unless_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train(toy_objective({"iterations": 1}))
+
+
+def test_the_progress_bar_is_off_unless_asked(capsys):
+    train(toy_objective({"iterations": 2}))
+    assert capsys.readouterr().err == ""
+    train(toy_objective({"iterations": 2}), progress=True)
+    assert "2/2" in capsys.readouterr().err
