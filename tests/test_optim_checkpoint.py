@@ -27,6 +27,16 @@ def through_a_file(state_dict):
     return torch.load(file, weights_only=True)
 
 
+def train_in(model, optimizer, steps):
+    """Steps whose gradients depend on the step count alone, in the parameters' dtypes."""
+    for _ in range(steps):
+        count = int(next(iter(optimizer.state.values()))["step"])
+        generator = torch.Generator().manual_seed(100 + count)
+        for param in model.parameters():
+            param.grad = torch.randn(param.shape, generator=generator).to(param)
+        optimizer.step()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.0, 0.99)}], ids=str)
@@ -41,17 +51,16 @@ def test_resume_is_exact(backend, dtype, masked, options):
         )
 
     optimizer = make(model)
-    train_in(model, optimizer, 3, dtype)
+    train_in(model, optimizer, 3)
     saved = through_a_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    train_in(model, optimizer, 3, dtype)
+    train_in(model, optimizer, 3)
 
     resumed = make_model(backend.device).to(dtype)
     resumed.load_state_dict(saved["model"])
     resumed_optimizer = make(resumed)
-    train_in(copy.deepcopy(resumed), resumed_optimizer, 0, dtype)
     untouched = copy.deepcopy(saved)
     resumed_optimizer.load_state_dict(saved["optimizer"])
-    train_in(resumed, resumed_optimizer, 3, dtype)
+    train_in(resumed, resumed_optimizer, 3)
 
     assert_same(model, resumed)
     for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
@@ -67,23 +76,13 @@ def test_resume_is_exact(backend, dtype, masked, options):
             assert torch.equal(value, saved["optimizer"]["state"][key][name])
 
 
-def train_in(model, optimizer, steps, dtype):
-    for step in range(steps):
-        generator = torch.Generator().manual_seed(
-            int(100 + next(iter(optimizer.state.values()))["step"])
-        )
-        for param in model.parameters():
-            param.grad = torch.randn(param.shape, generator=generator).to(param)
-        optimizer.step()
-
-
 def test_resume_is_exact_after_carry(backend):
     model = make_model(backend.device).to(torch.bfloat16)
     first, second = random_masks(model), random_masks(model)
     optimizer = MaskedAdamW(model.named_parameters(), **BASE, mask=first, backend=backend.name)
-    train_in(model, optimizer, 2, None)
+    train_in(model, optimizer, 2)
     optimizer.set_mask(second, "carry")
-    train_in(model, optimizer, 2, None)
+    train_in(model, optimizer, 2)
     assert "entry_start" in optimizer.state[model[2].weight]
     saved = through_a_file(optimizer.state_dict())
     resumed = copy.deepcopy(model)
@@ -92,8 +91,8 @@ def test_resume_is_exact_after_carry(backend):
     )
     resumed_optimizer.load_state_dict(saved)
     assert resumed_optimizer.state[resumed[2].weight]["entry_start"].dtype == torch.int32
-    train_in(model, optimizer, 3, None)
-    train_in(resumed, resumed_optimizer, 3, None)
+    train_in(model, optimizer, 3)
+    train_in(resumed, resumed_optimizer, 3)
     assert_same(model, resumed)
 
 
@@ -132,7 +131,7 @@ def test_torch_checkpoint_without_our_keys_keeps_ours(backend):
     state_dict = theirs.state_dict()
     for key in ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused"):
         del state_dict["param_groups"][0][key]  # as of an old torch
-    state_dict["param_groups"][0].pop("decoupled_weight_decay", None)
+    state_dict["param_groups"][0].pop("decoupled_weight_decay")
     for state in state_dict["state"].values():
         state["step"] = int(state["step"])  # as of a very old torch
     ours.load_state_dict(state_dict)
@@ -184,7 +183,7 @@ def test_checkpoint_of_another_model_is_refused(backend):
         ours.load_state_dict(state_dict)
     state_dict = copy.deepcopy(ours.state_dict())
     del state_dict["state"][2]["exp_avg"]
-    with pytest.raises(PeckerError, match="no exp_avg for '2.weight'"):
+    with pytest.raises(PeckerError, match=r"no exp_avg for '2\.weight'"):
         ours.load_state_dict(state_dict)
     state_dict = copy.deepcopy(ours.state_dict())
     state_dict["param_groups"][0]["params"].pop()
@@ -199,7 +198,7 @@ def test_load_hooks(backend):
     optimizer = MaskedAdamW(
         model.named_parameters(), **BASE, mask=random_masks(model), backend=backend.name
     )
-    train_in(model, optimizer, 2, None)
+    train_in(model, optimizer, 2)
     saved = {"wrapped": optimizer.state_dict()}
     seen = []
     optimizer.register_load_state_dict_pre_hook(lambda o, d: d["wrapped"])
