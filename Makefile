@@ -1,0 +1,63 @@
+# Two commands to know: `make demo` and `make test`. Both make .venv and install into it first.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test test-gpu lint format bench package check clean help
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
+
+demo: .venv/installed  ## erase a class of the shipped model; about three minutes on two cores
+	$(BIN)/pecker-fast demo --out demo --force
+
+test: .venv/installed-test  ## the whole suite, without a GPU
+	$(BIN)/python -m pytest
+
+test-gpu: .venv/installed-test  ## the same with GPU skips turned into failures
+	PECKER_REQUIRE_GPU=1 $(BIN)/python -m pytest
+
+lint: .venv/installed-lint  ## ruff, mypy --strict, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+format: .venv/installed-lint  ## put the sources into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+bench: .venv/installed-test  ## optimizer step and top-k on this machine, each row gated
+	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/topk.py
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+
+package: .venv/installed-lint  ## build sdist and wheel; install the wheel elsewhere and import it
+	rm -rf dist build/wheel-check
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel-check dist/*.whl
+	cd build/wheel-check && PYTHONPATH=. ../../$(BIN)/python -P ../../tests/check_wheel.py .
+
+check: lint test package  ## what must be green before a change lands
+
+clean:           ## remove everything that was built
+	rm -rf .venv build dist demo *.egg-info pecker_fast/_C*.so pecker_fast/_build_report.json
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: $(PYTHON) must be Python >= 3.10; try make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "make: no venv module; install Debian's package python3-venv"; exit 2; }
+
+.venv/installed: .venv/bin/python pyproject.toml setup.py $(SOURCES)
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+.venv/installed-lint: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	touch $@

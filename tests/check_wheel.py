@@ -1,0 +1,26 @@
+"""Run against an installed wheel: everything the package needs at run time came along.
+
+Usage: python check_wheel.py FOLDER, with FOLDER on PYTHONPATH. Not a pytest file: it must not see
+the source tree.
+"""
+
+import sys
+from pathlib import Path
+
+import pecker_fast
+import pecker_fast.kernels
+from pecker_fast import MaskedAdamW, PeckerTrainer, SaliencyMask, backends
+from pecker_fast.data import teacher_folder
+from pecker_fast.distill.config import load_config
+from pecker_fast.models import ModelFolder
+
+root = Path(sys.argv[1]).resolve()
+for module in (pecker_fast, pecker_fast.kernels):
+    found = Path(module.__file__).resolve()
+    assert found.is_relative_to(root), f"{module.__name__} came from {found}, not from the wheel"
+for name in (MaskedAdamW, PeckerTrainer, SaliencyMask):
+    assert name.__doc__
+assert ModelFolder.load(teacher_folder()).num_classes == 10
+assert load_config("demo").iterations > 0
+assert (Path(pecker_fast.__file__).parent / "evaluate" / "report.html").is_file()
+print(f"pecker_fast {pecker_fast.__version__} from the wheel; backends:", backends.available())
