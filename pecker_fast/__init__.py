@@ -1,1 +1,55 @@
-"""pecker_fast: erase a class from a diffusion model, and prove it."""
+"""Erase a class from a diffusion model, in less time and memory, and prove it.
+
+`MaskedAdamW` is a drop-in for `torch.optim.AdamW`; `SaliencyMask` and `saliency_scores` say which
+entries it may change; `PeckerTrainer` is the distillation that makes a model forget.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pecker_fast.distill.config import PeckerConfig, load_config
+    from pecker_fast.distill.trainer import PeckerTrainer
+    from pecker_fast.errors import PeckerError
+    from pecker_fast.mask import SaliencyMask
+    from pecker_fast.models import ModelFolder
+    from pecker_fast.optim import MaskedAdamW
+    from pecker_fast.saliency import saliency_scores
+
+__version__ = "0.1.0"
+__all__ = [
+    "MaskedAdamW",
+    "ModelFolder",
+    "PeckerConfig",
+    "PeckerError",
+    "PeckerTrainer",
+    "SaliencyMask",
+    "load_config",
+    "saliency_scores",
+]
+
+_HOMES = {
+    "MaskedAdamW": "optim",
+    "ModelFolder": "models",
+    "PeckerConfig": "distill.config",
+    "PeckerError": "errors",
+    "PeckerTrainer": "distill.trainer",
+    "SaliencyMask": "mask",
+    "load_config": "distill.config",
+    "saliency_scores": "saliency",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: the optimizer must not cost an import of diffusers, nor `--help` torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pecker_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pecker_fast.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
