@@ -29,10 +29,12 @@ namespace {
 
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
-constexpr int kTables = 4;            // histograms a thread fills in turn: equal neighbours do not
-                                      // wait for each other's store
-constexpr int64_t kChunk = 1 << 16;   // scores in one unit of work
-constexpr int kBlock = 512;           // scores whose keys are held in registers and L1 at once
+constexpr int kTables = 4;           // histograms a thread fills in turn: equal neighbours do not
+                                     // wait for each other's store
+constexpr int64_t kChunk = 1 << 16;  // scores in one unit of work
+constexpr int kBlock = 512;          // scores whose keys are held in registers and L1 at once
+// 2 ms of work. Waiting for a thread that shares its core with another process can take longer.
+constexpr int64_t kScoresPerThread = 1 << 19;
 constexpr int64_t kFlush = 1u << 31;  // a thread's 32-bit counters are emptied before this many
 
 struct Chunk {
@@ -183,7 +185,7 @@ class TopkPlan {
   public:
     TopkPlan(std::vector<uintptr_t> addresses, std::vector<int64_t> sizes, int64_t k,
              bool double_scores, int threads)
-        : addresses_(std::move(addresses)), double_(double_scores), threads_(threads) {
+        : addresses_(std::move(addresses)), double_(double_scores) {
         if (addresses_.size() != sizes.size())
             throw std::invalid_argument("TopkPlan: addresses and sizes differ in length");
         int64_t total = 0, chunks = 0;
@@ -195,6 +197,8 @@ class TopkPlan {
         }
         if (k < 1 || k > total) throw std::invalid_argument("TopkPlan: k must be in 1..scores");
         if (threads < 1) throw std::invalid_argument("TopkPlan: threads must be at least 1");
+        threads_ = static_cast<int>(
+            std::min<int64_t>(threads, std::max<int64_t>(1, total / kScoresPerThread)));
         chunks_.reserve(chunks);
         for (size_t t = 0; t < sizes.size(); ++t)
             for (int64_t begin = 0; begin < sizes[t]; begin += kChunk)
