@@ -30,8 +30,17 @@ def _ddpm_cifar10() -> dict[str, torch.Size]:
     return {name: param.shape for name, param in unet.named_parameters()}
 
 
+def _sd15() -> dict[str, torch.Size]:
+    # 859,520,964 parameters: the U-Net of Stable Diffusion 1.5. 3.2 GiB in float32.
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    return {name: param.shape for name, param in unet.named_parameters()}
+
+
 def _tiny() -> dict[str, torch.Size]:
-    # A few shapes of each kind, 100,497 parameters: for tests and smoke runs.
+    # A few shapes of each kind, 100,498 parameters: for tests and smoke runs.
     return {
         "conv.weight": torch.Size((64, 32, 3, 3)),
         "conv.bias": torch.Size((64,)),
@@ -42,7 +51,7 @@ def _tiny() -> dict[str, torch.Size]:
     }
 
 
-PRESETS = {"ddpm_cifar10": _ddpm_cifar10, "tiny": _tiny}
+PRESETS = {"ddpm_cifar10": _ddpm_cifar10, "sd15": _sd15, "tiny": _tiny}
 
 
 def shapes(preset: str) -> dict[str, torch.Size]:
