@@ -111,6 +111,7 @@ def measure_row(
     k: int,
     expected: Tensor,
     runs: int,
+    seconds: float,
     copy_gb_per_s: float,
 ) -> dict[str, Any]:
     """The columns of one provider on one input: the gate, and times if it is passed."""
@@ -124,7 +125,7 @@ def measure_row(
     row: dict[str, Any] = {"match": agreement(provider, found, expected, scores)}
     if row["match"] == "WRONG":
         return row
-    times = time_ms(run, min_runs=runs)
+    times = time_ms(run, runs, seconds)
     moved = 4 * expected.numel() + 4 * k
     gb_per_s = moved / min(times) / 1e6
     return row | {
@@ -153,15 +154,16 @@ def print_row(row: dict[str, Any]) -> None:
     print(line, flush=True)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=sorted(PRESETS), default="ddpm_cifar10")
     parser.add_argument("--density", type=float, action="append", help="default: .5 .1 .01")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--provider", action="append", choices=sorted(PROVIDERS))
     parser.add_argument("--runs", type=int, default=3, help="at least so many timed runs")
+    parser.add_argument("--seconds", type=float, default=0.5, help="at least so long per row")
     parser.add_argument("--output", type=Path, help=f"write the rows there, e.g. {RESULTS}")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
 
     about = machine() | {"copy_gb_per_s": round(copy_bandwidth(), 1)}
@@ -189,7 +191,13 @@ def main() -> int:
                     "provider": provider,
                 }
                 row |= measure_row(
-                    provider, scores, k, expected, arguments.runs, about["copy_gb_per_s"]
+                    provider,
+                    scores,
+                    k,
+                    expected,
+                    arguments.runs,
+                    arguments.seconds,
+                    about["copy_gb_per_s"],
                 )
                 if "ms_min" in row and provider.startswith("pecker_fast"):
                     row["speedup"] = {n: round(ms / row["ms_min"], 1) for n, ms in times.items()}

@@ -173,9 +173,11 @@ class SaliencyMask:
         shapes = _shapes_of(_maskable(model))
         for name, shape in shapes.items():
             check_numel(name, shape)
-        return cls(
-            {name: torch.arange(s.numel(), dtype=torch.int32) for name, s in shapes.items()}, shapes
-        )
+        indices = {
+            name: torch.arange(shape.numel(), dtype=torch.int32, device="cpu")
+            for name, shape in shapes.items()
+        }
+        return cls(indices, shapes)
 
     @classmethod
     def random(
@@ -347,7 +349,7 @@ class SaliencyMask:
 
     def _dense(self, name: str) -> Tensor:
         """(numel,) bool, True where salient."""
-        dense = torch.zeros(self.shapes[name].numel(), dtype=torch.bool)
+        dense = torch.zeros(self.shapes[name].numel(), dtype=torch.bool, device="cpu")
         dense[self.indices[name]] = True
         return dense
 

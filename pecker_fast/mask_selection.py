@@ -116,12 +116,12 @@ def random_positions(
     Drawing a score per entry and averaging would favour small groups, whose means vary more.
     """
     _check_request(density, scope, granularity, block_size)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     draws = {}
     for name, shape in shapes.items():
         check_numel(name, shape)
         groups = _group_count(shape.numel(), _group_length(shape, granularity, block_size))
-        draws[name] = torch.rand(groups, generator=generator)
+        draws[name] = torch.rand(groups, generator=generator, device="cpu")
     if granularity == "element":
         return _select_entries(draws, density, scope)
     return _select_groups(draws, shapes, density, scope, granularity, block_size)
@@ -153,7 +153,7 @@ def _select_entries(
         found = [
             backend.select_topk([tensor], salient_count(density, tensor.numel()), [name])[0]
             if tensor.numel()
-            else torch.empty(0, dtype=torch.int32)
+            else torch.empty(0, dtype=torch.int32, device="cpu")
             for name, tensor in zip(names, tensors, strict=True)
         ]
     return {name: positions.cpu() for name, positions in zip(names, found, strict=True)}
@@ -240,13 +240,13 @@ def _rank(
     """
     sizes = []
     for score, numel, length in zip(scores, numels, lengths, strict=True):
-        size = torch.full((score.numel(),), length, dtype=torch.int64)
+        size = torch.full((score.numel(),), length, dtype=torch.int64, device="cpu")
         size[-1:] = numel - (score.numel() - 1) * length
         sizes.append(size)
     order = torch.sort(torch.cat(list(scores)), descending=True, stable=True).indices
     entries = torch.cat(sizes)[order].cumsum(0)
     count = max(1, int(torch.searchsorted(entries, k, right=True)))
-    taken = torch.zeros(order.numel(), dtype=torch.bool)
+    taken = torch.zeros(order.numel(), dtype=torch.bool, device="cpu")
     taken[order[:count]] = True
     return [
         part.nonzero().flatten() for part in torch.split(taken, [score.numel() for score in scores])
@@ -255,5 +255,5 @@ def _rank(
 
 def _expand(groups: Tensor, length: int, numel: int) -> Tensor:
     """Sorted int32 positions of the entries of `groups` (int64, sorted)."""
-    positions = (groups[:, None] * length + torch.arange(length)).flatten()
+    positions = (groups[:, None] * length + torch.arange(length, device="cpu")).flatten()
     return positions[positions < numel].to(torch.int32)

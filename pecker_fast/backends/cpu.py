@@ -291,6 +291,6 @@ def select_topk(
     )
     if plan.nan_tensor >= 0:
         raise nan_error(plan.nan_tensor, names)
-    positions = [torch.empty(count, dtype=torch.int32) for count in plan.counts]
+    positions = [torch.empty(n, dtype=torch.int32, device="cpu") for n in plan.counts]
     plan.write([tensor.data_ptr() for tensor in positions])
     return positions

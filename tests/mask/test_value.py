@@ -198,6 +198,28 @@ def test_a_mask_made_in_inference_mode(scores):
     assert not any(positions.is_inference() for positions in mask.indices.values())
 
 
+def test_the_default_device_does_not_matter(tmp_path, scores, model):
+    """Someone who builds networks under `with torch.device(...)` makes masks there, too."""
+
+    def make():
+        mask = SaliencyMask.from_scores(scores, 0.3)
+        mask.save(tmp_path / "mask")
+        return [
+            mask,
+            SaliencyMask.from_scores(scores, 0.3, granularity="block"),
+            SaliencyMask.from_scores(scores | {"none": scores["0.bias"][:0]}, 0.3, "per_tensor"),
+            SaliencyMask.random(model, 0.3, 0),
+            SaliencyMask.full(model),
+            SaliencyMask.from_dense(mask.to_dense()),
+            SaliencyMask.load(tmp_path / "mask"),
+            ~mask,
+        ]
+
+    with torch.device("meta"):
+        there = make()
+    assert there == make()
+
+
 @pytest.mark.parametrize(
     ("positions", "error", "message"),
     [
