@@ -21,7 +21,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     # The suffix stays last: matplotlib and others take the format from it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        temporary.touch()
+        # safetensors leaves its files readable by their owner only; the umask decides.
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

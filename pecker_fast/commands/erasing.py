@@ -38,6 +38,7 @@ from pecker_fast.files import write_text
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.folder import DESCRIPTION
 
 __all__ = ["Judge", "erase_class", "open_run"]
 
@@ -124,8 +125,9 @@ def erase_class(
     """
     clock = _Clock(started)
     model.unet.to(device)
-    # Whatever is wrong with classes or time constants comes out before anything is written.
+    # What is wrong with classes, time constants, backend or mask comes out before any writing.
     objective = Objective.from_model(model, config)
+    backend = backends.name_of(backends.select(config.optimizer.backend, device))
     if mask is not None:
         mask.check(dict(model.unet.named_parameters()))
     with open_run(out, force) as directory:
@@ -158,7 +160,7 @@ def erase_class(
             density=trainer.mask.density,
             iterations=trainer.iteration,
             seed=config.seed,
-            backend=backends.name_of(backends.select(config.optimizer.backend, device)),
+            backend=backend,
             wall_s=clock.total(),
             stage_s=clock.stages,
             machine=machine_facts(device),
@@ -178,6 +180,9 @@ def save_folder(model: ModelFolder, path: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         model.save(partial)
+        mode = (partial / DESCRIPTION).stat().st_mode
+        for file in partial.glob("*/*"):
+            file.chmod(mode)  # safetensors leaves its files readable by their owner only
         if path.exists():
             path.rename(old)
         partial.rename(path)
@@ -191,7 +196,7 @@ def _train(
 ) -> list[CurvePoint]:
     """Run the distillation; with a judge, measure forgetting and keeping as it goes."""
     total = trainer.config.iterations
-    every = max(1, round(total / CURVE_POINTS))
+    measured_at = {round(total * index / CURVE_POINTS) for index in range(1, CURVE_POINTS + 1)}
     curve = [point for point in _read_curve(path) if point.iteration <= trainer.iteration]
 
     def measure() -> None:
@@ -203,7 +208,7 @@ def _train(
     if trainer.iteration == 0:
         measure()
     for metrics in trainer.run():
-        if metrics.iteration % every == 0 or metrics.iteration == total:
+        if metrics.iteration in measured_at:
             measure()
     return curve
 

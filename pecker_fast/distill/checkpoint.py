@@ -184,7 +184,11 @@ class RunDirectory:
         """Turn an error of the file system into one line that says what is still there."""
         try:
             yield
-        except OSError as error:
+        except (OSError, RuntimeError) as raised:
+            # On a full disk torch.save's zip writer raises a RuntimeError over the OSError.
+            error = raised if isinstance(raised, OSError) else raised.__context__
+            if not isinstance(error, OSError):
+                raise
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             remedy = "free some space" if full else "make it writable"
             raise PeckerError(

@@ -35,9 +35,8 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capfd, monkeypatch):
+def run(capfd):
     """Run a command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def run(*arguments):
         code = cli.main([str(argument) for argument in arguments])
