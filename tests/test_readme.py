@@ -1,0 +1,80 @@
+"""Every Python block of the README runs, and does what the text says; its tables are current."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+@pytest.fixture(scope="module")
+def namespace() -> dict[str, object]:
+    torch.manual_seed(0)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    return names
+
+
+def test_step_equals_the_plain_torch_in_the_readme(namespace: dict) -> None:
+    frozen = 0
+    for name, param in namespace["model"].named_parameters():
+        expected, salient = namespace["expected"][name], namespace["salient"][name]
+        torch.testing.assert_close(param.detach(), expected, rtol=1e-6, atol=1e-7)
+        assert torch.equal(param.detach()[~salient], expected[~salient])
+        frozen += int((~salient).sum())
+    assert frozen > 0.8 * sum(p.numel() for p in namespace["model"].parameters())
+
+
+def test_trainer_block_leaves_frozen_parameters_alone(namespace: dict) -> None:
+    check = namespace["trainer"].verify_frozen()
+    assert check.frozen > 0
+    assert check.changed == 0
+
+
+def test_masking_the_gradient_freezes_nothing() -> None:
+    """The three numbers of "Why not `grad *= mask`?"."""
+    assert _moved(weight_decay=1e-2, mask_from=0) == 900
+    assert _moved(weight_decay=0.0, mask_from=5) == 900
+    assert _moved(weight_decay=0.0, mask_from=0) == 0
+    param = _nan_outside_the_mask()
+    assert bool(param.isnan().any())
+
+
+def test_tables_are_generated_from_the_result_files() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _moved(weight_decay: float, mask_from: int) -> int:
+    torch.manual_seed(0)
+    param = torch.nn.Parameter(torch.randn(1000))
+    optimizer = torch.optim.AdamW([param], lr=1e-3, weight_decay=weight_decay)
+    mask = torch.zeros(1000)
+    mask[:100] = 1
+    before = None
+    for step in range(20 + mask_from):
+        if step == mask_from:
+            before = param.detach().clone()
+        param.grad = torch.randn(1000)
+        if step >= mask_from:
+            param.grad *= mask
+        optimizer.step()
+    assert before is not None
+    return int((param.detach() != before)[100:].sum())
+
+
+def _nan_outside_the_mask() -> torch.Tensor:
+    param = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([param], weight_decay=0.0)
+    param.grad = torch.tensor([1.0, 1.0, 1.0, float("nan")]) * torch.tensor([1.0, 1.0, 1.0, 0.0])
+    optimizer.step()
+    return param.detach()[3:]
