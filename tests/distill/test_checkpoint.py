@@ -103,7 +103,7 @@ def test_only_two_checkpoints_are_kept(tmp_path):
         {"optimizer.release_grads": True, "micro_batch": 3, "mask.refresh_every": 4},
     ],
 )
-def test_an_interrupted_run_ends_with_the_assert_same_bits(tmp_path, options):
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, options):
     whole, _ = train(tmp_path / "whole", options)
     assert train(tmp_path / "parts", options, stop=4)[1] == 0
     parts, first = train(tmp_path / "parts", options)

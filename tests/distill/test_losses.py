@@ -206,7 +206,9 @@ def test_low_precision_networks_meet_fp32_losses():
     assert compute_dtype(network) == torch.float32
     assert compute_dtype(network.double()) == torch.float64
     network.to(torch.bfloat16)
-    x_g = one_step_sample(network, noise, 440, torch.tensor([0, 1]), SCHEDULE)
+    labels = torch.tensor([0, 1])
+    assert predict_noise(network, noise, labels, labels).dtype == torch.float32
+    x_g = one_step_sample(network, noise, 440, labels, SCHEDULE)
     assert x_g.dtype == torch.float32
     assert not torch.equal(x_g, x_g.to(torch.bfloat16).float())  # not rounded to the bf16 grid
 

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from toys import ToyDenoiser, assert_same_bits, tiny_unet, toy_objective
 
 from pecker_fast.distill import LOSS_NAMES, PeckerTrainer, RunDirectory, load_config
-from pecker_fast.distill.learner import learning_rate_factor
+from pecker_fast.distill.learner import Learner, learning_rate_factor, masked_adamw
 from pecker_fast.distill.networks import predict_noise
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.errors import PeckerError
@@ -148,6 +148,16 @@ def test_a_run_leaves_the_global_random_state_alone():
     torch.manual_seed(5)
     train(objective)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_dropout_does_not_depend_on_the_callers_random_state():
+    results = []
+    for ambient in (1, 2):
+        trainer = PeckerTrainer(toy_objective())
+        torch.manual_seed(ambient)
+        list(trainer.run())
+        results.append(weights(trainer.pseudo_score))
+    assert_same_bits(*results)
 
 
 def test_losses_are_read_at_intervals_only():
@@ -307,6 +317,32 @@ def test_refreshed_masks_leave_the_rest_alone():
         assert torch.equal(states[1][name][dense], states[3][name][dense])
         expected = averages[1][name].lerp(states[1][name], 0.1).lerp(states[1][name], 0.1)
         torch.testing.assert_close(averages[3][name][dense], expected[dense])
+
+
+def test_a_refreshed_mask_keeps_the_moments_of_what_stays():
+    network = ToyDenoiser()
+    masks = [SaliencyMask.random(network, 0.5, seed=seed) for seed in (0, 1)]
+    config = load_config(None, {"optimizer.beta1": 0.9})
+    learner = Learner(network, masks[0], 1e-3, masked_adamw(config), config)
+    learner.learn()
+    for param in network.parameters():
+        param.grad = torch.randn_like(param)
+    learner.step(0)
+
+    def moments(mask):
+        dense = {name: torch.zeros(shape) for name, shape in mask.shapes.items()}
+        for name, param in network.named_parameters():
+            dense[name].flatten()[mask.indices[name].long()] = learner.optimizer.state[param][
+                "exp_avg_sq"
+            ]
+        return dense
+
+    before = moments(masks[0])
+    learner.set_mask(masks[1])
+    after, stays = moments(masks[1]), (masks[0] & masks[1]).to_dense()
+    for name in before:
+        assert torch.equal(after[name], before[name] * stays[name])
+    assert any(bool(value.any()) for value in after.values())
 
 
 @pytest.mark.parametrize("kind", ["random", "full"])
