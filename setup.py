@@ -7,6 +7,7 @@ reason is kept in pecker_fast/_build_report.json and shown by `pecker-fast info`
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -32,20 +33,24 @@ class BuildExtension(build_ext):
     """Compile with ninja where it is present, one source after the other where it is not."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Build, or leave the reason why not beside the package."""
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        report: dict[str, str] = {"cpu": "built"}
+        report = {"cpu": "built"}
         try:
             compile_module(ext.sources, output, work)
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = f"the C++ build failed at installation: {error}"
-            report["cpu"] = reason
-            print(f"pecker_fast: {reason}\n  only the `reference` backend is installed",
-                  file=sys.stderr)
-        package = output.parent
-        (package / "_build_report.json").write_text(json.dumps(report) + "\n")
+        except (ImportError, OSError, subprocess.CalledProcessError) as error:
+            output.unlink(missing_ok=True)  # an older build must not pass for this one
+            report["cpu"] = f"the C++ build failed at installation: {error}"
+            print(f"pecker_fast: {report['cpu']}", file=sys.stderr)
+            print("pecker_fast: only the `reference` backend is installed", file=sys.stderr)
+        (output.parent / "_build_report.json").write_text(json.dumps(report) + "\n")
+
+    def get_outputs(self) -> list[str]:
+        """What was built: setuptools asks, and takes a missing file for an error."""
+        return [path for path in super().get_outputs() if Path(path).exists()]
 
     def copy_extensions_to_source(self) -> None:
         """Tolerate an extension that was not built (editable installs)."""
@@ -53,6 +58,7 @@ class BuildExtension(build_ext):
         package = Path(build_py.get_package_dir("pecker_fast"))
         for ext in self.extensions:
             built = Path(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name)))
+            (package / built.name).unlink(missing_ok=True)
             for path in (built, built.parent / "_build_report.json"):
                 if path.exists():
                     self.copy_file(str(path), str(package / path.name))
@@ -62,14 +68,20 @@ def compile_module(sources: list[str], output: Path, work: Path) -> None:
     """Compile `sources` and link them into `output`.
 
     Raises:
-        OSError: no compiler. subprocess.CalledProcessError: the compiler refused.
+        ImportError: no pybind11.
+        OSError: no compiler or no Python headers.
+        subprocess.CalledProcessError: the compiler refused.
     """
     import pybind11
 
-    cxx = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    cxx = next((path for name in names if name and (path := shutil.which(name))), None)
     if cxx is None:
-        raise OSError("no C++ compiler (c++, g++ or clang++) on the PATH")
-    includes = f"-I{sysconfig.get_paths()['include']} -I{pybind11.get_include()} -I{ROOT / 'csrc'}"
+        raise OSError("no C++ compiler on the PATH; on Debian: apt install g++")
+    python = sysconfig.get_paths()["include"]
+    if not Path(python, "Python.h").exists():
+        raise OSError(f"no Python.h in {python}; on Debian: apt install python3-dev")
+    includes = f"-I{python} -I{pybind11.get_include()} -I{ROOT / 'csrc'}"
     objects = {source: work / (source.replace("/", "_") + ".o") for source in sources}
     ninja = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
     if ninja is None:
@@ -80,8 +92,12 @@ def compile_module(sources: list[str], output: Path, work: Path) -> None:
         subprocess.run([cxx, *linked, *LINK_FLAGS.split(), "-o", str(output)], check=True)
         return
     lines = [
-        "rule cxx", f"  command = {cxx} {CXX_FLAGS} {includes} -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d", "  deps = gcc", "rule link", f"  command = {cxx} $in {LINK_FLAGS} -o $out",
+        "rule cxx",
+        f"  command = {cxx} {CXX_FLAGS} {includes} -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {cxx} $in {LINK_FLAGS} -o $out",
     ]
     lines += [f"build {target}: cxx {ROOT / source}" for source, target in objects.items()]
     lines += [f"build {output}: link {' '.join(map(str, objects.values()))}", ""]

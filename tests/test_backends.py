@@ -53,6 +53,7 @@ def test_missing_module_gives_the_reason_of_the_build(monkeypatch, tmp_path):
     """peers.md trap 15: half-built installations that fail later, silently or strangely."""
     monkeypatch.setitem(sys.modules, "pecker_fast._C", None)
     monkeypatch.setattr(backends, "__file__", str(tmp_path / "backends" / "__init__.py"))
+    monkeypatch.setattr(backends, "_why_no_cpu", backends._why_no_cpu.__wrapped__)  # no cache
     assert "reinstall with a C++ compiler" in backends.available()["cpu"]
     (tmp_path / "_build_report.json").write_text(json.dumps({"cpu": "no C++ compiler"}))
     assert backends.available()["cpu"] == "no C++ compiler"

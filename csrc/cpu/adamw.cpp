@@ -43,10 +43,11 @@ void masked_adamw(uintptr_t tensors_address, int64_t count, uintptr_t rows_addre
     const auto* rows = reinterpret_cast<const UpdateRow*>(rows_address);
     const AdamWRange range = range_of(isa);
     std::vector<Chunk> chunks;
+    int64_t slots = 0;
     for (int64_t i = 0; i < count; ++i)
-        if (tensors[i].grad) append_chunks(chunks, i, tensors[i].nnz);
+        if (tensors[i].grad) slots += append_chunks(chunks, i, tensors[i].nnz);
     const int64_t total = static_cast<int64_t>(chunks.size());
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (total > 1)
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (slots > kChunkSlots)
     for (int64_t c = 0; c < total; ++c)
         range(tensors[chunks[c].tensor], rows, grad_scale, chunks[c].begin, chunks[c].end);
 }

@@ -5,7 +5,7 @@
 
 namespace pecker {
 
-constexpr int64_t kChunkSlots = 16384;
+constexpr int64_t kChunkSlots = 16384;  // also the least work that is worth a second thread
 
 struct Chunk {
     int64_t tensor;
@@ -13,10 +13,12 @@ struct Chunk {
     int64_t end;
 };
 
-inline void append_chunks(std::vector<Chunk>& chunks, int64_t tensor, int64_t slots) {
+// Returns `slots`.
+inline int64_t append_chunks(std::vector<Chunk>& chunks, int64_t tensor, int64_t slots) {
     for (int64_t begin = 0; begin < slots; begin += kChunkSlots)
         chunks.push_back(
             {tensor, begin, begin + kChunkSlots < slots ? begin + kChunkSlots : slots});
+    return slots;
 }
 
 }  // namespace pecker

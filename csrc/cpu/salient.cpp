@@ -71,9 +71,10 @@ void salient(uintptr_t tensors_address, int64_t count, const std::string& operat
             ? kEma
             : throw std::invalid_argument("salient: no operation '" + operation_name + "'");
     std::vector<Chunk> chunks;
-    for (int64_t i = 0; i < count; ++i) append_chunks(chunks, i, tensors[i].nnz);
+    int64_t slots = 0;
+    for (int64_t i = 0; i < count; ++i) slots += append_chunks(chunks, i, tensors[i].nnz);
     const int64_t total = static_cast<int64_t>(chunks.size());
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (total > 1)
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (slots > kChunkSlots)
     for (int64_t c = 0; c < total; ++c) {
         const SalientTensor& tensor = tensors[chunks[c].tensor];
         if (tensor.compact_dtype == kFloat64)

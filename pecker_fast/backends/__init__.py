@@ -7,6 +7,7 @@ A backend is a module with `prepare`, `masked_adamw_`, `gather_salient_`, `scatt
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -128,14 +129,14 @@ def name_of(backend: Backend) -> str:
     return backend.__name__.rpartition(".")[2]
 
 
+@functools.cache
 def _why_no_cpu() -> str | None:
+    report = Path(__file__).parent.parent / "_build_report.json"
+    built = json.loads(report.read_text())["cpu"] if report.exists() else "built"
+    if built != "built":
+        return str(built)
     try:
         importlib.import_module("pecker_fast._C")
     except ImportError as error:
-        report = Path(__file__).parent.parent / "_build_report.json"
-        if report.exists():
-            reason = json.loads(report.read_text()).get("cpu", "built")
-            if reason != "built":
-                return str(reason)
         return f"pecker_fast._C cannot be imported ({error}): reinstall with a C++ compiler"
     return None
