@@ -67,6 +67,11 @@ class RunDirectory:
             raise PeckerError(
                 f"{self.path} is in use by process {owner}; wait for it or choose another directory"
             ) from None
+        except OSError as error:
+            self._lock.close()
+            raise PeckerError(
+                f"cannot lock {self.path}: {error.strerror}; choose a directory on a local disk"
+            ) from None
         with self._reporting("the lock"):
             self._lock.truncate(0)
             self._lock.write(str(os.getpid()))
@@ -117,8 +122,12 @@ class RunDirectory:
                 torch.save({"format": _FORMAT, "iteration": iteration, **state}, file)
                 file.flush()
             self._sync()
-            for old in self.iterations()[:-_KEEP]:
-                self._file(old).unlink()
+            done = self.iterations()
+            kept = [other for other in done if other <= iteration][-_KEEP:]
+            for other in done:
+                # One beyond this iteration was damaged, or the run would have gone on from it.
+                if other not in kept:
+                    self._file(other).unlink()
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, on the CPU; None if there is none.
@@ -126,7 +135,7 @@ class RunDirectory:
         A damaged checkpoint is passed over with a warning.
 
         Raises:
-            PeckerError: There are checkpoints, and all of them are damaged or of another format.
+            PeckerError: A checkpoint may not be read or is of another format, or all are damaged.
         """
         iterations = self.iterations()
         for iteration in reversed(iterations):
@@ -134,6 +143,10 @@ class RunDirectory:
             try:
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
                 found = state["format"]
+            except OSError as error:
+                raise PeckerError(f"cannot read {file}: {error.strerror}") from None
+            except MemoryError:
+                raise
             except Exception as error:  # what a damaged zip or pickle raises is not specified
                 reason = str(error).split("\n", 1)[0]
                 warnings.warn(f"{file} cannot be read ({reason}); trying older", stacklevel=2)
@@ -193,8 +206,7 @@ class RunDirectory:
             remedy = "free some space" if full else "make it writable"
             raise PeckerError(
                 f"cannot write {what} to {self.path}: {error.strerror}; {self.standing()}; "
-                f"{remedy} and "
-                "start the same command again to resume"
+                f"{remedy} and start the same command again to resume"
             ) from error
 
 

@@ -111,7 +111,7 @@ class PeckerTrainer:
             self._ema = SalientEma(self.generator, self.ever_salient, config.ema.decay, backend)
         if saved is not None:
             self._load(saved)
-        elif run_directory is not None:
+        if run_directory is not None:
             run_directory.write_config(config.to_yaml())
             run_directory.write_mask(self.mask)
 

@@ -129,6 +129,7 @@ def test_a_run_can_be_prolonged(tmp_path):
     train(tmp_path / "short")
     longer, first = train(tmp_path / "short", {"iterations": 8})
     assert first == 6
+    assert "iterations: 8" in (tmp_path / "short" / "config.yaml").read_text()
     whole, _ = train(tmp_path / "whole", {"iterations": 8})
     assert_same_bits(whole.generator.state_dict(), longer.generator.state_dict())
 
@@ -166,6 +167,16 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
         again, first = train(tmp_path)
     assert first == 3
     assert_same_bits(whole.generator.state_dict(), again.generator.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_a_damaged_checkpoint_is_not_counted_as_saved(tmp_path):
+    train(tmp_path)
+    (tmp_path / "checkpoint-00000006.pt").write_bytes(b"")
+    train(tmp_path, {"logging.checkpoint_every": 1}, stop=4)
+    with RunDirectory(tmp_path) as directory:
+        assert directory.iterations() == [3, 4]
+        assert directory.standing() == "the checkpoint of iteration 4 is intact"
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
