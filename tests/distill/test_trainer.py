@@ -1,28 +1,18 @@
 """The loop against the method written out a second time, and its options."""
 
 import copy
-import sys
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from toys import ToyDenoiser, assert_same_bits, tiny_unet, toy_objective
+from toys import ToyDenoiser, assert_same_bits, tiny_unet, toy_objective, train, weights
 
-from pecker_fast.distill import LOSS_NAMES, PeckerTrainer, RunDirectory, load_config
-from pecker_fast.distill.learner import Learner, learning_rate_factor, masked_adamw
+from pecker_fast.distill import PeckerTrainer, load_config
+from pecker_fast.distill.learner import learning_rate_factor
 from pecker_fast.distill.networks import predict_noise
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
-
-
-def train(objective, **options):
-    trainer = PeckerTrainer(objective, **options)
-    return trainer, list(trainer.run())
-
-
-def weights(network):
-    return {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
 def written_out_run(objective, mask, decay):
@@ -108,31 +98,6 @@ def test_the_loop_is_the_method(kind):
     assert any(not torch.equal(theta[name], start[name]) for name in theta)
 
 
-def test_frozen_entries_keep_their_bits_and_salient_ones_move():
-    objective = toy_objective({"optimizer.weight_decay": 0.1, "optimizer.beta1": 0.9})
-    trainer, _ = train(objective)
-    for network in (None, trainer.ema_generator()):
-        check = trainer.verify_frozen(network)
-        assert check.frozen == trainer.mask.numel - trainer.mask.nnz > 0
-        assert check.frozen_changed == 0
-        assert check.salient_changed > 0.9 * check.salient
-    with torch.no_grad():
-        name, frozen = next((n, ~m) for n, m in trainer.mask.to_dense().items() if not m.all())
-        param = trainer.generator.get_parameter(name)
-        param[frozen] = torch.nextafter(param[frozen], torch.tensor(9.0))
-    assert trainer.verify_frozen().frozen_changed == frozen.sum()
-
-
-def test_the_pseudo_score_is_dense_unless_both_are_masked():
-    for apply in ("generator", "both"):
-        objective = toy_objective({"mask.apply": apply})
-        trainer, _ = train(objective)
-        dense = trainer.mask.to_dense()
-        start, end = weights(objective.teacher), weights(trainer.pseudo_score)
-        frozen_moved = any(not torch.equal(start[n][~m], end[n][~m]) for n, m in dense.items())
-        assert frozen_moved == (apply == "generator")
-
-
 def test_two_runs_give_the_same_bits_and_another_seed_gives_others():
     runs = [train(toy_objective({"seed": seed}))[0] for seed in (0, 0, 1)]
     assert_same_bits(weights(runs[0].generator), weights(runs[1].generator))
@@ -158,23 +123,6 @@ def test_dropout_does_not_depend_on_the_callers_random_state():
         list(trainer.run())
         results.append(weights(trainer.pseudo_score))
     assert_same_bits(*results)
-
-
-def test_losses_are_read_at_intervals_only():
-    _, metrics = train(toy_objective({"logging.every": 4, "iterations": 10}))
-    assert [m.iteration for m in metrics] == list(range(1, 11))
-    # Every 4th, before the checkpoints of 3, 6 and 9, and at the end.
-    read = [m.iteration for m in metrics if m.losses is not None]
-    assert read == [3, 4, 6, 8, 9, 10]
-    assert all(tuple(m.losses) == LOSS_NAMES for m in metrics if m.losses)
-
-
-def test_read_losses_are_means_over_the_interval():
-    fine = train(toy_objective({"logging.every": 1}))[1]
-    coarse = train(toy_objective({"logging.every": 3}))[1]
-    for name in LOSS_NAMES:
-        mean = sum(m.losses[name] for m in fine[:3]) / 3
-        assert coarse[2].losses[name] == pytest.approx(mean, rel=1e-6)
 
 
 class Spy:
@@ -299,113 +247,6 @@ def test_without_averaging_the_result_is_the_generator():
     assert not result.training
 
 
-def test_refreshed_masks_leave_the_rest_alone():
-    objective = toy_objective({"mask.refresh_every": 2, "mask.density": 0.1, "iterations": 7})
-    trainer = PeckerTrainer(objective)
-    masks, states, averages = [], [], []
-    for _ in trainer.run():
-        masks.append(trainer.mask)
-        states.append(weights(trainer.generator))
-        averages.append(weights(trainer.ema_generator()))
-    assert masks[0] == masks[1] != masks[2] == masks[3] != masks[4]
-    union = masks[0] | masks[2] | masks[4] | masks[6]
-    assert trainer.ever_salient == union
-    assert union.nnz > masks[0].nnz
-    assert trainer.verify_frozen().frozen_changed == 0
-    # What left the mask stops moving, and its average still approaches it.
-    for name, dense in (masks[0] & ~masks[2]).to_dense().items():
-        assert torch.equal(states[1][name][dense], states[3][name][dense])
-        expected = averages[1][name].lerp(states[1][name], 0.1).lerp(states[1][name], 0.1)
-        torch.testing.assert_close(averages[3][name][dense], expected[dense])
-
-
-def test_a_refreshed_mask_keeps_the_moments_of_what_stays():
-    network = ToyDenoiser()
-    masks = [SaliencyMask.random(network, 0.5, seed=seed) for seed in (0, 1)]
-    config = load_config(None, {"optimizer.beta1": 0.9})
-    learner = Learner(network, masks[0], 1e-3, masked_adamw(config), config)
-    learner.learn()
-    for param in network.parameters():
-        param.grad = torch.randn_like(param)
-    learner.step(0)
-
-    def moments(mask):
-        dense = {name: torch.zeros(shape) for name, shape in mask.shapes.items()}
-        for name, param in network.named_parameters():
-            dense[name].flatten()[mask.indices[name].long()] = learner.optimizer.state[param][
-                "exp_avg_sq"
-            ]
-        return dense
-
-    before = moments(masks[0])
-    learner.set_mask(masks[1])
-    after, stays = moments(masks[1]), (masks[0] & masks[1]).to_dense()
-    for name in before:
-        assert torch.equal(after[name], before[name] * stays[name])
-    assert any(bool(value.any()) for value in after.values())
-
-
-@pytest.mark.parametrize("kind", ["random", "full"])
-def test_the_other_kinds_of_mask(kind):
-    trainer, _ = train(toy_objective({"mask.kind": kind, "mask.refresh_every": 2}))
-    if kind == "full":
-        assert trainer.mask.density == 1
-        assert trainer.verify_frozen().frozen == 0
-    else:
-        assert trainer.mask.nnz == round(0.3 * trainer.mask.numel)
-        assert trainer.ever_salient.nnz > trainer.mask.nnz
-        assert trainer.verify_frozen().frozen_changed == 0
-
-
-def test_released_gradients_change_no_bit():
-    dense, _ = train(toy_objective({"mask.refresh_every": 3}))
-    released, _ = train(toy_objective({"mask.refresh_every": 3, "optimizer.release_grads": True}))
-    assert_same_bits(weights(dense.generator), weights(released.generator))
-
-
-def test_parameters_that_are_frozen_as_a_whole_get_no_gradient():
-    objective = toy_objective({"mask.granularity": "tensor", "iterations": 1})
-    seen = []
-
-    def make(network, mask, lr):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-        optimizer.register_step_pre_hook(
-            lambda *_: seen.append({n for n, p in network.named_parameters() if p.grad is not None})
-        )
-        return optimizer
-
-    trainer, _ = train(objective, make_optimizer=make)
-    salient = {name for name, positions in trainer.mask.indices.items() if len(positions)}
-    assert 0 < len(salient) < len(trainer.mask)
-    assert seen[1] == salient
-
-
-def test_a_given_mask_and_given_starts_are_used():
-    objective = toy_objective()
-    starts = ToyDenoiser(), ToyDenoiser()
-    before = weights(starts[0])
-    mask = SaliencyMask.random(starts[0], 0.2, seed=3)
-    trainer, _ = train(objective, generator=starts[0], pseudo_score=starts[1], mask=mask)
-    assert trainer.mask == mask
-    assert trainer.generator is starts[0]
-    check = trainer.verify_frozen()
-    assert (check.frozen, check.frozen_changed) == (mask.numel - mask.nnz, 0)
-    frozen = (~mask).to_dense()
-    for name, param in trainer.generator.named_parameters():
-        assert torch.equal(param[frozen[name]], before[name][frozen[name]])
-
-
-def test_a_user_frozen_parameter_stays_frozen():
-    objective = toy_objective()
-    start = ToyDenoiser()
-    start.conv_in.requires_grad_(False)
-    before = weights(start.conv_in)
-    trainer, _ = train(objective, generator=start)
-    assert not any(name.startswith("conv_in") for name in trainer.mask)
-    assert_same_bits(weights(trainer.generator.conv_in), before)
-    assert trainer.verify_frozen().frozen_changed == 0
-
-
 def test_mistakes_are_refused():
     objective = toy_objective()
     with pytest.raises(PeckerError, match="must be three networks"):
@@ -424,58 +265,6 @@ def test_mistakes_are_refused():
         list(plain.run())
 
 
-class Poison:
-    """An adapter whose answer for one network and class is NaN from some iteration on."""
-
-    def __init__(self, which, label):
-        self.which, self.label, self.trainer, self.start = which, label, None, 10**9
-
-    def __call__(self, network, x_t, t, condition):
-        noise = predict_noise(network, x_t, t, condition)
-        trainer = self.trainer
-        if trainer is None or trainer.iteration < self.start:
-            return noise
-        if network is not getattr(trainer, self.which) or trainer.generator.training:
-            return noise
-        return torch.where((condition == self.label)[:, None, None, None], torch.nan, noise)
-
-
-@pytest.mark.parametrize(("label", "term"), [(0, "forget"), (2, "remain")])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, label, term):
-    overrides = {"iterations": 9, "logging.every": 4, "batch_size": 16}
-    poison = Poison("pseudo_score", label)
-    with RunDirectory(tmp_path) as directory:
-        trainer = PeckerTrainer(toy_objective(overrides, predict=poison), run_directory=directory)
-        poison.trainer, poison.start = trainer, 4
-        message = (
-            rf"^the pseudo_score loss \({term} term\) is nan at iteration 5: stopped; the "
-            r"checkpoint of iteration 3 is intact; lower generator\.lr"
-        )
-        seen = []
-        with pytest.raises(PeckerError, match=message):
-            for metrics in trainer.run():
-                seen.append(metrics.iteration)
-        assert seen[-1] == 5  # the next reading was due before the checkpoint of iteration 6
-        assert directory.iterations() == [3]
-    with RunDirectory(tmp_path) as directory:
-        resumed, _ = train(toy_objective(overrides), run_directory=directory)
-    healthy, _ = train(toy_objective(overrides))
-    assert_same_bits(weights(resumed.generator), weights(healthy.generator))
-
-
-def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    with RunDirectory(tmp_path) as directory:
-        trainer = PeckerTrainer(toy_objective(), run_directory=directory)
-        for metrics in trainer.run():
-            if metrics.iteration == 4:
-                break
-        with torch.no_grad():
-            trainer.pseudo_score.conv_out.bias.fill_(torch.inf)
-        with pytest.raises(PeckerError, match=r"pseudo_score weight 'conv_out.bias' is not finite"):
-            trainer.save()
-        assert directory.iterations() == [3]
-
-
 def test_a_unet_is_trained_from_a_model_folder():
     class Model:
         unet = tiny_unet()
@@ -491,38 +280,3 @@ def test_a_unet_is_trained_from_a_model_folder():
     check = trainer.verify_frozen(trainer.ema_generator())
     assert check.frozen_changed == 0
     assert trainer.verify_frozen().salient_changed > 0.9 * check.salient
-
-
-def test_tensorboard_when_asked(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with RunDirectory(tmp_path) as directory:
-        objective = toy_objective({"logging.tensorboard": True})
-        _, metrics = train(objective, run_directory=directory)
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    for name in LOSS_NAMES:
-        logged = [(e.step, e.value) for e in events.Scalars(f"loss/{name}")]
-        read = [(m.iteration, m.losses[name]) for m in metrics if m.losses]
-        assert [step for step, _ in logged] == [iteration for iteration, _ in read]
-        assert [v for _, v in logged] == pytest.approx([v for _, v in read], rel=1e-6)
-
-
-def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with RunDirectory(tmp_path) as directory:
-        objective = toy_objective({"logging.tensorboard": True})
-        trainer = PeckerTrainer(objective, run_directory=directory)
-        with pytest.raises(PeckerError, match=r"pip install 'pecker-fast\[tensorboard\]'"):
-            list(trainer.run())
-
-
-def test_tensorboard_is_not_imported_unless_asked(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    train(toy_objective({"iterations": 1}))
-
-
-def test_the_progress_bar_is_off_unless_asked(capsys):
-    train(toy_objective({"iterations": 2}))
-    assert capsys.readouterr().err == ""
-    train(toy_objective({"iterations": 2}), progress=True)
-    assert "2/2" in capsys.readouterr().err

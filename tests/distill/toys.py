@@ -86,3 +86,16 @@ def assert_same_bits(left, right):
             assert_same_bits(a, b)
     else:
         assert left == right
+
+
+def train(objective, **options):
+    """Train to the end; returns the trainer and the metrics of all iterations."""
+    from pecker_fast.distill import PeckerTrainer
+
+    trainer = PeckerTrainer(objective, **options)
+    return trainer, list(trainer.run())
+
+
+def weights(network):
+    """A copy of a network's parameters, by name."""
+    return {name: p.detach().clone() for name, p in network.named_parameters()}

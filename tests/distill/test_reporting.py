@@ -1,0 +1,115 @@
+"""What a run says: losses, TensorBoard, the progress bar, and why it stopped."""
+
+import sys
+
+import pytest
+import torch
+from toys import assert_same_bits, toy_objective, train, weights
+
+from pecker_fast.distill import LOSS_NAMES, PeckerTrainer, RunDirectory
+from pecker_fast.distill.networks import predict_noise
+from pecker_fast.errors import PeckerError
+
+
+def test_losses_are_read_at_intervals_only():
+    _, metrics = train(toy_objective({"logging.every": 4, "iterations": 10}))
+    assert [m.iteration for m in metrics] == list(range(1, 11))
+    # Every 4th, before the checkpoints of 3, 6 and 9, and at the end.
+    read = [m.iteration for m in metrics if m.losses is not None]
+    assert read == [3, 4, 6, 8, 9, 10]
+    assert all(tuple(m.losses) == LOSS_NAMES for m in metrics if m.losses)
+
+
+def test_read_losses_are_means_over_the_interval():
+    fine = train(toy_objective({"logging.every": 1}))[1]
+    coarse = train(toy_objective({"logging.every": 3}))[1]
+    for name in LOSS_NAMES:
+        mean = sum(m.losses[name] for m in fine[:3]) / 3
+        assert coarse[2].losses[name] == pytest.approx(mean, rel=1e-6)
+
+
+class Poison:
+    """An adapter whose answer for one network and class is NaN from some iteration on."""
+
+    def __init__(self, which, label):
+        self.which, self.label, self.trainer, self.start = which, label, None, 10**9
+
+    def __call__(self, network, x_t, t, condition):
+        noise = predict_noise(network, x_t, t, condition)
+        trainer = self.trainer
+        if trainer is None or trainer.iteration < self.start:
+            return noise
+        if network is not getattr(trainer, self.which) or trainer.generator.training:
+            return noise
+        return torch.where((condition == self.label)[:, None, None, None], torch.nan, noise)
+
+
+@pytest.mark.parametrize(("label", "term"), [(0, "forget"), (2, "remain")])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, label, term):
+    overrides = {"iterations": 9, "logging.every": 4, "batch_size": 16}
+    poison = Poison("pseudo_score", label)
+    with RunDirectory(tmp_path) as directory:
+        trainer = PeckerTrainer(toy_objective(overrides, predict=poison), run_directory=directory)
+        poison.trainer, poison.start = trainer, 4
+        message = (
+            rf"^the pseudo_score loss \({term} term\) is nan at iteration 5: stopped; the "
+            r"checkpoint of iteration 3 is intact; lower generator\.lr"
+        )
+        seen = []
+        with pytest.raises(PeckerError, match=message):
+            for metrics in trainer.run():
+                seen.append(metrics.iteration)
+        assert seen[-1] == 5  # the next reading was due before the checkpoint of iteration 6
+        assert directory.iterations() == [3]
+    with RunDirectory(tmp_path) as directory:
+        resumed, _ = train(toy_objective(overrides), run_directory=directory)
+    healthy, _ = train(toy_objective(overrides))
+    assert_same_bits(weights(resumed.generator), weights(healthy.generator))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    with RunDirectory(tmp_path) as directory:
+        trainer = PeckerTrainer(toy_objective(), run_directory=directory)
+        for metrics in trainer.run():
+            if metrics.iteration == 4:
+                break
+        with torch.no_grad():
+            trainer.pseudo_score.conv_out.bias.fill_(torch.inf)
+        with pytest.raises(PeckerError, match=r"pseudo_score weight 'conv_out.bias' is not finite"):
+            trainer.save()
+        assert directory.iterations() == [3]
+
+
+def test_tensorboard_when_asked(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunDirectory(tmp_path) as directory:
+        objective = toy_objective({"logging.tensorboard": True})
+        _, metrics = train(objective, run_directory=directory)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in LOSS_NAMES:
+        logged = [(e.step, e.value) for e in events.Scalars(f"loss/{name}")]
+        read = [(m.iteration, m.losses[name]) for m in metrics if m.losses]
+        assert [step for step, _ in logged] == [iteration for iteration, _ in read]
+        assert [v for _, v in logged] == pytest.approx([v for _, v in read], rel=1e-6)
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with RunDirectory(tmp_path) as directory:
+        objective = toy_objective({"logging.tensorboard": True})
+        trainer = PeckerTrainer(objective, run_directory=directory)
+        with pytest.raises(PeckerError, match=r"pip install 'pecker-fast\[tensorboard\]'"):
+            list(trainer.run())
+
+
+def test_tensorboard_is_not_imported_unless_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train(toy_objective({"iterations": 1}))
+
+
+def test_the_progress_bar_is_off_unless_asked(capsys):
+    train(toy_objective({"iterations": 2}))
+    assert capsys.readouterr().err == ""
+    train(toy_objective({"iterations": 2}), progress=True)
+    assert "2/2" in capsys.readouterr().err
