@@ -63,11 +63,16 @@ def check_group(group: dict[str, Any], group_index: int) -> None:
             "see; use torch.optim.AdamW"
         )
     for index, param in enumerate(group["params"]):
+        label = param_label(group, group_index, index)
         if param.dtype not in _PARAM_DTYPES:
             kind = "complex" if param.is_complex() else str(param.dtype)
             raise PeckerError(
-                f"parameter {param_label(group, group_index, index)!r} is {kind}: expected "
-                "float32, float64, bfloat16 or float16"
+                f"parameter {label!r} is {kind}: expected float32, float64, bfloat16 or float16"
+            )
+        if hasattr(param, "to_local"):
+            raise PeckerError(
+                f"parameter {label!r} is a DTensor: sharded parameters are not supported; pass "
+                "ordinary ones, as DistributedDataParallel has them"
             )
 
 

@@ -39,16 +39,16 @@ class Batch:
     device: torch.device
     backend: backends.Backend
     work: Work
-    # Per entry the state it was prepared with and the identities of the tensors in it.
-    states: list[tuple[Tensor, ParamState, tuple[int, ...]]]
+    # Per entry the state it was prepared with and the addresses of the tensors in it.
+    states: list[tuple[Tensor, ParamState, list[int]]]
 
     def is_current(self, state: Mapping[Tensor, ParamState]) -> bool:
-        """Whether parameters and state are still the tensors that were prepared."""
+        """Whether the state is still the memory that was prepared."""
         return all(
             state.get(param) is seen
-            and tuple(map(id, seen.values())) == tensors
+            and [tensor.data_ptr() for tensor in seen.values()] == addresses
             and param.device == self.device
-            for param, seen, tensors in self.states
+            for param, seen, addresses in self.states
         )
 
 
@@ -101,7 +101,7 @@ class Prepared:
             backend = backends.select(backend_name, device)
             work = backend.prepare(entries, steps, compact_grads=compact_grads)
             seen = [
-                (entry.param, param_state, tuple(map(id, param_state.values())))
+                (entry.param, param_state, [t.data_ptr() for t in param_state.values()])
                 for entry, param_state in zip(entries, states, strict=True)
             ]
             batches.append(Batch(device, backend, work, seen))

@@ -113,6 +113,15 @@ def test_bad_dtypes_are_named(dtype):
         MaskedAdamW([("spin", param)])
 
 
+def test_sharded_parameters_are_named():
+    class Sharded(torch.nn.Parameter):
+        def to_local(self):
+            return self
+
+    with pytest.raises(PeckerError, match="parameter 'shard' is a DTensor"):
+        MaskedAdamW([("shard", Sharded(torch.ones(2)))])
+
+
 def test_sparse_gradients_are_named(backend):
     embedding = torch.nn.Embedding(5, 3, sparse=True, device=backend.device)
     optimizer = MaskedAdamW(embedding.named_parameters(), backend=backend.name)
@@ -318,6 +327,55 @@ def test_state_tensors_may_be_replaced(backend):
         optimizer.state.clear()
         train(network, optimizer, 2)
     assert_same(model, other, exact=False)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_state_may_move_under_the_same_tensors(backend, masked):
+    """Offloading swaps `.data`; a kernel that remembers addresses would write into freed memory."""
+    models = [make_model(backend.device) for _ in range(2)]
+    masks = random_masks(models[0]) if masked else None
+    for swap, model in enumerate(models):
+        optimizer = MaskedAdamW(model.named_parameters(), **BASE, mask=masks, backend=backend.name)
+        train(model, optimizer, 2)
+        for state in optimizer.state.values() if swap else ():
+            for value in state.values():
+                old = value.data
+                value.data = old.clone()
+                old.fill_(float("nan"))
+        train(model, optimizer, 2)
+    assert_same(*models)
+
+
+def test_state_may_be_laid_out_or_cast_anew(backend):
+    """Not what the kernel takes for granted: still right, whatever it costs."""
+    models = [make_model(backend.device) for _ in range(2)]
+    for change, model in enumerate(models):
+        model.to(memory_format=torch.channels_last)
+        optimizer = MaskedAdamW(model.parameters(), **BASE, backend=backend.name)
+        train(model, optimizer, 2)
+        if change:
+            state = optimizer.state[model[0].weight]
+            state["exp_avg"] = state["exp_avg"].contiguous()
+            state = optimizer.state[model[2].weight]
+            state["exp_avg"], state["exp_avg_sq"] = (
+                state[key].double() for key in ("exp_avg", "exp_avg_sq")
+            )
+        train(model, optimizer, 2)
+    assert_same(*models, exact=False)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+@pytest.mark.parametrize("first", [torch.bfloat16, torch.float64], ids=str)
+def test_model_may_be_cast_after_construction(backend, first, masked):
+    models = [make_model(backend.device) for _ in range(2)]
+    masks = random_masks(models[0]) if masked else None
+    for model, dtype in zip(models, (first, torch.float32), strict=True):
+        model.to(dtype)
+        optimizer = MaskedAdamW(model.named_parameters(), **BASE, mask=masks, backend=backend.name)
+        model.float()
+        model.load_state_dict(make_model(backend.device).state_dict())
+        train(model, optimizer, 3)
+    assert_same(*models, exact=False)
 
 
 def test_step_counts_can_be_set_in_place(backend):

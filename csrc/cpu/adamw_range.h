@@ -6,12 +6,12 @@
 // Everything is in an unnamed namespace: two instruction sets must never share a function.
 #pragma once
 #include "adamw.h"
+#include "prefetch.h"
 
 namespace pecker {
 namespace {
 
-constexpr int kBlock = 256;          // slots in the buffers: 2 x 1 KiB of float
-constexpr int kPrefetchAhead = 256;  // slots between prefetching an element and reading it
+constexpr int kBlock = 256;  // slots in the buffers: 1 KiB of float each
 
 template <typename T, typename Stored>
 void load(const void* base, const int32_t* offsets, int64_t begin, int n, T* __restrict out) {
@@ -61,15 +61,6 @@ void store(int64_t dtype, void* base, const int32_t* offsets, int64_t begin, int
         case kFloat16:
             return store<T, Float16>(base, offsets, begin, n, in);
     }
-}
-
-// The hardware follows neither the gaps of a sparse mask nor two streams of them.
-void prefetch(const void* base, int64_t dtype, const int32_t* offsets, int64_t begin, int64_t end) {
-    if (!offsets) return;
-    const char* bytes = static_cast<const char*>(base);
-    const int shift = dtype == kFloat64 ? 3 : dtype == kFloat32 ? 2 : 1;
-    for (int64_t i = begin; i < end; ++i)
-        __builtin_prefetch(bytes + (static_cast<int64_t>(offsets[i]) << shift), 0, 2);
 }
 
 template <bool kExpAvg, bool kAmsgrad, typename T>
@@ -136,10 +127,10 @@ void range(const AdamWTensor& t, const UpdateRow* rows, double grad_scale, int64
 
     for (int64_t slot = begin; slot < end; slot += kBlock) {
         const int n = static_cast<int>(end - slot < kBlock ? end - slot : kBlock);
-        const int64_t ahead = slot + kPrefetchAhead;
-        const int64_t ahead_end = ahead + kBlock < end ? ahead + kBlock : end;
-        prefetch(t.param, t.param_dtype, t.param_offsets, ahead, ahead_end);
-        prefetch(t.grad, t.grad_dtype, t.grad_offsets, ahead, ahead_end);
+        const int64_t next = slot + kBlock;
+        const int64_t next_end = next + kBlock < end ? next + kBlock : end;
+        prefetch(t.param, t.param_dtype, t.param_offsets, next, next_end);
+        prefetch(t.grad, t.grad_dtype, t.grad_offsets, next, next_end);
 
         T* g = g_buffer;
         if (direct_g) {

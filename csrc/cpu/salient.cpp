@@ -7,6 +7,7 @@
 #include "adamw.h"
 #include "bind.h"
 #include "chunks.h"
+#include "prefetch.h"
 
 namespace pecker {
 namespace {
@@ -24,25 +25,31 @@ struct SalientTensor {
 };
 static_assert(sizeof(SalientTensor) == 6 * sizeof(int64_t), "the table has 6 columns of int64");
 
+constexpr int kBlock = 256;  // slots between prefetching an element and reading it
+
 template <typename Dense, typename Compact>
 void apply(const SalientTensor& t, Operation operation, double decay, int64_t begin, int64_t end) {
     Dense* dense = static_cast<Dense*>(t.dense);
     Compact* compact = static_cast<Compact*>(t.compact);
     const Compact weight = static_cast<Compact>(1.0 - decay);
     const Compact rest = static_cast<Compact>(1.0 - (1.0 - decay));
-    for (int64_t slot = begin; slot < end; ++slot) {
-        Dense& element = dense[t.offsets ? t.offsets[slot] : slot];
-        if (operation == kScatter) {
-            element = Convert<Dense, Compact>::apply(compact[slot]);
-            continue;
+    for (int64_t block = begin; block < end; block += kBlock) {
+        const int64_t next = block + kBlock < end ? block + kBlock : end;
+        prefetch(dense, t.dense_dtype, t.offsets, next, next + kBlock < end ? next + kBlock : end);
+        for (int64_t slot = block; slot < next; ++slot) {
+            Dense& element = dense[t.offsets ? t.offsets[slot] : slot];
+            if (operation == kScatter) {
+                element = Convert<Dense, Compact>::apply(compact[slot]);
+                continue;
+            }
+            const Compact value = Convert<Compact, Dense>::apply(element);
+            if (operation == kGather)
+                compact[slot] = value;
+            else if (operation == kGatherAdd)
+                compact[slot] += value;
+            else
+                compact[slot] = lerp(compact[slot], value, weight, rest);
         }
-        const Compact value = Convert<Compact, Dense>::apply(element);
-        if (operation == kGather)
-            compact[slot] = value;
-        else if (operation == kGatherAdd)
-            compact[slot] += value;
-        else
-            compact[slot] = lerp(compact[slot], value, weight, rest);
     }
 }
 

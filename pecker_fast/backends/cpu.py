@@ -160,21 +160,38 @@ def _make_row(work: CpuWork, i: int, grad: Tensor) -> None:
     param_offsets = _offsets(entry.indices, param)
     grad_offsets = None if work.compact_grads else _offsets(entry.indices, grad)
     work.offsets[i] = (param_offsets, grad_offsets)
-    if entry.indices is None:
-        # All entries, in storage order: parameter, state and gradient must agree on it.
-        if not is_dense(param) or entry.exp_avg_sq.stride() != param.stride():
-            work.detours[i] = "reference"
-        elif grad.stride() != param.stride():
-            work.detours[i] = "copy"
-    elif any(offsets is not None and offsets.dtype != torch.int32 for offsets in work.offsets[i]):
+    if (
+        param.dtype not in _DTYPES
+        or grad.dtype not in _DTYPES
+        or any(o is not None and o.dtype != torch.int32 for o in work.offsets[i])
+        or not _state_fits(entry)
+    ):
         work.detours[i] = "reference"
-    if param.dtype not in _DTYPES or grad.dtype not in _DTYPES:
-        work.detours[i] = "reference"
+    elif entry.indices is None and grad.stride() != param.stride():
+        work.detours[i] = "copy"
     row = work.table[i]
     row[_PARAM_OFFSETS] = 0 if param_offsets is None else param_offsets.data_ptr()
     row[_GRAD_OFFSETS] = 0 if grad_offsets is None else grad_offsets.data_ptr()
     row[_PARAM_DTYPE] = _DTYPES.get(param.dtype, 0)
     row[_GRAD_DTYPE] = _DTYPES.get(grad.dtype, 0)
+
+
+def _state_fits(entry: Entry) -> bool:
+    """Whether the state has the types and layouts that the kernel takes for granted.
+
+    Always, unless parameters or state were cast or laid out anew after construction.
+    """
+    param = entry.param
+    moments = [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
+    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+    tensors = [tensor for tensor in (*moments, entry.master) if tensor is not None]
+    if any(tensor.dtype != dtype for tensor in tensors):
+        return False
+    if entry.master is not None and param.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if entry.indices is None:  # all entries, in the one storage order of parameter and state
+        return is_dense(param) and all(t.stride() == param.stride() for t in tensors)
+    return all(tensor.is_contiguous() for tensor in tensors)
 
 
 def _offsets(indices: Tensor | None, tensor: Tensor) -> Tensor | None:
