@@ -6,6 +6,7 @@ This is what made the teacher that ships in `pecker_fast/data`. `pecker-fast tra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,9 +81,8 @@ def train_teacher(
     """
     torch.manual_seed(recipe.seed)
     unet = build_unet(recipe, num_classes, tuple(images.shape[1:])).to(device)  # type: ignore[arg-type]
-    average = torch.optim.swa_utils.AveragedModel(
-        unet, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema_decay)
-    )
+    averaging: Any = torch.optim.swa_utils.get_ema_multi_avg_fn  # untyped in torch
+    average = torch.optim.swa_utils.AveragedModel(unet, multi_avg_fn=averaging(recipe.ema_decay))
     # The fused CPU kernel of torch is wrong for mixed strides, so only CUDA uses the fused one.
     optimizer = torch.optim.Adam(
         unet.parameters(), recipe.learning_rate, fused=device.type == "cuda"
@@ -108,7 +108,7 @@ def train_teacher(
             alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t, class_labels=labels[chosen]
         )
         loss = F.mse_loss(predicted.sample, noise)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -145,7 +145,7 @@ def train_classifier(
         x[::2] += torch.rand(len(x[::2]), 1, 1, 1, device=device) * 0.2 * torch.randn_like(x[::2])
         loss = F.cross_entropy(classifier(x), labels[chosen], label_smoothing=0.02)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return classifier.cpu().eval()
