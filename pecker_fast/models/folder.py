@@ -112,7 +112,7 @@ class ModelFolder:
         unet = _load_unet(unet_folder)
         scheduler = _load_scheduler(root)
         description = _load_description(root)
-        names = tuple(description.get("class_names") or _default_names(unet, root))
+        names = tuple(description.get("class_names") or _default_names(unet))
         classes = unet.class_embedding.num_embeddings if _is_class_table(unet) else None
         if classes is None:
             raise PeckerError(
@@ -124,11 +124,18 @@ class ModelFolder:
                 f"model folder {root}: {DESCRIPTION} names {len(names)} classes, "
                 f"the network has {classes}"
             )
+        patch_size = description.get("patch_size", 1)
+        channels = unet.config.in_channels
+        if not isinstance(patch_size, int) or patch_size < 1 or channels % patch_size**2:
+            raise PeckerError(
+                f"model folder {root}: patch_size {patch_size!r} in {DESCRIPTION} must be a whole "
+                f"number whose square divides the network's {channels} channels"
+            )
         return cls(
             unet=unet,
             scheduler=scheduler,
             class_names=names,
-            patch_size=int(description.get("patch_size", 1)),
+            patch_size=patch_size,
             figures=description.get("figures", {}),
             kind=description.get("kind", "teacher"),
         )
@@ -153,7 +160,7 @@ def _is_class_table(unet: UNet2DModel) -> bool:
     return isinstance(unet.class_embedding, torch.nn.Embedding)
 
 
-def _default_names(unet: UNet2DModel, root: Path) -> list[str]:
+def _default_names(unet: UNet2DModel) -> list[str]:
     return [f"class {index}" for index in range(unet.config.num_class_embeds or 0)]
 
 

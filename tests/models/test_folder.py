@@ -1,0 +1,142 @@
+"""Model folders: what is written is what is read, and a broken folder says what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
+
+
+def tiny_unet(classes: int | None = 3, channels: int = 4) -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=4,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        num_class_embeds=classes,
+    )
+
+
+def tiny_folder(**changes: object) -> ModelFolder:
+    values = {
+        "unet": tiny_unet(),
+        "scheduler": DDPMScheduler(clip_sample=False),
+        "class_names": ("ant", "Bee", "cat"),
+        "patch_size": 2,
+        "figures": {"accuracy": 0.5},
+    }
+    return ModelFolder(**{**values, **changes})
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tiny_folder().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_round_trip(saved: Path) -> None:
+    before, after = tiny_folder(), ModelFolder.load(saved)
+    for name, param in before.unet.state_dict().items():
+        assert torch.equal(param, after.unet.state_dict()[name])
+    assert torch.equal(before.scheduler.alphas_cumprod, after.scheduler.alphas_cumprod)
+    assert (after.class_names, after.patch_size) == (before.class_names, before.patch_size)
+    assert (after.figures, after.kind) == (before.figures, before.kind)
+    assert not after.unet.training
+
+
+def test_patches_become_pixels_and_back() -> None:
+    folder = tiny_folder()
+    assert folder.network_shape == (4, 4, 4)
+    assert folder.image_shape == (1, 8, 8)
+    images = torch.rand(2, 1, 8, 8) * 2 - 1
+    assert torch.equal(folder.decode(folder.encode(images)), images)
+    x = folder.encode(images)
+    assert torch.equal(x[0, :, 0, 0], images[0, 0, :2, :2].flatten())  # one patch, row by row
+
+
+def test_bare_unet_folder_with_a_scheduler_beside_it(tmp_path: Path) -> None:
+    tiny_unet().save_pretrained(tmp_path)
+    DDPMScheduler(clip_sample=False).save_pretrained(tmp_path / "scheduler")
+    folder = ModelFolder.load(tmp_path)
+    assert folder.class_names == ("class 0", "class 1", "class 2")
+    assert folder.image_shape == folder.network_shape == (4, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["bee", " Bee ", "1", 1])
+def test_class_by_name_or_index(name: str | int) -> None:
+    assert tiny_folder().class_index(name) == 1
+
+
+def test_unknown_class_lists_the_classes() -> None:
+    with pytest.raises(PeckerError, match=r"unknown class 'dog'.*0 'ant', 1 'Bee', 2 'cat'"):
+        tiny_folder().class_index("dog")
+
+
+def test_another_network_keeps_the_description_and_drops_the_figures() -> None:
+    after = tiny_folder().with_network(tiny_unet(), kind="generator")
+    assert (after.kind, after.figures, after.class_names) == (
+        "generator",
+        {},
+        ("ant", "Bee", "cat"),
+    )
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(PeckerError, match=r"nowhere: unet/config.json is missing"):
+        ModelFolder.load(tmp_path / "nowhere")
+
+
+def test_missing_weights(saved: Path) -> None:
+    (saved / "unet" / WEIGHTS).unlink()
+    with pytest.raises(PeckerError, match=f"unet/{WEIGHTS} is missing"):
+        ModelFolder.load(saved)
+
+
+def test_truncated_weights(saved: Path) -> None:
+    file = saved / "unet" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(PeckerError, match="truncated"):
+        ModelFolder.load(saved)
+
+
+def test_missing_schedule(saved: Path) -> None:
+    (saved / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(PeckerError, match=r"scheduler/scheduler_config\.json is missing"):
+        ModelFolder.load(saved)
+
+
+def test_network_without_classes(tmp_path: Path) -> None:
+    tiny_folder(unet=tiny_unet(classes=None), class_names=()).save(tmp_path)
+    with pytest.raises(PeckerError, match="no class embedding"):
+        ModelFolder.load(tmp_path)
+
+
+def test_more_names_than_classes(tmp_path: Path) -> None:
+    tiny_folder(class_names=("a", "b", "c", "d")).save(tmp_path)
+    with pytest.raises(PeckerError, match="names 4 classes, the network has 3"):
+        ModelFolder.load(tmp_path)
+
+
+@pytest.mark.parametrize("patch_size", [0, 3, "two"])
+def test_patch_size_that_does_not_divide_the_channels(saved: Path, patch_size: object) -> None:
+    description = json.loads((saved / DESCRIPTION).read_text())
+    (saved / DESCRIPTION).write_text(json.dumps({**description, "patch_size": patch_size}))
+    with pytest.raises(PeckerError, match="patch_size"):
+        ModelFolder.load(saved)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "expected a JSON")])
+def test_broken_description(saved: Path, text: str, message: str) -> None:
+    (saved / DESCRIPTION).write_text(text)
+    with pytest.raises(PeckerError, match=message):
+        ModelFolder.load(saved)
