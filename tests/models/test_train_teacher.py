@@ -61,7 +61,7 @@ def test_same_seed_gives_the_same_teacher(real: tuple[torch.Tensor, torch.Tensor
 
 def test_classifier_learns(real: tuple[torch.Tensor, torch.Tensor]) -> None:
     images, labels = real
-    classifier = train_classifier(images[:1500], labels[:1500], 10, CPU, epochs=2)
+    classifier = train_classifier(images[:2500], labels[:2500], 10, CPU, epochs=2)
     with torch.no_grad():
         predicted = classifier(images[2500:]).argmax(dim=1)
     assert float((predicted == labels[2500:]).float().mean()) > 0.6  # chance is 0.1
