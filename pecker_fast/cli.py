@@ -22,18 +22,28 @@ __all__ = ["group", "main"]
 DEBUG_VARIABLE = "PECKER_FAST_DEBUG"
 
 
+class _InOrder(click.Group):
+    """Lists the commands in the order in which a newcomer needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names as they were added."""
+        return list(self.commands)
+
+
 @click.group(
+    cls=_InOrder,
+    help="""Make a diffusion model forget a class, and prove it.
+
+    \b
+    pecker-fast demo        erase a class of the shipped model, in about 3 minutes
+    pecker-fast erase MODEL --out RUN --forget cat --override dog
+    """,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 130 interrupted.",
 )
 @click.version_option(package_name="pecker-fast", message="pecker-fast %(version)s")
 def group() -> None:
-    r"""Make a diffusion model forget a class, and prove it.
-
-    \b
-    pecker-fast demo --out demo        erase a class of the shipped model, about 3 minutes
-    pecker-fast erase MODEL --out RUN --forget cat --override dog
-    """
+    """The command line."""
 
 
 for _command in (

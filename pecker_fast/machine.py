@@ -12,6 +12,7 @@ import torch
 
 __all__ = ["machine_facts", "usable_cores", "versions"]
 
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _PACKAGES = ("pecker-fast", "torch", "diffusers", "numpy", "safetensors", "triton")
 
 
@@ -42,10 +43,21 @@ def versions() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on; a container often has fewer than the machine."""
+    """Cores this process may use: its CPU affinity, or less where a container sets a quota."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min(cores, _quota() or cores)
+
+
+def _quota() -> int | None:
+    """Whole cores of the CPU quota (docker --cpus, Kubernetes limits); None without one."""
+    try:
+        quota, period = _CPU_MAX.read_text().split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None  # no cgroup v2
 
 
 def _processor() -> str:

@@ -118,7 +118,7 @@ def prepare(device: str, threads: int | None) -> torch.device:
     if threads is not None:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ:
-        # torch counts physical cores of the machine, a container may have fewer or more.
+        # torch counts the machine's cores; a container may be allowed fewer.
         torch.set_num_threads(usable_cores())
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

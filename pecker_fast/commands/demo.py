@@ -21,6 +21,7 @@ PER_CLASS = 500
 
 
 @click.command(
+    short_help="Erase a class of the shipped model and prove it.",
     epilog="""\b
 Examples:
     pecker-fast demo
@@ -30,7 +31,7 @@ Examples:
 \b
 Classes: T-shirt, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot.
 Needs no network, no data set and no GPU. An interrupted demo goes on when started again.
-"""
+""",
 )
 @click.option(
     "--out",

@@ -21,6 +21,7 @@ __all__ = ["erase"]
 
 
 @click.command(
+    short_help="Erase a class from your own model.",
     epilog="""\b
 Examples:
     pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10
@@ -31,7 +32,7 @@ Examples:
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
 model as a folder `model`. With --classifier also report.html, report.json and pictures. A run that
 was interrupted goes on where it was when the same command is started again.
-"""
+""",
 )
 @MODEL_ARGUMENT
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")

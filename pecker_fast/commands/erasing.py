@@ -43,7 +43,7 @@ from pecker_fast.models.folder import DESCRIPTION
 __all__ = ["Judge", "erase_class", "open_run"]
 
 CURVE_POINTS = 12  # measurements during the run, besides the one at its start
-CURVE_IMAGES = (90, 180)  # images behind each: of the class to forget, of all others together
+CURVE_IMAGES = (60, 117)  # images behind each: of the class to forget, of all others together
 PICTURE_COLUMNS = 8
 
 MODEL_NAME = "model"
@@ -133,9 +133,9 @@ def erase_class(
     with open_run(out, force) as directory:
         with clock.stage("mask"):
             trainer = PeckerTrainer(objective, mask=mask, run_directory=directory, progress=True)
-        if trainer.iteration:
-            text = f"resuming at iteration {trainer.iteration} of {config.iterations}"
-            click.echo(text, err=True)
+        resumed_at = trainer.iteration
+        if resumed_at:
+            click.echo(f"resuming at iteration {resumed_at} of {config.iterations}", err=True)
         for name in _REPORT_NAMES:  # a report of an earlier state must not stand beside a new one
             (out / name).unlink(missing_ok=True)
         forget, override = objective.conditions.forget, objective.conditions.override
@@ -167,6 +167,7 @@ def erase_class(
             versions=versions(),
             config=config.flat(),
             curve=curve,
+            resumed_at=resumed_at,
             teacher_ships=judge.teacher is not None,
         )
         report.write(out, pictures)

@@ -19,6 +19,7 @@ __all__ = ["evaluate"]
 
 
 @click.command(
+    short_help="Judge a model with a classifier.",
     epilog="""\b
 Examples:
     pecker-fast evaluate demo/model --classifier clf --forget "Ankle boot" --override Sneaker
@@ -28,7 +29,7 @@ Examples:
 The classifier is a folder saved by SmallClassifier.save or a TorchScript file that maps images in
 [-1, 1] to logits, or to (logits, features). --statistics adds the Fréchet distance: a file of
 ClassStatistics.save, or an .npz with the real images (N, C, H, W) and their labels.
-"""
+""",
 )
 @MODEL_ARGUMENT
 @click.option("--classifier", type=click.Path(path_type=Path), required=True, help="The judge.")
@@ -95,7 +96,7 @@ def evaluate(
     for index, (name, share) in enumerate(
         zip(folder.class_names, result.class_accuracy, strict=True)
     ):
-        mark = "  forgotten" if index == forgotten else ""
+        mark = "  (forget)" if index == forgotten else ""
         click.echo(f"{name:20} {'-' if share is None else f'{100 * share:5.1f} %'}{mark}")
     click.echo(f"{'forget accuracy':20} {result.forget_accuracy:.4f} of {result.forget_count:,}")
     if result.override_accuracy is not None:

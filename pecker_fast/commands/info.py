@@ -10,7 +10,10 @@ import click
 __all__ = ["info"]
 
 
-@click.command(epilog="Example:\n\n    pecker-fast info --json > machine.json")
+@click.command(
+    short_help="Show versions, devices and backends.",
+    epilog="Example:\n\n    pecker-fast info --json > machine.json",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(as_json: bool) -> None:
     """Show versions, devices, threads, and the backends with the reason for each missing one."""
@@ -30,6 +33,8 @@ def info(as_json: bool) -> None:
     click.echo("optimizer backends")
     for name, reason in facts["backends"].items():
         click.echo(f"  {name:12} {'available' if reason is None else f'no: {reason}'}")
+        if name == "cpu" and reason is None:
+            click.echo(f"  {'':12} instruction sets, best first: {', '.join(facts['kernels'])}")
     chosen = ", ".join(f"{name} on {device}" for device, name in facts["auto"].items())
     click.echo(f"  {'auto':12} {chosen}")
 
@@ -43,6 +48,7 @@ def _collect() -> dict[str, Any]:
 
     prepare("cpu", None)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    reasons = backends.available()
     built_for = torch.version.cuda
     types = ["cpu"] + (["cuda"] if count else [])
     return {
@@ -52,6 +58,14 @@ def _collect() -> dict[str, Any]:
         "cuda_reason": "this torch is built without CUDA"
         if built_for is None
         else f"torch is built for CUDA {built_for}, but no device or driver is usable",
-        "backends": dict(backends.available()),
+        "backends": dict(reasons),
+        "kernels": _instruction_sets() if reasons["cpu"] is None else [],
         "auto": {device: backends.name_of(backends.select("auto", device)) for device in types},
     }
+
+
+def _instruction_sets() -> list[str]:
+    """What the compiled kernels can use on this processor, best first."""
+    from pecker_fast import _C
+
+    return _C.instruction_sets()

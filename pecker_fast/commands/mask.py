@@ -25,12 +25,13 @@ __all__ = ["mask"]
 
 
 @click.command(
+    short_help="Find the parameters that matter for a class.",
     epilog="""\b
 Examples:
     pecker-fast mask MODEL --forget "Ankle boot" --override Sneaker --density 0.1
     pecker-fast mask MODEL --forget 3 --override 5 --set saliency.loss=denoise --out m.safetensors
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
-"""
+""",
 )
 @MODEL_ARGUMENT
 @click.option(

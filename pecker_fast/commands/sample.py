@@ -15,12 +15,13 @@ TEACHER_STEPS = 50
 
 
 @click.command(
+    short_help="Draw images from a model.",
     epilog="""\b
 Examples:
     pecker-fast sample demo/model --png after.png
     pecker-fast sample teacher --steps 50 --per-class 4 --png before.png
     pecker-fast sample demo/model --class Sneaker --per-class 1000 --npz sneakers.npz
-"""
+""",
 )
 @MODEL_ARGUMENT
 @click.option("--png", type=click.Path(path_type=Path), help="Write a grid, one row per class.")

@@ -19,11 +19,12 @@ __all__ = ["train_teacher"]
 
 
 @click.command(
+    short_help="Train the model that the demo ships with.",
     epilog="""\b
 Examples:
     pecker-fast train-teacher --out teacher --device cuda
     pecker-fast train-teacher --out teacher --steps 3000 --batch-size 64
-"""
+""",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(

@@ -49,6 +49,7 @@ class ErasureReport:
         versions: see `versions`.
         config: every setting under its dotted key.
         curve: accuracies during the run.
+        resumed_at: iteration at which this process took the run up; `wall_s` starts there.
         teacher_ships: the teacher's figures came with the model and were not measured here.
     """
 
@@ -67,6 +68,7 @@ class ErasureReport:
     versions: Mapping[str, str]
     config: Mapping[str, Any]
     curve: Sequence[CurvePoint] = field(default_factory=tuple)
+    resumed_at: int = 0
     teacher_ships: bool = False
 
     @property
@@ -124,6 +126,7 @@ class ErasureReport:
             "frozen_changed": self.frozen.frozen_changed,
             "density": self.density,
             "iterations": self.iterations,
+            "resumed_at": self.resumed_at,
             "wall_s": round(self.wall_s, 2),
             "backend": self.backend,
             "seed": self.seed,
@@ -187,13 +190,14 @@ class ErasureReport:
         machine = self.machine
         stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.stage_s.items())
         packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        resumed = f" (the wall time is from {self.resumed_at} on)" if self.resumed_at else ""
         shipped = " (shipped with the model, not measured in this run)"
         return [
             ("Machine", f"{machine['device_name']}, {machine['cores']} cores"),
             ("Threads", str(machine["threads"])),
             ("Optimizer backend", self.backend),
             ("Seed", str(self.seed)),
-            ("Iterations", str(self.iterations)),
+            ("Iterations", f"{self.iterations}{resumed}"),
             ("Mask", f"{self.mask_kind}, density {self.density:.4g}"),
             ("Wall time", f"{self.wall_s:.0f} s ({stages})"),
             (
