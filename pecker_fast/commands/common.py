@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ from pecker_fast.errors import PeckerError
 if TYPE_CHECKING:
     import torch
 
+    from pecker_fast.evaluate.classifier import Classifier
     from pecker_fast.evaluate.frechet import ClassStatistics
     from pecker_fast.models import ModelFolder
 
@@ -111,6 +113,9 @@ def prepare(device: str, threads: int | None) -> torch.device:
     Raises:
         PeckerError: no such device on this machine.
     """
+    if "torch" not in sys.modules and sys.stderr.isatty():
+        click.echo("loading ...", err=True)  # a few seconds on a slow disk
+
     import torch
 
     from pecker_fast.machine import usable_cores
@@ -156,9 +161,7 @@ def output_file(path: Path, force: bool) -> Path:
     return path
 
 
-def load_statistics(
-    path: Path, model: ModelFolder, classifier: Any, progress: bool = True
-) -> ClassStatistics:
+def load_statistics(path: Path, model: ModelFolder, classifier: Classifier) -> ClassStatistics:
     """Read per-class feature statistics, or compute them from real images.
 
     Args:
@@ -166,7 +169,6 @@ def load_statistics(
             floats in [-1, 1], and `labels` (N,).
         model: for its classes and the size of its images.
         classifier: gives the features of the real images.
-        progress: say on stderr that they are being computed.
 
     Raises:
         PeckerError: missing, truncated, or of other classes or sizes.
@@ -196,8 +198,6 @@ def load_statistics(
             f"{path}: expected images (N, {', '.join(map(str, model.image_shape))}) and N labels, "
             f"got {tuple(images.shape)} and {tuple(numbers.shape)}"
         )
-    if progress:
-        click.echo(f"features of {len(images):,} real images ...", err=True)
-    _, features = classify(classifier, images)
+    _, features = classify(classifier, images, progress="real images")
     labels = torch.from_numpy(numbers.astype(np.int64))
     return ClassStatistics.from_features(features, labels, model.num_classes, source=path.name)

@@ -208,9 +208,13 @@ def _train(
 
     if trainer.iteration == 0:
         measure()
-    for metrics in trainer.run():
-        if metrics.iteration in measured_at:
-            measure()
+    try:
+        for metrics in trainer.run():
+            if metrics.iteration in measured_at:
+                measure()
+    except KeyboardInterrupt:
+        click.echo("\nstart the same command again to go on from the last checkpoint", err=True)
+        raise
     return curve
 
 

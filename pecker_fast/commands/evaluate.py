@@ -14,6 +14,7 @@ from pecker_fast.commands.common import (
     output_file,
     prepare,
 )
+from pecker_fast.errors import PeckerError
 
 __all__ = ["evaluate"]
 
@@ -78,6 +79,11 @@ def evaluate(
     folder = ModelFolder.load(model)
     forgotten = folder.class_index(forget)
     instead = None if override is None else folder.class_index(override)
+    if instead == forgotten:
+        raise PeckerError(
+            f"evaluate: --forget and --override are the same class "
+            f"{folder.class_names[forgotten]!r}; name another override or leave it out"
+        )
     judge = load_classifier(classifier)
     real = None if statistics is None else load_statistics(statistics, folder, judge)
     folder.unet.to(place)

@@ -34,7 +34,8 @@ def info(as_json: bool) -> None:
     for name, reason in facts["backends"].items():
         click.echo(f"  {name:12} {'available' if reason is None else f'no: {reason}'}")
         if name == "cpu" and reason is None:
-            click.echo(f"  {'':12} instruction sets, best first: {', '.join(facts['kernels'])}")
+            kernels = facts["kernels"]
+            click.echo(f"  {'':12} uses {kernels['used']} of {', '.join(kernels['known'])}")
     chosen = ", ".join(f"{name} on {device}" for device, name in facts["auto"].items())
     click.echo(f"  {'auto':12} {chosen}")
 
@@ -59,13 +60,14 @@ def _collect() -> dict[str, Any]:
         if built_for is None
         else f"torch is built for CUDA {built_for}, but no device or driver is usable",
         "backends": dict(reasons),
-        "kernels": _instruction_sets() if reasons["cpu"] is None else [],
+        "kernels": _kernels() if reasons["cpu"] is None else None,
         "auto": {device: backends.name_of(backends.select("auto", device)) for device in types},
     }
 
 
-def _instruction_sets() -> list[str]:
-    """What the compiled kernels can use on this processor, best first."""
+def _kernels() -> dict[str, Any]:
+    """The instruction sets that the compiled kernels can use on this processor."""
     from pecker_fast import _C
+    from pecker_fast.backends.cpu import instruction_set
 
-    return _C.instruction_sets()
+    return {"used": instruction_set(), "known": _C.instruction_sets()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
@@ -69,7 +70,7 @@ class Evaluation:
 
 @torch.no_grad()
 def classify(
-    classifier: Classifier, images: Tensor, batch_size: int = 500
+    classifier: Classifier, images: Tensor, batch_size: int = 500, progress: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Run the classifier in batches.
 
@@ -77,6 +78,7 @@ def classify(
         classifier: see `Classifier`.
         images: (N, C, H, W) in [-1, 1]; each batch is moved to where the classifier is.
         batch_size: images per forward pass.
+        progress: title of a progress bar on stderr; None for no bar.
 
     Returns:
         Logits (N, K) and features (N, F), float32 on the CPU.
@@ -87,10 +89,10 @@ def classify(
     if len(images) == 0:
         raise PeckerError("evaluation: there are no images to classify")
     weight = next(classifier.parameters(), images) if isinstance(classifier, nn.Module) else images
-    parts = [
-        classifier.logits_and_features(part.to(weight.device))
-        for part in torch.split(images, batch_size)
-    ]
+    batches = tqdm(
+        torch.split(images, batch_size), desc=progress, unit="batch", disable=progress is None
+    )
+    parts = [classifier.logits_and_features(part.to(weight.device)) for part in batches]
     logits = torch.cat([part[0] for part in parts]).float().cpu()
     features = torch.cat([part[1] for part in parts]).float().cpu()
     if not torch.isfinite(logits).all():
@@ -110,6 +112,7 @@ def evaluate_images(
     override: int | None = None,
     sampler: Sampler | None = None,
     num_classes: int | None = None,
+    progress: str | None = None,
 ) -> Evaluation:
     """Judge images (N, C, H, W) in [-1, 1] that were asked for `labels` (N,).
 
@@ -122,12 +125,13 @@ def evaluate_images(
         override: index of the class in its place, or None.
         sampler: how the images were drawn; recorded.
         num_classes: classes of the model (None: those of the classifier).
+        progress: title of a progress bar on stderr; None for no bar.
 
     Raises:
         PeckerError: no image of the forgotten class or none of the kept ones, a classifier with
             fewer classes than the model, or statistics of another classifier.
     """
-    logits, features = classify(classifier, images)
+    logits, features = classify(classifier, images, progress=progress)
     num_classes = logits.shape[1] if num_classes is None else num_classes
     if logits.shape[1] < num_classes:
         raise PeckerError(
@@ -188,8 +192,17 @@ def evaluate_model(
         raise PeckerError(f"evaluation: samples per class must be at least 2, got {per_class}")
     labels = balanced_labels(model.num_classes, per_class)
     images = sampler.sample(model, labels, progress)
+    judging = None if progress is None else "judging"
     return evaluate_images(
-        images, labels, classifier, statistics, forget, override, sampler, model.num_classes
+        images,
+        labels,
+        classifier,
+        statistics,
+        forget,
+        override,
+        sampler,
+        model.num_classes,
+        judging,
     )
 
 
@@ -234,7 +247,9 @@ class TeacherFigures:
         if per_class < 2:
             raise PeckerError(f"evaluation: samples per class must be at least 2, got {per_class}")
         labels = balanced_labels(model.num_classes, per_class)
-        logits, features = classify(classifier, sampler.sample(model, labels, progress))
+        images = sampler.sample(model, labels, progress)
+        judging = None if progress is None else "judging"
+        logits, features = classify(classifier, images, progress=judging)
         correct = logits.argmax(dim=1) == labels
         frechet = []
         if statistics is not None:

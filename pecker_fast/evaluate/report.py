@@ -228,9 +228,7 @@ class ErasureReport:
             }
             for picture in pictures
         ]
-        page = environment.get_template("report.html").render(
-            report=self, pictures=embedded, share=percent
-        )
+        page = environment.get_template("report.html").render(report=self, pictures=embedded)
         write_text(folder / "report.html", page)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(folder / "report.json", text + "\n")
