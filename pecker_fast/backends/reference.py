@@ -242,10 +242,11 @@ def select_topk(
             raise nan_error(index, names)
     order = torch.sort(torch.cat(flat), descending=True, stable=True).indices
     salient = order[:k].sort().values
-    positions, start = [], 0
-    for tensor in flat:
-        end = start + tensor.numel()
-        inside = salient[(salient >= start) & (salient < end)]
-        positions.append((inside - start).to(torch.int32))
-        start = end
-    return positions
+    sizes = [tensor.numel() for tensor in flat]
+    ends = torch.tensor(sizes, device=salient.device).cumsum(0)
+    cuts = torch.searchsorted(salient, ends).tolist()
+    starts = [0, *ends.tolist()[:-1]]
+    return [
+        (salient[first:last] - start).to(torch.int32)
+        for first, last, start in zip([0, *cuts[:-1]], cuts, starts, strict=True)
+    ]
