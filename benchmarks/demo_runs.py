@@ -1,0 +1,76 @@
+"""The demo under each kind of mask and several seeds: what saliency gains, and what it does not.
+
+    python benchmarks/demo_runs.py                                  # nine runs, some 20 minutes
+    python benchmarks/demo_runs.py --seeds 0 --pairs                # every class once
+
+Each run is `pecker-fast demo` in a process of its own. A run in which a frozen parameter changed
+fails the benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measure import machine, write_results
+
+MASKS = ("saliency", "random", "full")
+# Each class and one that could stand in its place.
+PAIRS = (
+    ("T-shirt", "Trouser"), ("Trouser", "Dress"), ("Pullover", "Coat"), ("Dress", "Trouser"),
+    ("Coat", "Pullover"), ("Sandal", "Sneaker"), ("Shirt", "T-shirt"), ("Sneaker", "Bag"),
+    ("Bag", "Sandal"), ("Ankle boot", "Bag"),
+)  # fmt: skip
+KEPT = (
+    "forget", "override", "mask", "density", "seed", "iterations", "forget_accuracy_before",
+    "keep_accuracy_teacher", "frechet_teacher", "forget_accuracy_after", "keep_accuracy_after",
+    "frechet_after", "frozen_parameters", "frozen_changed", "wall_s", "backend",
+)  # fmt: skip
+
+
+def demo(options: list[str]) -> dict[str, Any]:
+    """The figures of one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pecker_fast.cli", "demo", "--out", f"{folder}/run"]
+        subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+        report = json.loads(Path(folder, "run", "report.json").read_text())
+    if report["frozen_changed"]:
+        raise SystemExit(f"{options}: {report['frozen_changed']} frozen parameters changed")
+    return {key: report[key] for key in KEPT}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS))
+    parser.add_argument("--pairs", action="store_true", help="saliency masks for every class")
+    parser.add_argument("--iterations", type=int)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+    if arguments.pairs:
+        cases = [["--forget", forget, "--override", override] for forget, override in PAIRS]
+    else:
+        cases = [["--mask", kind] for kind in arguments.masks]
+    extra = [] if arguments.iterations is None else ["--iterations", str(arguments.iterations)]
+    rows = []
+    for seed in arguments.seeds:
+        for case in cases:
+            row = demo([*case, "--seed", str(seed), *extra])
+            rows.append(row)
+            print(
+                f"{row['forget']:10} -> {row['override']:10} {row['mask']:8} seed {row['seed']}: "
+                f"forget {row['forget_accuracy_after']:.3f} keep {row['keep_accuracy_after']:.3f} "
+                f"Fréchet {row['frechet_after']:.2f}, {row['wall_s']:.0f} s",
+                flush=True,
+            )
+            if arguments.json:  # after every run: the whole takes long
+                write_results(arguments.json, {"machine": machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The README's tables, made from benchmarks/results/*.json.
+
+python benchmarks/tables.py            # rewrite them
+python benchmarks/tables.py --check    # exit 1 if one is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+Rows = list[dict[str, Any]]
+
+
+def load(name: str) -> tuple[dict[str, Any], Rows]:
+    """The machine and the rows of a result file."""
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    return result["machine"], result["rows"]
+
+
+def markdown(head: list[str], lines: list[list[str]], caption: str) -> str:
+    """A table with its first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
+    return f"{body}\n\n{caption}"
+
+
+def on(machine: dict[str, Any]) -> str:
+    """Where and with what it was measured."""
+    device = machine.get("device") or machine.get("cpu")
+    return f"{device}, {machine['threads']} threads, torch {machine['torch']}"
+
+
+def demo() -> str:
+    """Original model and each kind of mask, averaged over the seeds."""
+    machine, rows = load("demo-cpu")
+    names = {
+        "saliency": "erased, most salient 10 %",
+        "random": "control: a random 10 %",
+        "full": "control: all parameters",
+    }
+    first = rows[0]
+    original = [
+        first["forget_accuracy_before"],
+        first["keep_accuracy_teacher"],
+        first["frechet_teacher"],
+    ]
+    lines = [["original, 50 steps", *_figures([original]), "-"]]
+    for kind, name in names.items():
+        runs = [row for row in rows if row["mask"] == kind]
+        figures = [
+            [r["forget_accuracy_after"], r["keep_accuracy_after"], r["frechet_after"]] for r in runs
+        ]
+        seconds = max(row["wall_s"] for row in runs)
+        lines.append([f"{name}, one step", *_figures(figures), f"{seconds:.0f} s"])
+    frozen = next(row["frozen_parameters"] for row in rows if row["mask"] == "saliency")
+    seeds = len({row["seed"] for row in rows})
+    return markdown(
+        [
+            f"{first['forget']} -> {first['override']}",
+            "still recognised as such",
+            "other classes recognised",
+            "Fréchet distance",
+            "whole demo",
+        ],
+        lines,
+        f"Mean of {seeds} seeds (range in brackets), 5,000 samples each; Fréchet distance of the "
+        f"other classes in the features of the shipped classifier. In every run all {frozen:,} "
+        f"frozen parameters kept their bits. {on(machine)}.",
+    )
+
+
+def _figures(runs: list[list[float]]) -> list[str]:
+    cells = []
+    for values, form in zip(zip(*runs, strict=True), ("{:.3f}", "{:.3f}", "{:.1f}"), strict=True):
+        cell = form.format(mean(values))
+        if len(values) > 1:
+            cell += f" ({form.format(min(values))} to {form.format(max(values))})"
+        cells.append(cell)
+    return cells
+
+
+def step_time() -> str:
+    """Ours against the baselines, one line per mask."""
+    machine, rows = load("step_time-cpu")
+    lines = []
+    for row in rows:
+        if not row["provider"].startswith("pecker_fast"):
+            continue
+        assert row["match"], f"a row that failed its gate: {row}"
+        mask = "no mask" if row["mask"] == "none" else f"{row['mask']}, density {row['density']:g}"
+        vs = [row["vs_torch_fused"], row["vs_gradmask"], row["vs_restore"]]
+        lines.append(
+            [
+                mask,
+                f"{row['p50_ms']:.1f}",
+                f"{row['copy_share']:.0%}",
+                *("-" if value is None else f"{value:.1f} x" for value in vs),
+                f"{row['state_bytes'] / 1e6:.0f} MB",
+            ]
+        )
+    return markdown(
+        [
+            "mask",
+            "ms a step",
+            "of copy bandwidth",
+            "vs torch fused, dense",
+            "vs `grad *= mask` + fused",
+            "vs the same + restoring frozen entries",
+            "state",
+        ],
+        lines,
+        f"35.75 M parameters (CIFAR-10 DDPM shapes), fp32, betas (0.9, 0.999); medians of calls "
+        f"that take turns in one process; only the last baseline really freezes. {on(machine)}, copy "
+        f"bandwidth {machine['copy_gb_per_s']:.0f} GB/s.",
+    )
+
+
+def topk() -> str:
+    """Ours against the baselines on heavy-tailed scores."""
+    machine, rows = load("topk-cpu")
+    names = {
+        "pecker_fast cpu": "pecker_fast",
+        "torch.topk": "`torch.topk` of the concatenation",
+        "salun_double_argsort": "two argsorts, as SalUn does it",
+        "torch.sort": "one stable sort (the reference)",
+    }
+    chosen = {
+        row["provider"]: row
+        for row in rows
+        if row["scores"] == "heavy" and row["density"] == 0.1
+    }  # fmt: skip
+    ours = chosen["pecker_fast cpu"]["ms_median"]
+    lines = []
+    for provider, name in names.items():
+        row = chosen[provider]
+        assert row["match"] != "WRONG", f"a row that failed its gate: {row}"
+        extra = row["peak_extra_bytes"]
+        lines.append(
+            [
+                name,
+                f"{row['ms_median']:,.0f}",
+                f"{row['ms_median'] / ours:.1f} x",
+                f"{extra / 2**20:,.0f} MiB",
+            ]
+        )
+    return markdown(
+        ["top 10 % of 35.75 M scores", "ms", "relative", "memory, result included"],
+        lines,
+        f"Same selection in every row, ties by position in ours and the sort. {on(machine)}.",
+    )
+
+
+TABLES = {"demo": demo, "step_time": step_time, "topk": topk}
+
+
+def render(text: str) -> str:
+    """The README with every table made anew."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        text, found = re.subn(pattern, lambda m, t=table: f"{m[1]}{t()}\n{m[2]}", text, flags=re.S)
+        if found != 1:
+            raise SystemExit(f"README.md: expected one place for the table {name!r}, found {found}")
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
+    arguments = parser.parse_args()
+    before = README.read_text()
+    after = render(before)
+    if arguments.check:
+        if after != before:
+            print("README.md: a table is stale; run python benchmarks/tables.py")
+        return int(after != before)
+    README.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
