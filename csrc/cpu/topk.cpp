@@ -18,10 +18,12 @@
 
 // One copy of the chunk loops per instruction set, picked when the module is loaded. They hold
 // integer operations only, so all copies give the same bits.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define PECKER_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
+#if !defined(__x86_64__) || !defined(__GLIBC__) || !defined(__GNUC__) || defined(__clang__)
 #define PECKER_CLONES
+#elif __GNUC__ >= 12
+#define PECKER_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else  // names of levels are not known to older compilers here
+#define PECKER_CLONES __attribute__((target_clones("avx2", "default")))
 #endif
 #define PECKER_INLINE inline __attribute__((always_inline))
 
