@@ -119,8 +119,8 @@ def step_time() -> str:
         ],
         lines,
         f"35.75 M parameters (CIFAR-10 DDPM shapes), fp32, betas (0.9, 0.999); medians of calls "
-        f"that take turns in one process; only the last baseline really freezes. {on(machine)}, copy "
-        f"bandwidth {machine['copy_gb_per_s']:.0f} GB/s.",
+        f"that take turns in one process; only the last baseline really freezes. {on(machine)}, "
+        f"copy bandwidth {machine['copy_gb_per_s']:.0f} GB/s.",
     )
 
 
