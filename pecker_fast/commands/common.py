@@ -83,9 +83,16 @@ def config_overrides(
     """The options of `training_options` as dotted keys for `load_config`.
 
     Raises:
-        PeckerError: a --set without an equals sign, or with a value that is not YAML.
+        PeckerError: a density outside (0, 1], a --set without an equals sign, or with a value that
+            is not YAML.
     """
     import yaml
+
+    if density is not None and not 0 < density <= 1:
+        raise PeckerError(
+            f"--density {density:g}: must be above 0 and at most 1, the share of the parameters "
+            "that may change; 0.1 is a good start"
+        )
 
     values: dict[str, Any] = {}
     for setting in settings:

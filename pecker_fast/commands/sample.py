@@ -12,6 +12,7 @@ from pecker_fast.errors import PeckerError
 __all__ = ["sample"]
 
 TEACHER_STEPS = 50
+MOST_COLUMNS = 20  # of the grid; an .npz holds the rest
 
 
 @click.command(
@@ -76,7 +77,16 @@ def sample(
     images = sampler.sample(folder, labels, progress="sampling")
     if png is not None:
         title = f"{model.name or model}: {sampler.describe()}, seed {seed}"
-        plot_grid(png, images, labels, folder.class_names, title, columns=min(per_class, 20))
+        gone = folder.figures.get("forget")  # an erased model says what it forgot
+        plot_grid(
+            png,
+            images,
+            labels,
+            folder.class_names,
+            title,
+            forget=None if gone is None else folder.class_index(gone),
+            columns=min(per_class, MOST_COLUMNS),
+        )
     if npz is not None:
         pixels = ((images + 1) * 127.5).round().to(torch.uint8).numpy()
         with replacing(npz) as temporary, open(temporary, "wb") as file:

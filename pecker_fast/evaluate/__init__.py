@@ -1,1 +1,1 @@
-"""."""
+"""Judging generated images: classifier, Fréchet distance, forgetting, pictures, the report."""

@@ -107,7 +107,8 @@ def test_classes_not_given(run, files, command, tmp_path):
 
 @pytest.mark.parametrize("density", ["0", "-0.1", "1.01", "nan", "inf"])
 def test_density_out_of_range(erase, density):
-    refused(erase("--density", density), "mask.density", density.lstrip("-").rstrip("0") or "0")
+    refused(erase("--density", density), f"--density {density}", "at most 1")
+    refused(erase("--set", f"mask.density={density}"), "mask.density")
 
 
 @pytest.mark.parametrize(
