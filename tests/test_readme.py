@@ -36,7 +36,7 @@ def test_step_equals_the_plain_torch_in_the_readme(namespace: dict) -> None:
 def test_trainer_block_leaves_frozen_parameters_alone(namespace: dict) -> None:
     check = namespace["trainer"].verify_frozen()
     assert check.frozen > 0
-    assert check.changed == 0
+    assert check.frozen_changed == 0
 
 
 def test_masking_the_gradient_freezes_nothing() -> None:
