@@ -11,7 +11,8 @@
 namespace pecker {
 namespace {
 
-constexpr int kBlock = 256;  // slots in the buffers: 1 KiB of float each
+// Slots in the buffers. Few, so that the divisions of one block overlap the loads of the next.
+constexpr int kBlock = 64;
 
 template <typename T, typename Stored>
 void load(const void* base, const int32_t* offsets, int64_t begin, int n, T* __restrict out) {
@@ -127,10 +128,8 @@ void range(const AdamWTensor& t, const UpdateRow* rows, double grad_scale, int64
 
     for (int64_t slot = begin; slot < end; slot += kBlock) {
         const int n = static_cast<int>(end - slot < kBlock ? end - slot : kBlock);
-        const int64_t next = slot + kBlock;
-        const int64_t next_end = next + kBlock < end ? next + kBlock : end;
-        prefetch(t.param, t.param_dtype, t.param_offsets, next, next_end);
-        prefetch(t.grad, t.grad_dtype, t.grad_offsets, next, next_end);
+        prefetch_ahead(t.param, t.param_dtype, t.param_offsets, slot, slot + n, end);
+        prefetch_ahead(t.grad, t.grad_dtype, t.grad_offsets, slot, slot + n, end);
 
         T* g = g_buffer;
         if (direct_g) {

@@ -25,7 +25,7 @@ struct SalientTensor {
 };
 static_assert(sizeof(SalientTensor) == 6 * sizeof(int64_t), "the table has 6 columns of int64");
 
-constexpr int kBlock = 256;  // slots between prefetching an element and reading it
+constexpr int kBlock = 64;
 
 template <typename Dense, typename Compact>
 void apply(const SalientTensor& t, Operation operation, double decay, int64_t begin, int64_t end) {
@@ -35,7 +35,7 @@ void apply(const SalientTensor& t, Operation operation, double decay, int64_t be
     const Compact rest = static_cast<Compact>(1.0 - (1.0 - decay));
     for (int64_t block = begin; block < end; block += kBlock) {
         const int64_t next = block + kBlock < end ? block + kBlock : end;
-        prefetch(dense, t.dense_dtype, t.offsets, next, next + kBlock < end ? next + kBlock : end);
+        prefetch_ahead(dense, t.dense_dtype, t.offsets, block, next, end);
         for (int64_t slot = block; slot < next; ++slot) {
             Dense& element = dense[t.offsets ? t.offsets[slot] : slot];
             if (operation == kScatter) {
