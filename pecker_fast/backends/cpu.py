@@ -38,11 +38,11 @@ __all__ = [
 # Codes of csrc/cpu/adamw.h.
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Columns of struct AdamWTensor there.
-_PARAM, _GRAD, _PARAM_OFFSETS, _GRAD_OFFSETS, _STATE, _FIRST_ROW, _NNZ = 0, 1, 2, 3, 4, 9, 10
-_PARAM_DTYPE, _GRAD_DTYPE, _COLUMNS = 11, 12, 13
+_PARAM, _GRAD, _PARAM_OFFSETS, _GRAD_OFFSETS = 0, 1, 2, 3
+_FIRST_ROW, _PARAM_DTYPE, _GRAD_DTYPE, _COLUMNS = 9, 11, 12, 13
 
-# Strides and dtypes of a parameter and its gradient: what a table row was made for.
-_Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.dtype]
+# Shape, strides and dtype of a parameter and of its gradient: what a table row was made for.
+_Layout = tuple[object, ...]
 
 
 def instruction_set() -> str:
@@ -105,20 +105,7 @@ def masked_adamw_(
     """As `reference.masked_adamw_`, in one call for all tensors."""
     if found_inf is not None and found_inf.item() > 0:
         return
-    for i, (entry, grad) in enumerate(zip(work.entries, grads, strict=True)):
-        if grad is None:
-            continue
-        param = entry.param
-        layout = (param.stride(), grad.stride(), param.dtype, grad.dtype)
-        if layout != work.layouts[i]:
-            _make_row(work, i, grad)
-            work.layouts[i] = layout
-    copies = {
-        i: torch.empty_like(work.entries[i].param, dtype=grad.dtype).copy_(grad)
-        for i, detour in work.detours.items()
-        if detour == "copy" and (grad := grads[i]) is not None
-    }
-
+    copies = _refresh_rows(work, grads)
     counts = advance(work.steps, grads)
     rows, first_rows = update_rows(work.entries, grads, counts, groups)
     grad_pointers = [0 if grad is None else grad.data_ptr() for grad in grads]
@@ -152,10 +139,27 @@ def masked_adamw_(
             grad.copy_(copies[i])
 
 
+def _refresh_rows(work: CpuWork, grads: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """Make the rows whose layout is new; return the gradients that had to be copied."""
+    for i, (entry, grad) in enumerate(zip(work.entries, grads, strict=True)):
+        if grad is not None:
+            p = entry.param
+            layout = (p.shape, p.stride(), p.dtype, grad.shape, grad.stride(), grad.dtype)
+            if layout != work.layouts[i]:
+                _make_row(work, i, grad)
+                work.layouts[i] = layout
+    return {
+        i: torch.empty_like(work.entries[i].param, dtype=grad.dtype).copy_(grad)
+        for i, detour in work.detours.items()
+        if detour == "copy" and (grad := grads[i]) is not None
+    }
+
+
 def _make_row(work: CpuWork, i: int, grad: Tensor) -> None:
     """Fill in what depends on the layouts of a parameter and its gradient."""
     entry = work.entries[i]
     param = entry.param
+    _check_shapes(entry, grad, work.compact_grads)
     work.detours.pop(i, None)
     param_offsets = _offsets(entry.indices, param)
     grad_offsets = None if work.compact_grads else _offsets(entry.indices, grad)
@@ -174,6 +178,26 @@ def _make_row(work: CpuWork, i: int, grad: Tensor) -> None:
     row[_GRAD_OFFSETS] = 0 if grad_offsets is None else grad_offsets.data_ptr()
     row[_PARAM_DTYPE] = _DTYPES.get(param.dtype, 0)
     row[_GRAD_DTYPE] = _DTYPES.get(grad.dtype, 0)
+
+
+def _check_shapes(entry: Entry, grad: Tensor, compact_grad: bool) -> None:
+    """Refuse what would make the kernel read or write outside a tensor."""
+    param, indices = entry.param, entry.indices
+    expected = (entry.nnz,) if compact_grad else tuple(param.shape)
+    if tuple(grad.shape) != expected:
+        raise PeckerError(
+            f"the gradient of {entry.name!r} has shape {tuple(grad.shape)}, expected {expected}"
+        )
+    fits = (
+        param.shape == entry.exp_avg_sq.shape
+        if indices is None
+        else not entry.nnz or int(indices[-1]) < param.numel()  # positions are sorted
+    )
+    if not fits:
+        raise PeckerError(
+            f"{entry.name!r} now has shape {tuple(param.shape)}, which its optimizer state does "
+            "not fit: make a new optimizer after resizing a parameter"
+        )
 
 
 def _state_fits(entry: Entry) -> bool:
