@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -33,7 +34,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def time_ms(run: Callable[[], object], min_runs: int = 5, min_seconds: float = 0.5) -> list[float]:
+def time_ms(run: Callable[[], object], min_runs: int, min_seconds: float = 0.0) -> list[float]:
     """Times of at least `min_runs` runs and `min_seconds`. The caller has run it once before."""
     times: list[float] = []
     while len(times) < min_runs or sum(times) < 1e3 * min_seconds:
@@ -53,9 +54,13 @@ def copy_bandwidth(numel: int = 32_000_000) -> float:
 def peak_memory(run: Callable[[], T]) -> tuple[T, int | None]:
     """The result of `run`, and by how many bytes resident memory peaked above what it was.
 
-    None where the system does not say. What the allocator already holds is not counted, so the
-    figure means something from some tens of MB.
+    None where the system does not say. The allocator keeps some MB of what was freed before, which
+    are not counted: the figure means something from some tens of MB.
     """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: give back what earlier runs have freed
+    except AttributeError:
+        pass
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         before = _status("VmHWM")

@@ -105,39 +105,56 @@ def agreement(provider: str, found: Tensor, expected: Tensor, scores: Sequence[T
     return "ties" if same and not provider.startswith("pecker_fast") else "WRONG"
 
 
-def measure_row(
-    provider: str,
+def measure(
     scores: Sequence[Tensor],
-    k: int,
-    expected: Tensor,
-    runs: int,
+    density: float,
+    providers: Sequence[str],
+    rounds: int,
     seconds: float,
     copy_gb_per_s: float,
-) -> dict[str, Any]:
-    """The columns of one provider on one input: the gate, and times if it is passed."""
+) -> list[dict[str, Any]]:
+    """One row per provider: the gate, and times if it is passed.
 
-    def run() -> object:
-        return PROVIDERS[provider](scores, k)
-
-    selection, extra_bytes = peak_memory(run)
-    found = flat_selection(provider, selection, scores)
-    del selection
-    row: dict[str, Any] = {"match": agreement(provider, found, expected, scores)}
-    if row["match"] == "WRONG":
-        return row
-    times = time_ms(run, runs, seconds)
-    moved = 4 * expected.numel() + 4 * k
-    gb_per_s = moved / min(times) / 1e6
-    return row | {
-        "ms_min": round(min(times), 2),
-        "ms_median": round(statistics.median(times), 2),
-        "runs": len(times),
-        "bytes": moved,
-        "gb_per_s": round(gb_per_s, 2),
-        "share_of_copy": round(gb_per_s / copy_gb_per_s, 3),
-        # The selection itself is counted: 4 bytes an entry for ours, 8 for the others'.
-        "peak_extra_bytes": extra_bytes if expected.numel() >= 10_000_000 else None,
-    }
+    Providers take turns, `rounds` times, so that all of them see the same load of the machine.
+    """
+    numel = sum(score.numel() for score in scores)
+    k = max(1, round(density * numel))
+    expected = flat_selection(REFERENCE, PROVIDERS[REFERENCE](scores, k), scores)
+    moved = 4 * numel + 4 * k
+    rows: dict[str, dict[str, Any]] = {}
+    for provider in providers:
+        selection, extra_bytes = peak_memory(lambda p=provider: PROVIDERS[p](scores, k))
+        found = flat_selection(provider, selection, scores)
+        rows[provider] = {
+            "density": density,
+            "provider": provider,
+            "match": agreement(provider, found, expected, scores),
+            # The selection itself is counted: 4 bytes an entry in ours, 8 in the others'.
+            "peak_extra_bytes": extra_bytes if numel >= 10_000_000 else None,
+        }
+        del selection
+    times: dict[str, list[float]] = {p: [] for p, row in rows.items() if row["match"] != "WRONG"}
+    for _ in range(rounds):
+        for provider, taken in times.items():
+            taken += time_ms(lambda p=provider: PROVIDERS[p](scores, k), 1, seconds)
+    medians = {provider: statistics.median(taken) for provider, taken in times.items()}
+    for provider, taken in times.items():
+        gb_per_s = moved / medians[provider] / 1e6
+        rows[provider] |= {
+            "ms_min": round(min(taken), 2),
+            "ms_median": round(medians[provider], 2),
+            "runs": len(taken),
+            "bytes": moved,
+            "gb_per_s": round(gb_per_s, 2),
+            "share_of_copy": round(gb_per_s / copy_gb_per_s, 3),
+        }
+        if provider.startswith("pecker_fast"):
+            rows[provider]["speedup"] = {
+                other: round(median / medians[provider], 1)
+                for other, median in medians.items()
+                if other != provider
+            }
+    return list(rows.values())
 
 
 def print_row(row: dict[str, Any]) -> None:
@@ -160,9 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--density", type=float, action="append", help="default: .5 .1 .01")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--provider", action="append", choices=sorted(PROVIDERS))
-    parser.add_argument("--runs", type=int, default=3, help="at least so many timed runs")
-    parser.add_argument("--seconds", type=float, default=0.5, help="at least so long per row")
-    parser.add_argument("--output", type=Path, help=f"write the rows there, e.g. {RESULTS}")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every provider")
+    parser.add_argument("--seconds", type=float, default=0.5, help="length of a turn, at least")
+    parser.add_argument("--json", type=Path, help=f"write the rows there, e.g. {RESULTS}")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
 
@@ -175,38 +192,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for distribution in ("normal", "heavy"):
         scores = random_scores(arguments.preset, distribution)
-        numel = sum(score.numel() for score in scores)
+        about_scores = {
+            "preset": arguments.preset,
+            "numel": sum(score.numel() for score in scores),
+            "tensors": len(scores),
+            "scores": distribution,
+        }
         for density in arguments.density or DENSITIES:
-            k = max(1, round(density * numel))
-            reference = PROVIDERS[REFERENCE](scores, k)
-            expected = flat_selection(REFERENCE, reference, scores)
-            times: dict[str, float] = {}
-            for provider in arguments.provider or PROVIDERS:
-                row = {
-                    "preset": arguments.preset,
-                    "numel": numel,
-                    "tensors": len(scores),
-                    "scores": distribution,
-                    "density": density,
-                    "provider": provider,
-                }
-                row |= measure_row(
-                    provider,
-                    scores,
-                    k,
-                    expected,
-                    arguments.runs,
-                    arguments.seconds,
-                    about["copy_gb_per_s"],
-                )
-                if "ms_min" in row and provider.startswith("pecker_fast"):
-                    row["speedup"] = {n: round(ms / row["ms_min"], 1) for n, ms in times.items()}
-                elif "ms_min" in row:
-                    times[provider] = row["ms_min"]
-                rows.append(row)
-                print_row(row)
-    if arguments.output:
-        write_results(arguments.output, {"machine": about, "rows": rows})
+            measured = measure(
+                scores,
+                density,
+                arguments.provider or list(PROVIDERS),
+                arguments.rounds,
+                arguments.seconds,
+                about["copy_gb_per_s"],
+            )
+            for row in measured:
+                rows.append(about_scores | row)
+                print_row(rows[-1])
+    if arguments.json:
+        write_results(arguments.json, {"machine": about, "rows": rows})
     if any(row["match"] == "WRONG" for row in rows):
         print("WRONG: other scores than the reference selects, so not timed")
         return 1

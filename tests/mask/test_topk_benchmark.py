@@ -20,12 +20,12 @@ def benchmark_module(monkeypatch):
     return module
 
 
-QUICK = ["--preset", "tiny", "--density", "0.1", "--runs", "1", "--seconds", "0", "--threads", "1"]
+QUICK = ["--preset", "tiny", "--density", "0.1", "--rounds", "1", "--seconds", "0", "--threads", "1"]
 
 
 def test_every_provider_passes_the_gate(benchmark_module, tmp_path, capsys):
     output = tmp_path / "results" / "topk.json"
-    assert benchmark_module.main([*QUICK, "--output", str(output)]) == 0
+    assert benchmark_module.main([*QUICK, "--json", str(output)]) == 0
     result = json.loads(output.read_text())
     assert {"cpu", "threads", "torch", "commit", "copy_gb_per_s"} <= result["machine"].keys()
     providers = list(benchmark_module.PROVIDERS)
