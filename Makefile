@@ -9,7 +9,7 @@ help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
 
 demo: .venv/installed  ## erase a class of the shipped model; about three minutes on two cores
-	$(BIN)/pecker-fast demo --out demo --force
+	$(BIN)/pecker-fast demo --out demo
 
 test: .venv/installed-test  ## the whole suite, without a GPU
 	$(BIN)/python -m pytest
