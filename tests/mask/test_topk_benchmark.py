@@ -20,7 +20,7 @@ def benchmark_module(monkeypatch):
     return module
 
 
-QUICK = ["--preset", "tiny", "--density", "0.1", "--rounds", "1", "--seconds", "0", "--threads", "1"]
+QUICK = "--preset tiny --density 0.1 --rounds 1 --seconds 0 --threads 1".split()
 
 
 def test_every_provider_passes_the_gate(benchmark_module, tmp_path, capsys):
