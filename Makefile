@@ -37,7 +37,7 @@ package: .venv/installed-lint  ## build sdist and wheel; install the wheel elsew
 	rm -rf dist build/wheel-check
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel-check dist/*.whl
-	cd build/wheel-check && PYTHONPATH=. ../../$(BIN)/python -P ../../tests/check_wheel.py .
+	cd build/wheel-check && PYTHONPATH=. ../../$(BIN)/python ../../tests/check_wheel.py .
 
 check: lint test package  ## what must be green before a change lands
 
