@@ -156,8 +156,8 @@ def topk() -> str:
     return markdown(
         ["top 10 % of 35.75 M scores", "ms", "relative", "memory, result included"],
         lines,
-        "Fastest of three rounds in which they took turns, heavy-tailed scores; the same selection in "
-        f"every row. {on(machine)}.",
+        "Fastest of three rounds in which they took turns, heavy-tailed scores; the same selection "
+        f"in every row. {on(machine)}.",
     )
 
 
