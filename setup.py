@@ -1,7 +1,8 @@
-"""Build pecker_fast._C, the compiled module: pybind11, C++17, OpenMP. No torch at build time.
+"""Build the compiled modules: pecker_fast._C (C++, OpenMP) and pecker_fast._cuda (CUDA). No torch.
 
-A machine without a C++ compiler gets a working installation on the `reference` backend; the
-reason is kept in pecker_fast/_build_report.json and shown by `pecker-fast info`.
+Each is optional. A machine without a C++ compiler or without nvcc gets a working installation on
+the other backends; the reason is kept in pecker_fast/_build_report.json and shown by
+`pecker-fast info`. PECKER_FAST_CUDA=0 leaves the CUDA module out, =1 makes its failure an error.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("**/*.cpp"))
+CUDA = ROOT / "csrc" / "cuda"
+CPU_SOURCES = sorted(p for p in (ROOT / "csrc").glob("**/*.cpp") if p.parent != CUDA)
+CUDA_SOURCES = [*sorted(CUDA.glob("*.cu")), *sorted(CUDA.glob("*.cpp"))]
 # -ffp-contract=off: no fused multiply-add behind our back, so that scalar, AVX2 and AVX-512 code
-# give the same bits. No -ffast-math: it replaces division and sqrt. What is relaxed (errno, traps)
-# changes no value and lets sqrt and comparisons vectorize.
+# and the CUDA kernels (-fmad=false) give the same bits. No fast-math: it replaces division and
+# sqrt. What is relaxed (errno, traps) changes no value and lets sqrt and comparisons vectorize.
 CXX_FLAGS = (
     "-std=c++17 -O3 -fPIC -fopenmp -ffp-contract=off -fno-math-errno -fno-trapping-math"
     " -fvisibility=hidden -Wall -Wextra"
 )
-LINK_FLAGS = "-shared -fopenmp"
+NVCC_FLAGS = "-std=c++17 -O3 -fmad=false -Xcompiler=-fPIC,-fvisibility=hidden"
+# SASS for these, as far as nvcc knows them, and PTX of the first for all others.
+TARGETS = ("80", "86", "89", "90", "100", "120")
 
 
 class BuildExtension(build_ext):
@@ -35,18 +40,25 @@ class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Build, or leave the reason why not beside the package."""
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        work = Path(self.build_temp).resolve()
+        work = Path(self.build_temp, ext.name).resolve()
         work.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        report = {"cpu": "built"}
+        backend, compile_it = {
+            "pecker_fast._C": ("cpu", compile_cpu),
+            "pecker_fast._cuda": ("cuda", compile_cuda),
+        }[ext.name]
+        reason = "built"
         try:
-            compile_module(ext.sources, output, work)
+            compile_it(output, work)
         except (ImportError, OSError, subprocess.CalledProcessError) as error:
+            if backend == "cuda" and os.environ.get("PECKER_FAST_CUDA") == "1":
+                raise
             output.unlink(missing_ok=True)  # an older build must not pass for this one
-            report["cpu"] = f"the C++ build failed at installation: {error}"
-            print(f"pecker_fast: {report['cpu']}", file=sys.stderr)
-            print("pecker_fast: only the `reference` backend is installed", file=sys.stderr)
-        (output.parent / "_build_report.json").write_text(json.dumps(report) + "\n")
+            reason = f"not built at installation: {error}"
+            print(f"pecker_fast: backend {backend} {reason}", file=sys.stderr)
+        path = output.parent / "_build_report.json"
+        report = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**report, backend: reason}) + "\n")
 
     def get_outputs(self) -> list[str]:
         """What was built: setuptools asks, and takes a missing file for an error."""
@@ -64,14 +76,50 @@ class BuildExtension(build_ext):
                     self.copy_file(str(path), str(package / path.name))
 
 
-def compile_module(sources: list[str], output: Path, work: Path) -> None:
-    """Compile `sources` and link them into `output`.
+def compile_cpu(output: Path, work: Path) -> None:
+    """Compile and link pecker_fast._C.
 
     Raises:
         ImportError: no pybind11.
         OSError: no compiler or no Python headers.
         subprocess.CalledProcessError: the compiler refused.
     """
+    cxx, includes = host_compiler()
+    rule = f"{cxx} {CXX_FLAGS} {includes} -MMD -MF $out.d -c $in -o $out"
+    link = f"{cxx} $in -shared -fopenmp -o $out"
+    build(work, output, link, [(source, rule) for source in CPU_SOURCES])
+
+
+def compile_cuda(output: Path, work: Path) -> None:
+    """Compile and link pecker_fast._cuda; the CUDA runtime is linked statically.
+
+    Raises:
+        ImportError, subprocess.CalledProcessError: as `compile_cpu`.
+        OSError: as `compile_cpu`; no nvcc; switched off by PECKER_FAST_CUDA=0.
+    """
+    if os.environ.get("PECKER_FAST_CUDA") == "0":
+        raise OSError("switched off by PECKER_FAST_CUDA=0")
+    cxx, includes = host_compiler()
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    if nvcc is None:
+        raise OSError("no nvcc on the PATH or in $CUDA_HOME/bin; install the CUDA toolkit")
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
+    targets = [cc for cc in TARGETS if f"sm_{cc}" in known.stdout.split()]
+    codes = " ".join(f"-gencode=arch=compute_{cc},code=sm_{cc}" for cc in targets)
+    codes += f" -gencode=arch=compute_{targets[0]},code=compute_{targets[0]}"
+    cuda_rule = f"{nvcc} -ccbin {cxx} {NVCC_FLAGS} {codes} -MMD -MF $out.d -c $in -o $out"
+    host_rule = f"{cxx} {CXX_FLAGS} {includes} -MMD -MF $out.d -c $in -o $out"
+    root = Path(nvcc).resolve().parent.parent
+    libraries = " ".join(f"-L{path}" for path in sorted(root.glob("**/libcudart_static.a")))
+    libraries = libraries.replace("/libcudart_static.a", "")
+    link = f"{cxx} $in -shared {libraries} -lcudart_static -lrt -ldl -lpthread -o $out"
+    rules = {".cu": cuda_rule, ".cpp": host_rule}
+    build(work, output, link, [(source, rules[source.suffix]) for source in CUDA_SOURCES])
+
+
+def host_compiler() -> tuple[str, str]:
+    """A C++ compiler and its -I options."""
     import pybind11
 
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
@@ -81,31 +129,43 @@ def compile_module(sources: list[str], output: Path, work: Path) -> None:
     python = sysconfig.get_paths()["include"]
     if not Path(python, "Python.h").exists():
         raise OSError(f"no Python.h in {python}; on Debian: apt install python3-dev")
-    includes = f"-I{python} -I{pybind11.get_include()} -I{ROOT / 'csrc'}"
-    objects = {source: work / (source.replace("/", "_") + ".o") for source in sources}
+    return cxx, f"-I{python} -I{pybind11.get_include()} -I{ROOT / 'csrc'}"
+
+
+def build(work: Path, output: Path, link: str, commands: list[tuple[Path, str]]) -> None:
+    """Run a compile command per source, then `link`; $in and $out stand for the files."""
+    objects = [work / f"{source.name}.o" for source, _ in commands]
+    everything = " ".join(map(str, objects))
     ninja = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
     if ninja is None:
-        for source, target in objects.items():
-            command = [cxx, *CXX_FLAGS.split(), *includes.split(), "-c", str(ROOT / source)]
-            subprocess.run([*command, "-o", str(target)], check=True)
-        linked = [str(target) for target in objects.values()]
-        subprocess.run([cxx, *linked, *LINK_FLAGS.split(), "-o", str(output)], check=True)
+        for (source, command), target in zip(commands, objects):
+            run(command.replace("$in", str(source)).replace("$out", str(target)))
+        run(link.replace("$in", everything).replace("$out", str(output)))
         return
-    lines = [
-        "rule cxx",
-        f"  command = {cxx} {CXX_FLAGS} {includes} -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        f"  command = {cxx} $in {LINK_FLAGS} -o $out",
-    ]
-    lines += [f"build {target}: cxx {ROOT / source}" for source, target in objects.items()]
-    lines += [f"build {output}: link {' '.join(map(str, objects.values()))}", ""]
+    lines = []
+    for (source, command), target in zip(commands, objects):
+        rule = [f"rule {source.stem}_{source.suffix[1:]}", f"  command = {command}"]
+        lines += [*rule, "  depfile = $out.d", "  deps = gcc"]
+        lines.append(f"build {target}: {source.stem}_{source.suffix[1:]} {source}")
+    lines += ["rule link", f"  command = {link}", f"build {output}: link {everything}", ""]
     (work / "build.ninja").write_text("\n".join(lines))
     subprocess.run([ninja, "-C", str(work)], check=True)
 
 
+def run(command: str) -> None:
+    """Run one command line."""
+    subprocess.run(command.split(), check=True)
+
+
+def names(paths: list[Path]) -> list[str]:
+    """Paths as setuptools wants them: relative to this file."""
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
 setup(
-    ext_modules=[Extension("pecker_fast._C", sources=SOURCES)],
+    ext_modules=[
+        Extension("pecker_fast._C", sources=names(CPU_SOURCES)),
+        Extension("pecker_fast._cuda", sources=names(CUDA_SOURCES)),
+    ],
     cmdclass={"build_ext": BuildExtension},
 )

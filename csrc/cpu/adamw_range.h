@@ -71,9 +71,8 @@ void update(int n, T* __restrict p, const T* __restrict g, T* __restrict exp_avg
     const UpdateScalars<T> s = scalars;
     T unused = 0;
     for (int i = 0; i < n; ++i)
-        adamw_update<kExpAvg, kAmsgrad>(p[i], g[i], kExpAvg ? exp_avg[i] : unused, exp_avg_sq[i],
-                                        kAmsgrad ? max_exp_avg_sq[i] : unused, s, step_size,
-                                        bias_correction2_sqrt);
+        adamw_update(kExpAvg, kAmsgrad, p[i], g[i], kExpAvg ? exp_avg[i] : unused, exp_avg_sq[i],
+                     kAmsgrad ? max_exp_avg_sq[i] : unused, s, step_size, bias_correction2_sqrt);
 }
 
 // As update, with scalars that differ by slot.
@@ -86,10 +85,9 @@ void update_by_class(int n, T* __restrict p, const T* __restrict g, T* __restric
     T unused = 0;
     for (int i = 0; i < n; ++i) {
         const UpdateRow& row = rows[start_class[i]];
-        adamw_update<kExpAvg, kAmsgrad>(p[i], g[i], kExpAvg ? exp_avg[i] : unused, exp_avg_sq[i],
-                                        kAmsgrad ? max_exp_avg_sq[i] : unused, s,
-                                        static_cast<T>(row.step_size),
-                                        static_cast<T>(row.bias_correction2_sqrt));
+        adamw_update(kExpAvg, kAmsgrad, p[i], g[i], kExpAvg ? exp_avg[i] : unused, exp_avg_sq[i],
+                     kAmsgrad ? max_exp_avg_sq[i] : unused, s, static_cast<T>(row.step_size),
+                     static_cast<T>(row.bias_correction2_sqrt));
     }
 }
 

@@ -1,0 +1,47 @@
+// How kernels are launched: on the caller's device and stream, with the error handed back.
+#pragma once
+#ifdef PECKER_CUDA_ON_HOST
+#include "cuda_on_host.h"  // runs the same kernels on a CPU: tests/kernels/emulation
+#else
+#include <cuda_runtime.h>
+
+#include "kernels.h"
+
+namespace pecker {
+
+// Makes a device current and puts the old one back: a stream belongs to its device.
+class DeviceGuard {
+  public:
+    explicit DeviceGuard(int device) : error_(cudaGetDevice(&before_)) {
+        if (error_ == cudaSuccess && device != before_) {
+            error_ = cudaSetDevice(device);
+            changed_ = error_ == cudaSuccess;
+        }
+    }
+    ~DeviceGuard() {
+        if (changed_) cudaSetDevice(before_);
+    }
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+    cudaError_t error() const { return error_; }
+
+  private:
+    int before_ = 0;
+    cudaError_t error_;
+    bool changed_ = false;
+};
+
+// Returns a cudaError_t. An empty grid is no work, not an error.
+template <typename... Parameters, typename... Arguments>
+int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, const Queue& queue,
+           Arguments... arguments) {
+    if (blocks == 0) return cudaSuccess;
+    const DeviceGuard guard(queue.device);
+    if (guard.error() != cudaSuccess) return guard.error();
+    kernel<<<static_cast<unsigned>(blocks), threads, 0,
+             reinterpret_cast<cudaStream_t>(queue.stream)>>>(arguments...);
+    return cudaGetLastError();
+}
+
+}  // namespace pecker
+#endif

@@ -1,0 +1,185 @@
+// What the kernels of exact top-k share: scores as ordered integers, tiles of them, block scans.
+#pragma once
+#include "../half.h"
+#include "launch.h"
+
+namespace pecker {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+template <typename T>
+struct Bits;
+template <>
+struct Bits<float> {
+    using Key = uint32_t;
+    static constexpr Key kSign = 0x80000000u, kInfinity = 0x7f800000u;
+};
+template <>
+struct Bits<double> {
+    using Key = uint64_t;
+    static constexpr Key kSign = 0x8000000000000000ull, kInfinity = 0x7ff0000000000000ull;
+};
+
+template <typename T>
+__device__ typename Bits<T>::Key bits_of_score(T score) {
+    typename Bits<T>::Key bits;
+    memcpy(&bits, &score, sizeof bits);
+    return bits;
+}
+
+template <typename T>
+__device__ bool is_nan(T score) {
+    return (bits_of_score(score) & ~Bits<T>::kSign) > Bits<T>::kInfinity;
+}
+
+// The same order as the scores, on unsigned integers; -0.0 is 0.0. As in csrc/cpu/topk.cpp.
+template <typename T>
+__device__ typename Bits<T>::Key order_key(T score) {
+    using Key = typename Bits<T>::Key;
+    Key bits = bits_of_score(score);
+    bits = bits == Bits<T>::kSign ? Key{0} : bits;
+    return bits ^ ((Key{0} - (bits >> (8 * sizeof(Key) - 1))) | Bits<T>::kSign);
+}
+
+// The mean of one group in double, the same bits on every backend: 32 interleaved partial sums,
+// then a tree. All lanes of a warp take part and get the result.
+template <typename T>
+__device__ double group_mean(const T* __restrict__ scores, int64_t count) {
+    double sum = 0.0;
+#pragma unroll 8
+    for (int64_t i = threadIdx.x % kWarp; i < count; i += kWarp)
+        sum = sum + static_cast<double>(scores[i]);
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+        sum = sum + __shfl_xor_sync(kAllLanes, sum, lanes);
+    return sum / static_cast<double>(count);
+}
+
+// A block's items: each thread holds kPerThread consecutive ones as keys.
+template <typename T, bool kGrouped>
+struct Tile {
+    using Key = typename Bits<T>::Key;
+    static constexpr int kPerThread = kItemsPerThread;
+    static constexpr int kItems = kScoresPerTile;
+
+    Key keys[kPerThread];
+    int64_t first;  // the thread's first item
+    int count;      // how many it has
+    bool has_nan;
+
+    __device__ Tile(const ScoreTensor& tensor, int chunk) {
+        const T* scores = static_cast<const T*>(tensor.scores);
+        first = static_cast<int64_t>(chunk) * kItems + threadIdx.x * kPerThread;
+        const int64_t rest = tensor.items - first;
+        count = rest < 0 ? 0 : rest < kPerThread ? static_cast<int>(rest) : kPerThread;
+        has_nan = false;
+        struct alignas(16) Chunk {
+            T at[16 / sizeof(T)];
+        };
+        constexpr int kPerLoad = 16 / sizeof(T);
+        T values[kPerThread] = {};
+        if (count == kPerThread && reinterpret_cast<uintptr_t>(scores) % sizeof(Chunk) == 0) {
+#pragma unroll
+            for (int i = 0; i < kPerThread; i += kPerLoad) {
+                const Chunk loaded = *reinterpret_cast<const Chunk*>(scores + first + i);
+#pragma unroll
+                for (int j = 0; j < kPerLoad; ++j) values[i + j] = loaded.at[j];
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < kPerThread; ++i)
+                if (i < count) values[i] = scores[first + i];
+        }
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i) {
+            has_nan = has_nan || is_nan(values[i]);
+            keys[i] = order_key(values[i]);
+        }
+    }
+    __device__ int weight(const ScoreTensor&, int) const { return 1; }
+};
+
+// Groups: one a thread, ranked by their mean, weighing as much as they have scores.
+template <typename T>
+struct Tile<T, true> {
+    using Key = uint64_t;
+    static constexpr int kPerThread = 1;
+    static constexpr int kItems = kGroupsPerTile;
+
+    Key keys[kPerThread];
+    int64_t first;
+    int count;
+    bool has_nan;
+
+    __device__ Tile(const ScoreTensor& tensor, int chunk) {
+        __shared__ double means[kGroupsPerTile];
+        const T* scores = static_cast<const T*>(tensor.scores);
+        const int64_t begin = static_cast<int64_t>(chunk) * kItems;
+        __syncthreads();  // a block takes several tiles in turn
+        for (int group = threadIdx.x / kWarp; group < kItems; group += kWarps) {
+            const int64_t item = begin + group;
+            if (item >= tensor.items) break;
+            const double mean =
+                group_mean(scores + item * tensor.length, group_size(tensor, item));
+            if (threadIdx.x % kWarp == 0) means[group] = mean;
+        }
+        __syncthreads();
+        first = begin + threadIdx.x;
+        count = first < tensor.items ? 1 : 0;
+        const double mean = count ? means[threadIdx.x] : 0.0;
+        has_nan = is_nan(mean);
+        keys[0] = order_key(mean);
+    }
+    static __device__ int64_t group_size(const ScoreTensor& tensor, int64_t item) {
+        const int64_t rest = tensor.numel - item * tensor.length;
+        return rest < tensor.length ? rest : tensor.length;
+    }
+    __device__ int weight(const ScoreTensor& tensor, int) const {
+        return static_cast<int>(group_size(tensor, first));
+    }
+};
+
+// Sums over the block. Integers: the order does not matter.
+__device__ inline int64_t block_sum(int64_t value) {
+    __shared__ int64_t of_warp[kWarps];
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+        value += __shfl_xor_sync(kAllLanes, value, lanes);
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    value = 0;
+    for (int warp = 0; warp < kWarps; ++warp) value += of_warp[warp];
+    return value;
+}
+
+// The sum over all threads before this one.
+__device__ inline int64_t block_sum_before(int64_t value) {
+    __shared__ int64_t of_warp[kWarps];
+    const int lane = threadIdx.x % kWarp;
+    int64_t inclusive = value;
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+        const int64_t before = __shfl_up_sync(kAllLanes, inclusive, lanes);
+        if (lane >= lanes) inclusive += before;
+    }
+    __syncthreads();
+    if (lane == kWarp - 1) of_warp[threadIdx.x / kWarp] = inclusive;
+    __syncthreads();
+    for (int warp = 0; warp < static_cast<int>(threadIdx.x) / kWarp; ++warp)
+        inclusive += of_warp[warp];
+    return inclusive - value;
+}
+
+// The blocks of a launch take tiles in turn: enough to fill any card.
+constexpr int64_t kMaxBlocks = 4096;
+
+template <typename Run>
+int for_scores(DType dtype, const Run& run) {
+    if (dtype == kFloat32) return run(float{});
+    if (dtype == kFloat64) return run(double{});
+    return kUnsupportedTypes;
+}
+
+}  // namespace
+}  // namespace pecker

@@ -1,0 +1,180 @@
+// Runs the kernels of csrc/cuda on a CPU: the same source, compiled by a C++ compiler. A block's
+// threads are fibers that take turns at barriers and warp shuffles; blocks run one after the other.
+// What it shows: results, addresses, barriers that not all threads reach. What it cannot show:
+// races between barriers, speed.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+using cudaError_t = int;
+constexpr cudaError_t cudaSuccess = 0;
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "error on the host"; }
+
+namespace pecker::on_host {
+
+constexpr int kLanes = 32;
+constexpr size_t kStackBytes = 1 << 16;
+
+// Everybody has to arrive before anybody goes on.
+struct Barrier {
+    int members = 0;
+    int arrived = 0;
+    int64_t generation = 0;
+};
+
+struct Warp {
+    Barrier barrier;
+    uint64_t values[kLanes];
+};
+
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[kStackBytes]};
+    bool done;
+};
+
+struct BlockRun {
+    std::vector<Fiber> fibers;
+    std::vector<Warp> warps;
+    Barrier all;
+    ucontext_t scheduler;
+    std::function<void()> body;
+    int current = 0;
+    int64_t progress = 0;  // counts what happens, to find a block that waits for ever
+};
+inline BlockRun run;
+
+struct Index {
+    unsigned x;
+};
+inline Index thread_index, block_index, grid_dimension;
+
+inline void yield() { swapcontext(&run.fibers[run.current].context, &run.scheduler); }
+
+inline void wait(Barrier& barrier) {
+    ++run.progress;
+    const int64_t seen = barrier.generation;
+    if (++barrier.arrived == barrier.members) {
+        barrier.arrived = 0;
+        ++barrier.generation;
+    }
+    while (barrier.generation == seen) yield();
+}
+
+inline void fiber_main() {
+    run.body();
+    run.fibers[run.current].done = true;
+    ++run.progress;
+    yield();
+}
+
+inline void run_block(int threads) {
+    if (static_cast<int>(run.fibers.size()) < threads) run.fibers.resize(threads);
+    run.warps.assign((threads + kLanes - 1) / kLanes, Warp{});
+    run.all = Barrier{threads, 0, 0};
+    for (Warp& warp : run.warps) warp.barrier.members = kLanes;
+    for (int i = 0; i < threads; ++i) {
+        Fiber& fiber = run.fibers[i];
+        fiber.done = false;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = kStackBytes;
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, fiber_main, 0);
+    }
+    for (int alive = threads; alive > 0;) {
+        const int64_t before = run.progress;
+        alive = 0;
+        for (int i = 0; i < threads; ++i) {
+            if (run.fibers[i].done) continue;
+            run.current = i;
+            thread_index.x = static_cast<unsigned>(i);
+            swapcontext(&run.scheduler, &run.fibers[i].context);
+            alive += !run.fibers[i].done;
+        }
+        if (alive > 0 && run.progress == before) {
+            std::fprintf(stderr, "a barrier that not all threads of the block reach\n");
+            std::abort();
+        }
+    }
+}
+
+template <typename T>
+T shuffle(T value, int source) {
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
+    Warp& warp = run.warps[run.current / kLanes];
+    const int lane = run.current % kLanes;
+    std::memcpy(&warp.values[lane], &value, sizeof value);
+    wait(warp.barrier);
+    T result;
+    std::memcpy(&result, &warp.values[source < 0 ? lane : source], sizeof result);
+    wait(warp.barrier);
+    return result;
+}
+
+}  // namespace pecker::on_host
+
+#define threadIdx pecker::on_host::thread_index
+#define blockIdx pecker::on_host::block_index
+#define gridDim pecker::on_host::grid_dimension
+
+inline void __syncthreads() { pecker::on_host::wait(pecker::on_host::run.all); }
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int source) {
+    return pecker::on_host::shuffle(value, source);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
+    return pecker::on_host::shuffle(value, (pecker::on_host::run.current % 32) ^ lanes);
+}
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int lanes) {
+    return pecker::on_host::shuffle(value, pecker::on_host::run.current % 32 - lanes);
+}
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+    const T before = *address;
+    *address = before + value;
+    return before;
+}
+template <typename T>
+T atomicMin(T* address, T value) {
+    const T before = *address;
+    *address = std::min(before, value);
+    return before;
+}
+
+namespace pecker {
+
+template <typename... Parameters, typename... Arguments>
+int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, const Queue&,
+           Arguments... arguments) {
+    on_host::grid_dimension.x = static_cast<unsigned>(blocks);
+    on_host::run.body = [=] { kernel(arguments...); };
+    for (int64_t block = 0; block < blocks; ++block) {
+        on_host::block_index.x = static_cast<unsigned>(block);
+        on_host::run_block(threads);
+    }
+    return cudaSuccess;
+}
+
+}  // namespace pecker
