@@ -1,4 +1,4 @@
-"""How the benchmarks measure: the machine, its copy bandwidth, times and peak memory."""
+"""What every benchmark needs: the machine it runs on, peak memory, result files."""
 
 from __future__ import annotations
 
@@ -6,23 +6,44 @@ import ctypes
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["copy_bandwidth", "machine", "peak_memory", "time_ms", "write_results"]
+from pecker_fast.files import write_text
+
+__all__ = ["RESULTS", "machine", "peak_memory", "slug", "write_results"]
 
 T = TypeVar("T")
-_ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def machine() -> dict[str, Any]:
-    """What a row depends on besides the code: hardware, threads, versions, commit, load."""
-    return {
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What a row depends on besides the code: hardware, threads, versions, commit, load.
+
+    Args:
+        device: "cpu" or a CUDA device.
+
+    Returns:
+        Plain types. "device" is the processor or the card; a card adds its driver and the versions
+        of CUDA and Triton.
+    """
+    about: dict[str, Any] = {"device": _cpu_model()}
+    if torch.device(device).type == "cuda":
+        about = {
+            "device": torch.cuda.get_device_name(device),
+            "memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1),
+            "driver": _driver(),
+            "cuda": torch.version.cuda,
+            "triton": _version("triton"),
+        }
+    return about | {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -34,29 +55,20 @@ def machine() -> dict[str, Any]:
     }
 
 
-def time_ms(run: Callable[[], object], min_runs: int, min_seconds: float = 0.0) -> list[float]:
-    """Times of at least `min_runs` runs and `min_seconds`. The caller has run it once before."""
-    times: list[float] = []
-    while len(times) < min_runs or sum(times) < 1e3 * min_seconds:
-        start = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
+def peak_memory(run: Callable[[], T], device: str = "cpu") -> tuple[T, int | None]:
+    """The result of `run`, and by how many bytes memory peaked above what it was, result included.
 
-
-def copy_bandwidth(numel: int = 32_000_000) -> float:
-    """GB/s of a float32 `copy_` between two tensors, reads and writes counted; best of 20."""
-    source, target = torch.ones(numel), torch.zeros(numel)
-    best = min(time_ms(lambda: target.copy_(source), min_runs=20))
-    return 2 * 4 * numel / best / 1e6
-
-
-def peak_memory(run: Callable[[], T]) -> tuple[T, int | None]:
-    """The result of `run`, and by how many bytes resident memory peaked above what it was.
-
-    None where the system does not say. The allocator keeps some MB of what was freed before, which
-    are not counted: the figure means something from some tens of MB.
+    On a CUDA device: what torch's allocator handed out. On the CPU: resident memory; None where
+    the system does not say. The allocator keeps some MB of what was freed before, which are not
+    counted: the figure means something from some tens of MB.
     """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = run()
+        torch.cuda.synchronize(device)
+        return result, torch.cuda.max_memory_allocated(device) - before
     try:
         ctypes.CDLL(None).malloc_trim(0)  # glibc: give back what earlier runs have freed
     except AttributeError:
@@ -70,12 +82,17 @@ def peak_memory(run: Callable[[], T]) -> tuple[T, int | None]:
 
 
 def write_results(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
-    """Write a result file: the machine, then one line per row."""
+    """Write a result file, whole or not at all: the machine, then one line per row."""
     rows = ",\n".join("    " + json.dumps(row) for row in result["rows"])
     head = {key: value for key, value in result.items() if key != "rows"}
     text = json.dumps(head, indent=2)[:-2] + f',\n  "rows": [\n{rows}\n  ]\n}}\n'
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    write_text(path, text)
+
+
+def slug(name: str) -> str:
+    """A card's name as a file name: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _status(field: str) -> int:
@@ -95,11 +112,27 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
+    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return _output_of(git, "unknown")
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return _output_of(query, "unknown").partition("\n")[0]
+
+
+def _output_of(command: list[str], otherwise: str) -> str:
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=_ROOT, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            command, cwd=RESULTS.parent, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return otherwise
     return found.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

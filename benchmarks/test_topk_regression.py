@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for presets.py and topk.py
 
 from presets import shapes
-from topk import random_scores
+from topk import make_scores
 
 from pecker_fast import backends
 from pecker_fast.mask import SaliencyMask
@@ -18,7 +18,7 @@ from pecker_fast.mask import SaliencyMask
 
 @pytest.fixture(scope="module")
 def scores():
-    return random_scores("ddpm_cifar10", "heavy")
+    return make_scores("ddpm_cifar10", "heavy", "cpu")
 
 
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.01])

@@ -1,0 +1,156 @@
+"""Times of calls, on the CPU in turns and on a GPU by events; the bandwidth beside them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["GpuTimer", "Timing", "bandwidth", "in_turns", "time_ms"]
+
+Call = Callable[[], object]
+_FLUSH_BYTES = 2**28  # more than twice the L2 cache of any card
+_MAX_FLUSHES = 200
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one call."""
+
+    ms: list[float]  # of each run
+    host_us: float | None = None  # median time until the call returned; GPU only
+    wall_ms: float | None = None  # median time until an idle GPU was done with it; GPU only
+
+    @property
+    def p50(self) -> float:
+        """The median in ms."""
+        return statistics.median(self.ms)
+
+    @property
+    def p20_p80(self) -> tuple[float, float]:
+        """The second and the eighth decile in ms."""
+        if len(self.ms) == 1:
+            return self.ms[0], self.ms[0]
+        deciles = statistics.quantiles(self.ms, n=10, method="inclusive")
+        return deciles[1], deciles[7]
+
+
+def time_ms(run: Call, min_runs: int, min_seconds: float = 0.0) -> list[float]:
+    """CPU times of at least `min_runs` runs and `min_seconds`. The caller has run it once."""
+    times: list[float] = []
+    while len(times) < min_runs or sum(times) < 1e3 * min_seconds:
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, Timing]:
+    """CPU times; the calls take turns, so none finds its data in a cache and all see one load."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 2):  # the first two warm up
+        for name, call in calls.items():
+            taken = time_ms(call, min_runs=1)
+            if turn >= 2:
+                times[name] += taken
+    return {name: Timing(taken) for name, taken in times.items()}
+
+
+class GpuTimer:
+    """Times calls on one CUDA device.
+
+    `ms` is the time between two events around the call. Before each, the L2 cache is emptied: a
+    large buffer is written, then read, so that the call does not pay for writing it back. That is
+    repeated until the GPU is busy for longer than the host needs to launch the call; so `ms` has
+    no gaps in which the GPU waits for the host. What the host costs is in `host_us` and `wall_ms`.
+
+    Args:
+        device: where everything happens; it must be the current one.
+    """
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._buffer = torch.zeros(_FLUSH_BYTES // 4, dtype=torch.float32, device=device)
+        self._flush()  # loads its kernels
+        self._flush_ms = statistics.median(self._events(self._flush, 5))
+
+    def measure(self, call: Call, repeats: int, prepare: Call = lambda: None) -> Timing:
+        """Warm up, then measure the host and the GPU, each `repeats` times.
+
+        Args:
+            call: what is measured.
+            repeats: how often.
+            prepare: run before every call and not measured.
+        """
+        for _ in range(3):
+            prepare()
+            call()
+        host, wall = [], []
+        for _ in range(repeats):
+            prepare()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            call()
+            returned = time.perf_counter()
+            torch.cuda.synchronize()
+            host.append(1e6 * (returned - start))
+            wall.append(1e3 * (time.perf_counter() - start))
+        host_us = statistics.median(host)
+        flushes = math.ceil(1.5e-3 * host_us / self._flush_ms)
+
+        def fill_the_queue() -> None:
+            prepare()
+            for _ in range(min(max(flushes, 1), _MAX_FLUSHES)):
+                self._flush()
+
+        return Timing(self._events(call, repeats, fill_the_queue), host_us, statistics.median(wall))
+
+    def _flush(self) -> None:
+        self._buffer.zero_()
+        self._buffer.sum()
+
+    @staticmethod
+    def _events(call: Call, repeats: int, before: Call = lambda: None) -> list[float]:
+        pairs = []
+        for _ in range(repeats):
+            start = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
+            before()
+            start.record()
+            call()
+            end.record()
+            pairs.append((start, end))
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) for start, end in pairs]
+
+
+def bandwidth(timer: GpuTimer | None, device: str, repeats: int = 15) -> dict[str, float]:
+    """GB/s of a large float32 copy and of an in-place addition, reads and writes counted.
+
+    Args:
+        timer: None on the CPU, where a copy is slower than its count says: the CPU also reads the
+            lines that are going to be overwritten.
+        device: where to measure.
+        repeats: how often; the median counts.
+
+    Returns:
+        copy_gb_per_s, in_place_gb_per_s, and roof_gb_per_s, what shares are given of: the copy on
+        a GPU, the larger of the two on a CPU.
+    """
+    source = torch.ones(2**26 if timer is None else 2**28, device=device)
+    target = torch.empty_like(source)
+    calls: dict[str, Call] = {
+        "copy_gb_per_s": lambda: target.copy_(source),
+        "in_place_gb_per_s": lambda: source.add_(1.0),
+    }
+    if timer is None:
+        times = in_turns(calls, repeats)
+    else:
+        times = {name: timer.measure(call, repeats) for name, call in calls.items()}
+    moved = 2 * source.numel() * source.element_size()
+    found = {name: moved / timing.p50 / 1e6 for name, timing in times.items()}
+    found["roof_gb_per_s"] = max(found.values()) if timer is None else found["copy_gb_per_s"]
+    return {name: round(value, 1) for name, value in found.items()}

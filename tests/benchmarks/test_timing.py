@@ -1,0 +1,123 @@
+"""benchmarks/timing.py and measure.py: what is measured, and between what."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+
+def test_turns_and_quantiles():
+    from timing import Timing, in_turns
+
+    order = []
+    times = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3)
+    assert order == 5 * ["a", "b"]  # two turns warm up
+    assert len(times["a"].ms) == 3 and times["a"].host_us is None
+    timing = Timing([float(i) for i in range(11)])
+    assert (timing.p50, timing.p20_p80) == (5.0, (2.0, 8.0))
+    assert Timing([4.0]).p20_p80 == (4.0, 4.0)
+
+
+class FakeEvent:
+    """An event that notes when it was recorded, on a clock that the calls move."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = FakeEvent.now
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+def test_gpu_times_are_between_events_around_the_call_alone(monkeypatch):
+    import timing
+
+    monkeypatch.setattr(timing, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    flushes = []
+
+    def flush(timer):
+        FakeEvent.now += 100.0
+        flushes.append(FakeEvent.now)
+
+    monkeypatch.setattr(timing.GpuTimer, "_flush", flush)
+    timer = timing.GpuTimer("cpu")
+    durations = itertools.cycle([3.0, 5.0])
+    prepared = []
+
+    def call():
+        assert len(prepared) == 1 + calls[0]  # once before each
+        calls[0] += 1
+        FakeEvent.now += next(durations)
+
+    def prepare():
+        FakeEvent.now += 1000.0
+        prepared.append(True)
+
+    calls = [0]
+    before = len(flushes)
+    found = timer.measure(call, 4, prepare)
+    assert sorted(found.ms) == [3.0, 3.0, 5.0, 5.0]
+    assert calls[0] == 3 + 4 + 4  # warm-up, host, events
+    assert len(flushes) - before == 4  # each event run starts with an empty cache
+    assert found.host_us > 0 and found.wall_ms * 1e3 >= found.host_us
+
+
+def test_the_queue_is_filled_for_as_long_as_the_host_needs(monkeypatch):
+    """A call that takes the host 20 ms, flushes of 4 ms: 30 ms of them, at most _MAX_FLUSHES."""
+    import time
+
+    import timing
+
+    monkeypatch.setattr(timing, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    count = [0]
+
+    def flush(timer):
+        count[0] += 1
+        FakeEvent.now += 4.0
+
+    monkeypatch.setattr(timing.GpuTimer, "_flush", flush)
+    timer = timing.GpuTimer("cpu")
+    for most, expected in ((200, range(8, 12)), (5, (5,))):
+        monkeypatch.setattr(timing, "_MAX_FLUSHES", most)
+        count[0] = 0
+        timer.measure(lambda: time.sleep(0.02), repeats=1)
+        assert count[0] in expected
+
+
+def test_bandwidth_of_the_cpu():
+    from timing import bandwidth
+
+    found = bandwidth(None, "cpu", repeats=1)
+    assert found["roof_gb_per_s"] == max(found["copy_gb_per_s"], found["in_place_gb_per_s"]) > 0
+
+
+def test_machine_facts_are_json_and_name_the_device():
+    from measure import machine, slug
+
+    about = machine()
+    assert json.loads(json.dumps(about)) == about
+    assert about["device"] == about["cpu"] and about["commit"] and about["threads"] >= 1
+    assert slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def test_a_result_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    import measure
+
+    path = tmp_path / "new" / "card.json"
+    measure.write_results(path, {"machine": {"device": "x"}, "rows": [{"a": 1}, {"a": 2}]})
+    assert json.loads(path.read_text()) == {
+        "machine": {"device": "x"},
+        "rows": [{"a": 1}, {"a": 2}],
+    }
+    with pytest.raises(TypeError):
+        measure.write_results(path, {"machine": {}, "rows": [{"a": torch.ones(1)}]})
+    assert len(json.loads(path.read_text())["rows"]) == 2
