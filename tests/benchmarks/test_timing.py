@@ -121,3 +121,27 @@ def test_a_result_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         measure.write_results(path, {"machine": {}, "rows": [{"a": torch.ones(1)}]})
     assert len(json.loads(path.read_text())["rows"]) == 2
+
+
+def test_machine_facts_of_a_card(monkeypatch):
+    from types import SimpleNamespace
+
+    import measure
+
+    card = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    about = measure.machine("cuda:0")
+    assert about["device"] == "NVIDIA H100" and about["memory_gib"] == 80.0
+    assert {"driver", "cuda", "triton", "torch", "commit", "cpu"} <= about.keys()
+    assert json.loads(json.dumps(about)) == about
+
+
+def test_peak_memory_of_a_card_is_what_the_allocator_handed_out(monkeypatch):
+    import measure
+
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 175)
+    assert measure.peak_memory(lambda: "result", "cuda") == ("result", 75)
