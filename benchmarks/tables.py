@@ -2,6 +2,9 @@
 
 python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # exit 1 if one is stale
+
+A table of a GPU's figures may have a place or not (`<!-- table: step_time_gpu -->`, `topk_gpu`);
+where it has one and there is no result file of a GPU, it stays empty.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import gpu_tables
+from gpu_tables import Rows, markdown
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-Rows = list[dict[str, Any]]
 
 
 def load(name: str) -> tuple[dict[str, Any], Rows]:
@@ -26,11 +31,10 @@ def load(name: str) -> tuple[dict[str, Any], Rows]:
     return result["machine"], result["rows"]
 
 
-def markdown(head: list[str], lines: list[list[str]], caption: str) -> str:
-    """A table with its first column to the left, the others to the right."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
-    return f"{body}\n\n{caption}"
+def cards() -> list[dict[str, Any]]:
+    """The result files of GPUs, by name: those that gpu.py writes."""
+    paths = sorted(path for path in RESULTS.glob("*.json") if not path.stem.endswith("-cpu"))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def on(machine: dict[str, Any]) -> str:
@@ -94,7 +98,7 @@ def step_time() -> str:
     machine, rows = load("step_time-cpu")
     lines = []
     for row in rows:
-        if not row["provider"].startswith("pecker_fast"):
+        if row["provider"] != "pecker_fast[cpu]":
             continue
         assert row["match"], f"a row that failed its gate: {row}"
         mask = "no mask" if row["mask"] == "none" else f"{row['mask']}, density {row['density']:g}"
@@ -163,15 +167,29 @@ def topk() -> str:
 
 
 TABLES = {"demo": demo, "step_time": step_time, "topk": topk}
+CARD_TABLES = {"step_time_gpu": gpu_tables.step_time, "topk_gpu": gpu_tables.topk}
 
 
 def render(text: str) -> str:
-    """The README with every table made anew."""
+    """The README with every table made anew.
+
+    Raises:
+        SystemExit: a table without its place, or with several.
+    """
     for name, table in TABLES.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        text, found = re.subn(pattern, lambda m, t=table: f"{m[1]}{t()}\n{m[2]}", text, flags=re.S)
-        if found != 1:
-            raise SystemExit(f"README.md: expected one place for the table {name!r}, found {found}")
+        text = _replaced(text, name, f"{table()}\n", allowed=(1,))
+    results = cards()
+    for name, table in CARD_TABLES.items():
+        tables = "\n\n".join(filter(None, map(table, results)))
+        text = _replaced(text, name, f"{tables}\n" if tables else "", allowed=(0, 1))
+    return text
+
+
+def _replaced(text: str, name: str, table: str, allowed: tuple[int, ...]) -> str:
+    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+    text, found = re.subn(pattern, lambda match: f"{match[1]}{table}{match[2]}", text, flags=re.S)
+    if found not in allowed:
+        raise SystemExit(f"README.md: expected one place for the table {name!r}, found {found}")
     return text
 
 
