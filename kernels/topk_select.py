@@ -45,11 +45,13 @@ def _sample_kernel(
 
     low = tl.zeros([BLOCK_SIZE], tl.int64)  # the first tensor that ends behind `position`
     high = low + (tensor_count - 1)
-    for _ in range(0, search_steps):
+    step = 0
+    while step < search_steps:
         middle = (low + high) // 2
         behind = tl.load(ends_ptr + middle) > position
         high = tl.where(behind, middle, high)
         low = tl.where(behind, low, tl.minimum(middle + 1, high))
+        step += 1
     begin = tl.load(ends_ptr + low - 1, mask=low > 0, other=0)
     scores_ptr = tl.load(tensors_ptr + low * 4).to(tl.pointer_type(DTYPE))
     tl.store(out_ptr + j, tl.load(scores_ptr + (position - begin), mask=valid), mask=valid)
