@@ -138,12 +138,12 @@ def build(work: Path, output: Path, link: str, commands: list[tuple[Path, str]])
     everything = " ".join(map(str, objects))
     ninja = shutil.which("ninja", path=str(Path(sys.executable).parent)) or shutil.which("ninja")
     if ninja is None:
-        for (source, command), target in zip(commands, objects):
+        for (source, command), target in zip(commands, objects, strict=True):
             run(command.replace("$in", str(source)).replace("$out", str(target)))
         run(link.replace("$in", everything).replace("$out", str(output)))
         return
     lines = []
-    for (source, command), target in zip(commands, objects):
+    for (source, command), target in zip(commands, objects, strict=True):
         rule = [f"rule {source.stem}_{source.suffix[1:]}", f"  command = {command}"]
         lines += [*rule, "  depfile = $out.d", "  deps = gcc"]
         lines.append(f"build {target}: {source.stem}_{source.suffix[1:]} {source}")

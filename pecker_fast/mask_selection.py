@@ -7,16 +7,15 @@ mean score and taken in that order while the entries of the groups taken so far 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pecker_fast import backends
-from pecker_fast.backends.topk import MAX_NUMEL, nan_error
+from pecker_fast.backends.groups import expand_groups, group_count, rank_groups
+from pecker_fast.backends.topk import MAX_NUMEL
 from pecker_fast.errors import PeckerError
 
 __all__ = [
@@ -94,13 +93,9 @@ def select_positions(
         if score.is_meta:
             raise PeckerError(f"the scores of {name!r} are on the meta device and have no values")
     if granularity == "element":
-        return _select_entries(scores, density, scope)
-    means = {
-        name: _group_means(name, score, _group_length(score.shape, granularity, block_size))
-        for name, score in scores.items()
-    }
-    shapes = {name: score.shape for name, score in scores.items()}
-    return _select_groups(means, shapes, density, scope, granularity, block_size)
+        return _select(scores, density, scope)
+    lengths = [_group_length(score.shape, granularity, block_size) for score in scores.values()]
+    return _select(scores, density, scope, lengths)
 
 
 def random_positions(
@@ -120,10 +115,10 @@ def random_positions(
     draws = {}
     for name, shape in shapes.items():
         check_numel(name, shape)
-        groups = _group_count(shape.numel(), _group_length(shape, granularity, block_size))
+        groups = group_count(shape.numel(), _group_length(shape, granularity, block_size))
         draws[name] = torch.rand(groups, generator=generator, device="cpu")
     if granularity == "element":
-        return _select_entries(draws, density, scope)
+        return _select(draws, density, scope)
     return _select_groups(draws, shapes, density, scope, granularity, block_size)
 
 
@@ -139,22 +134,33 @@ def _check_request(density: float, scope: str, granularity: str, block_size: int
         )
 
 
-def _select_entries(
-    scores: Mapping[str, Tensor], density: float, scope: Scope
+def _select(
+    scores: Mapping[str, Tensor],
+    density: float,
+    scope: Scope,
+    lengths: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
+    """Entries, or groups of entries where `lengths` says how long each tensor's groups are."""
     names, tensors = list(scores), list(scores.values())
     if len({tensor.device for tensor in tensors}) > 1:  # a model spread over several devices
         tensors = [tensor.cpu() for tensor in tensors]
     backend = backends.select("auto", tensors[0].device)
+
+    def select(chosen: slice) -> list[Tensor]:
+        part = tensors[chosen]
+        k = salient_count(density, sum(tensor.numel() for tensor in part))
+        if lengths is None:
+            return backend.select_topk(part, k, names[chosen])
+        return backend.select_groups(part, lengths[chosen], k, names[chosen])
+
     if scope == "global":
-        k = salient_count(density, sum(tensor.numel() for tensor in tensors))
-        found = backend.select_topk(tensors, k, names)
+        found = select(slice(None))
     else:
         found = [
-            backend.select_topk([tensor], salient_count(density, tensor.numel()), [name])[0]
+            select(slice(i, i + 1))[0]
             if tensor.numel()
             else torch.empty(0, dtype=torch.int32, device="cpu")
-            for name, tensor in zip(names, tensors, strict=True)
+            for i, tensor in enumerate(tensors)
         ]
     return {name: positions.cpu() for name, positions in zip(names, found, strict=True)}
 
@@ -171,37 +177,6 @@ def _group_length(shape: torch.Size, granularity: Granularity, block_size: int) 
     return max(1, shape[1:].numel()) if len(shape) > 1 else 1
 
 
-def _group_count(numel: int, length: int) -> int:
-    return math.ceil(numel / length)
-
-
-def _group_means(name: str, score: Tensor, length: int) -> Tensor:
-    """(groups,) float64 means of consecutive runs of `length` entries.
-
-    NumPy adds in one thread and in a fixed order: the ranking cannot depend on the thread count.
-    """
-    score = score.detach().cpu().contiguous().view(-1)
-    if score.dtype not in (torch.float32, torch.float64):
-        score = score.float()  # exact; NumPy has no bfloat16
-    numel = score.numel()
-    whole = numel // length * length
-    with np.errstate(invalid="ignore"):  # inf - inf is reported below, with the parameter's name
-        sums = np.add.reduce(score[:whole].view(-1, length).numpy(), axis=1, dtype=np.float64)
-        means = sums / length
-        if whole < numel:
-            tail = score[whole:].numpy()
-            means = np.append(means, np.add.reduce(tail, dtype=np.float64) / tail.size)
-    result = torch.from_numpy(means)
-    if torch.isnan(result).any():
-        if torch.isnan(score).any():
-            raise nan_error(0, [name])
-        raise PeckerError(
-            f"the scores of {name!r} hold +inf and -inf in one group, whose mean does not exist; "
-            "use granularity 'element' or finite scores"
-        )
-    return result
-
-
 def _select_groups(
     group_scores: Mapping[str, Tensor],
     shapes: Mapping[str, torch.Size],
@@ -215,45 +190,13 @@ def _select_groups(
     numels = [shapes[name].numel() for name in names]
     ranked = [group_scores[name] for name in names]
     if scope == "global":
-        taken = _rank(ranked, numels, lengths, salient_count(density, sum(numels)))
+        taken = rank_groups(ranked, numels, lengths, salient_count(density, sum(numels)))
     else:
         taken = [
-            _rank([score], [numel], [length], salient_count(density, numel))[0]
+            rank_groups([score], [numel], [length], salient_count(density, numel))[0]
             for score, numel, length in zip(ranked, numels, lengths, strict=True)
         ]
     return {
-        name: _expand(groups, length, numel)
+        name: expand_groups(groups, length, numel)
         for name, groups, length, numel in zip(names, taken, lengths, numels, strict=True)
     }
-
-
-def _rank(
-    scores: Sequence[Tensor], numels: Sequence[int], lengths: Sequence[int], k: int
-) -> list[Tensor]:
-    """The groups of each tensor that are taken: best first while at most k entries, at least one.
-
-    Args:
-        scores: (groups,) per tensor.
-        numels: entries of each tensor.
-        lengths: entries of each tensor's groups, the last one excepted.
-        k: the number of entries to stay within.
-    """
-    sizes = []
-    for score, numel, length in zip(scores, numels, lengths, strict=True):
-        size = torch.full((score.numel(),), length, dtype=torch.int64, device="cpu")
-        size[-1:] = numel - (score.numel() - 1) * length
-        sizes.append(size)
-    order = torch.sort(torch.cat(list(scores)), descending=True, stable=True).indices
-    entries = torch.cat(sizes)[order].cumsum(0)
-    count = max(1, int(torch.searchsorted(entries, k, right=True)))
-    taken = torch.zeros(order.numel(), dtype=torch.bool, device="cpu")
-    taken[order[:count]] = True
-    return [
-        part.nonzero().flatten() for part in torch.split(taken, [score.numel() for score in scores])
-    ]
-
-
-def _expand(groups: Tensor, length: int, numel: int) -> Tensor:
-    """Sorted int32 positions of the entries of `groups` (int64, sorted)."""
-    positions = (groups[:, None] * length + torch.arange(length, device="cpu")).flatten()
-    return positions[positions < numel].to(torch.int32)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from pecker_fast import backends
-from pecker_fast.backends.work import Entry, Hyperparameters
+from pecker_fast.backends.work import Hyperparameters
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim_mask import MaskLike, mask_digest, resolve_mask
 from pecker_fast.optim_state import (
@@ -28,6 +28,7 @@ from pecker_fast.optim_state import (
     grow_state,
     init_state,
     restore_state,
+    steps_on_cpu,
 )
 from pecker_fast.optim_work import Batch, Prepared, ReleasedGrads, named_params
 
@@ -240,20 +241,20 @@ class MaskedAdamW(Optimizer):
         batches = self._batches()
         groups = [Hyperparameters.of(group) for group in self.param_groups]
         for batch in batches:
-            grads = [self._gradient(entry) for entry in batch.work.entries]
+            params = [entry.param for entry in batch.work.entries]
+            grads = [param.grad for param in params]
+            for entry, grad in zip(batch.work.entries, grads, strict=True):
+                if grad is not None and grad.layout is not torch.strided:
+                    raise PeckerError(
+                        f"the gradient of {entry.name!r} is sparse ({grad.layout}): expected a "
+                        "dense one; make it dense, or use torch.optim.SparseAdam"
+                    )
+            if self._released is not None:
+                grads = [self._released.take(param) for param in params]
             batch.backend.masked_adamw_(batch.work, grads, groups, grad_scale, found_inf)
         if self._released is not None:
             self._released.clear()
         return loss
-
-    def _gradient(self, entry: Entry) -> Tensor | None:
-        grad = entry.param.grad
-        if grad is not None and grad.layout is not torch.strided:
-            raise PeckerError(
-                f"the gradient of {entry.name!r} is sparse ({grad.layout}): expected a dense one; "
-                "make it dense, or use torch.optim.SparseAdam"
-            )
-        return grad if self._released is None else self._released.take(entry.param)
 
     def _batches(self) -> tuple[Batch, ...]:
         """The batches of this step, made anew if parameters, state or options are not as before."""
@@ -340,6 +341,8 @@ class MaskedAdamW(Optimizer):
         """
         saved: dict[str, Any] = super().state_dict()
         for group in saved["param_groups"]:
+            if not group["capturable"]:  # where torch.optim.AdamW has it
+                saved["state"].update(steps_on_cpu(saved["state"], group["params"]))
             if group["mask_digest"] is not None:
                 continue
             for key in group["params"]:

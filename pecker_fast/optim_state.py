@@ -22,6 +22,7 @@ __all__ = [
     "make_entry",
     "moment_names",
     "restore_state",
+    "steps_on_cpu",
 ]
 
 ParamState: TypeAlias = dict[str, Tensor]
@@ -265,3 +266,16 @@ def restore_state(state: ParamState, saved: dict[str, Any]) -> None:
 
 def _mask_name(digest: str | None) -> str:
     return "no mask" if digest is None else f"mask {digest[:12]}"
+
+
+def steps_on_cpu(states: Mapping[Any, ParamState], keys: list[Any]) -> dict[Any, ParamState]:
+    """The states at `keys` with their step counts on the CPU, copied in one go."""
+    found = {key: states[key] for key in keys if states.get(key)}
+    away = {key: s for key, s in found.items() if s["step"].device.type != "cpu"}
+    if not away:
+        return {}
+    first = next(iter(away.values()))["step"].device
+    steps = torch.stack([s["step"].to(first) for s in away.values()]).cpu()
+    return {
+        key: {**s, "step": step.clone()} for (key, s), step in zip(away.items(), steps, strict=True)
+    }

@@ -13,9 +13,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from pecker_fast import backends
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for oracle.py
 
-sys.path.insert(0, str(Path(__file__).parent))  # for oracle.py
+# Without a GPU the kernels for GPUs run on the CPU: Triton's in its interpreter, those of csrc/cuda
+# compiled by the C++ compiler. Triton reads its variable when kernels are imported.
+if not torch.cuda.is_available():
+    from cuda_on_host import build
+
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    if build.compiler() is not None:
+        os.environ["PECKER_FAST_CUDA_ON_HOST"] = str(build.build())
+
+from pecker_fast import backends  # noqa: E402
 
 # Fixture id -> the backend and the device its tensors are on.
 BACKENDS = {
@@ -23,6 +33,7 @@ BACKENDS = {
     "cpu": ("cpu", "cpu"),
     "triton-interpret": ("triton", "cpu"),
     "triton": ("triton", "cuda"),
+    "cuda-on-host": ("cuda", "cpu"),
     "cuda": ("cuda", "cuda"),
 }
 
@@ -48,6 +59,8 @@ def backend(request: pytest.FixtureRequest) -> BackendCase:
         reason = "no CUDA device"
     if request.param == "triton-interpret" and os.environ.get("TRITON_INTERPRET") != "1":
         reason = "needs TRITON_INTERPRET=1 from the start of the process"
+    if request.param == "cuda-on-host" and "PECKER_FAST_CUDA_ON_HOST" not in os.environ:
+        reason = "a C++ compiler and no CUDA device are needed"
     if reason is not None:
         # `make test-gpu` must not pass by skipping what it is there to test.
         if device == "cuda" and os.environ.get("PECKER_REQUIRE_GPU") == "1":

@@ -1,5 +1,5 @@
-// Copies between the salient entries of dense tensors and compact vectors, and their moving
-// average: 4 bytes of index, one element and one compact value per salient entry.
+// Copies between the salient entries of dense tensors and compact vectors, their exchange and their
+// moving average: 4 bytes of index, one element and one compact value per salient entry.
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -12,7 +12,7 @@
 namespace pecker {
 namespace {
 
-enum Operation { kGather, kGatherAdd, kScatter, kEma };
+enum Operation { kGather, kGatherAdd, kScatter, kSwap, kEma };
 
 // One tensor: a row of the int64 table that backends/cpu.py fills.
 struct SalientTensor {
@@ -43,7 +43,8 @@ void apply(const SalientTensor& t, Operation operation, double decay, int64_t be
                 continue;
             }
             const Compact value = Convert<Compact, Dense>::apply(element);
-            if (operation == kGather)
+            if (operation == kSwap) element = Convert<Dense, Compact>::apply(compact[slot]);
+            if (operation == kGather || operation == kSwap)
                 compact[slot] = value;
             else if (operation == kGatherAdd)
                 compact[slot] += value;
@@ -74,6 +75,7 @@ void salient(uintptr_t tensors_address, int64_t count, const std::string& operat
         operation_name == "gather"       ? kGather
         : operation_name == "gather_add" ? kGatherAdd
         : operation_name == "scatter"    ? kScatter
+        : operation_name == "swap"       ? kSwap
         : operation_name == "ema"
             ? kEma
             : throw std::invalid_argument("salient: no operation '" + operation_name + "'");
@@ -98,5 +100,5 @@ void bind_salient(pybind11::module_& m) {
     namespace py = pybind11;
     m.def("salient", &pecker::salient, py::arg("tensors"), py::arg("count"), py::arg("operation"),
           py::arg("decay"), py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
-          "gather, gather_add, scatter or ema. tensors: address of SalientTensor[count].");
+          "gather, gather_add, scatter, swap or ema. tensors: address of SalientTensor[count].");
 }

@@ -1,7 +1,7 @@
 // How kernels are launched: on the caller's device and stream, with the error handed back.
 #pragma once
 #ifdef PECKER_CUDA_ON_HOST
-#include "cuda_on_host.h"  // runs the same kernels on a CPU: tests/kernels/emulation
+#include "cuda_on_host.h"  // runs the same kernels on a CPU: tests/cuda_on_host
 #else
 #include <cuda_runtime.h>
 

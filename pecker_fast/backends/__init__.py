@@ -1,8 +1,8 @@
 """The backends: the same functions with the same signatures, chosen once and visibly.
 
-A backend is a module with `prepare`, `masked_adamw_`, `gather_salient_`, `scatter_salient_`,
-`ema_salient_` and `select_topk`; `reference` documents them. Any name can be forced with
-`backend=...` or, where that is left at "auto", with the environment variable PECKER_FAST_BACKEND.
+A backend is a module with the functions of `Backend` below; `reference` documents them. Any name
+can be forced with `backend=...` or, where that is left at "auto", with the environment variable
+PECKER_FAST_BACKEND.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "available", "name_of", "select"]
 
 # In the order in which "auto" tries them for each type of device.
-_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("reference",)}
-_NAMES = ("reference", "cpu")
+_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_NAMES = ("reference", "cpu", "triton", "cuda")
+_TRITON = (3, 6)  # the oldest the kernels were tried with
 
 
 class Backend(Protocol):
     """What every module in this package provides."""
 
     __name__: str
+    STEPS_ON_DEVICE: bool  # where `prepare` wants the step counts: there, or on the CPU
 
     def prepare(self, entries: Sequence[Entry], steps: Tensor, compact_grads: bool = False) -> Work:
         """As the reference's."""
@@ -71,6 +73,19 @@ class Backend(Protocol):
         """As the reference's."""
         ...
 
+    def swap_salient_(
+        self,
+        params: Sequence[Tensor],
+        indices: Sequence[Tensor | None],
+        values: Sequence[Tensor],
+    ) -> None:
+        """As the reference's."""
+        ...
+
+    def norm_salient(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """As the reference's."""
+        ...
+
     def ema_salient_(
         self,
         averages: Sequence[Tensor],
@@ -87,10 +102,25 @@ class Backend(Protocol):
         """As the reference's."""
         ...
 
+    def select_groups(
+        self,
+        scores: Sequence[Tensor],
+        lengths: Sequence[int],
+        k: int,
+        names: Sequence[str] | None = None,
+    ) -> list[Tensor]:
+        """As the reference's."""
+        ...
+
 
 def available() -> dict[str, str | None]:
     """Every backend's name -> None where it can be used here, else the reason why not."""
-    return {"reference": None, "cpu": _why_no_cpu()}
+    return {
+        "reference": None,
+        "cpu": _why_not_built("cpu"),
+        "triton": _why_no_triton(),
+        "cuda": _why_no_cuda(),
+    }
 
 
 def select(name: str, device: torch.device | str) -> Backend:
@@ -116,7 +146,7 @@ def select(name: str, device: torch.device | str) -> Backend:
         )
     if reasons[name] is not None:
         raise PeckerError(f"backend {name!r} is not available: {reasons[name]}; use 'auto'")
-    if name != "reference" and name not in _AUTO.get(device_type, ()):
+    if name not in ("reference", *_AUTO.get(device_type, ()), *_on_host()):
         raise PeckerError(
             f"backend {name!r} cannot work on tensors on {device}: use 'auto' or 'reference'"
         )
@@ -129,14 +159,47 @@ def name_of(backend: Backend) -> str:
     return backend.__name__.rpartition(".")[2]
 
 
+def _on_host() -> tuple[str, ...]:
+    """The GPU backends that run on CPU tensors in this process: slowly, for tests."""
+    interpreted = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
+    return (*interpreted, *(("cuda",) if "PECKER_FAST_CUDA_ON_HOST" in os.environ else ()))
+
+
+def _why_no_triton() -> str | None:
+    if reason := _why_triton_is_missing():
+        return reason
+    if "triton" not in _on_host() and not torch.cuda.is_available():
+        return "no CUDA device (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
+    return None
+
+
 @functools.cache
-def _why_no_cpu() -> str | None:
-    report = Path(__file__).parent.parent / "_build_report.json"
-    built = json.loads(report.read_text())["cpu"] if report.exists() else "built"
-    if built != "built":
-        return str(built)
+def _why_triton_is_missing() -> str | None:
     try:
-        importlib.import_module("pecker_fast._C")
+        triton = importlib.import_module("triton")
     except ImportError as error:
-        return f"pecker_fast._C cannot be imported ({error}): reinstall with a C++ compiler"
+        return f"triton cannot be imported ({error}): pip install 'pecker-fast[triton]'"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _TRITON:
+        wanted = ".".join(map(str, _TRITON))
+        return f"triton {triton.__version__} is too old: {wanted} or newer is needed"
+    return None
+
+
+def _why_no_cuda() -> str | None:
+    if "cuda" in _on_host():
+        return None
+    return _why_not_built("cuda") or (None if torch.cuda.is_available() else "no CUDA device")
+
+
+@functools.cache
+def _why_not_built(backend: str) -> str | None:
+    report = Path(__file__).parent.parent / "_build_report.json"
+    built = json.loads(report.read_text()).get(backend) if report.exists() else "built"
+    if built != "built":
+        return str(built or "not built at installation")
+    module, needs = {"cpu": ("_C", "a C++ compiler"), "cuda": ("_cuda", "nvcc")}[backend]
+    try:
+        importlib.import_module(f"pecker_fast.{module}")
+    except ImportError as error:
+        return f"pecker_fast.{module} cannot be imported ({error}): reinstall with {needs}"
     return None

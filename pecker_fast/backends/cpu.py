@@ -19,21 +19,28 @@ from torch.autograd.graph import increment_version
 
 from pecker_fast import _C
 from pecker_fast.backends import reference
-from pecker_fast.backends.layout import is_dense, storage_offsets
+from pecker_fast.backends.fitting import check_shapes, check_vector, slot_offsets, state_fits
+from pecker_fast.backends.reference import norm_salient, select_groups
 from pecker_fast.backends.topk import name_of, nan_error, prepare_scores
 from pecker_fast.backends.work import Entry, Hyperparameters, advance, update_rows
 from pecker_fast.errors import PeckerError
 
 __all__ = [
+    "STEPS_ON_DEVICE",
     "CpuWork",
     "ema_salient_",
     "gather_salient_",
     "instruction_set",
     "masked_adamw_",
+    "norm_salient",
     "prepare",
     "scatter_salient_",
+    "select_groups",
     "select_topk",
+    "swap_salient_",
 ]
+
+STEPS_ON_DEVICE = False
 
 # Codes of csrc/cpu/adamw.h.
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -159,16 +166,16 @@ def _make_row(work: CpuWork, i: int, grad: Tensor) -> None:
     """Fill in what depends on the layouts of a parameter and its gradient."""
     entry = work.entries[i]
     param = entry.param
-    _check_shapes(entry, grad, work.compact_grads)
+    check_shapes(entry, grad, work.compact_grads)
     work.detours.pop(i, None)
-    param_offsets = _offsets(entry.indices, param)
-    grad_offsets = None if work.compact_grads else _offsets(entry.indices, grad)
+    param_offsets = slot_offsets(entry.indices, param)
+    grad_offsets = None if work.compact_grads else slot_offsets(entry.indices, grad)
     work.offsets[i] = (param_offsets, grad_offsets)
     if (
         param.dtype not in _DTYPES
         or grad.dtype not in _DTYPES
         or any(o is not None and o.dtype != torch.int32 for o in work.offsets[i])
-        or not _state_fits(entry)
+        or not state_fits(entry)
     ):
         work.detours[i] = "reference"
     elif entry.indices is None and grad.stride() != param.stride():
@@ -178,51 +185,6 @@ def _make_row(work: CpuWork, i: int, grad: Tensor) -> None:
     row[_GRAD_OFFSETS] = 0 if grad_offsets is None else grad_offsets.data_ptr()
     row[_PARAM_DTYPE] = _DTYPES.get(param.dtype, 0)
     row[_GRAD_DTYPE] = _DTYPES.get(grad.dtype, 0)
-
-
-def _check_shapes(entry: Entry, grad: Tensor, compact_grad: bool) -> None:
-    """Refuse what would make the kernel read or write outside a tensor."""
-    param, indices = entry.param, entry.indices
-    expected = (entry.nnz,) if compact_grad else tuple(param.shape)
-    if tuple(grad.shape) != expected:
-        raise PeckerError(
-            f"the gradient of {entry.name!r} has shape {tuple(grad.shape)}, expected {expected}"
-        )
-    fits = (
-        param.shape == entry.exp_avg_sq.shape
-        if indices is None
-        else not entry.nnz or int(indices[-1]) < param.numel()  # positions are sorted
-    )
-    if not fits:
-        raise PeckerError(
-            f"{entry.name!r} now has shape {tuple(param.shape)}, which its optimizer state does "
-            "not fit: make a new optimizer after resizing a parameter"
-        )
-
-
-def _state_fits(entry: Entry) -> bool:
-    """Whether the state has the types and layouts that the kernel takes for granted.
-
-    Always, unless parameters or state were cast or laid out anew after construction.
-    """
-    param = entry.param
-    moments = [entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq]
-    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-    tensors = [tensor for tensor in (*moments, entry.master) if tensor is not None]
-    if any(tensor.dtype != dtype for tensor in tensors):
-        return False
-    if entry.master is not None and param.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    if entry.indices is None:  # all entries, in the one storage order of parameter and state
-        return is_dense(param) and all(t.stride() == param.stride() for t in tensors)
-    return all(tensor.is_contiguous() for tensor in tensors)
-
-
-def _offsets(indices: Tensor | None, tensor: Tensor) -> Tensor | None:
-    """The offsets of the entries, or None where slot i simply is element i."""
-    if indices is None or (indices.numel() == tensor.numel() and tensor.is_contiguous()):
-        return None
-    return storage_offsets(indices, tensor)
 
 
 def gather_salient_(
@@ -244,6 +206,15 @@ def scatter_salient_(
     rest = _salient("scatter", params, indices, values)
     reference.scatter_salient_(*rest)
     increment_version(list(params))
+
+
+def swap_salient_(
+    params: Sequence[Tensor], indices: Sequence[Tensor | None], values: Sequence[Tensor]
+) -> None:
+    """As `reference.swap_salient_`, in one call for all tensors."""
+    rest = _salient("swap", params, indices, values)
+    reference.swap_salient_(*rest)
+    increment_version([*params, *values])
 
 
 def ema_salient_(
@@ -274,13 +245,8 @@ def _salient(
     alive: list[Tensor | None] = []  # what the rows point to
     rest: tuple[list[Tensor], list[Tensor | None], list[Tensor]] = ([], [], [])
     for tensor, positions, vector in zip(dense, indices, compact, strict=True):
-        nnz = tensor.numel() if positions is None else positions.numel()
-        if vector.shape != (nnz,):
-            raise PeckerError(
-                f"{operation}: expected a vector of {nnz} salient values, got shape "
-                f"{tuple(vector.shape)}"
-            )
-        offsets = _offsets(positions, tensor)
+        nnz = check_vector(operation, tensor, positions, vector)
+        offsets = slot_offsets(positions, tensor)
         takes = (
             (positions is not None or tensor.is_contiguous())
             and (offsets is None or offsets.dtype == torch.int32)

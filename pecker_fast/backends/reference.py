@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pecker_fast.backends.groups import expand_groups, group_means, mean_error, rank_groups
 from pecker_fast.backends.layout import flat_storage, storage_offsets
 from pecker_fast.backends.topk import nan_error, prepare_scores
 from pecker_fast.backends.work import advance, update_rows
@@ -29,14 +30,21 @@ if TYPE_CHECKING:
     from pecker_fast.backends.work import Entry, Hyperparameters, UpdateRow
 
 __all__ = [
+    "STEPS_ON_DEVICE",
     "ReferenceWork",
     "ema_salient_",
     "gather_salient_",
     "masked_adamw_",
+    "norm_salient",
     "prepare",
     "scatter_salient_",
+    "select_groups",
+    "select_topk",
+    "swap_salient_",
     "update_entry_",
 ]
+
+STEPS_ON_DEVICE = False  # step counts are read on the host, so that is where they live
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,38 @@ def scatter_salient_(
                 param.copy_(source.view(param.shape))
             else:
                 _write(param, positions, source)
+
+
+def swap_salient_(
+    params: Sequence[Tensor], indices: Sequence[Tensor | None], values: Sequence[Tensor]
+) -> None:
+    """Exchange the salient entries of each tensor with `values`, in place.
+
+    Args:
+        params: tensors of any shape, strides and float dtype; what they get is rounded to it.
+        indices: (nnz,) int32 positions each; None for every entry in C order.
+        values: (nnz,) float32 or float64 each.
+    """
+    with torch.no_grad():
+        for param, positions, vector in zip(params, indices, values, strict=True):
+            old = param.reshape(-1).clone() if positions is None else _read(param, positions)
+            scatter_salient_([param], [positions], [vector])
+            vector.copy_(old)
+
+
+def norm_salient(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The 2-norm over all values of a list of vectors, and whether they are finite.
+
+    Args:
+        values: float32 or float64 vectors on one device, at least one.
+
+    Returns:
+        () float64 norm; () float32, 1 if a value is infinite or NaN, else 0. (Squares are summed in
+        float64, so a finite float32 gradient has a finite norm.)
+    """
+    squares = torch.stack([vector.detach().double().square().sum() for vector in values])
+    norm = squares.sum().sqrt()
+    return norm, (~norm.isfinite()).float()
 
 
 def ema_salient_(
@@ -249,4 +289,35 @@ def select_topk(
     return [
         (salient[first:last] - start).to(torch.int32)
         for first, last, start in zip([0, *cuts[:-1]], cuts, starts, strict=True)
+    ]
+
+
+def select_groups(
+    scores: Sequence[Tensor], lengths: Sequence[int], k: int, names: Sequence[str] | None = None
+) -> list[Tensor]:
+    """Positions of the best groups of entries: `groups` says what is selected.
+
+    Args:
+        scores: as for `select_topk`.
+        lengths: entries of a group, one number per tensor.
+        k: how many entries the selected groups may have together; one group is always taken.
+        names: one name per tensor, for error messages.
+
+    Returns:
+        As `select_topk`.
+
+    Raises:
+        PeckerError, TypeError: as `select_topk`; also for +inf and -inf in one group.
+    """
+    flat = [tensor.cpu() for tensor in prepare_scores(scores, k, names)]
+    means = []
+    for index, (tensor, length) in enumerate(zip(flat, lengths, strict=True)):
+        means.append(group_means(tensor, length))
+        if torch.isnan(means[-1]).any():
+            raise mean_error(tensor, index, names)
+    numels = [tensor.numel() for tensor in flat]
+    taken = rank_groups(means, numels, lengths, k)
+    return [
+        expand_groups(groups, length, numel).to(scores[0].device)
+        for groups, length, numel in zip(taken, lengths, numels, strict=True)
     ]

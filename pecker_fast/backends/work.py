@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,7 +45,7 @@ class Entry:
 class Hyperparameters:
     """One parameter group's hyperparameters in one step, as plain numbers."""
 
-    lr: float
+    lr: float | Tensor  # a tensor only where it is on a device: reading it would wait
     beta1: float
     beta2: float
     eps: float
@@ -56,8 +58,9 @@ class Hyperparameters:
     def of(cls, group: dict[str, Any]) -> Hyperparameters:
         """Read an optimizer's parameter group; lr may be a tensor."""
         beta1, beta2 = group["betas"]
+        lr = group["lr"]
         return cls(
-            lr=float(group["lr"]),
+            lr=lr if isinstance(lr, torch.Tensor) and lr.is_cuda else float(lr),
             beta1=float(beta1),
             beta2=float(beta2),
             eps=float(group["eps"]),
@@ -98,13 +101,14 @@ class UpdateRow(NamedTuple):
 
 
 def _update_row(hyper: Hyperparameters, step: float) -> UpdateRow:
+    lr = float(hyper.lr)
     return UpdateRow(
-        decay=1 - hyper.lr * hyper.weight_decay,
+        decay=1 - lr * hyper.weight_decay,
         exp_avg_weight=1 - hyper.beta1,
         beta2=hyper.beta2,
         exp_avg_sq_weight=1 - hyper.beta2,
         eps=hyper.eps,
-        step_size=hyper.lr / (1 - hyper.beta1**step),
+        step_size=lr / (1 - hyper.beta1**step),
         bias_correction2_sqrt=math.sqrt(1 - hyper.beta2**step),
         clip_value=math.inf if hyper.clip_value is None else hyper.clip_value,
         sign=-1.0 if hyper.maximize else 1.0,

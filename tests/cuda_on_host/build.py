@@ -1,17 +1,16 @@
-"""Compile csrc/cuda for the CPU: python tests/kernels/emulation/build.py OUTPUT_FOLDER."""
+"""Compile csrc/cuda for the CPU: python tests/cuda_on_host/build.py."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 # Traps on undefined behaviour, misaligned vector accesses among it. -O1: a build is short.
 FLAGS = (
@@ -26,7 +25,7 @@ def compiler() -> str | None:
     return next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path = ROOT / "build" / "cuda_on_host") -> Path:
     """Compile the module, if the sources are newer than what is there; return its path.
 
     Raises:
@@ -58,4 +57,4 @@ def build(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1])))
+    print(build())

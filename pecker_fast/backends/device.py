@@ -1,0 +1,235 @@
+"""What the backends for devices share: everything but the kernels.
+
+Per step the host looks whether gradients and hyperparameters are where and what they were, uploads
+what changed, and launches: `advance` counts the step and computes its scalars on the device,
+`masked_adamw` updates everything of one pair of types. The host never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from pecker_fast.backends import reference
+from pecker_fast.backends.device_tables import DeviceWork, address, on, read_as, upload, work_list
+from pecker_fast.backends.device_topk import DeviceTopk
+from pecker_fast.backends.fitting import check_vector, slot_offsets
+from pecker_fast.backends.kernels import Kernels, Operation
+from pecker_fast.backends.work import Entry, Hyperparameters, update_rows
+
+__all__ = ["DeviceBackend"]
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class DeviceBackend:
+    """The functions of a backend, over raw launches. `reference` documents them."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        topk = DeviceTopk(kernels)
+        self.select_topk = topk.select_topk
+        self.select_groups = topk.select_groups
+
+    # ---- the step
+
+    def prepare(
+        self, entries: Sequence[Entry], steps: Tensor, compact_grads: bool = False
+    ) -> DeviceWork:
+        """As `reference.prepare`; `steps` are on the entries' device."""
+        return DeviceWork(entries, steps, compact_grads, self._kernels.slots_per_block)
+
+    def masked_adamw_(
+        self,
+        work: DeviceWork,
+        grads: Sequence[Tensor | None],
+        groups: Sequence[Hyperparameters],
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """As `reference.masked_adamw_`, without waiting for the device."""
+        with on(work.device):
+            grad_scale = _scalar_on(grad_scale, work.device)
+            found_inf = _scalar_on(found_inf, work.device)
+            work.refresh(grads)
+            # A gradient without elements has no address, but its step counts.
+            addresses = [0 if grad is None else grad.data_ptr() or 1 for grad in grads]
+            copies = {}
+            for i, detour in work.detours.items():
+                grad = grads[i]
+                if grad is not None and detour == "copy":
+                    copies[i] = _copied(work.entries[i], grad)
+                    addresses[i] = copies[i].data_ptr() or 1
+            grad_table, group_table = work.upload(addresses, groups)
+            self._kernels.advance(
+                work.entry_table, grad_table, group_table, work.starts, work.steps, work.rows,
+                found_inf,
+            )  # fmt: skip
+            for launch in work.launches:
+                self._kernels.masked_adamw(
+                    launch.param_dtype, launch.grad_dtype, launch.extras, work.table, grad_table,
+                    work.rows, launch.blocks, grad_scale, found_inf,
+                )  # fmt: skip
+            if work.detours:
+                _take_detours(work, grads, copies, groups, grad_scale, found_inf)
+        increment_version(
+            [param for param, grad in zip(work.params, grads, strict=True) if grad is not None]
+        )
+
+    # ---- salient entries
+
+    def gather_salient_(
+        self,
+        params: Sequence[Tensor],
+        indices: Sequence[Tensor | None],
+        out: Sequence[Tensor],
+        accumulate: bool = False,
+    ) -> None:
+        """As `reference.gather_salient_`, in one launch."""
+        rest = self._salient("gather_add" if accumulate else "gather", params, indices, out)
+        reference.gather_salient_(*rest, accumulate)
+        increment_version(list(out))
+
+    def scatter_salient_(
+        self,
+        params: Sequence[Tensor],
+        indices: Sequence[Tensor | None],
+        values: Sequence[Tensor],
+    ) -> None:
+        """As `reference.scatter_salient_`, in one launch."""
+        reference.scatter_salient_(*self._salient("scatter", params, indices, values))
+        increment_version(list(params))
+
+    def swap_salient_(
+        self,
+        params: Sequence[Tensor],
+        indices: Sequence[Tensor | None],
+        values: Sequence[Tensor],
+    ) -> None:
+        """As `reference.swap_salient_`, in one launch."""
+        reference.swap_salient_(*self._salient("swap", params, indices, values))
+        increment_version([*params, *values])
+
+    def ema_salient_(
+        self,
+        averages: Sequence[Tensor],
+        params: Sequence[Tensor],
+        indices: Sequence[Tensor | None],
+        decay: float,
+    ) -> None:
+        """As `reference.ema_salient_`, in one launch."""
+        rest_params, rest_indices, rest_averages = self._salient(
+            "ema", params, indices, averages, decay
+        )
+        reference.ema_salient_(rest_averages, rest_params, rest_indices, decay)
+        increment_version(list(averages))
+
+    def _salient(
+        self,
+        operation: Operation,
+        dense: Sequence[Tensor],
+        indices: Sequence[Tensor | None],
+        compact: Sequence[Tensor],
+        decay: float = 0.0,
+    ) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
+        """Launch once per pair of types.
+
+        Returns:
+            The dense tensors, indices and vectors the kernel cannot take.
+        """
+        rest: tuple[list[Tensor], list[Tensor | None], list[Tensor]] = ([], [], [])
+        taken: dict[tuple[torch.dtype, torch.dtype], list[tuple[Tensor, Tensor | None, Tensor]]]
+        taken = {}
+        for tensor, positions, vector in zip(dense, indices, compact, strict=True):
+            check_vector(operation, tensor, positions, vector)
+            offsets = slot_offsets(positions, tensor)
+            if (
+                (positions is not None or tensor.is_contiguous())
+                and (offsets is None or offsets.dtype == torch.int32)
+                and tensor.dtype in _DTYPES
+                and vector.dtype in (torch.float32, torch.float64)
+                and vector.is_contiguous()
+            ):
+                key = (tensor.dtype, vector.dtype)
+                taken.setdefault(key, []).append((tensor, offsets, vector))
+            else:
+                for kept, value in zip(rest, (tensor, positions, vector), strict=True):
+                    kept.append(value)  # type: ignore[arg-type]
+        for (dense_dtype, compact_dtype), rows in taken.items():
+            device = rows[0][0].device
+            with on(device):
+                if len(rows) == 1:  # a backward hook's: no table
+                    self._kernels.salient_one(operation, *rows[0], decay)
+                    continue
+                table = upload(
+                    [value for t, o, v in rows for value in (*map(address, (t, o, v)), v.numel())],
+                    torch.int64,
+                    device,
+                )
+                blocks = self._work_list(
+                    tuple((i, vector.numel()) for i, (_, _, vector) in enumerate(rows)), device
+                )
+                self._kernels.salient(
+                    operation, dense_dtype, compact_dtype, table.view(-1, 4), blocks, decay
+                )
+        return rest
+
+    def norm_salient(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """As `reference.norm_salient`: one launch and a sum of one number per block."""
+        dtype, device = values[0].dtype, values[0].device
+        if any(v.dtype != dtype or not v.is_contiguous() for v in values):
+            return reference.norm_salient(values)
+        with on(device):
+            table = upload(
+                [number for v in values for number in (v.data_ptr(), v.numel())],
+                torch.int64,
+                device,
+            )
+            blocks = self._work_list(tuple((i, v.numel()) for i, v in enumerate(values)), device)
+            partials = torch.empty(len(blocks), dtype=torch.float64, device=device)
+            self._kernels.sum_squares(dtype, table.view(-1, 2), blocks, partials)
+            norm = partials.sum().sqrt()
+            return norm, (~norm.isfinite()).float()
+
+    def _work_list(self, nnz: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+        return work_list(nnz, self._kernels.slots_per_block, device)
+
+
+def _take_detours(
+    work: DeviceWork,
+    grads: Sequence[Tensor | None],
+    copies: dict[int, Tensor],
+    groups: Sequence[Hyperparameters],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """What the kernel did not do. Entries of kind "reference" make the host wait."""
+    for i, copy in copies.items():
+        grad = grads[i]
+        if grad is not None and grad_scale is not None:
+            grad.copy_(copy)
+    whole = [i for i, detour in work.detours.items() if detour == "reference"]
+    if not whole or (found_inf is not None and found_inf.item() > 0):
+        return
+    counts = work.steps.tolist()
+    for i in whole:
+        grad, entry = grads[i], work.entries[i]
+        if grad is not None:
+            rows, _ = update_rows([entry], [grad], [counts[i]], groups)
+            reference.update_entry_(entry, grad, rows, work.compact_grads, grad_scale)
+
+
+def _scalar_on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
+    """A GradScaler's () float32 tensor on this device; it may live on another one."""
+    return None if scalar is None else scalar.to(device, torch.float32, non_blocking=True)
+
+
+def _copied(entry: Entry, grad: Tensor) -> Tensor:
+    """The gradient in a dtype and an order that the kernel reads."""
+    copy = grad.to(read_as(entry.param, grad))
+    if entry.indices is not None:
+        return copy.contiguous()
+    return torch.empty_like(entry.param, dtype=copy.dtype).copy_(copy)

@@ -1,0 +1,197 @@
+"""Exact top-k of scores on a device, by radix selection in place: the host's part.
+
+Many scores are read twice. A sorted sample brackets the threshold; one pass counts what lies above
+the bracket and keeps the few scores inside, which yield the threshold exactly; one pass writes the
+positions. Groups, few scores, and scores whose sample misled are read once per 11 bits of the key
+instead. Either way the result is the reference's, and memory beside it stays below 64 MiB up to
+about 5e9 scores: nothing is concatenated or copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from pecker_fast.backends import reference
+from pecker_fast.backends.device_tables import on, upload, work_list
+from pecker_fast.backends.groups import group_count, mean_error
+from pecker_fast.backends.kernels import DIGIT_BITS, Kernels
+from pecker_fast.backends.topk import nan_error, prepare_scores
+
+__all__ = ["DeviceTopk"]
+
+_NO_NAN = 2**31 - 1
+_SAMPLE_FROM = 2**22  # scores from which on a sample saves time
+_MANY = 2**30
+_MARGIN = 4.0  # standard deviations of the threshold's rank in the sample on either side
+_KEPT_BYTES = 40 * 2**20  # for the scores inside the bracket
+
+
+class _Selection:
+    """The tables of one selection."""
+
+    def __init__(
+        self, scores: Sequence[Tensor], lengths: Sequence[int], wanted: int, tile_size: int
+    ) -> None:
+        self.device = scores[0].device
+        self.dtype = scores[0].dtype
+        self.items = [group_count(t.numel(), n) for t, n in zip(scores, lengths, strict=True)]
+        rows = zip(scores, self.items, lengths, strict=True)
+        self.tensors = upload(
+            [number for t, n, length in rows for number in (t.data_ptr(), n, t.numel(), length)],
+            torch.int64,
+            self.device,
+        ).view(-1, 4)
+        self.tiles = work_list(tuple(enumerate(self.items)), tile_size, self.device)
+        self.first_tiles = [0]
+        for items in self.items:
+            self.first_tiles.append(self.first_tiles[-1] + group_count(items, tile_size))
+        self.state = upload([0, 0, wanted, _NO_NAN], torch.int64, self.device)
+        self.above = torch.empty(len(self.tiles), dtype=torch.int64, device=self.device)
+        self.equal = torch.empty_like(self.above)
+
+
+class DeviceTopk:
+    """`select_topk` and `select_groups` over raw launches."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def select_topk(
+        self, scores: Sequence[Tensor], k: int, names: Sequence[str] | None = None
+    ) -> list[Tensor]:
+        """As `reference.select_topk`."""
+        flat = prepare_scores(scores, k, names)
+        total = sum(tensor.numel() for tensor in flat)
+        with on(flat[0].device):
+            tile_size = self._kernels.items_per_tile(False)
+            work = _Selection(flat, [1] * len(flat), k, tile_size)
+            if total < _SAMPLE_FROM or not self._find_in_bracket(work, k, total):
+                self._find(work, grouped=False)
+            nan_tensor = int(work.state[3])
+            if nan_tensor != _NO_NAN:
+                raise nan_error(nan_tensor, names)
+            return self._write(work, k, grouped=False)
+
+    def select_groups(
+        self,
+        scores: Sequence[Tensor],
+        lengths: Sequence[int],
+        k: int,
+        names: Sequence[str] | None = None,
+    ) -> list[Tensor]:
+        """As `reference.select_groups`."""
+        flat = prepare_scores(scores, k, names)
+        with on(flat[0].device):
+            work = _Selection(flat, lengths, k, self._kernels.items_per_tile(True))
+            self._find(work, grouped=True)
+            equal_before = work.equal.cumsum(0) - work.equal
+            self._kernels.trim(
+                work.dtype, work.tensors, work.tiles, work.state, equal_before, work.equal
+            )
+            taken = work.above.sum() + torch.minimum(work.state[2], work.equal.sum())
+            nan_tensor, count = torch.stack([work.state[3], taken]).tolist()
+            if nan_tensor != _NO_NAN:
+                raise mean_error(flat[nan_tensor], nan_tensor, names)
+            if count == 0:  # the best group alone is larger than k, and is taken all the same
+                return reference.select_groups(scores, lengths, k, names)
+            return self._write(work, count, grouped=True)
+
+    # ---- the threshold
+
+    def _find(self, work: _Selection, grouped: bool) -> None:
+        """Find the threshold among all scores and count what lies above it, tile by tile."""
+        self._radix(work.dtype, grouped, work.tensors, work.tiles, work.state)
+        self._kernels.count(
+            work.dtype, grouped, work.tensors, work.tiles, work.state, work.above, work.equal
+        )
+
+    def _radix(
+        self, dtype: torch.dtype, grouped: bool, tensors: Tensor, tiles: Tensor, state: Tensor
+    ) -> None:
+        """Fix the threshold digit by digit, from the highest."""
+        bins = torch.zeros(2**DIGIT_BITS, dtype=torch.int64, device=tensors.device)
+        shift = 32 if dtype == torch.float32 and not grouped else 64
+        while shift > 0:
+            bits = min(DIGIT_BITS, shift)
+            shift -= bits
+            self._kernels.histogram(dtype, grouped, tensors, tiles, state, shift, bits, bins)
+            self._kernels.pick(bins, state, shift, bits)
+
+    def _find_in_bracket(self, work: _Selection, k: int, total: int) -> bool:
+        """As `_find`, from a bracket; False if the threshold is not in it or too much else is."""
+        bracket = self._bracket(work, k, total)
+        capacity = min(total, _KEPT_BYTES // (work.dtype.itemsize + 4))
+        keys = torch.empty(capacity, dtype=work.dtype, device=work.device)
+        key_tiles = torch.empty(capacity, dtype=torch.int32, device=work.device)
+        counters = upload([0, _NO_NAN], torch.int64, work.device)
+        self._kernels.collect(
+            work.dtype, work.tensors, work.tiles, bracket, work.above, work.equal, keys,
+            key_tiles, counters,
+        )  # fmt: skip
+        kept, nan_tensor, above, equal = torch.stack(
+            [*counters, work.above.sum(), work.equal.sum()]
+        ).tolist()
+        if nan_tensor != _NO_NAN:
+            work.state[3] = nan_tensor
+            return True
+        if not above <= k <= above + kept + equal or kept > capacity:
+            return False
+        wanted = k - above
+        if kept:
+            work.state[2] = wanted
+            self._radix_of(keys[:kept], work)
+            self._kernels.settle(
+                work.dtype, keys, key_tiles, kept, work.state, work.above, work.equal
+            )
+        else:  # the bracket is one value
+            work.state[2] = 0
+            self._radix_of(bracket[1:], work)
+            work.state[2] = wanted
+        return True
+
+    def _bracket(self, work: _Selection, k: int, total: int) -> Tensor:
+        """(2,) scores between which the k-th largest lies, most probably."""
+        count = 2**19 if total < _MANY else 2**21
+        sample = torch.empty(count, dtype=work.dtype, device=work.device)
+        ends = torch.tensor(work.items).cumsum(0).to(work.device)
+        self._kernels.sample(work.dtype, work.tensors, ends, sample)
+        ordered = sample.sort(descending=True).values
+        rank = k / total * count
+        margin = _MARGIN * math.sqrt(rank * (1 - k / total)) + 8
+        first, last = math.floor(rank - margin), math.ceil(rank + margin)
+        infinity = torch.full((), math.inf, dtype=work.dtype, device=work.device)
+        high = ordered[first] if first >= 0 else infinity
+        low = ordered[last] if last < count else -infinity
+        return torch.stack([low, high])
+
+    def _radix_of(self, scores: Tensor, work: _Selection) -> None:
+        """Find the threshold among the scores of one tensor."""
+        row = [scores.data_ptr(), scores.numel(), scores.numel(), 1]
+        tensors = upload(row, torch.int64, work.device).view(1, 4)
+        tile_size = self._kernels.items_per_tile(False)
+        tiles = torch.zeros(
+            group_count(scores.numel(), tile_size), 2, dtype=torch.int32, device=work.device
+        )
+        tiles[:, 1] = torch.arange(len(tiles), device=work.device)
+        self._radix(work.dtype, False, tensors, tiles, work.state)
+
+    # ---- the positions
+
+    def _write(self, work: _Selection, count: int, grouped: bool) -> list[Tensor]:
+        """Write `count` positions and cut them into one tensor per tensor of scores."""
+        above_before = work.above.cumsum(0) - work.above
+        equal_before = work.equal.cumsum(0) - work.equal
+        out = torch.empty(count, dtype=torch.int32, device=work.device)
+        self._kernels.write(
+            work.dtype, grouped, work.tensors, work.tiles, work.state, above_before, equal_before,
+            out,
+        )  # fmt: skip
+        starts = above_before + torch.minimum(equal_before, work.state[2])
+        starts = torch.cat([starts, starts.new_tensor([count])])
+        cuts = starts[torch.tensor(work.first_tiles, device=work.device)].tolist()
+        return [out[first:last] for first, last in pairwise(cuts)]
