@@ -81,7 +81,7 @@ def topk(result: Result) -> str:
     rows = [
         row
         for row in result["rows"]
-        if row["benchmark"] == "topk" and (row["scores"], row["density"]) == ("heavy", 0.1)
+        if row.get("benchmark") == "topk" and (row["scores"], row["density"]) == ("heavy", 0.1)
     ]
     if not rows:
         return ""
@@ -126,7 +126,7 @@ def _cases(result: Result) -> dict[tuple[str, str], Rows]:
     rows = [
         row
         for row in result["rows"]
-        if row["benchmark"] == "step_time"
+        if row.get("benchmark") == "step_time"
         and row["layout"] == "model"
         and row["provider"].startswith(_OURS)
     ]

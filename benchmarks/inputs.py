@@ -52,6 +52,11 @@ class Case:
         for param in self.params.values():
             param.grad = param.grad.clone()
 
+    def negate_grads(self) -> None:
+        """New gradient tensors with the opposite values."""
+        for param in self.params.values():
+            param.grad = -param.grad
+
 
 def make_case(
     preset: str,

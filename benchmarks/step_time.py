@@ -276,11 +276,7 @@ def start(device: str, requested: list[str] | None, repeats: int) -> tuple[Setup
         PeckerError: a backend that was asked for cannot be used on the device.
     """
     names = usable_backends(requested, device)
-    timer = None
-    if torch.device(device).type == "cuda":
-        if torch.device(device).index is not None:
-            torch.cuda.set_device(device)
-        timer = GpuTimer(device)
+    timer = GpuTimer(device) if torch.device(device).type == "cuda" else None
     gb_per_s = bandwidth(timer, device)
     about = machine(device) | gb_per_s
     if timer is not None:

@@ -69,10 +69,12 @@ class GpuTimer:
     no gaps in which the GPU waits for the host. What the host costs is in `host_us` and `wall_ms`.
 
     Args:
-        device: where everything happens; it must be the current one.
+        device: where everything happens; it becomes the current one.
     """
 
     def __init__(self, device: str = "cuda") -> None:
+        if torch.device(device).index is not None:
+            torch.cuda.set_device(device)
         self._buffer = torch.zeros(_FLUSH_BYTES // 4, dtype=torch.float32, device=device)
         self._flush()  # loads its kernels
         self._flush_ms = statistics.median(self._events(self._flush, 5))

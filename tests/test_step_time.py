@@ -64,10 +64,11 @@ def test_a_backend_that_is_not_there_is_one_line(step_time, capsys):
     assert "backend 'quantum' does not exist" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("where", ["frozen", "salient", "state"])
+@pytest.mark.parametrize("where", ["frozen", "salient", "state", "gradient"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_wrong_result_gets_no_time(step_time, monkeypatch, where, dtype):
-    """A frozen entry that moves by one unit in the last place; an update or a moment 1 % off."""
+    """A frozen entry that moves by one unit in the last place; an update or a moment 1 % off;
+    the first gradients used again."""
     import providers
 
     case = make_case(dtype=dtype)
@@ -75,6 +76,11 @@ def test_a_wrong_result_gets_no_time(step_time, monkeypatch, where, dtype):
 
     def faulty(case, backend):
         optimizer = honest(case, backend)
+        first = case.params["odd"].grad.clone()
+
+        def forget(*_):
+            if where == "gradient":
+                case.params["odd"].grad.copy_(first)
 
         def disturb(*_):
             param, mask = case.params["odd"], case.masks["odd"]
@@ -83,9 +89,10 @@ def test_a_wrong_result_gets_no_time(step_time, monkeypatch, where, dtype):
                 bits[tuple((~mask).nonzero()[0])] += 1
             elif where == "salient":
                 param.data[tuple(mask.nonzero()[0])] *= 1.01
-            else:
+            elif where == "state":
                 optimizer.state[param]["exp_avg_sq"][0] *= 1.01
 
+        optimizer.register_step_pre_hook(forget)
         optimizer.register_step_post_hook(disturb)
         return optimizer
 
@@ -150,7 +157,11 @@ def test_which_backends_are_measured(step_time, monkeypatch):
     from pecker_fast import backends
 
     assert usable_backends(["reference"], "cpu") == ["reference"]
-    monkeypatch.setattr(backends, "available", lambda: {"reference": None, "cpu": "no compiler"})
+    reasons = {"reference": None, "cpu": None, "triton": None, "cuda": "no nvcc"}
+    monkeypatch.setattr(backends, "available", lambda: reasons)
+    assert usable_backends(None, "cpu") == ["cpu"]
+    assert usable_backends(None, "cuda") == ["triton"]
+    reasons["cpu"] = "no compiler"
     assert usable_backends(None, "cpu") == ["reference"]
 
 
