@@ -1,0 +1,154 @@
+"""Compiles every Triton kernel as its launcher would, for cards that need not be there.
+
+    python tests/kernels/compile_kernels.py 90 [--brief]
+
+prints one JSON object per variant: registers, stack, wide accesses, forbidden instructions. The
+launchers run with recorded instead of real launches, so types and options are theirs. Must run
+without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import pecker_fast.kernels
+from pecker_fast.kernels import adamw, advance, salient, topk_select, topk_write
+from pecker_fast.kernels.elements import STORED
+
+FP32, FP64, BF16, FP16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+STEP_DTYPES = [
+    (FP32, FP32), (FP64, FP64), (BF16, BF16), (FP16, FP16),
+    (BF16, FP32), (FP16, FP32), (FP32, BF16), (FP32, FP16),
+]  # fmt: skip
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+POINTERS = {FP32: "*fp32", FP64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
+# Contraction, flushed denormals and approximate division change bits.
+FORBIDDEN = r"\bfma\.\S+|\S+\.ftz\S*|\S+\.approx\S*|\bdiv\.full\S*"
+
+
+def run_launchers(brief: bool) -> None:
+    """Every launcher with every combination of types it takes; brief: without the rare ones."""
+    i64, f64 = torch.ones(2, 4, dtype=torch.int64), torch.ones(4, dtype=FP64)
+    i32, one = torch.ones(4, 2, dtype=torch.int32), torch.ones((), dtype=FP32)
+    for flag in (None, one):
+        advance.advance(i64, i64, f64, one, one, f64, flag)
+    flags = (
+        [(False, None), (True, one)] if brief else [*itertools.product((False, True), (None, one))]
+    )
+    for (param, grad), (extras, flag) in itertools.product(STEP_DTYPES, flags):
+        adamw.masked_adamw(param, grad, extras, i64, i64, f64, i32, flag, flag)
+    for operation, dense, compact in itertools.product(salient.OPERATIONS, STORED, (FP32, FP64)):
+        rare = (dense == FP64) != (compact == FP64)
+        if not (brief and rare):
+            salient.salient(operation, dense, compact, i64, i32, 0.5)
+        if not (brief or rare):  # the same body
+            vectors = torch.ones(3, dtype=dense), torch.ones(3, dtype=compact)
+            salient.salient_one(operation, vectors[0], i32, vectors[1], 0.5)
+    salient.salient_one("ema", i64.double(), None, i64.double(), 0.5)
+    for dtype in STORED:
+        salient.sum_squares(dtype, i64, i32, f64)
+    topk_select.pick(i64, i64, 0, 11)
+    for dtype in (FP32, FP64):
+        scores = torch.ones(4, dtype=dtype)
+        topk_select.sample(dtype, i64, i64, scores)
+        topk_select.collect(dtype, i64, i32, scores, i64, i64, scores, i32, i64)
+        topk_select.settle(dtype, scores, i32, 3, i64, i64, i64)
+        topk_write.trim(dtype, i64, i32, i64, i64, i64)
+        for grouped in (False, True):
+            topk_select.histogram(dtype, grouped, i64, i32, i64, 0, 11, i64)
+            topk_write.count(dtype, grouped, i64, i32, i64, i64, i64)
+            topk_write.write(dtype, grouped, i64, i32, i64, i64, i64, i32)
+
+
+def kernels_defined() -> set[str]:
+    """The names of all kernels in the package: what Triton compiles and is called *_kernel."""
+    names = set()
+    for module in pkgutil.iter_modules(pecker_fast.kernels.__path__):
+        members = vars(importlib.import_module(f"pecker_fast.kernels.{module.name}"))
+        names |= {name for name, member in members.items() if isinstance(member, JITFunction)}
+    return {name for name in names if name.endswith("_kernel")}
+
+
+class Variant:
+    """One launch: a kernel with the types of its arguments and its options."""
+
+    def __init__(self, kernel: JITFunction, args: tuple, kwargs: dict) -> None:
+        options = {k: kwargs.pop(k) for k in [*kwargs] if k not in kernel.arg_names}
+        options.pop("grid"), options.pop("warmup")
+        bound = inspect.signature(kernel.fn).bind(*args, **kwargs).arguments
+        self.kernel, self.options = kernel, options
+        self.signature, self.constants, self.attributes = {}, {}, {}
+        for index, param in enumerate(kernel.params):
+            value = bound[param.name]
+            if param.is_constexpr or value is None:
+                self.signature[param.name] = "constexpr"
+                self.constants[param.name] = value
+            elif isinstance(value, torch.Tensor):
+                self.signature[param.name] = POINTERS[value.dtype]
+                self.attributes[(index,)] = [["tt.divisibility", 16]]
+            elif param.annotation_type:
+                self.signature[param.name] = param.annotation_type
+            else:
+                assert isinstance(value, int) and param.do_not_specialize, param.name
+                self.signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
+
+    @property
+    def name(self) -> str:
+        values = [str(v) for k, v in self.constants.items() if k.isupper()]
+        flags = [k for k, v in self.signature.items() if k.endswith(("inf_ptr", "scale_ptr"))]
+        given = [k for k in flags if self.signature[k] != "constexpr"]
+        return " ".join([self.kernel.fn.__name__, *values, *given])
+
+    def compile(self, capability: int) -> dict:
+        source = ASTSource(self.kernel, self.signature, self.constants, self.attributes)
+        target = GPUTarget("cuda", capability, 32)
+        binary = triton.compile(source, target=target, options=self.options)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(binary.asm["cubin"])
+            file.flush()
+            command = [CUOBJDUMP, "-res-usage", file.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True)
+        numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
+        ptx = binary.asm["ptx"]
+        return {
+            "name": self.name,
+            **{key: int(value) for key, value in numbers.items()},
+            "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", ptx)),
+            "wide_stores": len(re.findall(r"st\.global\S*\.v4\.b32|st\.global\S*\.v2\.b64", ptx)),
+            "forbidden": sorted(set(re.findall(FORBIDDEN, ptx))),
+        }
+
+
+def main(capability: int, brief: bool) -> None:
+    variants: dict[str, Variant] = {}
+
+    def record(kernel: JITFunction, *args: object, **kwargs: object) -> None:
+        variant = Variant(kernel, args, kwargs)
+        variants[variant.name] = variant
+
+    JITFunction.run = record
+    run_launchers(brief)
+    missing = kernels_defined() - {variant.kernel.fn.__name__ for variant in variants.values()}
+    if missing:
+        raise SystemExit(f"no launch of {sorted(missing)}: add one to run_launchers")
+    for variant in variants.values():
+        print(json.dumps(variant.compile(capability)), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), "--brief" in sys.argv)

@@ -1,0 +1,42 @@
+"""Every Triton kernel compiled for cards that need not be there: no spills, wide accesses, IEEE."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+SCRIPT = Path(__file__).parent / "compile_kernels.py"
+
+
+@pytest.fixture(scope="module", params=[80, 90], ids=lambda capability: f"sm_{capability}")
+def compiled(request):
+    """What compile_kernels.py says of every variant."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    # The older card takes only the common types: together they need most of a minute.
+    command = [sys.executable, SCRIPT, str(request.param), *["--brief"] * (request.param == 80)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_no_spills(compiled):
+    assert len(compiled) > 60
+    spilled = [v for v in compiled if v["STACK"] or v["LOCAL"] or v["REG"] > 255]
+    assert spilled == []
+
+
+def test_ieee_arithmetic(compiled):
+    """No contraction, no flushed denormals, no approximations: the CPU backend's bits."""
+    assert {v["name"]: v["forbidden"] for v in compiled if v["forbidden"]} == {}
+
+
+def test_dense_float32_moves_16_bytes_at_a_time(compiled):
+    [plain] = [v for v in compiled if v["name"] == "_masked_adamw_kernel fp32 fp32 False 1024"]
+    # Dense: p, g and two moments, p and two moments back. Masked: two offsets and two moments, the
+    # moments back.
+    assert (plain["wide_loads"], plain["wide_stores"]) == (4 + 4, 3 + 2)
