@@ -32,8 +32,8 @@ INTERPRETING: bool = knobs.runtime.interpret
 # Slots a program covers. In the interpreter it costs half a millisecond, whatever its size.
 SLOTS_PER_BLOCK = 65536 if INTERPRETING else 1024
 
-# No contraction to fused multiply-add and no flushing of denormals: the CPU backend's bits.
-OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False, "enable_reflect_ftz": False}
+# No contraction to fused multiply-add: the CPU backend's bits.
+OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
 
 # How a dtype is stored, as the kernels' compile-time arguments name it.
 STORED: dict[torch.dtype, tl.dtype] = {
