@@ -1,5 +1,7 @@
 """The compiled module. Addresses are raw pointers (`Tensor.data_ptr()`), sizes are in elements."""
 
+from typing import Any
+
 def instruction_sets() -> list[str]: ...
 def masked_adamw(
     tensors: int, count: int, rows: int, grad_scale: float, threads: int, isa: str
@@ -17,3 +19,5 @@ class TopkPlan:
     def nan_tensor(self) -> int: ...
     @property
     def workspace_bytes(self) -> int: ...
+
+def same_objects(containers: list[Any], objects: list[Any]) -> bool: ...

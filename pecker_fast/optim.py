@@ -241,20 +241,26 @@ class MaskedAdamW(Optimizer):
         batches = self._batches()
         groups = [Hyperparameters.of(group) for group in self.param_groups]
         for batch in batches:
-            params = [entry.param for entry in batch.work.entries]
-            grads = [param.grad for param in params]
-            for entry, grad in zip(batch.work.entries, grads, strict=True):
-                if grad is not None and grad.layout is not torch.strided:
-                    raise PeckerError(
-                        f"the gradient of {entry.name!r} is sparse ({grad.layout}): expected a "
-                        "dense one; make it dense, or use torch.optim.SparseAdam"
-                    )
+            grads = [param.grad for param in batch.params]
             if self._released is not None:
-                grads = [self._released.take(param) for param in params]
-            batch.backend.masked_adamw_(batch.work, grads, groups, grad_scale, found_inf)
+                grads = [self._released.take(param) for param in batch.params]
+            try:
+                batch.backend.masked_adamw_(batch.work, grads, groups, grad_scale, found_inf)
+            except RuntimeError:  # what torch raises when a sparse tensor is asked for its layout
+                self._refuse_sparse(batch)
+                raise
         if self._released is not None:
             self._released.clear()
         return loss
+
+    def _refuse_sparse(self, batch: Batch) -> None:
+        for entry in batch.work.entries:
+            grad = entry.param.grad
+            if grad is not None and grad.layout is not torch.strided:
+                raise PeckerError(
+                    f"the gradient of {entry.name!r} is sparse ({grad.layout}): expected a dense "
+                    "one; make it dense, or use torch.optim.SparseAdam"
+                )
 
     def _batches(self) -> tuple[Batch, ...]:
         """The batches of this step, made anew if parameters, state or options are not as before."""

@@ -100,8 +100,8 @@ __device__ void scatter(T* __restrict__ base, const Four<int32_t>& offsets, int 
         if (slot_of<false>(j) < count) base[offsets.at[j]] = values.at[j];
 }
 
-// Slots [begin, begin + count) of one parameter. Without kExtras there are no max_exp_avg_sq, masters
-// and start classes: fewer registers, so more loads are under way at a time.
+// Slots [begin, begin + count) of one parameter. Without kExtras there are no max_exp_avg_sq,
+// masters and start classes: fewer registers, so more loads are under way at a time.
 template <bool kVector, bool kExtras, typename T, typename Param, typename Grad>
 __device__ void update_chunk(const AdamWTensor& t, Grad* grad, const double* rows,
                              const float* grad_scale, int64_t begin, int count) {
@@ -210,9 +210,9 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t begin = static_cast<int64_t>(block.chunk) * kSlotsPerBlock;
     const int64_t rest = t.nnz - begin;
     const int count = rest < kSlotsPerBlock ? static_cast<int>(rest) : kSlotsPerBlock;
-    const bool vector = !t.param_offsets && !t.grad_offsets && count == kSlotsPerBlock &&
-                        aligned(t.param, grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq, t.master,
-                                t.start_class);
+    const bool vector =
+        !t.param_offsets && !t.grad_offsets && count == kSlotsPerBlock &&
+        aligned(t.param, grad, t.exp_avg, t.exp_avg_sq, t.max_exp_avg_sq, t.master, t.start_class);
     if (vector)
         update_chunk<true, kExtras, T, Param>(t, grad, rows, grad_scale, begin, count);
     else

@@ -96,8 +96,7 @@ int advance(const AdamWEntry* entries, int64_t count, const uintptr_t* grads, co
 // extras: some tensor has a max_exp_avg_sq, masters or start classes.
 int masked_adamw(DType param, DType grad, bool extras, const AdamWTensor* tensors,
                  const uintptr_t* grads, const double* rows, const Block* blocks,
-                 int64_t block_count, const float* grad_scale, const float* found_inf,
-                 Queue queue);
+                 int64_t block_count, const float* grad_scale, const float* found_inf, Queue queue);
 
 // blocks null: `one` is the only tensor.
 int salient(Operation operation, DType dense, DType compact, const SalientTensor* tensors,

@@ -39,7 +39,7 @@ int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, const Que
     const DeviceGuard guard(queue.device);
     if (guard.error() != cudaSuccess) return guard.error();
     kernel<<<static_cast<unsigned>(blocks), threads, 0,
-             reinterpret_cast<cudaStream_t>(queue.stream)>>>(arguments...);
+             reinterpret_cast<cudaStream_t>(queue.stream)> > >(arguments...);
     return cudaGetLastError();
 }
 

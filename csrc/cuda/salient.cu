@@ -84,8 +84,8 @@ int salient_of(DType dense, Compact weight, Compact compact_rest, Operation oper
                const SalientTensor* tensors, const SalientTensor& one, const Block* blocks,
                int64_t block_count, Queue queue) {
     const auto run = [&](auto kernel) {
-        return launch(kernel, block_count, kThreads, queue, tensors, one, blocks, operation,
-                      weight, compact_rest);
+        return launch(kernel, block_count, kThreads, queue, tensors, one, blocks, operation, weight,
+                      compact_rest);
     };
     switch (dense) {
         case kFloat32:

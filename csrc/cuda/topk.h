@@ -121,8 +121,7 @@ struct Tile<T, true> {
         for (int group = threadIdx.x / kWarp; group < kItems; group += kWarps) {
             const int64_t item = begin + group;
             if (item >= tensor.items) break;
-            const double mean =
-                group_mean(scores + item * tensor.length, group_size(tensor, item));
+            const double mean = group_mean(scores + item * tensor.length, group_size(tensor, item));
             if (threadIdx.x % kWarp == 0) means[group] = mean;
         }
         __syncthreads();

@@ -133,9 +133,9 @@ __global__ void __launch_bounds__(kThreads)
         if (low == high || tile_inside == 0) continue;
         int64_t slot = block_sum_before(inside);
         if (threadIdx.x == 0)
-            base = static_cast<int64_t>(
-                atomicAdd(reinterpret_cast<unsigned long long*>(&counters[0]),
-                          static_cast<unsigned long long>(tile_inside)));
+            base =
+                static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(&counters[0]),
+                                               static_cast<unsigned long long>(tile_inside)));
         __syncthreads();
         slot += base;
         const T* scores = static_cast<const T*>(tensor.scores) + tile.first;

@@ -55,8 +55,7 @@ class DeviceBackend:
             grad_scale = _scalar_on(grad_scale, work.device)
             found_inf = _scalar_on(found_inf, work.device)
             work.refresh(grads)
-            # A gradient without elements has no address, but its step counts.
-            addresses = [0 if grad is None else grad.data_ptr() or 1 for grad in grads]
+            addresses = _addresses(grads)
             copies = {}
             for i, detour in work.detours.items():
                 grad = grads[i]
@@ -75,9 +74,10 @@ class DeviceBackend:
                 )  # fmt: skip
             if work.detours:
                 _take_detours(work, grads, copies, groups, grad_scale, found_inf)
-        increment_version(
-            [param for param, grad in zip(work.params, grads, strict=True) if grad is not None]
-        )
+        if 0 in addresses:
+            increment_version([p for p, found in zip(work.params, addresses, strict=True) if found])
+        else:
+            increment_version(work.params)
 
     # ---- salient entries
 
@@ -156,8 +156,9 @@ class DeviceBackend:
                 key = (tensor.dtype, vector.dtype)
                 taken.setdefault(key, []).append((tensor, offsets, vector))
             else:
-                for kept, value in zip(rest, (tensor, positions, vector), strict=True):
-                    kept.append(value)  # type: ignore[arg-type]
+                rest[0].append(tensor)
+                rest[1].append(positions)
+                rest[2].append(vector)
         for (dense_dtype, compact_dtype), rows in taken.items():
             device = rows[0][0].device
             with on(device):
@@ -220,6 +221,17 @@ def _take_detours(
         if grad is not None:
             rows, _ = update_rows([entry], [grad], [counts[i]], groups)
             reference.update_entry_(entry, grad, rows, work.compact_grads, grad_scale)
+
+
+def _addresses(grads: Sequence[Tensor | None]) -> list[int]:
+    """0 without a gradient; 1 for one without elements, whose step counts all the same."""
+    try:
+        addresses = list(map(Tensor.data_ptr, grads))  # type: ignore[arg-type]  # at C speed
+        if 0 not in addresses:
+            return addresses
+    except TypeError:
+        pass
+    return [0 if grad is None else grad.data_ptr() or 1 for grad in grads]
 
 
 def _scalar_on(scalar: Tensor | None, device: torch.device) -> Tensor | None:

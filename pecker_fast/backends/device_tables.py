@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ __all__ = ["DeviceWork", "Launch", "address", "on", "read_as", "upload", "work_l
 
 _PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HALVES = (torch.bfloat16, torch.float16)
+_NUMPY = {torch.int64: np.int64, torch.float64: np.float64}
+_is_contiguous: Any = Tensor.is_contiguous
 _TABLE_COLUMNS = 10  # struct AdamWTensor in csrc/cuda/kernels.h
 
 # Of a gradient: its dtype, and its strides or True where it is contiguous.
@@ -72,8 +74,9 @@ class DeviceWork:
         self.compact_grads = compact_grads
         self._slots_per_block = slots_per_block
 
-        rows, starts = [], []
-        self._first_rows = []
+        rows: list[list[int]] = []
+        starts: list[int] = []
+        self._first_rows: list[int] = []
         for entry in entries:
             is_double = int(entry.param.dtype == torch.float64)
             rows.append([entry.group, len(starts), len(entry.starts), is_double])
@@ -88,7 +91,8 @@ class DeviceWork:
         self.launches: list[Launch] = []
         self.detours: dict[int, Literal["reference", "copy"]] = {}
         self._fits: list[_Fit | None] = [None] * len(entries)
-        self._layouts: list[_Layout | None] = []
+        # The gradients' dtypes, if all are there, contiguous, and the tables are made for them.
+        self._dtypes: list[torch.dtype] | None = None
         self._param_offsets = [slot_offsets(entry.indices, entry.param) for entry in entries]
         # What was uploaded last, and where.
         self._grads: list[int] = []
@@ -107,12 +111,16 @@ class DeviceWork:
         Raises:
             PeckerError: a gradient or parameter of another shape than the state's.
         """
+        try:  # the usual case, at C speed: every parameter has a contiguous gradient
+            dtypes = [grad.dtype for grad in grads]  # type: ignore[union-attr]
+            if dtypes == self._dtypes and all(map(_is_contiguous, grads)):
+                return
+        except (AttributeError, TypeError):
+            dtypes = None
         layouts = [
             None if grad is None else (grad.dtype, grad.is_contiguous() or grad.stride())
             for grad in grads
         ]
-        if layouts == self._layouts:
-            return
         changed = False
         for i, (grad, layout) in enumerate(zip(grads, layouts, strict=True)):
             fit = self._fits[i]
@@ -121,7 +129,8 @@ class DeviceWork:
                 changed = True
         if changed:
             self._make_tables()
-        self._layouts = layouts
+        contiguous = all(layout is not None and layout[1] is True for layout in layouts)
+        self._dtypes = dtypes if contiguous else None
 
     def _fit(self, i: int, grad: Tensor, layout: _Layout) -> _Fit:
         entry, param = self.entries[i], self.params[i]
@@ -234,7 +243,7 @@ def upload(
     values: Sequence[float], dtype: torch.dtype, device: torch.device, out: Tensor | None = None
 ) -> Tensor:
     """Copy numbers to the device without waiting, into `out` if there is one."""
-    host = torch.tensor(values, dtype=dtype)
+    host = torch.from_numpy(np.array(values, dtype=_NUMPY[dtype]))  # torch.tensor is slower
     if device.type != "cuda":
         return host
     # The allocator of pinned memory does not reuse it before the copy is done.

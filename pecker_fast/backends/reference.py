@@ -87,6 +87,9 @@ def masked_adamw_(
     """
     if found_inf is not None and found_inf.item() > 0:
         return
+    for grad in grads:
+        if grad is not None:
+            grad.stride()  # a sparse gradient has none: refused before anything has changed
     counts = advance(work.steps, grads)
     rows, first_rows = update_rows(work.entries, grads, counts, groups)
     for entry, grad, first in zip(work.entries, grads, first_rows, strict=True):
