@@ -47,70 +47,7 @@ def run_launchers(brief: bool) -> None:
     i32, one = torch.ones(4, 2, dtype=torch.int32), torch.ones((), dtype=FP32)
     for flag in (None, one):
         advance.advance(i64, i64, f64, one, one, f64, flag)
-    flags = (
-        [(False, None), (True, one)] if brief else [*itertools.product((False, True), (None, one))]
-    )
-    for (param, grad), (extras, flag) in itertools.product(STEP_DTYPES, flags):
-        adamw.masked_adamw(param, grad, extras, i64, i64, f64, i32, flag, flag)
-    for operation, dense, compact in itertools.product(salient.OPERATIONS, STORED, (FP32, FP64)):
-        rare = (dense == FP64) != (compact == FP64)
-        if not (brief and rare):
-            salient.salient(operation, dense, compact, i64, i32, 0.5)
-        if not (brief or rare):  # the same body
-            vectors = torch.ones(3, dtype=dense), torch.ones(3, dtype=compact)
-            salient.salient_one(operation, vectors[0], i32, vectors[1], 0.5)
-    salient.salient_one("ema", i64.double(), None, i64.double(), 0.5)
-    for dtype in STORED:
-        salient.sum_squares(dtype, i64, i32, f64)
-    topk_select.pick(i64, i64, 0, 11)
-    for dtype in (FP32, FP64):
-        scores = torch.ones(4, dtype=dtype)
-        topk_select.sample(dtype, i64, i64, scores)
-        topk_select.collect(dtype, i64, i32, scores, i64, i64, scores, i32, i64)
-        topk_select.settle(dtype, scores, i32, 3, i64, i64, i64)
-        topk_write.trim(dtype, i64, i32, i64, i64, i64)
-        for grouped in (False, True):
-            topk_select.histogram(dtype, grouped, i64, i32, i64, 0, 11, i64)
-            topk_write.count(dtype, grouped, i64, i32, i64, i64, i64)
-            topk_write.write(dtype, grouped, i64, i32, i64, i64, i64, i32)
-
-
-def kernels_defined() -> set[str]:
-    """The names of all kernels in the package: what Triton compiles and is called *_kernel."""
-    names = set()
-    for module in pkgutil.iter_modules(pecker_fast.kernels.__path__):
-        members = vars(importlib.import_module(f"pecker_fast.kernels.{module.name}"))
-        names |= {name for name, member in members.items() if isinstance(member, JITFunction)}
-    return {name for name in names if name.endswith("_kernel")}
-
-
-class Variant:
-    """One launch: a kernel with the types of its arguments and its options."""
-
-    def __init__(self, kernel: JITFunction, args: tuple, kwargs: dict) -> None:
-        options = {k: kwargs.pop(k) for k in [*kwargs] if k not in kernel.arg_names}
-        options.pop("grid"), options.pop("warmup")
-        bound = inspect.signature(kernel.fn).bind(*args, **kwargs).arguments
-        self.kernel, self.options = kernel, options
-        self.signature, self.constants, self.attributes = {}, {}, {}
-        for index, param in enumerate(kernel.params):
-            value = bound[param.name]
-            if param.is_constexpr or value is None:
-                self.signature[param.name] = "constexpr"
-                self.constants[param.name] = value
-            elif isinstance(value, torch.Tensor):
-                self.signature[param.name] = POINTERS[value.dtype]
-                self.attributes[(index,)] = [["tt.divisibility", 16]]
-            elif param.annotation_type:
-                self.signature[param.name] = param.annotation_type
-            else:
-                assert isinstance(value, int) and param.do_not_specialize, param.name
-                self.signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
-
-    @property
-    def name(self) -> str:
-        values = [str(v) for k, v in self.constants.items() if k.isupper()]
-        for param, grad in STEP_DTYPES:  # the plain step, and the one with everything
+    for param, grad in STEP_DTYPES:  # the plain step, and the one with everything
         adamw.masked_adamw(param, grad, False, i64, i64, f64, i32, None, None)
         adamw.masked_adamw(param, grad, True, i64, i64, f64, i32, one, one)
     for operation, dense, compact in itertools.product(salient.OPERATIONS, STORED, (FP32, FP64)):
