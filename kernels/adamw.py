@@ -24,6 +24,7 @@ from pecker_fast.kernels.elements import (
     load_as,
     offsets_of,
     pointer_to,
+    present,
     round_trip,
     store_as,
     valid_slots,
@@ -92,7 +93,7 @@ def _update(
     exp_avg_sq_ptr = pointer_to(exp_avg_sq, T, WHOLE)
 
     decay = tl.load(row_ptr)
-    exp_avg_weight = tl.load(row_ptr + 1)
+    exp_avg_weight = tl.full([BLOCK_SIZE], tl.load(row_ptr + 1), T)
     exp_avg_rest = tl.load(row_ptr + 2)
     beta2 = tl.load(row_ptr + 3)
     exp_avg_sq_weight = tl.load(row_ptr + 4)
@@ -109,7 +110,8 @@ def _update(
             bias_correction2_sqrt = tl.load(row_ptr + row + 7)
 
     # The state first: its addresses do not wait for the offsets.
-    first = load_as(exp_avg_ptr, slot, valid & (exp_avg != 0), T)
+    has_exp_avg = valid & present(exp_avg, slot)
+    first = load_as(exp_avg_ptr, slot, has_exp_avg, T)
     second = load_as(exp_avg_sq_ptr, slot, valid, T)
     p = load_as(param_ptr, param_entry, valid, T)
     g = load_as(grad_ptr, grad_entry, valid, T)
@@ -122,7 +124,7 @@ def _update(
 
     if MASTERS:
         # A parameter that is not its rounded master was changed from outside: start from it again.
-        has_master = valid & (master != 0)
+        has_master = valid & present(master, slot)
         master_ptr = pointer_to(master, tl.float32, WHOLE)
         precise = load_as(master_ptr, slot, has_master, T)
         p = tl.where(has_master & (round_trip(precise, PARAM) == p), precise, p)
@@ -131,12 +133,12 @@ def _update(
     difference = g - first
     near = first + exp_avg_weight * difference
     first = tl.where(exp_avg_weight < 0.5, near, g - difference * exp_avg_rest)
-    first = tl.where(exp_avg != 0, first, g)
+    first = tl.where(has_exp_avg, first, g)
     second = second * beta2 + exp_avg_sq_weight * g * g
-    store_as(exp_avg_ptr, slot, first, valid & (exp_avg != 0))
+    store_as(exp_avg_ptr, slot, first, has_exp_avg)
     store_as(exp_avg_sq_ptr, slot, second, valid)
     if EXTRAS:
-        amsgrad = valid & (tl.load(row_ptr + 10).to(tl.int32) != 0)
+        amsgrad = valid & (tl.full([BLOCK_SIZE], tl.load(row_ptr + 10), T) != 0.0)
         largest_ptr = pointer_to(max_exp_avg_sq, T, WHOLE)
         largest = load_as(largest_ptr, slot, amsgrad, T)
         largest = tl.where((second > largest) | (second != second), second, largest)  # NaN wins

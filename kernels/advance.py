@@ -55,10 +55,10 @@ def _advance_kernel(
     BLOCK_SIZE: tl.constexpr,
 ):
     entry = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    if found_inf_ptr is not None:
+        count = tl.where(tl.load(found_inf_ptr) > 0, 0, count)
     valid = entry < count
     valid = valid & (tl.load(grads_ptr + entry, mask=valid, other=0) != 0)
-    if found_inf_ptr is not None:
-        valid = valid & ((tl.load(found_inf_ptr) > 0) == 0)  # NaN is not above 0
 
     step = tl.load(steps_ptr + entry, mask=valid, other=0.0) + 1.0
     tl.store(steps_ptr + entry, step, mask=valid)

@@ -21,6 +21,7 @@ __all__ = [
     "load_as",
     "offsets_of",
     "pointer_to",
+    "present",
     "round_trip",
     "store_as",
     "valid_slots",
@@ -64,11 +65,18 @@ def valid_slots(slot, end, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def present(address, slot):
+    """Whether there is a tensor at all, for every lane: comparing blocks keeps masks boolean."""
+    return tl.full(slot.shape, address, tl.int64) != 0
+
+
+@triton.jit
 def offsets_of(address, slot, valid, ALIGNED: tl.constexpr):
     """Where the slots lie in a dense tensor, int64. Address 0: slot i is element i."""
     pointer = pointer_to(address, tl.int32, ALIGNED)
-    offset = tl.load(pointer + slot, mask=valid & (address != 0), other=0).to(tl.int64)
-    return tl.where(address != 0, offset, slot)
+    some = present(address, slot)
+    offset = tl.load(pointer + slot, mask=valid & some, other=0).to(tl.int64)
+    return tl.where(some, offset, slot)
 
 
 @triton.jit

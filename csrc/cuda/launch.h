@@ -38,8 +38,10 @@ int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, const Que
     if (blocks == 0) return cudaSuccess;
     const DeviceGuard guard(queue.device);
     if (guard.error() != cudaSuccess) return guard.error();
-    kernel<<<static_cast<unsigned>(blocks), threads, 0,
-             reinterpret_cast<cudaStream_t>(queue.stream)> > >(arguments...);
+    const auto stream = reinterpret_cast<cudaStream_t>(queue.stream);
+    // clang-format off
+    kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments...);
+    // clang-format on
     return cudaGetLastError();
 }
 

@@ -49,7 +49,7 @@ __device__ typename Bits<T>::Key order_key(T score) {
 template <typename T>
 __device__ double group_mean(const T* __restrict__ scores, int64_t count) {
     double sum = 0.0;
-#pragma unroll 8
+#pragma unroll 4
     for (int64_t i = threadIdx.x % kWarp; i < count; i += kWarp)
         sum = sum + static_cast<double>(scores[i]);
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
