@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import types
 
 import pytest
 import torch
@@ -49,17 +51,41 @@ def test_wrong_device_is_refused():
         backends.select("cpu", "meta")
 
 
-def test_missing_module_gives_the_reason_of_the_build(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "module", "device", "needs"),
+    [("cpu", "_C", "cpu", r"a C\+\+ compiler"), ("cuda", "_cuda", "cuda", "nvcc")],
+)
+def test_missing_module_gives_the_reason_of_the_build(
+    monkeypatch, tmp_path, name, module, device, needs
+):
     """peers.md trap 15: half-built installations that fail later, silently or strangely."""
-    monkeypatch.setitem(sys.modules, "pecker_fast._C", None)
+    monkeypatch.delenv("PECKER_FAST_CUDA_ON_HOST", raising=False)
+    monkeypatch.setitem(sys.modules, f"pecker_fast.{module}", None)
     monkeypatch.setattr(backends, "__file__", str(tmp_path / "backends" / "__init__.py"))
-    monkeypatch.setattr(backends, "_why_no_cpu", backends._why_no_cpu.__wrapped__)  # no cache
-    assert "reinstall with a C++ compiler" in backends.available()["cpu"]
-    (tmp_path / "_build_report.json").write_text(json.dumps({"cpu": "no C++ compiler"}))
-    assert backends.available()["cpu"] == "no C++ compiler"
-    assert backends.select("auto", "cpu") is reference
-    with pytest.raises(PeckerError, match=r"'cpu' is not available: no C\+\+ compiler; use 'auto'"):
-        backends.select("cpu", "cpu")
+    monkeypatch.setattr(backends, "_why_not_built", backends._why_not_built.__wrapped__)  # no cache
+    assert re.search(f"reinstall with {needs}", backends.available()[name])
+    (tmp_path / "_build_report.json").write_text(json.dumps({name: "not built: no compiler"}))
+    assert backends.available()[name] == "not built: no compiler"
+    with pytest.raises(
+        PeckerError, match=f"{name!r} is not available: not built: no compiler; use 'auto'"
+    ):
+        backends.select(name, device)
+    if name == "cpu":
+        assert backends.select("auto", "cpu") is reference
+
+
+def test_triton_says_why_it_cannot_be_used(monkeypatch):
+    monkeypatch.setattr(
+        backends, "_why_triton_is_missing", backends._why_triton_is_missing.__wrapped__
+    )
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.6.0"))
+    assert backends.available()["triton"].startswith("no CUDA device")
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.5.1"))
+    assert backends.available()["triton"] == "triton 3.5.1 is too old: 3.6 or newer is needed"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "pip install" in backends.available()["triton"]
 
 
 @needs_cpu
@@ -213,12 +239,52 @@ def test_gather_scatter_and_ema(backend, dtype, masked):
         assert torch.equal(param[mask], values.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_swap_exchanges_and_undoes_itself(backend, dtype, masked):
+    params = [p.detach() for p in make_params(backend.device, dtype).values()]
+    masks = [torch.rand_like(p, dtype=torch.float32) < (0.4 if masked else 2.0) for p in params]
+    indices = [mask.flatten().nonzero().flatten().int() if masked else None for mask in masks]
+    vector_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    before = [param.clone() for param in params]
+    old = [p[mask].to(vector_dtype) for p, mask in zip(params, masks, strict=True)]
+    new = [torch.randn_like(values) for values in old]
+    vectors = [values.clone() for values in new]
+    backend.module.swap_salient_(params, indices, vectors)
+    for param, mask, start, values in zip(params, masks, before, new, strict=True):
+        assert torch.equal(param[mask], values.to(dtype))
+        assert torch.equal(bits(param)[~mask], bits(start)[~mask])
+    assert all(torch.equal(a, b) for a, b in zip(vectors, old, strict=True))
+    backend.module.swap_salient_(params, indices, vectors)
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_norm_of_salient_gradients(backend, dtype):
+    sizes = (1, 7, 1025, 4097, 0)
+    vectors = [torch.randn(n, device=backend.device, dtype=dtype) for n in sizes]
+    vectors[2][::3] *= 1e19  # squares overflow float32
+    norm, found_inf = backend.module.norm_salient(vectors)
+    expected = torch.linalg.vector_norm(torch.cat(vectors).double())
+    torch.testing.assert_close(norm, expected, rtol=1e-12, atol=0.0)
+    assert found_inf.item() == 0.0
+    again, _ = backend.module.norm_salient(vectors)
+    assert torch.equal(norm, again)
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        vectors[3][4000] = bad
+        assert backend.module.norm_salient(vectors)[1].item() == 1.0
+
+
 def test_salient_copies_mark_what_they_change(backend):
     param = torch.nn.Parameter(torch.ones(4, device=backend.device))
     vector = torch.zeros(4, device=backend.device)
     before = vector._version, param._version
     backend.module.gather_salient_([param], [None], [vector])
     backend.module.scatter_salient_([param], [None], [vector])
+    assert vector._version > before[0]
+    assert param._version > before[1]
+    before = vector._version, param._version
+    backend.module.swap_salient_([param], [None], [vector])
     assert vector._version > before[0]
     assert param._version > before[1]
 

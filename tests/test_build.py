@@ -1,4 +1,4 @@
-"""Installing without a C++ compiler succeeds and leaves the reason behind."""
+"""Installing without a C++ compiler or without nvcc succeeds and leaves the reason behind."""
 
 import json
 import os
@@ -19,8 +19,41 @@ def test_build_without_a_compiler_succeeds_and_says_why(tmp_path: Path) -> None:
     env["PATH"] = str(tmp_path)  # nothing on it
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "only the `reference` backend is installed" in done.stderr
     package = tmp_path / "lib" / "pecker_fast"
-    reason = json.loads((package / "_build_report.json").read_text())["cpu"]
-    assert reason.startswith("the C++ build failed at installation: ")
-    assert not list(package.glob("_C*"))
+    report = json.loads((package / "_build_report.json").read_text())
+    for backend, module in (("cpu", "_C"), ("cuda", "_cuda")):
+        assert report[backend].startswith("not built at installation: no C++ compiler"), backend
+        assert f"backend {backend} not built at installation" in done.stderr
+        assert not list(package.glob(f"{module}.*"))
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_build_without_nvcc(tmp_path: Path, switch: str) -> None:
+    """PECKER_FAST_CUDA=0 leaves the module out and says so, =1 makes its absence an error."""
+    pytest.importorskip("setuptools", reason="a build needs setuptools")
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
+    command += ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    tools = tmp_path / "tools"  # a C++ compiler that makes empty files, and no nvcc
+    tools.mkdir()
+    compiler = tools / "c++"
+    compiler.write_text(
+        f"#!{sys.executable}\nimport sys\n"
+        "open(sys.argv[sys.argv.index('-o') + 1], 'w').close()\n"
+        "if '-MF' in sys.argv: open(sys.argv[sys.argv.index('-MF') + 1], 'w').close()\n"
+    )
+    compiler.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if name != "CXX"}
+    env |= {
+        "PATH": f"{tools}:/usr/bin:/bin",
+        "CUDA_HOME": str(tmp_path),
+        "PECKER_FAST_CUDA": switch,
+    }
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    if switch == "1":
+        assert done.returncode != 0
+        assert "no nvcc on the PATH" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        report = json.loads((tmp_path / "lib/pecker_fast/_build_report.json").read_text())
+        reason = "not built at installation: switched off by PECKER_FAST_CUDA=0"
+        assert report == {"cpu": "built", "cuda": reason}

@@ -106,7 +106,6 @@ template <bool kVector, bool kExtras, typename T, typename Param, typename Grad>
 __device__ void update_chunk(const AdamWTensor& t, Grad* grad, const double* rows,
                              const float* grad_scale, int64_t begin, int count) {
     Param* param = static_cast<Param*>(t.param);
-    T* exp_avg = t.exp_avg ? static_cast<T*>(t.exp_avg) + begin : nullptr;
     T* exp_avg_sq = static_cast<T*>(t.exp_avg_sq) + begin;
     const bool param_sparse = !kVector && t.param_offsets;
     const bool grad_sparse = !kVector && t.grad_offsets;
@@ -124,7 +123,7 @@ __device__ void update_chunk(const AdamWTensor& t, Grad* grad, const double* row
     Four<Param> stored = {};
     Four<Grad> raw = {};
     load<kVector>(exp_avg_sq, count, v);
-    if (exp_avg) load<kVector>(exp_avg, count, m);
+    if (t.exp_avg) load<kVector>(static_cast<T*>(t.exp_avg) + begin, count, m);
     if (kExtras && t.max_exp_avg_sq)
         load<kVector>(static_cast<T*>(t.max_exp_avg_sq) + begin, count, v_max);
     if (grad_sparse)
@@ -172,7 +171,7 @@ __device__ void update_chunk(const AdamWTensor& t, Grad* grad, const double* row
             step_size = own->step_size;
             bias_correction2_sqrt = own->bias_correction2_sqrt;
         }
-        adamw_update(exp_avg != nullptr, amsgrad, p, row.sign * clip(g.at[j], row.clip_value),
+        adamw_update(t.exp_avg != nullptr, amsgrad, p, row.sign * clip(g.at[j], row.clip_value),
                      m.at[j], v.at[j], v_max.at[j], static_cast<const UpdateScalars<T>&>(row),
                      step_size, bias_correction2_sqrt);
         if (kExtras) master.at[j] = static_cast<float>(p);
@@ -180,7 +179,7 @@ __device__ void update_chunk(const AdamWTensor& t, Grad* grad, const double* row
     }
 
     store<kVector>(exp_avg_sq, count, v);
-    if (exp_avg) store<kVector>(exp_avg, count, m);
+    if (t.exp_avg) store<kVector>(static_cast<T*>(t.exp_avg) + begin, count, m);
     if (amsgrad) store<kVector>(static_cast<T*>(t.max_exp_avg_sq) + begin, count, v_max);
     if (kExtras && t.master) store<kVector>(t.master + begin, count, master);
     if (param_sparse)
@@ -207,6 +206,8 @@ __global__ void __launch_bounds__(kThreads)
     Grad* grad = reinterpret_cast<Grad*>(grads[block.row]);
     if (!grad || (found_inf && *found_inf > 0.0f)) return;
     const AdamWTensor t = tensors[block.row];
+    assume_global(grad, t.param, t.param_offsets, t.grad_offsets, t.exp_avg, t.exp_avg_sq,
+                  t.max_exp_avg_sq, t.master, t.start_class);
     const int64_t begin = static_cast<int64_t>(block.chunk) * kSlotsPerBlock;
     const int64_t rest = t.nnz - begin;
     const int count = rest < kSlotsPerBlock ? static_cast<int>(rest) : kSlotsPerBlock;

@@ -9,6 +9,12 @@
 
 namespace pecker {
 
+// Addresses that come from a table could point anywhere, for all the compiler knows.
+template <typename... Pointers>
+__device__ inline void assume_global(const Pointers*... pointers) {
+    (__builtin_assume(__isGlobal(pointers)), ...);
+}
+
 // Makes a device current and puts the old one back: a stream belongs to its device.
 class DeviceGuard {
   public:

@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kThreads)
                    Compact rest) {
     const int64_t chunk = blocks ? blocks[blockIdx.x].chunk : static_cast<int64_t>(blockIdx.x);
     const SalientTensor t = blocks ? tensors[blocks[blockIdx.x].row] : one;
+    assume_global(t.dense, t.offsets, t.compact);
     const int64_t begin = chunk * kSlotsPerBlock;
     Dense* dense = static_cast<Dense*>(t.dense);
     Compact* compact = static_cast<Compact*>(t.compact);
@@ -60,6 +61,7 @@ __global__ void __launch_bounds__(kThreads)
     const Block block = blocks[blockIdx.x];
     const Vector vector = vectors[block.row];
     const T* values = static_cast<const T*>(vector.values);
+    assume_global(values);
     const int64_t begin = static_cast<int64_t>(block.chunk) * kSlotsPerBlock;
     double sum = 0.0;
 #pragma unroll

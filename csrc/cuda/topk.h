@@ -71,6 +71,7 @@ struct Tile {
 
     __device__ Tile(const ScoreTensor& tensor, int chunk) {
         const T* scores = static_cast<const T*>(tensor.scores);
+        assume_global(scores);
         first = static_cast<int64_t>(chunk) * kItems + threadIdx.x * kPerThread;
         const int64_t rest = tensor.items - first;
         count = rest < 0 ? 0 : rest < kPerThread ? static_cast<int>(rest) : kPerThread;
@@ -116,6 +117,7 @@ struct Tile<T, true> {
     __device__ Tile(const ScoreTensor& tensor, int chunk) {
         __shared__ double means[kGroupsPerTile];
         const T* scores = static_cast<const T*>(tensor.scores);
+        assume_global(scores);
         const int64_t begin = static_cast<int64_t>(chunk) * kItems;
         __syncthreads();  // a block takes several tiles in turn
         for (int group = threadIdx.x / kWarp; group < kItems; group += kWarps) {

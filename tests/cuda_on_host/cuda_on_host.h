@@ -165,6 +165,9 @@ T atomicMin(T* address, T value) {
 
 namespace pecker {
 
+template <typename... Pointers>
+void assume_global(const Pointers*...) {}
+
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, const Queue&,
            Arguments... arguments) {
