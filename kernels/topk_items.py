@@ -75,15 +75,16 @@ def group_means(address, first, items, numel, length, DTYPE: tl.constexpr, ITEMS
     size = tl.where(group < items, tl.minimum(numel - begin, length), 0)
     scores_ptr = pointer_to(address, DTYPE, False) + begin
     lane = tl.arange(0, 32)
+    LOADS: tl.constexpr = 4 if DTYPE == tl.float32 else 2  # in flight: as many as registers hold
     partial = tl.zeros([ITEMS, 32], tl.float64)
     offset = length * 0
     while offset < length:
-        for unrolled in tl.static_range(4):
-            place = offset + unrolled * 32 + lane
+        for load in tl.static_range(LOADS):
+            place = offset + load * 32 + lane
             valid = place[None, :] < size[:, None]
             score = tl.load(scores_ptr[:, None] + place[None, :], mask=valid, other=0.0)
             partial = partial + score.to(tl.float64)
-        offset += 128
+        offset += 32 * LOADS
     # Two terms a sum, so its order does not matter.
     half = tl.sum(tl.reshape(partial, [ITEMS, 2, 16]), axis=1)
     half = tl.sum(tl.reshape(half, [ITEMS, 2, 8]), axis=1)
