@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pecker_fast.backends.work import Entry, Hyperparameters, Work
 
-__all__ = ["Backend", "available", "name_of", "select"]
+__all__ = ["Backend", "available", "name_of", "on_host", "select"]
 
 # In the order in which "auto" tries them for each type of device.
 _AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -146,7 +146,7 @@ def select(name: str, device: torch.device | str) -> Backend:
         )
     if reasons[name] is not None:
         raise PeckerError(f"backend {name!r} is not available: {reasons[name]}; use 'auto'")
-    if name not in ("reference", *_AUTO.get(device_type, ()), *_on_host()):
+    if name not in ("reference", *_AUTO.get(device_type, ()), *on_host()):
         raise PeckerError(
             f"backend {name!r} cannot work on tensors on {device}: use 'auto' or 'reference'"
         )
@@ -159,7 +159,7 @@ def name_of(backend: Backend) -> str:
     return backend.__name__.rpartition(".")[2]
 
 
-def _on_host() -> tuple[str, ...]:
+def on_host() -> tuple[str, ...]:
     """The GPU backends that run on CPU tensors in this process: slowly, for tests."""
     interpreted = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
     return (*interpreted, *(("cuda",) if "PECKER_FAST_CUDA_ON_HOST" in os.environ else ()))
@@ -168,7 +168,7 @@ def _on_host() -> tuple[str, ...]:
 def _why_no_triton() -> str | None:
     if reason := _why_triton_is_missing():
         return reason
-    if "triton" not in _on_host() and not torch.cuda.is_available():
+    if "triton" not in on_host() and not torch.cuda.is_available():
         return "no CUDA device (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
     return None
 
@@ -186,9 +186,11 @@ def _why_triton_is_missing() -> str | None:
 
 
 def _why_no_cuda() -> str | None:
-    if "cuda" in _on_host():
+    if "cuda" in on_host():
         return None
-    return _why_not_built("cuda") or (None if torch.cuda.is_available() else "no CUDA device")
+    if reason := _why_not_built("cuda"):
+        return reason
+    return None if torch.cuda.is_available() else "built, but there is no CUDA device"
 
 
 @functools.cache

@@ -32,7 +32,8 @@ def info(as_json: bool) -> None:
     click.echo(f"  {'CUDA':12} {devices}")
     click.echo("optimizer backends")
     for name, reason in facts["backends"].items():
-        click.echo(f"  {name:12} {'available' if reason is None else f'no: {reason}'}")
+        usable = "on the CPU, for tests" if name in facts["on_host"] else "available"
+        click.echo(f"  {name:12} {usable if reason is None else f'no: {reason}'}")
         if name == "cpu" and reason is None:
             kernels = facts["kernels"]
             click.echo(f"  {'':12} uses {kernels['used']} of {', '.join(kernels['known'])}")
@@ -60,6 +61,7 @@ def _collect() -> dict[str, Any]:
         if built_for is None
         else f"torch is built for CUDA {built_for}, but no device or driver is usable",
         "backends": dict(reasons),
+        "on_host": list(backends.on_host()),
         "kernels": _kernels() if reasons["cpu"] is None else None,
         "auto": {device: backends.name_of(backends.select("auto", device)) for device in types},
     }
