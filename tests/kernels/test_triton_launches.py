@@ -369,3 +369,18 @@ def test_sum_squares(rng, dtype):
     ]
     # Both sums are of at most 1,024 positive terms in float64.
     np.testing.assert_allclose(partials.cpu(), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_rounding(dtype):
+    """Every finite value and the middles between neighbours, each with what lies just beside."""
+    raw = torch.arange(2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    finite = raw[raw.isfinite()]
+    middles = ((finite[1:].double() + finite[:-1].double()) / 2).float()
+    edges = torch.tensor([65519.0, 65520.0, 65536.0, 1e30, math.inf, 2**-25, 3e-45, 3.4e38])
+    exact = torch.cat([finite, middles, edges]).view(torch.int32)
+    values = torch.cat([exact - 1, exact, exact + 1]).view(FP32)
+    values = torch.cat([values, -values]).to(DEVICE)
+    rounded = torch.zeros(len(values), dtype=dtype, device=DEVICE)
+    salient.salient_one("scatter", rounded, None, values, 0.0)
+    assert_same(rounded, values.cpu().to(dtype))

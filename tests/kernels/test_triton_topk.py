@@ -44,8 +44,8 @@ def make_scores(rng, dtype):
     return scores
 
 
-def launchable(scores, grouped):
-    lengths = LENGTHS if grouped else (1,) * len(scores)
+def launchable(scores, grouped, lengths=LENGTHS):
+    lengths = lengths if grouped else (1,) * len(scores)
     items = [-(-len(s) // length) for s, length in zip(scores, lengths, strict=True)]
     rows = zip(map(address, scores), items, map(len, scores), lengths, strict=True)
     return table([list(row) for row in rows]), blocks(items, per_tile(grouped)), items
@@ -61,11 +61,11 @@ def group_mean(values):
     return lanes[0] / len(values)
 
 
-def list_items(scores, grouped):
+def list_items(scores, grouped, lengths=LENGTHS):
     """(value, weight, tensor, first position) of every item, in order."""
     found = []
     for tensor, values in enumerate(scores):
-        length = LENGTHS[tensor] if grouped else 1
+        length = lengths[tensor] if grouped else 1
         for begin in range(0, len(values), length):
             part = values[begin : begin + length]
             value = group_mean(part) if grouped else part[0].item()
@@ -197,6 +197,21 @@ def test_selection_by_bracket(rng, dtype, aligned):
             assert torch.equal(above, above2)
             assert torch.equal(equal, equal2)
         positions = write_positions(dtype, False, tensors, tiles, state, above, equal)
+        assert positions == expected_positions(found, k)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["scores", "groups"])
+def test_nothing_but_ties(grouped):
+    """They run out in any tile, and groups of several sizes rarely fill what is wanted."""
+    scores = [torch.full((size,), -1.5, device=DEVICE) for size in (601, 900, 300)]
+    lengths = (3, 7, 4)
+    tensors, tiles, _ = launchable(scores, grouped, lengths)
+    found = list_items(scores, grouped, lengths)
+    for k in (2, 400, 604, 1801):
+        state = find_threshold(torch.float32, grouped, tensors, tiles, k)
+        above, equal = new_counts(tiles)
+        topk_write.count(torch.float32, grouped, tensors, tiles, state, above, equal)
+        positions = write_positions(torch.float32, grouped, tensors, tiles, state, above, equal)
         assert positions == expected_positions(found, k)
 
 
