@@ -1,1 +1,1 @@
-"""Triton kernels. A file holds one kernel family; its launcher has the reference's signature."""
+"""Triton kernels. A file holds one family; launchers follow `Kernels` in backends/kernels.py."""
