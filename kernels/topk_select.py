@@ -93,9 +93,8 @@ def _pick_kernel(bins_ptr, state_ptr, shift, bits, BINS: tl.constexpr):
     wanted = tl.load(state_ptr + 2)
     # From the highest bin down, bins are taken whole while they fit into what is wanted.
     above = tl.sum(total, axis=0) - tl.cumsum(total, axis=0)  # in the bins above this one
-    digit = tl.max(tl.where(above + total > wanted, bin, -1), axis=0)
+    digit = tl.max(tl.where(above + total > wanted, bin, 0), axis=0)  # all fit: the lowest bin
     taken = tl.sum(tl.where(bin > digit, total, 0), axis=0)
-    digit = tl.maximum(digit, 0)  # all fit: the lowest bin, with what is left
     place = shift.to(tl.int64)
     digit_mask = (tl.full([], 1, tl.int64) << bits) - 1
     tl.store(state_ptr, tl.load(state_ptr) | (digit.to(tl.int64) << place))
