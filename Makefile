@@ -1,9 +1,10 @@
 # Two commands to know: `make demo` and `make test`. Both make .venv and install into it first.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 
-.PHONY: demo test test-gpu lint format bench package check clean help
+.PHONY: demo test test-gpu lint format bench bench-gpu package check clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
@@ -12,7 +13,7 @@ demo: .venv/installed  ## erase a class of the shipped model; about three minute
 	$(BIN)/pecker-fast demo --out demo
 
 test: .venv/installed-test  ## the whole suite, without a GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-gpu: .venv/installed-test  ## the same with GPU skips turned into failures
 	PECKER_REQUIRE_GPU=1 $(BIN)/python -m pytest
@@ -21,17 +22,21 @@ lint: .venv/installed-lint  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 format: .venv/installed-lint  ## put the sources into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 bench: .venv/installed-test  ## optimizer step and top-k on this machine, each row gated
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/topk.py
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
+
+bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/<card>.json
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/tables.py
 
 package: .venv/installed-lint  ## build sdist and wheel; install the wheel elsewhere and import it
 	rm -rf dist build/wheel-check

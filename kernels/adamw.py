@@ -193,61 +193,23 @@ def _masked_adamw_kernel(
         slots = offsets | exp_avg | exp_avg_sq | max_exp_avg_sq | master | start_class
         whole = (begin + BLOCK_SIZE <= nnz) & (slots % 16 == 0)
         if whole & (offsets == 0) & ((param | grad) % 16 == 0):
-            # fmt: off
             _update(
                 begin, nnz, param, param_offsets, grad, grad_offsets, exp_avg, exp_avg_sq,
                 max_exp_avg_sq, master, start_class, row_ptr, grad_scale_ptr, PARAM, GRAD, T,
                 ROW_STRIDE, EXTRAS, DENSE=True, WHOLE=True, BLOCK_SIZE=BLOCK_SIZE,
-            )
+            )  # fmt: skip
         elif whole:
             _update(
-                begin,
-                nnz,
-                param,
-                param_offsets,
-                grad,
-                grad_offsets,
-                exp_avg,
-                exp_avg_sq,
-                max_exp_avg_sq,
-                master,
-                start_class,
-                row_ptr,
-                grad_scale_ptr,
-                PARAM,
-                GRAD,
-                T,
-                ROW_STRIDE,
-                EXTRAS,
-                DENSE=False,
-                WHOLE=True,
-                BLOCK_SIZE=BLOCK_SIZE,
-            )
+                begin, nnz, param, param_offsets, grad, grad_offsets, exp_avg, exp_avg_sq,
+                max_exp_avg_sq, master, start_class, row_ptr, grad_scale_ptr, PARAM, GRAD, T,
+                ROW_STRIDE, EXTRAS, DENSE=False, WHOLE=True, BLOCK_SIZE=BLOCK_SIZE,
+            )  # fmt: skip
         else:
             _update(
-                begin,
-                nnz,
-                param,
-                param_offsets,
-                grad,
-                grad_offsets,
-                exp_avg,
-                exp_avg_sq,
-                max_exp_avg_sq,
-                master,
-                start_class,
-                row_ptr,
-                grad_scale_ptr,
-                PARAM,
-                GRAD,
-                T,
-                ROW_STRIDE,
-                EXTRAS,
-                DENSE=False,
-                WHOLE=False,
-                BLOCK_SIZE=BLOCK_SIZE,
-            )
-            # fmt: on
+                begin, nnz, param, param_offsets, grad, grad_offsets, exp_avg, exp_avg_sq,
+                max_exp_avg_sq, master, start_class, row_ptr, grad_scale_ptr, PARAM, GRAD, T,
+                ROW_STRIDE, EXTRAS, DENSE=False, WHOLE=False, BLOCK_SIZE=BLOCK_SIZE,
+            )  # fmt: skip
 
 
 def masked_adamw(

@@ -49,7 +49,7 @@ class MaskedAdamW(Optimizer):
             bool tensor; names need named parameters. None: all of them.
         maximize: ascend instead of descend.
         foreach: accepted for compatibility, selects nothing.
-        capturable: keep `step` on the parameter's device.
+        capturable: keep `step` on the parameter's device, in checkpoints too.
         differentiable: refused.
         fused: accepted for compatibility, selects nothing: the step always is fused.
         master_weights: keep float32 copies of the salient entries of bfloat16 and float16
@@ -62,6 +62,10 @@ class MaskedAdamW(Optimizer):
 
     State per parameter, from construction for parameters that require a gradient (from the first
     gradient for others): see `optim_state.init_state`. State keeps C order of the positions.
+
+    On a GPU a step never waits for the device and can be captured in a CUDA graph, after one
+    ordinary step. A graph follows an `lr` that is a tensor on the device; other hyperparameters and
+    the mask are those of the capture.
 
     With a GradScaler, unscaled gradients are written back to the entries of `p.grad` that are
     read: the salient ones under a mask.
@@ -247,20 +251,11 @@ class MaskedAdamW(Optimizer):
             try:
                 batch.backend.masked_adamw_(batch.work, grads, groups, grad_scale, found_inf)
             except RuntimeError:  # what torch raises when a sparse tensor is asked for its layout
-                self._refuse_sparse(batch)
+                batch.refuse_sparse()
                 raise
         if self._released is not None:
             self._released.clear()
         return loss
-
-    def _refuse_sparse(self, batch: Batch) -> None:
-        for entry in batch.work.entries:
-            grad = entry.param.grad
-            if grad is not None and grad.layout is not torch.strided:
-                raise PeckerError(
-                    f"the gradient of {entry.name!r} is sparse ({grad.layout}): expected a dense "
-                    "one; make it dense, or use torch.optim.SparseAdam"
-                )
 
     def _batches(self) -> tuple[Batch, ...]:
         """The batches of this step, made anew if parameters, state or options are not as before."""

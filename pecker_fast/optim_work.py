@@ -42,6 +42,16 @@ class Batch:
     work: Work
     params: list[Tensor]  # of the work's entries
 
+    def refuse_sparse(self) -> None:
+        """Raise PeckerError if a gradient is sparse."""
+        for entry in self.work.entries:
+            grad = entry.param.grad
+            if grad is not None and grad.layout is not torch.strided:
+                raise PeckerError(
+                    f"the gradient of {entry.name!r} is sparse ({grad.layout}): expected a dense "
+                    "one; make it dense, or use torch.optim.SparseAdam"
+                )
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -115,7 +125,6 @@ class _Snapshot:
     """Which tensors a preparation holds addresses of. At C speed: 329 parameters in 0.1 ms."""
 
     def __init__(self, params: list[Tensor], states: list[ParamState]) -> None:
-        tensors = list(chain.from_iterable(map(dict.values, states)))
         # What is held here cannot be freed, so its address cannot come again.
         self._params, self._states = params, states
         self._tensors = list(chain.from_iterable(map(dict.values, states)))

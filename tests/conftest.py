@@ -30,6 +30,7 @@ from pecker_fast import backends  # noqa: E402
 # Fixture id -> the backend and the device its tensors are on.
 BACKENDS = {
     "reference": ("reference", "cpu"),
+    "reference-on-gpu": ("reference", "cuda"),
     "cpu": ("cpu", "cpu"),
     "triton-interpret": ("triton", "cpu"),
     "triton": ("triton", "cuda"),

@@ -130,13 +130,13 @@ def test_backend_agrees_with_reference(backend, dtype, density):
 # ---- bits
 
 
-def run_steps(dtype, density, **options):
+def run_steps(dtype, density, backend="cpu", **options):
     torch.manual_seed(4)
     params = make_params("cpu", dtype)
     params["large"] = torch.nn.Parameter(torch.randn(3, 30011).to(dtype))
     masks = make_masks(params, density)
     optimizer = MaskedAdamW(
-        params.items(), **BASE, **options, mask=masks, clip_value=2.0, backend="cpu"
+        params.items(), **BASE, **options, mask=masks, clip_value=2.0, backend=backend
     )
     for step in range(3):
         if step == 2 and masks:
@@ -162,6 +162,19 @@ def test_instruction_sets_give_the_same_bits(monkeypatch, dtype, density, option
     expected = results.pop("scalar")
     for tensors in results.values():
         assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+
+
+@needs_cpu
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{"amsgrad": True}, {"betas": (0.0, 0.9)}], ids=str)
+def test_device_kernels_give_the_bits_of_the_cpus(backend, dtype, options):
+    if backend not in backends.on_host():
+        pytest.skip(f"{backend} does not run on the CPU here")
+    for density in (None, 0.5):
+        found = run_steps(dtype, density, backend, **options)
+        expected = run_steps(dtype, density, **options)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @needs_cpu

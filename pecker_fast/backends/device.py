@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from pecker_fast.backends import reference
-from pecker_fast.backends.device_tables import DeviceWork, address, on, read_as, upload, work_list
+from pecker_fast.backends.device_tables import (
+    DeviceWork,
+    address,
+    on,
+    read_as,
+    remembered_work_list,
+    upload,
+)
 from pecker_fast.backends.device_topk import DeviceTopk
 from pecker_fast.backends.fitting import check_vector, slot_offsets
 from pecker_fast.backends.kernels import Kernels, Operation
@@ -196,7 +203,7 @@ class DeviceBackend:
             return norm, (~norm.isfinite()).float()
 
     def _work_list(self, nnz: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-        return work_list(nnz, self._kernels.slots_per_block, device)
+        return remembered_work_list(nnz, self._kernels.slots_per_block, device)
 
 
 def _take_detours(

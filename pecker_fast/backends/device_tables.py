@@ -20,7 +20,16 @@ from pecker_fast.backends.fitting import check_shapes, slot_offsets, state_fits
 from pecker_fast.backends.kernels import ROW_NUMBERS
 from pecker_fast.backends.work import Entry, Hyperparameters
 
-__all__ = ["DeviceWork", "Launch", "address", "on", "read_as", "upload", "work_list"]
+__all__ = [
+    "DeviceWork",
+    "Launch",
+    "address",
+    "on",
+    "read_as",
+    "remembered_work_list",
+    "upload",
+    "work_list",
+]
 
 _PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HALVES = (torch.bfloat16, torch.float16)
@@ -150,7 +159,8 @@ class DeviceWork:
         return _Fit(layout, reads, grad_offsets, None)
 
     def _make_tables(self) -> None:
-        self._captured.append(self.table)  # a captured graph may still read it
+        if self._captured:  # a captured graph may go on reading these
+            self._captured += [self.table, *(launch.blocks for launch in self.launches)]
         rows = []
         counts: dict[tuple[torch.dtype, torch.dtype], list[tuple[int, int]]] = {}
         extras = set()
@@ -253,13 +263,11 @@ def upload(
     return out.copy_(pinned, non_blocking=True)
 
 
-@lru_cache(maxsize=16)
 def work_list(sizes: tuple[tuple[int, int], ...], chunk_size: int, device: torch.device) -> Tensor:
     """(B, 2) int32 on `device`: (row, chunk) for every chunk of `chunk_size` of each row.
 
     Args:
-        sizes: (row, number of slots or items) of what there is to do. The list depends on nothing
-            else, so it is remembered.
+        sizes: (row, number of slots or items) of what there is to do.
         chunk_size: of a block.
         device: where the list is wanted.
     """
@@ -268,6 +276,10 @@ def work_list(sizes: tuple[tuple[int, int], ...], chunk_size: int, device: torch
     rows = np.repeat(numbers[:, 0], counts)
     chunks = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
     return torch.from_numpy(np.stack([rows, chunks], axis=1).astype(np.int32)).to(device)
+
+
+# For lists of tensors that come again and again: the list depends on their sizes alone.
+remembered_work_list = lru_cache(maxsize=4)(work_list)
 
 
 def _is_int32(offsets: Tensor | None) -> bool:
