@@ -192,13 +192,13 @@ def test_several_devices(name):
     assert torch.cuda.current_device() == 0
 
 
-def test_more_than_2_31_elements(name):
+def test_more_than_2_31_elements(kernels):
     """Without a mask any size works; a mask refuses what int32 positions cannot reach."""
     numel = 2**31 + 1024
     if torch.cuda.mem_get_info()[0] < 30 * 2**30:
         pytest.skip("needs 30 GiB of GPU memory")
     param = torch.nn.Parameter(torch.ones(numel, dtype=torch.bfloat16, device="cuda"))
-    optimizer = MaskedAdamW([("w", param)], lr=0.5, weight_decay=0.0, backend=name)
+    optimizer = MaskedAdamW([("w", param)], lr=0.5, weight_decay=0.0, backend=kernels)
     param.grad = torch.zeros_like(param)
     param.grad[-3:] = 1.0
     param.grad[5] = 1.0

@@ -177,9 +177,7 @@ class DeviceBackend:
                     torch.int64,
                     device,
                 )
-                blocks = self._work_list(
-                    tuple((i, vector.numel()) for i, (_, _, vector) in enumerate(rows)), device
-                )
+                blocks = self._work_list([vector for _, _, vector in rows], device)
                 self._kernels.salient(
                     operation, dense_dtype, compact_dtype, table.view(-1, 4), blocks, decay
                 )
@@ -196,14 +194,15 @@ class DeviceBackend:
                 torch.int64,
                 device,
             )
-            blocks = self._work_list(tuple((i, v.numel()) for i, v in enumerate(values)), device)
+            blocks = self._work_list(values, device)
             partials = torch.empty(len(blocks), dtype=torch.float64, device=device)
             self._kernels.sum_squares(dtype, table.view(-1, 2), blocks, partials)
             norm = partials.sum().sqrt()
             return norm, (~norm.isfinite()).float()
 
-    def _work_list(self, nnz: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-        return remembered_work_list(nnz, self._kernels.slots_per_block, device)
+    def _work_list(self, vectors: Sequence[Tensor], device: torch.device) -> Tensor:
+        sizes = tuple(map(Tensor.numel, vectors))
+        return remembered_work_list(sizes, self._kernels.slots_per_block, device)
 
 
 def _take_detours(

@@ -162,7 +162,7 @@ class DeviceWork:
         if self._captured:  # a captured graph may go on reading these
             self._captured += [self.table, *(launch.blocks for launch in self.launches)]
         rows = []
-        counts: dict[tuple[torch.dtype, torch.dtype], list[tuple[int, int]]] = {}
+        chosen: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
         extras = set()
         self.detours = {}
         for i, (entry, fit) in enumerate(zip(self.entries, self._fits, strict=True)):
@@ -176,14 +176,15 @@ class DeviceWork:
                 self.detours[i] = fit.detour
             if fit.detour != "reference":
                 key = (entry.param.dtype, fit.grad_dtype)
-                counts.setdefault(key, []).append((i, entry.nnz))
+                chosen.setdefault(key, []).append(i)
                 if any(tensor is not None for tensor in optional):
                     extras.add(key)
         self.table = torch.tensor(rows, dtype=torch.int64).view(-1, _TABLE_COLUMNS).to(self.device)
-        self.launches = [
-            Launch(*key, key in extras, work_list(tuple(sizes), self._slots_per_block, self.device))
-            for key, sizes in counts.items()
-        ]
+        self.launches = []
+        for key, numbers in chosen.items():
+            sizes = [self.entries[i].nnz for i in numbers]
+            blocks = work_list(sizes, self._slots_per_block, self.device, numbers)
+            self.launches.append(Launch(*key, key in extras, blocks))
 
     # ---- what changes from step to step
 
@@ -250,7 +251,10 @@ def address(tensor: Tensor | None) -> int:
 
 
 def upload(
-    values: Sequence[float], dtype: torch.dtype, device: torch.device, out: Tensor | None = None
+    values: Sequence[float] | np.ndarray,
+    dtype: torch.dtype,
+    device: torch.device,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Copy numbers to the device without waiting, into `out` if there is one."""
     host = torch.from_numpy(np.array(values, dtype=_NUMPY[dtype]))  # torch.tensor is slower
@@ -263,19 +267,33 @@ def upload(
     return out.copy_(pinned, non_blocking=True)
 
 
-def work_list(sizes: tuple[tuple[int, int], ...], chunk_size: int, device: torch.device) -> Tensor:
+def work_list(
+    sizes: Sequence[int] | np.ndarray,
+    chunk_size: int,
+    device: torch.device,
+    rows: Sequence[int] | None = None,
+) -> Tensor:
     """(B, 2) int32 on `device`: (row, chunk) for every chunk of `chunk_size` of each row.
 
+    It is made on the device: for a large network it has a million rows.
+
     Args:
-        sizes: (row, number of slots or items) of what there is to do.
+        sizes: the number of slots or items of each row.
         chunk_size: of a block.
         device: where the list is wanted.
+        rows: their numbers. None: 0, 1, ...
     """
-    numbers = np.array(sizes, dtype=np.int64).reshape(-1, 2)
-    counts = -(-numbers[:, 1] // chunk_size)
-    rows = np.repeat(numbers[:, 0], counts)
-    chunks = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
-    return torch.from_numpy(np.stack([rows, chunks], axis=1).astype(np.int32)).to(device)
+    counts = -(-np.asarray(sizes, dtype=np.int64) // chunk_size)
+    numbers = np.arange(len(counts)) if rows is None else np.asarray(rows, dtype=np.int64)
+    starts = counts.cumsum() - counts
+    total = int(counts.sum())
+    table = upload(np.stack([numbers, starts, counts]).reshape(-1), torch.int64, device)
+    number, start, count = table.view(3, -1)
+    of_block = torch.repeat_interleave(count, output_size=total)
+    blocks = torch.empty(total, 2, dtype=torch.int32, device=device)
+    blocks[:, 0] = number[of_block]
+    blocks[:, 1] = torch.arange(total, device=device) - start[of_block]
+    return blocks
 
 
 # For lists of tensors that come again and again: the list depends on their sizes alone.

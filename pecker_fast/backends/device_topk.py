@@ -13,12 +13,13 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pecker_fast.backends import reference
 from pecker_fast.backends.device_tables import on, upload, work_list
-from pecker_fast.backends.groups import group_count, mean_error
+from pecker_fast.backends.groups import mean_error
 from pecker_fast.backends.kernels import DIGIT_BITS, Kernels
 from pecker_fast.backends.topk import nan_error, prepare_scores
 
@@ -36,21 +37,19 @@ class _Selection:
     """The tables of one selection."""
 
     def __init__(
-        self, scores: Sequence[Tensor], lengths: Sequence[int], wanted: int, tile_size: int
+        self, scores: Sequence[Tensor], lengths: Sequence[int] | int, wanted: int, tile_size: int
     ) -> None:
         self.device = scores[0].device
         self.dtype = scores[0].dtype
-        self.items = [group_count(t.numel(), n) for t, n in zip(scores, lengths, strict=True)]
-        rows = zip(scores, self.items, lengths, strict=True)
-        self.tensors = upload(
-            [number for t, n, length in rows for number in (t.data_ptr(), n, t.numel(), length)],
-            torch.int64,
-            self.device,
-        ).view(-1, 4)
-        self.tiles = work_list(tuple(enumerate(self.items)), tile_size, self.device)
-        self.first_tiles = [0]
-        for items in self.items:
-            self.first_tiles.append(self.first_tiles[-1] + group_count(items, tile_size))
+        addresses = np.fromiter(map(Tensor.data_ptr, scores), np.int64, len(scores))
+        numels = np.fromiter(map(Tensor.numel, scores), np.int64, len(scores))
+        all_lengths = np.broadcast_to(np.asarray(lengths, np.int64), numels.shape)
+        items = -(-numels // all_lengths)
+        rows = np.stack([addresses, items, numels, all_lengths], axis=1)
+        self.tensors = upload(rows.reshape(-1), torch.int64, self.device).view(-1, 4)
+        self.ends = items.cumsum()
+        self.tiles = work_list(items, tile_size, self.device)
+        self.first_tiles = np.append(0, (-(-items // tile_size)).cumsum())
         self.state = upload([0, 0, wanted, _NO_NAN], torch.int64, self.device)
         self.above = torch.empty(len(self.tiles), dtype=torch.int64, device=self.device)
         self.equal = torch.empty_like(self.above)
@@ -67,10 +66,10 @@ class DeviceTopk:
     ) -> list[Tensor]:
         """As `reference.select_topk`."""
         flat = prepare_scores(scores, k, names)
-        total = sum(tensor.numel() for tensor in flat)
         with on(flat[0].device):
             tile_size = self._kernels.items_per_tile(False)
-            work = _Selection(flat, [1] * len(flat), k, tile_size)
+            work = _Selection(flat, 1, k, tile_size)
+            total = int(work.ends[-1])
             if total < _SAMPLE_FROM or not self._find_in_bracket(work, k, total):
                 self._find(work, grouped=False)
             nan_tensor = int(work.state[3])
@@ -159,7 +158,7 @@ class DeviceTopk:
         """(2,) scores between which the k-th largest lies, most probably."""
         count = _SAMPLES if total < _MANY else 4 * _SAMPLES
         sample = torch.empty(count, dtype=work.dtype, device=work.device)
-        ends = torch.tensor(work.items).cumsum(0).to(work.device)
+        ends = upload(work.ends, torch.int64, work.device)
         self._kernels.sample(work.dtype, work.tensors, ends, sample)
         ordered = sample.sort(descending=True).values
         rank = k / total * count
@@ -175,10 +174,7 @@ class DeviceTopk:
         row = [scores.data_ptr(), scores.numel(), scores.numel(), 1]
         tensors = upload(row, torch.int64, work.device).view(1, 4)
         tile_size = self._kernels.items_per_tile(False)
-        tiles = torch.zeros(
-            group_count(scores.numel(), tile_size), 2, dtype=torch.int32, device=work.device
-        )
-        tiles[:, 1] = torch.arange(len(tiles), device=work.device)
+        tiles = work_list([scores.numel()], tile_size, work.device)
         self._radix(work.dtype, False, tensors, tiles, work.state)
 
     # ---- the positions
@@ -194,5 +190,6 @@ class DeviceTopk:
         )  # fmt: skip
         starts = above_before + torch.minimum(equal_before, work.state[2])
         starts = torch.cat([starts, starts.new_tensor([count])])
-        cuts = starts[torch.tensor(work.first_tiles, device=work.device)].tolist()
-        return [out[first:last] for first, last in pairwise(cuts)]
+        cuts = starts[upload(work.first_tiles, torch.int64, work.device)].tolist()
+        sizes = [last - first for first, last in pairwise(cuts)]
+        return list(torch.split_with_sizes(out, sizes))

@@ -279,7 +279,7 @@ def select_topk(
     Raises:
         PeckerError, TypeError: see `prepare_scores`; also PeckerError for a NaN score.
     """
-    flat = prepare_scores(scores, k, names)
+    flat = [tensor.detach().view(-1) for tensor in prepare_scores(scores, k, names)]
     for index, tensor in enumerate(flat):
         if torch.isnan(tensor).any():
             raise nan_error(index, names)
@@ -312,7 +312,7 @@ def select_groups(
     Raises:
         PeckerError, TypeError: as `select_topk`; also for +inf and -inf in one group.
     """
-    flat = [tensor.cpu() for tensor in prepare_scores(scores, k, names)]
+    flat = [tensor.detach().view(-1).cpu() for tensor in prepare_scores(scores, k, names)]
     means = []
     for index, (tensor, length) in enumerate(zip(flat, lengths, strict=True)):
         means.append(group_means(tensor, length))

@@ -17,6 +17,7 @@ from pecker_fast.errors import PeckerError
 __all__ = ["MAX_NUMEL", "name_of", "nan_error", "prepare_scores"]
 
 MAX_NUMEL = 2**31 - 1  # positions are int32
+_FLOATS = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
 def name_of(index: int, names: Sequence[str] | None) -> str:
@@ -43,8 +44,9 @@ def prepare_scores(
         names: one name per tensor, for error messages.
 
     Returns:
-        Flat contiguous tensors in logical order, all float32, or all float64 if any of them is.
-        float16 and bfloat16 become float32, which holds each of their values exactly.
+        Contiguous tensors, all float32, or all float64 if any of them is. float16 and bfloat16
+        become float32, which holds each of their values exactly. What is as it should be is
+        returned itself.
 
     Raises:
         TypeError: a score that is not a floating-point tensor; k not an int.
@@ -53,31 +55,54 @@ def prepare_scores(
     """
     if not isinstance(k, int) or isinstance(k, bool):
         raise TypeError(f"select_topk: k must be an int, got {type(k).__name__}")
-    dtype = torch.float32
-    for index, tensor in enumerate(scores):
-        name = name_of(index, names)
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(
-                f"select_topk: {name} must be a floating-point tensor of scores, got {found}"
-            )
-        if tensor.numel() > MAX_NUMEL:
-            raise PeckerError(
-                f"select_topk: {tensor.numel():,} entries in {name}; positions are int32, so at "
-                f"most {MAX_NUMEL:,} are supported. Split the parameter"
-            )
-        if tensor.is_meta:
-            raise PeckerError(f"select_topk: no values in {name}, on the meta device")
-        if tensor.device != scores[0].device:
-            raise PeckerError(
-                f"select_topk: expected one device, got {tensor.device} for {name} and "
-                f"{scores[0].device} for {name_of(0, names)}"
-            )
-        if tensor.dtype == torch.float64:
-            dtype = torch.float64
+    if not _all_fit(scores):
+        for index, tensor in enumerate(scores):
+            _check_score(index, tensor, scores[0], names)
+    dtypes = {tensor.dtype for tensor in scores}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     total = sum(tensor.numel() for tensor in scores)
     if not 1 <= k <= total:
         raise PeckerError(
             f"select_topk: k must be between 1 and the number of scores, {total:,}; got {k:,}"
         )
-    return [tensor.detach().to(dtype).contiguous().view(-1) for tensor in scores]
+    return [
+        tensor
+        if tensor.dtype == dtype and tensor.is_contiguous()
+        else tensor.detach().to(dtype).contiguous()
+        for tensor in scores
+    ]
+
+
+def _all_fit(scores: Sequence[Tensor]) -> bool:
+    """Whether `_check_score` would accept them all; a device waits while this is looked into."""
+    try:
+        return (
+            {tensor.dtype for tensor in scores} <= _FLOATS
+            and len({tensor.device for tensor in scores}) == 1
+            and not scores[0].is_meta
+            and max(map(Tensor.numel, scores)) <= MAX_NUMEL
+        )
+    except (AttributeError, TypeError, IndexError):
+        return False
+
+
+def _check_score(index: int, tensor: Tensor, first: Tensor, names: Sequence[str] | None) -> None:
+    """What `prepare_scores` raises for one tensor."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(
+            f"select_topk: {name_of(index, names)} must be a floating-point tensor of scores, got "
+            f"{found}"
+        )
+    if tensor.numel() > MAX_NUMEL:
+        raise PeckerError(
+            f"select_topk: {tensor.numel():,} entries in {name_of(index, names)}; positions are "
+            f"int32, so at most {MAX_NUMEL:,} are supported. Split the parameter"
+        )
+    if tensor.is_meta:
+        raise PeckerError(f"select_topk: no values in {name_of(index, names)}, on the meta device")
+    if tensor.device != first.device:
+        raise PeckerError(
+            f"select_topk: expected one device, got {tensor.device} for {name_of(index, names)} "
+            f"and {first.device} for {name_of(0, names)}"
+        )
