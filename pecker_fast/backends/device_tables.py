@@ -197,7 +197,7 @@ class DeviceWork:
         is: steps outside of the graph do not disturb it, nor does it disturb them.
         """
         numbers = [number for group in groups for number in _group_row(group)]
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if _is_capturing(self.device):
             grad_table = self._upload_captured(addresses, torch.int64)
             group_table = self._upload_captured(numbers, torch.float64)
         else:
@@ -207,12 +207,8 @@ class DeviceWork:
             if self._group_table is None or numbers != self._numbers:
                 self._group_table = upload(numbers, torch.float64, self.device, self._group_table)
                 self._numbers = numbers
-            if self.device.type == "cuda" and not self._spare:
-                # Pinned memory cannot be had during a capture.
-                self._spare = [
-                    torch.empty(len(values), dtype=torch.int64, pin_memory=True)
-                    for values in (addresses, numbers)
-                ]
+            if not self._spare:  # pinned memory cannot be had during a capture
+                self._spare = [_pinned(len(values), self.device) for values in (addresses, numbers)]
             grad_table, group_table = self._grad_table, self._group_table
         group_table = group_table.view(-1, 8)
         for i, group in enumerate(groups):
@@ -222,7 +218,7 @@ class DeviceWork:
 
     def _upload_captured(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
         fits = [tensor for tensor in self._spare if tensor.numel() == len(values)]
-        host = fits[0] if fits else torch.empty(len(values), dtype=torch.int64, pin_memory=True)
+        host = fits[0] if fits else _pinned(len(values), self.device)
         self._spare = [tensor for tensor in self._spare if tensor is not host]
         host.view(dtype).copy_(torch.tensor(values, dtype=dtype))
         table = torch.empty(len(values), dtype=dtype, device=self.device)
@@ -234,6 +230,15 @@ class DeviceWork:
 def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Make the device current: a launch goes to the current device's context."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _pinned(count: int, device: torch.device) -> Tensor:
+    """(count,) int64 on the host, from where `device` can copy without waiting."""
+    return torch.empty(count, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
 def read_as(param: Tensor, grad: Tensor) -> torch.dtype:

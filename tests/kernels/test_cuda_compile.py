@@ -57,6 +57,43 @@ def test_compiles_without_spills(source, target, tmp_path):
             assert registers <= PLAIN_STEP_REGISTERS, name
 
 
+@pytest.fixture(scope="module")
+def ptx(tmp_path_factory):
+    """Name of source -> its PTX for compute_90."""
+    folder = tmp_path_factory.mktemp("ptx")
+    found = {}
+    for source in sorted(CUDA.glob("*.cu")):
+        target = folder / f"{source.stem}.ptx"
+        command = [NVCC, "-std=c++17", "-O3", "-fmad=false", "-arch=compute_90", "-ptx"]
+        subprocess.run([*command, str(source), "-o", str(target)], check=True)
+        found[source.stem] = target.read_text()
+    return found
+
+
+def test_arithmetic_is_ieee(ptx):
+    """No contraction, no approximation, no flushed denormals: the bits are the CPU's."""
+    for name, text in ptx.items():
+        for forbidden in ("fma.", ".approx", ".ftz"):
+            assert forbidden not in text, f"{forbidden} in {name}"
+    assert "sqrt.rn.f32" in ptx["adamw"]
+    assert "div.rn.f32" in ptx["adamw"]
+
+
+def test_memory_is_known_to_be_global(ptx):
+    """Addresses come from tables; a generic access would have to find out what they point to."""
+    for name, text in ptx.items():
+        generic = re.findall(r"^\s*(?:@%p\d+ )?(?:ld|st)\.(?!global|param|shared)\S+", text, re.M)
+        assert not generic, f"{name}: {generic[:3]}"
+
+
+def test_whole_tensors_are_read_and_written_16_bytes_at_a_time(ptx):
+    bodies = re.split(r"\.entry ", ptx["adamw"])
+    (body,) = [b for b in bodies if b.startswith("_ZN6pecker") and "kernelILb0EfffE" in b[:200]]
+    # p, g and two moments; the same written, the gradient where a GradScaler asks for it.
+    assert len(re.findall(r"ld\.global\S*\.v4", body)) == 4
+    assert len(re.findall(r"st\.global\S*\.v4", body)) == 4
+
+
 def test_a_spill_would_be_seen(tmp_path):
     """The check itself: a kernel that keeps an array in local memory does not pass."""
     source = tmp_path / "spill.cu"

@@ -1,0 +1,123 @@
+"""What a captured graph reads stays its own. The capture is feigned: there is no GPU here to make
+one; tests/test_gpu.py makes a real one where there is.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import bits
+
+from pecker_fast import MaskedAdamW, backends
+from pecker_fast.backends import device_tables
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The launches of a device backend on the CPU, recorded so that they can be replayed."""
+    if "cuda" not in backends.on_host():
+        pytest.skip("the CUDA kernels do not run on the CPU here")
+    kernels = backends.select("cuda", "cpu")._backend._kernels
+    recorded = []
+    for name in ("advance", "masked_adamw"):
+        launch = getattr(kernels, name)
+
+        def record(*args, launch=launch):
+            recorded.append((launch, args))
+            launch(*args)
+
+        monkeypatch.setattr(kernels, name, record)
+    return recorded
+
+
+@pytest.fixture
+def capture(monkeypatch):
+    """Switches what the tables take for the state of the stream."""
+
+    def switch(on):
+        monkeypatch.setattr(device_tables, "_is_capturing", lambda device: on)
+
+    return switch
+
+
+def make():
+    param = torch.nn.Parameter(torch.randn(40, 50))
+    mask = torch.rand(40, 50) < 0.3
+    return param, MaskedAdamW([param], lr=0.1, mask={param: mask}, backend="cuda")
+
+
+def test_steps_outside_a_graph_do_not_disturb_it(launches, capture):
+    param, optimizer = make()
+    graph_grad, other_grad = torch.randn(40, 50), torch.randn(40, 50)
+    param.grad = torch.zeros(40, 50)
+    optimizer.step()
+
+    capture(True)
+    param.grad = graph_grad
+    launches.clear()
+    optimizer.step()
+    graph = list(launches)
+    capture(False)
+    eager = optimizer._prepared.batches[0].work._grad_table
+
+    optimizer.param_groups[0]["lr"] = 0.0
+    param.grad = other_grad
+    optimizer.step()
+    assert optimizer._prepared.batches[0].work._grad_table.tolist() == [other_grad.data_ptr()]
+    before = param.detach().clone()
+    graph_grads = graph[0][1][1]
+    assert graph_grads.data_ptr() != eager.data_ptr()
+    assert graph_grads.tolist() == [graph_grad.data_ptr()]
+    for launch, args in graph:  # a replay: the captured learning rate and gradient
+        launch(*args)
+    moved = param.detach() != before
+    assert moved.any()
+    assert float(optimizer.state[param]["step"]) == 4.0
+    before = param.detach().clone()
+    optimizer.step()  # and the eager step still has its own: a learning rate of 0
+    assert torch.equal(bits(param), bits(before))
+
+
+def test_tables_of_a_graph_outlive_new_layouts(launches, capture):
+    """A gradient of other strides makes new tables; those of the graph must not be freed."""
+    param, optimizer = make()
+    param.grad = torch.zeros(40, 50)
+    optimizer.step()
+    work = optimizer._prepared.batches[0].work
+    capture(True)
+    launches.clear()
+    optimizer.step()
+    capture(False)
+    table, blocks = launches[1][1][3], launches[1][1][6]
+    param.grad = torch.zeros(50, 40).t()
+    optimizer.step()
+    assert work.table is not table
+    kept = {id(tensor) for tensor in work._captured}
+    assert {id(table), id(blocks)} <= kept
+
+
+def test_nothing_is_kept_without_a_capture(launches):
+    param, optimizer = make()
+    for step in range(6):
+        param.grad = torch.zeros(40, 50) if step % 2 else torch.zeros(50, 40).t()
+        optimizer.step()
+    assert optimizer._prepared.batches[0].work._captured == []
+
+
+def test_only_what_changed_is_uploaded(launches, monkeypatch):
+    param, optimizer = make()
+    param.grad = torch.ones(40, 50)
+    optimizer.step()
+    uploads = []
+    upload = device_tables.upload
+    monkeypatch.setattr(
+        device_tables, "upload", lambda *args: uploads.append(args[1]) or upload(*args)
+    )
+    optimizer.step()
+    assert uploads == []
+    optimizer.param_groups[0]["lr"] = 0.01
+    optimizer.step()
+    assert uploads == [torch.float64]
+    param.grad = torch.ones(40, 50)
+    optimizer.step()
+    assert uploads == [torch.float64, torch.int64]
