@@ -352,3 +352,23 @@ def test_released_gradients_with_channels_last(backend):
         )
         train(model, optimizer, 3)
     assert_same(*models)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_strides_of_dimensions_of_size_1_do_not_matter(backend, masked):
+    """Gradients of 1x1 convolutions in channels_last: contiguous, with strides of their own."""
+    param = torch.nn.Parameter(torch.randn(8, 4, 1, 1, device=backend.device))
+    masks = {"conv": torch.rand(8, 4, 1, 1, device=backend.device) < 0.5} if masked else None
+    oracle = Oracle({"conv": param}, masks, [{"lr": 0.1, "weight_decay": 0.1}])
+    optimizer = MaskedAdamW(
+        [("conv", param)], lr=0.1, weight_decay=0.1, mask=masks, backend=backend.name
+    )
+    for _ in range(3):
+        values = torch.randn(8, 4, device=backend.device)
+        param.grad = values.as_strided((8, 4, 1, 1), (4, 1, 4, 4))
+        assert param.grad.is_contiguous() and param.grad.stride() != param.stride()
+        optimizer.step()
+        oracle.step({"conv": param.grad})
+    oracle.check({"conv": param})
+    if backend.name != "reference":
+        assert not optimizer._prepared.batches[0].work.detours

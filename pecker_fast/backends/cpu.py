@@ -19,7 +19,13 @@ from torch.autograd.graph import increment_version
 
 from pecker_fast import _C
 from pecker_fast.backends import reference
-from pecker_fast.backends.fitting import check_shapes, check_vector, slot_offsets, state_fits
+from pecker_fast.backends.fitting import (
+    check_shapes,
+    check_vector,
+    same_order,
+    slot_offsets,
+    state_fits,
+)
 from pecker_fast.backends.reference import norm_salient, select_groups
 from pecker_fast.backends.topk import name_of, nan_error, prepare_scores
 from pecker_fast.backends.work import Entry, Hyperparameters, advance, update_rows
@@ -178,7 +184,7 @@ def _make_row(work: CpuWork, i: int, grad: Tensor) -> None:
         or not state_fits(entry)
     ):
         work.detours[i] = "reference"
-    elif entry.indices is None and grad.stride() != param.stride():
+    elif entry.indices is None and not same_order(grad, param):
         work.detours[i] = "copy"
     row = work.table[i]
     row[_PARAM_OFFSETS] = 0 if param_offsets is None else param_offsets.data_ptr()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pecker_fast.backends.fitting import check_shapes, slot_offsets, state_fits
+from pecker_fast.backends.fitting import check_shapes, same_order, slot_offsets, state_fits
 from pecker_fast.backends.kernels import ROW_NUMBERS
 from pecker_fast.backends.work import Entry, Hyperparameters
 
@@ -151,8 +151,8 @@ class DeviceWork:
         if self.compact_grads:
             return _Fit(layout, reads, None, None if reads == grad.dtype else "copy")
         grad_offsets = slot_offsets(entry.indices, grad)
-        same_order = entry.indices is not None or grad.stride() == param.stride()
-        if reads != grad.dtype or not same_order or not _is_int32(grad_offsets):
+        ordered = entry.indices is not None or same_order(grad, param)
+        if reads != grad.dtype or not ordered or not _is_int32(grad_offsets):
             # The copy is contiguous; without indices it has the parameter's strides.
             whole = entry.indices is None or entry.nnz == param.numel()
             return _Fit(layout, reads, None if whole else entry.indices, "copy")

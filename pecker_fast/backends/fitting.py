@@ -9,7 +9,7 @@ from pecker_fast.backends.layout import is_dense, storage_offsets
 from pecker_fast.backends.work import Entry
 from pecker_fast.errors import PeckerError
 
-__all__ = ["check_shapes", "check_vector", "slot_offsets", "state_fits"]
+__all__ = ["check_shapes", "check_vector", "same_order", "slot_offsets", "state_fits"]
 
 
 def check_shapes(entry: Entry, grad: Tensor, compact_grad: bool) -> None:
@@ -52,6 +52,15 @@ def check_vector(operation: str, tensor: Tensor, positions: Tensor | None, vecto
     return nnz
 
 
+def same_order(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape lie in storage in the same order.
+
+    Strides alone do not tell: those of dimensions of size 1 are arbitrary, and gradients of 1x1
+    convolutions do come with other ones.
+    """
+    return tensor.stride() == other.stride() or (tensor.is_contiguous() and other.is_contiguous())
+
+
 def state_fits(entry: Entry) -> bool:
     """Whether the state has the types and layouts that the kernels take for granted.
 
@@ -66,7 +75,7 @@ def state_fits(entry: Entry) -> bool:
     if entry.master is not None and param.dtype not in (torch.bfloat16, torch.float16):
         return False
     if entry.indices is None:  # all entries, in the one storage order of parameter and state
-        return is_dense(param) and all(t.stride() == param.stride() for t in tensors)
+        return is_dense(param) and all(same_order(t, param) for t in tensors)
     return all(tensor.is_contiguous() for tensor in tensors)
 
 
