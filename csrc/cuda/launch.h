@@ -9,6 +9,9 @@
 
 namespace pecker {
 
+// Where blocks take several units of work in turn: enough of them to fill any card.
+constexpr int64_t kMostBlocks = 4096;
+
 // Addresses that come from a table could point anywhere, for all the compiler knows.
 template <typename... Pointers>
 __device__ inline void assume_global(const Pointers*... pointers) {

@@ -172,9 +172,6 @@ __device__ inline int64_t block_sum_before(int64_t value) {
     return inclusive - value;
 }
 
-// The blocks of a launch take tiles in turn: enough to fill any card.
-constexpr int64_t kMaxBlocks = 4096;
-
 template <typename Run>
 int for_scores(DType dtype, const Run& run) {
     if (dtype == kFloat32) return run(float{});

@@ -97,8 +97,7 @@ __global__ void __launch_bounds__(kThreads)
         state->prefix_mask |= static_cast<int64_t>(((uint64_t{1} << bits) - 1) << shift);
         state->wanted = wanted - before;
     }
-    __syncthreads();
-    for (int j = 0; j < kPerThread; ++j) bins[top - j] = 0;
+    for (int j = 0; j < kPerThread; ++j) bins[top - j] = 0;  // read by this thread alone
 }
 
 template <typename T>
@@ -165,7 +164,7 @@ __global__ void __launch_bounds__(kThreads)
     atomicAdd(reinterpret_cast<unsigned long long*>(&counts[key_tiles[i]]), 1ull);
 }
 
-int64_t grid_of(int64_t tiles) { return tiles < kMaxBlocks ? tiles : kMaxBlocks; }
+int64_t grid_of(int64_t tiles) { return tiles < kMostBlocks ? tiles : kMostBlocks; }
 
 }  // namespace
 

@@ -1,7 +1,8 @@
 // Runs the kernels of csrc/cuda on a CPU: the same source, compiled by a C++ compiler. A block's
 // threads are fibers that take turns at barriers and warp shuffles; blocks run one after the other.
-// What it shows: results, addresses, barriers that not all threads reach. What it cannot show:
-// races between barriers, speed.
+// Threads take turns forwards and backwards, so a missing barrier shows as a wrong result sooner or
+// later. What it shows: results, addresses, barriers that not all threads reach. What it cannot
+// show: races within one turn, speed.
 #pragma once
 #include <ucontext.h>
 
@@ -85,6 +86,24 @@ inline void fiber_main() {
     yield();
 }
 
+// As far as the warp gets alone. Returns how many of its threads are not at their end.
+inline int run_warp(int first, bool backwards) {
+    int alive = 0;
+    for (int64_t before = -1; before != run.progress;) {
+        before = run.progress;
+        alive = 0;
+        for (int turn = 0; turn < kLanes; ++turn) {
+            const int i = first + (backwards ? kLanes - 1 - turn : turn);
+            if (run.fibers[i].done) continue;
+            run.current = i;
+            thread_index.x = static_cast<unsigned>(i);
+            swapcontext(&run.scheduler, &run.fibers[i].context);
+            alive += !run.fibers[i].done;
+        }
+    }
+    return alive;
+}
+
 inline void run_block(int threads) {
     if (static_cast<int>(run.fibers.size()) < threads) run.fibers.resize(threads);
     run.warps.assign((threads + kLanes - 1) / kLanes, Warp{});
@@ -99,16 +118,13 @@ inline void run_block(int threads) {
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, fiber_main, 0);
     }
-    for (int alive = threads; alive > 0;) {
+    static int64_t blocks = 0;
+    bool backwards = ++blocks % 2 != 0;
+    for (int alive = threads; alive > 0; backwards = !backwards) {
         const int64_t before = run.progress;
         alive = 0;
-        for (int i = 0; i < threads; ++i) {
-            if (run.fibers[i].done) continue;
-            run.current = i;
-            thread_index.x = static_cast<unsigned>(i);
-            swapcontext(&run.scheduler, &run.fibers[i].context);
-            alive += !run.fibers[i].done;
-        }
+        for (int turn = 0; turn < threads; turn += kLanes)
+            alive += run_warp(backwards ? threads - kLanes - turn : turn, backwards);
         if (alive > 0 && run.progress == before) {
             std::fprintf(stderr, "a barrier that not all threads of the block reach\n");
             std::abort();
@@ -164,6 +180,8 @@ T atomicMin(T* address, T value) {
 }
 
 namespace pecker {
+
+constexpr int64_t kMostBlocks = 3;  // so that small inputs make a block take several tiles
 
 template <typename... Pointers>
 void assume_global(const Pointers*...) {}

@@ -69,6 +69,13 @@ def test_selection(select_groups, k, dtype):
     assert select_groups(scores, lengths, k) == plain_selection(scores, lengths, k)
 
 
+def test_many_tiles(select_groups):
+    """More groups than the blocks of a small launch take at once."""
+    scores = [torch.rand(3001), torch.rand(3), torch.rand(1500)]
+    for k in (5, 2000):
+        assert select_groups(scores, (2, 1, 3), k) == plain_selection(scores, (2, 1, 3), k)
+
+
 @pytest.mark.parametrize("k", [1, 3, 4, 99, 100, 101, 1000, 1537, 2000])
 def test_ties_go_to_the_first_and_stop_at_the_first_misfit(select_groups, k):
     """Groups of 3 and 5 entries, two means in all: ties run over tensors, tiles and sizes."""
