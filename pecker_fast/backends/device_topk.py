@@ -4,7 +4,7 @@ Many scores are read twice. A sorted sample brackets the threshold; one pass cou
 the bracket and keeps the few scores inside, which yield the threshold exactly; one pass writes the
 positions. Groups, few scores, and scores whose sample misled are read once per 11 bits of the key
 instead. Either way the result is the reference's, and memory beside it stays below 64 MiB up to
-about 5e9 scores: nothing is concatenated or copied.
+6e9 scores (40 bytes per 4,096 of them): nothing is concatenated or copied.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ __all__ = ["DeviceTopk"]
 _NO_NAN = 2**31 - 1
 _SAMPLE_FROM = 2**22  # scores from which on a sample saves time
 _SAMPLES = 2**19
-_MANY = 2**30  # scores from which on four times as many keep the bracket narrow
-_MARGIN = 4.0  # standard deviations of the threshold's rank in the sample on either side
-_KEPT_BYTES = 40 * 2**20  # for the scores inside the bracket
+_MANY = 2**30  # scores from which on twice as many keep the bracket narrow
+_MARGIN = 3.5  # standard deviations of the threshold's rank in the sample on either side
+_KEPT_BYTES = 48 * 2**20  # at most, for the scores inside the bracket
+_MEMORY_BYTES = 60 * 2**20  # for these and what there is per tile
+_TILE_BYTES = 24  # of `tiles`, `above` and `equal`
 
 
 class _Selection:
@@ -89,7 +91,7 @@ class DeviceTopk:
         with on(flat[0].device):
             work = _Selection(flat, lengths, k, self._kernels.items_per_tile(True))
             self._find(work, grouped=True)
-            equal_before = work.equal.cumsum(0) - work.equal
+            equal_before = work.equal.cumsum(0).sub_(work.equal)
             self._kernels.trim(
                 work.dtype, work.tensors, work.tiles, work.state, equal_before, work.equal
             )
@@ -125,7 +127,8 @@ class DeviceTopk:
     def _find_in_bracket(self, work: _Selection, k: int, total: int) -> bool:
         """As `_find`, from a bracket; False if the threshold is not in it or too much else is."""
         bracket = self._bracket(work, k, total)
-        capacity = min(total, _KEPT_BYTES // (work.dtype.itemsize + 4))
+        kept_bytes = min(_KEPT_BYTES, _MEMORY_BYTES - _TILE_BYTES * len(work.tiles))
+        capacity = min(total, max(kept_bytes, 0) // (work.dtype.itemsize + 4))
         keys = torch.empty(capacity, dtype=work.dtype, device=work.device)
         key_tiles = torch.empty(capacity, dtype=torch.int32, device=work.device)
         counters = upload([0, _NO_NAN], torch.int64, work.device)
@@ -156,7 +159,7 @@ class DeviceTopk:
 
     def _bracket(self, work: _Selection, k: int, total: int) -> Tensor:
         """(2,) scores between which the k-th largest lies, most probably."""
-        count = _SAMPLES if total < _MANY else 4 * _SAMPLES
+        count = _SAMPLES if total < _MANY else 2 * _SAMPLES
         sample = torch.empty(count, dtype=work.dtype, device=work.device)
         ends = upload(work.ends, torch.int64, work.device)
         self._kernels.sample(work.dtype, work.tensors, ends, sample)
@@ -181,15 +184,17 @@ class DeviceTopk:
 
     def _write(self, work: _Selection, count: int, grouped: bool) -> list[Tensor]:
         """Write `count` positions and cut them into one tensor per tensor of scores."""
-        above_before = work.above.cumsum(0) - work.above
-        equal_before = work.equal.cumsum(0) - work.equal
+        above_before = work.above.cumsum(0).sub_(work.above)
+        equal_before = work.equal.cumsum(0).sub_(work.equal)
         out = torch.empty(count, dtype=torch.int32, device=work.device)
         self._kernels.write(
             work.dtype, grouped, work.tensors, work.tiles, work.state, above_before, equal_before,
             out,
         )  # fmt: skip
-        starts = above_before + torch.minimum(equal_before, work.state[2])
-        starts = torch.cat([starts, starts.new_tensor([count])])
-        cuts = starts[upload(work.first_tiles, torch.int64, work.device)].tolist()
+        # Where each tensor's first tile starts; behind the last tile everything is written.
+        first = upload(work.first_tiles, torch.int64, work.device)
+        last_tile = first.clamp(max=len(work.tiles) - 1)
+        starts = above_before[last_tile] + torch.minimum(equal_before[last_tile], work.state[2])
+        cuts = starts.masked_fill_(first == len(work.tiles), count).tolist()
         sizes = [last - first for first, last in pairwise(cuts)]
         return list(torch.split_with_sizes(out, sizes))
