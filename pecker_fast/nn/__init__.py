@@ -1,0 +1,1 @@
+"""The U-Net's blocks, fused: the same numbers from fewer passes over memory."""
