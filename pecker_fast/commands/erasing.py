@@ -124,9 +124,8 @@ def erase_class(
         The report, or None without a judge.
     """
     clock = _Clock(started)
-    model.unet.to(device)
     # What is wrong with classes, time constants, backend or mask comes out before any writing.
-    objective = Objective.from_model(model, config)
+    objective = Objective.from_model(model, config, device)
     backend = backends.name_of(backends.select(config.optimizer.backend, device))
     if mask is not None:
         mask.check(dict(model.unet.named_parameters()))
@@ -147,6 +146,7 @@ def erase_class(
             save_folder(erased, out / MODEL_NAME)
         if judge is None:
             return None
+        model.unet.to(device)  # only now: the run has a copy in its own precision
         with clock.stage("evaluate"):
             teacher, after = _judge(model, erased, judge, forget, override, config.seed)
         with clock.stage("pictures"):

@@ -33,7 +33,7 @@ from pecker_fast.mask import SaliencyMask
 
 __all__ = ["RunDirectory", "fingerprint"]
 
-_FORMAT = 1
+_FORMAT = 2
 _KEEP = 2
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 

@@ -77,6 +77,9 @@ class MaskSection(_Section):
     kind: Literal["saliency", "random", "full"] = "saliency"
     density: Density = 0.5  # Fraction of all entries that may change.
     apply: Literal["generator", "both"] = "generator"  # both = the pseudo-score network as well.
+    # With apply both: one set of weights for all three networks; the same bits, a third of the
+    # memory. Networks that are given to the trainer keep their own.
+    share_weights: bool = True
     scope: Literal["global", "per_tensor"] = "global"  # One ranking, or one per parameter.
     granularity: Literal["element", "out_channel", "block", "tensor"] = "element"
     block_size: PositiveInt = 64  # Entries in a block, with granularity block.
@@ -117,7 +120,11 @@ class PeckerConfig(_Section):
     batch_size: PositiveInt = 128  # B: remain images and, again, forget images per iteration.
     micro_batch: PositiveInt | None = None  # Images per pass out of the 2B. null = all.
     seed: NonNegativeInt = 0
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast around the networks only.
+    # autocast = bf16 inside the networks, weights in fp32. bf16 = weights in bf16, and fp32 masters
+    # of the entries that may change. Losses, images and schedule are fp32 in every case.
+    precision: Literal["fp32", "autocast", "bf16"] = "fp32"
+    accelerate: bool = True  # Fused blocks where they run (CUDA); the same method, other rounding.
+    graph: Literal["auto", "off"] = "auto"  # auto = one CUDA graph per iteration, on CUDA.
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
     alpha: float = 1.2  # Weight of the score difference in the generator loss.
     share_generator_pass: bool = False  # One generator pass for both phases: near-exact, faster.

@@ -6,7 +6,7 @@ frozen entries need none: leaving them out is exact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,12 @@ class SalientEma:
     """average <- decay * average + (1 - decay) * weight, on the entries of a mask."""
 
     def __init__(
-        self, network: nn.Module, mask: SaliencyMask, decay: float, backend: str = "auto"
+        self,
+        network: nn.Module,
+        mask: SaliencyMask,
+        decay: float,
+        backend: str = "auto",
+        masters: Callable[[], Mapping[str, tuple[Tensor | None, Tensor]]] = dict,
     ) -> None:
         """Start the average at the network's present weights.
 
@@ -31,9 +36,13 @@ class SalientEma:
             mask: Every entry that may change.
             decay: In [0, 1), per update.
             backend: As for the optimizer.
+            masters: () -> name -> (positions, float32 values) of the entries of low-precision
+                parameters that are known better than the parameters hold them: those are followed.
+                Positions None: all entries, in the parameter's shape.
         """
         self.decay = decay
         self._network = network
+        self._masters = masters
         device = next(network.parameters()).device
         self._backend = select(backend, device)
         self._positions: dict[str, Tensor | None] = {}  # int32; None = every entry
@@ -46,27 +55,60 @@ class SalientEma:
 
         Entries that join start at their present weight: until now they never moved.
         """
+        masters = self._masters()
         for name, param in self._network.named_parameters():
             indices = mask.indices.get(name)
             if indices is None or len(indices) == 0:
                 continue
             indices = indices.to(param.device)
             whole = len(indices) == param.numel()
-            dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-            average = torch.empty(len(indices), dtype=dtype, device=param.device)
             positions = None if whole else indices
-            self._backend.gather_salient_([param], [positions], [average])
+            average = self._values(param, positions, masters.get(name))
             if name in self._averages:
                 kept = self._positions[name]
                 slots = slice(None) if kept is None else torch.searchsorted(indices, kept)
                 average[slots] = self._averages[name]
             self._positions[name], self._averages[name] = positions, average
 
+    @torch.no_grad()
     def update(self) -> None:
         """Take the network's present weights into the average."""
-        self._backend.ema_salient_(
-            list(self._averages.values()), self._params(self._network), self._where(), self.decay
-        )
+        followed: list[Tensor] = self._params(self._network)
+        where = list(self._positions.values())
+        masters = self._masters()
+        for i, (name, positions) in enumerate(self._positions.items()):
+            if name in masters:
+                followed[i] = self._values(followed[i], positions, masters[name], copy=False)
+                where[i] = None
+        self._backend.ema_salient_(list(self._averages.values()), followed, where, self.decay)
+
+    def _values(
+        self,
+        param: Tensor,
+        positions: Tensor | None,
+        master: tuple[Tensor | None, Tensor] | None,
+        copy: bool = True,
+    ) -> Tensor:
+        """The entries of a parameter at `positions` as a vector, as precisely as they are known.
+
+        Args:
+            param: The parameter.
+            positions: (nnz,) int32, None = all.
+            master: Of fewer entries, after a mask was refreshed, or of all of them.
+            copy: The vector must not be the master itself.
+        """
+        count = param.numel() if positions is None else len(positions)
+        if master is not None and master[1].numel() == count:
+            flat = master[1].reshape(-1)
+            return flat.clone() if copy else flat
+        dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+        values = torch.empty(count, dtype=dtype, device=param.device)
+        self._backend.gather_salient_([param], [positions], [values])
+        if master is not None and master[0] is not None:
+            kept = master[0].to(param.device)
+            slots = kept if positions is None else torch.searchsorted(positions, kept)
+            values[slots.long()] = master[1]
+        return values
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pecker_fast.distill.config import PeckerConfig
@@ -32,6 +33,7 @@ def masked_adamw(config: PeckerConfig) -> MakeOptimizer:
             eps=options.eps,
             weight_decay=options.weight_decay,
             mask=mask,
+            master_weights=True,  # concerns bf16 weights only
             # A dense update needs every gradient entry: there is nothing to release.
             release_grads=options.release_grads and mask is not None,
             clip_value=options.clip_value,
@@ -61,8 +63,7 @@ class Learner:
     """A network with its optimizer. Between its phases it rests: eval mode, no gradients.
 
     Attributes:
-        network: The network.
-        optimizer: Its optimizer.
+        optimizer: The optimizer.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Learner:
             make_optimizer: Builds the optimizer.
             config: `lr_schedule` and `iterations`.
         """
-        self.network = network
+        self._network = network
         self._trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
         if not self._trainable:
             raise PeckerError(f"{type(network).__name__} has no parameter that requires a gradient")
@@ -97,31 +98,61 @@ class Learner:
 
     def learn(self) -> None:
         """Train mode; gradients for the parameters that have a salient entry."""
-        self.network.train()
+        self._network.train()
         for name, param in self._trainable.items():
             # A parameter that is frozen as a whole needs no weight gradient: exact, and cheaper.
             param.requires_grad_(self._mask is None or len(self._mask.indices[name]) > 0)
 
     def rest(self) -> None:
         """Eval mode; no parameter asks for a gradient."""
-        self.network.eval()
-        self.network.requires_grad_(False)
+        self._network.eval()
+        self._network.requires_grad_(False)
 
     def open_for_scores(self) -> None:
         """Eval mode; every trainable parameter asks for a gradient, frozen ones included."""
-        self.network.eval()
+        self._network.eval()
         for param in self._trainable.values():
             param.requires_grad_(True)
 
-    def step(self, iteration: int) -> None:
-        """One optimizer step with the learning rate of this iteration; drops the gradients."""
+    def set_learning_rate(self, iteration: int) -> None:
+        """The learning rate of this iteration, for the steps that follow."""
         config = self._config
-        if config.lr_schedule != "constant":
-            factor = learning_rate_factor(config.lr_schedule, iteration, config.iterations)
-            for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+        if config.lr_schedule == "constant":
+            return
+        factor = learning_rate_factor(config.lr_schedule, iteration, config.iterations)
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * factor)
+            else:
                 group["lr"] = lr * factor
+
+    def keep_learning_rate_on(self, device: torch.device) -> None:
+        """From now on the learning rate is a tensor there, which a captured graph reads anew.
+
+        In float64: the same bits as a Python number gives.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float64, device=device)
+
+    def keep_learning_rate_on_host(self) -> None:
+        """The learning rate is a Python number again."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(group["lr"])
+
+    def step(self) -> None:
+        """One optimizer step; drops the gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def masters(self) -> dict[str, tuple[Tensor | None, Tensor]]:
+        """Salient positions (None: all) and fp32 masters of the low-precision parameters."""
+        found: dict[str, tuple[Tensor | None, Tensor]] = {}
+        for name, param in self._trainable.items():
+            master = self.optimizer.state.get(param, {}).get("master")
+            if master is not None:
+                indices = None if self._mask is None else self._mask.indices[name]
+                found[name] = indices, master
+        return found
 
     def set_mask(self, mask: SaliencyMask) -> None:
         """Change the mask between two steps; entries that stay salient keep their moments.
@@ -139,10 +170,11 @@ class Learner:
         self._mask = mask
 
     def state_dict(self) -> dict[str, Any]:
-        """Network and optimizer. The mask is not in it."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """The optimizer's. Weights and mask are not in it."""
+        state = self.optimizer.state_dict()
+        groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take both over; the mask must be the one that they were saved under."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Take it over; the mask must be the one that it was saved under."""
+        self.optimizer.load_state_dict(dict(state))

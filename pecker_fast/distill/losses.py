@@ -14,12 +14,10 @@ share one batch, and a weight per sample (`term_weights`) makes the two out of i
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.networks import NoisePredictor, predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 
@@ -97,43 +95,63 @@ def generator_loss(
     x_g: Tensor,
     noise: Tensor,
     t: Tensor,
-    teacher: nn.Module,
-    pseudo_score: nn.Module,
+    networks: NetworkSet,
     teacher_condition: Tensor,
     pseudo_score_condition: Tensor,
     schedule: NoiseSchedule,
+    weight: Tensor,
     *,
     alpha: float,
     predict: NoisePredictor = predict_noise,
     diff_instruct: bool = False,
-) -> Tensor:
-    """ell(c_phi, c_psi) per sample, with its gradient into x_g.
+) -> tuple[Tensor, Tensor]:
+    """ell(c_phi, c_psi) per sample, and its gradient with respect to x_g.
+
+    The backward passes through psi and phi run here, in the reverse order of their forward passes
+    and each with that network's weights in place; the one through the generator is the caller's:
+    `x_g.backward(gradient)`.
 
     Args:
-        x_g: (N, C, H, W) the generator's images, with their graph.
+        x_g: (N, C, H, W) the generator's images; their graph is not touched.
         noise: (N, C, H, W) e.
         t: (N,) int64 time steps.
-        teacher: phi. Its parameters should not require a gradient.
-        pseudo_score: psi. Neither should its.
+        networks: phi and psi, whose parameters should not require gradients.
         teacher_condition: (N,) int64 c_phi: c_r in the remain term, c_o in the forget term.
         pseudo_score_condition: (N,) int64 c_psi: c_r in the remain term, c_f in the forget term.
         schedule: The noise schedule.
+        weight: (N,) weights of the samples in the sum that is differentiated.
         alpha: Weight of the score difference; 1.2 for CIFAR-10 and STL-10.
         predict: Adapter that calls the networks.
         diff_instruct: Block the gradient through p and s. A different, cheaper algorithm.
 
     Returns:
-        (N,) losses in the dtype of `x_g`.
+        (N,) losses without their weights, and (N, C, H, W) the gradient of sum(weight * losses).
     """
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not diff_instruct):
-        x_t = schedule.add_noise(x_g, noise, t)
-        p = schedule.denoised(x_t, predict(teacher, x_t, t, teacher_condition), t)
-        s = schedule.denoised(x_t, predict(pseudo_score, x_t, t, pseudo_score_condition), t)
-    return distillation_loss(p, s, x_g, alpha)
+    x_g = x_g.detach()
+    x_t = schedule.add_noise(x_g, noise, t).requires_grad_(not diff_instruct)
+    with torch.set_grad_enabled(not diff_instruct):
+        eps_p = predict(networks.use("teacher"), x_t, t, teacher_condition)
+        eps_s = predict(networks.use("pseudo_score"), x_t, t, pseudo_score_condition)
+    with torch.no_grad():
+        p, s = schedule.denoised(x_t, eps_p, t), schedule.denoised(x_t, eps_s, t)
+        losses = distillation_loss(p, s, x_g, alpha)
+        scale = weight.view((-1,) + (1,) * (x_g.dim() - 1))
+        g_p, g_s, g_x = (scale * g for g in distillation_loss_gradients(p, s, x_g, alpha))
+        if diff_instruct:
+            return losses, g_x
+        a, b = schedule.coefficients(t, x_g)
+        g_p, g_s = g_p / a, g_s / a
+        del p, s
+    networks.use("pseudo_score")
+    (through_psi,) = torch.autograd.grad(eps_s, x_t, -b * g_s)
+    del eps_s
+    networks.use("teacher")
+    (through_phi,) = torch.autograd.grad(eps_p, x_t, -b * g_p)
+    return losses, g_x + a * (g_p + g_s + through_psi + through_phi)
 
 
 def distillation_loss(p: Tensor, s: Tensor, x_g: Tensor, alpha: float) -> Tensor:
-    """The loss ell per sample from the two denoised images; its backward is the closed form.
+    """The loss ell per sample from the two denoised images.
 
     Args:
         p: (N, C, H, W) the teacher's denoised images.
@@ -144,8 +162,9 @@ def distillation_loss(p: Tensor, s: Tensor, x_g: Tensor, alpha: float) -> Tensor
     Returns:
         (N,) losses.
     """
-    loss: Tensor = _DistillationLoss.apply(p, s, x_g, alpha)  # type: ignore[no-untyped-call]
-    return loss
+    difference = p - s
+    terms = difference * ((p - x_g) - alpha * difference)
+    return (terms / _omega(p, x_g)).flatten(1).sum(1)
 
 
 def distillation_loss_gradients(
@@ -194,27 +213,3 @@ def _omega(p: Tensor, x_g: Tensor) -> Tensor:
     """The normaliser of a sample, shaped (N, 1, 1, 1)."""
     mean = (p - x_g).abs().flatten(1).mean(1).clamp_min(OMEGA_FLOOR)
     return mean.view((-1,) + (1,) * (p.dim() - 1))
-
-
-class _DistillationLoss(torch.autograd.Function):
-    """ell with the three closed-form gradients. Saves p, s and x_g and nothing else."""
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, s: Tensor, x_g: Tensor, alpha: float) -> Tensor:
-        ctx.save_for_backward(p, s, x_g)
-        ctx.alpha = alpha
-        difference = p - s
-        terms = difference * ((p - x_g) - alpha * difference)
-        return (terms / _omega(p, x_g)).flatten(1).sum(1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        p, s, x_g = ctx.saved_tensors
-        gradients = distillation_loss_gradients(p, s, x_g, ctx.alpha)
-        scale = grad.view((-1,) + (1,) * (p.dim() - 1))
-        wanted = ctx.needs_input_grad[:3]
-        return (
-            *(scale * g if need else None for g, need in zip(gradients, wanted, strict=True)),
-            None,
-        )

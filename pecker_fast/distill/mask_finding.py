@@ -9,7 +9,6 @@ generator's present weights, of one of two losses:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pecker_fast.distill.conditions import Conditions
+from pecker_fast.distill.network_set import NetworkSet, SeparateNetworks, alias
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.randomness import SALIENCY, IterationRandom
 from pecker_fast.errors import PeckerError
@@ -29,8 +29,7 @@ __all__ = ["find_mask"]
 
 def find_mask(
     objective: Objective,
-    generator: nn.Module | None = None,
-    pseudo_score: nn.Module | None = None,
+    networks: NetworkSet | None = None,
     *,
     iteration: int = 0,
     progress: bool = False,
@@ -41,9 +40,8 @@ def find_mask(
 
     Args:
         objective: The losses and the configuration.
-        generator: theta. The mask covers its parameters that require a gradient. None = a copy of
-            the teacher, which is how a run starts.
-        pseudo_score: psi. None = the teacher, which it starts as a copy of.
+        networks: The mask covers the parameters of the generator that require a gradient. None =
+            generator and pseudo-score are copies of the teacher, which is how a run starts.
         iteration: The training iteration at which the mask is found: with the seed it decides the
             random numbers.
         progress: Show a progress bar.
@@ -52,8 +50,10 @@ def find_mask(
         PeckerError: A loss or score is not finite, or no entry has any saliency.
     """
     settings, saliency = objective.config.mask, objective.config.saliency
-    if generator is None:
-        generator = copy.deepcopy(objective.teacher).requires_grad_(True)
+    if networks is None:
+        teacher = objective.teacher
+        networks = SeparateNetworks(teacher, alias(teacher).requires_grad_(True), alias(teacher))
+    generator = networks.use("generator")
     if settings.kind == "full":
         return SaliencyMask.full(generator)
     if settings.kind == "random":
@@ -66,8 +66,7 @@ def find_mask(
             settings.block_size,
         )
     generator.eval()
-    pseudo_score = objective.teacher if pseudo_score is None else pseudo_score
-    pseudo_score.eval()
+    pseudo_score = networks.use("pseudo_score").eval()
     random = IterationRandom(objective.config.seed, iteration, objective.device, SALIENCY)
 
     def batches(half: slice, title: str) -> Iterator[Callable[[], Tensor]]:
@@ -76,7 +75,7 @@ def find_mask(
         ):
             labels = objective.conditions.draw(saliency.batch_size, random.generator)[half]
             yield lambda labels=labels: _loss(  # type: ignore[misc]
-                objective, generator, pseudo_score, labels, random
+                objective, networks, labels, random
             )
 
     forget = batches(slice(saliency.batch_size, None), "saliency")
@@ -112,18 +111,20 @@ def _without_gradients(network: nn.Module) -> Iterator[None]:
 
 
 def _loss(
-    objective: Objective,
-    generator: nn.Module,
-    pseudo_score: nn.Module,
-    labels: Conditions,
-    random: IterationRandom,
+    objective: Objective, networks: NetworkSet, labels: Conditions, random: IterationRandom
 ) -> Tensor:
     """The loss of one batch whose gradient is the saliency; a scalar."""
     draws = objective.draw(random, len(labels))
+    generator = networks.use("generator")
     if objective.config.saliency.loss == "denoise":
         with torch.no_grad():
             x_g = objective.sample(generator, draws.noise, labels)
         return objective.pseudo_score_loss(generator, x_g, draws, labels).mean()
     x_g = objective.sample(generator, draws.noise, labels)
-    loss = objective.generator_loss(pseudo_score, x_g, draws, labels).mean()
-    return objective.config.generator.lambda_forget * loss
+    share = objective.config.generator.lambda_forget / len(labels)
+    weight = torch.full_like(x_g[:, 0, 0, 0], share, requires_grad=False)
+    losses, gradient = objective.generator_loss(networks, x_g, draws, labels, weight)
+    networks.use("generator")
+    # The value of the loss, with a graph through the generator alone.
+    through_x_g = (x_g * gradient).sum()
+    return (weight * losses).sum() + (through_x_g - through_x_g.detach())

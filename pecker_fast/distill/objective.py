@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import ClassConditions, Conditions
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.losses import generator_loss, one_step_sample, pseudo_score_loss
+from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.networks import (
     NoisePredictor,
     compute_dtype,
@@ -66,12 +69,15 @@ class Objective:
     """The generator's samples and both losses, for one teacher and one configuration.
 
     Attributes:
-        teacher: phi. Put in eval mode; its parameters stop requiring gradients. Never changed.
+        original: The teacher as it was given: put in eval mode, its parameters stop requiring
+            gradients, and nothing else of it changes.
+        teacher: phi, on `device` and in the precision of the run: the original itself where that
+            is what it is, else a copy.
         schedule: Its noise schedule.
         conditions: Which class to forget and what takes its place.
         config: The run.
         sample_shape: (C, H, W) of what the networks see.
-        device: The teacher's.
+        device: Where the run takes place.
         dtype: Of images, noise and losses: float32, or float64 for a float64 teacher.
     """
 
@@ -83,22 +89,42 @@ class Objective:
         config: PeckerConfig,
         sample_shape: tuple[int, int, int],
         *,
+        device: torch.device | None = None,
         predict: NoisePredictor = predict_noise,
     ) -> None:
-        """Put the pieces together; see the attributes. `predict` calls the networks."""
-        self.teacher = teacher.eval().requires_grad_(False)
+        """Put the pieces together; see the attributes.
+
+        Args:
+            teacher: The noise predictor.
+            schedule: Its schedule.
+            conditions: Draws the labels.
+            config: The run.
+            sample_shape: (C, H, W).
+            device: None = the teacher's.
+            predict: Calls the networks.
+        """
+        first = next(teacher.parameters())
+        self.original = teacher.eval().requires_grad_(False)
         self.schedule = schedule
         self.conditions = conditions
         self.config = config
         self.sample_shape = sample_shape
-        self.device = next(teacher.parameters()).device
+        # torch.device("cuda") becomes the current one, with its number.
+        self.device = first.device if device is None else torch.empty(0, device=device).device
         self.dtype = compute_dtype(teacher)
-        bf16 = config.precision == "bf16"
-        self._predict = with_autocast(predict, self.device) if bf16 else predict
+        low = config.precision == "bf16"
+        dtype = torch.bfloat16 if low else first.dtype
+        self.teacher = teacher
+        if (self.device, dtype) != (first.device, first.dtype):
+            self.teacher = copy.deepcopy(teacher).to(self.device, dtype)
+        autocast = config.precision == "autocast"
+        self._predict = with_autocast(predict, self.device) if autocast else predict
 
     @classmethod
-    def from_model(cls, model: DiffusionModel, config: PeckerConfig) -> Objective:
-        """The objective of a model folder.
+    def from_model(
+        cls, model: DiffusionModel, config: PeckerConfig, device: torch.device | None = None
+    ) -> Objective:
+        """The objective of a model folder, on `device` (None = where the model is).
 
         Raises:
             PeckerError: A class or a time constant that the model does not have.
@@ -106,7 +132,13 @@ class Objective:
         schedule = NoiseSchedule.from_scheduler(model.scheduler, **config.diffusion.model_dump())
         names = model.class_names
         conditions = ClassConditions(config.forget, config.override, len(names), names)
-        return cls(model.unet, schedule, conditions, config, model.network_shape)
+        return cls(model.unet, schedule, conditions, config, model.network_shape, device=device)
+
+    def own_teacher(self) -> nn.Module:
+        """The teacher, made a copy if it is the original: whoever changes its blocks needs one."""
+        if self.teacher is self.original:
+            self.teacher = copy.deepcopy(self.original)
+        return self.teacher
 
     def draw(self, random: IterationRandom, count: int) -> Draws:
         """Random numbers for `count` samples."""
@@ -137,18 +169,18 @@ class Objective:
         )
 
     def generator_loss(
-        self, pseudo_score: nn.Module, x_g: Tensor, draws: Draws, labels: Conditions
-    ) -> Tensor:
-        """Distillation loss ell of x_g, (N,)."""
+        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Distillation loss ell of x_g, (N,), and the gradient of the weighted sum, as x_g."""
         return generator_loss(
             x_g,
             draws.e,
             draws.t,
-            self.teacher,
-            pseudo_score,
+            networks,
             labels.teacher,
             labels.student,
             self.schedule,
+            weight,
             alpha=self.config.alpha,
             predict=self._predict,
             diff_instruct=self.config.diff_instruct,

@@ -1,7 +1,7 @@
 """PeckerTrainer: score forgetting distillation under a saliency mask, as one readable loop.
 
-labels -> noise -> pseudo-score step -> generator step -> average -> log. The trainer knows nothing
-of kernels and the optimizer nothing of diffusion. All randomness of an iteration comes from
+draw -> iteration (pseudo-score step, generator step, average) -> log. The trainer knows nothing of
+kernels and the optimizer nothing of diffusion. All randomness of an iteration comes from
 (seed, iteration), so a run that is killed and started again ends with the same bits.
 """
 
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pecker_fast.distill.checkpoint import RunDirectory, fingerprint
-from pecker_fast.distill.conditions import Conditions
-from pecker_fast.distill.config import NetworkSection, PeckerConfig
+from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.ema import SalientEma
+from pecker_fast.distill.graph import IterationGraph
+from pecker_fast.distill.iteration import Iteration
 from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
-from pecker_fast.distill.losses import term_weights
 from pecker_fast.distill.mask_finding import find_mask
 from pecker_fast.distill.metrics import LossRecord, Metrics, open_tensorboard
+from pecker_fast.distill.network_set import NetworkSet, Role, SeparateNetworks, SharedNetworks
 from pecker_fast.distill.objective import DiffusionModel, Objective
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.errors import PeckerError
@@ -36,8 +37,6 @@ class PeckerTrainer:
     """Makes a one-step generator out of a diffusion model and lets it forget a class.
 
     Attributes:
-        generator: theta, the network that forgets.
-        pseudo_score: psi, which follows the generator.
         mask: The mask in use.
         ever_salient: Union of all masks so far; outside of it nothing has ever changed.
         iteration: Iterations that are done.
@@ -59,8 +58,9 @@ class PeckerTrainer:
 
         Args:
             objective: The teacher, the losses and the configuration.
-            generator: Start of theta, trained in place. None = a copy of the teacher.
-            pseudo_score: Start of psi, trained in place. None = a copy of the teacher.
+            generator: Start of theta, trained in place where it is on the run's device and in its
+                precision, else copied. None = a copy of the teacher.
+            pseudo_score: Start of psi, likewise. None = a copy of the teacher.
             mask: Instead of the one that `config.mask` describes.
             run_directory: Where checkpoints go. None = nothing is written.
             make_optimizer: (network, mask, lr) -> optimizer. None = `MaskedAdamW`.
@@ -69,62 +69,88 @@ class PeckerTrainer:
         Raises:
             PeckerError: A mask of another model, or a directory that holds another run.
         """
-        teacher, config = objective.teacher, objective.config
+        config = objective.config
         if mask is not None and config.mask.refresh_every:
             raise PeckerError("a given mask cannot be refreshed: set mask.refresh_every to 0")
         if config.logging.tensorboard and run_directory is None:
             raise PeckerError("logging.tensorboard needs a run directory to write to")
         self.config = config
-        self.generator = _copy_of(teacher) if generator is None else generator
-        self.pseudo_score = _copy_of(teacher) if pseudo_score is None else pseudo_score
-        if len({teacher, self.generator, self.pseudo_score}) < 3:
-            raise PeckerError(
-                "teacher, generator and pseudo-score must be three networks, of which the last two "
-                "are trained in place; pass copies (copy.deepcopy)"
-            )
         self.iteration = 0
         self._objective = objective
         self._directory = run_directory
         self._progress = progress
         # The teacher never changes, so a generator that starts as its copy needs no second one.
-        start = teacher if generator is None else copy.deepcopy(generator)
-        self._start = dict(start.named_parameters())
-        self._identity = "" if run_directory is None else fingerprint(teacher, start)
+        self._start = objective.original if generator is None else copy.deepcopy(generator)
+        self._identity = ""
+        if run_directory is not None:
+            self._identity = fingerprint(objective.original, self._start)
 
         saved = self._saved_run(mask)
+        self._networks: NetworkSet = SeparateNetworks(
+            objective.teacher, self._working(generator), self._working(pseudo_score)
+        )
         if saved is not None:
             self.mask = SaliencyMask(**saved["mask"])
             self.ever_salient = SaliencyMask(**saved["ever_salient"])
         else:
             self.mask = self.ever_salient = self._find_mask() if mask is None else mask
+        self.mask.check(self.generator)
         self._dense = self.mask.nnz == sum(p.numel() for p in self.generator.parameters())
         generator_mask = None if self._dense else self.mask
         pseudo_score_mask = generator_mask if config.mask.apply == "both" else None
+        started_alike = generator is None and pseudo_score is None
+        if pseudo_score_mask is not None and config.mask.share_weights and started_alike:
+            self._networks = SharedNetworks(
+                objective.own_teacher(), self.ever_salient, config.optimizer.backend
+            )
+
         make = make_optimizer or masked_adamw(config)
-        self._theta = Learner(self.generator, generator_mask, config.generator.lr, make, config)
-        self._psi = Learner(
-            self.pseudo_score, pseudo_score_mask, config.pseudo_score.lr, make, config
-        )
+        theta, psi = self.generator, self.pseudo_score
+        self._theta = Learner(theta, generator_mask, config.generator.lr, make, config)
+        self._psi = Learner(psi, pseudo_score_mask, config.pseudo_score.lr, make, config)
         self._ema = None
         if config.ema.decay is not None:
-            backend = config.optimizer.backend
-            self._ema = SalientEma(self.generator, self.ever_salient, config.ema.decay, backend)
+            self._ema = self._average(config.ema.decay)
         if saved is not None:
             self._load(saved)
+        self._step = Iteration(objective, self._networks, self._psi, self._theta, self._ema)
+        self._graph = IterationGraph(
+            self._step.compute, (self._psi, self._theta), objective.device, config.graph
+        )
         if run_directory is not None:
             run_directory.write_config(config.to_yaml())
             run_directory.write_mask(self.mask)
 
     @classmethod
     def from_model(
-        cls, model: DiffusionModel, config: PeckerConfig, **options: Any
+        cls,
+        model: DiffusionModel,
+        config: PeckerConfig,
+        device: torch.device | None = None,
+        **options: Any,
     ) -> PeckerTrainer:
-        """A trainer for a model folder; `options` are the constructor's keyword arguments.
+        """A trainer for a model folder, on `device` (None = where the model is).
+
+        `options` are the constructor's keyword arguments.
 
         Raises:
             PeckerError: A class or a time constant that the model does not have, and as above.
         """
-        return cls(Objective.from_model(model, config), **options)
+        return cls(Objective.from_model(model, config, device), **options)
+
+    @property
+    def generator(self) -> nn.Module:
+        """theta, the network that forgets, with its weights in place."""
+        return self._networks.use("generator")
+
+    @property
+    def pseudo_score(self) -> nn.Module:
+        """psi, which follows the generator.
+
+        Where all networks share one set of weights, its own are in place until `generator` is
+        asked for or the run goes on.
+        """
+        return self._networks.use("pseudo_score")
 
     def run(self) -> Iterator[Metrics]:
         """Train until `config.iterations`, one iteration per item; saves as it goes.
@@ -147,6 +173,7 @@ class PeckerTrainer:
         )
         try:
             while self.iteration < total:
+                self._refresh_mask()
                 pseudo_score_losses, generator_losses = self._iterate()
                 self.iteration += 1
                 record.add(self.iteration, pseudo_score_losses, generator_losses)
@@ -168,22 +195,29 @@ class PeckerTrainer:
                 board.close()
 
     def ema_generator(self) -> nn.Module:
-        """The result: a copy of the generator in eval mode, averaged where `ema.decay` is set."""
-        network = copy.deepcopy(self.generator).eval()
-        if self._ema is not None:
-            self._ema.copy_to(network)
+        """The result: the generator in eval mode, averaged where `ema.decay` is set.
+
+        A network of its own in the precision of the original, whose frozen entries it has bit for
+        bit; the salient ones are as precise as the run knows them.
+        """
+        generator = self.generator
+        network = copy.deepcopy(self._start).to(self._objective.device).eval()
+        network.requires_grad_(False)
+        if self.config.precision != "bf16":
+            network.load_state_dict(generator.state_dict())
+        ema = self._average(0.0) if self._ema is None else self._ema
+        ema.copy_to(network)
         return network
 
     def verify_frozen(self, network: nn.Module | None = None) -> FrozenCheck:
         """Compare a network with the generator's start, bit by bit, outside all masks so far.
 
         Args:
-            network: None = the generator.
+            network: None = the generator. Its dtype is the one in which the two are compared.
         """
-        after = self.generator if network is None else network
-        return check_frozen(
-            self._start, dict(after.named_parameters()), self.ever_salient.to_dense()
-        )
+        after = dict((self.generator if network is None else network).named_parameters())
+        before = {name: p.to(after[name].dtype) for name, p in self._start.named_parameters()}
+        return check_frozen(before, after, self.ever_salient.to_dense())
 
     def save(self) -> None:
         """Check the weights and write a checkpoint; call it between two iterations.
@@ -193,8 +227,9 @@ class PeckerTrainer:
         Raises:
             PeckerError: A weight is not finite, or the disk is full. The last checkpoint stays.
         """
-        for kind, network in (("generator", self.generator), ("pseudo_score", self.pseudo_score)):
-            for name, param in network.named_parameters():
+        roles: tuple[Role, ...] = ("pseudo_score", "generator")
+        for kind in roles:
+            for name, param in self._networks.use(kind).named_parameters():
                 if not bool(torch.isfinite(param).all()):
                     raise PeckerError(
                         f"the {kind} weight {name!r} is not finite after iteration "
@@ -207,96 +242,49 @@ class PeckerTrainer:
             "config": self.config.flat(),
             "mask": _mask_state(self.mask),
             "ever_salient": _mask_state(self.ever_salient),
+            "networks": self._networks.state_dict(),
             "generator": self._theta.state_dict(),
             "pseudo_score": self._psi.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
         }
         self._directory.save(self.iteration, state)
 
-    # ---- one iteration
-
     def _iterate(self) -> tuple[Tensor, Tensor]:
         """One iteration; returns the losses of pseudo-score and generator, (2B,) each."""
-        config, objective = self.config, self._objective
-        self._refresh_mask()
-        random = IterationRandom(config.seed, self.iteration, objective.device, TRAINING)
-        labels = objective.conditions.draw(config.batch_size, random.generator)
+        random = IterationRandom(self.config.seed, self.iteration, self._objective.device, TRAINING)
+        inputs = self._step.draw(random)
+        for learner in (self._psi, self._theta):
+            learner.set_learning_rate(self.iteration)
+        self._networks.use("generator")
         with random.global_streams():
-            shared = None
-            if config.share_generator_pass:
-                self._theta.learn()
-                noise = objective.draw(random, len(labels)).noise
-                shared = objective.sample(self.generator, noise, labels)
-            pseudo_score_losses = self._pseudo_score_phase(labels, random, shared)
-            generator_losses = self._generator_phase(labels, random, shared)
-        if self._ema is not None:
-            self._ema.update()
-        return pseudo_score_losses, generator_losses
+            return self._graph.run(inputs)
 
-    def _pseudo_score_phase(
-        self, labels: Conditions, random: IterationRandom, shared: Tensor | None
-    ) -> Tensor:
-        """The pseudo-score network learns to denoise the generator's present samples."""
-        draws = self._objective.draw(random, len(labels))
-        weight = self._weights(self.config.pseudo_score, draws.e)
-        self._psi.learn()
-        losses = []
-        for rows in self._slices():
-            part = draws[rows], labels[rows]
-            with torch.no_grad():
-                x_g = (
-                    self._objective.sample(self.generator, part[0].noise, part[1])
-                    if shared is None
-                    else shared.detach()
-                )
-            loss = self._objective.pseudo_score_loss(self.pseudo_score, x_g, *part)
-            (weight[rows] * loss).sum().backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        self._psi.step(self.iteration)
-        self._psi.rest()
-        return torch.cat(losses)
+    # ---- networks
 
-    def _generator_phase(
-        self, labels: Conditions, random: IterationRandom, shared: Tensor | None
-    ) -> Tensor:
-        """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
-        draws = self._objective.draw(random, len(labels))
-        weight = self._weights(self.config.generator, draws.e)
-        self._theta.learn()
-        losses = []
-        for rows in self._slices():
-            part = draws[rows], labels[rows]
-            x_g = (
-                self._objective.sample(self.generator, part[0].noise, part[1])
-                if shared is None
-                else shared
-            )
-            loss = self._objective.generator_loss(self.pseudo_score, x_g, *part)
-            (weight[rows] * loss).sum().backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        self._theta.step(self.iteration)
-        self._theta.rest()
-        return torch.cat(losses)
+    def _working(self, network: nn.Module | None) -> nn.Module:
+        """A network that can be trained: the given one if it is as the teacher is, else a copy."""
+        teacher = next(self._objective.teacher.parameters())
+        if network is None:
+            return copy.deepcopy(self._objective.teacher).requires_grad_(True)
+        first = next(network.parameters())
+        if (first.device, first.dtype) == (teacher.device, teacher.dtype):
+            return network
+        return copy.deepcopy(network).to(teacher.device, teacher.dtype)
 
-    def _weights(self, section: NetworkSection, like: Tensor) -> Tensor:
-        size = self.config.batch_size
-        return term_weights(section.lambda_remain, section.lambda_forget, size, like)
-
-    def _slices(self) -> list[slice]:
-        """Rows of the 2B samples that pass through the networks together."""
-        rows = 2 * self.config.batch_size
-        step = self.config.micro_batch or rows
-        return [slice(first, first + step) for first in range(0, rows, step)]
+    def _average(self, decay: float) -> SalientEma:
+        return SalientEma(
+            self.generator,
+            self.ever_salient,
+            decay,
+            self.config.optimizer.backend,
+            self._theta.masters,
+        )
 
     # ---- masks
 
     def _find_mask(self) -> SaliencyMask:
         return find_mask(
-            self._objective,
-            self.generator,
-            self.pseudo_score,
-            iteration=self.iteration,
-            progress=self._progress,
+            self._objective, self._networks, iteration=self.iteration, progress=self._progress
         )
 
     def _refresh_mask(self) -> None:
@@ -307,11 +295,13 @@ class PeckerTrainer:
         self._theta.open_for_scores()
         self.mask = self._find_mask()
         self.ever_salient |= self.mask
+        self._networks.extend(self.ever_salient)
         self._theta.set_mask(self.mask)
         if self.config.mask.apply == "both":
             self._psi.set_mask(self.mask)
         if self._ema is not None:
             self._ema.extend(self.ever_salient)
+        self._graph.reset()
         if self._directory is not None:
             self._directory.write_mask(self.mask)
 
@@ -342,6 +332,7 @@ class PeckerTrainer:
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.iteration = saved["iteration"]
+        self._networks.load_state_dict(saved["networks"])
         self._theta.load_state_dict(saved["generator"])
         self._psi.load_state_dict(saved["pseudo_score"])
         if self._ema is not None:
@@ -359,10 +350,6 @@ class PeckerTrainer:
             f"the checkpoint of iteration {saved[-1]} is intact" if saved else "nothing was saved"
         )
         return f"{kept}; lower generator.lr and pseudo_score.lr"
-
-
-def _copy_of(teacher: nn.Module) -> nn.Module:
-    return copy.deepcopy(teacher).requires_grad_(True)
 
 
 def _mask_state(mask: SaliencyMask) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from toys import ToyDenoiser, toy_objective
 
 from pecker_fast.distill import find_mask
+from pecker_fast.distill.network_set import SeparateNetworks
 from pecker_fast.distill.randomness import SALIENCY, IterationRandom
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
@@ -109,7 +110,7 @@ def test_nothing_is_changed_by_looking():
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    find_mask(objective, generator, pseudo_score)
+    find_mask(objective, SeparateNetworks(objective.teacher, generator, pseudo_score))
     assert torch.equal(torch.rand(2), expected)
     for network, state in zip((objective.teacher, generator, pseudo_score), before, strict=True):
         for name, value in network.state_dict().items():

@@ -62,7 +62,7 @@ def test_a_refreshed_mask_keeps_the_moments_of_what_stays():
     learner.learn()
     for param in network.parameters():
         param.grad = torch.randn_like(param)
-    learner.step(0)
+    learner.step()
 
     def moments(mask):
         dense = {name: torch.zeros(shape) for name, shape in mask.shapes.items()}

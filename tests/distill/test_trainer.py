@@ -202,9 +202,10 @@ def test_micro_batches_change_rounding_only(micro_batch):
         )
 
 
-def test_bf16_stays_near_fp32():
+@pytest.mark.parametrize("precision", ["autocast", "bf16"])
+def test_low_precision_stays_near_fp32(precision):
     full = train(toy_objective({"iterations": 1, "logging.every": 1}))[1]
-    low = train(toy_objective({"iterations": 1, "logging.every": 1, "precision": "bf16"}))[1]
+    low = train(toy_objective({"iterations": 1, "logging.every": 1, "precision": precision}))[1]
     for name in ("pseudo_score/remain", "pseudo_score/forget"):
         assert full[0].losses[name] != low[0].losses[name]
         assert low[0].losses[name] == pytest.approx(full[0].losses[name], rel=0.02)

@@ -1,0 +1,161 @@
+"""One iteration: what is drawn for it, and the two phases that run on the device.
+
+labels and noise -> pseudo-score step -> generator step -> average. The phases take everything that
+is random from `IterationInputs`, so they can be captured in a CUDA graph once and replayed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pecker_fast.distill.conditions import Conditions
+from pecker_fast.distill.config import NetworkSection
+from pecker_fast.distill.ema import SalientEma
+from pecker_fast.distill.learner import Learner
+from pecker_fast.distill.losses import term_weights
+from pecker_fast.distill.network_set import NetworkSet
+from pecker_fast.distill.objective import Draws, Objective
+from pecker_fast.distill.randomness import IterationRandom
+
+__all__ = ["Iteration", "IterationInputs"]
+
+
+@dataclass(frozen=True)
+class IterationInputs:
+    """What differs from one iteration to the next: 2B samples, the remain half first.
+
+    Attributes:
+        labels: What the networks are told.
+        pseudo_score: Noise and time steps of the pseudo-score phase.
+        generator: Those of the generator phase.
+        shared_noise: (2B, C, H, W) the generator's input where one pass serves both phases.
+    """
+
+    labels: Conditions
+    pseudo_score: Draws
+    generator: Draws
+    shared_noise: Tensor | None
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        shared = [] if self.shared_noise is None else [self.shared_noise]
+        phases = [(d.noise, d.e, d.t) for d in (self.pseudo_score, self.generator)]
+        return [self.labels.student, self.labels.teacher, *phases[0], *phases[1], *shared]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> IterationInputs:
+        """The same from `tensors()`."""
+        student, teacher, *rest = tensors
+        return cls(
+            Conditions(student, teacher),
+            Draws(*rest[:3]),
+            Draws(*rest[3:6]),
+            rest[6] if len(rest) > 6 else None,
+        )
+
+
+class Iteration:
+    """Both phases, for one set of networks and their optimizers."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        networks: NetworkSet,
+        pseudo_score: Learner,
+        generator: Learner,
+        ema: SalientEma | None,
+    ) -> None:
+        """Keep them.
+
+        Args:
+            objective: The losses and the configuration.
+            networks: Says whose weights are in place. Rests with the generator's.
+            pseudo_score: Steps psi.
+            generator: Steps theta.
+            ema: Follows theta. None: nothing is averaged.
+        """
+        self._objective = objective
+        self._config = objective.config
+        self._networks = networks
+        self._psi = pseudo_score
+        self._theta = generator
+        self._ema = ema
+
+    def draw(self, random: IterationRandom) -> IterationInputs:
+        """Labels and noise of one iteration."""
+        objective = self._objective
+        labels = objective.conditions.draw(self._config.batch_size, random.generator)
+        count = len(labels)
+        shared = objective.draw(random, count).noise if self._config.share_generator_pass else None
+        return IterationInputs(
+            labels, objective.draw(random, count), objective.draw(random, count), shared
+        )
+
+    def compute(self, inputs: IterationInputs) -> tuple[Tensor, Tensor]:
+        """Two optimizer steps; returns the losses of pseudo-score and generator, (2B,) each."""
+        shared = None
+        if inputs.shared_noise is not None:
+            self._theta.learn()
+            generator = self._networks.use("generator")
+            shared = self._objective.sample(generator, inputs.shared_noise, inputs.labels)
+        pseudo_score_losses = self._pseudo_score_phase(inputs, shared)
+        generator_losses = self._generator_phase(inputs, shared)
+        if self._ema is not None:
+            self._ema.update()
+        return pseudo_score_losses, generator_losses
+
+    def _pseudo_score_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
+        """The pseudo-score network learns to denoise the generator's present samples."""
+        weight = self._weights(self._config.pseudo_score, inputs.pseudo_score.e)
+        self._psi.learn()
+        losses = []
+        for rows in self._slices():
+            draws, labels = inputs.pseudo_score[rows], inputs.labels[rows]
+            if shared is None:
+                with torch.no_grad():
+                    generator = self._networks.use("generator")
+                    x_g = self._objective.sample(generator, draws.noise, labels)
+            else:
+                x_g = shared.detach()
+            pseudo_score = self._networks.use("pseudo_score")
+            loss = self._objective.pseudo_score_loss(pseudo_score, x_g, draws, labels)
+            (weight[rows] * loss).sum().backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        self._psi.step()
+        self._psi.rest()
+        return torch.cat(losses)
+
+    def _generator_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
+        """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
+        weight = self._weights(self._config.generator, inputs.generator.e)
+        self._theta.learn()
+        losses = []
+        for rows in self._slices():
+            draws, labels = inputs.generator[rows], inputs.labels[rows]
+            if shared is None:
+                generator = self._networks.use("generator")
+                x_g = self._objective.sample(generator, draws.noise, labels)
+            else:
+                x_g = shared
+            loss, gradient = self._objective.generator_loss(
+                self._networks, x_g, draws, labels, weight[rows]
+            )
+            self._networks.use("generator")
+            x_g.backward(gradient)  # type: ignore[no-untyped-call]
+            losses.append(loss)
+        self._theta.step()
+        self._theta.rest()
+        return torch.cat(losses)
+
+    def _weights(self, section: NetworkSection, like: Tensor) -> Tensor:
+        size = self._config.batch_size
+        return term_weights(section.lambda_remain, section.lambda_forget, size, like)
+
+    def _slices(self) -> list[slice]:
+        """Rows of the 2B samples that pass through the networks together."""
+        rows = 2 * self._config.batch_size
+        step = self._config.micro_batch or rows
+        return [slice(first, first + step) for first in range(0, rows, step)]

@@ -1,0 +1,205 @@
+"""Teacher, generator and pseudo-score: three sets of weights, or one that serves all three.
+
+Under a mask on both trained networks the three differ in salient entries only. `SharedNetworks`
+keeps one set of weights and exchanges those entries in place, so that two networks cost nothing but
+two compact vectors. Whoever runs a network, forward or backward, asks for it by its role first:
+`networks.use("generator")`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pecker_fast.backends import select
+from pecker_fast.errors import PeckerError
+from pecker_fast.mask import SaliencyMask
+
+__all__ = ["NetworkSet", "Role", "SeparateNetworks", "SharedNetworks", "alias"]
+
+Role: TypeAlias = Literal["teacher", "generator", "pseudo_score"]
+_TRAINED: tuple[Role, ...] = ("generator", "pseudo_score")
+
+
+class NetworkSet(Protocol):
+    """The three networks of a run. They are three modules, whatever they share."""
+
+    def use(self, role: Role) -> nn.Module:
+        """The network of that role, with its own weights in place until another one is used."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What generator and pseudo-score have become."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take that over, into networks that started alike."""
+        ...
+
+    def extend(self, mask: SaliencyMask) -> None:
+        """From now on all entries of `mask` may change; it contains the former ones."""
+        ...
+
+
+class SeparateNetworks:
+    """Three networks, each with weights of its own."""
+
+    def __init__(self, teacher: nn.Module, generator: nn.Module, pseudo_score: nn.Module) -> None:
+        """Keep them.
+
+        Raises:
+            PeckerError: Two of them are the same module.
+        """
+        if len({teacher, generator, pseudo_score}) < 3:
+            raise PeckerError(
+                "teacher, generator and pseudo-score must be three networks, of which the last two "
+                "are trained in place; pass copies (copy.deepcopy)"
+            )
+        self._networks: dict[Role, nn.Module] = {
+            "teacher": teacher,
+            "generator": generator,
+            "pseudo_score": pseudo_score,
+        }
+
+    def use(self, role: Role) -> nn.Module:
+        """As `NetworkSet.use`: nothing needs to be moved."""
+        return self._networks[role]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state_dict of each trained network."""
+        return {role: self._networks[role].state_dict() for role in _TRAINED}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `NetworkSet.load_state_dict`."""
+        for role in _TRAINED:
+            self._networks[role].load_state_dict(state[role])
+
+    def extend(self, mask: SaliencyMask) -> None:
+        """Nothing to do: every entry is there three times."""
+
+
+class SharedNetworks:
+    """Three modules over one set of weights.
+
+    The modules have parameters of their own (so gradients, hooks, optimizers and modes are their
+    own), whose memory is the same. One role's salient values are in place; those of the other two
+    lie in compact vectors. `use` exchanges values and vectors, and changes no version counter: the
+    weights that a graph saved are back in place when `use` is called before its backward pass.
+
+    An iteration that ends with the role it began with has every vector back where it was, so its
+    addresses can be captured in a CUDA graph.
+    """
+
+    def __init__(self, teacher: nn.Module, mask: SaliencyMask, backend: str = "auto") -> None:
+        """Make generator and pseudo-score, equal to the teacher.
+
+        Args:
+            teacher: Its memory becomes that of all three.
+            mask: Every entry in which they may come to differ.
+            backend: As for the optimizer.
+        """
+        generator, pseudo_score = alias(teacher), alias(teacher)
+        self._networks: dict[Role, nn.Module] = {
+            "teacher": teacher,
+            "generator": generator.requires_grad_(True),
+            "pseudo_score": pseudo_score.requires_grad_(True),
+        }
+        self._backend = select(backend, next(teacher.parameters()).device)
+        self._present: Role = "generator"
+        self._positions: dict[str, Tensor | None] = {}  # int32; None: every entry
+        # What is not in place, by role and name: (nnz,) float32, float64 for float64 parameters.
+        self._absent: dict[Role, dict[str, Tensor]] = {"teacher": {}, "pseudo_score": {}}
+        self.extend(mask)
+
+    @torch.no_grad()
+    def use(self, role: Role) -> nn.Module:
+        """As `NetworkSet.use`."""
+        if role != self._present:
+            values = self._absent.pop(role)
+            self._backend.swap_salient_(
+                self._memory(), list(self._positions.values()), list(values.values())
+            )
+            self._absent[self._present] = values
+            self._present = role
+        return self._networks[role]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The salient values of each trained network by parameter name: (nnz,) each."""
+        self.use("generator")
+        return {
+            "generator": self._gather(),
+            "pseudo_score": dict(self._absent["pseudo_score"]),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `NetworkSet.load_state_dict`; the mask must be the one they were saved under.
+
+        Raises:
+            PeckerError: The values of another mask.
+        """
+        self.use("generator")
+        for role in _TRAINED:
+            shapes = {name: tuple(values.shape) for name, values in state[role].items()}
+            ours = {name: tuple(v.shape) for name, v in self._absent["pseudo_score"].items()}
+            if shapes != ours:
+                raise PeckerError(f"the saved {role} values belong to another mask")
+        device = next(self._networks["teacher"].parameters()).device
+        self._backend.scatter_salient_(
+            self._memory(),
+            list(self._positions.values()),
+            [values.to(device) for values in state["generator"].values()],
+        )
+        for name, values in self._absent["pseudo_score"].items():
+            values.copy_(state["pseudo_score"][name])
+
+    @torch.no_grad()
+    def extend(self, mask: SaliencyMask) -> None:
+        """As `NetworkSet.extend`: where entries join, all three networks are still equal."""
+        self.use("generator")
+        before = dict(self._positions)
+        self._positions = {}
+        for name, param in self._networks["generator"].named_parameters():
+            indices = mask.indices.get(name)
+            if indices is not None and len(indices) > 0:
+                whole = len(indices) == param.numel()
+                self._positions[name] = None if whole else indices.to(param.device)
+        for role, old in self._absent.items():
+            new = self._gather()
+            for name, values in old.items():
+                kept, indices = before[name], self._positions[name]
+                if kept is None:
+                    new[name].copy_(values)
+                else:
+                    slots = kept if indices is None else torch.searchsorted(indices, kept)
+                    new[name][slots.long()] = values
+            self._absent[role] = new
+
+    def _gather(self) -> dict[str, Tensor]:
+        """What is in place at the salient positions, as vectors."""
+        memory = self._memory()
+        values = []
+        for param, positions in zip(memory, self._positions.values(), strict=True):
+            dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+            count = param.numel() if positions is None else len(positions)
+            values.append(torch.empty(count, dtype=dtype, device=param.device))
+        self._backend.gather_salient_(memory, list(self._positions.values()), values)
+        return dict(zip(self._positions, values, strict=True))
+
+    def _memory(self) -> list[Tensor]:
+        # Not `detach`, which shares the version counter: graphs saved these weights.
+        teacher = self._networks["teacher"]
+        return [teacher.get_parameter(name).data for name in self._positions]
+
+
+def alias(network: nn.Module) -> nn.Module:
+    """A copy of a module, with parameters of its own that lie in the same memory.
+
+    They share no version counter: a graph does not notice what happens to the other's.
+    """
+    memo = {id(p): nn.Parameter(p.data, p.requires_grad) for p in network.parameters()}
+    return copy.deepcopy(network, memo)
