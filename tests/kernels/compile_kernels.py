@@ -27,7 +27,17 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import pecker_fast.kernels
-from pecker_fast.kernels import adamw, advance, salient, topk_select, topk_write
+from pecker_fast.kernels import (
+    adamw,
+    advance,
+    channels_last,
+    group_norm,
+    group_norm_backward,
+    residual,
+    salient,
+    topk_select,
+    topk_write,
+)
 from pecker_fast.kernels.elements import STORED
 
 FP32, FP64, BF16, FP16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -36,7 +46,12 @@ STEP_DTYPES = [
     (BF16, FP32), (FP16, FP32), (FP32, BF16), (FP32, FP16),
 ]  # fmt: skip
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-POINTERS = {FP32: "*fp32", FP64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {
+    FP32: "*fp32", FP64: "*fp64", BF16: "*bf16", FP16: "*fp16",
+    torch.int32: "*i32", torch.int64: "*i64",
+}  # fmt: skip
+# The files with the kernels of the U-Net's blocks. No backend has to give their bits.
+BLOCKS = ("channels_last", "group_norm", "group_norm_backward", "residual")
 # Contraction, flushed denormals and approximate division change bits.
 FORBIDDEN = r"\bfma\.\S+|\S+\.ftz\S*|\S+\.approx\S*|\bdiv\.full\S*"
 
@@ -73,6 +88,38 @@ def run_launchers(brief: bool) -> None:
             topk_write.write(dtype, grouped, i64, i32, i64, i64, i64, i32)
 
 
+def run_launchers_of_blocks(brief: bool) -> None:
+    """The kernels of the U-Net's blocks: activations and parameters of the usual dtypes."""
+    samples, channels, skip_channels, groups = 2, 128, 64, 32
+    for dtype, parameter in [(BF16, FP32), (BF16, BF16), (FP32, FP32)]:
+        rare = dtype == parameter
+        if brief and rare:
+            continue
+        x = torch.ones(samples, channels, 16, 16, dtype=dtype)
+        skip = torch.ones(samples, skip_channels, 16, 16, dtype=dtype)
+        y = torch.cat([x, skip], dim=1)
+        weight = torch.ones(channels + skip_channels, dtype=parameter)
+        add = torch.ones(samples, channels + skip_channels, dtype=parameter)
+        partials = torch.ones(samples, 2, 2, channels)
+        channels_last.statistics(x, partials)
+        channels_last.channel_sums(x, partials)
+        residual.residual_add(x, x, None, weight, 1.0, x, partials)
+        residual.residual_add(x, x, x, None, 2.0, x, partials)
+        for second, added, gradient in [(partials, add, weight), (None, None, None)]:
+            table = torch.ones(samples, 4, channels if second is None else len(weight))
+            group_norm.coefficients(partials, second, added, groups, 1e-5, 256, table)
+            norm = group_norm.Normalisation(table, weight, weight, True, 0.0, None)
+            group_norm_backward.combine(partials, norm, groups, 256, table, added)
+            channels_last.column_sums(table, weight, gradient)
+        for silu, seed in [(True, None), (False, None), (True, torch.ones(1, dtype=torch.int64))]:
+            if silu or not rare:
+                norm = group_norm.Normalisation(partials, weight, weight, silu, 0.1, seed)
+                group_norm.apply(skip, channels, norm, y)
+                group_norm_backward.sums(skip, channels, y, norm, partials)
+                for shortcut in (None, skip):
+                    group_norm_backward.apply(skip, channels, y, shortcut, norm, partials, skip)
+
+
 def kernels_defined() -> set[str]:
     """The names of all kernels in the package: what Triton compiles and is called *_kernel."""
     names = set()
@@ -102,15 +149,31 @@ class Variant:
             elif param.annotation_type:
                 self.signature[param.name] = param.annotation_type
             else:
-                assert isinstance(value, int) and param.do_not_specialize, param.name
+                assert isinstance(value, int), param.name
                 self.signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
+                if not param.do_not_specialize:  # a size: 16 divides it in every network
+                    assert value % 16 == 0, param.name
+                    self.attributes[(index,)] = [["tt.divisibility", 16]]
 
     @property
     def name(self) -> str:
         values = [str(v) for k, v in self.constants.items() if k.isupper()]
         flags = [k for k, v in self.signature.items() if k.endswith(("inf_ptr", "scale_ptr"))]
         given = [k for k in flags if self.signature[k] != "constexpr"]
-        return " ".join([self.kernel.fn.__name__, *values, *given])
+        return " ".join([self.kernel.fn.__name__, *values, *given, *self.types])
+
+    @property
+    def types(self) -> list[str]:
+        """Of the tensors, where the launcher takes them from these."""
+        if not self.of_blocks:
+            return []
+        pointers = [v for k, v in self.signature.items() if k.endswith("_ptr")]
+        return ["none" if v == "constexpr" else v.lstrip("*") for v in pointers]
+
+    @property
+    def of_blocks(self) -> bool:
+        """Of the kernels of the U-Net's blocks."""
+        return self.kernel.fn.__module__.rpartition(".")[2] in BLOCKS
 
     def compile(self, capability: int) -> dict:
         source = ASTSource(self.kernel, self.signature, self.constants, self.attributes)
@@ -125,6 +188,7 @@ class Variant:
         ptx = binary.asm["ptx"]
         return {
             "name": self.name,
+            "of_blocks": self.of_blocks,
             **{key: int(value) for key, value in numbers.items()},
             "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", ptx)),
             "wide_stores": len(re.findall(r"st\.global\S*\.v4\.b32|st\.global\S*\.v2\.b64", ptx)),
@@ -141,6 +205,7 @@ def main(capability: int, brief: bool) -> None:
 
     JITFunction.run = record
     run_launchers(brief)
+    run_launchers_of_blocks(brief)
     missing = kernels_defined() - {variant.kernel.fn.__name__ for variant in variants.values()}
     if missing:
         raise SystemExit(f"no launch of {sorted(missing)}: add one to run_launchers")

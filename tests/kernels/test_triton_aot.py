@@ -31,8 +31,13 @@ def test_no_spills(compiled):
 
 
 def test_ieee_arithmetic(compiled):
-    """No contraction, no flushed denormals, no approximations: the CPU backend's bits."""
-    assert {v["name"]: v["forbidden"] for v in compiled if v["forbidden"]} == {}
+    """No contraction, no flushed denormals, no approximations: the CPU backend's bits.
+
+    The fused operations of the U-Net's blocks have no counterpart whose bits they must give.
+    """
+    exact = [v for v in compiled if not v["of_blocks"]]
+    assert len(exact) > 60
+    assert {v["name"]: v["forbidden"] for v in exact if v["forbidden"]} == {}
 
 
 def test_dense_float32_moves_16_bytes_at_a_time(compiled):
@@ -40,3 +45,21 @@ def test_dense_float32_moves_16_bytes_at_a_time(compiled):
     # Dense: p, g and two moments, p and two moments back. Masked: two offsets and two moments, the
     # moments back.
     assert (plain["wide_loads"], plain["wide_stores"]) == (4 + 4, 3 + 2)
+
+
+def test_blocks_move_16_bytes_at_a_time(compiled):
+    """Tiles of 32 elements a thread: 4 accesses in bfloat16 for each tensor of activations."""
+
+    def wide(kernel, types):
+        [variant] = [v for v in compiled if v["name"].split(maxsplit=1) == [kernel, types]]
+        return variant["wide_loads"], variant["wide_stores"]
+
+    # x; y. Further loads are of the channels' numbers, which are few.
+    loads, stores = wide("_apply_kernel", "True 1 64 64 bf16 fp32 fp32 fp32 none bf16")
+    assert loads >= 4 and stores == 4
+    # x, dy, the shortcut's gradient; dx.
+    types = "True 1 64 64 bf16 bf16 bf16 fp32 fp32 fp32 fp32 none bf16"
+    loads, stores = wide("_backward_kernel", types)
+    assert loads >= 12 and stores == 4
+    assert wide("_statistics_kernel", "128 64 bf16 fp32") == (4, 0)
+    assert wide("_residual_kernel", "128 64 bf16 bf16 bf16 none bf16 fp32") == (12, 4)

@@ -1,0 +1,276 @@
+"""How the kernels of a U-Net's blocks walk activations: channels_last, (N, P, C) with P = H * W.
+
+A program takes a tile: a chunk of pixels and a block of channels of one sample. What is summed over
+pixels is first written per sample, chunk and channel, and combined by a second launch in a fixed
+order: no atomics, and any group of channels, from one tensor or two, can be made of it.
+
+Bytes: `statistics` and `channel_sums` read an element once and write 8 (4) a chunk and channel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from pecker_fast.kernels.elements import INTERPRETING, load_as, store_as
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Tile",
+    "as_stored",
+    "channel_sums",
+    "chunk_tile",
+    "chunks_of",
+    "column_sums",
+    "elementwise_tile",
+    "programs",
+    "statistics",
+    "store_partials",
+    "tile_options",
+    "tile_pointer",
+    "tile_position",
+    "tile_statistics",
+]
+
+# 64 channels are rows of 128 bytes in bfloat16. A program of the interpreter costs half a
+# millisecond, whatever its size; Triton bounds a block at 2^20 elements.
+_MOST_PIXELS = 1024 if INTERPRETING else 128
+_MOST_CHANNELS = 1024 if INTERPRETING else 64
+_ELEMENTS_PER_WARP = 1024  # 32 a thread: four 16-byte accesses in flight in bfloat16
+
+
+class Tile(NamedTuple):
+    """What a program takes of a sample; powers of 2."""
+
+    pixels: int
+    channels: int
+
+
+def chunk_tile(pixels: int, channels: int) -> Tile:
+    """The tile of a kernel that sums over pixels. Its pixels depend on `pixels` alone.
+
+    So partial sums of the two halves of a concatenation, made apart, have the same chunks.
+    """
+    # Four at least: dropout draws for four pixels at a time.
+    chunk = min(max(4, triton.next_power_of_2(pixels)), _MOST_PIXELS)
+    return Tile(chunk, min(triton.next_power_of_2(channels), _MOST_CHANNELS))
+
+
+def elementwise_tile(pixels: int, channels: int) -> Tile:
+    """The tile of a kernel that sums nothing: half as large, so that more are in flight."""
+    tile = chunk_tile(pixels, channels)
+    return tile if INTERPRETING else tile._replace(pixels=min(tile.pixels, _MOST_PIXELS // 2))
+
+
+def tile_options(tile: Tile) -> dict[str, Any]:
+    """Blocks and options of a launch. No bits of another backend are asked for: fusion is on."""
+    warps = tile.pixels * tile.channels // _ELEMENTS_PER_WARP
+    return {
+        "BLOCK_PIXELS": tile.pixels,
+        "BLOCK_CHANNELS": tile.channels,
+        "num_warps": min(max(1, warps), 8),
+        "enable_fp_fusion": True,
+    }
+
+
+def programs(tile: Tile, samples: int, pixels: int, channels: int) -> int:
+    """How many there are for (samples, pixels, channels)."""
+    return samples * -(-pixels // tile.pixels) * -(-channels // tile.channels)
+
+
+@triton.jit
+def as_stored(pointer):
+    """The pointer as `load_as` and `store_as` take it: bfloat16 as int16."""
+    DTYPE: tl.constexpr = pointer.dtype.element_ty
+    if DTYPE == tl.bfloat16:
+        pointer = pointer.to(tl.pointer_type(tl.int16))
+    return pointer
+
+
+@triton.jit
+def tile_position(pixels, channels, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
+    """Sample, chunk and channels of this program.
+
+    Blocks of channels vary fastest: programs that run together read whole rows.
+    """
+    blocks = tl.cdiv(channels, BLOCK_CHANNELS)
+    chunks = tl.cdiv(pixels, BLOCK_PIXELS)
+    program = tl.program_id(0)
+    channel = (program % blocks) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    chunk = (program // blocks) % chunks
+    sample = (program // blocks) // chunks
+    return sample.to(tl.int64), chunk, channel
+
+
+@triton.jit
+def tile_pointer(pointer, sample, chunk, pixels, channels, BLOCK_PIXELS: tl.constexpr):
+    """Where a chunk of (N, pixels, channels) starts: int64 up to here, int32 within the tile."""
+    return as_stored(pointer) + (sample * pixels + chunk * BLOCK_PIXELS) * channels
+
+
+@triton.jit
+def tile_statistics(value, valid, count):
+    """Mean and sum of squared deviations over axis 0, of `count` valid elements."""
+    mean = tl.sum(tl.where(valid, value, 0.0), axis=0) / count
+    deviation = tl.where(valid, value - mean[None, :], 0.0)
+    # What rounding the sum has left: without it a mean of 100 would be off by an ulp or two.
+    correction = tl.sum(deviation, axis=0) / count
+    squares = tl.sum(deviation * deviation, axis=0) - count * correction * correction
+    return mean + correction, squares
+
+
+@triton.jit
+def store_partials(partials_ptr, sample, chunk, chunks, channels, channel, present, first, second):
+    """Write a chunk's two numbers a channel into (N, chunks, 2, channels) float32."""
+    row = partials_ptr + (sample * chunks + chunk) * 2 * channels
+    tl.store(row + channel, first, mask=present)
+    tl.store(row + channels + channel, second, mask=present)
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _statistics_kernel(
+    x_ptr,
+    partials_ptr,
+    pixels,
+    channels,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    sample, chunk, channel = tile_position(pixels, channels, BLOCK_PIXELS, BLOCK_CHANNELS)
+    row = tl.arange(0, BLOCK_PIXELS)
+    count = tl.minimum(pixels - chunk * BLOCK_PIXELS, BLOCK_PIXELS)
+    present = channel < channels
+    valid = (row < count)[:, None] & present[None, :]
+    start = tile_pointer(x_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
+    value = load_as(start, row[:, None] * channels + channel[None, :], valid, tl.float32)
+    mean, squares = tile_statistics(value, valid, count)
+    chunks = tl.cdiv(pixels, BLOCK_PIXELS)
+    store_partials(partials_ptr, sample, chunk, chunks, channels, channel, present, mean, squares)
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _channel_sums_kernel(
+    x_ptr,
+    sums_ptr,
+    pixels,
+    channels,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    sample, chunk, channel = tile_position(pixels, channels, BLOCK_PIXELS, BLOCK_CHANNELS)
+    row = tl.arange(0, BLOCK_PIXELS)
+    present = channel < channels
+    valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
+    start = tile_pointer(x_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
+    value = load_as(start, row[:, None] * channels + channel[None, :], valid, tl.float32)
+    chunks = tl.cdiv(pixels, BLOCK_PIXELS)
+    sums = sums_ptr + (sample * chunks + chunk) * channels
+    tl.store(sums + channel, tl.sum(value, axis=0), mask=present)
+
+
+@triton.jit
+def _store_column_sum(
+    table_ptr, out_ptr, scale, rows, row_length, channel, present, BLOCK_ROWS: tl.constexpr
+):
+    """The sums of one column of the table, times `scale`."""
+    total = tl.zeros([BLOCK_ROWS, channel.shape[0]], tl.float32)
+    for first in range(0, rows, BLOCK_ROWS):
+        row = (first + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+        valid = (row < rows)[:, None] & present[None, :]
+        total += tl.load(
+            table_ptr + row[:, None] * row_length + channel[None, :], mask=valid, other=0.0
+        )
+    store_as(as_stored(out_ptr), channel, tl.sum(total, axis=0) * scale, present)
+
+
+@triton.jit(do_not_specialize=["rows", "row_length"])
+def _column_sums_kernel(
+    table_ptr,
+    first_ptr,
+    second_ptr,
+    scale: tl.float32,
+    rows,
+    row_length,
+    channels,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    present = channel < channels
+    if first_ptr is not None:
+        _store_column_sum(
+            table_ptr, first_ptr, scale, rows, row_length, channel, present, BLOCK_ROWS
+        )
+    if second_ptr is not None:
+        _store_column_sum(
+            table_ptr + channels, second_ptr, scale, rows, row_length, channel, present, BLOCK_ROWS
+        )
+
+
+def chunks_of(pixels: int) -> int:
+    """How many chunks the statistics of so many pixels have."""
+    return -(-pixels // chunk_tile(pixels, 1).pixels)
+
+
+def statistics(x: Tensor, partials: Tensor) -> None:
+    """Mean and sum of squared deviations of every channel in every chunk of pixels.
+
+    Args:
+        x: (N, C, H, W) float32, bfloat16 or float16, channels_last.
+        partials: (N, chunks_of(H * W), 2, C) float32, written.
+    """
+    samples, channels, height, width = x.shape
+    pixels = height * width
+    tile = chunk_tile(pixels, channels)
+    grid = (programs(tile, samples, pixels, channels),)
+    if grid[0]:
+        _statistics_kernel[grid](x, partials, pixels, channels, **tile_options(tile))
+
+
+def channel_sums(x: Tensor, sums: Tensor) -> None:
+    """The sum of every channel in every chunk of pixels.
+
+    Args:
+        x: (N, C, H, W) float32, bfloat16 or float16, channels_last.
+        sums: (N, chunks_of(H * W), C) float32, written.
+    """
+    samples, channels, height, width = x.shape
+    pixels = height * width
+    tile = chunk_tile(pixels, channels)
+    grid = (programs(tile, samples, pixels, channels),)
+    if grid[0]:
+        _channel_sums_kernel[grid](x, sums, pixels, channels, **tile_options(tile))
+
+
+def column_sums(
+    table: Tensor, first: Tensor | None, second: Tensor | None, scale: float = 1.0
+) -> None:
+    """Sum a table of partial sums over its rows.
+
+    Args:
+        table: (R, K, C) float32, contiguous.
+        first: (C,) of any dtype, written: scale * sum of table[:, 0]. None: not wanted.
+        second: (C,) of any dtype, written: scale * sum of table[:, 1]. None: not wanted.
+        scale: A factor.
+    """
+    rows, columns, channels = table.shape
+    block = min(triton.next_power_of_2(channels), _MOST_CHANNELS // 4)
+    grid = (triton.cdiv(channels, block),)
+    if grid[0] and not (first is None and second is None):
+        _column_sums_kernel[grid](
+            table,
+            first,
+            second,
+            scale,
+            rows,
+            columns * channels,
+            channels,
+            BLOCK_ROWS=256,
+            BLOCK_CHANNELS=block,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )

@@ -1,0 +1,336 @@
+"""Group normalisation, forward.
+
+    y = dropout(silu((v - mean_g) / sqrt(var_g + eps) * weight + bias)),  v = concat(x, skip) + add
+
+v is never made: `add` only shifts a channel's mean, so the statistics are those of x and of skip,
+taken apart (`channels_last.statistics`) and combined here per group.
+
+Bytes per bfloat16 element: 2 (statistics; 0 where the kernel that wrote x took them) + 4 (apply:
+read, write). Dropout stores no mask: backward draws the same numbers again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from pecker_fast.kernels.channels_last import (
+    as_stored,
+    chunk_tile,
+    elementwise_tile,
+    programs,
+    tile_options,
+    tile_pointer,
+    tile_position,
+)
+from pecker_fast.kernels.elements import load_as, store_as
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "COEFFICIENTS",
+    "Normalisation",
+    "apply",
+    "coefficients",
+    "group_options",
+    "kept",
+    "parameters",
+    "words",
+]
+
+# Rows of `coefficients`, per sample and channel, with xhat = (x - centre) * rstd + offset:
+# centre, rounded; rstd; offset, what rounding the centre took away; the mean of xhat over pixels.
+COEFFICIENTS = 4
+
+_GROUP_ELEMENTS = 2048  # of partial statistics that a program holds at a time
+
+
+class Normalisation(NamedTuple):
+    """What forward and backward of one call have in common.
+
+    Attributes:
+        coefficients: (N, COEFFICIENTS, C) float32.
+        weight: (C,) of any dtype.
+        bias: (C,) of any dtype.
+        silu: Apply x * sigmoid(x).
+        dropout: Probability with which an element becomes 0.
+        seed: (1,) int64 on the device. None: no dropout.
+    """
+
+    coefficients: Tensor
+    weight: Tensor
+    bias: Tensor
+    silu: bool
+    dropout: float
+    seed: Tensor | None
+
+    def arguments(self) -> dict[str, Any]:
+        """As the kernels name them."""
+        kept = 1.0 - self.dropout
+        return {
+            "coefficients_ptr": self.coefficients,
+            "weight_ptr": self.weight,
+            "bias_ptr": self.bias,
+            "seed_ptr": self.seed,
+            "dropout": self.dropout,
+            "scale": 1.0 / kept if kept > 0 else 0.0,  # nothing is kept
+            "SILU": self.silu,
+            "STRIPS": 1 if self.seed is None else 4,
+        }
+
+
+def group_options(chunks: int, group_channels: int) -> dict[str, Any]:
+    """Blocks and options of a launch whose programs combine the partials of a group each."""
+    channels = triton.next_power_of_2(group_channels)
+    rows = min(triton.next_power_of_2(chunks), max(1, _GROUP_ELEMENTS // channels))
+    return {
+        "BLOCK_CHUNKS": rows,
+        "BLOCK_CHANNELS": channels,
+        "num_warps": min(max(1, rows * channels // 256), 8),
+        "enable_fp_fusion": True,
+    }
+
+
+@triton.jit
+def _channel_statistics(
+    partials_ptr,
+    sample,
+    channel,
+    present,
+    pixels,
+    chunks,
+    channels,
+    CHUNK_PIXELS: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+):
+    """Mean and sum of squared deviations over all pixels, float64; 0 where not present."""
+    start = partials_ptr + sample * chunks * 2 * channels
+    total = tl.zeros([BLOCK_CHUNKS, channel.shape[0]], tl.float64)
+    for first in range(0, chunks, BLOCK_CHUNKS):
+        chunk = first + tl.arange(0, BLOCK_CHUNKS)
+        valid = (chunk < chunks)[:, None] & present[None, :]
+        count = tl.minimum(pixels - chunk * CHUNK_PIXELS, CHUNK_PIXELS).to(tl.float64)
+        offset = chunk[:, None] * 2 * channels + channel[None, :]
+        mean = tl.load(start + offset, mask=valid, other=0.0).to(tl.float64)
+        total += tl.where(valid, count[:, None] * mean, 0.0)
+    channel_mean = tl.sum(total, axis=0) / pixels
+    squares = tl.zeros([BLOCK_CHUNKS, channel.shape[0]], tl.float64)
+    for first in range(0, chunks, BLOCK_CHUNKS):
+        chunk = first + tl.arange(0, BLOCK_CHUNKS)
+        valid = (chunk < chunks)[:, None] & present[None, :]
+        count = tl.minimum(pixels - chunk * CHUNK_PIXELS, CHUNK_PIXELS).to(tl.float64)
+        offset = chunk[:, None] * 2 * channels + channel[None, :]
+        mean = tl.load(start + offset, mask=valid, other=0.0).to(tl.float64)
+        within = tl.load(start + channels + offset, mask=valid, other=0.0).to(tl.float64)
+        deviation = mean - channel_mean[None, :]
+        squares += tl.where(valid, within + count[:, None] * deviation * deviation, 0.0)
+    return channel_mean, tl.sum(squares, axis=0)
+
+
+@triton.jit(do_not_specialize=["pixels", "chunks", "group_channels", "add_stride"])
+def _coefficients_kernel(
+    x_partials_ptr,
+    skip_partials_ptr,
+    add_ptr,
+    coefficients_ptr,
+    eps: tl.float64,
+    pixels,
+    chunks,
+    x_channels,
+    skip_channels,
+    group_channels,
+    add_stride,
+    CHUNK_PIXELS: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    channels = x_channels + skip_channels
+    groups = channels // group_channels
+    sample = (tl.program_id(0) // groups).to(tl.int64)
+    lane = tl.arange(0, BLOCK_CHANNELS)
+    channel = (tl.program_id(0) % groups) * group_channels + lane
+    present = lane < group_channels
+
+    mean, squares = _channel_statistics(
+        x_partials_ptr, sample, channel, present & (channel < x_channels), pixels, chunks,
+        x_channels, CHUNK_PIXELS, BLOCK_CHUNKS,
+    )  # fmt: skip
+    if skip_partials_ptr is not None:
+        skip_mean, skip_squares = _channel_statistics(
+            skip_partials_ptr, sample, channel - x_channels, present & (channel >= x_channels),
+            pixels, chunks, skip_channels, CHUNK_PIXELS, BLOCK_CHUNKS,
+        )  # fmt: skip
+        mean += skip_mean  # one of the two is 0
+        squares += skip_squares
+    shift = tl.zeros([BLOCK_CHANNELS], tl.float64)
+    if add_ptr is not None:
+        added = as_stored(add_ptr) + sample * add_stride
+        shift = load_as(added, channel, present, tl.float32).to(tl.float64)
+
+    group_mean = tl.sum(tl.where(present, mean + shift, 0.0), axis=0) / group_channels
+    deviation = tl.where(present, mean + shift - group_mean, 0.0)
+    squares += deviation * deviation * pixels
+    size = group_channels * pixels.to(tl.float64)
+    rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / size + eps)
+    centre = group_mean - shift
+    rounded = centre.to(tl.float32)
+
+    row = coefficients_ptr + sample * 4 * channels + channel
+    tl.store(row, rounded, mask=present)
+    scale = tl.full([BLOCK_CHANNELS], rstd, tl.float64)
+    tl.store(row + channels, scale.to(tl.float32), mask=present)
+    tl.store(row + 2 * channels, ((rounded - centre) * rstd).to(tl.float32), mask=present)
+    tl.store(row + 3 * channels, (deviation * rstd).to(tl.float32), mask=present)
+
+
+@triton.jit
+def parameters(coefficients_ptr, weight_ptr, bias_ptr, sample, column, present, channels):
+    """Of a tile's columns, numbered in the concatenation: centre, rstd, offset, weight, bias."""
+    row = coefficients_ptr + sample * 4 * channels + column
+    centre = tl.load(row, mask=present, other=0.0)
+    rstd = tl.load(row + channels, mask=present, other=0.0)
+    offset = tl.load(row + 2 * channels, mask=present, other=0.0)
+    weight = load_as(as_stored(weight_ptr), column, present, tl.float32)
+    bias = load_as(as_stored(bias_ptr), column, present, tl.float32)
+    return centre[None, :], rstd[None, :], offset[None, :], weight[None, :], bias[None, :]
+
+
+@triton.jit
+def words(seed_ptr, sample, quad, column, channels):
+    """Four random words for each four pixels 4 * quad .. + 3 and column of a sample (Philox).
+
+    The counter is (quad * channels + column, sample): 32 bits each, so that samples of up to 2^34
+    elements and any number of them do not repeat. It does not depend on the tiles.
+    """
+    counter = quad[:, None] * channels + column[None, :]
+    zero = counter * 0
+    return tl.philox(tl.load(seed_ptr), counter, zero + sample.to(tl.int32), zero, zero)
+
+
+@triton.jit
+def kept(word0, word1, word2, word3, dropout, STRIP: tl.constexpr):
+    """Which elements of the pixels 4 * quad + STRIP dropout keeps."""
+    if STRIP == 0:
+        word = word0
+    elif STRIP == 1:
+        word = word1
+    elif STRIP == 2:
+        word = word2
+    else:
+        word = word3
+    return tl.uint_to_uniform_float(word) >= dropout
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _apply_kernel(
+    source_ptr,
+    coefficients_ptr,
+    weight_ptr,
+    bias_ptr,
+    seed_ptr,
+    y_ptr,
+    dropout: tl.float32,
+    scale: tl.float32,
+    pixels,
+    source_channels,
+    first,
+    channels,
+    SILU: tl.constexpr,
+    STRIPS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """One tile of x or skip. STRIPS: 4 with dropout, which draws for four pixels at once."""
+    sample, chunk, channel = tile_position(pixels, source_channels, BLOCK_PIXELS, BLOCK_CHANNELS)
+    present = channel < source_channels
+    column = first + channel
+    centre, rstd, offset, weight, bias = parameters(
+        coefficients_ptr, weight_ptr, bias_ptr, sample, column, present, channels
+    )
+    source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS)
+    y = tile_pointer(y_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
+    strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
+    if seed_ptr is not None:
+        quad = chunk * (BLOCK_PIXELS // 4) + strip_row
+        word0, word1, word2, word3 = words(seed_ptr, sample, quad, column, channels)
+    for strip in tl.static_range(STRIPS):
+        row = strip_row * STRIPS + strip
+        valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
+        value = load_as(
+            source, row[:, None] * source_channels + channel[None, :], valid, tl.float32
+        )
+        z = ((value - centre) * rstd + offset) * weight + bias
+        if SILU:
+            z = z * tl.sigmoid(z)
+        if seed_ptr is not None:
+            z = tl.where(kept(word0, word1, word2, word3, dropout, strip), z * scale, 0.0)
+        store_as(y, row[:, None] * channels + column[None, :], z, valid)
+
+
+def coefficients(
+    x_partials: Tensor,
+    skip_partials: Tensor | None,
+    add: Tensor | None,
+    groups: int,
+    eps: float,
+    pixels: int,
+    out: Tensor,
+) -> None:
+    """Combine partial statistics into what `apply` needs.
+
+    Args:
+        x_partials: (N, chunks, 2, C1) float32, from `channels_last.statistics`.
+        skip_partials: (N, chunks, 2, C2) float32 of the skip. None: C2 is 0.
+        add: (C,) or (N, C) of any dtype, added to every pixel. None: 0.
+        groups: Number of groups; divides C.
+        eps: Added to the variance.
+        pixels: H * W.
+        out: (N, COEFFICIENTS, C) float32, written.
+    """
+    samples, chunks, _, x_channels = x_partials.shape
+    channels = out.shape[2]
+    if samples:
+        _coefficients_kernel[(samples * groups,)](
+            x_partials,
+            skip_partials,
+            add,
+            out,
+            eps,
+            pixels,
+            chunks,
+            x_channels,
+            channels - x_channels,
+            channels // groups,
+            channels if add is not None and add.dim() == 2 else 0,
+            CHUNK_PIXELS=chunk_tile(pixels, channels).pixels,
+            **group_options(chunks, channels // groups),
+        )
+
+
+def apply(source: Tensor, first: int, norm: Normalisation, y: Tensor) -> None:
+    """Normalise one of the two inputs into its channels of y.
+
+    Args:
+        source: (N, C1, H, W) x or (N, C2, H, W) skip, channels_last.
+        first: Its first channel in y: 0 or C1.
+        norm: What to do.
+        y: (N, C, H, W), channels_last; as many channels as `source` has, from `first` on, written.
+    """
+    samples, channels, height, width = source.shape
+    pixels = height * width
+    tile = elementwise_tile(pixels, channels)
+    grid = (programs(tile, samples, pixels, channels),)
+    if grid[0]:
+        _apply_kernel[grid](
+            source,
+            y_ptr=y,
+            pixels=pixels,
+            source_channels=channels,
+            first=first,
+            channels=y.shape[1],
+            **norm.arguments(),
+            **tile_options(tile),
+        )

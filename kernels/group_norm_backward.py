@@ -1,0 +1,315 @@
+"""Group normalisation, backward. dz = dropout's factor * dy * silu'(z); xhat = (v - mean_g) * rstd.
+
+    bias:   S1 = sum dz       weight: S2 = sum dz * xhat       (per sample and channel, over pixels)
+    x:      dv = rstd * (weight * dz - A - xhat * B) + gradient of the shortcut that also read x
+    add:    sum dv = rstd * (weight * S1 - P * (A + B * mean of xhat)), without another pass
+    A, B:   means over the group of weight * dz and weight * dz * xhat, from S1 and S2
+
+Bytes per bfloat16 element: 4 (sums: x, dy) + 6 (apply: x, dy, dv), 8 with a shortcut's gradient.
+z and dropout's draws are computed again, so forward saves nothing of an activation's size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from pecker_fast.kernels.channels_last import (
+    as_stored,
+    chunk_tile,
+    elementwise_tile,
+    programs,
+    store_partials,
+    tile_options,
+    tile_pointer,
+    tile_position,
+)
+from pecker_fast.kernels.elements import load_as, store_as
+from pecker_fast.kernels.group_norm import group_options, kept, parameters, words
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pecker_fast.kernels.group_norm import Normalisation
+
+__all__ = ["SUMS", "apply", "combine", "sums"]
+
+SUMS = 4  # rows of `combine`'s table, per sample and channel: S1, S2, A, B
+
+
+@triton.jit
+def _derivative(xhat, weight, bias, SILU: tl.constexpr):
+    """dy/dz of the activation."""
+    derivative = tl.full(xhat.shape, 1.0, tl.float32)
+    if SILU:
+        z = xhat * weight + bias
+        gate = tl.sigmoid(z)
+        derivative = gate * (1.0 + z * (1.0 - gate))
+    return derivative
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _sums_kernel(
+    source_ptr,
+    dy_ptr,
+    coefficients_ptr,
+    weight_ptr,
+    bias_ptr,
+    seed_ptr,
+    partials_ptr,
+    dropout: tl.float32,
+    scale: tl.float32,
+    pixels,
+    source_channels,
+    first,
+    channels,
+    SILU: tl.constexpr,
+    STRIPS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """S1 and S2 of a tile of x or skip. STRIPS as in forward."""
+    sample, chunk, channel = tile_position(pixels, source_channels, BLOCK_PIXELS, BLOCK_CHANNELS)
+    present = channel < source_channels
+    column = first + channel
+    centre, rstd, offset, weight, bias = parameters(
+        coefficients_ptr, weight_ptr, bias_ptr, sample, column, present, channels
+    )
+    source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS)
+    dy = tile_pointer(dy_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
+    strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
+    if seed_ptr is not None:
+        quad = chunk * (BLOCK_PIXELS // 4) + strip_row
+        word0, word1, word2, word3 = words(seed_ptr, sample, quad, column, channels)
+    sum1 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
+    sum2 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
+    for strip in tl.static_range(STRIPS):
+        row = strip_row * STRIPS + strip
+        valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
+        value = load_as(
+            source, row[:, None] * source_channels + channel[None, :], valid, tl.float32
+        )
+        dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
+        xhat = (value - centre) * rstd + offset
+        dz = dz * _derivative(xhat, weight, bias, SILU)
+        if seed_ptr is not None:
+            dz = tl.where(kept(word0, word1, word2, word3, dropout, strip), dz * scale, 0.0)
+        sum1 += dz  # dy, and so dz, is 0 where there is no element
+        sum2 += dz * xhat
+    store_partials(
+        partials_ptr, sample, chunk, tl.cdiv(pixels, BLOCK_PIXELS), channels, column, present,
+        tl.sum(sum1, axis=0), tl.sum(sum2, axis=0),
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["pixels", "chunks", "group_channels"])
+def _combine_kernel(
+    partials_ptr,
+    coefficients_ptr,
+    weight_ptr,
+    table_ptr,
+    grad_add_ptr,
+    pixels,
+    chunks,
+    channels,
+    group_channels,
+    BLOCK_CHUNKS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    groups = channels // group_channels
+    sample = (tl.program_id(0) // groups).to(tl.int64)
+    lane = tl.arange(0, BLOCK_CHANNELS)
+    channel = (tl.program_id(0) % groups) * group_channels + lane
+    present = lane < group_channels
+
+    start = partials_ptr + sample * chunks * 2 * channels
+    partial1 = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float64)
+    partial2 = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float64)
+    for first in range(0, chunks, BLOCK_CHUNKS):
+        chunk = first + tl.arange(0, BLOCK_CHUNKS)
+        valid = (chunk < chunks)[:, None] & present[None, :]
+        offset = chunk[:, None] * 2 * channels + channel[None, :]
+        partial1 += tl.load(start + offset, mask=valid, other=0.0).to(tl.float64)
+        partial2 += tl.load(start + channels + offset, mask=valid, other=0.0).to(tl.float64)
+    sum1 = tl.sum(partial1, axis=0)
+    sum2 = tl.sum(partial2, axis=0)
+
+    weight = load_as(as_stored(weight_ptr), channel, present, tl.float32).to(tl.float64)
+    size = group_channels * pixels.to(tl.float64)
+    mean1 = tl.sum(weight * sum1, axis=0) / size
+    mean2 = tl.sum(weight * sum2, axis=0) / size
+    row = table_ptr + sample * 4 * channels + channel
+    block = tl.zeros([BLOCK_CHANNELS], tl.float64)
+    tl.store(row, sum1.to(tl.float32), mask=present)
+    tl.store(row + channels, sum2.to(tl.float32), mask=present)
+    tl.store(row + 2 * channels, (block + mean1).to(tl.float32), mask=present)
+    tl.store(row + 3 * channels, (block + mean2).to(tl.float32), mask=present)
+    if grad_add_ptr is not None:
+        coefficient = coefficients_ptr + sample * 4 * channels + channel
+        rstd = tl.load(coefficient + channels, mask=present, other=0.0).to(tl.float64)
+        xhat_mean = tl.load(coefficient + 3 * channels, mask=present, other=0.0).to(tl.float64)
+        total = rstd * (weight * sum1 - pixels * (mean1 + mean2 * xhat_mean))
+        grad_add = as_stored(grad_add_ptr) + sample * channels
+        store_as(grad_add, channel, total.to(tl.float32), present)
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _backward_kernel(
+    source_ptr,
+    dy_ptr,
+    shortcut_ptr,
+    coefficients_ptr,
+    table_ptr,
+    weight_ptr,
+    bias_ptr,
+    seed_ptr,
+    dx_ptr,
+    dropout: tl.float32,
+    scale: tl.float32,
+    pixels,
+    source_channels,
+    first,
+    channels,
+    SILU: tl.constexpr,
+    STRIPS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """The gradient of a tile of x or skip. STRIPS as in forward."""
+    sample, chunk, channel = tile_position(pixels, source_channels, BLOCK_PIXELS, BLOCK_CHANNELS)
+    present = channel < source_channels
+    column = first + channel
+    centre, rstd, offset, weight, bias = parameters(
+        coefficients_ptr, weight_ptr, bias_ptr, sample, column, present, channels
+    )
+    means = table_ptr + (sample * 4 + 2) * channels + column
+    mean1 = tl.load(means, mask=present, other=0.0)
+    mean2 = tl.load(means + channels, mask=present, other=0.0)
+    source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS)
+    dx = tile_pointer(dx_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS)
+    dy = tile_pointer(dy_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
+    strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
+    if seed_ptr is not None:
+        quad = chunk * (BLOCK_PIXELS // 4) + strip_row
+        word0, word1, word2, word3 = words(seed_ptr, sample, quad, column, channels)
+    for strip in tl.static_range(STRIPS):
+        row = strip_row * STRIPS + strip
+        valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
+        entry = row[:, None] * source_channels + channel[None, :]
+        value = load_as(source, entry, valid, tl.float32)
+        dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
+        xhat = (value - centre) * rstd + offset
+        dz = dz * _derivative(xhat, weight, bias, SILU)
+        if seed_ptr is not None:
+            dz = tl.where(kept(word0, word1, word2, word3, dropout, strip), dz * scale, 0.0)
+        dv = rstd * (weight * dz - mean1[None, :] - xhat * mean2[None, :])
+        if shortcut_ptr is not None:
+            shortcut = tile_pointer(
+                shortcut_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS
+            )
+            dv += load_as(shortcut, entry, valid, tl.float32)
+        store_as(dx, entry, dv, valid)
+
+
+def sums(source: Tensor, first: int, dy: Tensor, norm: Normalisation, partials: Tensor) -> None:
+    """S1 and S2 of every chunk of pixels for the channels of one of the two inputs.
+
+    Args:
+        source: (N, C1, H, W) x or (N, C2, H, W) skip, channels_last.
+        first: Its first channel in y: 0 or C1.
+        dy: (N, C, H, W), channels_last.
+        norm: As forward had it.
+        partials: (N, chunks, 2, C) float32; the channels of `source` written.
+    """
+    samples, channels, height, width = source.shape
+    pixels = height * width
+    tile = chunk_tile(pixels, channels)
+    grid = (programs(tile, samples, pixels, channels),)
+    if grid[0]:
+        _sums_kernel[grid](
+            source,
+            dy,
+            partials_ptr=partials,
+            pixels=pixels,
+            source_channels=channels,
+            first=first,
+            channels=dy.shape[1],
+            **norm.arguments(),
+            **tile_options(tile),
+        )
+
+
+def combine(
+    partials: Tensor,
+    norm: Normalisation,
+    groups: int,
+    pixels: int,
+    table: Tensor,
+    grad_add: Tensor | None,
+) -> None:
+    """Combine the sums of `sums`; the gradient of `add`.
+
+    Args:
+        partials: (N, chunks, 2, C) float32.
+        norm: As forward had it.
+        groups: Number of groups; divides C.
+        pixels: H * W.
+        table: (N, SUMS, C) float32, written: S1, S2, A, B.
+        grad_add: (N, C) of any dtype, written. None: not wanted.
+    """
+    samples, chunks, _, channels = partials.shape
+    if samples:
+        _combine_kernel[(samples * groups,)](
+            partials,
+            norm.coefficients,
+            norm.weight,
+            table,
+            grad_add,
+            pixels,
+            chunks,
+            channels,
+            channels // groups,
+            **group_options(chunks, channels // groups),
+        )
+
+
+def apply(
+    source: Tensor,
+    first: int,
+    dy: Tensor,
+    shortcut: Tensor | None,
+    norm: Normalisation,
+    table: Tensor,
+    dx: Tensor,
+) -> None:
+    """The gradient of one of the two inputs.
+
+    Args:
+        source: (N, C1, H, W) x or (N, C2, H, W) skip, channels_last.
+        first: Its first channel in y: 0 or C1.
+        dy: (N, C, H, W), channels_last.
+        shortcut: Like `source`: a gradient to add. None: 0.
+        norm: As forward had it.
+        table: (N, SUMS, C) float32, from `combine`.
+        dx: Like `source`, written.
+    """
+    samples, channels, height, width = source.shape
+    pixels = height * width
+    tile = elementwise_tile(pixels, channels)
+    grid = (programs(tile, samples, pixels, channels),)
+    if grid[0]:
+        _backward_kernel[grid](
+            source,
+            dy,
+            shortcut,
+            table_ptr=table,
+            dx_ptr=dx,
+            pixels=pixels,
+            source_channels=channels,
+            first=first,
+            channels=dy.shape[1],
+            **norm.arguments(),
+            **tile_options(tile),
+        )
