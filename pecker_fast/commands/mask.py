@@ -19,7 +19,10 @@ from pecker_fast.commands.common import (
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
-    from pecker_fast.mask import ParameterStats
+    from pecker_fast.distill.config import PeckerConfig
+    from pecker_fast.distill.objective import Objective
+    from pecker_fast.mask import ParameterStats, SaliencyMask
+    from pecker_fast.nn.flops import NetworkFlops
 
 __all__ = ["mask"]
 
@@ -87,6 +90,7 @@ def mask(
     )
     for line in density_table(found.stats()):
         click.echo(line)
+    click.echo(backward_line(objective, found))
     click.echo(out)
     click.echo(plot)
 
@@ -106,3 +110,53 @@ def density_table(stats: Iterable[ParameterStats]) -> list[str]:
     for block, (numel, nnz) in blocks.items():
         lines.append(f"{block:{width}} {numel:>12,} {nnz:>12,} {nnz / numel:>8.4f}")
     return lines
+
+
+def backward_line(objective: Objective, mask: SaliencyMask) -> str:
+    """A line with the FLOPs that the mask saves, or with the reason why they cannot be counted."""
+    import torch
+    from torch import Tensor, nn
+
+    from pecker_fast.distill.networks import predict_noise
+    from pecker_fast.nn.flops import count_flops
+
+    zero = torch.zeros(1, dtype=torch.int64, device="meta")
+
+    def forward(network: nn.Module, image: Tensor) -> Tensor:
+        return predict_noise(network, image, zero, zero)
+
+    try:
+        flops = count_flops(objective.teacher, mask, forward, objective.sample_shape)
+    except PeckerError as error:
+        return f"backward of the generator: {error}"
+    return describe_backward(flops, mask, objective.config)
+
+
+def describe_backward(flops: NetworkFlops, mask: SaliencyMask, config: PeckerConfig) -> str:
+    """How much of a backward pass is skipped, which part of it, and its share of an iteration."""
+    full, masked = flops.full, flops.masked
+    unit, size = ("GFLOP", 1e9) if full.total >= 1e9 else ("MFLOP", 1e6)
+    line = (
+        f"backward of the generator: {masked.total / size:,.1f} of {full.total / size:,.1f} {unit} "
+        "an image"
+    )
+    if masked.total == full.total:
+        line += f": this mask ({mask.granularity}, density {mask.density:.4g}) skips no arithmetic"
+        structured = mask.granularity in ("out_channel", "tensor") or mask.density == 1
+        return line if structured else f"{line}; mask.granularity out_channel or tensor can"
+    weights = (full.weight_gradients - masked.weight_gradients) / full.total
+    below = flops.skipped - weights
+
+    def iteration(masked_networks: int) -> int:
+        return flops.iteration(
+            masked_networks,
+            shared_sample=config.share_generator_pass,
+            diff_instruct=config.diff_instruct,
+        )
+
+    learning = 2 if config.mask.apply == "both" else 1
+    return (
+        f"{line} ({flops.skipped:.1%} skipped: weight gradients {weights:.1%}, layers below the "
+        f"earliest salient one {below:.1%}); of an iteration: "
+        f"{1 - iteration(learning) / iteration(0):.1%}"
+    )
