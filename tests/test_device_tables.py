@@ -9,7 +9,7 @@ import torch
 from oracle import bits
 
 from pecker_fast import MaskedAdamW, backends
-from pecker_fast.backends import device_tables
+from pecker_fast.backends import device, device_tables
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def capture(monkeypatch):
     """Switches what the tables take for the state of the stream."""
 
     def switch(on):
-        monkeypatch.setattr(device_tables, "_is_capturing", lambda device: on)
+        monkeypatch.setattr(device_tables, "is_capturing", lambda device: on)
 
     return switch
 
@@ -121,3 +121,26 @@ def test_only_what_changed_is_uploaded(launches, monkeypatch):
     param.grad = torch.ones(40, 50)
     optimizer.step()
     assert uploads == [torch.float64, torch.int64]
+
+
+def test_copies_during_a_capture_use_the_tables_of_before(capture, monkeypatch):
+    """Pinned memory cannot be had then, and what a graph reads must not be freed."""
+    if "cuda" not in backends.on_host():
+        pytest.skip("the CUDA kernels do not run on the CPU here")
+    backend = backends.select("cuda", "cpu")._backend
+    params = [torch.randn(5, 8), torch.randn(70)]
+    positions = [torch.arange(0, p.numel(), 3, dtype=torch.int32) for p in params]
+    values = [torch.zeros(len(p)) for p in positions]
+    backend.ema_salient_(values, params, positions, 0.5)
+    device_tables.remembered_tables.cache_clear()
+    backend.ema_salient_(values, params, positions, 0.5)
+    capture(True)
+    monkeypatch.setattr(device, "is_capturing", lambda device: True)
+    uploads = []
+    monkeypatch.setattr(device_tables, "upload", lambda *args: uploads.append(args))
+    backend.ema_salient_(values, params, positions, 0.5)
+    assert uploads == []
+    kept = backend._captured[-2:]
+    device_tables.remembered_tables.cache_clear()
+    assert kept[0].numel() == 4 * len(params)
+    torch.testing.assert_close(values[1], 0.875 * params[1][positions[1].long()])

@@ -7,7 +7,7 @@ what changed, and launches: `advance` counts the step and computes its scalars o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from pecker_fast.backends import reference
 from pecker_fast.backends.device_tables import (
     DeviceWork,
     address,
+    is_capturing,
     on,
     read_as,
-    remembered_work_list,
-    upload,
+    remembered_tables,
+    stream_of,
 )
 from pecker_fast.backends.device_topk import DeviceTopk
 from pecker_fast.backends.fitting import check_vector, slot_offsets
@@ -37,6 +38,7 @@ class DeviceBackend:
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
+        self._captured: list[Tensor] = []  # what captured graphs go on reading
         topk = DeviceTopk(kernels)
         self.select_topk = topk.select_topk
         self.select_groups = topk.select_groups
@@ -172,12 +174,10 @@ class DeviceBackend:
                 if len(rows) == 1:  # a backward hook's: no table
                     self._kernels.salient_one(operation, *rows[0], decay)
                     continue
-                table = upload(
-                    [value for t, o, v in rows for value in (*map(address, (t, o, v)), v.numel())],
-                    torch.int64,
-                    device,
+                numbers = (
+                    value for t, o, v in rows for value in (*map(address, (t, o, v)), v.numel())
                 )
-                blocks = self._work_list([vector for _, _, vector in rows], device)
+                table, blocks = self._tables(numbers, [vector for _, _, vector in rows], device)
                 self._kernels.salient(
                     operation, dense_dtype, compact_dtype, table.view(-1, 4), blocks, decay
                 )
@@ -189,20 +189,22 @@ class DeviceBackend:
         if any(v.dtype != dtype or not v.is_contiguous() for v in values):
             return reference.norm_salient(values)
         with on(device):
-            table = upload(
-                [number for v in values for number in (v.data_ptr(), v.numel())],
-                torch.int64,
-                device,
-            )
-            blocks = self._work_list(values, device)
+            numbers = (number for v in values for number in (v.data_ptr(), v.numel()))
+            table, blocks = self._tables(numbers, values, device)
             partials = torch.empty(len(blocks), dtype=torch.float64, device=device)
             self._kernels.sum_squares(dtype, table.view(-1, 2), blocks, partials)
             norm = partials.sum().sqrt()
             return norm, (~norm.isfinite()).float()
 
-    def _work_list(self, vectors: Sequence[Tensor], device: torch.device) -> Tensor:
-        sizes = tuple(map(Tensor.numel, vectors))
-        return remembered_work_list(sizes, self._kernels.slots_per_block, device)
+    def _tables(
+        self, numbers: Iterable[int], vectors: Sequence[Tensor], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """A table of addresses and the work list over `vectors`, from the last time if they fit."""
+        sizes, size = tuple(map(Tensor.numel, vectors)), self._kernels.slots_per_block
+        tables = remembered_tables(tuple(numbers), sizes, size, device, stream_of(device))
+        if is_capturing(device):
+            self._captured += tables
+        return tables
 
 
 def _take_detours(

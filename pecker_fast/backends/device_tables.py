@@ -24,9 +24,11 @@ __all__ = [
     "DeviceWork",
     "Launch",
     "address",
+    "is_capturing",
     "on",
     "read_as",
-    "remembered_work_list",
+    "remembered_tables",
+    "stream_of",
     "upload",
     "work_list",
 ]
@@ -197,7 +199,7 @@ class DeviceWork:
         is: steps outside of the graph do not disturb it, nor does it disturb them.
         """
         numbers = [number for group in groups for number in _group_row(group)]
-        if _is_capturing(self.device):
+        if is_capturing(self.device):
             grad_table = self._upload_captured(addresses, torch.int64)
             group_table = self._upload_captured(numbers, torch.float64)
         else:
@@ -232,7 +234,13 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def _is_capturing(device: torch.device) -> bool:
+def stream_of(device: torch.device) -> int:
+    """Torch's current stream there; 0 on the CPU."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether launches are recorded into a CUDA graph instead of run."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
@@ -301,8 +309,27 @@ def work_list(
     return blocks
 
 
-# For lists of tensors that come again and again: the list depends on their sizes alone.
-remembered_work_list = lru_cache(maxsize=4)(work_list)
+@lru_cache(maxsize=32)
+def remembered_tables(
+    numbers: tuple[int, ...],
+    sizes: tuple[int, ...],
+    chunk_size: int,
+    device: torch.device,
+    stream: int,
+) -> tuple[Tensor, Tensor]:
+    """A table of addresses and the work list over vectors of these sizes.
+
+    For lists of tensors that come again and again. A capture finds them if the same list came
+    before on its stream: they cannot be made during one.
+
+    Args:
+        numbers: of the table.
+        sizes: of the vectors.
+        chunk_size: of a block.
+        device: where both are wanted.
+        stream: on which they are made; another one would have to wait for it.
+    """
+    return upload(numbers, torch.int64, device), work_list(sizes, chunk_size, device)
 
 
 def _is_int32(offsets: Tensor | None) -> bool:

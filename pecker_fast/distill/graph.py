@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,12 +17,48 @@ from torch import Tensor
 from pecker_fast.distill.iteration import IterationInputs
 from pecker_fast.distill.learner import Learner
 
-__all__ = ["WARM_UP", "IterationGraph"]
+__all__ = ["WARM_UP", "CudaCapture", "IterationGraph"]
 
 WARM_UP = 3
 """Ordinary iterations before the capture: libraries choose algorithms, optimizers make tables."""
 
-_Losses = tuple[Tensor, Tensor]
+Losses: TypeAlias = tuple[Tensor, Tensor]
+
+
+class CudaCapture:
+    """Captures work into CUDA graphs, on a stream of its own.
+
+    Ordinary work goes to the same stream before: autograd keeps to the stream on which it first met
+    a parameter, and tables are remembered by stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Make the stream on `device`."""
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def aside(self, work: Callable[[], Losses]) -> Losses:
+        """Do the work on the stream; the current one waits for it."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            losses = work()
+        current.wait_stream(self._stream)
+        return losses
+
+    def capture(self, work: Callable[[], Losses]) -> tuple[Losses, Callable[[], None]]:
+        """Record the work without doing it.
+
+        Returns:
+            Where its results will be, and the function that does it.
+
+        Raises:
+            RuntimeError: The work waits for the device, or does what a capture forbids.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            losses = work()
+        return losses, graph.replay
 
 
 class IterationGraph:
@@ -34,10 +70,10 @@ class IterationGraph:
 
     def __init__(
         self,
-        compute: Callable[[IterationInputs], _Losses],
+        compute: Callable[[IterationInputs], Losses],
         learners: Sequence[Learner],
         device: torch.device,
-        mode: Literal["auto", "off"] = "auto",
+        capture: CudaCapture | str,
     ) -> None:
         """Prepare; nothing is captured yet.
 
@@ -45,69 +81,56 @@ class IterationGraph:
             compute: The iteration: launches on `device` alone, no waiting for it.
             learners: Whose optimizers it steps.
             device: Where it runs.
-            mode: "off" for ordinary iterations.
+            capture: Makes the graph, or the reason why there is to be none.
         """
         self._compute = compute
         self._learners = learners
         self._device = device
-        self.reason: str | None = None
-        if mode == "off":
-            self.reason = "graph is off in the configuration"
-        elif device.type != "cuda":
-            self.reason = f"no CUDA graphs on {device.type}"
-        self._stream: torch.cuda.Stream | None = None
+        self._capture = None if isinstance(capture, str) else capture
+        self.reason = capture if isinstance(capture, str) else None
         self.reset()
+
+    @property
+    def captured(self) -> bool:
+        """Whether iterations are replayed."""
+        return self._replay is not None
 
     def reset(self) -> None:
         """Forget the graph: what it captured (masks, tables) is no longer so."""
         self._ordinary = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
-        self._losses: _Losses | None = None
+        self._losses: Losses | None = None
+        self._replay: Callable[[], None] | None = None
 
-    def run(self, inputs: IterationInputs) -> _Losses:
+    def run(self, inputs: IterationInputs) -> Losses:
         """One iteration; the losses are valid until the next one."""
-        if self.reason is not None:
+        if self._capture is not None and self._replay is None and self._ordinary >= WARM_UP:
+            self._try_to_capture(self._capture, inputs)
+        if self._replay is not None and self._losses is not None:
+            for fixed, value in zip(self._inputs, inputs.tensors(), strict=True):
+                fixed.copy_(value)
+            self._replay()
+            return self._losses
+        self._ordinary += 1
+        if self._capture is None:
             return self._compute(inputs)
-        if self._graph is None and self._ordinary >= WARM_UP:
-            self._try_to_capture(inputs)
-        if self._graph is None or self._losses is None:
-            self._ordinary += 1
-            return self._compute_aside(inputs)
-        for fixed, value in zip(self._inputs, inputs.tensors(), strict=True):
-            fixed.copy_(value)
-        self._graph.replay()
-        return self._losses
+        return self._capture.aside(lambda: self._compute(inputs))
 
-    def _compute_aside(self, inputs: IterationInputs) -> _Losses:
-        """An ordinary iteration, on the stream of the capture.
-
-        Autograd keeps to the stream on which it first met a parameter.
-        """
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            losses = self._compute(inputs)
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
-        return losses
-
-    def _try_to_capture(self, inputs: IterationInputs) -> None:
-        kept = [_HostState(learner) for learner in self._learners]
-        graph = torch.cuda.CUDAGraph()
+    def _try_to_capture(self, capture: CudaCapture, inputs: IterationInputs) -> None:
+        before = [_HostState(learner) for learner in self._learners]
         fixed = [tensor.clone() for tensor in inputs.tensors()]
         try:
             for learner in self._learners:
                 learner.keep_learning_rate_on(self._device)
-            with torch.cuda.graph(graph, stream=self._stream):
-                losses = self._compute(IterationInputs.of(fixed))
+            losses, replay = capture.capture(lambda: self._compute(IterationInputs.of(fixed)))
         except RuntimeError as error:
-            for state in kept:
+            for state in before:
                 state.restore()
+            self._capture = None
             self.reason = f"the iteration cannot be captured: {str(error).splitlines()[0]}"
             warnings.warn(f"no CUDA graph: {self.reason}", stacklevel=3)
             return
-        self._graph, self._inputs, self._losses = graph, fixed, losses
+        self._inputs, self._losses, self._replay = fixed, losses, replay
 
 
 class _HostState:

@@ -154,6 +154,21 @@ class Learner:
                 found[name] = indices, master
         return found
 
+    @torch.no_grad()
+    def refine_masters(self, original: Mapping[str, Tensor]) -> None:
+        """Give masters that are a rounded original entry what the rounding took.
+
+        Args:
+            original: name -> the parameter before it was rounded to low precision, any device.
+        """
+        for name, (positions, master) in self.masters().items():
+            precise = original[name].detach()
+            if positions is not None:
+                precise = precise.reshape(-1)[positions.long().to(precise.device)]
+            precise = precise.to(master)
+            rounded = precise.to(self._trainable[name].dtype).to(master)
+            master.copy_(torch.where(master == rounded, precise, master))
+
     def set_mask(self, mask: SaliencyMask) -> None:
         """Change the mask between two steps; entries that stay salient keep their moments.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pecker_fast.distill.checkpoint import RunDirectory, fingerprint
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.ema import SalientEma
-from pecker_fast.distill.graph import IterationGraph
+from pecker_fast.distill.graph import CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration
 from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
 from pecker_fast.distill.mask_finding import find_mask
@@ -85,6 +85,10 @@ class PeckerTrainer:
         if run_directory is not None:
             self._identity = fingerprint(objective.original, self._start)
 
+        given = objective.original if pseudo_score is None else pseudo_score
+        # References, unless psi is trained in place: then they are at its precision anyway.
+        self._pseudo_score_start = dict(given.named_parameters())
+
         saved = self._saved_run(mask)
         self._networks: NetworkSet = SeparateNetworks(
             objective.teacher, self._working(generator), self._working(pseudo_score)
@@ -108,6 +112,7 @@ class PeckerTrainer:
         theta, psi = self.generator, self.pseudo_score
         self._theta = Learner(theta, generator_mask, config.generator.lr, make, config)
         self._psi = Learner(psi, pseudo_score_mask, config.pseudo_score.lr, make, config)
+        self._refine_masters()
         self._ema = None
         if config.ema.decay is not None:
             self._ema = self._average(config.ema.decay)
@@ -115,7 +120,7 @@ class PeckerTrainer:
             self._load(saved)
         self._step = Iteration(objective, self._networks, self._psi, self._theta, self._ema)
         self._graph = IterationGraph(
-            self._step.compute, (self._psi, self._theta), objective.device, config.graph
+            self._step.compute, (self._psi, self._theta), objective.device, self._capture()
         )
         if run_directory is not None:
             run_directory.write_config(config.to_yaml())
@@ -271,6 +276,21 @@ class PeckerTrainer:
             return network
         return copy.deepcopy(network).to(teacher.device, teacher.dtype)
 
+    def _refine_masters(self) -> None:
+        """Masters start from the networks as they were given, not as bf16 has them."""
+        if self.config.precision == "bf16":
+            self._theta.refine_masters(dict(self._start.named_parameters()))
+            self._psi.refine_masters(self._pseudo_score_start)
+
+    def _capture(self) -> CudaCapture | str:
+        """What captures iterations, or why none is."""
+        device = self._objective.device
+        if self.config.graph == "off":
+            return "graph is off in the configuration"
+        if device.type != "cuda":
+            return f"no CUDA graph on {device.type}"
+        return CudaCapture(device)
+
     def _average(self, decay: float) -> SalientEma:
         return SalientEma(
             self.generator,
@@ -299,6 +319,7 @@ class PeckerTrainer:
         self._theta.set_mask(self.mask)
         if self.config.mask.apply == "both":
             self._psi.set_mask(self.mask)
+        self._refine_masters()
         if self._ema is not None:
             self._ema.extend(self.ever_salient)
         self._graph.reset()

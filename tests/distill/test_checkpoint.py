@@ -193,7 +193,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "_FORMAT", 9)
         train(tmp_path)
-    with pytest.raises(PeckerError, match="has format 9, this version reads 1"):
+    with pytest.raises(PeckerError, match="has format 9, this version reads 2"):
         train(tmp_path)
 
 
