@@ -20,8 +20,10 @@ sys.path.insert(0, str(HERE))  # for oracle.py
 # compiled by the C++ compiler. Triton reads its variable when kernels are imported.
 if not torch.cuda.is_available():
     from cuda_on_host import build
+    from interpreter import patch_language_once
 
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    patch_language_once()
     if build.compiler() is not None:
         os.environ["PECKER_FAST_CUDA_ON_HOST"] = str(build.build())
 
