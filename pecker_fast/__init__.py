@@ -1,7 +1,8 @@
 """Erase a class from a diffusion model, in less time and memory, and prove it.
 
 `MaskedAdamW` is a drop-in for `torch.optim.AdamW`; `SaliencyMask` and `saliency_scores` say which
-entries it may change; `PeckerTrainer` is the distillation that makes a model forget.
+entries it may change; `PeckerTrainer` is the distillation that makes a model forget; `accelerate_`
+switches a diffusers U-Net to fused operations.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pecker_fast.errors import PeckerError
     from pecker_fast.mask import SaliencyMask
     from pecker_fast.models import ModelFolder
+    from pecker_fast.nn.accelerate import accelerate_, decelerate_
     from pecker_fast.optim import MaskedAdamW
     from pecker_fast.saliency import saliency_scores
 
@@ -26,6 +28,8 @@ __all__ = [
     "PeckerError",
     "PeckerTrainer",
     "SaliencyMask",
+    "accelerate_",
+    "decelerate_",
     "load_config",
     "saliency_scores",
 ]
@@ -37,6 +41,8 @@ _HOMES = {
     "PeckerError": "errors",
     "PeckerTrainer": "distill.trainer",
     "SaliencyMask": "mask",
+    "accelerate_": "nn.accelerate",
+    "decelerate_": "nn.accelerate",
     "load_config": "distill.config",
     "saliency_scores": "saliency",
 }

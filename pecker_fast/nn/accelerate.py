@@ -1,0 +1,226 @@
+"""Switches a diffusers U-Net to the fused operations in place, and back.
+
+A module is switched by exchanging its class for one that overrides `forward` (`layers`, `blocks`,
+`attention`): parameters, names, hooks, modes, `state_dict`, `isinstance`, `copy.deepcopy` and
+pickling stay as they are. Convolution weights become channels_last, values unchanged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.nn import operations
+from pecker_fast.nn.attention import FusedAttention, FusedTransformer2DModel
+from pecker_fast.nn.blocks import (
+    FusedAttnUpBlock2D,
+    FusedCrossAttnUpBlock2D,
+    FusedResnetBlock2D,
+    FusedUpBlock2D,
+)
+from pecker_fast.nn.layers import (
+    AppliedSiLU,
+    FusedGroupNorm,
+    FusedGroupNormSiLU,
+    FusedUpsample2D,
+    is_unobserved,
+)
+
+__all__ = ["Acceleration", "accelerate_", "decelerate_"]
+
+# Fused blocks and the class each one stands for. The order is that of switching: an up block asks
+# whether its residual blocks are.
+_BLOCKS: dict[Any, Any] = {
+    fused: fused.__base__
+    for fused in (
+        FusedResnetBlock2D,
+        FusedUpBlock2D,
+        FusedAttnUpBlock2D,
+        FusedCrossAttnUpBlock2D,
+        FusedAttention,
+        FusedTransformer2DModel,
+        FusedUpsample2D,
+    )
+}
+_PLAIN: dict[Any, Any] = {
+    **_BLOCKS,
+    FusedGroupNorm: nn.GroupNorm,
+    FusedGroupNormSiLU: nn.GroupNorm,
+}
+
+# Blocks of diffusers that normalise or concatenate and have no fused form, by name: not every
+# supported version has them all.
+_WITHOUT_FUSED_FORM = (
+    "AttnSkipUpBlock2D",
+    "KCrossAttnUpBlock2D",
+    "KUpBlock2D",
+    "ResnetBlockCondNorm2D",
+    "ResnetUpsampleBlock2D",
+    "SimpleCrossAttnUpBlock2D",
+    "SkipUpBlock2D",
+)
+
+# On a convolution whose weight was made channels_last.
+_CONVERTED = "_pecker_fast_converted"
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What `accelerate_` found and did.
+
+    Attributes:
+        switched: Number of modules now fused, by the class they had.
+        left: Number of modules left on the torch path, by class and reason.
+        reason: Why nothing could be switched. None: fused kernels run here.
+    """
+
+    switched: Mapping[str, int] = field(default_factory=dict)
+    left: Mapping[str, int] = field(default_factory=dict)
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        if self.reason is not None:
+            return f"not accelerated: {self.reason}"
+        switched = ", ".join(f"{count} {name}" for name, count in self.switched.items())
+        left = ", ".join(f"{count} {name}" for name, count in self.left.items())
+        line = f"accelerated: {switched or 'nothing, no block of diffusers in it'}"
+        return f"{line}\non the torch path: {left}" if left else line
+
+
+def accelerate_(model: nn.Module) -> Acceleration:
+    """Make the blocks of a diffusers U-Net run on the fused operations. In place.
+
+    Any network built from diffusers' blocks will do; `UNet2DModel` and `UNet2DConditionModel` are
+    what it is for. Outputs and gradients stay what they were, up to rounding. Calling it twice is
+    harmless, and picks up what was added in between.
+
+    Where the kernels cannot run (a CPU, no Triton), nothing is changed and the result says so.
+    Blocks of a kind without a fused form stay as they are. A fused module runs diffusers' own code
+    for a call that it cannot fuse: a hook on a layer inside, gradient checkpointing, FreeU, an
+    attention processor that was set.
+
+    Args:
+        model: A network, its parameters where they are to be used.
+
+    Returns:
+        What was switched and what was not; prints in one or two lines.
+
+    Raises:
+        PeckerError: Not a module.
+    """
+    _check(model, "accelerate_")
+    devices = {parameter.device for parameter in model.parameters()} or {torch.device("cpu")}
+    for device in sorted(devices, key=str):
+        reason = operations.unavailable(device)
+        if reason is not None:
+            return Acceleration(reason=reason)
+
+    left: Counter[str] = Counter()
+    for fused, plain in _BLOCKS.items():
+        for module in model.modules():
+            if isinstance(module, Attention) and not module.residual_connection:
+                continue  # inside a transformer block: nothing in it to fuse
+            if type(module) is plain:
+                obstacle = fused.obstacle(module)
+                if obstacle is None:
+                    module.__class__ = fused
+                else:
+                    left[f"{plain.__name__} ({obstacle})"] += 1
+            elif isinstance(module, plain) and type(module) not in _BLOCKS:
+                left[f"{type(module).__name__} (a class of its own)"] += 1
+    for module in model.modules():
+        if type(module).__name__ in _WITHOUT_FUSED_FORM:
+            left[f"{type(module).__name__} (no fused form)"] += 1
+    left += _switch_norms(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            _make_channels_last(module)
+    switched = dict.fromkeys((plain.__name__ for plain in _PLAIN.values()), 0)
+    for module in model.modules():
+        if type(module) in _PLAIN:
+            switched[_PLAIN[type(module)].__name__] += 1
+    return Acceleration({name: count for name, count in switched.items() if count}, dict(left))
+
+
+def decelerate_(model: nn.Module) -> None:
+    """Undo `accelerate_`: diffusers' classes, and weights in the memory format they had. In place.
+
+    Harmless where nothing was switched.
+
+    Raises:
+        PeckerError: Not a module.
+    """
+    _check(model, "decelerate_")
+    for module in model.modules():
+        if type(module) in _PLAIN:
+            module.__class__ = _PLAIN[type(module)]
+        for name, child in module.named_children():
+            if isinstance(child, AppliedSiLU):
+                setattr(module, name, child.former[0])
+        if module.__dict__.pop(_CONVERTED, False):
+            _set_memory_format(module, torch.contiguous_format)
+
+
+def _check(model: nn.Module, function: str) -> None:
+    if not isinstance(model, nn.Module):
+        found = type(model).__name__
+        raise PeckerError(
+            f"{function}: model must be a torch.nn.Module, got {found}; for a pipeline, its unet"
+        )
+
+
+def _switch_norms(model: nn.Module) -> Counter[str]:
+    """Switch the group norms that no fused block has taken over; count those that cannot be."""
+    # Attention normalises tokens, not an image, unless it is fused.
+    owners = (FusedResnetBlock2D, Attention, FusedTransformer2DModel)
+    taken = {
+        id(child)
+        for module in model.modules()
+        if isinstance(module, owners)
+        for child in module.children()
+    }
+    left: Counter[str] = Counter()
+    for module in model.modules():
+        if type(module) is nn.GroupNorm and id(module) not in taken:
+            obstacle = FusedGroupNorm.obstacle(module)
+            if obstacle is None:
+                module.__class__ = FusedGroupNorm
+            else:
+                left[f"GroupNorm ({obstacle})"] += 1
+    for unet in model.modules():
+        if isinstance(unet, (UNet2DModel, UNet2DConditionModel)):
+            norm, activation = unet.conv_norm_out, unet.conv_act
+            if (
+                type(norm) is FusedGroupNorm
+                and type(activation) is nn.SiLU
+                and is_unobserved(activation)
+            ):
+                norm.__class__ = FusedGroupNormSiLU
+                unet.conv_act = AppliedSiLU(activation)
+    return left
+
+
+def _make_channels_last(conv: nn.Conv2d) -> None:
+    weight = conv._parameters.get("weight")
+    if (
+        weight is not None
+        and weight.is_contiguous()
+        and not weight.is_contiguous(memory_format=torch.channels_last)
+    ):
+        _set_memory_format(conv, torch.channels_last)
+        setattr(conv, _CONVERTED, True)
+
+
+def _set_memory_format(conv: nn.Module, memory_format: torch.memory_format) -> None:
+    # Through `data`: the parameter stays the object that optimizers and hooks hold.
+    weight = conv._parameters["weight"]
+    assert weight is not None
+    weight.data = weight.data.contiguous(memory_format=memory_format)

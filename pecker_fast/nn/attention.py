@@ -1,0 +1,164 @@
+"""Attention over images that never leaves channels_last.
+
+diffusers turns an image into tokens and back by transposing, and makes the way back contiguous:
+with channels_last activations the first is a view, the second copies the image into the other
+layout, and the next convolution copies it back. Here both are views, the biases of the output
+projections are added in the pass that adds the residual and takes the statistics of the next norm,
+and the norm hands its input on to the residual, so that both gradients of the input are written by
+one kernel. Query, key and value are strided views of the projections' outputs, as
+`scaled_dot_product_attention` takes them; so are those inside the transformer blocks, which are
+left as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+from pecker_fast.nn.layers import OBSERVED, end_block, image_of, is_transparent, tokens_of
+from pecker_fast.nn.operations import group_norm
+from pecker_fast.nn.skipping import SlicedConv2d, conv2d, linear
+
+__all__ = ["FusedAttention", "FusedTransformer2DModel"]
+
+
+class FusedAttention(Attention):
+    """`Attention` of an image with itself: group norm inside, residual around."""
+
+    @staticmethod
+    def obstacle(block: Any) -> str | None:
+        """Why `block` stays on the torch path; None if it need not."""
+        if block.group_norm is None:
+            return "no group norm inside"
+        if not block.residual_connection:
+            return "no residual"
+        if block.spatial_norm is not None or block.norm_q is not None or block.norm_k is not None:
+            return "more norms inside"
+        if type(block.processor) is not AttnProcessor2_0:
+            return f"processor {type(block.processor).__name__}"
+        return None if is_transparent(block.group_norm, *block.to_out) else OBSERVED
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **cross_attention_kwargs: Any,
+    ) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W); another input, or other tokens to attend to: as diffusers.
+
+        `temb` is for a spatial norm, which a fused attention does not have.
+        """
+        to_out, dropout = self.to_out
+        if (
+            hidden_states.ndim != 4
+            or encoder_hidden_states is not None
+            or attention_mask is not None
+            or cross_attention_kwargs
+            or type(self.processor) is not AttnProcessor2_0
+            or (dropout.training and dropout.p > 0)  # acts before the residual, bias included
+            or not is_transparent(self.group_norm, to_out, dropout)
+        ):
+            return super().forward(
+                hidden_states,
+                encoder_hidden_states,
+                attention_mask,
+                temb=temb,
+                **cross_attention_kwargs,
+            )
+        norm = self.group_norm
+        normed, x, _ = group_norm(
+            hidden_states, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False
+        )
+        tokens = tokens_of(normed)
+        attended = F.scaled_dot_product_attention(
+            *(
+                project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+                for project in (self.to_q, self.to_k, self.to_v)
+            )
+        )
+        tokens = linear(attended.transpose(1, 2).flatten(2), to_out, None)
+        image = image_of(tokens, *hidden_states.shape[-2:])
+        return end_block(image, [x], to_out.bias, self.rescale_output_factor)
+
+
+class FusedTransformer2DModel(Transformer2DModel):
+    """`Transformer2DModel` over images: norm, projections and residual around its blocks.
+
+    A projection given as a 1x1 convolution is computed as the matrix product that it is.
+    """
+
+    @staticmethod
+    def obstacle(block: Any) -> str | None:
+        """Why `block` stays on the torch path; None if it need not."""
+        if not block.is_input_continuous:
+            return "not over an image"
+        if is_transparent(block.norm, block.proj_in, block.proj_out):
+            return None
+        return OBSERVED
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        timestep: Tensor | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+        class_labels: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """(N, C, H, W) and (N, L, D) text to (N, C, H, W), wrapped as diffusers does."""
+        masks = (attention_mask, encoder_attention_mask)
+        if (
+            "scale" in (cross_attention_kwargs or {})  # deprecated there
+            or any(mask is not None and mask.ndim == 2 for mask in masks)  # to be made a bias
+            or self.gradient_checkpointing
+            or not is_transparent(self.norm, self.proj_in, self.proj_out)
+        ):
+            return super().forward(
+                hidden_states,
+                encoder_hidden_states,
+                timestep,
+                added_cond_kwargs,
+                class_labels,
+                cross_attention_kwargs,
+                attention_mask,
+                encoder_attention_mask,
+                return_dict,
+            )
+        norm = self.norm
+        normed, x, _ = group_norm(
+            hidden_states, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False
+        )
+        height, width = hidden_states.shape[-2:]
+        tokens = _project(tokens_of(normed), self.proj_in, self.proj_in.bias, height, width)
+        for block in self.transformer_blocks:
+            tokens = block(
+                tokens,
+                attention_mask=attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+                timestep=timestep,
+                cross_attention_kwargs=cross_attention_kwargs,
+                class_labels=class_labels,
+            )
+        tokens = _project(tokens, self.proj_out, None, height, width)
+        output = end_block(image_of(tokens, height, width), [x], self.proj_out.bias)
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+
+def _project(tokens: Tensor, layer: Any, bias: Tensor | None, height: int, width: int) -> Tensor:
+    """(N, H*W, C) through a linear layer or a 1x1 convolution, with `bias` instead of its own."""
+    if isinstance(layer, SlicedConv2d):  # computes some rows of its weight's gradient only
+        return tokens_of(conv2d(image_of(tokens, height, width), layer, bias))
+    if isinstance(layer, nn.Conv2d):
+        return F.linear(tokens, layer.weight.flatten(1), bias)
+    return linear(tokens, layer, bias)
