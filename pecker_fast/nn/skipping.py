@@ -10,7 +10,8 @@ the gradient of the other rows is needed:
 The gradient has the weight's full shape, so whatever reads it (hooks, clipping, DDP, an optimizer)
 sees an ordinary one. A weight without any salient entry needs no gradient at all: that is what
 `requires_grad_(False)` is for, and torch then also runs no backward below the earliest salient
-layer.
+layer. What it does on a CPU even so is the weight gradient of a convolution whose bias learns, half
+of the layer's backward pass; a sliced convolution makes the bias gradient by itself.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def skip_frozen_(network: nn.Module, mask: SaliencyMask | None) -> tuple[SlicedL
 
     Returns:
         The sliced layers. Layers of which a share of `SLICE_BELOW` of the rows or more is salient,
-        or no entry at all, are left alone.
+        or no row at all, are left alone, but for convolutions of which the bias alone learns.
 
     Raises:
         PeckerError: The mask does not fit the network, which is then left as it was.
@@ -114,13 +115,17 @@ def skip_frozen_(network: nn.Module, mask: SaliencyMask | None) -> tuple[SlicedL
     sliced: list[SlicedLayer] = []
     if mask is None:
         return ()
+    learning = {name for name, positions in mask.indices.items() if len(positions)}
     for name, module in network.named_modules():
-        weight_name = f"{name}.weight" if name else "weight"
+        prefix = f"{name}." if name else ""
+        weight_name = f"{prefix}weight"
         if not _can_be_sliced(module) or weight_name not in mask:
             continue
         count = mask.shapes[weight_name][0]
         rows = _salient_rows(mask, weight_name)
-        if 0 < len(rows) < SLICE_BELOW * count:
+        # On a CPU torch makes the weight's gradient whenever it makes the bias's.
+        for_its_bias = isinstance(module, nn.Conv2d) and f"{prefix}bias" in learning
+        if len(rows) < SLICE_BELOW * count and (len(rows) or for_its_bias):
             slice_weight_gradient_(module, rows)
             sliced.append(SlicedLayer(name, len(rows), count))
     return tuple(sliced)
@@ -159,16 +164,22 @@ def conv2d(
         (N, C_out, H', W') in the dtype of `F.conv2d`, under autocast too.
     """
     weight = module.weight if weight is None else weight
-    if isinstance(module, SlicedConv2d) and x.dim() == 4 and _wants_gradient(weight):
-        result: Tensor = _SlicedConv2d.apply(  # type: ignore[no-untyped-call]
-            *_autocast(x, weight, bias),
-            _rows_beside(x, module),
-            module.stride,
-            module.padding,
-            module.dilation,
-        )
-        return result
-    output: Tensor = module._conv_forward(x, weight, bias)
+    output: Tensor
+    if isinstance(module, SlicedConv2d) and x.dim() == 4 and torch.is_grad_enabled():
+        if weight.requires_grad:
+            output = _SlicedConv2d.apply(  # type: ignore[no-untyped-call]
+                *_autocast(x, weight, bias),
+                _rows_beside(x, module),
+                module.stride,
+                module.padding,
+                module.dilation,
+            )
+            return output
+        if bias is not None and bias.requires_grad:
+            output = module._conv_forward(x, weight, bias.detach())
+            output = _BiasGradient.apply(output, bias)  # type: ignore[no-untyped-call]
+            return output
+    output = module._conv_forward(x, weight, bias)
     return output
 
 
@@ -187,7 +198,7 @@ def linear(
         (..., C_out) in the dtype of `F.linear`, under autocast too.
     """
     weight = module.weight if weight is None else weight
-    if isinstance(module, SlicedLinear) and _wants_gradient(weight):
+    if isinstance(module, SlicedLinear) and torch.is_grad_enabled() and weight.requires_grad:
         result: Tensor = _SlicedLinear.apply(  # type: ignore[no-untyped-call]
             *_autocast(x, weight, bias), _rows_beside(x, module)
         )
@@ -237,6 +248,21 @@ class _SlicedConv2d(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
+class _BiasGradient(torch.autograd.Function):
+    """Passes on the output of a convolution, and makes the gradient of its bias."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, bias: Tensor) -> Tensor:
+        # As if it were changed in place: only so may what follows really do that.
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad.sum((0, 2, 3))
+
+
 class _SlicedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
@@ -263,10 +289,6 @@ def _channels(x: Tensor, channels: Tensor) -> Tensor:
     if x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).index_select(3, channels).permute(0, 3, 1, 2)
     return x.index_select(1, channels)
-
-
-def _wants_gradient(weight: Tensor) -> bool:
-    return weight.requires_grad and torch.is_grad_enabled()
 
 
 def _rows_beside(x: Tensor, module: SlicedConv2d | SlicedLinear) -> Tensor:

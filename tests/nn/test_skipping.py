@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from pecker_fast import MaskedAdamW
 from pecker_fast.errors import PeckerError
@@ -179,6 +181,58 @@ def test_what_needs_no_gradient_gets_none(make):
     assert x.grad is not None and layer.weight.grad is None and layer.bias.grad is not None
     layer.requires_grad_(False)
     assert not layer(x.detach()).requires_grad
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("input_learns", [False, True])
+def test_a_convolution_of_which_the_bias_alone_learns(input_learns, autocast):
+    plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True))
+    sliced = copy.deepcopy(plain)
+    mask = mask_of(sliced, {"0.bias": torch.tensor(True)})
+    assert skip_frozen_(sliced, mask) == (SlicedLayer("0", 0, 5),)
+    x, results = torch.randn(2, 3, 6, 6), []
+    for network in (plain, sliced):
+        network[0].weight.requires_grad_(False)
+        leaf = x.clone().requires_grad_(input_learns)
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+            FlopCounterMode(display=False) as counter,
+        ):
+            output = network(leaf)
+        output.sum().backward()
+        results.append((output, network[0].bias.grad, leaf.grad))
+        assert network[0].weight.grad is None
+        assert counter.get_total_flops() == 2 * 2 * 16 * 5 * 27  # one convolution
+    assert torch.equal(results[1][0], results[0][0])
+    assert_close(results[1][1], results[0][1], BF16 if autocast else 1e-6)
+    if input_learns:
+        assert torch.equal(results[1][2], results[0][2])
+
+
+def test_the_bias_gradient_needs_no_weight_gradient():
+    layer = nn.Conv2d(3, 5, 3)
+    slice_weight_gradient_(layer, torch.tensor([], dtype=torch.int64))
+    layer.weight.requires_grad_(False)
+    output, masks = layer(torch.randn(1, 3, 4, 4, requires_grad=True)), []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution_backward.default:
+                masks.append(args[-1])
+            return func(*args, **kwargs or {})
+
+    with Watching():
+        output.sum().backward()
+    assert masks == [[True, False, False]]
+
+
+def test_an_image_without_a_batch_takes_the_ordinary_way():
+    layer, x = nn.Conv2d(3, 5, 3), torch.randn(3, 6, 6)
+    expected = backward(layer, x)
+    slice_weight_gradient_(layer, torch.tensor([2]))
+    actual = backward(layer, x)
+    assert torch.equal(actual[1], expected[1])
+    assert torch.equal(actual[2]["weight"], expected[2]["weight"])
 
 
 def test_second_derivatives_are_refused():
