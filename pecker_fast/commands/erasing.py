@@ -132,6 +132,7 @@ def erase_class(
     with open_run(out, force) as directory:
         with clock.stage("mask"):
             trainer = PeckerTrainer(objective, mask=mask, run_directory=directory, progress=True)
+        click.echo("; ".join(trainer.notes), err=True)
         resumed_at = trainer.iteration
         if resumed_at:
             click.echo(f"resuming at iteration {resumed_at} of {config.iterations}", err=True)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
+from pecker_fast.nn.skipping import skip_frozen_
 from pecker_fast.optim import MaskedAdamW
 
 __all__ = ["Learner", "MakeOptimizer", "learning_rate_factor", "masked_adamw"]
@@ -76,6 +77,8 @@ class Learner:
     ) -> None:
         """Make the optimizer and let the network rest.
 
+        Where the mask leaves whole rows of a weight frozen, their gradient is not computed.
+
         Args:
             network: Its parameters that require a gradient now are the ones that may learn.
             mask: Which entries may change. None = all.
@@ -89,6 +92,7 @@ class Learner:
             raise PeckerError(f"{type(network).__name__} has no parameter that requires a gradient")
         if mask is not None:
             mask.check(network)
+        skip_frozen_(network, mask)
         self.optimizer = make_optimizer(network, mask, lr)
         self._mask = mask
         self._config = config
@@ -111,6 +115,7 @@ class Learner:
     def open_for_scores(self) -> None:
         """Eval mode; every trainable parameter asks for a gradient, frozen ones included."""
         self._network.eval()
+        skip_frozen_(self._network, None)
         for param in self._trainable.values():
             param.requires_grad_(True)
 
@@ -182,6 +187,7 @@ class Learner:
                 f"{type(self.optimizer).__name__}; use MaskedAdamW or set it to 0"
             )
         change(mask, moments="carry")
+        skip_frozen_(self._network, mask)
         self._mask = mask
 
     def state_dict(self) -> dict[str, Any]:

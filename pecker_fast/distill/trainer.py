@@ -29,6 +29,7 @@ from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frozen import FrozenCheck, check_frozen
 from pecker_fast.mask import SaliencyMask
+from pecker_fast.nn.accelerate import accelerate_
 
 __all__ = ["PeckerTrainer"]
 
@@ -90,6 +91,7 @@ class PeckerTrainer:
         self._pseudo_score_start = dict(given.named_parameters())
 
         saved = self._saved_run(mask)
+        self._blocks = self._accelerated(objective)
         self._networks: NetworkSet = SeparateNetworks(
             objective.teacher, self._working(generator), self._working(pseudo_score)
         )
@@ -142,6 +144,11 @@ class PeckerTrainer:
             PeckerError: A class or a time constant that the model does not have, and as above.
         """
         return cls(Objective.from_model(model, config, device), **options)
+
+    @property
+    def notes(self) -> list[str]:
+        """How iterations are run, in lines to show: which blocks, and whether in a graph."""
+        return [self._blocks, self._graph.reason or "one CUDA graph per iteration"]
 
     @property
     def generator(self) -> nn.Module:
@@ -266,15 +273,25 @@ class PeckerTrainer:
 
     # ---- networks
 
+    def _accelerated(self, objective: Objective) -> str:
+        """Switch a copy of the teacher to fused blocks where they run; says what came of it."""
+        if not self.config.accelerate:
+            return "torch's blocks: accelerate is off in the configuration"
+        if objective.device.type != "cuda":
+            return f"torch's blocks: no fused ones on {objective.device.type}"
+        return str(accelerate_(objective.own_teacher()))
+
     def _working(self, network: nn.Module | None) -> nn.Module:
         """A network that can be trained: the given one if it is as the teacher is, else a copy."""
         teacher = next(self._objective.teacher.parameters())
         if network is None:
             return copy.deepcopy(self._objective.teacher).requires_grad_(True)
         first = next(network.parameters())
-        if (first.device, first.dtype) == (teacher.device, teacher.dtype):
-            return network
-        return copy.deepcopy(network).to(teacher.device, teacher.dtype)
+        if (first.device, first.dtype) != (teacher.device, teacher.dtype):
+            network = copy.deepcopy(network).to(teacher.device, teacher.dtype)
+        if self.config.accelerate and teacher.is_cuda:
+            accelerate_(network)
+        return network
 
     def _refine_masters(self) -> None:
         """Masters start from the networks as they were given, not as bf16 has them."""

@@ -337,7 +337,7 @@ def test_nan_loss_keeps_the_last_good_checkpoint(run, files, tmp_path):
     refused(done, "nan", "checkpoint of iteration", "lower generator.lr")
     with RunDirectory(out) as directory:
         saved = directory.load()
-    assert all(torch.isfinite(v).all() for v in saved["generator"]["network"].values())
+    assert all(torch.isfinite(v).all() for v in saved["networks"]["generator"].values())
     assert not (out / "model").exists()
 
 

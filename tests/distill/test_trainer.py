@@ -281,3 +281,12 @@ def test_a_unet_is_trained_from_a_model_folder():
     check = trainer.verify_frozen(trainer.ema_generator())
     assert check.frozen_changed == 0
     assert trainer.verify_frozen().salient_changed > 0.9 * check.salient
+
+
+def test_how_iterations_run_is_said():
+    assert PeckerTrainer(toy_objective()).notes == [
+        "torch's blocks: no fused ones on cpu",
+        "no CUDA graph on cpu",
+    ]
+    off = PeckerTrainer(toy_objective({"accelerate": False, "graph": "off"}))
+    assert all("off in the configuration" in note for note in off.notes)
