@@ -145,7 +145,7 @@ def describe_backward(flops: NetworkFlops, mask: SaliencyMask, config: PeckerCon
         structured = mask.granularity in ("out_channel", "tensor") or mask.density == 1
         return line if structured else f"{line}; mask.granularity out_channel or tensor can"
     weights = (full.weight_gradients - masked.weight_gradients) / full.total
-    below = flops.skipped - weights
+    below = (full.input_gradients - masked.input_gradients) / full.total
 
     def iteration(masked_networks: int) -> int:
         return flops.iteration(

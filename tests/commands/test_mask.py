@@ -37,6 +37,12 @@ def test_the_line_of_a_mask_that_saves():
     assert describe(masked, both, mask_of("tensor")).endswith("of an iteration: 7.8%")
 
 
+def test_a_part_that_saves_nothing_is_no_negative_number():
+    for weights in range(1, 400):
+        line = describe(BackwardFlops(FULL.input_gradients, weights), {}, mask_of("out_channel"))
+        assert "salient one 0.0%)" in line, weights
+
+
 def test_the_line_of_a_mask_that_saves_nothing():
     start = "backward of the generator: 24.9 of 24.9 GFLOP an image: this mask "
     remedy = "; mask.granularity out_channel or tensor can"
