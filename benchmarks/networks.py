@@ -1,0 +1,282 @@
+"""The networks of whole training iterations: teachers with random weights, conditions, masks.
+
+Class-conditional presets draw labels. Text-to-image presets draw prompts out of a small table of
+random embeddings: no text encoder runs, and none would in a run that caches its prompts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from inputs import random_scores
+from make_shapes import CONFIGS
+from torch import Tensor, nn
+
+from pecker_fast.data import teacher_folder
+from pecker_fast.distill import ClassConditions, NoiseSchedule, Objective, PeckerConfig
+from pecker_fast.distill.networks import predict_noise
+from pecker_fast.distill.schedule import NoiseSchedule as Schedule
+from pecker_fast.mask import SaliencyMask
+from pecker_fast.models import ModelFolder
+
+__all__ = ["NETWORKS", "Network", "PromptObjective", "Prompts", "Teacher", "make_mask", "unet"]
+
+_CLASSES = 10
+_TOKENS = 77  # of a prompt, in every Stable Diffusion
+
+# The smallest U-Nets that have what the large ones have: two levels, attention in the middle,
+# dropout, conditions.
+_TINY = {
+    "sample_size": 8,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": 2 * ("DownBlock2D",),
+    "up_block_types": 2 * ("UpBlock2D",),
+    "norm_num_groups": 4,
+    "attention_head_dim": None,
+    "dropout": 0.1,
+    "num_class_embeds": _CLASSES + 1,
+}
+_TINY_TEXT = {
+    "sample_size": 8,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": 2 * ("DownBlock2D",),
+    "up_block_types": 2 * ("UpBlock2D",),
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 16,
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the published recipe around it.
+
+    Attributes:
+        batch_sizes: B, remain images and again forget images in an iteration.
+        sample_shape: (C, H, W) of what the network sees.
+        betas: "linear" or "scaled_linear", as diffusers calls them.
+        settings: keys of `PeckerConfig` that both loops run with.
+        guidance: scale of classifier-free guidance of teacher and pseudo-score. None: classes.
+        published_precision: of the loop as published: "fp32", or "autocast" (bf16).
+    """
+
+    batch_sizes: tuple[int, ...]
+    sample_shape: tuple[int, int, int]
+    betas: str = "linear"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    guidance: float | None = None
+    published_precision: str = "fp32"
+
+
+_STABLE_DIFFUSION: dict[str, Any] = {
+    "betas": "scaled_linear",
+    "settings": {
+        "alpha": 1.0,
+        "diffusion.t_init": 625,
+        "diffusion.t_min": 20,
+        "diffusion.t_max": 980,
+        "generator.lr": 1e-6,
+        "generator.lambda_forget": 1.0,
+        "pseudo_score.lr": 3e-6,
+        "pseudo_score.lambda_forget": 1.0,
+        "ema.decay": None,
+    },
+    "guidance": 4.5,
+    "published_precision": "autocast",
+}
+NETWORKS: dict[str, Network] = {
+    "tiny": Network((2,), (3, 8, 8)),
+    "tiny_text": Network((2,), (4, 8, 8), **_STABLE_DIFFUSION),
+    "demo": Network(
+        (8,),
+        (4, 14, 14),
+        settings={
+            "generator.lr": 2e-4,
+            "generator.lambda_forget": 1.0,
+            "pseudo_score.lr": 2e-4,
+            "pseudo_score.lambda_forget": 1.0,
+            "ema.decay": 0.95,
+        },
+    ),
+    "ddpm_cifar10": Network((128,), (3, 32, 32)),
+    "ddpm_stl10": Network((64,), (3, 64, 64), settings={"pseudo_score.lr": 3e-5}),
+    "sd15": Network((1, 4), (4, 64, 64), **_STABLE_DIFFUSION),
+    "sdxl": Network((1,), (4, 128, 128), **_STABLE_DIFFUSION),
+}
+
+
+def unet(preset: str) -> nn.Module:
+    """The network of a preset, in float32 on the default device.
+
+    The demo's is the shipped teacher; the others have random weights.
+
+    Raises:
+        KeyError: no such preset.
+    """
+    import diffusers
+
+    if preset not in NETWORKS:
+        raise KeyError(f"no preset {preset!r}: expected one of {', '.join(NETWORKS)}")
+    if preset == "demo":
+        return ModelFolder.load(teacher_folder()).unet
+    if preset == "tiny":
+        return diffusers.UNet2DModel(**_TINY)
+    if preset == "tiny_text":
+        return diffusers.UNet2DConditionModel(**_TINY_TEXT)
+    class_name, arguments = CONFIGS[preset]
+    return getattr(diffusers, class_name)(**arguments)
+
+
+class Prompts:
+    """Calls a text-to-image U-Net: labels choose prompts out of a table, with or without guidance.
+
+    With guidance the network sees each image twice, as in every diffusers pipeline:
+    `eps = eps_empty + scale (eps_prompt - eps_empty)`.
+    """
+
+    def __init__(self, network: nn.Module, scale: float, device: torch.device) -> None:
+        """Draw the embeddings: one per prompt, then the empty prompt's.
+
+        Args:
+            network: any of the U-Nets that will be called; only its configuration is read.
+            scale: of the guidance.
+            device: where the table lives.
+        """
+        config = network.config
+        random = torch.Generator(device).manual_seed(2)
+        rows = _CLASSES + 1
+
+        def table(*shape: int) -> Tensor:
+            return torch.randn(rows, *shape, generator=random, device=device)
+
+        self._scale = scale
+        self._embeddings = table(_TOKENS, config.cross_attention_dim)
+        self._added: dict[str, Tensor] = {}
+        if config.addition_embed_type == "text_time":  # Stable Diffusion XL: pooled text and sizes
+            pooled = config.projection_class_embeddings_input_dim
+            pooled -= 6 * config.addition_time_embed_dim
+            self._added = {"text_embeds": table(pooled), "time_ids": table(6)}
+        self._guided = True
+
+    def __call__(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The predicted noise, shaped and typed like `x_t` (N, C, H, W)."""
+        if not self._guided:
+            return self._call(network, x_t, t, condition)
+        empty = torch.full_like(condition, _CLASSES)
+        twice = (torch.cat([part, part]) for part in (x_t, t))
+        without, prompted = self._call(network, *twice, torch.cat([empty, condition])).chunk(2)
+        return without + self._scale * (prompted - without)
+
+    def without_guidance(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor
+    ) -> Tensor:
+        """The same for the one-step generator, which is not guided."""
+        return self._call(network, x_t, t, condition)
+
+    @contextmanager
+    def unguided(self) -> Iterator[None]:
+        """No guidance meanwhile."""
+        self._guided = False
+        try:
+            yield
+        finally:
+            self._guided = True
+
+    def _call(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        dtype = next(network.parameters()).dtype
+        added = {name: table[condition].to(dtype) for name, table in self._added.items()}
+        output = network(
+            x_t.to(dtype), t, self._embeddings[condition].to(dtype), added_cond_kwargs=added
+        )
+        return output.sample.to(x_t.dtype)
+
+
+class PromptObjective(Objective):
+    """An objective whose generator is called without guidance, teacher and pseudo-score with."""
+
+    def __init__(self, *arguments: Any, predict: Prompts, **options: Any) -> None:
+        """As `Objective`; `predict` calls the networks."""
+        super().__init__(*arguments, predict=predict, **options)
+        self._prompts = predict
+
+    def sample(self, generator: nn.Module, noise: Tensor, labels: Any) -> Tensor:
+        """x_g = G(n, c), (N, C, H, W)."""
+        with self._prompts.unguided():
+            return super().sample(generator, noise, labels)
+
+
+class Teacher:
+    """A preset's teacher on the CPU, from which every loop gets copies of its own.
+
+    Attributes:
+        preset: its name.
+        network: what is published about it.
+        conditions: the classes or prompts: the first is forgotten, the second takes its place.
+    """
+
+    def __init__(self, preset: str, seed: int = 0) -> None:
+        """Build it.
+
+        Raises:
+            KeyError: no such preset.
+        """
+        torch.manual_seed(seed)
+        self.preset = preset
+        self._unet = unet(preset)
+        self.network = NETWORKS[preset]
+        self.conditions = ClassConditions(0, 1, _CLASSES)
+
+    def copy(self, dropout: bool = True) -> nn.Module:
+        """The network with its weights, on the CPU; `dropout=False` switches all dropout off."""
+        network = copy.deepcopy(self._unet)
+        if not dropout:
+            for module in network.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        return network
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Name -> shape of every parameter."""
+        return {name: param.shape for name, param in self._unet.named_parameters()}
+
+    def schedule(self, config: PeckerConfig) -> Schedule:
+        """Its noise schedule with the time constants of a configuration."""
+        if self.network.betas == "linear":
+            betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        else:
+            betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        return NoiseSchedule.from_betas(betas, **config.diffusion.model_dump())
+
+    def predictor(self, device: str) -> Callable[..., Tensor]:
+        """What calls its networks: `predict_noise` for classes, `Prompts` for text."""
+        if self.network.guidance is None:
+            return predict_noise
+        return Prompts(self._unet, self.network.guidance, torch.device(device))
+
+    def objective(self, config: PeckerConfig, device: str, dropout: bool = True) -> Objective:
+        """The trainer's objective around a copy of the network, on a device."""
+        predict = self.predictor(device)
+        make = PromptObjective if isinstance(predict, Prompts) else Objective
+        return make(
+            self.copy(dropout),
+            self.schedule(config),
+            self.conditions,
+            config,
+            self.network.sample_shape,
+            device=torch.device(device),
+            predict=predict,
+        )
+
+
+def make_mask(shapes: Mapping[str, torch.Size], density: float, device: str) -> SaliencyMask:
+    """The most salient entries of heavy-tailed random scores, which look like real saliency."""
+    random = torch.Generator(device).manual_seed(1)
+    scores = {name: random_scores(shape, "heavy", random) for name, shape in shapes.items()}
+    return SaliencyMask.from_scores(scores, density)

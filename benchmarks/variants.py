@@ -1,0 +1,366 @@
+"""The training iteration in its variants: as published, each change alone, all together.
+
+Each is checked before it is timed: a few iterations from the same weights on the same random
+numbers must give the published loop's losses, updates and weight average, and every frozen entry
+must keep its bits. For the check dropout is off (two halves of a batch draw it in another order),
+TF32 is off, both terms weigh the same, and Adam's eps is 1: with the usual eps the first update is
+the sign of the gradient, which says nothing about its size and flips where it is all but 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from networks import Teacher, make_mask
+from published_loop import PublishedAdam, PublishedDraws, PublishedLoop, TermDraws
+from torch import Tensor, nn
+
+from pecker_fast.distill import PeckerConfig, PeckerTrainer, load_config
+from pecker_fast.distill.graph import WARM_UP
+from pecker_fast.distill.learner import masked_adamw
+from pecker_fast.distill.objective import Draws, Objective
+from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.evaluate.frozen import check_frozen
+from pecker_fast.mask import SaliencyMask
+from pecker_fast.optim import MaskedAdamW
+
+__all__ = ["VARIANTS", "Agreement", "Problem", "Variant"]
+
+Step = Callable[[], object]
+
+# What the published loop does, in the words of the trainer's configuration.
+_PLAIN: dict[str, Any] = {
+    "precision": "fp32",
+    "accelerate": False,
+    "graph": "off",
+    "share_generator_pass": False,
+    "mask.apply": "generator",
+    "mask.share_weights": False,
+}
+_FASTEST = {"precision": "bf16", "accelerate": True, "graph": "auto"}
+_ONE_SET = {"mask.apply": "both", "mask.share_weights": True}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the iteration.
+
+    Attributes:
+        name: as the tables call it.
+        trainer: the trainer, which has both terms in one batch; else the published loop.
+        masked_optimizer: MaskedAdamW; else clamp, `grad *= mask` and torch's default Adam.
+        settings: what differs from the plain configuration.
+    """
+
+    name: str
+    trainer: bool = True
+    masked_optimizer: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+VARIANTS: tuple[Variant, ...] = (
+    Variant("as published", trainer=False, masked_optimizer=False),
+    Variant("remain and forget in one batch", masked_optimizer=False),
+    Variant("masked optimizer", trainer=False),
+    Variant("both of these: the trainer"),
+    Variant("trainer, bf16 autocast", settings={"precision": "autocast"}),
+    Variant("trainer, bf16 weights", settings={"precision": "bf16"}),
+    Variant("trainer, fused blocks", settings={"accelerate": True}),
+    Variant("trainer, one CUDA graph", settings={"graph": "auto"}),
+    Variant("trainer, shared generator pass", settings={"share_generator_pass": True}),
+    Variant("trainer, one set of weights", settings=_ONE_SET),
+    Variant("all, algorithm unchanged", settings=_FASTEST),
+    Variant("all, shared generator pass", settings={**_FASTEST, "share_generator_pass": True}),
+    Variant("all, one set of weights", settings={**_FASTEST, **_ONE_SET}),
+)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a variant is from the published loop, relative.
+
+    Attributes:
+        losses: the largest difference of a loss over the largest loss of its kind.
+        updates: norm of the difference of all weights' changes over the norm of the changes.
+        frozen_changed: frozen entries whose bits differ from their start.
+    """
+
+    losses: float
+    updates: float
+    frozen_changed: int
+
+    def within(self, precision: str, guidance: float | None = None) -> bool:
+        """Whether rounding explains it: see `TOLERANCES`.
+
+        Guidance, (1 - scale) eps_empty + scale eps_prompt, multiplies it by 2 scale - 1 in fp32.
+        """
+        losses, updates = TOLERANCES[precision]
+        if guidance is not None and precision == "fp32":
+            losses, updates = (2 * guidance - 1) * losses, (2 * guidance - 1) * updates
+        return self.losses <= losses and self.updates <= updates and self.frozen_changed == 0
+
+
+# Losses, updates. fp32: a few units of rounding in sums of some thousand terms. bf16 rounds to
+# 2^-9, and each of the five iterations, with steps this large, makes more of what the last left: up
+# to 0.14 and 0.38 were seen on a CPU. A term or a pass that is missing, or the weights of another
+# network, changes the updates by their whole size.
+TOLERANCES = {"fp32": (1e-5, 1e-5), "autocast": (0.3, 0.5), "bf16": (0.3, 0.5)}
+_GATE_ITERATIONS = WARM_UP + 2  # the last two are replays where there is a CUDA graph
+_GATE_SETTINGS: dict[str, Any] = {
+    "iterations": _GATE_ITERATIONS,
+    "optimizer.eps": 1.0,
+    "generator.lr": 2e-2,
+    "generator.lambda_remain": 1.0,
+    "generator.lambda_forget": 1.0,
+    "pseudo_score.lr": 5e-3,
+    "pseudo_score.lambda_remain": 1.0,
+    "pseudo_score.lambda_forget": 1.0,
+    "ema.decay": 0.5,
+    "logging.every": 1,
+}
+
+
+class Problem:
+    """A network, a batch size and a mask: what all variants of a table have in common."""
+
+    def __init__(self, preset: str, batch_size: int, density: float, device: str) -> None:
+        """Build the teacher and the mask.
+
+        Args:
+            preset: a name of `networks.NETWORKS`.
+            batch_size: B; an iteration sees B remain and B forget images.
+            density: of the mask.
+            device: where it runs.
+        """
+        self.device, self.batch_size, self.density = device, batch_size, density
+        self.teacher = Teacher(preset)
+        self.mask = make_mask(self.teacher.shapes(), density, device)
+        self._base = {**self.teacher.network.settings, "batch_size": batch_size}
+        self._base["mask.density"] = density
+        self._references: dict[tuple[str, ...], _Result] = {}
+
+    def obstacle(self, variant: Variant) -> str | None:
+        """Why a variant cannot run here, or None."""
+        if torch.device(self.device).type == "cuda":
+            return None
+        if variant.settings.get("accelerate"):
+            return "the fused blocks are for CUDA: on a CPU they change nothing"
+        return "a CUDA graph needs CUDA" if variant.settings.get("graph") == "auto" else None
+
+    def start(self, variant: Variant) -> Step:
+        """Make everything that the variant needs; the result runs one iteration per call."""
+        settings = {"precision": self.precision(variant)}
+        if variant.trainer:
+            running: Iterator[object] = self._trainer(variant, settings, dropout=True).run()
+        else:
+            running = self._loop(variant, settings, dropout=True)[0].run()
+        return lambda: next(running)
+
+    def precision(self, variant: Variant) -> str:
+        """The precision that a variant is timed in: as published, unless it changes that.
+
+        It is checked in fp32 unless it changes that.
+        """
+        return variant.settings.get("precision", self.teacher.network.published_precision)
+
+    # ---- the check
+
+    def agreement(self, variant: Variant) -> Agreement:
+        """Compare a few iterations with those of the published loop."""
+        with _exact_fp32():
+            reference = self._reference(variant)
+            found = self._result(variant, reference)
+        scales: dict[str, float] = {}
+        for losses in reference.losses:
+            for name, value in losses.items():
+                scales[name] = max(scales.get(name, 0.0), abs(value))
+        loss_error = max(
+            abs(ours[name] - value) / scales[name]
+            for ours, losses in zip(found.losses, reference.losses, strict=True)
+            for name, value in losses.items()
+        )
+        update_errors = [found.difference(reference, network) for network in reference.changes]
+        return Agreement(loss_error, max(update_errors), found.frozen_changed)
+
+    def _reference(self, variant: Variant) -> _Result:
+        """The published loop, on what the variant changes of the algorithm."""
+        algorithm = {
+            key: value
+            for key, value in variant.settings.items()
+            if key in ("mask.apply", "share_generator_pass")
+        }
+        key = tuple(sorted(algorithm))
+        if key not in self._references:
+            self._references[key] = self._run_loop(VARIANTS[0], algorithm)
+        return self._references[key]
+
+    def _result(self, variant: Variant, reference: _Result) -> _Result:
+        if not variant.trainer:
+            return self._run_loop(variant, {}) if variant.masked_optimizer else reference
+        trainer = self._trainer(variant, _GATE_SETTINGS, dropout=False)
+        # One after the other: where they share their weights, asking for one puts it in place.
+        before = {"generator": _values(trainer.generator)}
+        before["pseudo_score"] = _values(trainer.pseudo_score)
+        losses = [dict(metrics.losses or {}) for metrics in trainer.run()]
+        after = {"generator": _values(trainer.generator)}
+        after["pseudo_score"] = _values(trainer.pseudo_score)
+        before["average"] = _values(self.teacher.copy())
+        after["average"] = _values(trainer.ema_generator())
+        return self._compare(before, after, losses, trainer.config)
+
+    def _run_loop(self, variant: Variant, algorithm: Mapping[str, Any]) -> _Result:
+        loop, objective, config = self._loop(
+            variant, {**_GATE_SETTINGS, **algorithm}, dropout=False
+        )
+        networks = {"generator": loop.generator, "pseudo_score": loop.pseudo_score}
+        networks["average"] = loop.average
+        before = {name: _values(network) for name, network in networks.items()}
+        losses = [
+            loop.iterate(_published_draws(objective, config, iteration))
+            for iteration in range(_GATE_ITERATIONS)
+        ]
+        after = {name: _values(network) for name, network in networks.items()}
+        return self._compare(before, after, losses, config)
+
+    def _compare(
+        self,
+        before: Mapping[str, dict[str, Tensor]],
+        after: Mapping[str, dict[str, Tensor]],
+        losses: list[dict[str, float]],
+        config: PeckerConfig,
+    ) -> _Result:
+        salient = self.mask.to_dense()
+        masked = ["generator", "average"]
+        if config.mask.apply == "both":
+            masked.append("pseudo_score")
+        frozen_changed = sum(
+            check_frozen(before[name], after[name], salient).frozen_changed for name in masked
+        )
+        changes, rounding = {}, {}
+        for name, values in after.items():
+            changes[name] = {
+                key: value.float() - before[name][key].float() for key, value in values.items()
+            }
+            rounding[name] = _GATE_ITERATIONS * _norm(
+                value.float() * torch.finfo(value.dtype).eps for value in values.values()
+            )
+        return _Result(losses, changes, rounding, frozen_changed)
+
+    # ---- building
+
+    def _config(self, variant: Variant, settings: Mapping[str, Any]) -> PeckerConfig:
+        return load_config(None, {**self._base, **_PLAIN, **variant.settings, **settings})
+
+    def _trainer(
+        self, variant: Variant, settings: Mapping[str, Any], dropout: bool
+    ) -> PeckerTrainer:
+        config = self._config(variant, settings)
+        make: Callable[..., torch.optim.Optimizer] | None = None
+        if not variant.masked_optimizer:
+            # The trainer's own condition: a network without a mask gets None.
+            def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> PublishedAdam:
+                return PublishedAdam(network, None if mask is None else self._dense(), lr, config)
+
+        objective = self.teacher.objective(config, self.device, dropout)
+        return PeckerTrainer(objective, mask=self.mask, make_optimizer=make)
+
+    def _loop(
+        self, variant: Variant, settings: Mapping[str, Any], dropout: bool
+    ) -> tuple[PublishedLoop, Objective, PeckerConfig]:
+        config = self._config(variant, settings)
+        objective = self.teacher.objective(config, self.device, dropout)
+        predict = self.teacher.predictor(self.device)
+        dense = None if variant.masked_optimizer else self._dense()
+        masked = masked_adamw(config)
+
+        def make(network: nn.Module, is_generator: bool, lr: float) -> PublishedAdam | MaskedAdamW:
+            has_mask = is_generator or config.mask.apply == "both"
+            if variant.masked_optimizer:
+                return masked(network, self.mask if has_mask else None, lr)
+            return PublishedAdam(network, dense if has_mask else None, lr, config)
+
+        conditions = self.teacher.conditions
+        loop = PublishedLoop(
+            objective.teacher,
+            objective.schedule.alphas_cumprod,
+            config,
+            self.teacher.network.sample_shape,
+            (conditions.num_classes, conditions.forget, conditions.override),
+            make,
+            predict,
+            getattr(predict, "without_guidance", predict),
+        )
+        return loop, objective, config
+
+    def _dense(self) -> dict[str, Tensor]:
+        return {name: mask.to(self.device) for name, mask in self.mask.to_dense().items()}
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a few iterations of the check gave."""
+
+    losses: list[dict[str, float]]
+    changes: dict[str, dict[str, Tensor]]  # network -> parameter -> float32 on the CPU
+    rounding: dict[str, float]  # network -> norm of one unit in the last place a step
+    frozen_changed: int
+
+    def difference(self, reference: _Result, network: str) -> float:
+        """How far the changes are from the reference's, relative, beyond the weights' rounding.
+
+        Weights in bfloat16 are rounded by more than they change, so they tell nothing: the average,
+        which follows the masters, and the losses of the later iterations do.
+        """
+        if self.rounding[network] > reference.rounding[network] * 10:
+            return 0.0
+        expected = reference.changes[network]
+        norm = _norm(self.changes[network][name] - value for name, value in expected.items())
+        return max(0.0, norm - self.rounding[network]) / _norm(expected.values())
+
+
+def _published_draws(objective: Objective, config: PeckerConfig, iteration: int) -> PublishedDraws:
+    """The random numbers of the trainer's iteration, cut into terms."""
+    size = config.batch_size
+    random = IterationRandom(config.seed, iteration, objective.device, TRAINING)
+    labels = objective.conditions.draw(size, random.generator)
+    shared = objective.draw(random, 2 * size).noise if config.share_generator_pass else None
+
+    def phase() -> tuple[TermDraws, TermDraws]:
+        draws = objective.draw(random, 2 * size)
+        noise = draws.noise if shared is None else shared
+        halves = (Draws(noise, draws.e, draws.t)[rows] for rows in _halves(size))
+        remain, forget = (TermDraws(half.noise, half.e, half.t) for half in halves)
+        return remain, forget
+
+    pseudo_score, generator = phase(), phase()
+    remain, forget = (labels.student[rows] for rows in _halves(size))
+    return PublishedDraws(remain, forget, labels.teacher[size:], pseudo_score, generator)
+
+
+def _halves(size: int) -> tuple[slice, slice]:
+    return slice(0, size), slice(size, 2 * size)
+
+
+def _values(network: nn.Module) -> dict[str, Tensor]:
+    return {name: param.detach().to("cpu", copy=True) for name, param in network.named_parameters()}
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """The 2-norm of all tensors together."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+@contextmanager
+def _exact_fp32() -> Iterator[None]:
+    """TF32 off: its 10 bits would hide a difference of 1e-5."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

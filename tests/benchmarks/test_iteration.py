@@ -1,0 +1,241 @@
+"""benchmarks/iteration.py: every variant agrees with the published loop, or gets no time."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["--repeats", "1"]
+NEEDS_CUDA = {
+    "trainer, fused blocks",
+    "trainer, one CUDA graph",
+    "all, algorithm unchanged",
+    "all, shared generator pass",
+    "all, one set of weights",
+}
+
+
+@pytest.fixture
+def iteration():
+    import iteration
+
+    return iteration
+
+
+def variant(name):
+    from variants import VARIANTS
+
+    return next(variant for variant in VARIANTS if variant.name == name)
+
+
+def problem(preset="tiny", batch_size=2):
+    from variants import Problem
+
+    return Problem(preset, batch_size, 0.1, "cpu")
+
+
+def test_rows_are_checked_timed_and_written(iteration, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    names = ["trainer, one set of weights", "all, algorithm unchanged", "trainer, one CUDA graph"]
+    options = ["--preset", "tiny", *QUICK, "--json", str(file), "--variant", *names]
+    assert iteration.main(options) == 0
+    result = json.loads(file.read_text())
+    assert {"device", "threads", "torch", "commit"} <= result["machine"].keys()
+    rows = {row["variant"]: row for row in result["rows"]}
+    assert rows.keys() == {"as published", *names}
+    for name, row in rows.items():
+        if name in NEEDS_CUDA:
+            assert row["p50_ms"] is None and row["match"] is None
+            assert "CUDA" in row["skipped"]
+            continue
+        assert row["match"] is True and row["skipped"] is None
+        assert row["p50_ms"] > 0 and row["setup_s"] >= 0 and row["vs_published"] > 0
+        assert row["images_per_s"] == pytest.approx(4e3 / row["p50_ms"])
+        assert row["run_hours"] == pytest.approx(row["p50_ms"] / 72)
+        assert sum(row["kinds"].values()) == pytest.approx(1)
+        assert row["kinds"]["convolution"] > 0 and row["kinds"]["optimizer"] > 0
+        assert 0 < row["optimizer_share"] < 1
+        assert row["peak_bytes"] is None  # resident memory would say nothing about one variant
+    assert rows["as published"]["vs_published"] == 1
+    assert "as published" in capsys.readouterr().out
+
+
+def test_every_variant_agrees_with_the_published_loop():
+    from variants import VARIANTS
+
+    compared = problem()
+    for chosen in VARIANTS:
+        assert (compared.obstacle(chosen) is not None) == (chosen.name in NEEDS_CUDA)
+        if chosen.name not in NEEDS_CUDA:
+            precision = chosen.settings.get("precision", "fp32")
+            assert compared.agreement(chosen).within(precision), chosen.name
+
+
+@pytest.mark.parametrize("name", ["trainer, one set of weights", "trainer, bf16 weights"])
+def test_prompts_and_guidance_agree_too(name):
+    """Both loops call text-to-image networks alike: guidance on teacher and pseudo-score only."""
+    chosen = variant(name)
+    agreement = problem("tiny_text", 1).agreement(chosen)
+    assert agreement.within(chosen.settings.get("precision", "fp32"), 4.5)
+    assert agreement.losses > 0  # bits differ: two loops were compared
+
+
+def other_alpha(objective):
+    objective.config = objective.config.model_copy(update={"alpha": 1.3})
+
+
+def forget_is_kept(objective):
+    """The teacher is told the class to forget where it must be told the override."""
+    draw = objective.conditions.draw
+
+    def faulty(*arguments):
+        labels = draw(*arguments)
+        labels.teacher[:] = labels.student
+        return labels
+
+    objective.conditions.draw = faulty
+
+
+def less_noise(objective):
+    draw = objective.draw
+
+    def faulty(*arguments):
+        draws = draw(*arguments)
+        draws.e[0] *= 1.01
+        return draws
+
+    objective.draw = faulty
+
+
+@pytest.mark.parametrize("fault", [other_alpha, forget_is_kept, less_noise])
+def test_another_algorithm_is_found_out(monkeypatch, fault):
+    import variants
+
+    trainer = variants.PeckerTrainer
+
+    def faulty(objective, **options):
+        fault(objective)
+        return trainer(objective, **options)
+
+    monkeypatch.setattr(variants, "PeckerTrainer", faulty)
+    compared = problem()
+    assert compared.agreement(variant("masked optimizer")).within("fp32")
+    assert not compared.agreement(variant("both of these: the trainer")).within("fp32")
+
+
+def test_a_wrong_result_gets_no_time(iteration, monkeypatch, capsys):
+    """One frozen entry that moves by one unit in the last place, after the run."""
+    import variants
+
+    class Leaky(variants.PeckerTrainer):
+        def ema_generator(self):
+            network = super().ema_generator()
+            param = network.conv_in.weight.data.view(-1)
+            frozen = ~self.mask.to_dense()["conv_in.weight"].view(-1)
+            first = int(frozen.nonzero()[0])
+            param[first] = torch.nextafter(param[first], torch.tensor(9.0))
+            return network
+
+    monkeypatch.setattr(variants, "PeckerTrainer", Leaky)
+    name = "both of these: the trainer"
+    assert iteration.main(["--preset", "tiny", *QUICK, "--variant", name]) == 1
+    lines = {line[2:34].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert lines[name].endswith("its result is wrong: 1 frozen entries changed")
+    assert " ms [" in lines["as published"]
+
+
+def test_the_published_loop_draws_what_the_method_asks_for():
+    """Kept labels only, the override for the teacher, time steps in their range, fresh noise."""
+    compared = problem(batch_size=64)
+    loop, _, config = compared._loop(variant("as published"), {}, dropout=True)
+    draws = loop._draw()
+    assert set(draws.remain.tolist()) == set(range(1, 10))
+    assert set(draws.forget.tolist()) == {0} and set(draws.override.tolist()) == {1}
+    noises = []
+    for term in (*draws.pseudo_score, *draws.generator):
+        assert config.diffusion.t_min <= int(term.t.min()) <= int(term.t.max())
+        assert int(term.t.max()) < config.diffusion.t_max
+        noises += [term.noise, term.e]
+    assert len({float(noise.sum()) for noise in noises}) == 8
+
+
+def test_set_up_does_not_include_what_an_iteration_takes(iteration, monkeypatch):
+    from timing import Timing
+
+    monkeypatch.setattr(iteration, "shares", lambda *_: {})
+    compared = problem()
+    row = iteration._blank(compared, variant("masked optimizer"))
+    started = iteration._Started(row, lambda: None, begun_s=3.0, first=2, timing=Timing([500.0]))
+    iteration._finish(compared, started)
+    assert row.setup_s == pytest.approx(2.0)
+    assert row.optimizer_share is None  # no step was seen: there may be a CUDA graph
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("convolution", "aten::mkldnn_convolution"),
+        ("convolution", "aten::convolution_backward"),
+        ("convolution", "sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckrsc_nhwc_tilesize"),
+        ("convolution", "cutlass_tensorop_bf16_s16816wgrad_optimized_bf16_256x128_32x3_nhwc"),
+        ("attention, gemm", "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64"),
+        ("attention, gemm", "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16"),
+        ("attention, gemm", "aten::_scaled_dot_product_flash_attention_for_cpu"),
+        ("attention, gemm", "aten::addmm"),
+        ("normalisation", "void at::native::(anonymous)::RowwiseMomentsCUDAKernel<float>"),
+        ("normalisation", "aten::native_group_norm_backward"),
+        ("copy", "void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16>"),
+        ("copy", "void at::native::elementwise_kernel<128, 2, direct_copy_kernel_cuda>"),
+        ("copy", "aten::cat"),
+        ("reduction", "void at::native::reduce_kernel<512, 1, ReduceOp<float, sum_functor>>"),
+        (
+            "elementwise",
+            "void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add<float>>",
+        ),
+        ("elementwise", "aten::add_"),
+        ("optimizer", "void at::native::multi_tensor_apply_kernel<TensorListMetadata<4>>"),
+        ("other", "aten::empty"),
+        ("other", "aten::embedding"),
+    ],
+)
+def test_kernels_are_sorted_by_what_they_do(kind, name):
+    from profile_kinds import kind_of
+
+    assert kind_of(name) == kind
+
+
+def test_every_kernel_of_an_iteration_has_a_kind():
+    from profile_kinds import kind_of
+
+    expected = {
+        "adamw": {"optimizer"}, "advance": {"optimizer"}, "salient": {"optimizer"},
+        "group_norm": {"normalisation"}, "group_norm_backward": {"normalisation"},
+        "channels_last": {"normalisation", "reduction"}, "residual": {"elementwise"},
+    }  # fmt: skip
+    for file, kinds in expected.items():
+        text = (ROOT / "kernels" / f"{file}.py").read_text()
+        names = re.findall(r"^def (_\w+_kernel)\(", text, flags=re.M)
+        assert {kind_of(name) for name in names} == kinds, names
+
+
+def test_a_step_within_a_step_is_counted_once():
+    """PublishedAdam's step calls torch's, which has hooks of its own once one was made."""
+    from profile_kinds import OptimizerClock
+    from published_loop import PublishedAdam
+
+    from pecker_fast.distill import PeckerConfig
+
+    network = torch.nn.Linear(3, 3)
+    torch.optim.Adam(network.parameters())  # gives Adam.step its hooks
+    optimizer = PublishedAdam(network, None, 1e-3, PeckerConfig())
+    network(torch.ones(1, 3)).sum().backward()
+    clock = OptimizerClock("cpu")
+    with clock.running():
+        optimizer.step()
+        optimizer.step()
+    optimizer.step()
+    assert len(clock._marks) == 4
+    assert clock.total_ms() > 0
