@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import torch
 from torch import Tensor
 
+from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def resolve_mask(
                     f"the mask of {label!r} has shape {tuple(shape)}, the parameter has "
                     f"{tuple(param.shape)}: the mask was made for another model"
                 )
-            resolved[param] = _positions(positions, label).to(param.device)
+            resolved[param] = positions_on(_positions(positions, label), param.device)
     for key, (_, positions) in positions_of.items():
         if key not in used and _count(positions) > 0:
             what = repr(key) if by_name else f"a parameter of shape {tuple(key.shape)}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["extent", "flat_storage", "is_dense", "storage_offsets"]
+__all__ = ["extent", "flat_storage", "is_dense", "positions_on", "storage_offsets"]
 
 _INT32_MAX = 2**31 - 1
 # indices -> {(shape, strides): offsets}; entries go when the index tensor goes.
 _cache: Any = WeakTensorKeyDictionary()  # untyped in torch
+# indices of a mask -> {device: weak reference to their copy there}
+_copies: Any = WeakTensorKeyDictionary()
 
 
 def extent(tensor: Tensor) -> int:
@@ -59,3 +62,18 @@ def storage_offsets(indices: Tensor, tensor: Tensor) -> Tensor:
         known[key] = offsets.int() if extent(tensor) <= _INT32_MAX else offsets
     result: Tensor = known[key]
     return result
+
+
+def positions_on(indices: Tensor, device: torch.device) -> Tensor:
+    """A mask's positions on a device: one copy for all optimizers, averages and networks there.
+
+    It lives as long as one of them holds it, and what `storage_offsets` remembers of it as long.
+    """
+    if indices.device == device:
+        return indices
+    known = _copies.setdefault(indices, {})
+    copy: Tensor | None = known[device]() if device in known else None
+    if copy is None:
+        copy = indices.to(device)
+        known[device] = weakref.ref(copy)
+    return copy

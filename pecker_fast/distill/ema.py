@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.backends import select
+from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
 
@@ -60,7 +61,7 @@ class SalientEma:
             indices = mask.indices.get(name)
             if indices is None or len(indices) == 0:
                 continue
-            indices = indices.to(param.device)
+            indices = positions_on(indices, param.device)
             whole = len(indices) == param.numel()
             positions = None if whole else indices
             average = self._values(param, positions, masters.get(name))
@@ -105,7 +106,7 @@ class SalientEma:
         values = torch.empty(count, dtype=dtype, device=param.device)
         self._backend.gather_salient_([param], [positions], [values])
         if master is not None and master[0] is not None:
-            kept = master[0].to(param.device)
+            kept = positions_on(master[0], param.device)
             slots = kept if positions is None else torch.searchsorted(positions, kept)
             values[slots.long()] = master[1]
         return values

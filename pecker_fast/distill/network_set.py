@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.backends import select
+from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
 
@@ -167,7 +168,7 @@ class SharedNetworks:
             indices = mask.indices.get(name)
             if indices is not None and len(indices) > 0:
                 whole = len(indices) == param.numel()
-                self._positions[name] = None if whole else indices.to(param.device)
+                self._positions[name] = None if whole else positions_on(indices, param.device)
         for role, old in self._absent.items():
             new = self._gather()
             for name, values in old.items():

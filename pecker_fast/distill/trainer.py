@@ -98,6 +98,8 @@ class PeckerTrainer:
         if saved is not None:
             self.mask = SaliencyMask(**saved["mask"])
             self.ever_salient = SaliencyMask(**saved["ever_salient"])
+            if self.ever_salient == self.mask:  # one object: its positions are on the device once
+                self.ever_salient = self.mask
         else:
             self.mask = self.ever_salient = self._find_mask() if mask is None else mask
         self.mask.check(self.generator)
