@@ -1,6 +1,7 @@
 """The demo under each kind of mask and several seeds: what saliency gains, and what it does not.
 
     python benchmarks/demo_runs.py                                  # nine runs, some 20 minutes
+    python benchmarks/demo_runs.py --cases saliency both bf16       # other settings, see CASES
     python benchmarks/demo_runs.py --seeds 0 --pairs                # every class once
 
 Each run is `pecker-fast demo` in a process of its own. A run in which a frozen parameter changed
@@ -19,7 +20,15 @@ from typing import Any
 
 from measure import machine, write_results
 
-MASKS = ("saliency", "random", "full")
+CASES = {
+    "saliency": [],
+    "random": ["--mask", "random"],
+    "full": ["--mask", "full"],
+    # A mask on the pseudo-score too: one set of weights for all three networks.
+    "both": ["--set", "mask.apply=both"],
+    "bf16": ["--set", "precision=bf16"],
+    "both bf16": ["--set", "mask.apply=both", "--set", "precision=bf16"],
+}
 # Each class and one that could stand in its place.
 PAIRS = (
     ("T-shirt", "Trouser"), ("Trouser", "Dress"), ("Pullover", "Coat"), ("Dress", "Trouser"),
@@ -47,23 +56,22 @@ def demo(options: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["saliency", "random", "full"])
     parser.add_argument("--pairs", action="store_true", help="saliency masks for every class")
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
+    cases = [(name, CASES[name]) for name in arguments.cases]
     if arguments.pairs:
-        cases = [["--forget", forget, "--override", override] for forget, override in PAIRS]
-    else:
-        cases = [["--mask", kind] for kind in arguments.masks]
+        cases = [("saliency", ["--forget", old, "--override", new]) for old, new in PAIRS]
     extra = [] if arguments.iterations is None else ["--iterations", str(arguments.iterations)]
     rows = []
     for seed in arguments.seeds:
-        for case in cases:
-            row = demo([*case, "--seed", str(seed), *extra])
+        for name, options in cases:
+            row = {"case": name} | demo([*options, "--seed", str(seed), *extra])
             rows.append(row)
             print(
-                f"{row['forget']:10} -> {row['override']:10} {row['mask']:8} seed {row['seed']}: "
+                f"{row['forget']:10} -> {row['override']:10} {name:9} seed {row['seed']}: "
                 f"forget {row['forget_accuracy_after']:.3f} keep {row['keep_accuracy_after']:.3f} "
                 f"Fréchet {row['frechet_after']:.2f}, {row['wall_s']:.0f} s",
                 flush=True,

@@ -116,7 +116,8 @@ class Objective:
         dtype = torch.bfloat16 if low else first.dtype
         self.teacher = teacher
         if (self.device, dtype) != (first.device, first.dtype):
-            self.teacher = copy.deepcopy(teacher).to(self.device, dtype)
+            # nn.Module's `to`: diffusers' own warns of every cast.
+            self.teacher = nn.Module.to(copy.deepcopy(teacher), self.device, dtype)
         autocast = config.precision == "autocast"
         self._predict = with_autocast(predict, self.device) if autocast else predict
 

@@ -290,7 +290,7 @@ class PeckerTrainer:
             return copy.deepcopy(self._objective.teacher).requires_grad_(True)
         first = next(network.parameters())
         if (first.device, first.dtype) != (teacher.device, teacher.dtype):
-            network = copy.deepcopy(network).to(teacher.device, teacher.dtype)
+            network = nn.Module.to(copy.deepcopy(network), teacher.device, teacher.dtype)
         if self.config.accelerate and teacher.is_cuda:
             accelerate_(network)
         return network
