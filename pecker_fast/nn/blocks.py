@@ -270,7 +270,8 @@ def _up_block_obstacle(block: Any) -> str | None:
 def _takes_torch_path(block: Any) -> bool:
     """Whether something is switched on that the up block of diffusers does between its layers."""
     free_u = all(getattr(block, name, None) for name in ("s1", "s2", "b1", "b2"))
-    return free_u or block.gradient_checkpointing
+    # Not every up block of every supported diffusers can be checkpointed.
+    return free_u or getattr(block, "gradient_checkpointing", False)
 
 
 def _join(resnet: nn.Module, hidden: Tensor, skip: Tensor, temb: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for unets.py
 
 from unets import (
     BLOCKS,
+    DEVICE,
     Case,
     attention,
     convert,
@@ -34,14 +35,17 @@ from pecker_fast.nn import operations
 from pecker_fast.nn.accelerate import accelerate_, decelerate_
 from pecker_fast.nn.blocks import FusedResnetBlock2D
 
-pytestmark = pytest.mark.skipif(
-    operations.unavailable(torch.device("cpu")) is not None,
-    reason="the kernels run on a CPU only in Triton's interpreter",
-)
+pytestmark = pytest.mark.usefixtures("device")  # skips where the kernels cannot run
 
 # Relative errors of whole tensors, as norms. float32: rounding of 2^-24 in sums of some hundred
 # terms, through a dozen layers. bfloat16: 2^-9 at every tensor that is stored.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, torch's convolutions otherwise round float32 to 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def plain(case: Case, dtype: torch.dtype, stream: torch.dtype | None = None) -> Case:
@@ -87,7 +91,7 @@ def test_autocast_with_float32_weights(name: str, stream: torch.dtype) -> None:
     shake_(case.module)
     case = Case(case.module, convert(convert(case.inputs, torch.bfloat16), stream))
     oracle = run(double(case))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         results = run(fused(case, torch.float32, stream)), run(plain(case, torch.float32, stream))
     found, diffusers = (errors(result, oracle) for result in results)
     for key, error in found.items():
@@ -132,7 +136,7 @@ def test_large_batch_is_upsampled_in_channels_last() -> None:
     """From 64 images on, diffusers makes them NCHW first."""
     block = BLOCKS["upsample"]().module
     accelerate_(block)
-    x = torch.randn(64, 8, 2, 2).to(memory_format=torch.channels_last)
+    x = torch.randn(64, 8, 2, 2).to(DEVICE, memory_format=torch.channels_last)
     formats = []
     convolve = torch.nn.functional.conv2d
 
@@ -287,7 +291,7 @@ def test_pre_hook_in_an_up_block_sees_the_whole_input() -> None:
 def test_text_masks(given: str) -> None:
     """A 0/1 mask is made a bias by diffusers; a bias goes to the transformer's blocks as it is."""
     case = up("CrossAttnUpBlock2D")
-    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], device=DEVICE)
     if given == "mask":
         case.inputs["encoder_attention_mask"] = mask
     elif given == "bias":
@@ -332,7 +336,7 @@ def test_skip_without_a_shortcut_convolution() -> None:
     [
         ({"time_embedding_norm": "scale_shift"}, "time embedding by scale_shift"),
         ({"up": True}, "resampling inside"),
-        ({"down": True, "kernel": "fir"}, "resampling inside"),
+        ({"down": True, "kernel": "sde_vp"}, "resampling inside"),
         ({"non_linearity": "gelu"}, "activation GELU"),
     ],
 )

@@ -20,6 +20,9 @@ EMBEDDING, TEXT, GROUPS = 12, 10, 2
 BATCH, SIDE = 2, 6
 
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Case(NamedTuple):
     """A module and how it is called."""
 
@@ -28,6 +31,19 @@ class Case(NamedTuple):
 
     def __call__(self) -> Any:
         return self.module(**self.inputs)
+
+
+def case_of(module: nn.Module, inputs: dict[str, Any]) -> Case:
+    """On the device under test."""
+    return Case(module.to(DEVICE), on_device(inputs))
+
+
+def on_device(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: on_device(item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(on_device(item) for item in value)
+    return value.to(DEVICE) if isinstance(value, Tensor) else value
 
 
 def image(channels: int, side: int = SIDE) -> Tensor:
@@ -47,7 +63,7 @@ def resnet(channels: int = 16, out: int = 16, **options: Any) -> Case:
     options = {"temb_channels": EMBEDDING, "groups": GROUPS, **options}
     block = ResnetBlock2D(in_channels=channels, out_channels=out, **options)
     temb = None if options["temb_channels"] is None else embedding()
-    return Case(block, {"input_tensor": image(channels), "temb": temb})
+    return case_of(block, {"input_tensor": image(channels), "temb": temb})
 
 
 def _common(**options: Any) -> dict[str, Any]:
@@ -61,7 +77,7 @@ def down(kind: str, **options: Any) -> Case:
         in_channels=8, out_channels=16, **_common(**cross, **heads, **options)
     )
     inputs = {"hidden_states": image(8), "temb": embedding()}
-    return Case(block, inputs | ({"encoder_hidden_states": text()} if cross else {}))
+    return case_of(block, inputs | ({"encoder_hidden_states": text()} if cross else {}))
 
 
 def up(kind: str, **options: Any) -> Case:
@@ -76,7 +92,7 @@ def up(kind: str, **options: Any) -> Case:
     )
     skips = (image(8), image(16))[: options.get("num_layers", 1)]
     inputs = {"hidden_states": image(12), "res_hidden_states_tuple": skips, "temb": embedding()}
-    return Case(block, inputs | ({"encoder_hidden_states": text()} if cross else {}))
+    return case_of(block, inputs | ({"encoder_hidden_states": text()} if cross else {}))
 
 
 def mid(kind: str, **options: Any) -> Case:
@@ -87,7 +103,7 @@ def mid(kind: str, **options: Any) -> Case:
         options = {"attention_head_dim": 8, **options}
         inputs = {}
     block = getattr(unet_2d_blocks, kind)(in_channels=16, **_common(**options))
-    return Case(block, {"hidden_states": image(16), "temb": embedding(), **inputs})
+    return case_of(block, {"hidden_states": image(16), "temb": embedding(), **inputs})
 
 
 def attention(**options: Any) -> Case:
@@ -100,7 +116,7 @@ def attention(**options: Any) -> Case:
         bias=True,
         **options,
     )
-    return Case(block, {"hidden_states": image(16)})
+    return case_of(block, {"hidden_states": image(16)})
 
 
 def transformer(linear: bool) -> Case:
@@ -112,14 +128,14 @@ def transformer(linear: bool) -> Case:
         norm_num_groups=GROUPS,
         use_linear_projection=linear,
     )
-    return Case(
+    return case_of(
         block,
         {"hidden_states": image(16), "encoder_hidden_states": text(), "return_dict": False},
     )
 
 
 def upsample() -> Case:
-    return Case(Upsample2D(8, use_conv=True), {"hidden_states": image(8)})
+    return case_of(Upsample2D(8, use_conv=True), {"hidden_states": image(8)})
 
 
 def class_unet(**options: Any) -> Case:
@@ -140,7 +156,7 @@ def class_unet(**options: Any) -> Case:
     )
     inputs = {"sample": image(3, 8), "timestep": torch.tensor([3, 700])}
     inputs |= {"class_labels": torch.tensor([1, 3]), "return_dict": False}
-    return Case(unet, inputs)
+    return case_of(unet, inputs)
 
 
 def text_unet(linear: bool = False, **options: Any) -> Case:
@@ -160,7 +176,7 @@ def text_unet(linear: bool = False, **options: Any) -> Case:
         }
     )
     inputs = {"sample": image(4, 8), "timestep": torch.tensor([3, 700])}
-    return Case(unet, inputs | {"encoder_hidden_states": text(), "return_dict": False})
+    return case_of(unet, inputs | {"encoder_hidden_states": text(), "return_dict": False})
 
 
 # Every kind of block that is switched, alone.
