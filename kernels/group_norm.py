@@ -36,9 +36,8 @@ __all__ = [
     "apply",
     "coefficients",
     "group_options",
-    "kept",
+    "kept_bits",
     "parameters",
-    "words",
 ]
 
 # Rows of `coefficients`, per sample and channel, with xhat = (x - centre) * rstd + offset:
@@ -199,29 +198,22 @@ def parameters(coefficients_ptr, weight_ptr, bias_ptr, sample, column, present, 
 
 
 @triton.jit
-def words(seed_ptr, sample, quad, column, channels):
-    """Four random words for each four pixels 4 * quad .. + 3 and column of a sample (Philox).
+def kept_bits(seed_ptr, sample, quad, column, channels, dropout):
+    """Which elements dropout keeps: bit i is that of pixel 4 * quad + i in each column (Philox).
 
-    The counter is (quad * channels + column, sample): 32 bits each, so that samples of up to 2^34
-    elements and any number of them do not repeat. It does not depend on the tiles.
+    The counter is (quad * channels + column, sample), 32 bits each, so that no two elements of a
+    sample of up to 2^34, nor two samples, share a number. It does not depend on the tiles.
     """
     counter = quad[:, None] * channels + column[None, :]
     zero = counter * 0
-    return tl.philox(tl.load(seed_ptr), counter, zero + sample.to(tl.int32), zero, zero)
-
-
-@triton.jit
-def kept(word0, word1, word2, word3, dropout, STRIP: tl.constexpr):
-    """Which elements of the pixels 4 * quad + STRIP dropout keeps."""
-    if STRIP == 0:
-        word = word0
-    elif STRIP == 1:
-        word = word1
-    elif STRIP == 2:
-        word = word2
-    else:
-        word = word3
-    return tl.uint_to_uniform_float(word) >= dropout
+    word0, word1, word2, word3 = tl.philox(
+        tl.load(seed_ptr), counter, zero + sample.to(tl.int32), zero, zero
+    )
+    bits = (tl.uint_to_uniform_float(word0) >= dropout).to(tl.int32)
+    bits |= (tl.uint_to_uniform_float(word1) >= dropout).to(tl.int32) << 1
+    bits |= (tl.uint_to_uniform_float(word2) >= dropout).to(tl.int32) << 2
+    bits |= (tl.uint_to_uniform_float(word3) >= dropout).to(tl.int32) << 3
+    return bits
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -255,7 +247,7 @@ def _apply_kernel(
     strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
     if seed_ptr is not None:
         quad = chunk * (BLOCK_PIXELS // 4) + strip_row
-        word0, word1, word2, word3 = words(seed_ptr, sample, quad, column, channels)
+        bits = kept_bits(seed_ptr, sample, quad, column, channels, dropout)
     for strip in tl.static_range(STRIPS):
         row = strip_row * STRIPS + strip
         valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
@@ -266,7 +258,7 @@ def _apply_kernel(
         if SILU:
             z = z * tl.sigmoid(z)
         if seed_ptr is not None:
-            z = tl.where(kept(word0, word1, word2, word3, dropout, strip), z * scale, 0.0)
+            z = tl.where((bits >> strip) & 1 != 0, z * scale, 0.0)
         store_as(y, row[:, None] * channels + column[None, :], z, valid)
 
 

@@ -27,7 +27,7 @@ from pecker_fast.kernels.channels_last import (
     tile_position,
 )
 from pecker_fast.kernels.elements import load_as, store_as
-from pecker_fast.kernels.group_norm import group_options, kept, parameters, words
+from pecker_fast.kernels.group_norm import group_options, kept_bits, parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,7 @@ def _sums_kernel(
     strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
     if seed_ptr is not None:
         quad = chunk * (BLOCK_PIXELS // 4) + strip_row
-        word0, word1, word2, word3 = words(seed_ptr, sample, quad, column, channels)
+        bits = kept_bits(seed_ptr, sample, quad, column, channels, dropout)
     sum1 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
     sum2 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
     for strip in tl.static_range(STRIPS):
@@ -95,7 +95,7 @@ def _sums_kernel(
         xhat = (value - centre) * rstd + offset
         dz = dz * _derivative(xhat, weight, bias, SILU)
         if seed_ptr is not None:
-            dz = tl.where(kept(word0, word1, word2, word3, dropout, strip), dz * scale, 0.0)
+            dz = tl.where((bits >> strip) & 1 != 0, dz * scale, 0.0)
         sum1 += dz  # dy, and so dz, is 0 where there is no element
         sum2 += dz * xhat
     store_partials(
@@ -193,7 +193,7 @@ def _backward_kernel(
     strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
     if seed_ptr is not None:
         quad = chunk * (BLOCK_PIXELS // 4) + strip_row
-        word0, word1, word2, word3 = words(seed_ptr, sample, quad, column, channels)
+        bits = kept_bits(seed_ptr, sample, quad, column, channels, dropout)
     for strip in tl.static_range(STRIPS):
         row = strip_row * STRIPS + strip
         valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
@@ -203,7 +203,7 @@ def _backward_kernel(
         xhat = (value - centre) * rstd + offset
         dz = dz * _derivative(xhat, weight, bias, SILU)
         if seed_ptr is not None:
-            dz = tl.where(kept(word0, word1, word2, word3, dropout, strip), dz * scale, 0.0)
+            dz = tl.where((bits >> strip) & 1 != 0, dz * scale, 0.0)
         dv = rstd * (weight * dz - mean1[None, :] - xhat * mean2[None, :])
         if shortcut_ptr is not None:
             shortcut = tile_pointer(

@@ -55,6 +55,20 @@ def test_of_a_residual_sum_are_those_of_its_values(dtype, device, passes, small_
     assert torch.equal(partials, again)  # of the rounded values, in the same order
 
 
+def test_means_are_rounded_once(device):
+    """Also where the sum of a chunk is not exact: 1000 pixels around 1000."""
+    from pecker_fast.nn import fused
+
+    x = torch.randn(1, 8, 40, 25, device=device) + 1000
+    partials = fused.channel_statistics(x.contiguous(memory_format=torch.channels_last))
+    rows = x.double().view(8, -1).split(1024 if x.is_cpu else 128, dim=1)
+    half_ulp = 2.0**-15 * 1.01  # of numbers up to 1024; the correction is rounded as well
+    for (mean, squares), values in zip(partials[0].double(), rows, strict=True):
+        assert (mean - values.mean(dim=1)).abs().max() <= half_ulp
+        wanted = values.var(dim=1, correction=0) * values.shape[1]
+        torch.testing.assert_close(squares, wanted, rtol=1e-5, atol=0)
+
+
 def test_are_taken_once(device, passes):
     x, skip = activations(device), activations(device)
     first = norm(x)
