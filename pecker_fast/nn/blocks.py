@@ -253,6 +253,7 @@ def _inner_layers(block: Any) -> tuple[nn.Module | None, ...]:
     """The layers that the fused residual block does not call."""
     return (
         block.norm1,
+        block.nonlinearity,
         block.conv1,
         block.norm2,
         block.dropout,

@@ -38,8 +38,8 @@ __all__ = [
 OBSERVED = "hooks or a replaced layer inside"
 """The obstacle of a block some layer of which is not `is_transparent`."""
 
-# Layers whose parameters a fused block may use without calling them.
-_LAYERS = (nn.Conv2d, nn.Dropout, nn.GroupNorm, nn.Linear, SlicedConv2d, SlicedLinear)
+# Layers that a fused block may stand in for without calling them.
+_LAYERS = (nn.Conv2d, nn.Dropout, nn.GroupNorm, nn.Linear, nn.SiLU, SlicedConv2d, SlicedLinear)
 
 _INT32_ELEMENTS = 2**31
 
@@ -56,7 +56,7 @@ def is_unobserved(module: nn.Module) -> bool:
 
 
 def is_transparent(*layers: nn.Module | None) -> bool:
-    """Whether a fused block may take the parameters of the layers and not call them.
+    """Whether a fused block may do what the layers do, with their parameters, and not call them.
 
     Hooks, a `forward` set on the object and classes of their own (adapters, parametrizations) would
     be passed by.

@@ -236,6 +236,7 @@ class DoubledAttention(AttnProcessor2_0):
 SPECIAL = {
     "hook on a convolution": (resnet, lambda block: _hook(block.conv1)),
     "hook on a norm": (resnet, lambda block: _hook(block.norm2)),
+    "hook on the activation": (resnet, lambda block: _hook(block.nonlinearity)),
     "hook on the block": (resnet, _hook),
     "hook within an up block": (lambda: up("UpBlock2D"), lambda block: _hook(block.resnets[0])),
     "hook on a layer within an up block": (
@@ -273,6 +274,20 @@ def test_special_calls_do_what_diffusers_does(name: str) -> None:
             for tensor in leaves(each.inputs):
                 tensor.requires_grad_(False)
     assert max(errors(run(found), run(oracle)).values()) <= TOLERANCES[torch.float32]
+
+
+@pytest.mark.usefixtures("_reference")
+@pytest.mark.parametrize("name", ["UpBlock2D", "CrossAttnUpBlock2D", "transformer"])
+def test_checkpointed_blocks_run_again_in_backward(name: str) -> None:
+    case = fused(BLOCKS[name](), torch.float32)
+    _checkpoint(case.module)
+    inside = case.module.transformer_blocks if name == "transformer" else case.module.resnets
+    calls = []
+    watched = inside[0] if name == "transformer" else inside[0].time_emb_proj
+    # Before: the second run stops as soon as it has what the backward pass needs.
+    watched.register_forward_pre_hook(lambda *args: calls.append(args))
+    run(case)
+    assert len(calls) == 2
 
 
 @pytest.mark.usefixtures("_reference")
