@@ -178,12 +178,14 @@ def _store_column_sum(
 ):
     """The sums of one column of the table, times `scale`."""
     total = tl.zeros([BLOCK_ROWS, channel.shape[0]], tl.float32)
-    for first in range(0, rows, BLOCK_ROWS):
-        row = (first + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
+    first_row = 0
+    while first_row < rows:
+        row = (first_row + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         valid = (row < rows)[:, None] & present[None, :]
         total += tl.load(
             table_ptr + row[:, None] * row_length + channel[None, :], mask=valid, other=0.0
         )
+        first_row += BLOCK_ROWS
     store_as(as_stored(out_ptr), channel, tl.sum(total, axis=0) * scale, present)
 
 

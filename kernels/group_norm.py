@@ -108,17 +108,20 @@ def _channel_statistics(
     """Mean and sum of squared deviations over all pixels, float64; 0 where not present."""
     start = partials_ptr + sample * chunks * 2 * channels
     total = tl.zeros([BLOCK_CHUNKS, channel.shape[0]], tl.float64)
-    for first in range(0, chunks, BLOCK_CHUNKS):
-        chunk = first + tl.arange(0, BLOCK_CHUNKS)
+    first_chunk = 0
+    while first_chunk < chunks:
+        chunk = first_chunk + tl.arange(0, BLOCK_CHUNKS)
         valid = (chunk < chunks)[:, None] & present[None, :]
         count = tl.minimum(pixels - chunk * CHUNK_PIXELS, CHUNK_PIXELS).to(tl.float64)
         offset = chunk[:, None] * 2 * channels + channel[None, :]
         mean = tl.load(start + offset, mask=valid, other=0.0).to(tl.float64)
         total += tl.where(valid, count[:, None] * mean, 0.0)
+        first_chunk += BLOCK_CHUNKS
     channel_mean = tl.sum(total, axis=0) / pixels
     squares = tl.zeros([BLOCK_CHUNKS, channel.shape[0]], tl.float64)
-    for first in range(0, chunks, BLOCK_CHUNKS):
-        chunk = first + tl.arange(0, BLOCK_CHUNKS)
+    first_chunk = 0
+    while first_chunk < chunks:
+        chunk = first_chunk + tl.arange(0, BLOCK_CHUNKS)
         valid = (chunk < chunks)[:, None] & present[None, :]
         count = tl.minimum(pixels - chunk * CHUNK_PIXELS, CHUNK_PIXELS).to(tl.float64)
         offset = chunk[:, None] * 2 * channels + channel[None, :]
@@ -126,6 +129,7 @@ def _channel_statistics(
         within = tl.load(start + channels + offset, mask=valid, other=0.0).to(tl.float64)
         deviation = mean - channel_mean[None, :]
         squares += tl.where(valid, within + count[:, None] * deviation * deviation, 0.0)
+        first_chunk += BLOCK_CHUNKS
     return channel_mean, tl.sum(squares, axis=0)
 
 

@@ -127,12 +127,14 @@ def _combine_kernel(
     start = partials_ptr + sample * chunks * 2 * channels
     partial1 = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float64)
     partial2 = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float64)
-    for first in range(0, chunks, BLOCK_CHUNKS):
-        chunk = first + tl.arange(0, BLOCK_CHUNKS)
+    first_chunk = 0
+    while first_chunk < chunks:
+        chunk = first_chunk + tl.arange(0, BLOCK_CHUNKS)
         valid = (chunk < chunks)[:, None] & present[None, :]
         offset = chunk[:, None] * 2 * channels + channel[None, :]
         partial1 += tl.load(start + offset, mask=valid, other=0.0).to(tl.float64)
         partial2 += tl.load(start + channels + offset, mask=valid, other=0.0).to(tl.float64)
+        first_chunk += BLOCK_CHUNKS
     sum1 = tl.sum(partial1, axis=0)
     sum2 = tl.sum(partial2, axis=0)
 
