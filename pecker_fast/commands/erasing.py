@@ -19,6 +19,7 @@ import torch
 
 from pecker_fast import backends
 from pecker_fast.distill.checkpoint import RunDirectory
+from pecker_fast.distill.conditions import ClassConditions
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.trainer import PeckerTrainer
@@ -126,6 +127,8 @@ def erase_class(
     clock = _Clock(started)
     # What is wrong with classes, time constants, backend or mask comes out before any writing.
     objective = Objective.from_model(model, config, device)
+    conditions = objective.conditions
+    assert isinstance(conditions, ClassConditions)  # a model folder's are
     backend = backends.name_of(backends.select(config.optimizer.backend, device))
     if mask is not None:
         mask.check(dict(model.unet.named_parameters()))
@@ -138,7 +141,7 @@ def erase_class(
             click.echo(f"resuming at iteration {resumed_at} of {config.iterations}", err=True)
         for name in _REPORT_NAMES:  # a report of an earlier state must not stand beside a new one
             (out / name).unlink(missing_ok=True)
-        forget, override = objective.conditions.forget, objective.conditions.override
+        forget, override = conditions.forget, conditions.override
         with clock.stage("erase"):
             curve = _train(trainer, model, forget, out / CURVE_NAME, judge)
         with clock.stage("save"):

@@ -85,7 +85,7 @@ def mask(
     found.plot(plot)
     click.echo(
         f"{found.nnz:,} of {found.numel:,} parameters are salient for "
-        f"{folder.class_names[objective.conditions.forget]!r} "
+        f"{folder.class_names[folder.class_index(config.forget)]!r} "
         f"(density {found.density:.4g}, {config.mask.kind})"
     )
     for line in density_table(found.stats()):

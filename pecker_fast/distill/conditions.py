@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pecker_fast.distill.randomness import IterationRandom
 from pecker_fast.errors import PeckerError
 
-__all__ = ["RANDOM_OVERRIDE", "ClassConditions", "Conditions"]
+__all__ = ["RANDOM_OVERRIDE", "ClassConditions", "Conditions", "DrawsConditions"]
 
 RANDOM_OVERRIDE = "random"
 """Override that draws a kept class for every sample."""
@@ -18,22 +20,47 @@ RANDOM_OVERRIDE = "random"
 
 @dataclass(frozen=True)
 class Conditions:
-    """The labels of one batch of 2B samples: the remain half, then the forget half.
+    """What the networks are told in one batch of 2B samples: the remain half, then the forget half.
 
     Attributes:
-        student: (2B,) int64, what generator and pseudo-score are told: (c_r, c_f).
-        teacher: (2B,) int64, what the teacher is told in the generator loss: (c_r, c_o).
+        student: (2B, ...) for generator and pseudo-score: (c_r, c_f). Class labels, int64, or text
+            embeddings.
+        teacher: (2B, ...) for the teacher in the generator loss: (c_r, c_o).
+        training: (2B, ...) for the pseudo-score while it learns. None: as `student`.
+        weight: (2B,) factors of the samples' losses. None: 1.
     """
 
     student: Tensor
     teacher: Tensor
+    training: Tensor | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.student)
 
     def __getitem__(self, rows: slice) -> Conditions:
-        """The labels of some rows."""
-        return Conditions(self.student[rows], self.teacher[rows])
+        """The conditions of some rows."""
+        return Conditions.of([None if part is None else part[rows] for part in self.parts()])
+
+    def parts(self) -> list[Tensor | None]:
+        """The fields, in order."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor | None]) -> Conditions:
+        """The same from `parts()`."""
+        student, teacher, training, weight = parts
+        if student is None or teacher is None:
+            raise TypeError("conditions need what student and teacher are told")
+        return cls(student, teacher, training, weight)
+
+
+class DrawsConditions(Protocol):
+    """What a run forgets and keeps, drawn anew for every iteration."""
+
+    def draw(self, batch_size: int, random: IterationRandom) -> Conditions:
+        """The conditions of 2 `batch_size` samples, on the device of `random`."""
+        ...
 
 
 class ClassConditions:
@@ -88,16 +115,17 @@ class ClassConditions:
             raise PeckerError(f"{key}: unknown class {value!r}; the model knows: {known}")
         return index
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Conditions:
+    def draw(self, batch_size: int, random: IterationRandom) -> Conditions:
         """Draw the labels of one iteration.
 
         Args:
             batch_size: B, samples per half.
-            generator: Source of randomness; the labels live on its device.
+            random: Source of randomness; the labels live on its device.
 
         Returns:
             2B labels: uniform over the kept classes, then the class to forget.
         """
+        generator = random.generator
         remain = self._draw_kept(batch_size, generator)
         forget = torch.full_like(remain, self.forget)
         if self.override is None:

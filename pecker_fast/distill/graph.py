@@ -122,7 +122,7 @@ class IterationGraph:
         try:
             for learner in self._learners:
                 learner.keep_learning_rate_on(self._device)
-            losses, replay = capture.capture(lambda: self._compute(IterationInputs.of(fixed)))
+            losses, replay = capture.capture(lambda: self._compute(inputs.with_tensors(fixed)))
         except RuntimeError as error:
             for state in before:
                 state.restore()

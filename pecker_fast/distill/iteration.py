@@ -6,7 +6,9 @@ is random from `IterationInputs`, so they can be captured in a CUDA graph once a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -41,20 +43,20 @@ class IterationInputs:
 
     def tensors(self) -> list[Tensor]:
         """All of them, in a fixed order."""
-        shared = [] if self.shared_noise is None else [self.shared_noise]
-        phases = [(d.noise, d.e, d.t) for d in (self.pseudo_score, self.generator)]
-        return [self.labels.student, self.labels.teacher, *phases[0], *phases[1], *shared]
+        return [part for part in self._parts() if part is not None]
 
-    @classmethod
-    def of(cls, tensors: list[Tensor]) -> IterationInputs:
-        """The same from `tensors()`."""
-        student, teacher, *rest = tensors
-        return cls(
-            Conditions(student, teacher),
-            Draws(*rest[:3]),
-            Draws(*rest[3:6]),
-            rest[6] if len(rest) > 6 else None,
+    def with_tensors(self, tensors: Sequence[Tensor]) -> IterationInputs:
+        """The same parts, made of other tensors."""
+        rest = iter(tensors)
+        parts = [None if part is None else next(rest) for part in self._parts()]
+        draws = cast(list[Tensor], parts[4:10])
+        return IterationInputs(
+            Conditions.of(parts[:4]), Draws(*draws[:3]), Draws(*draws[3:]), parts[10]
         )
+
+    def _parts(self) -> list[Tensor | None]:
+        phases = [(d.noise, d.e, d.t) for d in (self.pseudo_score, self.generator)]
+        return [*self.labels.parts(), *phases[0], *phases[1], self.shared_noise]
 
 
 class Iteration:
@@ -87,7 +89,7 @@ class Iteration:
     def draw(self, random: IterationRandom) -> IterationInputs:
         """Labels and noise of one iteration."""
         objective = self._objective
-        labels = objective.conditions.draw(self._config.batch_size, random.generator)
+        labels = objective.conditions.draw(self._config.batch_size, random)
         count = len(labels)
         shared = objective.draw(random, count).noise if self._config.share_generator_pass else None
         return IterationInputs(
@@ -109,7 +111,7 @@ class Iteration:
 
     def _pseudo_score_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
         """The pseudo-score network learns to denoise the generator's present samples."""
-        weight = self._weights(self._config.pseudo_score, inputs.pseudo_score.e)
+        weight = self._weights(self._config.pseudo_score, inputs)
         self._psi.learn()
         losses = []
         for rows in self._slices():
@@ -130,7 +132,7 @@ class Iteration:
 
     def _generator_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
         """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
-        weight = self._weights(self._config.generator, inputs.generator.e)
+        weight = self._weights(self._config.generator, inputs)
         self._theta.learn()
         losses = []
         for rows in self._slices():
@@ -150,9 +152,11 @@ class Iteration:
         self._theta.rest()
         return torch.cat(losses)
 
-    def _weights(self, section: NetworkSection, like: Tensor) -> Tensor:
+    def _weights(self, section: NetworkSection, inputs: IterationInputs) -> Tensor:
+        like, of_sample = inputs.generator.e, inputs.labels.weight
         size = self._config.batch_size
-        return term_weights(section.lambda_remain, section.lambda_forget, size, like)
+        weight = term_weights(section.lambda_remain, section.lambda_forget, size, like)
+        return weight if of_sample is None else weight * of_sample
 
     def _slices(self) -> list[slice]:
         """Rows of the 2B samples that pass through the networks together."""

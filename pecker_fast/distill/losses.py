@@ -6,6 +6,7 @@ phi is the teacher, psi the pseudo-score network, theta the generator. With x_t 
     L_psi     = || e - eps_psi(x_t, t, c) ||^2
     p, s      = D_phi(x_t, t, c_phi), D_psi(x_t, t, c_psi)               denoised images
     ell       = 1/omega  sum (p - s) [(p - x_g) - alpha (p - s)]
+              = 1/omega [(1 - alpha) ||p - s||^2 + <p - s, s - x_g>]
     omega     = max(mean |p - x_g|, 1e-5)                                no gradient
 
 Sums run over C, H, W. Every function returns one loss per sample: the remain and the forget term
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.network_set import NetworkSet
-from pecker_fast.distill.networks import NoisePredictor, predict_noise
+from pecker_fast.distill.networks import NoisePredictor, Predictors, predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 
 __all__ = [
@@ -102,7 +103,7 @@ def generator_loss(
     weight: Tensor,
     *,
     alpha: float,
-    predict: NoisePredictor = predict_noise,
+    predictors: Predictors | None = None,
     diff_instruct: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """ell(c_phi, c_psi) per sample, and its gradient with respect to x_g.
@@ -121,80 +122,92 @@ def generator_loss(
         schedule: The noise schedule.
         weight: (N,) weights of the samples in the sum that is differentiated.
         alpha: Weight of the score difference; 1.2 for CIFAR-10 and STL-10.
-        predict: Adapter that calls the networks.
+        predictors: How the networks are called. None = `predict_noise`.
         diff_instruct: Block the gradient through p and s. A different, cheaper algorithm.
 
     Returns:
         (N,) losses without their weights, and (N, C, H, W) the gradient of sum(weight * losses).
     """
+    predictors = predictors or Predictors.all(predict_noise)
     x_g = x_g.detach()
     x_t = schedule.add_noise(x_g, noise, t).requires_grad_(not diff_instruct)
     with torch.set_grad_enabled(not diff_instruct):
-        eps_p = predict(networks.use("teacher"), x_t, t, teacher_condition)
-        eps_s = predict(networks.use("pseudo_score"), x_t, t, pseudo_score_condition)
+        eps_p = predictors.teacher(networks.use("teacher"), x_t, t, teacher_condition)
+        psi = networks.use("pseudo_score")
+        eps_s = predictors.difference(psi, x_t, t, pseudo_score_condition)
+        eps_r = eps_s
+        if predictors.residual is not None:
+            eps_r = predictors.residual(psi, x_t, t, pseudo_score_condition)
     with torch.no_grad():
-        p, s = schedule.denoised(x_t, eps_p, t), schedule.denoised(x_t, eps_s, t)
-        losses = distillation_loss(p, s, x_g, alpha)
+        p, s, r = (schedule.denoised(x_t, eps, t) for eps in (eps_p, eps_s, eps_r))
+        losses = distillation_loss(p, s, x_g, alpha, r)
         scale = weight.view((-1,) + (1,) * (x_g.dim() - 1))
-        g_p, g_s, g_x = (scale * g for g in distillation_loss_gradients(p, s, x_g, alpha))
+        gradients = distillation_loss_gradients(p, s, x_g, alpha, r)
+        g_p, g_s, g_r, g_x = (scale * gradient for gradient in gradients)
         if diff_instruct:
             return losses, g_x
         a, b = schedule.coefficients(t, x_g)
-        g_p, g_s = g_p / a, g_s / a
-        del p, s
+        one = eps_r is eps_s
+        outputs = [eps_s] if one else [eps_s, eps_r]
+        sums = [g_s + g_r] if one else [g_s, g_r]
+        g_psi = [total / a for total in sums]
+        g_phi = g_p / a
+        del p, s, r
     networks.use("pseudo_score")
-    (through_psi,) = torch.autograd.grad(eps_s, x_t, -b * g_s)
-    del eps_s
+    (through_psi,) = torch.autograd.grad(outputs, x_t, [-b * total for total in g_psi])
+    del eps_s, eps_r, outputs
     networks.use("teacher")
-    (through_phi,) = torch.autograd.grad(eps_p, x_t, -b * g_p)
-    return losses, g_x + a * (g_p + g_s + through_psi + through_phi)
+    (through_phi,) = torch.autograd.grad(eps_p, x_t, -b * g_phi)
+    return losses, g_x + a * (g_phi + sum(g_psi) + through_psi + through_phi)
 
 
-def distillation_loss(p: Tensor, s: Tensor, x_g: Tensor, alpha: float) -> Tensor:
-    """The loss ell per sample from the two denoised images.
+def distillation_loss(
+    p: Tensor, s: Tensor, x_g: Tensor, alpha: float, r: Tensor | None = None
+) -> Tensor:
+    """The loss ell per sample from the denoised images.
 
     Args:
         p: (N, C, H, W) the teacher's denoised images.
         s: (N, C, H, W) the pseudo-score network's.
         x_g: (N, C, H, W) the generator's images.
         alpha: Weight of the score difference.
+        r: (N, C, H, W) the pseudo-score network's, where the residual r - x_g is made with another
+            guidance than the difference p - s. None: s.
 
     Returns:
-        (N,) losses.
+        (N,) losses, (1 - alpha) ||p - s||^2 + <p - s, r - x_g>, over omega.
     """
     difference = p - s
-    terms = difference * ((p - x_g) - alpha * difference)
+    terms = difference * (((s if r is None else r) - x_g) + (1 - alpha) * difference)
     return (terms / _omega(p, x_g)).flatten(1).sum(1)
 
 
 def distillation_loss_gradients(
-    p: Tensor, s: Tensor, x_g: Tensor, alpha: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    p: Tensor, s: Tensor, x_g: Tensor, alpha: float, r: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The upstream gradients of ell in closed form, omega held constant.
 
-        g_p = [2 (1 - alpha) (p - s) + (s - x_g)] / omega
-        g_s = [(2 alpha - 1) (p - s) - (s - x_g)] / omega
-        g_x = -(p - s) / omega
+        g_p = [2 (1 - alpha) (p - s) + (r - x_g)] / omega          g_s = -g_p
+        g_r = (p - s) / omega                                      g_x = -g_r
 
-    g_x is the direct path only; the one through x_t, p and s is autograd's.
+    g_x is the direct path only; the one through x_t, p, s and r is autograd's. Where r is s, its
+    gradient is g_s + g_r.
 
     Args:
         p: (N, C, H, W) the teacher's denoised images.
         s: (N, C, H, W) the pseudo-score network's.
         x_g: (N, C, H, W) the generator's images.
         alpha: Weight of the score difference.
+        r: As in `distillation_loss`.
 
     Returns:
-        (g_p, g_s, g_x), each (N, C, H, W).
+        (g_p, g_s, g_r, g_x), each (N, C, H, W).
     """
     omega = _omega(p, x_g)
     difference = (p - s) / omega
-    residual = (s - x_g) / omega
-    return (
-        2 * (1 - alpha) * difference + residual,
-        (2 * alpha - 1) * difference - residual,
-        -difference,
-    )
+    residual = ((s if r is None else r) - x_g) / omega
+    g_p = 2 * (1 - alpha) * difference + residual
+    return g_p, -g_p, difference, -difference
 
 
 def term_weights(

@@ -73,7 +73,7 @@ def find_mask(
         for _ in tqdm(
             range(saliency.batches), desc=title, unit="batch", leave=False, disable=not progress
         ):
-            labels = objective.conditions.draw(saliency.batch_size, random.generator)[half]
+            labels = objective.conditions.draw(saliency.batch_size, random)[half]
             yield lambda labels=labels: _loss(  # type: ignore[misc]
                 objective, networks, labels, random
             )

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 
-__all__ = ["NoisePredictor", "compute_dtype", "predict_noise", "with_autocast"]
+__all__ = [
+    "NoisePredictor",
+    "Predictors",
+    "compute_dtype",
+    "guided",
+    "predict_noise",
+    "text_predictor",
+    "with_autocast",
+]
 
 
 class NoisePredictor(Protocol):
     """The adapter between a network and the losses: write one for a network of your own.
 
     `adapter(network, x_t, t, condition)` returns the predicted noise, shaped like `x_t`
-    (N, C, H, W); `t` is (N,) int64 and `condition` (N,) int64 class labels.
+    (N, C, H, W); `t` is (N,) int64 and `condition` (N, ...): class labels, or text embeddings.
     """
 
     def __call__(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -72,3 +83,93 @@ def with_autocast(predict: NoisePredictor, device: torch.device) -> NoisePredict
             return predict(network, x_t, t, condition).to(x_t.dtype)
 
     return predict_bf16
+
+
+@dataclass(frozen=True)
+class Predictors:
+    """How networks are called in each place of the method, which guidance may tell apart.
+
+    Attributes:
+        generator: theta, for its samples.
+        training: psi while it learns (kappa1).
+        difference: psi in the difference p - s of the generator loss (kappa2).
+        residual: psi in the residual s - x_g (kappa3). None: as in the difference, which saves a
+            pass.
+        teacher: phi (kappa4).
+    """
+
+    generator: NoisePredictor
+    training: NoisePredictor
+    difference: NoisePredictor
+    residual: NoisePredictor | None
+    teacher: NoisePredictor
+
+    @classmethod
+    def all(cls, predict: NoisePredictor) -> Predictors:
+        """The same everywhere: no guidance."""
+        return cls(predict, predict, predict, None, predict)
+
+    def map(self, change: Callable[[NoisePredictor], NoisePredictor]) -> Predictors:
+        """All of them changed alike."""
+        return replace(
+            self,
+            generator=change(self.generator),
+            training=change(self.training),
+            difference=change(self.difference),
+            residual=None if self.residual is None else change(self.residual),
+            teacher=change(self.teacher),
+        )
+
+
+def text_predictor(schedule: NoiseSchedule, prediction_type: str = "epsilon") -> NoisePredictor:
+    """The adapter for a diffusers `UNet2DConditionModel`; conditions are text embeddings.
+
+    A network that predicts the velocity v = a e - b x_0 is read as one that predicts noise,
+    e = a v + b x_t. Its published loss, ||v - v'||^2 weighted with snr / (snr + 1) = a^2, is then
+    the same as ||e - e'||^2.
+
+    Args:
+        schedule: The teacher's.
+        prediction_type: "epsilon" or "v_prediction", as diffusers' schedulers call them.
+
+    Raises:
+        PeckerError: Another prediction type.
+    """
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise PeckerError(
+            f"the teacher's scheduler has prediction_type {prediction_type!r}; the distillation "
+            "knows 'epsilon' and 'v_prediction'"
+        )
+
+    def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        dtype = next(network.parameters()).dtype
+        called = network(x_t.to(dtype), t, encoder_hidden_states=condition.to(dtype))
+        output: Tensor = called.sample.to(x_t.dtype)
+        if prediction_type == "epsilon":
+            return output
+        a, b = schedule.coefficients(t, x_t)
+        return a * output + b * x_t
+
+    return predict
+
+
+def guided(predict: NoisePredictor, scale: float, negative: Tensor) -> NoisePredictor:
+    """Classifier-free guidance: e_neg + scale * (e - e_neg), both in one pass of 2N samples.
+
+    Args:
+        predict: Calls the network.
+        scale: kappa; 1 is no guidance, and costs no second half.
+        negative: (1, L, D) embedding of the empty or the negative prompt.
+    """
+    if scale == 1:
+        return predict
+
+    def predict_guided(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        others = negative.to(condition).expand(len(condition), -1, -1)
+        both = predict(
+            network, torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([others, condition])
+        )
+        without, with_prompt = both.chunk(2)
+        return without + scale * (with_prompt - without)
+
+    return predict_guided

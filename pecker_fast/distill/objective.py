@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.conditions import ClassConditions, Conditions
+from pecker_fast.distill.conditions import ClassConditions, Conditions, DrawsConditions
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.losses import generator_loss, one_step_sample, pseudo_score_loss
 from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.networks import (
     NoisePredictor,
+    Predictors,
     compute_dtype,
     predict_noise,
     with_autocast,
@@ -74,7 +75,7 @@ class Objective:
         teacher: phi, on `device` and in the precision of the run: the original itself where that
             is what it is, else a copy.
         schedule: Its noise schedule.
-        conditions: Which class to forget and what takes its place.
+        conditions: What to forget and what takes its place.
         config: The run.
         sample_shape: (C, H, W) of what the networks see.
         device: Where the run takes place.
@@ -85,12 +86,12 @@ class Objective:
         self,
         teacher: nn.Module,
         schedule: NoiseSchedule,
-        conditions: ClassConditions,
+        conditions: DrawsConditions,
         config: PeckerConfig,
         sample_shape: tuple[int, int, int],
         *,
         device: torch.device | None = None,
-        predict: NoisePredictor = predict_noise,
+        predict: NoisePredictor | Predictors = predict_noise,
     ) -> None:
         """Put the pieces together; see the attributes.
 
@@ -101,7 +102,7 @@ class Objective:
             config: The run.
             sample_shape: (C, H, W).
             device: None = the teacher's.
-            predict: Calls the networks.
+            predict: Calls the networks, everywhere alike or in each place of the method.
         """
         first = next(teacher.parameters())
         self.original = teacher.eval().requires_grad_(False)
@@ -118,8 +119,9 @@ class Objective:
         if (self.device, dtype) != (first.device, first.dtype):
             # nn.Module's `to`: diffusers' own warns of every cast.
             self.teacher = nn.Module.to(copy.deepcopy(teacher), self.device, dtype)
-        autocast = config.precision == "autocast"
-        self._predict = with_autocast(predict, self.device) if autocast else predict
+        self._predictors = predict if isinstance(predict, Predictors) else Predictors.all(predict)
+        if config.precision == "autocast":
+            self._predictors = self._predictors.map(lambda p: with_autocast(p, self.device))
 
     @classmethod
     def from_model(
@@ -158,15 +160,22 @@ class Objective:
             self.schedule.t_init,
             labels.student,
             self.schedule,
-            predict=self._predict,
+            predict=self._predictors.generator,
         )
 
     def pseudo_score_loss(
         self, network: nn.Module, x_g: Tensor, draws: Draws, labels: Conditions
     ) -> Tensor:
         """Denoising loss of `network` on x_g, (N,)."""
+        told = labels.student if labels.training is None else labels.training
         return pseudo_score_loss(
-            network, x_g, draws.e, draws.t, labels.student, self.schedule, predict=self._predict
+            network,
+            x_g,
+            draws.e,
+            draws.t,
+            told,
+            self.schedule,
+            predict=self._predictors.training,
         )
 
     def generator_loss(
@@ -183,6 +192,6 @@ class Objective:
             self.schedule,
             weight,
             alpha=self.config.alpha,
-            predict=self._predict,
+            predictors=self._predictors,
             diff_instruct=self.config.diff_instruct,
         )

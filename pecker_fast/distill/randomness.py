@@ -21,7 +21,13 @@ TRAINING, SALIENCY = 0, 1  # What the numbers are for: one iteration may need bo
 
 
 class IterationRandom:
-    """The random streams of one iteration on one device."""
+    """The random streams of one iteration on one device.
+
+    Attributes:
+        generator: On the device: noise, time steps, labels.
+        host: On the CPU: choices that the host must know, such as which prompts to fetch.
+        device: The device.
+    """
 
     def __init__(self, seed: int, iteration: int, device: torch.device, purpose: int) -> None:
         """Derive the streams.
@@ -32,15 +38,16 @@ class IterationRandom:
             device: Where the numbers are drawn.
             purpose: TRAINING or SALIENCY.
         """
-        words = np.random.SeedSequence([seed, iteration, purpose]).generate_state(2, np.uint64)
+        words = np.random.SeedSequence([seed, iteration, purpose]).generate_state(3, np.uint64)
         # torch.Generator takes 64 bits, of which CPython passes 63 without a sign.
-        draws, self._global_seed = (int(word) >> 1 for word in words)
+        draws, self._global_seed, choices = (int(word) >> 1 for word in words)
         self.generator = torch.Generator(device).manual_seed(draws)
-        self._device = device
+        self.host = torch.Generator().manual_seed(choices)
+        self.device = device
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Standard normal numbers of this shape and dtype."""
-        return torch.randn(shape, generator=self.generator, device=self._device, dtype=dtype)
+        return torch.randn(shape, generator=self.generator, device=self.device, dtype=dtype)
 
     def timesteps(self, count: int, schedule: NoiseSchedule) -> Tensor:
         """(count,) int64, uniform over t_min .. t_max - 1."""
@@ -49,13 +56,13 @@ class IterationRandom:
             schedule.t_max,
             (count,),
             generator=self.generator,
-            device=self._device,
+            device=self.device,
         )
 
     @contextmanager
     def global_streams(self) -> Iterator[None]:
         """Seed torch's global generators (dropout draws from them) and restore them afterwards."""
-        devices = [self._device] if self._device.type == "cuda" else []
+        devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._global_seed)
             yield

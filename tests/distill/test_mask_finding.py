@@ -24,7 +24,7 @@ def batch_gradients(objective, loss_kind, iteration, which="forget"):
     phi = objective.teacher
     random = IterationRandom(config.seed, iteration, torch.device("cpu"), SALIENCY)
     for _ in range(config.saliency.batches):
-        labels = objective.conditions.draw(size, random.generator)[half]
+        labels = objective.conditions.draw(size, random)[half]
         draws = objective.draw(random, size)
         n, e, t, c = draws.noise, draws.e, draws.t, labels.student
         a0, b0 = abar[440].sqrt(), (1 - abar[440]).sqrt()

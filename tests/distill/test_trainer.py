@@ -41,7 +41,7 @@ def written_out_run(objective, mask, decay):
 
     for iteration in range(config.iterations):
         random = IterationRandom(config.seed, iteration, torch.device("cpu"), TRAINING)
-        labels = objective.conditions.draw(size, random.generator)
+        labels = objective.conditions.draw(size, random)
         halves = [slice(0, size), slice(size, None)]
         draws = objective.draw(random, 2 * size)
         psi_optimizer.zero_grad()
