@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from pecker_fast.distill.text_config import TextSection
 from pecker_fast.errors import PeckerError
 
 __all__ = ["PeckerConfig", "load_config", "recipe_names"]
@@ -137,10 +138,11 @@ class PeckerConfig(_Section):
     saliency: SaliencySection = SaliencySection()
     ema: EmaSection = EmaSection()
     logging: LoggingSection = LoggingSection()
+    text: TextSection | None = None  # Text-to-image models: prompts instead of classes.
 
     @model_validator(mode="after")
     def _consistent(self) -> PeckerConfig:
-        if self.forget == self.override:
+        if self.forget == self.override and self.text is None:
             raise ValueError(
                 f"forget and override are the same class {self.forget!r}: nothing would be "
                 "forgotten; choose another override"
@@ -273,8 +275,16 @@ def _flatten(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def _known() -> list[str]:
+    """Every dotted key there is, those of an optional section included."""
+    text = TextSection.model_construct()
+    fields = ((name, getattr(text, name, None)) for name in TextSection.model_fields)
+    sections = {n: v.model_dump() if isinstance(v, BaseModel) else v for n, v in fields}
+    return [*PeckerConfig().flat(), *(key for key, _ in _flatten(sections, "text."))]
+
+
 def _unknown(key: str) -> str:
-    known = PeckerConfig().flat()
+    known = _known()
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     # A key that is right but for its section is nearer than any spelling.
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
@@ -289,7 +299,7 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     # The location of a union (int | str, float | None) ends in its branch; the key does not.
-    known = PeckerConfig().flat()
+    known = _known()
     while len(parts) > 1 and ".".join(parts) not in known:
         parts.pop()
     key = ".".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,12 +19,15 @@ from pecker_fast.distill.networks import (
     Predictors,
     compute_dtype,
     predict_noise,
+    text_predictor,
     with_autocast,
 )
+from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.randomness import IterationRandom
 from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.errors import PeckerError
 
-__all__ = ["DiffusionModel", "Draws", "Objective"]
+__all__ = ["DiffusionModel", "Draws", "Objective", "TextToImageModel"]
 
 
 class DiffusionModel(Protocol):
@@ -45,6 +48,29 @@ class DiffusionModel(Protocol):
     @property
     def network_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network sees."""
+
+
+class TextToImageModel(Protocol):
+    """What `Objective.from_pipeline` needs to know of a model; `PipelineFolder` is one."""
+
+    @property
+    def unet(self) -> Any:
+        """The noise predictor that is conditioned on text embeddings."""
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """The configuration of its diffusers scheduler."""
+
+    @property
+    def prediction_type(self) -> str:
+        """What it predicts."""
+
+    @property
+    def network_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent image."""
+
+    def encode(self, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
+        """(P, L, D) embeddings of prompts, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +162,36 @@ class Objective:
         names = model.class_names
         conditions = ClassConditions(config.forget, config.override, len(names), names)
         return cls(model.unet, schedule, conditions, config, model.network_shape, device=device)
+
+    @classmethod
+    def from_pipeline(
+        cls, pipeline: TextToImageModel, config: PeckerConfig, device: torch.device | None = None
+    ) -> Objective:
+        """The objective of a text-to-image model, whose prompts `config.text` describes.
+
+        Raises:
+            PeckerError: No `config.text`, prompts that cannot be used, or a time constant or
+                prediction type that the model does not have.
+        """
+        if config.text is None:
+            raise PeckerError("a text-to-image model needs the section `text` in its configuration")
+        schedule = NoiseSchedule.from_scheduler_config(
+            pipeline.scheduler_config, **config.diffusion.model_dump()
+        )
+        predict = text_predictor(schedule, pipeline.prediction_type)
+        place = next(pipeline.unet.parameters()).device if device is None else device
+        conditions = TextConditions(
+            config.text, lambda prompts: pipeline.encode(prompts, place), config.seed
+        )
+        return cls(
+            pipeline.unet,
+            schedule,
+            conditions,
+            config,
+            pipeline.network_shape,
+            device=device,
+            predict=conditions.predictors(predict, place),
+        )
 
     def own_teacher(self) -> nn.Module:
         """The teacher, made a copy if it is the original: whoever changes its blocks needs one."""

@@ -7,6 +7,7 @@ once, to the dtype of the images it meets.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -73,25 +74,35 @@ class NoiseSchedule:
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, **constants: int) -> NoiseSchedule:
-        """The schedule of a diffusers scheduler (`DDPMScheduler` and its relatives).
+        """The schedule of a model that predicts noise, from its diffusers scheduler.
 
-        The betas are rebuilt in float64 from the scheduler's configuration; its own table is
-        float32. Whether it clips samples plays no part: it is not asked to step.
-
-        Args:
-            scheduler: An object with a diffusers scheduler's `config`.
-            constants: `t_init`, `t_min`, `t_max`.
+        As `from_scheduler_config`.
 
         Raises:
             PeckerError: Not a noise predictor, or betas of a kind that is not known here.
         """
-        config = scheduler.config
-        prediction = config.get("prediction_type", "epsilon")
+        prediction = scheduler.config.get("prediction_type", "epsilon")
         if prediction != "epsilon":
             raise PeckerError(
                 f"the teacher's scheduler has prediction_type {prediction!r}; the distillation "
                 "needs a model that predicts the noise ('epsilon')"
             )
+        return cls.from_scheduler_config(scheduler.config, **constants)
+
+    @classmethod
+    def from_scheduler_config(cls, config: Mapping[str, Any], **constants: int) -> NoiseSchedule:
+        """The schedule that a diffusers scheduler's configuration describes.
+
+        The betas are rebuilt in float64 from the configuration; the scheduler's own table is
+        float32. Whether it clips samples plays no part: it is not asked to step.
+
+        Args:
+            config: A diffusers scheduler's `config`, or what its file holds.
+            constants: `t_init`, `t_min`, `t_max`.
+
+        Raises:
+            PeckerError: Betas of a kind that is not known here.
+        """
         if config.get("rescale_betas_zero_snr"):
             raise PeckerError(
                 "the teacher's scheduler sets rescale_betas_zero_snr, which leaves no signal at "

@@ -1,0 +1,208 @@
+"""Which prompts each network is told: prompts to keep, the concept to forget and its override.
+
+All prompts are encoded once, before the run: a text encoder that runs for every network call, as in
+the published loop, would run 16 times an iteration.
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pecker_fast.distill.conditions import Conditions
+from pecker_fast.distill.networks import NoisePredictor, Predictors, guided
+from pecker_fast.distill.randomness import IterationRandom
+from pecker_fast.distill.text_config import ConceptSection, TextSection
+from pecker_fast.errors import PeckerError
+
+__all__ = ["PromptPair", "TextConditions", "prompt_pairs", "read_prompts"]
+
+Encode = Callable[[Sequence[str]], Tensor]
+"""Prompts -> (P, L, D) embeddings on the CPU."""
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """What is forgotten, and what the teacher is told in its place."""
+
+    forget: str
+    override: str
+
+
+def read_prompts(source: Sequence[str] | str, what: str) -> list[str]:
+    """A list of prompts, or the lines of a text file.
+
+    Args:
+        source: the prompts, or the file's path. Empty lines of a file do not count.
+        what: the setting they come from, for messages.
+
+    Raises:
+        PeckerError: the file cannot be read, is not UTF-8, or there is no prompt.
+    """
+    if isinstance(source, str):
+        path = Path(source)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise PeckerError(f"{what}: cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise PeckerError(
+                f"{what}: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+            ) from None
+        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        what = f"{what}: {path}"
+    else:
+        prompts = list(source)
+    if not prompts:
+        raise PeckerError(f"{what} has no prompt")
+    return prompts
+
+
+def prompt_pairs(section: ConceptSection, what: str = "text.concepts") -> list[PromptPair]:
+    """Every template with every word for the concept and every value of its placeholders.
+
+    Raises:
+        PeckerError: a template without `{concept}`, or with a placeholder that has no value.
+    """
+    concepts = [section.concept] if isinstance(section.concept, str) else list(section.concept)
+    pairs: dict[PromptPair, None] = {}
+    for template in read_prompts(section.prompts, f"{what}.prompts"):
+        try:
+            names = {name for _, name, _, _ in string.Formatter().parse(template) if name}
+        except ValueError as error:
+            raise PeckerError(f"{what}: the template {template!r} is wrong: {error}") from None
+        if "concept" not in names:
+            raise PeckerError(
+                f"{what}: the template {template!r} has no {{concept}}, so it forgets nothing"
+            )
+        others = sorted(names - {"concept"})
+        if missing := [name for name in others if not section.fill.get(name)]:
+            raise PeckerError(
+                f"{what}: the template {template!r} has a placeholder {{{missing[0]}}} without "
+                f"values; give them in fill.{missing[0]}"
+            )
+        for concept, *values in itertools.product(concepts, *(section.fill[n] for n in others)):
+            filled = dict(zip(others, values, strict=True))
+            pair = (
+                " ".join(template.format(concept=word, **filled).split())
+                for word in (concept, section.override)
+            )
+            pairs[PromptPair(*pair)] = None
+    return list(pairs)
+
+
+class TextConditions:
+    """Draws the prompts of a text-to-image model that must forget concepts.
+
+    Attributes:
+        remain: the prompts to keep.
+        concepts: the pairs of each concept.
+    """
+
+    def __init__(self, section: TextSection, encode: Encode, seed: int = 0) -> None:
+        """Expand the templates and encode every prompt once.
+
+        Args:
+            section: what the run is about.
+            encode: the text encoder.
+            seed: of the choice, where there are more prompts to keep than `max_prompts`.
+
+        Raises:
+            PeckerError: a file or template that cannot be used, or a prompt whose override means
+                the same to the text encoder.
+        """
+        remain = read_prompts(section.remain, "text.remain")
+        if len(remain) > section.max_prompts:
+            order = torch.randperm(len(remain), generator=torch.Generator().manual_seed(seed))
+            remain = [remain[i] for i in order[: section.max_prompts].tolist()]
+        self.remain = remain
+        self.concepts = [
+            prompt_pairs(concept, f"text.concepts[{i}]")
+            for i, concept in enumerate(section.concepts)
+        ]
+        self._dropout = section.dropout
+        pairs = [pair for concept in self.concepts for pair in concept]
+        negative = section.negative.model_dump()
+        self._rows: dict[str, int] = {}
+        for prompt in ("", *remain, *_both(pairs), *negative.values()):
+            self._rows.setdefault(prompt, len(self._rows))
+        self._table = encode(list(self._rows)).detach().cpu()
+        self._scales: dict[str, float] = section.guidance.model_dump()
+        self._negative: dict[str, str] = negative
+        self._remain = self._indices(remain)
+        self._forget = [self._indices(pair.forget for pair in c) for c in self.concepts]
+        self._override = [self._indices(pair.override for pair in c) for c in self.concepts]
+        self._weights = torch.tensor([concept.weight for concept in section.concepts])
+        self._refuse_what_means_the_same(pairs)
+
+    def draw(self, batch_size: int, random: IterationRandom) -> Conditions:
+        """As `DrawsConditions.draw`: embeddings, (2B, L, D) each."""
+        host = random.host
+        remain = self._remain[torch.randint(len(self._remain), (batch_size,), generator=host)]
+        which = torch.randint(len(self.concepts), (batch_size,), generator=host)
+        # One number per sample, whatever concept it is of: a fraction of that concept's pairs.
+        fraction = torch.rand(batch_size, generator=host, dtype=torch.float64)
+        chosen = [(c, int(f * len(self._forget[c]))) for c, f in zip(which, fraction, strict=True)]
+        forget = torch.stack([self._forget[c][i] for c, i in chosen])
+        override = torch.stack([self._override[c][i] for c, i in chosen])
+        student = torch.cat([remain, forget])
+        dropped = torch.rand(2 * batch_size, generator=host) < self._dropout
+        weight = None
+        if bool((self._weights != 1).any()):
+            weight = torch.cat([torch.ones(batch_size), self._weights[which]])
+            weight = weight.to(random.device, non_blocking=True)
+        return Conditions(
+            self._embeddings(student, random.device),
+            self._embeddings(torch.cat([remain, override]), random.device),
+            self._embeddings(student.masked_fill(dropped, self._rows[""]), random.device),
+            weight,
+        )
+
+    def predictors(self, predict: NoisePredictor, device: torch.device) -> Predictors:
+        """`predict` with the guidance of each place; the generator has none."""
+
+        def at(place: str) -> NoisePredictor:
+            row = torch.tensor([self._rows[self._negative[place]]])
+            return guided(predict, self._scales[place], self._embeddings(row, device))
+
+        same = all(at["kappa2"] == at["kappa3"] for at in (self._scales, self._negative))
+        return Predictors(
+            generator=predict,
+            training=at("kappa1"),
+            difference=at("kappa2"),
+            residual=None if same else at("kappa3"),
+            teacher=at("kappa4"),
+        )
+
+    def embeddings(self, prompts: Sequence[str], device: torch.device) -> Tensor:
+        """(P, L, D) of prompts that belong to the run."""
+        return self._embeddings(self._indices(prompts), device)
+
+    def _embeddings(self, rows: Tensor, device: torch.device) -> Tensor:
+        chosen = self._table[rows]
+        if device.type != "cuda":
+            return chosen.to(device)
+        return chosen.pin_memory().to(device, non_blocking=True)
+
+    def _indices(self, prompts: Iterable[str]) -> Tensor:
+        return torch.tensor([self._rows[prompt] for prompt in prompts])
+
+    def _refuse_what_means_the_same(self, pairs: Sequence[PromptPair]) -> None:
+        for pair in pairs:
+            forget, override = (self._table[self._rows[p]] for p in (pair.forget, pair.override))
+            if torch.equal(forget, override):
+                raise PeckerError(
+                    f"forgetting {pair.forget!r} in favour of {pair.override!r} changes nothing: "
+                    "the text encoder sees no difference between them; choose another override"
+                )
+
+
+def _both(pairs: Iterable[PromptPair]) -> Iterable[str]:
+    for pair in pairs:
+        yield from (pair.forget, pair.override)

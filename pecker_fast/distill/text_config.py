@@ -1,0 +1,57 @@
+"""The part of a configuration that is about prompts: what to forget and keep, and guidance."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
+
+__all__ = ["ConceptSection", "GuidanceSection", "NegativeSection", "TextSection"]
+
+
+class _Section(BaseModel):
+    """Immutable; an unknown key, an infinity or a NaN is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ConceptSection(_Section):
+    """One concept to forget, and what takes its place.
+
+    Prompts are templates: `{concept}` stands for the concept in what generator and pseudo-score are
+    told, and for its override in what the teacher is told. Every other `{placeholder}` stands for
+    each of its values in turn.
+    """
+
+    prompts: tuple[str, ...] | str  # Templates, or a text file with one a line.
+    concept: tuple[str, ...] | str  # What is forgotten; several words for it are taken in turn.
+    override: str  # What takes its place. "" = nothing: the rest of the prompt.
+    fill: dict[str, tuple[str, ...]] = {}  # Values of the other placeholders.
+    weight: NonNegativeFloat = 1.0  # Of this concept in the forget term.
+
+
+class GuidanceSection(_Section):
+    """Scales of classifier-free guidance in the four places of the method; 1 = none."""
+
+    kappa1: float = 4.5  # The pseudo-score while it learns.
+    kappa2: float = 4.5  # The pseudo-score in the difference of the scores.
+    kappa3: float = 4.5  # The pseudo-score in the residual. As kappa2, or it costs a pass more.
+    kappa4: float = 4.5  # The teacher.
+
+
+class NegativeSection(_Section):
+    """What guidance leads away from in each place; "" = no prompt."""
+
+    kappa1: str = ""
+    kappa2: str = ""
+    kappa3: str = ""
+    kappa4: str = ""
+
+
+class TextSection(_Section):
+    """A run on a text-to-image model. Takes the place of `forget` and `override`."""
+
+    remain: tuple[str, ...] | str  # Prompts to keep, or a text file with one a line.
+    concepts: tuple[ConceptSection, ...] = Field(min_length=1)
+    dropout: float = Field(0.1, ge=0, lt=1)  # Share of "" told to the pseudo-score as it learns.
+    guidance: GuidanceSection = GuidanceSection()
+    negative: NegativeSection = NegativeSection()
+    max_prompts: int = Field(20_000, gt=0)  # Prompts to keep beyond these: a random choice.

@@ -1,0 +1,297 @@
+"""Prompts and guidance: against the method written out, and everything else a run can be asked."""
+
+import copy
+
+import pytest
+import torch
+from feigned_graph import FeignedCapture
+from text_toys import TEXT, encode, text_objective, text_unet
+from toys import assert_same_bits, train, weights
+
+from pecker_fast import backends
+from pecker_fast.distill import PeckerTrainer, load_config
+from pecker_fast.distill.graph import WARM_UP
+from pecker_fast.distill.network_set import SharedNetworks
+from pecker_fast.distill.networks import guided, text_predictor
+from pecker_fast.distill.prompts import PromptPair, TextConditions, prompt_pairs, read_prompts
+from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.distill.text_config import ConceptSection, TextSection
+from pecker_fast.errors import PeckerError
+
+CPU = torch.device("cpu")
+
+
+def drawn_at(iteration, seed=0):
+    return IterationRandom(seed, iteration, CPU, TRAINING)
+
+
+def written_out(objective, networks, draws, labels, guidance):
+    """L_psi and ell per sample with four guidance scales and negatives, for autograd."""
+    abar = objective.schedule.alphas_cumprod
+    alpha = objective.config.alpha
+    phi, theta, psi = networks
+
+    def ab(t):
+        return (c[:, None, None, None] for c in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
+
+    def eps(network, x, t, c, place=None):
+        def call(condition):
+            return network(x, t, encoder_hidden_states=condition.double()).sample
+
+        if place is None:
+            return call(c)
+        scale, negative = guidance[place]
+        without = call(encode([negative]).expand(len(x), -1, -1))
+        return without + scale * (call(c) - without)
+
+    n, e, t = draws.noise, draws.e, draws.t
+    first = torch.full((len(n),), 625)
+    a, b = ab(first)
+    x_g = (b * n - b * eps(theta, b * n, first, labels.student)) / a
+    a, b = ab(t)
+    fixed = a * x_g.detach() + b * e
+    l_psi = ((e - eps(psi, fixed, t, labels.training, "kappa1")) ** 2).sum((1, 2, 3))
+    x_t = a * x_g + b * e
+    p = (x_t - b * eps(phi, x_t, t, labels.teacher, "kappa4")) / a
+    s = (x_t - b * eps(psi, x_t, t, labels.student, "kappa2")) / a
+    r = (x_t - b * eps(psi, x_t, t, labels.student, "kappa3")) / a
+    omega = (p - x_g).detach().abs().mean((1, 2, 3)).clamp_min(1e-5)
+    ell = (1 - alpha) * ((p - s) ** 2).sum((1, 2, 3)) + ((p - s) * (r - x_g)).sum((1, 2, 3))
+    return l_psi, ell / omega
+
+
+GUIDANCE = {
+    "published": ({}, {}),
+    "none": (dict.fromkeys(("kappa1", "kappa2", "kappa3", "kappa4"), 1.0), {}),
+    "four scales": ({"kappa1": 1.5, "kappa2": 2.0, "kappa3": 3.0, "kappa4": 4.0}, {}),
+    "negatives": ({}, {"kappa1": "bad", "kappa2": "worse", "kappa3": "ugly", "kappa4": "blue"}),
+    "negative teacher": ({"kappa2": 2.0, "kappa3": 2.0}, {"kappa4": "a cat"}),
+}
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.2])
+@pytest.mark.parametrize(("scales", "negative"), GUIDANCE.values(), ids=GUIDANCE.keys())
+def test_losses_and_gradients_are_the_methods(scales, negative, alpha):
+    objective = text_objective(
+        {"alpha": alpha}, {"guidance": scales, "negative": negative}, dtype=torch.float64
+    )
+    places = ("kappa1", "kappa2", "kappa3", "kappa4")
+    guidance = {p: (scales.get(p, 4.5), negative.get(p, "")) for p in places}
+    trainer = PeckerTrainer(objective)
+    with torch.no_grad():  # three different networks
+        for network in (trainer.generator, trainer.pseudo_score):
+            for param in network.parameters():
+                param.add_(0.05 * torch.randn_like(param))
+    random = drawn_at(0)
+    labels = objective.conditions.draw(3, random)
+    draws = objective.draw(random, 6)
+    theta, psi = (n.eval().requires_grad_(True) for n in (trainer.generator, trainer.pseudo_score))
+    networks = (objective.teacher, theta, psi)
+    weight = torch.rand(6, dtype=torch.float64)
+    l_psi, ell = written_out(objective, networks, draws, labels, guidance)
+    expected_psi = torch.autograd.grad((weight * l_psi).sum(), list(psi.parameters()))
+    psi.requires_grad_(False)
+    _, ell_alone = written_out(objective, networks, draws, labels, guidance)
+    expected = torch.autograd.grad((weight * ell_alone).sum(), list(theta.parameters()))
+
+    x_g = objective.sample(theta, draws.noise, labels)
+    found, gradient = objective.generator_loss(trainer._networks, x_g, draws, labels, weight)
+    torch.testing.assert_close(found, ell, rtol=1e-10, atol=1e-10)
+    close = {"rtol": 1e-8, "atol": 1e-8}
+    for a, b in zip(
+        torch.autograd.grad(x_g, list(theta.parameters()), gradient), expected, strict=True
+    ):
+        torch.testing.assert_close(a, b, **close)
+    psi.requires_grad_(True)
+    loss = objective.pseudo_score_loss(psi, x_g.detach(), draws, labels)
+    torch.testing.assert_close(loss, l_psi, rtol=1e-10, atol=1e-10)
+    ours = torch.autograd.grad((weight * loss).sum(), list(psi.parameters()))
+    for a, b in zip(ours, expected_psi, strict=True):
+        torch.testing.assert_close(a, b, **close)
+
+
+def test_equal_guidance_costs_no_third_pass():
+    calls = []
+    for kappa3 in (4.5, 3.0):
+        objective = text_objective(text={"guidance": {"kappa3": kappa3}})
+        trainer = PeckerTrainer(objective)
+        count = [0]
+        trainer.pseudo_score.register_forward_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
+        next(trainer.run())
+        calls.append(count[0])
+    assert calls == [2, 3]  # training, difference; and residual
+
+
+def test_a_velocity_model_is_a_noise_model():
+    """v = a e - b x_0: the predicted noise, and the published loss with its weight snr/(snr+1)."""
+    objective = text_objective(dtype=torch.float64)
+    schedule, network = objective.schedule, objective.teacher
+    x_0, e = torch.randn(2, 5, 2, 8, 8, dtype=torch.float64)
+    t = torch.tensor([20, 100, 500, 900, 979])
+    condition = encode(["a cat"]).expand(5, -1, -1)
+    a, b = schedule.coefficients(t, x_0)
+    x_t = schedule.add_noise(x_0, e, t)
+    v = network(x_t, t, encoder_hidden_states=condition.double()).sample
+    found = text_predictor(schedule, "v_prediction")(network, x_t, t, condition)
+    torch.testing.assert_close(found, a * v + b * x_t)
+    published = (a**2 * ((a * e - b * x_0) - v) ** 2).sum((1, 2, 3))
+    torch.testing.assert_close(((e - found) ** 2).sum((1, 2, 3)), published)
+    with pytest.raises(PeckerError, match="prediction_type 'sample'; the distillation knows"):
+        text_predictor(schedule, "sample")
+
+
+def test_no_guidance_is_one_pass():
+    predict = text_predictor(text_objective().schedule)
+    assert guided(predict, 1.0, encode([""])) is predict
+
+
+# ---- prompts
+
+
+def test_templates_make_pairs():
+    section = ConceptSection(
+        prompts=("a photo of {concept}", "{concept} {subject}"),
+        concept=("red", "blue"),
+        override="",
+        fill={"subject": ("boy", "girl"), "unused": ("x",)},
+    )
+    pairs = prompt_pairs(section)
+    assert len(pairs) == 2 + 2 * 2
+    assert PromptPair("a photo of red", "a photo of") in pairs
+    assert PromptPair("blue girl", "girl") in pairs
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("a photo", r"'a photo' has no {concept}, so it forgets nothing"),
+        ("{concept} at {place}", r"placeholder {place} without values; give them in fill.place"),
+        ("{concept", "is wrong: "),
+    ],
+)
+def test_wrong_templates_are_refused(template, message):
+    with pytest.raises(PeckerError, match=message):
+        prompt_pairs(ConceptSection(prompts=(template,), concept="a", override="b"))
+
+
+def test_prompt_files(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffa cat\n\n  a dög \n", encoding="utf-8")
+    assert read_prompts(str(file), "text.remain") == ["a cat", "a dög"]
+    file.write_bytes("a dög".encode("latin-1"))
+    with pytest.raises(PeckerError, match=r"prompts.txt is not UTF-8 text \(byte 3\)"):
+        read_prompts(str(file), "text.remain")
+    file.write_text("\n \n")
+    with pytest.raises(PeckerError, match=r"text.remain: .*prompts.txt has no prompt"):
+        read_prompts(str(file), "text.remain")
+    with pytest.raises(PeckerError, match=r"cannot read .*nowhere.txt: No such file"):
+        read_prompts(str(tmp_path / "nowhere.txt"), "text.remain")
+
+
+def test_what_is_drawn():
+    section = TextSection(
+        remain=TEXT["remain"],
+        concepts=[TEXT["concepts"][0] | {"weight": 2.0},
+                  {"prompts": ["one {concept}"], "concept": "x", "override": "y", "weight": 0.5}],
+        dropout=0.25,
+    )  # fmt: skip
+    conditions = TextConditions(section, encode)
+    drawn = conditions.draw(600, drawn_at(0))
+    assert drawn.student.shape == (1200, 6, 8)
+    remain = {tuple(row.flatten().tolist()) for row in drawn.student[:600]}
+    assert remain == {tuple(row.flatten().tolist()) for row in encode(TEXT["remain"])}
+    assert torch.equal(drawn.student[:600], drawn.teacher[:600])
+    # Every sample of the forget half is a pair: what is told, what the teacher is told, its weight.
+    known = {}
+    for pairs, weight in zip(conditions.concepts, (2.0, 0.5), strict=True):
+        for pair in pairs:
+            key = encode([pair.forget, pair.override]).flatten().tolist()
+            known[tuple(key)] = weight
+    seen = torch.stack([drawn.student[600:], drawn.teacher[600:]], dim=1)
+    found = [known[tuple(pair.flatten().tolist())] for pair in seen]
+    assert found == drawn.weight[600:].tolist()
+    assert (drawn.weight[:600] == 1).all()
+    # Concepts are drawn alike, 300 each, standard deviation 12; and so are the pairs of one.
+    assert abs(found.count(2.0) - 300) < 60
+    empty = (drawn.training == 0).flatten(1).all(1)
+    assert torch.equal(drawn.training[~empty], drawn.student[~empty])
+    assert abs(int(empty.sum()) - 300) < 75  # standard deviation 15
+    again = conditions.draw(600, drawn_at(0))
+    assert torch.equal(again.training, drawn.training)
+    assert not torch.equal(conditions.draw(600, drawn_at(1)).student, drawn.student)
+
+
+def test_too_many_prompts_are_sampled():
+    section = TextSection(
+        remain=[f"thing {i}" for i in range(50)], concepts=TEXT["concepts"], max_prompts=7
+    )
+    one, two = (TextConditions(section, encode, seed) for seed in (0, 1))
+    assert len(one.remain) == 7
+    assert one.remain != two.remain
+    assert one.remain == TextConditions(section, encode, 0).remain
+
+
+def test_an_override_without_a_difference_is_refused():
+    section = TEXT | {"concepts": [TEXT["concepts"][0] | {"override": "a  cat"}]}
+    with pytest.raises(PeckerError, match=r"forgetting 'a photo of a cat' in favour of .* nothing"):
+        TextConditions(TextSection(**section), encode)
+
+
+def test_a_misspelt_setting_is_named():
+    with pytest.raises(PeckerError, match=r"'text.guidance.kapa1'; did you mean 'text.guidance.ka"):
+        load_config(None, {"text": TEXT | {"guidance": {"kapa1": 2}}})
+
+
+# ---- everything else works with text too
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"micro_batch": 2}, {"precision": "bf16"}, {"optimizer.release_grads": True}],
+    ids=["plain", "micro batches", "bf16", "released gradients"],
+)
+def test_one_set_of_weights(options):
+    runs = []
+    for share in (False, True):
+        settings = {"mask.apply": "both", "mask.share_weights": share} | options
+        trainer, metrics = train(text_objective(settings))
+        assert isinstance(trainer._networks, SharedNetworks) == share
+        assert trainer.verify_frozen().frozen_changed == 0
+        runs.append(
+            [[m.losses for m in metrics], weights(trainer.generator), weights(trainer.pseudo_score)]
+        )
+    assert_same_bits(*runs)
+
+
+def test_a_graph(monkeypatch):
+    if "cuda" not in backends.on_host():
+        pytest.skip("the CUDA kernels do not run on the CPU here")
+    settings = {"optimizer.backend": "cuda", "iterations": WARM_UP + 3, "mask.apply": "both"}
+    ordinary, _ = train(text_objective(settings))
+    capture = FeignedCapture(monkeypatch)
+    monkeypatch.setattr(PeckerTrainer, "_capture", lambda self: capture)
+    replayed, _ = train(text_objective(settings))
+    assert (capture.captures, capture.replays) == (1, 3)
+    assert_same_bits(weights(ordinary.generator), weights(replayed.generator))
+
+
+def test_concepts_may_weigh_nothing():
+    """A concept of weight 0 has no part in what is learnt; the prompts to keep do."""
+    gradients = []
+    for weight in (0.0, 1.0):
+        text = {"concepts": [TEXT["concepts"][0] | {"weight": weight}]}
+        objective = text_objective({"mask.kind": "full", "iterations": 1}, text)
+        trainer = PeckerTrainer(objective)
+        before = copy.deepcopy(trainer.generator.state_dict())
+        list(trainer.run())
+        assert any(not torch.equal(before[n], p) for n, p in trainer.generator.state_dict().items())
+        gradients.append(weights(trainer.generator))
+    assert any(not torch.equal(gradients[0][n], gradients[1][n]) for n in gradients[0])
+
+
+def test_the_toy_is_told_something():
+    """A network that ignores its prompt would pass most of the above."""
+    network = text_unet().eval()
+    x, t = torch.randn(1, 2, 8, 8), torch.tensor([500])
+    outputs = [network(x, t, encoder_hidden_states=encode([p])).sample for p in ("a cat", "a dog")]
+    assert not torch.allclose(*outputs)
