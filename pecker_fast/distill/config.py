@@ -6,7 +6,7 @@ The defaults are the published CIFAR-10 recipe of score forgetting distillation,
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from pecker_fast.distill.text_config import TextSection
+from pecker_fast.distill.text_config import TextSection, name_concepts
 from pecker_fast.errors import PeckerError
 
 __all__ = ["PeckerConfig", "load_config", "recipe_names"]
@@ -206,13 +206,19 @@ class PeckerConfig(_Section):
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    names: Sequence[str] = (),
+    name_overrides: Sequence[str] = (),
 ) -> PeckerConfig:
     """Read a configuration and lay flags over it.
 
     Args:
         path: A YAML file, or the name of a shipped recipe (`recipe_names`). None = the defaults.
         overrides: Dotted keys, e.g. `{"mask.density": 0.1}`. They win over the file.
+        names: The concepts that a recipe for text leaves open.
+        name_overrides: What takes the place of each.
 
     Returns:
         The checked configuration.
@@ -224,6 +230,8 @@ def load_config(
     settings = {} if path is None else _read(Path(path))
     for key, value in (overrides or {}).items():
         _set(settings, key, value)
+    if isinstance(settings.get("text"), dict):
+        settings["text"] = name_concepts(settings["text"], names, name_overrides)
     try:
         return PeckerConfig.model_validate(settings)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from pecker_fast.distill.randomness import IterationRandom
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
 
-__all__ = ["PromptPair", "TextConditions", "prompt_pairs", "read_prompts"]
+__all__ = ["PromptPair", "TextConditions", "fill_template", "prompt_pairs", "read_prompts"]
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Prompts -> (P, L, D) embeddings on the CPU."""
@@ -73,28 +73,43 @@ def prompt_pairs(section: ConceptSection, what: str = "text.concepts") -> list[P
     concepts = [section.concept] if isinstance(section.concept, str) else list(section.concept)
     pairs: dict[PromptPair, None] = {}
     for template in read_prompts(section.prompts, f"{what}.prompts"):
-        try:
-            names = {name for _, name, _, _ in string.Formatter().parse(template) if name}
-        except ValueError as error:
-            raise PeckerError(f"{what}: the template {template!r} is wrong: {error}") from None
-        if "concept" not in names:
+        if "concept" not in _placeholders(template, what):
             raise PeckerError(
                 f"{what}: the template {template!r} has no {{concept}}, so it forgets nothing"
             )
-        others = sorted(names - {"concept"})
-        if missing := [name for name in others if not section.fill.get(name)]:
-            raise PeckerError(
-                f"{what}: the template {template!r} has a placeholder {{{missing[0]}}} without "
-                f"values; give them in fill.{missing[0]}"
+        for word in concepts:
+            filled = (
+                fill_template(template, {**section.fill, "concept": (value,)}, what)
+                for value in (word, section.override)
             )
-        for concept, *values in itertools.product(concepts, *(section.fill[n] for n in others)):
-            filled = dict(zip(others, values, strict=True))
-            pair = (
-                " ".join(template.format(concept=word, **filled).split())
-                for word in (concept, section.override)
-            )
-            pairs[PromptPair(*pair)] = None
+            pairs.update(dict.fromkeys(itertools.starmap(PromptPair, zip(*filled, strict=True))))
     return list(pairs)
+
+
+def fill_template(template: str, values: Mapping[str, Sequence[str]], what: str) -> list[str]:
+    """The template with every combination of its placeholders' values, single spaces between.
+
+    Raises:
+        PeckerError: a placeholder without values, or braces that do not match.
+    """
+    names = sorted(_placeholders(template, what))
+    if missing := [name for name in names if not values.get(name)]:
+        raise PeckerError(
+            f"{what}: the template {template!r} has a placeholder {{{missing[0]}}} without "
+            f"values; give them in fill.{missing[0]}"
+        )
+    filled = []
+    for chosen in itertools.product(*(values[name] for name in names)):
+        text = template.format(**dict(zip(names, chosen, strict=True)))
+        filled.append(" ".join(text.split()))
+    return filled
+
+
+def _placeholders(template: str, what: str) -> set[str]:
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise PeckerError(f"{what}: the template {template!r} is wrong: {error}") from None
 
 
 class TextConditions:
@@ -118,6 +133,9 @@ class TextConditions:
                 the same to the text encoder.
         """
         remain = read_prompts(section.remain, "text.remain")
+        if not isinstance(section.remain, str):
+            filled = (fill_template(prompt, section.fill, "text.remain") for prompt in remain)
+            remain = list(dict.fromkeys(itertools.chain.from_iterable(filled)))
         if len(remain) > section.max_prompts:
             order = torch.randperm(len(remain), generator=torch.Generator().manual_seed(seed))
             remain = [remain[i] for i in order[: section.max_prompts].tolist()]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
 
-__all__ = ["ConceptSection", "GuidanceSection", "NegativeSection", "TextSection"]
+from pecker_fast.errors import PeckerError
+
+__all__ = ["ConceptSection", "GuidanceSection", "NegativeSection", "TextSection", "name_concepts"]
 
 
 class _Section(BaseModel):
@@ -49,9 +54,48 @@ class NegativeSection(_Section):
 class TextSection(_Section):
     """A run on a text-to-image model. Takes the place of `forget` and `override`."""
 
-    remain: tuple[str, ...] | str  # Prompts to keep, or a text file with one a line.
+    remain: tuple[str, ...] | str  # Prompts to keep (templates), or a text file with one a line.
+    fill: dict[str, tuple[str, ...]] = {}  # Values of their placeholders; every combination.
     concepts: tuple[ConceptSection, ...] = Field(min_length=1)
     dropout: float = Field(0.1, ge=0, lt=1)  # Share of "" told to the pseudo-score as it learns.
     guidance: GuidanceSection = GuidanceSection()
     negative: NegativeSection = NegativeSection()
     max_prompts: int = Field(20_000, gt=0)  # Prompts to keep beyond these: a random choice.
+
+
+def name_concepts(
+    text: dict[str, Any], names: Sequence[str], overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Fill in the concepts that a recipe leaves open; several names make several concepts.
+
+    Args:
+        text: the section `text` of a recipe, before it is checked.
+        names: what is to be forgotten.
+        overrides: what takes the place of each.
+
+    Returns:
+        The section with every concept named.
+
+    Raises:
+        PeckerError: a name that is missing or has no use, or not one override for each.
+    """
+    concepts: list[dict[str, Any]] = list(text.get("concepts", []))
+    unnamed = [concept for concept in concepts if "concept" not in concept]
+    if not unnamed:
+        if names or overrides:
+            raise PeckerError("this recipe names its concepts itself: leave out --name, --override")
+        return text
+    if not names:
+        raise PeckerError("this recipe needs --name, what is to be forgotten")
+    if len(overrides) != len(names):
+        raise PeckerError(
+            f"{len(names)} --name need as many --override, what takes their place; got "
+            f"{len(overrides)}"
+        )
+    named = [concept for concept in concepts if "concept" in concept]
+    named += [
+        {**concept, "concept": name, "override": override}
+        for concept in unnamed
+        for name, override in zip(names, overrides, strict=True)
+    ]
+    return {**text, "concepts": named}
