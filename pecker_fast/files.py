@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+__all__ = ["replacing", "replacing_folder", "write_text"]
 
 
 @contextmanager
@@ -37,3 +38,29 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new, hidden folder beside `path` to be filled, which takes its place: whole or not at all.
+
+    If the block raises, what was there before stays.
+    """
+    partial, old = path.with_name(f".{path.name}-partial"), path.with_name(f".{path.name}-old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        yield partial
+        probe = partial / ".mode"
+        probe.touch()
+        mode = probe.stat().st_mode
+        probe.unlink()
+        for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)  # safetensors leaves its files readable by their owner only
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)

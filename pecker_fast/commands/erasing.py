@@ -35,11 +35,10 @@ from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.grid import CurvePoint, plot_accuracy, plot_before_after
 from pecker_fast.evaluate.report import ErasureReport, Picture
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
-from pecker_fast.files import write_text
+from pecker_fast.files import replacing_folder, write_text
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.folder import DESCRIPTION
 
 __all__ = ["Judge", "erase_class", "open_run"]
 
@@ -180,20 +179,8 @@ def erase_class(
 
 def save_folder(model: ModelFolder, path: Path) -> None:
     """Write a model folder, whole or not at all, in the place of one that may be there."""
-    partial, old = path.with_name(f".{path.name}-partial"), path.with_name(f".{path.name}-old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
+    with replacing_folder(path) as partial:
         model.save(partial)
-        mode = (partial / DESCRIPTION).stat().st_mode
-        for file in partial.glob("*/*"):
-            file.chmod(mode)  # safetensors leaves its files readable by their owner only
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-    finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _train(

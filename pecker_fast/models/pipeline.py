@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import write_text
+from pecker_fast.files import replacing_folder, write_text
 
 __all__ = ["DESCRIPTION", "PipelineFolder"]
 
@@ -109,8 +109,9 @@ class PipelineFolder:
         Returns:
             (P, L, D) on the CPU.
         """
-        encoder = self.text_encoder if device is None else self.text_encoder.to(device)
-        place = next(encoder.parameters()).device
+        home = next(self.text_encoder.parameters()).device
+        place = home if device is None else device
+        encoder = self.text_encoder.to(place)
         found = []
         for first in range(0, len(prompts), _CHUNK):
             tokens = self.tokenizer(
@@ -121,6 +122,7 @@ class PipelineFolder:
                 return_tensors="pt",
             )
             found.append(encoder(tokens.input_ids.to(place))[0].cpu())
+        encoder.to(home)  # it is not needed again
         return torch.cat(found)
 
     def load_decoder(self) -> AutoencoderKL:
@@ -153,19 +155,10 @@ class PipelineFolder:
             path: the new folder; one that is there is replaced.
             description: what pecker_fast.json shall hold.
         """
-        partial, old = path.with_name(f".{path.name}-partial"), path.with_name(f".{path.name}-old")
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        try:
+        with replacing_folder(path) as partial:
             shutil.copytree(self.path, partial, ignore=shutil.ignore_patterns("unet", DESCRIPTION))
             unet.save_pretrained(partial / "unet")  # type: ignore[operator]
             write_text(partial / DESCRIPTION, json.dumps(description, indent=1) + "\n")
-            if path.exists():
-                path.rename(old)
-            partial.rename(path)
-        finally:
-            for leftover in (partial, old):
-                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check_kind(index: dict[str, Any], root: Path) -> None:
