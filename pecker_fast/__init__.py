@@ -2,7 +2,8 @@
 
 `MaskedAdamW` is a drop-in for `torch.optim.AdamW`; `SaliencyMask` and `saliency_scores` say which
 entries it may change; `PeckerTrainer` is the distillation that makes a model forget; `accelerate_`
-switches a diffusers U-Net to fused operations.
+switches a diffusers U-Net to fused operations; `save_patch`, `apply_patch` and `remove_patch` keep
+what was erased in a small file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
     from pecker_fast.nn.accelerate import accelerate_, decelerate_
     from pecker_fast.optim import MaskedAdamW
+    from pecker_fast.patch import apply_patch, remove_patch, save_patch
     from pecker_fast.saliency import saliency_scores
 
 __version__ = "0.1.0"
@@ -29,9 +31,12 @@ __all__ = [
     "PeckerTrainer",
     "SaliencyMask",
     "accelerate_",
+    "apply_patch",
     "decelerate_",
     "load_config",
+    "remove_patch",
     "saliency_scores",
+    "save_patch",
 ]
 
 _HOMES = {
@@ -42,9 +47,12 @@ _HOMES = {
     "PeckerTrainer": "distill.trainer",
     "SaliencyMask": "mask",
     "accelerate_": "nn.accelerate",
+    "apply_patch": "patch",
     "decelerate_": "nn.accelerate",
     "load_config": "distill.config",
+    "remove_patch": "patch",
     "saliency_scores": "saliency",
+    "save_patch": "patch",
 }
 
 

@@ -33,6 +33,8 @@ __all__ = [
     "positions_from_dense",
     "read_dense",
     "read_mask",
+    "strip_prefixes",
+    "unpacked",
     "write_mask",
 ]
 
@@ -56,6 +58,11 @@ def bitmask(positions: Tensor, numel: int) -> Bits:
     dense = np.zeros(numel, dtype=np.bool_)
     dense[positions.numpy()] = True
     return np.packbits(dense, bitorder="little")
+
+
+def unpacked(bits: Bits, numel: int) -> npt.NDArray[np.bool_]:
+    """(numel,) bool: the inverse of `bitmask`."""
+    return np.unpackbits(bits, count=numel, bitorder="little").view(np.bool_)
 
 
 def digest_of(shapes: Mapping[str, torch.Size], bits: Mapping[str, Bits]) -> str:
@@ -136,8 +143,7 @@ def read_mask(path: str | os.PathLike[str]) -> MaskContent:
 
 
 def _positions(bits: Bits, numel: int) -> Tensor:
-    dense = np.unpackbits(bits, count=numel, bitorder="little")
-    return torch.from_numpy(np.flatnonzero(dense).astype(np.int32))
+    return torch.from_numpy(np.flatnonzero(unpacked(bits, numel)).astype(np.int32))
 
 
 def read_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -202,7 +208,7 @@ def match_names(
     exact = set(wanted)
     bare: dict[str, str] = {}
     for name in wanted:
-        stripped = _strip(name, prefixes)
+        stripped = strip_prefixes(name, prefixes)
         if stripped in bare:
             raise PeckerError(
                 f"the model's parameters {bare[stripped]!r} and {name!r} differ by a prefix only; "
@@ -211,7 +217,7 @@ def match_names(
         bare[stripped] = name
     matched, unmatched = {}, []
     for name in found:
-        target = name if name in exact else bare.get(_strip(name, prefixes))
+        target = name if name in exact else bare.get(strip_prefixes(name, prefixes))
         if target is None:
             unmatched.append(name)
         else:
@@ -231,7 +237,7 @@ def match_names(
     return matched
 
 
-def _strip(name: str, prefixes: Sequence[str]) -> str:
+def strip_prefixes(name: str, prefixes: Sequence[str]) -> str:
     """The name without any of the prefixes, which may be stacked (`module.model...`)."""
     prefix = next((p for p in prefixes if p and name.startswith(p)), None)
-    return name if prefix is None else _strip(name[len(prefix) :], prefixes)
+    return name if prefix is None else strip_prefixes(name[len(prefix) :], prefixes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import replacing
 
-__all__ = ["ParameterStats", "plot_density"]
+__all__ = ["ParameterStats", "block_of", "plot_density"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class ParameterStats:
     def density(self) -> float:
         """The fraction of salient entries; 0 for a parameter without entries."""
         return self.nnz / self.numel if self.numel else 0.0
+
+
+def block_of(name: str) -> str:
+    """The block of a U-Net that a parameter belongs to: "down_blocks.0", "conv_in"."""
+    parts = name.split(".")
+    # Blocks are numbered lists. Everything else goes by its first name.
+    return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdecimal() else parts[0]
 
 
 # A column of more bars than this cannot be taken in at one look, more columns than that do not fit
