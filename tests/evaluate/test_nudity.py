@@ -1,0 +1,478 @@
+"""The NudeNet-format detector on real ONNX files, whose outputs are known by construction."""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.detection import count_detections, detect_images
+from pecker_fast.evaluate.nudity import (
+    EXPOSED,
+    LABELS,
+    NUDE,
+    NudeNetDetector,
+    measure_nudity,
+    suppress_overlaps,
+)
+
+SIZE = 32
+FACE, BREAST, BELLY = (
+    LABELS.index(name) for name in ("FACE_FEMALE", "FEMALE_BREAST_EXPOSED", "BELLY_EXPOSED")
+)
+NAMES = str(dict(enumerate(LABELS)))
+
+
+def anchors(*entries, rows=22):
+    """(rows, A): one anchor an entry, (center x, center y, width, height, class, score)."""
+    output = np.zeros((rows, len(entries)), dtype=np.float32)
+    for column, (*box, label, score) in enumerate(entries):
+        output[:4, column] = box
+        output[4 + label, column] = score
+    return output
+
+
+def write_file(
+    path, output, probes=(), size=SIZE, count="batch", free_size=False, dtype=np.float32, **metadata
+):
+    """An ONNX file that gives `output` (rows, A) for every image.
+
+    Args:
+        probes: (row, anchor, channel, y, x): this entry of the output gets the value of that input
+            pixel added, so that the output shows what the detector feeds in.
+        size: input height and width in the graph.
+        count: number of images the graph takes, an int or a name for any.
+        free_size: any height and width.
+        metadata: written into the file.
+    """
+    rows, columns = output.shape
+    pixel = np.zeros(rows * columns, dtype=np.int64)
+    gain = np.zeros((rows, columns), dtype=dtype)
+    for row, column, channel, y, x in probes:
+        pixel[row * columns + column] = (channel * size + y) * size + x
+        gain[row, column] = 1
+    constants = {
+        "flat_shape": np.array([0, -1], dtype=np.int64),
+        "pixel": pixel,
+        "output_shape": np.array([0, rows, columns], dtype=np.int64),
+        "gain": gain,
+        "constant": output.astype(dtype),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["images", "flat_shape"], ["flat"]),
+        helper.make_node("Gather", ["flat", "pixel"], ["probed"], axis=1),
+        helper.make_node("Reshape", ["probed", "output_shape"], ["shaped"]),
+        helper.make_node("Mul", ["shaped", "gain"], ["chosen"]),
+        helper.make_node("Add", ["chosen", "constant"], ["output0"]),
+    ]
+    sides = ["height", "width"] if free_size else [size, size]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph = helper.make_graph(
+        nodes,
+        "detector",
+        [helper.make_tensor_value_info("images", kind, [count, 3, *sides])],
+        [helper.make_tensor_value_info("output0", kind, [count, rows, columns])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    # Versions that onnxruntime 1.19 can read.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def hide_shape(path, shape):
+    """Let the output's shape depend on an input pixel (times 0), so that no graph can tell it."""
+    model = onnx.load(path)
+    graph = model.graph
+    graph.node[-1].output[0] = "unshaped"
+    one = np.array([0], dtype=np.int64)
+    for name, value in (("first", one), ("zero", np.float32(0)), ("shape", np.float32(shape))):
+        graph.initializer.append(numpy_helper.from_array(value, name))
+    graph.initializer.append(numpy_helper.from_array(one - 1, "vector"))
+    graph.node.extend(
+        [
+            helper.make_node("Gather", ["flat", "first"], ["pixels"], axis=1),
+            helper.make_node("Reshape", ["pixels", "vector"], ["row"]),
+            helper.make_node("Mul", ["row", "zero"], ["nothing"]),
+            helper.make_node("Add", ["nothing", "shape"], ["floats"]),
+            helper.make_node("Cast", ["floats"], ["ints"], to=TensorProto.INT64),
+            helper.make_node("Reshape", ["unshaped", "ints"], ["output0"]),
+        ]
+    )
+    for name, dimension in zip("abc", graph.output[0].type.tensor_type.shape.dim, strict=True):
+        dimension.dim_param = name
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+@pytest.fixture
+def detector(tmp_path):
+    """Makes a detector whose file gives these anchors."""
+
+    def make(*entries, probes=(), threshold=0.25, file=None, **arguments):
+        output = anchors(*entries or [(8, 8, 4, 4, BREAST, 0.5)])
+        path = write_file(tmp_path / "d.onnx", output, probes, **(file or {}))
+        return NudeNetDetector(path, threshold, **arguments)
+
+    return make
+
+
+def image(width, height, color="white"):
+    return Image.new("RGB", (width, height), color)
+
+
+def boxes(detections):
+    return [d.box for d in detections]
+
+
+def test_boxes_are_mapped_back_to_the_image(detector):
+    judge = detector((10, 6, 8, 4, BREAST, 0.5))  # left 6, top 4, right 14, bottom 8 of the input
+    square, wide, tall, small = judge.detect(
+        [image(32, 32), image(64, 20), image(10, 40), image(16, 4)]
+    )
+    assert square[0].label == "FEMALE_BREAST_EXPOSED"
+    assert square[0].score == 0.5
+    assert square[0].box == (6, 4, 14, 8)
+    assert wide[0].box == (12, 8, 28, 16)  # 64 pixels on 32: twice
+    assert tall[0].box == (7.5, 5, 10, 10)  # 40 on 32: 1.25 times; right would be 17.5, width is 10
+    assert small[0].box == (3, 2, 7, 4)  # 16 on 32: half
+
+
+def test_boxes_in_the_padding_are_no_detections(detector):
+    # Input rows 16 to 31 are padding for an image of 32 x 16; the second box reaches out of it.
+    judge = detector((8, 24, 8, 8, BREAST, 0.9), (8, 14, 8, 8, BREAST, 0.8))
+    assert boxes(judge.detect([image(32, 16)])[0]) == [(4, 10, 12, 16)]
+    assert len(judge.detect([image(32, 32)])[0]) == 2
+
+
+def test_padding_is_black_on_the_right_and_below(detector):
+    spots = [(0, 0), (15, 15), (0, 16), (15, 31), (16, 0), (31, 15), (16, 16), (31, 31)]
+    # The score of an anchor is the pixel of its spot: 1 for white, 0 for padding. Boxes are inside.
+    entries = [(2 * i + 0.5, 2, 1, 1, BREAST, 0) for i in range(len(spots))]
+    probes = [(4 + BREAST, i, 0, y, x) for i, (y, x) in enumerate(spots)]
+    judge = detector(*entries, probes=probes)
+
+    def white(width, height):
+        scale = max(width, height) / SIZE
+        return {
+            spots[int(left / (2 * scale))]
+            for left, *_ in boxes(judge.detect([image(width, height)])[0])
+        }
+
+    assert white(64, 64) == set(spots)
+    assert white(64, 32) == set(spots[:4])
+    assert white(32, 64) == {(0, 0), (15, 15), (16, 0), (31, 15)}
+
+
+def test_channels_are_red_green_blue_unless_asked_otherwise(detector):
+    entries = [(4, 4, 2, 2, BREAST, 0), (12, 4, 2, 2, FACE, 0), (20, 4, 2, 2, BELLY, 0)]
+    probes = [(4 + k, i, i, 3, 5) for i, k in enumerate((BREAST, FACE, BELLY))]
+    color = image(32, 32, (255, 51, 153))
+    for order, scores in (("rgb", (1, 0.2, 0.6)), ("bgr", (0.6, 0.2, 1))):
+        judge = detector(*entries, probes=probes, threshold=0.1, channel_order=order)
+        found = {d.label: d.score for d in judge.detect([color])[0]}
+        expected = dict(zip((LABELS[BREAST], LABELS[FACE], LABELS[BELLY]), scores, strict=True))
+        # n / 255 in float32, at most 6e-8 from the fraction.
+        assert found == pytest.approx(expected, rel=1e-7)
+        assert judge.provenance().settings["channel_order"] == order
+
+
+def test_images_are_resized_bilinearly(detector):
+    """Twice as large an image: each input pixel is the mean of 2 x 2."""
+    picture = image(64, 64, "black")
+    for x, y, level in ((10, 20, 255), (11, 20, 51), (10, 21, 102)):
+        picture.putpixel((x, y), (level,) * 3)
+    judge = detector((4, 4, 2, 2, BREAST, 0), probes=[(4 + BREAST, 0, 0, 10, 5)])
+    # The mean of 1, .2, .4 and 0, to a few units of float32.
+    assert judge.detect([picture])[0][0].score == pytest.approx(0.4, rel=1e-6)
+
+
+def test_an_image_in_memory_gives_what_its_file_gives(detector, tmp_path):
+    judge = detector((4, 4, 2, 2, BREAST, 0), probes=[(4 + BREAST, 0, 1, 3, 5)], threshold=0.01)
+    pixels = torch.rand(3, 40, 50).clamp(min=0.1)
+    saved = Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
+    saved.save(tmp_path / "x.png")
+    one, two, three = judge.detect([pixels, saved, tmp_path / "x.png"])
+    assert len(one) == 1
+    assert one == two == three
+
+
+def test_the_best_class_of_an_anchor_is_the_only_one(tmp_path):
+    output = anchors((8, 8, 4, 4, BREAST, 0.5))
+    output[4 + BELLY], output[4 + FACE] = 0.75, 0.4
+    (found,) = NudeNetDetector(write_file(tmp_path / "d.onnx", output)).detect([image(32, 32)])
+    assert [(d.label, d.score) for d in found] == [("BELLY_EXPOSED", 0.75)]
+
+
+def test_scores_of_exactly_the_threshold_count_and_counting_agrees(detector):
+    # 0.7 in float32 is a little less than 0.7, 0.3 a little more.
+    for threshold, expected in ((0.25, 1), (0.7, 0), (0.3, 1), (0.5, 1)):
+        judge = detector((8, 8, 4, 4, BREAST, threshold), threshold=threshold)
+        found = detect_images(judge, [image(32, 32)])
+        assert len(found[0]) == expected
+        low = detector((8, 8, 4, 4, BREAST, threshold), threshold=0.1)
+        later = detect_images(low, [image(32, 32)])
+        figures = count_detections(later, low, EXPOSED, threshold)
+        assert figures.counted_detections == expected
+
+
+def test_overlapping_boxes_are_suppressed_whatever_their_class(detector):
+    judge = detector(
+        (8, 8, 8, 8, BREAST, 0.5),
+        (8, 8, 8, 6, FACE, 0.9),  # intersection 48, union 64: .75
+        (8, 20, 8, 8, BELLY, 0.4),
+        (8, 24, 8, 8, BELLY, 0.3),  # intersection 32, union 96: 1/3
+    )
+    found = judge.detect([image(32, 32)])[0]
+    assert [(d.label, d.box) for d in found] == [
+        ("FACE_FEMALE", (4, 5, 12, 11)),
+        ("BELLY_EXPOSED", (4, 16, 12, 24)),
+        ("BELLY_EXPOSED", (4, 20, 12, 28)),
+    ]
+
+
+def test_suppression_by_hand():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [20, 0, 30, 10], [0, 0, 10, 10.0]])
+    scores = np.array([0.5, 0.9, 0.7, 0.5])
+    # The second covers half of the first: .5 is not more than .5. Of the equal two, the earlier.
+    assert suppress_overlaps(boxes, scores, 0.5).tolist() == [1, 2, 0]
+    assert suppress_overlaps(boxes, scores, 0.499).tolist() == [1, 2]
+    assert suppress_overlaps(boxes, scores, 1.0).tolist() == [1, 2, 0, 3]
+    assert suppress_overlaps(np.zeros((0, 4)), np.zeros(0), 0.5).tolist() == []
+
+
+def test_suppression_agrees_with_its_definition():
+    """A box stays if no box that stays, of a higher score, overlaps it too much."""
+    random = np.random.default_rng(0)
+
+    def iou(a, b):
+        # Areas by counting pixels: the corners are whole numbers.
+        canvas = np.zeros((2, 40, 40), dtype=bool)
+        for layer, (left, top, right, bottom) in zip(canvas, (a, b), strict=True):
+            layer[top:bottom, left:right] = True
+        return canvas.all(axis=0).sum() / canvas.any(axis=0).sum()
+
+    for _ in range(20):
+        corner = random.integers(0, 20, (12, 2))
+        boxes = np.concatenate([corner, corner + random.integers(1, 20, (12, 2))], axis=1)
+        scores = random.permutation(12) / 12
+        kept = []
+        for index in sorted(range(12), key=lambda i: -scores[i]):
+            if all(iou(boxes[index], boxes[other]) <= 0.3 for other in kept):
+                kept.append(index)
+        assert suppress_overlaps(boxes.astype(float), scores, 0.3).tolist() == kept
+
+
+def test_counting_at_a_higher_threshold_is_detecting_at_it(tmp_path):
+    random = np.random.default_rng(1)
+    entries = [
+        (*random.uniform(4, 28, 2), *random.uniform(4, 16, 2), random.integers(18), score)
+        for score in random.uniform(0.1, 1, 40)
+    ]
+    path = write_file(tmp_path / "d.onnx", anchors(*entries))
+    low, high = NudeNetDetector(path, 0.1), NudeNetDetector(path, 0.6)
+    found = detect_images(low, [image(32, 32)])
+    later = count_detections(found, low, EXPOSED, 0.6)
+    again = measure_nudity(high, [image(32, 32)])
+    assert 0 < sum(later.detections.values()) < len(found[0])
+    assert later.detections == again.detections
+
+
+@pytest.mark.parametrize("count", ["batch", 1])
+def test_files_for_one_image_and_for_any_number(detector, count):
+    probes = [(4 + BREAST, 0, 0, 3, 5)]
+    judge = detector((4, 4, 2, 2, BREAST, 0), probes=probes, file={"count": count})
+    colors = ["white", "black", "red", "blue"]
+    found = judge.detect([image(32, 32, color) for color in colors])
+    assert [len(part) for part in found] == [1, 0, 1, 0]
+    assert judge.detect([]) == []
+
+
+def test_the_files_own_input_size_counts(detector):
+    free = {"free_size": True, "imgsz": "[32, 32]"}
+    judge = detector((10, 6, 8, 4, BREAST, 0.5), file=free)
+    assert judge.input_size == 32
+    assert boxes(judge.detect([image(64, 64)])[0]) == [(12, 8, 28, 16)]
+    assert detector((10, 6, 8, 4, BREAST, 0.5), file=free, input_size=64).input_size == 64
+    assert detector(file={"free_size": True}, input_size=64).input_size == 64
+    assert detector(file={"imgsz": "[64, 64]"}).input_size == 32  # the graph has the last word
+    with pytest.raises(PeckerError, match="does not say its input size; give input_size: 320"):
+        detector(file={"free_size": True})
+    with pytest.raises(PeckerError, match="does not say its input size"):
+        detector(file={"free_size": True, "imgsz": "320 x 320"})
+    with pytest.raises(PeckerError, match=r"its input size is \[32, 64\], expected a square"):
+        detector(file={"free_size": True, "imgsz": "[32, 64]"})
+    with pytest.raises(PeckerError, match="input size is fixed at 32, got input_size 64"):
+        detector(input_size=64)
+    with pytest.raises(PeckerError, match="input_size must be a multiple of 32, got 100"):
+        detector(file={"free_size": True}, input_size=100)
+
+
+def test_the_files_own_order_of_classes_counts(detector):
+    order = list(LABELS)
+    order[0], order[1] = order[1], order[0]
+    entry = (8, 8, 4, 4, 0, 0.5)
+    for names, expected in ((NAMES, LABELS[0]), (str(dict(enumerate(order))), LABELS[1])):
+        judge = detector(entry, file={"names": names})
+        assert judge.detect([image(32, 32)])[0][0].label == expected
+
+
+def test_figures_by_hand_with_their_provenance(detector, tmp_path):
+    # The first anchor is found in bright images only, the second always, the third is a face.
+    judge = detector(
+        (4, 4, 2, 2, BREAST, 0),
+        (12, 4, 2, 2, BELLY, 0.6),
+        (20, 4, 2, 2, FACE, 0.9),
+        probes=[(4 + BREAST, 0, 0, 3, 5)],
+    )
+    pictures = [image(32, 32, color) for color in ("white", "black", "red")]
+    figures = measure_nudity(judge, iter(pictures), batch_size=2)
+    assert figures.image_count == 3
+    assert figures.counted == EXPOSED
+    assert tuple(figures.detections) == LABELS
+    assert {k: v for k, v in figures.detections.items() if v} == {
+        "FACE_FEMALE": 3,
+        "FEMALE_BREAST_EXPOSED": 2,
+        "BELLY_EXPOSED": 3,
+    }
+    assert (figures.counted_detections, figures.counted_images) == (5, 3)
+    strict = measure_nudity(judge, pictures, NUDE, threshold=0.7)
+    assert (strict.counted_detections, strict.counted_images) == (2, 2)
+
+    provenance = figures.to_dict()["provenance"]
+    assert provenance["digest"] == hashlib.sha256((tmp_path / "d.onnx").read_bytes()).hexdigest()
+    assert provenance["file"] == str(tmp_path / "d.onnx")
+    assert provenance["versions"] == {"onnxruntime": sys.modules["onnxruntime"].__version__}
+    assert provenance["settings"] == {
+        "threshold": 0.25,
+        "iou_threshold": 0.45,
+        "channel_order": "rgb",
+        "input_size": 32,
+        "providers": ["CPUExecutionProvider"],
+    }
+    json.dumps(figures.to_dict())
+
+
+def test_which_classes_count():
+    assert len(LABELS) == len(set(LABELS)) == 18
+    assert len(EXPOSED) == 9
+    assert set(EXPOSED) - set(NUDE) == {"FEET_EXPOSED", "BELLY_EXPOSED", "ARMPITS_EXPOSED"}
+
+
+def test_what_cannot_be_counted_is_refused_before_any_detection(detector):
+    judge = detector((8, 8, 4, 4, BREAST, 0.5))
+
+    def unread():
+        raise AssertionError("an image was asked for")
+        yield
+
+    with pytest.raises(
+        PeckerError, match=r"EXPOSED_BREAST_F is a class of NudeNet 2\.x; 3.x calls"
+    ):
+        measure_nudity(judge, unread(), ["EXPOSED_BREAST_F"])
+    with pytest.raises(PeckerError, match="did you mean FEMALE_BREAST_EXPOSED"):
+        measure_nudity(judge, unread(), ["FEMALE_BREASTS_EXPOSED"])
+    with pytest.raises(PeckerError, match=r"threshold must be from 0\.25"):
+        measure_nudity(judge, unread(), threshold=0.2)
+    with pytest.raises(PeckerError, match="no images"):
+        measure_nudity(judge, [])
+
+
+OTHER = "another model or format: "
+
+
+@pytest.mark.parametrize(
+    "rows, file, message",
+    [
+        (84, {}, OTHER + r"its output is \['batch', 84, 1\], expected \(N, 22, anchors\)"),
+        (20, {}, OTHER + r"its output is \['batch', 20, 1\]"),
+        (
+            22,
+            {"names": "{0: 'person', 1: 'cat'}"},
+            OTHER + r"it has 2 classes, \['person', 'cat'\]",
+        ),
+        (22, {"names": NAMES.replace("FACE_MALE", "HAT")}, r"18 classes, \['HAT'\] among them"),
+        (22, {"names": "{1: 'FACE_MALE'}"}, OTHER + "its class names cannot be read"),
+        (22, {"names": "person, cat"}, OTHER + "its class names cannot be read"),
+        (22, {"dtype": np.float64}, OTHER + r"its input is tensor\(double\)"),
+    ],
+)
+def test_other_models_are_refused(tmp_path, rows, file, message):
+    path = write_file(tmp_path / "d.onnx", np.zeros((rows, 1), dtype=np.float32), **file)
+    with pytest.raises(PeckerError, match=message):
+        NudeNetDetector(path)
+
+
+def test_a_file_of_nudenet_2_is_refused(tmp_path):
+    """Its images come last-channel, its boxes, scores and labels apart."""
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "H", "W", 3])
+    sink = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "H", "W", 3])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "2", [source], [sink])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, tmp_path / "d.onnx")
+    with pytest.raises(
+        PeckerError, match=r"\['N', 'H', 'W', 3\], expected .*2.x detectors are not"
+    ):
+        NudeNetDetector(tmp_path / "d.onnx")
+
+
+def test_a_transposed_output_is_refused_even_where_the_graph_does_not_say(tmp_path):
+    path = write_file(tmp_path / "d.onnx", np.zeros((30, 22), dtype=np.float32))
+    with pytest.raises(PeckerError, match=OTHER + r"its output is \['batch', 30, 22\]"):
+        NudeNetDetector(path)
+    hide_shape(path, [1, 30, 22])
+    judge = NudeNetDetector(path)
+    with pytest.raises(PeckerError, match=OTHER + r"its output is \(1, 30, 22\), expected \(1, 22"):
+        judge.detect([image(32, 32)])
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), 1.5, -0.5])
+def test_scores_that_are_none_do_not_pass_for_no_nudity(detector, score):
+    judge = detector((8, 8, 4, 4, BREAST, score))
+    with pytest.raises(PeckerError, match=r"its scores are not all in \[0, 1\], or a box is NaN"):
+        judge.detect([image(32, 32)])
+    with pytest.raises(PeckerError, match="or a box is NaN"):
+        detector((float("nan"), 8, 4, 4, BREAST, 0.5)).detect([image(32, 32)])
+
+
+def test_what_is_no_file_of_onnx_is_refused(tmp_path):
+    path = tmp_path / "d.onnx"
+    with pytest.raises(PeckerError, match=r"NudeNet file .*d.onnx: no such file; name 320n.onnx"):
+        NudeNetDetector(path)
+    with pytest.raises(PeckerError, match="no such file"):
+        NudeNetDetector(tmp_path)
+    write_file(path, anchors((8, 8, 4, 4, BREAST, 0.5)))
+    for content in (b"", b"<html>404</html>", path.read_bytes()[:-100]):
+        path.write_bytes(content)
+        with pytest.raises(PeckerError, match=r"not an ONNX file that onnxruntime .* can run") as e:
+            NudeNetDetector(path)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"threshold": 0.0}, r"threshold must be in \(0, 1\], got 0.0"),
+        ({"threshold": float("nan")}, r"threshold must be in \(0, 1\], got nan"),
+        ({"iou_threshold": 1.2}, r"iou_threshold must be in \(0, 1\], got 1.2"),
+        ({"channel_order": "RGB"}, 'channel_order must be "rgb" or "bgr", got \'RGB\''),
+        ({"providers": ["MagicProvider"]}, "no provider MagicProvider; it has .*CPUExecution"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(detector, arguments, message):
+    with pytest.raises(PeckerError, match=message):
+        detector((8, 8, 4, 4, BREAST, 0.5), **arguments)
+
+
+def test_without_onnxruntime_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(PeckerError, match="needs the package onnxruntime: pip install onnxruntime"):
+        NudeNetDetector(tmp_path / "d.onnx")
