@@ -40,6 +40,11 @@ BACKENDS = {
     "cuda": ("cuda", "cuda"),
 }
 
+# Torch collects its constructors at the first use of a device context: before they are replaced
+# below, or `with torch.device("meta")` would allocate for real.
+with torch.device("meta"):
+    torch.empty(0)
+
 
 @dataclass(frozen=True)
 class BackendCase:

@@ -3,12 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
-
-# torch collects the functions that `with torch.device` redirects at its first use: let that be
-# before `torch.empty` is replaced by one that poisons, or the meta device allocates real memory.
-with torch.device("meta"):
-    torch.empty(0)
 
 
 @pytest.fixture(autouse=True)
