@@ -1,0 +1,216 @@
+"""CLIP score: does an image show what its prompt asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.detection import Provenance
+from pecker_fast.evaluate.images import ImageLike, batches, pil_image
+
+__all__ = ["ClipFigures", "ClipScorer", "measure_clip_score"]
+
+
+@dataclass(frozen=True)
+class ClipFigures:
+    """CLIP score of images and their prompts.
+
+    Attributes:
+        image_count: pairs of image and prompt.
+        score: mean cosine of image and prompt, times 100; negative cosines are not cut off.
+        standard_error: of the mean; None for a single pair.
+        truncated_prompts: prompts of which CLIP saw the beginning only, for their length.
+        provenance: the CLIP model.
+    """
+
+    image_count: int
+    score: float
+    standard_error: float | None
+    truncated_prompts: int
+    provenance: Provenance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        error = "" if self.standard_error is None else f" +- {self.standard_error:.2f}"
+        return f"CLIP score {self.score:.2f}{error} ({self.image_count} images)"
+
+
+class ClipScorer:
+    """A CLIP model that compares images with texts.
+
+    Args:
+        folder: written by `save_pretrained` of transformers' `CLIPModel` and `CLIPProcessor`; with
+            `download=True` also a name on the Hugging Face hub.
+        device: where it computes, in float32.
+        download: whether transformers may download what is not on this machine.
+
+    Raises:
+        PeckerError: transformers is missing, or the folder is, or it holds another model or a part
+            of one.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        download: bool = False,
+    ) -> None:
+        try:
+            import transformers
+        except ImportError:
+            raise PeckerError(
+                "the CLIP score needs the package transformers: pip install transformers"
+            ) from None
+        self.folder = str(folder)
+        self.device = torch.device(device)
+        if not download and not Path(folder).is_dir():
+            raise PeckerError(
+                f"CLIP folder {folder}: no such folder; expected what save_pretrained of "
+                "CLIPModel and CLIPProcessor writes (nothing is downloaded unless download=True)"
+            )
+        try:
+            loaded: Any = transformers.CLIPModel.from_pretrained(
+                folder, local_files_only=not download, output_loading_info=True
+            )
+            self._processor: Any = transformers.CLIPProcessor.from_pretrained(
+                folder, local_files_only=not download
+            )
+        except Exception as error:  # transformers raises many kinds for damaged folders
+            raise PeckerError(
+                f"CLIP folder {folder}: cannot be read ({' '.join(str(error).split())[:200]}); "
+                "expected what save_pretrained of CLIPModel and CLIPProcessor writes"
+            ) from error
+        model, found = loaded
+        # transformers only warns about weights that are not there, and draws them at random.
+        absent = [str(key) for key in (*found["missing_keys"], *found["mismatched_keys"])]
+        if absent:
+            raise PeckerError(
+                f"CLIP folder {folder}: {len(absent)} of its weights are missing or of another "
+                f"shape, {min(absent)} among them; name a whole CLIPModel, not a text encoder"
+            )
+        self._model: Any = model.float().eval().requires_grad_(False).to(self.device)
+        self._digest = _digest_of_weights(self._model)
+        self._version = transformers.__version__
+        self.max_length = int(model.config.text_config.max_position_embeddings)
+
+    @torch.no_grad()
+    def cosines(self, images: Sequence[ImageLike], prompts: Sequence[str]) -> Tensor:
+        """Cosine of each image with its own prompt.
+
+        Args:
+            images: N images; taken as 8 bits a channel, so that images in memory and their PNG
+                files score the same.
+            prompts: N texts; those longer than CLIP's limit are cut.
+
+        Returns:
+            (N,) float64 on the CPU, in [-1, 1].
+
+        Raises:
+            PeckerError: not one prompt an image, an image that cannot be read, or a cosine that is
+                not finite.
+        """
+        if len(images) != len(prompts):
+            raise PeckerError(_unequal(str(len(images)), len(prompts)))
+        if not images:
+            return torch.zeros(0, dtype=torch.float64)
+        inputs = self._processor(
+            text=list(prompts),
+            images=[pil_image(image) for image in images],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+        )
+        outputs = self._model(**inputs.to(self.device))
+        image, text = outputs.image_embeds.double(), outputs.text_embeds.double()
+        cosines: Tensor = nn.functional.cosine_similarity(image, text).cpu()
+        if not torch.isfinite(cosines).all():
+            raise PeckerError(
+                f"CLIP score: NaN or infinite; the weights in {self.folder} are damaged"
+            )
+        return cosines
+
+    def truncated(self, prompts: Sequence[str]) -> int:
+        """How many of the prompts are longer than CLIP's limit."""
+        tokens = self._processor.tokenizer(list(prompts), verbose=False)["input_ids"]
+        return sum(len(ids) > self.max_length for ids in tokens)
+
+    def provenance(self) -> Provenance:
+        """Folder, digest of the weights, what prepares images, version of transformers."""
+        return Provenance(
+            name="CLIP",
+            file=self.folder,
+            digest=self._digest,
+            settings={
+                "max_length": self.max_length,
+                "image_processor": type(self._processor.image_processor).__name__,
+            },
+            versions={"transformers": self._version, "torch": torch.__version__},
+        )
+
+
+def measure_clip_score(
+    scorer: ClipScorer,
+    images: Iterable[ImageLike],
+    prompts: Sequence[str],
+    batch_size: int = 16,
+    progress: str | None = None,
+) -> ClipFigures:
+    """Mean cosine of images and their prompts, times 100.
+
+    Args:
+        scorer: the judge.
+        images: an (N, 3, H, W) tensor in [0, 1], or any iterable of images or paths.
+        prompts: N texts, one an image, in the same order.
+        batch_size: pairs given to CLIP at once.
+        progress: title of a progress bar on stderr; None for no bar.
+
+    Raises:
+        PeckerError: no images, or not one prompt an image.
+    """
+    parts: list[Tensor] = []
+    count = 0
+    for batch in batches(images, batch_size, progress):
+        texts = prompts[count : count + len(batch)]
+        count += len(batch)
+        if len(texts) < len(batch):
+            raise PeckerError(_unequal(f"at least {count}", len(prompts)))
+        parts.append(scorer.cosines(batch, texts))
+    if count == 0:
+        raise PeckerError("CLIP score: there are no images to look at")
+    if count < len(prompts):
+        raise PeckerError(_unequal(str(count), len(prompts)))
+    cosines = torch.cat(parts)
+    return ClipFigures(
+        image_count=count,
+        score=100 * float(cosines.mean()),
+        standard_error=100 * float(cosines.std()) / math.sqrt(count) if count > 1 else None,
+        truncated_prompts=scorer.truncated(prompts),
+        provenance=scorer.provenance(),
+    )
+
+
+def _unequal(images: str, prompts: int) -> str:
+    return f"CLIP score: {images} images and {prompts} prompts; each image needs its own prompt"
+
+
+def _digest_of_weights(model: nn.Module) -> str:
+    """SHA-256 (hex) over names, shapes and float32 values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(json.dumps([name, list(value.shape)]).encode())
+        digest.update(value.float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

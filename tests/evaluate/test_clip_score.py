@@ -1,0 +1,205 @@
+"""CLIP score of a tiny CLIP model, against its formula written out."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.clip_score import ClipScorer, measure_clip_score
+
+LENGTH = 8
+PROMPTS = ["abc", "a b", "cab", "b c a b c a b c a"]  # the last one is 11 tokens, ends included
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip")
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    for letter in "abc":
+        vocabulary[letter] = len(vocabulary)
+        vocabulary[letter + "</w>"] = len(vocabulary)
+    (path / "vocab.json").write_text(json.dumps(vocabulary))
+    (path / "merges.txt").write_text("#version: 0.2\n")
+    side = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    side |= {"num_attention_heads": 2, "projection_dim": 8}
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "vocab_size": 8}
+    config = CLIPConfig(
+        text_config={**side, **tokens, "max_position_embeddings": LENGTH},
+        vision_config={**side, "image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(path)
+    size = {"height": 16, "width": 16}
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size)
+    tokenizer = CLIPTokenizer.from_pretrained(path, model_max_length=LENGTH)
+    CLIPProcessor(images, tokenizer).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(folder):
+    return ClipScorer(folder)
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "clip")
+
+
+@pytest.fixture
+def pixels():
+    """(4, 3, 16, 16) in [0, 1], each value a multiple of 1/255."""
+    return torch.randint(0, 256, (4, 3, 16, 16)).float() / 255
+
+
+def expected_cosines(folder, pixels):
+    """The formula in float64, from the pieces of the model; images need no resizing."""
+    model = CLIPModel.from_pretrained(folder).double().eval()
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    ids = [[0, 2, 4, 7, 1], [0, 3, 5, 1], [0, 6, 2, 5, 1], [0, 5, 7, 3, 5, 7, 3, 1]]
+    cosines = []
+    for image, tokens in zip(pixels, ids, strict=True):
+        with torch.no_grad():
+            seen = model.vision_model(((image - mean) / std)[None].double()).pooler_output
+            read = model.text_model(torch.tensor([tokens])).last_hidden_state[:, -1]
+            a = (seen @ model.visual_projection.weight.T)[0].numpy()
+            b = (read @ model.text_projection.weight.T)[0].numpy()
+        cosines.append(a @ b / np.sqrt((a @ a) * (b @ b)))
+    return cosines
+
+
+def test_score_is_the_mean_cosine_times_100(folder, scorer, pixels):
+    expected = expected_cosines(folder, pixels)
+    # float32 networks of a few layers against float64.
+    assert scorer.cosines(list(pixels), PROMPTS).tolist() == pytest.approx(expected, abs=2e-6)
+    figures = measure_clip_score(scorer, pixels, PROMPTS)
+    assert figures.image_count == 4
+    assert figures.score == pytest.approx(100 * np.mean(expected), abs=2e-4)
+    assert figures.standard_error == pytest.approx(
+        100 * np.std(expected, ddof=1) / np.sqrt(4), abs=2e-4
+    )
+    assert min(expected) < 0 < max(expected)  # so that cutting negative ones off would show
+    assert len(set(np.round(expected, 4))) == 4
+    assert figures.truncated_prompts == 1
+    assert str(figures) == (
+        f"CLIP score {figures.score:.2f} +- {figures.standard_error:.2f} (4 images)"
+    )
+
+
+def test_batches_and_kinds_of_images_do_not_matter(scorer, pixels, tmp_path):
+    whole = measure_clip_score(scorer, pixels, PROMPTS)
+    paths = []
+    for index, image in enumerate(pixels):
+        paths.append(tmp_path / f"{index}.png")
+        Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(paths[-1])
+    # Padding to the longest prompt of the batch is masked; sums are in another order.
+    for images, size in ((pixels, 1), (iter(paths), 3), (map(Image.open, paths), 4)):
+        other = measure_clip_score(scorer, images, PROMPTS, batch_size=size)
+        assert other.score == pytest.approx(whole.score, abs=1e-4)
+    assert measure_clip_score(scorer, pixels[:1], ["abc"]).standard_error is None
+
+
+def test_provenance_tells_one_model_from_another(scorer, folder, copied):
+    plain = json.loads(
+        json.dumps(measure_clip_score(scorer, [Image.new("RGB", (20, 30))], ["a"]).to_dict())
+    )["provenance"]
+    assert plain["file"] == str(folder)
+    assert plain["settings"]["max_length"] == LENGTH
+    assert plain["settings"]["image_processor"].startswith("CLIPImageProcessor")
+    assert plain["versions"]["transformers"] == transformers.__version__
+    assert len(plain["digest"]) == 64
+    assert ClipScorer(copied).provenance().digest == plain["digest"]
+    model = CLIPModel.from_pretrained(copied)
+    with torch.no_grad():
+        model.text_projection.weight[0, 0] += 1e-3
+    model.save_pretrained(copied)
+    assert ClipScorer(copied).provenance().digest != plain["digest"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_each_image_needs_its_own_prompt(scorer, pixels, size):
+    with pytest.raises(PeckerError, match=r"4 images and 5 prompts; each image needs its own"):
+        measure_clip_score(scorer, pixels, [*PROMPTS, "a"], batch_size=size)
+    with pytest.raises(PeckerError, match=r"at least 4 images and 3 prompts"):
+        measure_clip_score(scorer, pixels, PROMPTS[:3], batch_size=size)
+    with pytest.raises(PeckerError, match=r"2 images and 1 prompts"):
+        scorer.cosines(list(pixels[:2]), ["a"])
+
+
+def test_no_images_are_no_score(scorer):
+    with pytest.raises(PeckerError, match="no images"):
+        measure_clip_score(scorer, [], [])
+    assert scorer.cosines([], []).shape == (0,)
+
+
+def test_nothing_is_downloaded_unless_asked(folder, monkeypatch):
+    with pytest.raises(PeckerError, match=r"openai/clip: no such folder; .* unless download=True"):
+        ClipScorer("openai/clip")
+    asked = []
+    for kind in (CLIPModel, CLIPProcessor):
+        load = kind.from_pretrained
+
+        def record(name, *, local_files_only, load=load, **arguments):
+            asked.append(local_files_only)
+            return load(name, local_files_only=True, **arguments)
+
+        monkeypatch.setattr(kind, "from_pretrained", record)
+    ClipScorer(folder)
+    ClipScorer(folder, download=True)
+    assert asked == [True, True, False, False]
+
+
+def test_a_part_of_a_clip_model_is_refused(folder, tmp_path):
+    """transformers would draw the missing weights at random."""
+    model = CLIPModel.from_pretrained(folder)
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("visual_projection")}
+    part = shutil.copytree(folder, tmp_path / "clip")
+    model.save_pretrained(part, state_dict=state)
+    with pytest.raises(PeckerError, match=r"1 of its weights are missing .*visual_projection"):
+        ClipScorer(part)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "no processor", "no config", "text only"])
+def test_damaged_folders_are_refused(copied, folder, damage):
+    weights = copied / "model.safetensors"
+    if damage == "empty":
+        shutil.rmtree(copied)
+        copied.mkdir()
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "no processor":
+        for path in copied.glob("*"):
+            if path.name not in ("config.json", "model.safetensors"):
+                path.unlink()
+    elif damage == "no config":
+        (copied / "config.json").write_text("{")
+    else:
+        shutil.rmtree(copied)
+        transformers.CLIPTextModel.from_pretrained(folder).save_pretrained(copied)
+    with pytest.raises(PeckerError, match=r"^CLIP folder .*clip: ") as caught:
+        ClipScorer(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_with_nan_are_no_score(copied):
+    model = CLIPModel.from_pretrained(copied)
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] = float("nan")
+    model.save_pretrained(copied)
+    with pytest.raises(PeckerError, match="CLIP score: NaN or infinite; the weights"):
+        ClipScorer(copied).cosines([torch.rand(3, 16, 16)], ["a"])
+
+
+def test_without_transformers_one_line_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(PeckerError, match="needs the package transformers: pip install"):
+        ClipScorer(folder)
