@@ -21,7 +21,7 @@ from pecker_fast.errors import PeckerError
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
 
-__all__ = ["Sampler", "balanced_labels", "default_t_init"]
+__all__ = ["Sampler", "balanced_labels", "default_t_init", "noise_batches"]
 
 SIGMA_INIT = 2.5  # noise-to-signal ratio a one-step generator starts from (SiD, SFD)
 
@@ -75,17 +75,12 @@ class Sampler:
             )
         draw = self._one_step if self.steps == 1 else self._ddim
         device = next(model.unet.parameters()).device
-        noise = torch.Generator().manual_seed(self.seed)
         images = torch.empty(len(labels), *model.image_shape)
-        with tqdm(total=len(labels), desc=progress, unit="image", disable=progress is None) as bar:
-            for part in _batches(len(labels), self.batch_size):
-                chosen = labels[part].to(device)
-                # One call per image: torch's generator gives other numbers for other shapes.
-                start = torch.stack(
-                    [torch.randn(model.network_shape, generator=noise) for _ in range(len(chosen))]
-                ).to(device)
-                images[part] = model.decode(draw(model, start, chosen)).float().cpu()
-                bar.update(len(chosen))
+        for part, noise in noise_batches(
+            len(labels), self.batch_size, model.network_shape, self.seed, progress
+        ):
+            drawn = draw(model, noise.to(device), labels[part].to(device))
+            images[part] = model.decode(drawn).float().cpu()
         return images
 
     def _one_step(self, model: ModelFolder, noise: Tensor, labels: Tensor) -> Tensor:
@@ -129,6 +124,26 @@ def balanced_labels(num_classes: int, per_class: int) -> Tensor:
     return torch.arange(num_classes).repeat(per_class)
 
 
-def _batches(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
+def noise_batches(
+    total: int, batch_size: int, shape: tuple[int, ...], seed: int, progress: str | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """The starting noise of `total` images, batch by batch.
+
+    Args:
+        total: number of images.
+        batch_size: images at a time.
+        shape: (C, H, W) of one image's noise.
+        seed: of the noise. Image i gets the same numbers whatever the batch size and the total.
+        progress: title of a progress bar on stderr, moved on as batches are done; None for no bar.
+
+    Yields:
+        Which images, and their noise (N, C, H, W), float32 on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with tqdm(total=total, desc=progress, unit="image", disable=progress is None) as bar:
+        for start in range(0, total, batch_size):
+            part = slice(start, min(start + batch_size, total))
+            count = part.stop - part.start
+            # One call per image: torch's generator gives other numbers for other shapes.
+            yield part, torch.stack([torch.randn(shape, generator=generator) for _ in range(count)])
+            bar.update(count)

@@ -1,0 +1,207 @@
+"""Images from a text-to-image pipeline, in one step or in many; the same seed, the same noise.
+
+A sampler belongs to a pipeline folder, whose text encoder, schedule and autoencoder it uses, and
+draws from any network of that architecture: the original one, the erased one, one in training. The
+noise of image i depends on the seed and on i alone, so that pictures of two networks compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pecker_fast.distill.losses import one_step_sample
+from pecker_fast.distill.networks import compute_dtype, guided, text_predictor
+from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.sampling import noise_batches
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    from pecker_fast.models.pipeline import PipelineFolder
+
+__all__ = ["DEFAULT_T_INIT", "PipelineSampler"]
+
+DEFAULT_T_INIT = 625  # where one-step generators of Stable Diffusion start
+# What fills a GPU and still fits one: 16 latents of 64x64 with guidance, 4 of them as images.
+_LATENT_PIXELS = {"network": 16 * 64 * 64, "decoder": 4 * 64 * 64}
+_MAX_BATCH = 128
+
+
+class PipelineSampler:
+    """Draws latents from networks of one pipeline, and makes images of them.
+
+    Networks are used as they are, in their own precision: call `.eval()` first.
+    """
+
+    def __init__(
+        self,
+        pipeline: PipelineFolder,
+        device: torch.device | str = "cpu",
+        batch_size: int | None = None,
+    ) -> None:
+        """Remember the pipeline; the autoencoder is loaded when images are first asked for.
+
+        Args:
+            pipeline: text encoder, schedule and autoencoder.
+            device: where the networks are that will be given.
+            batch_size: images per forward pass (guidance doubles it). None: by latent size, 16
+                for Stable Diffusion 1.5.
+
+        Raises:
+            PeckerError: a batch size below 1, or a schedule that is not known.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise PeckerError(f"sampler: batch_size must be at least 1, got {batch_size}")
+        self.pipeline = pipeline
+        self.device = torch.device(device)
+        self.batch_size = batch_size or self._batch_size_for("network")
+        self._decoder: AutoencoderKL | None = None
+        self._schedule_at(DEFAULT_T_INIT)  # an unknown schedule comes out now, not in a preview
+
+    @property
+    def t_init(self) -> int:
+        """Where one step starts: what the pipeline's description says, else 625."""
+        return int(self.pipeline.description.get("t_init", DEFAULT_T_INIT))
+
+    @torch.no_grad()
+    def one_step(
+        self,
+        unet: nn.Module,
+        prompts: Sequence[str],
+        seed: int,
+        t_init: int | None = None,
+        progress: str | None = None,
+    ) -> Tensor:
+        """G(n, c) of the distillation: one call of the network, without guidance or clamping.
+
+        Args:
+            unet: on the sampler's device.
+            prompts: N texts, one an image.
+            seed: of the noise.
+            t_init: the time step the generator starts from. None: the pipeline's, see `t_init`.
+            progress: title of a progress bar on stderr; None for no bar.
+
+        Returns:
+            (N, C, H, W) latents, float32 on the CPU.
+
+        Raises:
+            PeckerError: no prompts, or a time step outside the schedule.
+        """
+        start = self.t_init if t_init is None else t_init
+        schedule = self._schedule_at(start)
+        predict = text_predictor(schedule, self.pipeline.prediction_type)
+
+        def draw(noise: Tensor, condition: Tensor) -> Tensor:
+            return one_step_sample(unet, noise, start, condition, schedule, predict=predict)
+
+        return self._sample(draw, unet, prompts, seed, progress)
+
+    @torch.no_grad()
+    def many_steps(
+        self,
+        unet: nn.Module,
+        prompts: Sequence[str],
+        seed: int,
+        steps: int = 25,
+        guidance: float = 4.5,
+        negative: str = "",
+        progress: str | None = None,
+    ) -> Tensor:
+        """DDIM with eta 0 and classifier-free guidance, as `StableDiffusionPipeline` samples.
+
+        Args:
+            unet: on the sampler's device.
+            prompts: N texts, one an image.
+            seed: of the noise.
+            steps: calls of the network.
+            guidance: scale; 1 is none, and halves the work.
+            negative: what guidance leads away from.
+            progress: title of a progress bar on stderr; None for no bar.
+
+        Returns:
+            (N, C, H, W) latents, float32 on the CPU.
+
+        Raises:
+            PeckerError: no prompts, or more steps than the schedule has.
+        """
+        scheduler = self._ddim(steps)
+        # Read as a predictor of noise, whatever it predicts: guidance is linear, so this is exact.
+        predict = text_predictor(self._schedule_at(self.t_init), self.pipeline.prediction_type)
+        predict = guided(predict, guidance, self.pipeline.encode([negative], self.device))
+
+        def draw(noise: Tensor, condition: Tensor) -> Tensor:
+            x: Tensor = noise * scheduler.init_noise_sigma
+            for t in scheduler.timesteps:
+                e = predict(unet, x, t.to(x.device).expand(len(x)), condition)
+                x = scheduler.step(e, t, x, eta=0.0).prev_sample
+            return x
+
+        return self._sample(draw, unet, prompts, seed, progress)
+
+    def images(self, latents: Tensor, progress: str | None = None) -> Tensor:
+        """Latents (N, C, H, W) as images (N, 3, H', W') in [0, 1], float32 on the CPU."""
+        from tqdm import tqdm
+
+        if self._decoder is None:
+            self._decoder = self.pipeline.load_decoder().to(self.device)
+        parts = torch.split(latents, self._batch_size_for("decoder"))
+        bar = tqdm(parts, desc=progress, unit="batch", disable=progress is None)
+        return torch.cat([self.pipeline.decode(self._decoder, part) for part in bar])
+
+    def _sample(
+        self,
+        draw: Callable[[Tensor, Tensor], Tensor],
+        unet: nn.Module,
+        prompts: Sequence[str],
+        seed: int,
+        progress: str | None,
+    ) -> Tensor:
+        if not prompts:
+            raise PeckerError("sampler: there are no prompts to draw images for")
+        shape, dtype = self.pipeline.network_shape, compute_dtype(unet)
+        latents = torch.empty(len(prompts), *shape)
+        for part, noise in noise_batches(len(prompts), self.batch_size, shape, seed, progress):
+            # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
+            condition = self._encode(prompts[part])
+            latents[part] = draw(noise.to(self.device, dtype), condition).float().cpu()
+        return latents
+
+    def _encode(self, prompts: Sequence[str]) -> Tensor:
+        """(N, L, D) on the device; repeated prompts are encoded once."""
+        rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        table = self.pipeline.encode(list(rows), self.device)
+        return table[[rows[prompt] for prompt in prompts]].to(self.device)
+
+    def _schedule_at(self, t_init: int) -> NoiseSchedule:
+        # The time constants of training play no part here; any valid ones will do.
+        config = self.pipeline.scheduler_config
+        total = config["num_train_timesteps"]
+        return NoiseSchedule.from_scheduler_config(config, t_init=t_init, t_min=0, t_max=total)
+
+    def _ddim(self, steps: int) -> DDIMScheduler:
+        from diffusers import DDIMScheduler
+
+        # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips unless
+        # it is told: latents reach far outside [-1, 1].
+        config = {"clip_sample": False, **self.pipeline.scheduler_config}
+        scheduler = DDIMScheduler.from_config({**config, "prediction_type": "epsilon"})
+        total = scheduler.config.num_train_timesteps
+        if not 1 <= steps <= total:
+            raise PeckerError(
+                f"sampler: steps must be in 1 .. {total}, the schedule's time steps, got {steps}"
+            )
+        scheduler.set_timesteps(steps)
+        if int(scheduler.timesteps.max()) >= total:  # `steps_offset` moves them all
+            raise PeckerError(
+                f"sampler: {steps} steps end beyond the schedule's {total} time steps; take fewer"
+            )
+        return scheduler
+
+    def _batch_size_for(self, part: str) -> int:
+        _, height, width = self.pipeline.network_shape
+        return min(max(_LATENT_PIXELS[part] // (height * width), 1), _MAX_BATCH)
