@@ -36,7 +36,7 @@ from measure import machine, write_results
 from networks import NETWORKS
 from profile_kinds import OptimizerClock, shares
 from timing import Timing, in_turns
-from variants import VARIANTS, Problem, Variant
+from variants import VARIANTS, Problem, Running, Variant
 
 from pecker_fast.distill.graph import WARM_UP
 
@@ -73,6 +73,7 @@ class Row:
     peak_bytes: int | None = None  # GPU only
     optimizer_share: float | None = None  # of the iteration; None where a CUDA graph hides it
     kinds: dict[str, float] = field(default_factory=dict)  # kind of kernel -> share of its time
+    notes: list[str] = field(default_factory=list)  # the trainer's, on how it iterates
 
 
 @dataclass
@@ -80,7 +81,7 @@ class _Started:
     """A variant that runs, and what it cost to get there."""
 
     row: Row
-    step: Step
+    running: Running
     begun_s: float  # construction and the first iterations
     first: int  # how many those were
     timing: Timing | None = None
@@ -141,7 +142,7 @@ def _check(problem: Problem, variant: Variant, row: Row) -> None:
 def _measure_in_turns(problem: Problem, todo: Sequence[tuple[Variant, Row]], repeats: int) -> None:
     started = [_start(problem, variant, row, first=1) for variant, row in todo]
     for index, timing in in_turns(
-        {str(index): one.step for index, one in enumerate(started)}, repeats
+        {str(index): one.running.step for index, one in enumerate(started)}, repeats
     ).items():
         started[int(index)].timing = timing
     for one in started:
@@ -152,7 +153,7 @@ def _measure_on_gpu(problem: Problem, variant: Variant, row: Row, repeats: int) 
     torch.cuda.reset_peak_memory_stats(problem.device)
     try:
         started = _start(problem, variant, row, first=WARM_UP + 2)
-        started.timing = Timing(_intervals_ms(started.step, repeats))
+        started.timing = Timing(_intervals_ms(started.running.step, repeats))
         row.peak_bytes = torch.cuda.max_memory_allocated(problem.device)
         _finish(problem, started)
     except torch.OutOfMemoryError as error:
@@ -161,11 +162,11 @@ def _measure_on_gpu(problem: Problem, variant: Variant, row: Row, repeats: int) 
 
 def _start(problem: Problem, variant: Variant, row: Row, first: int) -> _Started:
     begin = time.perf_counter()
-    step = problem.start(variant)
+    running = problem.start(variant)
     for _ in range(first):
-        step()
+        running.step()
     _synchronize(problem.device)
-    return _Started(row, step, time.perf_counter() - begin, first)
+    return _Started(row, running, time.perf_counter() - begin, first)
 
 
 def _intervals_ms(step: Step, repeats: int) -> list[float]:
@@ -182,6 +183,7 @@ def _intervals_ms(step: Step, repeats: int) -> list[float]:
 def _finish(problem: Problem, started: _Started) -> None:
     """The figures of a variant that has been timed."""
     row, timing = started.row, started.timing
+    row.notes = started.running.notes()
     row.p50_ms, (row.p20_ms, row.p80_ms) = timing.p50, timing.p20_p80
     row.min_ms = min(timing.ms)
     row.images_per_s = 2 * problem.batch_size / timing.p50 * 1e3
@@ -191,11 +193,11 @@ def _finish(problem: Problem, started: _Started) -> None:
     begin = time.perf_counter()
     with clock.running():
         for _ in range(_CLOCKED):
-            started.step()
+            started.running.step()
     _synchronize(problem.device)
     clocked_ms = 1e3 * (time.perf_counter() - begin)
     row.optimizer_share = clock.total_ms() / clocked_ms or None
-    row.kinds = shares(started.step, problem.device)
+    row.kinds = shares(started.running.step, problem.device)
 
 
 def _synchronize(device: str) -> None:

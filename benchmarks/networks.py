@@ -7,9 +7,8 @@ random embeddings: no text encoder runs, and none would in a run that caches its
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,12 +18,11 @@ from torch import Tensor, nn
 
 from pecker_fast.data import teacher_folder
 from pecker_fast.distill import ClassConditions, NoiseSchedule, Objective, PeckerConfig
-from pecker_fast.distill.networks import predict_noise
-from pecker_fast.distill.schedule import NoiseSchedule as Schedule
+from pecker_fast.distill.networks import Predictors, predict_noise
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 
-__all__ = ["NETWORKS", "Network", "PromptObjective", "Prompts", "Teacher", "make_mask", "unet"]
+__all__ = ["NETWORKS", "Network", "Prompts", "Teacher", "make_mask", "unet"]
 
 _CLASSES = 10
 _TOKENS = 77  # of a prompt, in every Stable Diffusion
@@ -163,12 +161,9 @@ class Prompts:
             pooled = config.projection_class_embeddings_input_dim
             pooled -= 6 * config.addition_time_embed_dim
             self._added = {"text_embeds": table(pooled), "time_ids": table(6)}
-        self._guided = True
 
     def __call__(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """The predicted noise, shaped and typed like `x_t` (N, C, H, W)."""
-        if not self._guided:
-            return self._call(network, x_t, t, condition)
         empty = torch.full_like(condition, _CLASSES)
         twice = (torch.cat([part, part]) for part in (x_t, t))
         without, prompted = self._call(network, *twice, torch.cat([empty, condition])).chunk(2)
@@ -180,15 +175,6 @@ class Prompts:
         """The same for the one-step generator, which is not guided."""
         return self._call(network, x_t, t, condition)
 
-    @contextmanager
-    def unguided(self) -> Iterator[None]:
-        """No guidance meanwhile."""
-        self._guided = False
-        try:
-            yield
-        finally:
-            self._guided = True
-
     def _call(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         dtype = next(network.parameters()).dtype
         added = {name: table[condition].to(dtype) for name, table in self._added.items()}
@@ -196,20 +182,6 @@ class Prompts:
             x_t.to(dtype), t, self._embeddings[condition].to(dtype), added_cond_kwargs=added
         )
         return output.sample.to(x_t.dtype)
-
-
-class PromptObjective(Objective):
-    """An objective whose generator is called without guidance, teacher and pseudo-score with."""
-
-    def __init__(self, *arguments: Any, predict: Prompts, **options: Any) -> None:
-        """As `Objective`; `predict` calls the networks."""
-        super().__init__(*arguments, predict=predict, **options)
-        self._prompts = predict
-
-    def sample(self, generator: nn.Module, noise: Tensor, labels: Any) -> Tensor:
-        """x_g = G(n, c), (N, C, H, W)."""
-        with self._prompts.unguided():
-            return super().sample(generator, noise, labels)
 
 
 class Teacher:
@@ -242,11 +214,15 @@ class Teacher:
                     module.p = 0.0
         return network
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The network's own, from which copies are made."""
+        return self._unet.parameters()
+
     def shapes(self) -> dict[str, torch.Size]:
         """Name -> shape of every parameter."""
         return {name: param.shape for name, param in self._unet.named_parameters()}
 
-    def schedule(self, config: PeckerConfig) -> Schedule:
+    def schedule(self, config: PeckerConfig) -> NoiseSchedule:
         """Its noise schedule with the time constants of a configuration."""
         if self.network.betas == "linear":
             betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -254,24 +230,26 @@ class Teacher:
             betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         return NoiseSchedule.from_betas(betas, **config.diffusion.model_dump())
 
-    def predictor(self, device: str) -> Callable[..., Tensor]:
-        """What calls its networks: `predict_noise` for classes, `Prompts` for text."""
+    def predictors(self, device: str) -> Predictors:
+        """What calls its networks; with guidance teacher and pseudo-score have it everywhere."""
         if self.network.guidance is None:
-            return predict_noise
-        return Prompts(self._unet, self.network.guidance, torch.device(device))
+            return Predictors.all(predict_noise)
+        prompts = Prompts(self._unet, self.network.guidance, torch.device(device))
+        everywhere = Predictors.all(prompts)
+        return replace(everywhere, generator=prompts.without_guidance)
 
-    def objective(self, config: PeckerConfig, device: str, dropout: bool = True) -> Objective:
-        """The trainer's objective around a copy of the network, on a device."""
-        predict = self.predictor(device)
-        make = PromptObjective if isinstance(predict, Prompts) else Objective
-        return make(
-            self.copy(dropout),
+    def objective(
+        self, config: PeckerConfig, device: str, network: nn.Module | None = None
+    ) -> Objective:
+        """The trainer's objective on a device, around a network; None: around a copy of its own."""
+        return Objective(
+            self.copy() if network is None else network,
             self.schedule(config),
             self.conditions,
             config,
             self.network.sample_shape,
             device=torch.device(device),
-            predict=predict,
+            predict=self.predictors(device),
         )
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +30,7 @@ from pecker_fast.evaluate.frozen import check_frozen
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.optim import MaskedAdamW
 
-__all__ = ["VARIANTS", "Agreement", "Problem", "Variant"]
-
-Step = Callable[[], object]
+__all__ = ["VARIANTS", "Agreement", "Problem", "Running", "Variant", "configuration"]
 
 # What the published loop does, in the words of the trainer's configuration.
 _PLAIN: dict[str, Any] = {
@@ -61,6 +60,19 @@ class Variant:
     trainer: bool = True
     masked_optimizer: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A variant that runs.
+
+    Attributes:
+        step: one iteration.
+        notes: what the trainer says about how it iterates; empty for the published loop.
+    """
+
+    step: Callable[[], object]
+    notes: Callable[[], list[str]]
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -125,6 +137,14 @@ _GATE_SETTINGS: dict[str, Any] = {
 }
 
 
+def configuration(
+    teacher: Teacher, batch_size: int, density: float, settings: Mapping[str, Any]
+) -> PeckerConfig:
+    """The published recipe of a network, with some settings changed."""
+    published = {**teacher.network.settings, "batch_size": batch_size, "mask.density": density}
+    return load_config(None, {**published, **_PLAIN, **settings})
+
+
 class Problem:
     """A network, a batch size and a mask: what all variants of a table have in common."""
 
@@ -140,8 +160,7 @@ class Problem:
         self.device, self.batch_size, self.density = device, batch_size, density
         self.teacher = Teacher(preset)
         self.mask = make_mask(self.teacher.shapes(), density, device)
-        self._base = {**self.teacher.network.settings, "batch_size": batch_size}
-        self._base["mask.density"] = density
+        self._config = partial(configuration, self.teacher, batch_size, density)
         self._references: dict[tuple[str, ...], _Result] = {}
 
     def obstacle(self, variant: Variant) -> str | None:
@@ -152,14 +171,14 @@ class Problem:
             return "the fused blocks are for CUDA: on a CPU they change nothing"
         return "a CUDA graph needs CUDA" if variant.settings.get("graph") == "auto" else None
 
-    def start(self, variant: Variant) -> Step:
-        """Make everything that the variant needs; the result runs one iteration per call."""
+    def start(self, variant: Variant) -> Running:
+        """Make everything that the variant needs."""
         settings = {"precision": self.precision(variant)}
         if variant.trainer:
-            running: Iterator[object] = self._trainer(variant, settings, dropout=True).run()
-        else:
-            running = self._loop(variant, settings, dropout=True)[0].run()
-        return lambda: next(running)
+            trainer = self._trainer(variant, settings, dropout=True)
+            return Running(partial(next, trainer.run()), lambda: trainer.notes)
+        loop = self._loop(variant, settings, dropout=True)[0]
+        return Running(partial(next, loop.run()), list)
 
     def precision(self, variant: Variant) -> str:
         """The precision that a variant is timed in: as published, unless it changes that.
@@ -253,28 +272,27 @@ class Problem:
 
     # ---- building
 
-    def _config(self, variant: Variant, settings: Mapping[str, Any]) -> PeckerConfig:
-        return load_config(None, {**self._base, **_PLAIN, **variant.settings, **settings})
-
     def _trainer(
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
     ) -> PeckerTrainer:
-        config = self._config(variant, settings)
+        config = self._config({**variant.settings, **settings})
         make: Callable[..., torch.optim.Optimizer] | None = None
         if not variant.masked_optimizer:
             # The trainer's own condition: a network without a mask gets None.
             def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> PublishedAdam:
                 return PublishedAdam(network, None if mask is None else self._dense(), lr, config)
 
-        objective = self.teacher.objective(config, self.device, dropout)
+        network = self.teacher.copy(dropout)
+        objective = self.teacher.objective(config, self.device, network)
         return PeckerTrainer(objective, mask=self.mask, make_optimizer=make)
 
     def _loop(
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
     ) -> tuple[PublishedLoop, Objective, PeckerConfig]:
-        config = self._config(variant, settings)
-        objective = self.teacher.objective(config, self.device, dropout)
-        predict = self.teacher.predictor(self.device)
+        config = self._config({**variant.settings, **settings})
+        network = self.teacher.copy(dropout)
+        objective = self.teacher.objective(config, self.device, network)
+        predictors = self.teacher.predictors(self.device)
         dense = None if variant.masked_optimizer else self._dense()
         masked = masked_adamw(config)
 
@@ -292,8 +310,8 @@ class Problem:
             self.teacher.network.sample_shape,
             (conditions.num_classes, conditions.forget, conditions.override),
             make,
-            predict,
-            getattr(predict, "without_guidance", predict),
+            predictors.teacher,
+            predictors.generator,
         )
         return loop, objective, config
 
@@ -327,7 +345,7 @@ def _published_draws(objective: Objective, config: PeckerConfig, iteration: int)
     """The random numbers of the trainer's iteration, cut into terms."""
     size = config.batch_size
     random = IterationRandom(config.seed, iteration, objective.device, TRAINING)
-    labels = objective.conditions.draw(size, random.generator)
+    labels = objective.conditions.draw(size, random)
     shared = objective.draw(random, 2 * size).noise if config.share_generator_pass else None
 
     def phase() -> tuple[TermDraws, TermDraws]:

@@ -164,13 +164,16 @@ def test_the_published_loop_draws_what_the_method_asks_for():
 
 def test_set_up_does_not_include_what_an_iteration_takes(iteration, monkeypatch):
     from timing import Timing
+    from variants import Running
 
     monkeypatch.setattr(iteration, "shares", lambda *_: {})
     compared = problem()
     row = iteration._blank(compared, variant("masked optimizer"))
-    started = iteration._Started(row, lambda: None, begun_s=3.0, first=2, timing=Timing([500.0]))
+    running = Running(lambda: None, lambda: ["eager"])
+    started = iteration._Started(row, running, begun_s=3.0, first=2, timing=Timing([500.0]))
     iteration._finish(compared, started)
     assert row.setup_s == pytest.approx(2.0)
+    assert row.notes == ["eager"]
     assert row.optimizer_share is None  # no step was seen: there may be a CUDA graph
 
 

@@ -1,0 +1,147 @@
+"""What is alive while torch code runs: bytes by kind, and the moment of the peak.
+
+Meant for fake tensors, which have shapes and lifetimes but no memory: the peak of a network that
+fits on no machine is known in seconds. Every storage is counted from the operation that makes it to
+the moment when nobody refers to it, as torch's caching allocator does. Not counted: what happens
+inside an operation (workspaces of convolutions), rounding to blocks, fragmentation.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["LiveMemory", "cuda_autocast_rules", "saved_by_module"]
+
+OTHER = "activations and temporaries"
+CASTS = "bf16 copies of weights"
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts storages while it is entered.
+
+    Attributes:
+        live_bytes: kind -> bytes that are alive now.
+        peak_bytes: the largest sum so far.
+        at_peak: `live_bytes` at that moment.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes: Counter[str] = Counter()
+        self.peak_bytes = 0
+        self.at_peak: Counter[str] = Counter()
+        self._kinds: dict[int, str] = {}  # address of a storage's C++ object -> kind
+        self._sum = 0
+
+    def label(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Count these tensors under a kind; those that are counted already change theirs."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            known = self._kinds.get(storage._cdata)
+            if known is None:
+                self._add(storage, kind)
+            elif known != kind:
+                self._kinds[storage._cdata] = kind
+                self.live_bytes[known] -= storage.nbytes()
+                self.live_bytes[kind] += storage.nbytes()
+
+    def label_gradients(self, network: nn.Module) -> None:
+        """From now on count the gradients of a network's parameters as such."""
+        for param in network.parameters():
+            param.register_post_accumulate_grad_hook(lambda p: self.label([p.grad], "gradients"))
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        cast = function is torch.ops.aten._to_copy.default
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._kinds:
+                of_weight = cast and self._kinds.get(args[0].untyped_storage()._cdata) == "weights"
+                self._add(storage, CASTS if of_weight else OTHER)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage, kind: str) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._kinds[key] = kind
+        self.live_bytes[kind] += size
+        self._sum += size
+        if self._sum > self.peak_bytes:
+            self.peak_bytes, self.at_peak = self._sum, self.live_bytes.copy()
+        weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self.live_bytes[self._kinds.pop(key)] -= size
+        self._sum -= size
+
+
+def saved_by_module(network: nn.Module, run: Any) -> Counter[str]:
+    """Bytes that the forward pass `run()` saves for its backward, by class of the module.
+
+    The innermost module that runs gets them. A storage counts once, parameters do not count.
+    """
+    found: Counter[str] = Counter()
+    running: list[str] = []
+    seen = {param.untyped_storage()._cdata for param in network.parameters()}
+    alive: list[Tensor] = []  # an address must not be used again while it is compared
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            alive.append(tensor)
+            found[running[-1] if running else "loss"] += storage.nbytes()
+        return tensor
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    handles = (
+        register_module_forward_pre_hook(lambda module, _: running.append(type(module).__name__)),
+        register_module_forward_hook(leave),
+    )
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@contextmanager
+def cuda_autocast_rules() -> Iterator[None]:
+    """Let autocast on the CPU treat normalisations as it does on CUDA: in float32."""
+
+    def in_float32(function: Any) -> Any:
+        def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if not torch.is_autocast_enabled("cpu"):
+                return function(x, *args, **kwargs)
+            with torch.autocast("cpu", enabled=False):
+                return function(x.float(), *args, **kwargs)
+
+        return call
+
+    originals = F.group_norm, F.layer_norm
+    F.group_norm, F.layer_norm = map(in_float32, originals)
+    try:
+        yield
+    finally:
+        F.group_norm, F.layer_norm = originals
