@@ -44,12 +44,20 @@ def machine_options(function: F) -> F:
     )(function)
 
 
-def training_options(function: F) -> F:
-    """Add the options that lay values over a configuration; None where they are not given."""
+def training_options(function: F, *, many_overrides: bool = False) -> F:
+    """Add the options that lay values over a configuration; None where they are not given.
+
+    With `many_overrides`, --override may be given again, and arrives as the tuple `overrides`.
+    """
     for option in reversed(
         (
             click.option("--forget", help="Class to erase: name or index."),
-            click.option("--override", help="Class in its place: name, index, or 'random'."),
+            click.option(
+                "--override",
+                "overrides" if many_overrides else "override",
+                multiple=many_overrides,
+                help="Class in its place: name, index, or 'random'.",
+            ),
             click.option("--density", type=float, help="Share of the parameters that may change."),
             click.option(
                 "--mask",

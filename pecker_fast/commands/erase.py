@@ -1,14 +1,15 @@
-"""`pecker-fast erase`: remove a class from the user's own model."""
+"""`pecker-fast erase`: remove a class or a concept from the user's own model."""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pecker_fast.commands.common import (
-    MODEL_ARGUMENT,
     config_overrides,
     load_statistics,
     machine_options,
@@ -21,24 +22,44 @@ __all__ = ["erase"]
 
 
 @click.command(
-    short_help="Erase a class from your own model.",
+    short_help="Erase a class or a concept from your own model.",
     epilog="""\b
 Examples:
     pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10
     pecker-fast erase MODEL --config recipe.yaml --out run --classifier clf.pt --statistics real.npz
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
+    pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
+    pecker-fast erase --pipeline SD15 --recipe nudity --out run
 
 \b
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
 model as a folder `model`. With --classifier also report.html, report.json and pictures. A run that
-was interrupted goes on where it was when the same command is started again.
+was interrupted goes on where it was when the same command is started again. A text-to-image
+pipeline gives an erased pipeline folder `pipeline`, which makes images in one step, and
+`patch.safetensors`, which turns the original network into it.
 """,
 )
-@MODEL_ARGUMENT
+@click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")
 @click.option("--config", "config_path", help="YAML file or name of a shipped recipe.")
-@training_options
+@partial(training_options, many_overrides=True)
 @click.option("--iterations", type=int, help="Iterations of the distillation.")
+@click.option(
+    "--pipeline",
+    "pipeline_path",
+    type=click.Path(path_type=Path),
+    help="Folder of a diffusers text-to-image pipeline, in place of MODEL.",
+)
+@click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
+@click.option(
+    "--name", "names", multiple=True, help="Concept to forget, for a recipe that leaves it open."
+)
+@click.option(
+    "--generator",
+    "generator_path",
+    type=click.Path(path_type=Path),
+    help="Folder of a one-step U-Net to start from instead of the pipeline's own.",
+)
 @click.option(
     "--mask-file", type=click.Path(path_type=Path), help="Use this mask instead of finding one."
 )
@@ -61,16 +82,20 @@ was interrupted goes on where it was when the same command is started again.
 @click.option("--force", is_flag=True, help="Delete the run that --out holds and start anew.")
 @machine_options
 def erase(
-    model: Path,
+    model: Path | None,
     out: Path,
     config_path: str | None,
     forget: str | None,
-    override: str | None,
+    overrides: tuple[str, ...],
     density: float | None,
     kind: str | None,
     seed: int | None,
     settings: tuple[str, ...],
     iterations: int | None,
+    pipeline_path: Path | None,
+    recipe: str | None,
+    names: tuple[str, ...],
+    generator_path: Path | None,
     mask_file: Path | None,
     classifier: Path | None,
     statistics: Path | None,
@@ -80,13 +105,39 @@ def erase(
     device: str,
     threads: int | None,
 ) -> None:
-    """Erase a class from the model folder MODEL."""
+    """Erase a class from the model folder MODEL, or a concept from a text-to-image --pipeline."""
     started = time.monotonic()
+    if (model is None) == (pipeline_path is None):
+        raise PeckerError(
+            "erase: give a model folder MODEL to forget a class, or --pipeline FOLDER to forget a "
+            "concept, one of the two"
+        )
+    if recipe is not None and config_path is not None:
+        raise PeckerError("erase: --recipe and --config are the same option; give one of them")
+    config_path = recipe or config_path
+    common: dict[str, Any] = {"force": force, "started": started}
+    if pipeline_path is not None:
+        only_classes = {"--forget": forget, "--classifier": classifier, "--statistics": statistics}
+        if unfit := [name for name, value in only_classes.items() if value is not None]:
+            raise PeckerError(f"erase: {unfit[0]} is for class models; with --pipeline use --name")
+        if config_path is None:
+            raise PeckerError("erase: --pipeline needs --recipe, e.g. celebrity, object or nudity")
+        values = config_overrides(None, None, density, kind, seed, settings, iterations)
+        _erase_concept(
+            pipeline_path, out, config_path, values, names, overrides, mask_file, generator_path,
+            device, threads, common,
+        )  # fmt: skip
+        return
+    if names or generator_path is not None:
+        raise PeckerError("erase: --name and --generator need --pipeline; for a class use --forget")
+    if len(overrides) > 1:
+        raise PeckerError("erase: a class has one --override")
+    override = overrides[0] if overrides else None
     if config_path is None and (forget is None or override is None):
         raise PeckerError("erase: give --forget and --override, or a --config that has them")
     if statistics is not None and classifier is None:
         raise PeckerError("erase: --statistics needs --classifier, whose features it describes")
-    overrides = config_overrides(forget, override, density, kind, seed, settings, iterations)
+    values = config_overrides(forget, override, density, kind, seed, settings, iterations)
 
     from pecker_fast.commands.erasing import MODEL_NAME, Judge, erase_class
     from pecker_fast.distill.config import load_config
@@ -94,21 +145,59 @@ def erase(
     from pecker_fast.mask import SaliencyMask
     from pecker_fast.models import ModelFolder
 
-    config = load_config(config_path, overrides)
+    config = load_config(config_path, values)
     place = prepare(device, threads)
-    folder = ModelFolder.load(model)
+    folder = ModelFolder.load(Path(model or ""))
     mask = None if mask_file is None else SaliencyMask.load(mask_file, folder.unet)
     judge = None
     if classifier is not None:
         loaded = load_classifier(classifier)
         real = None if statistics is None else load_statistics(statistics, folder, loaded)
         judge = Judge(loaded, real, per_class, teacher_steps=teacher_steps)
-    report = erase_class(
-        folder, config, out, place, force=force, mask=mask, judge=judge, started=started
-    )
+    report = erase_class(folder, config, out, place, mask=mask, judge=judge, **common)
     if report is not None:
         print_report(report, out)
     click.echo(f"erased model  {out / MODEL_NAME}")
+
+
+def _erase_concept(
+    pipeline_path: Path,
+    out: Path,
+    config_path: str,
+    values: dict[str, Any],
+    names: tuple[str, ...],
+    overrides: tuple[str, ...],
+    mask_file: Path | None,
+    generator_path: Path | None,
+    device: str,
+    threads: int | None,
+    common: dict[str, Any],
+) -> None:
+    """The half of the command that is about prompts."""
+    from pecker_fast.commands.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
+    from pecker_fast.distill.config import load_config
+    from pecker_fast.mask import SaliencyMask
+    from pecker_fast.models.pipeline import PipelineFolder, load_unet
+
+    config = load_config(config_path, values, names=names, name_overrides=overrides)
+    if config.text is None:
+        raise PeckerError(f"erase: {config_path} is about classes; --pipeline needs one about text")
+    place = prepare(device, threads)
+    pipeline = PipelineFolder.load(pipeline_path)
+    mask = None if mask_file is None else SaliencyMask.load(mask_file, pipeline.unet)
+    generator = None
+    if generator_path is not None:
+        generator = load_unet(generator_path, like=pipeline.unet)
+    erased = erase_concept(pipeline, config, out, place, mask=mask, generator=generator, **common)
+    frozen = erased.frozen
+    click.echo(
+        f"{frozen.frozen:,} of {frozen.frozen + frozen.salient:,} parameters were frozen; "
+        f"{frozen.frozen_changed:,} of them changed, compared bit by bit."
+    )
+    share = erased.patch_bytes / erased.unet_bytes
+    click.echo(f"wall time        {erased.wall_s:.0f} s")
+    click.echo(f"erased pipeline  {out / PIPELINE_NAME}")
+    click.echo(f"patch            {out / PATCH_NAME} ({share:.1%} of the network's file)")
 
 
 def print_report(report: object, out: Path) -> None:

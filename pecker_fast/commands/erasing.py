@@ -40,7 +40,7 @@ from pecker_fast.machine import machine_facts, versions
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 
-__all__ = ["Judge", "erase_class", "open_run"]
+__all__ = ["Clock", "Judge", "erase_class", "open_run"]
 
 CURVE_POINTS = 12  # measurements during the run, besides the one at its start
 CURVE_IMAGES = (60, 117)  # images behind each: of the class to forget, of all others together
@@ -123,7 +123,7 @@ def erase_class(
     Returns:
         The report, or None without a judge.
     """
-    clock = _Clock(started)
+    clock = Clock(started)
     # What is wrong with classes, time constants, backend or mask comes out before any writing.
     objective = Objective.from_model(model, config, device)
     conditions = objective.conditions
@@ -343,7 +343,7 @@ def _draw(
     return pictures
 
 
-class _Clock:
+class Clock:
     """Seconds per stage, and in all since the start."""
 
     def __init__(self, started: float | None) -> None:
@@ -353,9 +353,11 @@ class _Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Time the block as this stage."""
         begun = time.monotonic()
         yield
         self.stages[name] = time.monotonic() - begun
 
     def total(self) -> float:
+        """Seconds since the start."""
         return time.monotonic() - self.started

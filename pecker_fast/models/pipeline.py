@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import replacing_folder, write_text
 
-__all__ = ["DESCRIPTION", "PipelineFolder"]
+__all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
 
 DESCRIPTION = "pecker_fast.json"
 _CHUNK = 64  # prompts or images at a time
@@ -159,6 +159,33 @@ class PipelineFolder:
             shutil.copytree(self.path, partial, ignore=shutil.ignore_patterns("unet", DESCRIPTION))
             unet.save_pretrained(partial / "unet")  # type: ignore[operator]
             write_text(partial / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+
+
+def load_unet(path: str | os.PathLike[str], like: nn.Module) -> UNet2DConditionModel:
+    """A U-Net saved by diffusers, e.g. a one-step generator to start from.
+
+    Args:
+        path: its folder, or that of a pipeline around it.
+        like: the network whose parameters it must have.
+
+    Raises:
+        PeckerError: it cannot be read, or its parameters have other names or shapes.
+    """
+    root = Path(path)
+    folder = root / "unet" if (root / "unet").is_dir() else root
+    unet: UNet2DConditionModel = _load(
+        folder.parent, folder.name, UNet2DConditionModel.from_pretrained
+    )
+    shapes, expected = (
+        {name: tuple(p.shape) for name, p in network.named_parameters()} for network in (unet, like)
+    )
+    for name in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(name) != expected.get(name):
+            raise PeckerError(
+                f"{folder}: parameter {name!r} has shape {shapes.get(name)}, the pipeline's "
+                f"network {expected.get(name)}; start from a generator of the same architecture"
+            )
+    return unet
 
 
 def _check_kind(index: dict[str, Any], root: Path) -> None:

@@ -1,0 +1,161 @@
+"""One erasure of concepts from a text-to-image pipeline: prompts, distillation, pipeline, patch.
+
+Everything goes into one run directory; the same call on the same directory resumes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from pecker_fast.commands.erasing import Clock, open_run
+from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.distill.objective import Objective
+from pecker_fast.distill.prompts import TextConditions
+from pecker_fast.distill.trainer import PeckerTrainer
+from pecker_fast.evaluate.frozen import FrozenCheck
+from pecker_fast.mask import SaliencyMask
+from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.patch import save_patch
+
+__all__ = ["PATCH_NAME", "PIPELINE_NAME", "Erased", "erase_concept"]
+
+PIPELINE_NAME = "pipeline"
+PATCH_NAME = "patch.safetensors"
+OUTPUTS = (PATCH_NAME, "report.json", "report.html", "before_after.png", "previews.png")
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What a run has made.
+
+    Attributes:
+        unet: the erased network, in the precision of the pipeline.
+        trainer: the run, finished.
+        frozen: what moved and what did not.
+        patch_bytes: size of the patch.
+        unet_bytes: size of the network's file in the new pipeline.
+        stage_s: seconds by stage.
+        wall_s: seconds in all.
+        resumed_at: iteration at which this process took the run up.
+    """
+
+    unet: nn.Module
+    trainer: PeckerTrainer
+    frozen: FrozenCheck
+    patch_bytes: int
+    unet_bytes: int
+    stage_s: dict[str, float]
+    wall_s: float
+    resumed_at: int
+
+
+def erase_concept(
+    pipeline: PipelineFolder,
+    config: PeckerConfig,
+    out: Path,
+    device: torch.device,
+    *,
+    force: bool = False,
+    mask: SaliencyMask | None = None,
+    generator: nn.Module | None = None,
+    preview: Callable[[nn.Module, int], None] | None = None,
+    previews: int = 6,
+    started: float | None = None,
+) -> Erased:
+    """Erase the concepts of `config.text` from `pipeline` into the run directory `out`.
+
+    Args:
+        pipeline: the teacher.
+        config: the run.
+        out: where everything goes: checkpoints, the erased pipeline and the patch. The run that it
+            holds is taken up.
+        device: where to work.
+        force: delete the run that `out` holds instead.
+        mask: instead of the one that `config.mask` describes.
+        generator: where the one-step generator starts. None: the teacher.
+        preview: called with the generator as it is and the iteration, a few times in between.
+        previews: how often.
+        started: `time.monotonic()` at the start of the command. None: now.
+    """
+    clock = Clock(started)
+    with clock.stage("prompts"):
+        objective = Objective.from_pipeline(pipeline, config, device)
+    conditions = objective.conditions
+    assert isinstance(conditions, TextConditions)  # a pipeline's are
+    if mask is not None:
+        mask.check(dict(pipeline.unet.named_parameters()))
+    with open_run(out, force) as directory:
+        if force:
+            shutil.rmtree(out / PIPELINE_NAME, ignore_errors=True)
+        for name in OUTPUTS:  # results of an earlier state must not stand beside new ones
+            (out / name).unlink(missing_ok=True)
+        with clock.stage("mask"):
+            trainer = PeckerTrainer(
+                objective, generator=generator, mask=mask, run_directory=directory, progress=True
+            )
+        pairs = sum(map(len, conditions.concepts))
+        click.echo(
+            f"{pairs} prompts to forget, {len(conditions.remain)} to keep; "
+            + "; ".join(trainer.notes),
+            err=True,
+        )
+        resumed_at = trainer.iteration
+        if resumed_at:
+            click.echo(f"resuming at iteration {resumed_at} of {config.iterations}", err=True)
+        with clock.stage("erase"):
+            _train(trainer, preview, previews)
+        with clock.stage("save"):
+            unet = trainer.ema_generator().to("cpu")
+            frozen = trainer.verify_frozen(unet)
+            description = {
+                **pipeline.description,
+                "kind": "generator",
+                "t_init": config.diffusion.t_init,
+                "forget": sorted({pair.forget for c in conditions.concepts for pair in c})[:50],
+                "iterations": trainer.iteration,
+                "mask_digest": trainer.mask.digest,
+            }
+            pipeline.save_with(unet, out / PIPELINE_NAME, description)
+            about = {"iterations": trainer.iteration, "t_init": config.diffusion.t_init}
+            save_patch(out / PATCH_NAME, pipeline.unet, unet, trainer.ever_salient, **about)
+    return Erased(
+        unet,
+        trainer,
+        frozen,
+        (out / PATCH_NAME).stat().st_size,
+        sum(file.stat().st_size for file in (out / PIPELINE_NAME / "unet").glob("*.safetensors")),
+        clock.stages,
+        clock.total(),
+        resumed_at,
+    )
+
+
+def _train(
+    trainer: PeckerTrainer, preview: Callable[[nn.Module, int], None] | None, previews: int
+) -> None:
+    """Run the distillation, with a look at the generator now and then."""
+    total = trainer.config.iterations
+    shown_at = {round(total * index / previews) for index in range(1, previews + 1)}
+    try:
+        if preview is not None and trainer.iteration == 0:
+            preview(trainer.generator, 0)
+        for metrics in trainer.run():
+            if preview is not None and metrics.iteration in shown_at:
+                preview(trainer.generator, metrics.iteration)
+    except KeyboardInterrupt:
+        click.echo("\nstart the same command again to go on from the last checkpoint", err=True)
+        raise
+
+
+def _concepts(config: PeckerConfig) -> list[dict[str, Any]]:
+    """What was forgotten, in words, for the patch."""
+    sections = () if config.text is None else config.text.concepts
+    return [{"forget": section.concept, "override": section.override} for section in sections]
