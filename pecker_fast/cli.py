@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import click
 
-from pecker_fast.commands import demo, erase, evaluate, info, mask, sample, train_teacher
+from pecker_fast.commands import demo, erase, evaluate, info, mask, patch, sample, train_teacher
 from pecker_fast.errors import PeckerError
 
 __all__ = ["group", "main"]
@@ -50,6 +50,7 @@ for _command in (
     demo.demo,
     mask.mask,
     erase.erase,
+    patch.patch,
     sample.sample,
     evaluate.evaluate,
     info.info,

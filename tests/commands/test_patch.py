@@ -1,0 +1,153 @@
+"""`pecker-fast patch`: model folders in, model folders out, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from pecker_fast import SaliencyMask, cli, save_patch
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A pipeline folder with a U-Net, and two patches of it that overlap."""
+    root = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    base = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+    )
+    base.save_pretrained(root / "pipe" / "unet")
+    (root / "pipe" / "model_index.json").write_text("{}")
+    (root / "pipe" / "vae").mkdir()
+    (root / "pipe" / "vae" / "weights.safetensors").write_bytes(b"of the autoencoder")
+    for seed, name in enumerate("ab"):
+        mask = SaliencyMask.random(base, 0.1, seed)
+        erased = {n: p.detach().clone() for n, p in base.named_parameters()}
+        for parameter, positions in mask.indices.items():
+            erased[parameter].view(-1)[positions.long()] += 1 + seed
+        save_patch(root / f"{name}.safetensors", base, erased, mask, concept=f"concept {name}")
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    """A copy that the test may change."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def run(*arguments):
+    return cli.main(["patch", *map(str, arguments)])
+
+
+def files_in(folder):
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def test_apply_and_remove_make_the_same_folder_again(root, capsys):
+    pipe, erased, restored = root / "pipe", root / "erased", root / "restored"
+    before = files_in(pipe)
+    assert run("apply", pipe, root / "a.safetensors", "--out", erased) == 0
+    assert capsys.readouterr().out == f"{erased}\n"
+    changed = files_in(erased)
+    assert changed.keys() == before.keys()
+    assert [name for name in before if changed[name] != before[name]] == [WEIGHTS]
+    loaded = UNet2DConditionModel.from_pretrained(erased / "unet")
+    original = UNet2DConditionModel.from_pretrained(pipe / "unet")
+    moved = sum(
+        int((p != q).sum()) for p, q in zip(loaded.parameters(), original.parameters(), strict=True)
+    )
+    assert moved == round(0.1 * original.num_parameters())
+    assert run("remove", erased, root / "a.safetensors", "--out", restored) == 0
+    assert files_in(restored) == before == files_in(pipe)
+
+
+def test_a_network_alone_and_in_place(root):
+    unet = root / "pipe" / "unet"
+    before = files_in(unet)
+    assert run("apply", unet, root / "a.safetensors", "--out", unet, "--force") == 0
+    assert files_in(unet) != before
+    assert run("remove", unet, root / "a.safetensors", "--out", unet, "--force") == 0
+    assert files_in(unet) == before
+
+
+def test_a_stack(root, capsys):
+    a, b, one, two = root / "a.safetensors", root / "b.safetensors", root / "one", root / "two"
+    assert run("apply", root / "pipe", a, "--out", one) == 0
+    assert run("apply", one, b, "--out", two) == 2
+    assert "name the patches that the network carries" in capsys.readouterr().err
+    assert run("apply", one, b, "--applied", a, "--out", two) == 2
+    assert "overlaps with what the network carries" in capsys.readouterr().err
+    assert not two.exists()
+    assert run("apply", one, b, "--applied", a, "--overlap", "last", "--out", two) == 0
+    assert "a.safetensors' too: " in capsys.readouterr().out
+    back = root / "back"
+    assert run("remove", two, b, "--applied", a, "--applied", b, "--out", back) == 0
+    assert files_in(back) == files_in(one)
+
+
+def test_info(root, capsys):
+    a, b = root / "a.safetensors", root / "b.safetensors"
+    assert run("info", a, b) == 0
+    text = capsys.readouterr().out
+    assert "concept   concept a" in text and "(10.00%)" in text and "overlap " in text
+    assert run("info", a, b, "--json") == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["base"] == second["base"] != first["result"]
+    assert first["overlaps"] == [] and first["bytes"] == a.stat().st_size
+    (overlap,) = second["overlaps"]
+    assert overlap["entries"] == sum(overlap["blocks"].values()) > 0
+    assert overlap["share"] == overlap["entries"] / second["entries"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda root: shutil.rmtree(root / "pipe"), "no such folder; give one that diffusers'"),
+        (lambda root: (root / "pipe" / WEIGHTS).unlink(), "holds no .safetensors file"),
+        (
+            lambda root: (root / "pipe" / "unet" / "w.bin").touch(),
+            "in one .safetensors file, found",
+        ),
+        (lambda root: (root / "pipe" / WEIGHTS).write_bytes(b"x"), "cannot be read ("),
+        (lambda root: (root / "a.safetensors").unlink(), "a.safetensors' does not exist"),
+        (lambda root: (root / "out").mkdir(), "out: exists; add --force"),
+    ],
+    ids=["no model", "no weights", "two files", "damaged", "no patch", "folder exists"],
+)
+def test_bad_input_is_one_line_and_writes_nothing(root, capsys, spoil, expected):
+    spoil(root)
+    before = files_in(root)
+    assert run("apply", root / "pipe", root / "a.safetensors", "--out", root / "out") == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
+    assert files_in(root) == before
+
+
+def test_places_where_no_folder_can_be_written(root, capsys):
+    pipe, a = root / "pipe", root / "a.safetensors"
+    before = files_in(root)
+    assert run("apply", pipe, a, "--out", pipe / "out") == 2
+    assert "lies in" in capsys.readouterr().err
+    assert run("apply", pipe, a, "--out", root / "none" / "out") == 2
+    assert "no such folder; make it first" in capsys.readouterr().err
+    assert run("apply", pipe, a, "--out", a, "--force") == 2
+    assert "is a file; give the name of a folder" in capsys.readouterr().err
+    assert files_in(root) == before
