@@ -107,6 +107,9 @@ def accelerate_(model: nn.Module) -> Acceleration:
     for a call that it cannot fuse: a hook on a layer inside, gradient checkpointing, FreeU, an
     attention processor that was set.
 
+    To save an accelerated network with `save_pretrained`, undo it on a copy first: older versions
+    of diffusers and safetensors' own `save_file` refuse weights that are channels_last.
+
     Args:
         model: A network, its parameters where they are to be used.
 

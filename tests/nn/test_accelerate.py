@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -185,11 +186,21 @@ def test_copies_are_accelerated_and_can_be_undone(name: str, copied) -> None:
 def test_saved_as_the_class_it_is(tmp_path: Path) -> None:
     case = class_unet()
     accelerate_(case.module)
-    case.module.save_pretrained(tmp_path)
-    loaded = UNet2DModel.from_pretrained(tmp_path, low_cpu_mem_usage=False)
-    assert type(loaded) is UNet2DModel and type(loaded.mid_block.resnets[0]) is ResnetBlock2D
-    decelerate_(case.module)
-    assert torch.equal(result(Case(loaded.train(), case.inputs)), result(case))
+    case.module.save_config(tmp_path / "accelerated")
+    plain = copy.deepcopy(case.module)
+    decelerate_(plain)
+    # Not accelerated: older versions of diffusers refuse to save channels_last weights.
+    plain.save_pretrained(tmp_path / "plain")
+    configs = [
+        json.loads((tmp_path / name / "config.json").read_text())
+        for name in ("accelerated", "plain")
+    ]
+    assert configs[0] == configs[1] and configs[0]["_class_name"] == "UNet2DModel"
+    loaded = UNet2DModel.from_pretrained(tmp_path / "plain", low_cpu_mem_usage=False)
+    assert type(loaded.mid_block.resnets[0]) is ResnetBlock2D
+    assert torch.equal(
+        result(Case(loaded.train().to(DEVICE), case.inputs)), result(Case(plain, case.inputs))
+    )
 
 
 @pytest.mark.usefixtures("on_reference")
@@ -288,6 +299,16 @@ def test_hooks_at_the_output_norm(when: str) -> None:
     outputs = result(case), result(expected)
     assert (seen[0] - seen[1]).norm() <= 1e-5 * seen[1].norm()
     assert (outputs[0] - outputs[1]).norm() <= 1e-5 * outputs[1].norm()
+
+
+@pytest.mark.usefixtures("on_reference")
+def test_hooks_at_the_output_activation() -> None:
+    """A module with a hook is not replaced: the hook stays where it is."""
+    unet = class_unet().module
+    unet.conv_act.register_forward_hook(lambda *args: None)
+    before = unet.conv_act
+    assert accelerate_(unet).switched["GroupNorm"] == 1
+    assert unet.conv_act is before
 
 
 @pytest.mark.usefixtures("on_reference")
