@@ -80,7 +80,8 @@ def erase_concept(
         device: where to work.
         force: delete the run that `out` holds instead.
         mask: instead of the one that `config.mask` describes.
-        generator: where the one-step generator starts. None: the teacher.
+        generator: where the one-step generator starts, which the patch then belongs to. None: the
+            teacher.
         preview: called with the generator as it is and the iteration, a few times in between.
         previews: how often.
         started: `time.monotonic()` at the start of the command. None: now.
@@ -125,7 +126,7 @@ def erase_concept(
             }
             pipeline.save_with(unet, out / PIPELINE_NAME, description)
             about = {"iterations": trainer.iteration, "t_init": config.diffusion.t_init}
-            save_patch(out / PATCH_NAME, pipeline.unet, unet, trainer.ever_salient, **about)
+            save_patch(out / PATCH_NAME, trainer.start, unet, trainer.ever_salient, **about)
     return Erased(
         unet,
         trainer,

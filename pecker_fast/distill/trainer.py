@@ -40,6 +40,7 @@ class PeckerTrainer:
     Attributes:
         mask: The mask in use.
         ever_salient: Union of all masks so far; outside of it nothing has ever changed.
+        start: The generator as it was given, in its own precision. Not to be changed.
         iteration: Iterations that are done.
         config: The run.
     """
@@ -81,10 +82,10 @@ class PeckerTrainer:
         self._directory = run_directory
         self._progress = progress
         # The teacher never changes, so a generator that starts as its copy needs no second one.
-        self._start = objective.original if generator is None else copy.deepcopy(generator)
+        self.start = objective.original if generator is None else copy.deepcopy(generator)
         self._identity = ""
         if run_directory is not None:
-            self._identity = fingerprint(objective.original, self._start)
+            self._identity = fingerprint(objective.original, self.start)
 
         given = objective.original if pseudo_score is None else pseudo_score
         # References, unless psi is trained in place: then they are at its precision anyway.
@@ -215,7 +216,7 @@ class PeckerTrainer:
         bit; the salient ones are as precise as the run knows them.
         """
         generator = self.generator
-        network = copy.deepcopy(self._start).to(self._objective.device).eval()
+        network = copy.deepcopy(self.start).to(self._objective.device).eval()
         network.requires_grad_(False)
         if self.config.precision != "bf16":
             network.load_state_dict(generator.state_dict())
@@ -230,7 +231,7 @@ class PeckerTrainer:
             network: None = the generator. Its dtype is the one in which the two are compared.
         """
         after = dict((self.generator if network is None else network).named_parameters())
-        before = {name: p.to(after[name].dtype) for name, p in self._start.named_parameters()}
+        before = {name: p.to(after[name].dtype) for name, p in self.start.named_parameters()}
         return check_frozen(before, after, self.ever_salient.to_dense())
 
     def save(self) -> None:
@@ -298,7 +299,7 @@ class PeckerTrainer:
     def _refine_masters(self) -> None:
         """Masters start from the networks as they were given, not as bf16 has them."""
         if self.config.precision == "bf16":
-            self._theta.refine_masters(dict(self._start.named_parameters()))
+            self._theta.refine_masters(dict(self.start.named_parameters()))
             self._psi.refine_masters(self._pseudo_score_start)
 
     def _capture(self) -> CudaCapture | str:

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class PipelineFolder:
             description = _read_json(root / DESCRIPTION, root)
         return cls(
             root,
-            _load(root, "unet", UNet2DConditionModel.from_pretrained),
+            _load_network(root, "unet", UNet2DConditionModel),
             _read_json(root / "scheduler" / "scheduler_config.json", root),
             _load(root, "tokenizer", CLIPTokenizer.from_pretrained),
             _load(root, "text_encoder", CLIPTextModel.from_pretrained).eval().requires_grad_(False),
@@ -131,7 +132,7 @@ class PipelineFolder:
         Raises:
             PeckerError: it is missing or damaged.
         """
-        return _load(self.path, "vae", AutoencoderKL.from_pretrained).eval().requires_grad_(False)
+        return _load_network(self.path, "vae", AutoencoderKL).eval().requires_grad_(False)
 
     @staticmethod
     @torch.no_grad()
@@ -173,9 +174,7 @@ def load_unet(path: str | os.PathLike[str], like: nn.Module) -> UNet2DConditionM
     """
     root = Path(path)
     folder = root / "unet" if (root / "unet").is_dir() else root
-    unet: UNet2DConditionModel = _load(
-        folder.parent, folder.name, UNet2DConditionModel.from_pretrained
-    )
+    unet: UNet2DConditionModel = _load_network(folder.parent, folder.name, UNet2DConditionModel)
     shapes, expected = (
         {name: tuple(p.shape) for name, p in network.named_parameters()} for network in (unet, like)
     )
@@ -222,6 +221,11 @@ def _read_json(file: Path, root: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise PeckerError(f"pipeline folder {root}: {file.name} must hold an object")
     return found
+
+
+def _load_network(root: Path, part: str, kind: Any) -> Any:
+    # Without the package accelerate diffusers would say at length that it does just this.
+    return _load(root, part, partial(kind.from_pretrained, low_cpu_mem_usage=False))
 
 
 def _load(root: Path, part: str, from_pretrained: Any) -> Any:

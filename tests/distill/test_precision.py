@@ -66,7 +66,7 @@ def test_a_refreshed_mask_keeps_what_left_it():
 
 def test_a_dense_run_has_masters_too():
     trainer, _ = train(toy_objective(BF16 | {"mask.kind": "full", "iterations": 2}))
-    assert trainer.mask == SaliencyMask.full(trainer._start.requires_grad_(True))
+    assert trainer.mask == SaliencyMask.full(trainer.start.requires_grad_(True))
     for learner in (trainer._theta, trainer._psi):
         assert all(positions is None for positions, _ in learner.masters().values())
         assert learner.masters()["conv_in.weight"][1].shape == (8, 1, 3, 3)

@@ -11,10 +11,10 @@ WIDTH, LENGTH = 8, 12
 CHANNELS, SIDE = 2, 8  # of a latent; the image's side is twice that
 
 
-def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3):
+def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3, length=LENGTH):
     """Write the pipeline folder and return it as diffusers' own pipeline."""
     torch.manual_seed(8)
-    tokenizer = _letters(folder / "letters")
+    tokenizer = _letters(folder / "letters", length)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -22,7 +22,7 @@ def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3):
             intermediate_size=2 * WIDTH,
             num_hidden_layers=1,
             num_attention_heads=2,
-            max_position_embeddings=LENGTH,
+            max_position_embeddings=length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -76,7 +76,7 @@ def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3):
     return pipeline
 
 
-def _letters(folder):
+def _letters(folder, length):
     """A CLIP tokenizer that spells: a token per letter, another for the last of a word."""
     folder.mkdir(parents=True)
     start, end = "<|startoftext|>", "<|endoftext|>"
@@ -91,5 +91,5 @@ def _letters(folder):
         eos_token=end,
         pad_token=end,
         unk_token=end,
-        model_max_length=LENGTH,
+        model_max_length=length,
     )
