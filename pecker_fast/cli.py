@@ -14,7 +14,17 @@ from collections.abc import Sequence
 
 import click
 
-from pecker_fast.commands import demo, erase, evaluate, info, mask, patch, sample, train_teacher
+from pecker_fast.commands import (
+    demo,
+    erase,
+    evaluate,
+    info,
+    mask,
+    patch,
+    sample,
+    train_pipeline,
+    train_teacher,
+)
 from pecker_fast.errors import PeckerError
 
 __all__ = ["group", "main"]
@@ -55,6 +65,7 @@ for _command in (
     evaluate.evaluate,
     info.info,
     train_teacher.train_teacher,
+    train_pipeline.train_pipeline,
 ):
     group.add_command(_command)
 

@@ -1,17 +1,27 @@
-"""What ships inside the package: the demo's teacher, its classifier and feature statistics.
+"""What ships inside the package: two models, a classifier and feature statistics.
 
 `teacher/` is a model folder (see `pecker_fast.models.folder`) with two more parts: `classifier/`,
 which judges the samples, and `statistics.safetensors`, the classifier's features of real images.
 `pecker-fast train-teacher` made all three.
+
+`pipeline/` is a text-to-image pipeline in Stable Diffusion's format, which diffusers loads; its
+`pecker_fast.json` holds its figures. `pecker-fast train-pipeline` made it.
+
+Both learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["teacher_folder"]
+__all__ = ["pipeline_folder", "teacher_folder"]
 
 
 def teacher_folder() -> Path:
     """The folder of the shipped Fashion-MNIST teacher."""
     return Path(__file__).parent / "teacher"
+
+
+def pipeline_folder() -> Path:
+    """The folder of the shipped Fashion-MNIST text-to-image pipeline."""
+    return Path(__file__).parent / "pipeline"
