@@ -28,6 +28,19 @@ def device() -> torch.device:
 
 
 @pytest.fixture
+def on_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused modules on plain torch operations: what is tested does not depend on the kernels."""
+    monkeypatch.setattr(operations, "unavailable", lambda device: None)
+    monkeypatch.setattr(operations, "runs_triton", lambda x: False)
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, torch's convolutions otherwise round float32 to 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
 def small_tiles(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many programs for small tensors: chunks of 4 pixels, blocks of 16 channels, loops taken."""
     from pecker_fast.kernels import channels_last, group_norm

@@ -31,7 +31,6 @@ from unets import (
     up,
 )
 
-from pecker_fast.nn import operations
 from pecker_fast.nn.accelerate import accelerate_, decelerate_
 from pecker_fast.nn.blocks import FusedResnetBlock2D
 
@@ -40,12 +39,6 @@ pytestmark = pytest.mark.usefixtures("device")  # skips where the kernels cannot
 # Relative errors of whole tensors, as norms. float32: rounding of 2^-24 in sums of some hundred
 # terms, through a dozen layers. bfloat16: 2^-9 at every tensor that is stored.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture(autouse=True)
-def _no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU, torch's convolutions otherwise round float32 to 10 bits."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def plain(case: Case, dtype: torch.dtype, stream: torch.dtype | None = None) -> Case:
@@ -176,12 +169,6 @@ def test_dropout_probability_is_read_at_each_call() -> None:
     assert torch.equal(case(), case())
 
 
-@pytest.fixture
-def _reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fused blocks on plain torch operations: for what the kernels have no part in."""
-    monkeypatch.setattr(operations, "runs_triton", lambda x: False)
-
-
 @pytest.mark.parametrize("name", ["resnet-shortcut", "AttnUpBlock2D", "transformer"])
 def test_frozen_parameters_and_inputs(name: str) -> None:
     """Every second parameter frozen, no gradient of the image: the others are as before."""
@@ -262,7 +249,7 @@ SPECIAL = {
 }
 
 
-@pytest.mark.usefixtures("_reference")
+@pytest.mark.usefixtures("on_reference")
 @pytest.mark.parametrize("name", SPECIAL)
 def test_special_calls_do_what_diffusers_does(name: str) -> None:
     make, switch_on = SPECIAL[name]
@@ -276,7 +263,7 @@ def test_special_calls_do_what_diffusers_does(name: str) -> None:
     assert max(errors(run(found), run(oracle)).values()) <= TOLERANCES[torch.float32]
 
 
-@pytest.mark.usefixtures("_reference")
+@pytest.mark.usefixtures("on_reference")
 @pytest.mark.parametrize("name", ["UpBlock2D", "CrossAttnUpBlock2D", "transformer"])
 def test_checkpointed_blocks_run_again_in_backward(name: str) -> None:
     case = fused(BLOCKS[name](), torch.float32)
@@ -290,7 +277,7 @@ def test_checkpointed_blocks_run_again_in_backward(name: str) -> None:
     assert len(calls) == 2
 
 
-@pytest.mark.usefixtures("_reference")
+@pytest.mark.usefixtures("on_reference")
 def test_pre_hook_in_an_up_block_sees_the_whole_input() -> None:
     case = fused(up("UpBlock2D"), torch.float32)  # 12 and 8 channels
     shapes = []
@@ -301,7 +288,7 @@ def test_pre_hook_in_an_up_block_sees_the_whole_input() -> None:
     assert shapes == [(2, 20, 6, 6)]
 
 
-@pytest.mark.usefixtures("_reference")
+@pytest.mark.usefixtures("on_reference")
 @pytest.mark.parametrize("given", ["mask", "bias", "nothing"])
 def test_text_masks(given: str) -> None:
     """A 0/1 mask is made a bias by diffusers; a bias goes to the transformer's blocks as it is."""
@@ -315,7 +302,7 @@ def test_text_masks(given: str) -> None:
     assert max(errors(found, run(double(case))).values()) <= TOLERANCES[torch.float32]
 
 
-@pytest.mark.usefixtures("_reference")
+@pytest.mark.usefixtures("on_reference")
 def test_upsample_size() -> None:
     for kind in ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"):
         case = up(kind)
@@ -324,7 +311,7 @@ def test_upsample_size() -> None:
         assert max(found.values()) <= TOLERANCES[torch.float32]
 
 
-@pytest.mark.usefixtures("_reference")
+@pytest.mark.usefixtures("on_reference")
 def test_one_embedding_for_the_whole_batch() -> None:
     case = resnet(8, 16)
     case.inputs["temb"] = case.inputs["temb"][:1]
@@ -332,7 +319,7 @@ def test_one_embedding_for_the_whole_batch() -> None:
     assert max(found.values()) <= TOLERANCES[torch.float32]
 
 
-@pytest.mark.usefixtures("_reference")
+@pytest.mark.usefixtures("on_reference")
 def test_skip_without_a_shortcut_convolution() -> None:
     """Both sources in one block that keeps the number of channels."""
     case = resnet(12, 12)
@@ -345,7 +332,7 @@ def test_skip_without_a_shortcut_convolution() -> None:
     assert max(errors(result, expected).values()) <= TOLERANCES[torch.float32]
 
 
-@pytest.mark.usefixtures("_reference")
+@pytest.mark.usefixtures("on_reference")
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

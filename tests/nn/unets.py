@@ -234,6 +234,12 @@ def convert(value: Any, dtype: torch.dtype) -> Any:
     return tuple(convert(item, dtype) for item in value) if isinstance(value, tuple) else value
 
 
+def result(case: Case) -> Tensor:
+    """The first output, without gradients."""
+    with torch.no_grad():
+        return leaves(case())[0]
+
+
 def run(case: Case) -> dict[str, Tensor]:
     """Outputs and gradients of a module: of the inputs, and of each layer's parameters together.
 
