@@ -247,6 +247,11 @@ def test_suppression_by_hand():
     assert suppress_overlaps(boxes, scores, 0.499).tolist() == [1, 2]
     assert suppress_overlaps(boxes, scores, 1.0).tolist() == [1, 2, 0, 3]
     assert suppress_overlaps(np.zeros((0, 4)), np.zeros(0), 0.5).tolist() == []
+    # numpy sorts few numbers in order anyway.
+    apart = np.array([[i, 0, i + 1, 1] for i in range(200)])
+    scores = np.where(np.arange(200) % 7 == 0, 0.9, 0.5)
+    order = sorted(range(200), key=lambda i: -scores[i])
+    assert suppress_overlaps(apart, scores, 0.5).tolist() == order
 
 
 def test_suppression_agrees_with_its_definition():
