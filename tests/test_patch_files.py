@@ -179,7 +179,8 @@ def test_parts_that_contradict_each_other(file, weights, change):
 def test_a_full_disk_leaves_the_old_file(file, weights, monkeypatch):
     before = file.read_bytes()
 
-    def full(*args, **kwargs):
+    def full(content, path, metadata):
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pecker_fast.patch_io.save_file", full)
@@ -199,7 +200,15 @@ def test_a_carried_patch_whose_file_is_gone(tmp_path, file, weights):
     shutil.move(file, moved)
     with pytest.raises(PeckerError, match=r"a\.safetensors' does not exist"):
         apply_patch(net, other, overlap="last")
-    remove_patch(net, moved)  # it is the patch that counts, not where the file lies
+    # It is the patch that counts, not where its file lies.
+    remove_patch(net, moved)
+    apply_patch(net, other)
+    shutil.copy(moved, file)
+    apply_patch(net, file, overlap="last")
+    with pytest.raises(PeckerError, match=r"carries the patch '.*moved\.safetensors' already"):
+        apply_patch(net, moved)
+    remove_patch(net, moved)
+    remove_patch(net, other)
     assert all(torch.equal(base[name], parameter) for name, parameter in net.items())
 
 
