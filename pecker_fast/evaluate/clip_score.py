@@ -101,7 +101,7 @@ class ClipScorer:
                 f"CLIP folder {folder}: {len(absent)} of its weights are missing or of another "
                 f"shape, {min(absent)} among them; name a whole CLIPModel, not a text encoder"
             )
-        self._model: Any = model.float().eval().requires_grad_(False).to(self.device)
+        self._model: Any = model.float().requires_grad_(False).to(self.device)
         self._digest = _digest_of_weights(self._model)
         self._version = transformers.__version__
         self.max_length = int(model.config.text_config.max_position_embeddings)

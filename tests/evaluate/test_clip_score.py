@@ -61,25 +61,29 @@ def pixels():
 
 
 def expected_cosines(folder, pixels):
-    """The formula in float64, from the pieces of the model; images need no resizing."""
-    model = CLIPModel.from_pretrained(folder).double().eval()
+    """The formula in float64 on both towers' outputs, one pair at a time without padding.
+
+    The images have CLIP's size, so that they need no resizing. (transformers 4.41 cannot run the
+    towers themselves in float64.)
+    """
+    model = CLIPModel.from_pretrained(folder).eval()
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     ids = [[0, 2, 4, 7, 1], [0, 3, 5, 1], [0, 6, 2, 5, 1], [0, 5, 7, 3, 5, 7, 3, 1]]
     cosines = []
     for image, tokens in zip(pixels, ids, strict=True):
         with torch.no_grad():
-            seen = model.vision_model(((image - mean) / std)[None].double()).pooler_output
-            read = model.text_model(torch.tensor([tokens])).last_hidden_state[:, -1]
-            a = (seen @ model.visual_projection.weight.T)[0].numpy()
-            b = (read @ model.text_projection.weight.T)[0].numpy()
+            seen = model.vision_model(((image - mean) / std)[None]).pooler_output.double()
+            read = model.text_model(torch.tensor([tokens])).last_hidden_state[:, -1].double()
+            a = (seen @ model.visual_projection.weight.double().T)[0].numpy()
+            b = (read @ model.text_projection.weight.double().T)[0].numpy()
         cosines.append(a @ b / np.sqrt((a @ a) * (b @ b)))
     return cosines
 
 
 def test_score_is_the_mean_cosine_times_100(folder, scorer, pixels):
     expected = expected_cosines(folder, pixels)
-    # float32 networks of a few layers against float64.
+    # float32 towers and projections of a layer each, with and without padding.
     assert scorer.cosines(list(pixels), PROMPTS).tolist() == pytest.approx(expected, abs=2e-6)
     figures = measure_clip_score(scorer, pixels, PROMPTS)
     assert figures.image_count == 4
@@ -87,12 +91,20 @@ def test_score_is_the_mean_cosine_times_100(folder, scorer, pixels):
     assert figures.standard_error == pytest.approx(
         100 * np.std(expected, ddof=1) / np.sqrt(4), abs=2e-4
     )
-    assert min(expected) < 0 < max(expected)  # so that cutting negative ones off would show
     assert len(set(np.round(expected, 4))) == 4
     assert figures.truncated_prompts == 1
     assert str(figures) == (
         f"CLIP score {figures.score:.2f} +- {figures.standard_error:.2f} (4 images)"
     )
+
+
+def test_negative_cosines_are_not_cut_off(scorer, copied, pixels):
+    model = CLIPModel.from_pretrained(copied)
+    with torch.no_grad():
+        model.visual_projection.weight.neg_()
+    model.save_pretrained(copied)
+    figures = measure_clip_score(ClipScorer(copied), pixels, PROMPTS)
+    assert figures.score == -measure_clip_score(scorer, pixels, PROMPTS).score != 0
 
 
 def test_batches_and_kinds_of_images_do_not_matter(scorer, pixels, tmp_path):
@@ -149,13 +161,13 @@ def test_nothing_is_downloaded_unless_asked(folder, monkeypatch):
         load = kind.from_pretrained
 
         def record(name, *, local_files_only, load=load, **arguments):
-            asked.append(local_files_only)
-            return load(name, local_files_only=True, **arguments)
+            asked.append((name, local_files_only))
+            return load(folder, local_files_only=True, **arguments)
 
         monkeypatch.setattr(kind, "from_pretrained", record)
     ClipScorer(folder)
-    ClipScorer(folder, download=True)
-    assert asked == [True, True, False, False]
+    ClipScorer("openai/clip", download=True)
+    assert asked == [(folder, True), (folder, True), ("openai/clip", False), ("openai/clip", False)]
 
 
 def test_a_part_of_a_clip_model_is_refused(folder, tmp_path):
