@@ -54,6 +54,8 @@ def compute(preset: str, batch_size: int, density: float, layout: Variant) -> Co
     """The peak of two iterations on fake tensors."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
+        # A copied network stays in the one mode: its parameters can have aliases.
+        mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True),
         cuda_autocast_rules(),
         warnings.catch_warnings(),
     ):
