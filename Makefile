@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 
-.PHONY: demo test test-gpu lint format bench bench-gpu package check clean help
+.PHONY: demo test test-gpu test-oldest lint format bench bench-gpu package check clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
@@ -17,6 +17,14 @@ test: .venv/installed-test  ## the whole suite, without a GPU
 
 test-gpu: .venv/installed-test  ## the same with GPU skips turned into failures
 	PECKER_REQUIRE_GPU=1 $(BIN)/python -m pytest
+
+test-oldest: .venv/installed-test build/oldest/installed  ## fused blocks on the oldest diffusers and Triton
+	PYTHONPATH=build/oldest $(BIN)/python -m pytest -n auto tests/nn tests/models/test_folder.py
+
+build/oldest/installed: pyproject.toml
+	rm -rf build/oldest
+	$(BIN)/python -m pip install --quiet --no-deps --target build/oldest diffusers==0.31.0 triton==3.6.0
+	touch $@
 
 lint: .venv/installed-lint  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
@@ -44,7 +52,7 @@ package: .venv/installed-lint  ## build sdist and wheel; install the wheel elsew
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel-check dist/*.whl
 	cd build/wheel-check && PYTHONPATH=. ../../$(BIN)/python ../../tests/check_wheel.py .
 
-check: lint test package  ## what must be green before a change lands
+check: lint test test-oldest package  ## what must be green before a change lands
 
 clean:           ## remove everything that was built
 	rm -rf .venv build dist demo *.egg-info pecker_fast/_C*.so pecker_fast/_build_report.json
