@@ -97,12 +97,11 @@ def mask(
 
 def density_table(stats: Iterable[ParameterStats]) -> list[str]:
     """Lines with entries, salient entries and density of each block of the network."""
+    from pecker_fast.mask_stats import block_of
+
     blocks: dict[str, tuple[int, int]] = {}
     for row in stats:
-        parts = row.name.split(".")
-        # Blocks are numbered lists: 'down_blocks.0'. Everything else goes by its first name.
-        numbered = len(parts) > 2 and parts[1].isdecimal()
-        block = ".".join(parts[:2]) if numbered else parts[0]
+        block = block_of(row.name)
         numel, nnz = blocks.get(block, (0, 0))
         blocks[block] = (numel + row.numel, nnz + row.nnz)
     width = max(len(block) for block in blocks)
