@@ -37,9 +37,11 @@ format: .venv/installed-lint  ## put the sources into shape
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-bench: .venv/installed-test  ## optimizer step and top-k on this machine, each row gated
+bench: .venv/installed-test  ## optimizer step, top-k and training iteration here, each row gated; peak memory computed
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/topk.py
+	$(BIN)/python benchmarks/iteration.py
+	$(BIN)/python benchmarks/memory.py --preset sd15
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
 
 bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/<card>.json

@@ -1,6 +1,6 @@
 """Everything that is to be known about a GPU, in one run: benchmarks/results/<card>.json.
 
-    python benchmarks/gpu.py                      # at most about six minutes on an H100
+    python benchmarks/gpu.py                      # at most about half an hour on an H100
     python benchmarks/gpu.py --list               # the cases, most important first
     python benchmarks/gpu.py --only sdxl --json sdxl.json
 
@@ -20,16 +20,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import iteration
+import memory
 import step_time
 import topk
 import torch
 from inputs import make_case
 from measure import RESULTS, slug, write_results
 from presets import shapes
+from variants import VARIANTS, Problem
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["CASES", "StepCase", "TopkCase", "main"]
+__all__ = ["CASES", "IterationCase", "MemoryCase", "StepCase", "TopkCase", "main"]
 
 Row = dict[str, Any]
 
@@ -91,7 +94,45 @@ class TopkCase:
         return [about | row for row in rows]
 
 
-Case = StepCase | TopkCase
+@dataclass(frozen=True)
+class IterationCase:
+    """One network and batch size of iteration.py, under every variant."""
+
+    preset: str
+    batch_size: int
+    density: float = 0.1
+
+    def __str__(self) -> str:
+        return f"iteration {self.preset} batch {self.batch_size} density {self.density:g}"
+
+    def run(self, setup: step_time.Setup) -> list[Row]:
+        """The rows of every variant."""
+        problem = Problem(self.preset, self.batch_size, self.density, setup.device)
+        rows = iteration.run_problem(problem, VARIANTS, setup.repeats)
+        iteration.print_rows(rows)
+        return [{"benchmark": "iteration", **asdict(row)} for row in rows]
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """One network of memory.py, batch 1, under every layout."""
+
+    preset: str
+    density: float = 0.1
+
+    def __str__(self) -> str:
+        return f"memory {self.preset} density {self.density:g}"
+
+    def run(self, setup: step_time.Setup) -> list[Row]:
+        """The rows of every layout."""
+        rows = []
+        for row in memory.rows_of(self.preset, 1, self.density, setup.device):
+            memory.print_row(row)
+            rows.append({"benchmark": "memory", **asdict(row)})
+        return rows
+
+
+Case = StepCase | TopkCase | IterationCase | MemoryCase
 
 # The most important first: a run may be cut off.
 CASES: tuple[Case, ...] = (
@@ -99,6 +140,9 @@ CASES: tuple[Case, ...] = (
     StepCase("sd15", "random"),
     StepCase("sd15", "none", 1.0),
     TopkCase("sd15"),
+    IterationCase("ddpm_cifar10", 128),
+    IterationCase("sd15", 1),
+    MemoryCase("sd15"),
     StepCase("ddpm_cifar10", one_tensor=True),
     StepCase("sd15", "heavy", 0.01),
     StepCase("sd15", "random", 0.5),
@@ -123,6 +167,9 @@ CASES: tuple[Case, ...] = (
     StepCase("ddpm_cifar10", dtype="bfloat16"),
     TopkCase("ddpm_cifar10"),
     StepCase("sdxl", "random"),
+    IterationCase("sd15", 4),
+    IterationCase("ddpm_stl10", 64),
+    MemoryCase("sdxl"),
 )
 
 
@@ -132,7 +179,7 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> in
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backend", nargs="+", help="default: every one for the device")
-    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose line contains this")
     parser.add_argument("--commit", help="of the sources, where git cannot tell")
@@ -177,13 +224,15 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> in
         write_results(path, result)
         gc.collect()
     print(f"[{time.monotonic() - begin:4.0f} s] {path}")
-    wrong = any(row["match"] in (False, "WRONG") for row in result["rows"])
+    wrong = any(row.get("match") in (False, "WRONG") for row in result["rows"])
     return 1 if wrong or result["failures"] else 0
 
 
 def _print_rows(rows: Sequence[Row]) -> None:
-    """What one wants to see while it runs."""
+    """What one wants to see while it runs of steps and top-k; the others have printed theirs."""
     for row in rows:
+        if row["benchmark"] not in ("step_time", "topk"):
+            continue
         milliseconds = row.get("p50_ms", row.get("ms_median"))
         if milliseconds is None:
             reason = row.get("skipped") or "its result is wrong"

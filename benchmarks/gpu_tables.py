@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Result", "Rows", "markdown", "step_time", "topk"]
+__all__ = ["NETWORKS", "Result", "Rows", "markdown", "measured_on", "step_time", "topk"]
 
 Rows = list[dict[str, Any]]
 Result = dict[str, Any]
 
-_NETWORKS = {
+NETWORKS = {
     "sd15": "SD 1.5",
     "sdxl": "SDXL",
     "ddpm_stl10": "STL-10 DDPM",
@@ -68,7 +68,7 @@ def step_time(result: Result) -> str:
         "GPU time of a step with new gradient tensors and an empty L2 cache, medians; shares and "
         "ratios are those of the faster backend. The floor is what a masked step must move, at the "
         f"copy bandwidth measured beside it, {result['machine']['copy_gb_per_s']:,.0f} GB/s; host: "
-        f"until `step()` returns. {_on(result)}",
+        f"until `step()` returns. {measured_on(result)}",
     )
 
 
@@ -117,7 +117,7 @@ def topk(result: Result) -> str:
             "memory beside the result",
         ],
         lines,
-        f"Heavy-tailed scores, medians; the same selection in every row. {_on(result)}",
+        f"Heavy-tailed scores, medians; the same selection in every row. {measured_on(result)}",
     )
 
 
@@ -132,7 +132,7 @@ def _cases(result: Result) -> dict[tuple[str, str], Rows]:
     ]
     for row in rows:
         assert row["match"] is not False, f"a row that failed its gate: {row}"
-    order = list(_NETWORKS)
+    order = list(NETWORKS)
     rows.sort(
         key=lambda row: (
             order.index(row["preset"]) if row["preset"] in order else len(order),
@@ -146,7 +146,7 @@ def _cases(result: Result) -> dict[tuple[str, str], Rows]:
     for row in rows:
         if row["p50_ms"] is None:
             continue
-        network = f"{_NETWORKS.get(row['preset'], row['preset'])}, {_DTYPES[row['dtype']]}"
+        network = f"{NETWORKS.get(row['preset'], row['preset'])}, {_DTYPES[row['dtype']]}"
         if row["beta1"] == 0:
             network += ", beta1 = 0"
         mask = "no mask" if row["mask"] == "none" else f"{row['mask']}, density {row['density']:g}"
@@ -193,12 +193,16 @@ def _mebibytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 2**20:,.0f} MiB"
 
 
-def _on(result: Result) -> str:
+def measured_on(result: Result) -> str:
+    """Where and with what it was measured, and whether all of it: the end of a caption."""
     machine = result["machine"]
     text = f"{machine['device']}, torch {machine['torch']}"
     for key, name in (("cuda", "CUDA"), ("triton", "Triton"), ("driver", "driver")):
         if machine.get(key):
             text += f", {name} {machine[key]}"
-    failed = "" if not result["failures"] else f" {len(result['failures'])} cases failed."
-    cut = "" if result["complete"] else " Not every case was measured."
+    if "cuda" not in machine:
+        text += f", {machine['threads']} threads"
+    failures = result.get("failures")
+    failed = f" {len(failures)} cases failed." if failures else ""
+    cut = "" if result.get("complete", True) else " Not every case was measured."
     return f"{text}, commit {machine['commit']}.{failed}{cut}"

@@ -153,11 +153,21 @@ def _measure_on_gpu(problem: Problem, variant: Variant, row: Row, repeats: int) 
     torch.cuda.reset_peak_memory_stats(problem.device)
     try:
         started = _start(problem, variant, row, first=WARM_UP + 2)
+        row.skipped = _no_graph(variant, started.running.notes())
+        if row.skipped is not None:
+            return
         started.timing = Timing(_intervals_ms(started.running.step, repeats))
         row.peak_bytes = torch.cuda.max_memory_allocated(problem.device)
         _finish(problem, started)
     except torch.OutOfMemoryError as error:
         row.skipped = _out_of_memory(error)
+
+
+def _no_graph(variant: Variant, notes: Sequence[str]) -> str | None:
+    """Why a variant that should iterate in a CUDA graph does not; its time would be another's."""
+    if variant.settings.get("graph") != "auto" or any("one CUDA graph" in note for note in notes):
+        return None
+    return "; ".join(notes)
 
 
 def _start(problem: Problem, variant: Variant, row: Row, first: int) -> _Started:

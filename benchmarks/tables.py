@@ -3,8 +3,9 @@
 python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # exit 1 if one is stale
 
-A table of a GPU's figures may have a place or not (`<!-- table: step_time_gpu -->`, `topk_gpu`);
-where it has one and there is no result file of a GPU, it stays empty.
+These may have a place or not, and stay empty where there is no result file: `iteration` and
+`memory` (iteration-cpu.json, memory-cpu.json), and of each card that gpu.py has measured
+`step_time_gpu`, `topk_gpu`, `iteration_gpu` and `memory_gpu`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import mean, median
 from typing import Any
 
 import gpu_tables
+import iteration_tables
 from gpu_tables import Rows, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,7 +169,17 @@ def topk() -> str:
 
 
 TABLES = {"demo": demo, "step_time": step_time, "topk": topk}
-CARD_TABLES = {"step_time_gpu": gpu_tables.step_time, "topk_gpu": gpu_tables.topk}
+# Name -> (result file, table), where the file may be missing.
+OPTIONAL_TABLES = {
+    "iteration": ("iteration-cpu", iteration_tables.iteration),
+    "memory": ("memory-cpu", iteration_tables.memory),
+}
+CARD_TABLES = {
+    "step_time_gpu": gpu_tables.step_time,
+    "topk_gpu": gpu_tables.topk,
+    "iteration_gpu": iteration_tables.iteration,
+    "memory_gpu": iteration_tables.memory,
+}
 
 
 def render(text: str) -> str:
@@ -178,10 +190,16 @@ def render(text: str) -> str:
     """
     for name, table in TABLES.items():
         text = _replaced(text, name, f"{table()}\n", allowed=(1,))
+    optional = {}
+    for name, (file, table) in OPTIONAL_TABLES.items():
+        path = RESULTS / f"{file}.json"
+        optional[name] = [table(json.loads(path.read_text()))] if path.exists() else []
     results = cards()
     for name, table in CARD_TABLES.items():
-        tables = "\n\n".join(filter(None, map(table, results)))
-        text = _replaced(text, name, f"{tables}\n" if tables else "", allowed=(0, 1))
+        optional[name] = [table(result) for result in results]
+    for name, tables in optional.items():
+        made = "\n\n".join(filter(None, tables))
+        text = _replaced(text, name, f"{made}\n" if made else "", allowed=(0, 1))
     return text
 
 

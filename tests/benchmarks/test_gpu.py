@@ -70,7 +70,7 @@ def test_a_wrong_result_is_an_error(gpu, run, monkeypatch):
 def test_cases_can_be_chosen(gpu, capsys):
     assert gpu.main(["--list", "--only", "sdxl"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and all("sdxl" in line for line in lines)
+    assert len(lines) == 4 and all("sdxl" in line for line in lines)
     assert gpu.main(["--only", "sd3"]) == 2
 
 
