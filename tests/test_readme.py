@@ -1,5 +1,6 @@
 """Every Python block of the README runs, and does what the text says; its tables are current."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,13 +14,18 @@ README = ROOT / "README.md"
 
 
 @pytest.fixture(scope="module")
-def namespace() -> dict[str, object]:
+def namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     torch.manual_seed(0)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
+    home = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("readme"))
+    try:
+        for block in blocks:
+            exec(compile(block, str(README), "exec"), names)
+    finally:
+        os.chdir(home)
     return names
 
 
@@ -37,6 +43,14 @@ def test_trainer_block_leaves_frozen_parameters_alone(namespace: dict) -> None:
     check = namespace["trainer"].verify_frozen()
     assert check.frozen > 0
     assert check.frozen_changed == 0
+
+
+def test_patch_block_makes_the_erased_network_and_the_model_again(namespace: dict) -> None:
+    model, erased = namespace["model"], namespace["erased"]
+    after = {name: param.detach() for name, param in erased.named_parameters()}
+    moved = {n: int((p.detach() != after[n]).sum()) for n, p in model.named_parameters()}
+    assert moved.pop("0.weight") == int(namespace["salient"]["0.weight"].sum())
+    assert set(moved.values()) == {0}
 
 
 def test_masking_the_gradient_freezes_nothing() -> None:
