@@ -115,7 +115,16 @@ def test_an_iteration_puts_everything_back():
     assert sorted(seen[0]) == ["pseudo_score", "teacher"]
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "bf16"},
+        {"mask.refresh_every": 2, "mask.density": 0.1},
+        {"mask.refresh_every": 2, "mask.density": 0.1, "precision": "bf16"},
+    ],
+    ids=["fp32", "bf16", "another mask", "another mask, bf16"],
+)
 def test_shared_weights_resume_exactly(tmp_path, options):
     whole, _ = train(toy_objective(BOTH | options))
     with RunDirectory(tmp_path) as directory:
