@@ -1,20 +1,28 @@
-"""The pictures of the report: sample grids, before and after, accuracy over iterations.
-
-matplotlib's figure objects are used directly: no pyplot, so no window system and no global state.
-"""
+"""The pictures of the report: sample grids, before and after, accuracy over iterations."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing
+from pecker_fast.evaluate.drawing import (
+    FORGET_COLOR,
+    KEEP_COLOR,
+    MUTED_COLOR,
+    TEXT_COLOR,
+    frame,
+    hide_axes,
+    mark,
+    new_figure,
+    save_figure,
+    show_image,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,10 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CurvePoint", "plot_accuracy", "plot_before_after", "plot_grid"]
 
-FORGET_COLOR = "#c62828"
-KEEP_COLOR = "#1565c0"
-TEXT_COLOR = "#212121"
-_DPI = 150
 _CELL_INCHES = 0.46  # side of one image in a grid
 _GAP = 0.08  # space between images, as a share of their side
 
@@ -65,7 +69,7 @@ def plot_grid(
     _draw_rows(left, rows, columns, forget)
     _label_rows(left, rows, class_names, forget)
     left.set_title(title, color=TEXT_COLOR, fontsize=11, pad=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_before_after(
@@ -102,7 +106,7 @@ def plot_before_after(
         if shares is not None:
             _print_shares(ax, rows, columns, shares[number], forget)
     _label_rows(axes[0], halves[0], class_names, forget)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_accuracy(
@@ -127,7 +131,7 @@ def plot_accuracy(
         raise PeckerError("accuracy plot: there is no measured point to plot")
     from matplotlib.ticker import MaxNLocator
 
-    figure = _new_figure(7.2, 3.9)
+    figure = new_figure(7.2, 3.9)
     ax = figure.subplots()
     iterations = [point.iteration for point in points]
     curves = (
@@ -152,7 +156,7 @@ def plot_accuracy(
     ax.spines[["top", "right"]].set_visible(False)
     # Outside, because the curves end in every corner of the axes.
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, frameon=False, fontsize=8.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _rows(images: Tensor, labels: Tensor, classes: int, columns: int) -> dict[int, np.ndarray]:
@@ -169,54 +173,40 @@ def _rows(images: Tensor, labels: Tensor, classes: int, columns: int) -> dict[in
     return {index: row for index, row in rows.items() if len(row)}
 
 
-def _new_figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
-
-
 def _grid_figure(
     rows: int, columns: list[int], class_names: Sequence[str]
 ) -> tuple[Figure, Sequence[Axes]]:
     names = 0.1 * max(len(name) for name in class_names)
     pitch = _CELL_INCHES * (1 + _GAP)
     width = pitch * sum(columns) + names + 1.0 * len(columns)
-    figure = _new_figure(width, pitch * rows + 0.8)
+    figure = new_figure(width, pitch * rows + 0.8)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     return figure, list(axes)
 
 
 def _draw_rows(ax: Axes, rows: dict[int, np.ndarray], columns: int, forget: int | None) -> None:
-    """Draw the images in data coordinates: image (row r, column c) fills [c, c+1] x [r, r+1]."""
-    from matplotlib.patches import Rectangle
-
+    """Draw the images in units of their side, with gaps between them and around all."""
+    hide_axes(ax, columns * (1 + _GAP) + _GAP, len(rows) * (1 + _GAP) + _GAP)
     for position, (index, row) in enumerate(rows.items()):
+        y = _top(position)
         for column, picture in enumerate(row):
-            x, y = column * (1 + _GAP), position * (1 + _GAP)
-            # Small images: nearest keeps their pixels; smoothing would invent detail.
-            ax.imshow(picture, extent=(x, x + 1, y + 1, y), interpolation="nearest")
+            show_image(ax, picture, _GAP + column * (1 + _GAP), y, 1, 1)
         if index == forget:
-            frame = Rectangle(
-                (-_GAP, y - _GAP), columns * (1 + _GAP) + _GAP, 1 + 2 * _GAP,
-                fill=False, edgecolor=FORGET_COLOR, linewidth=2.5, clip_on=False,
-            )  # fmt: skip
-            ax.add_patch(frame)
-    ax.set_xlim(-_GAP, columns * (1 + _GAP))
-    ax.set_ylim(len(rows) * (1 + _GAP), -_GAP)
-    ax.set_aspect("equal")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.spines[:].set_visible(False)
+            frame(ax, 0, y - _GAP, columns * (1 + _GAP) + _GAP, 1 + 2 * _GAP)
+
+
+def _top(position: int) -> float:
+    return _GAP + position * (1 + _GAP)
 
 
 def _label_rows(
     ax: Axes, rows: dict[int, np.ndarray], class_names: Sequence[str], forget: int | None
 ) -> None:
-    centres = [position * (1 + _GAP) + 0.5 for position in range(len(rows))]
+    centres = [_top(position) + 0.5 for position in range(len(rows))]
     ax.set_yticks(centres, [class_names[index] for index in rows])
     ax.tick_params(axis="y", length=0, pad=6)
     for tick, index in zip(ax.get_yticklabels(), rows, strict=True):
-        _mark(tick, index == forget)
+        mark(tick, index == forget)
 
 
 def _print_shares(
@@ -226,21 +216,10 @@ def _print_shares(
     shares: Sequence[float | None],
     forget: int,
 ) -> None:
-    x = columns * (1 + _GAP) + 0.15
+    x = columns * (1 + _GAP) + 0.23
     for position, index in enumerate(rows):
         share = shares[index]
         if share is not None:
-            y = position * (1 + _GAP) + 0.5
-            _mark(ax.text(x, y, f"{100 * share:.0f} %", va="center"), index == forget)
-    ax.text(x, -0.2, "recognised", va="bottom", ha="left", fontsize=8, color="#616161")
-
-
-def _mark(text: Any, forgotten: bool) -> None:
-    text.set_fontsize(10)
-    text.set_color(FORGET_COLOR if forgotten else TEXT_COLOR)
-    text.set_fontweight("bold" if forgotten else "normal")
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.12)
+            y = _top(position) + 0.5
+            mark(ax.text(x, y, f"{100 * share:.0f} %", va="center"), index == forget)
+    ax.text(x, -0.12, "recognised", va="bottom", ha="left", fontsize=8, color=MUTED_COLOR)
