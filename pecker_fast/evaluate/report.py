@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
-from pecker_fast.evaluate.frozen import FrozenCheck
 from pecker_fast.evaluate.grid import CurvePoint
-from pecker_fast.files import write_text
+from pecker_fast.evaluate.page import Picture, RunReport, Table, percent
 
 __all__ = ["ErasureReport", "Picture"]
 
@@ -20,55 +16,24 @@ GONE = 0.02  # largest share of forget images still recognised for "is gone"
 KEPT = 0.03  # largest loss of keep accuracy for "are kept"
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A PNG of the page with its heading and the sentence that says what to look at."""
-
-    path: Path
-    title: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class ErasureReport:
+@dataclass(frozen=True, kw_only=True)
+class ErasureReport(RunReport):
     """Everything a run of erasure is judged by.
 
     Attributes:
         class_names: of the model, by index.
         teacher: the teacher's many-step figures.
         after: the erased model's figures.
-        frozen: the bit-by-bit comparison of the generator before and after.
-        mask_kind: saliency, random or full.
-        density: share of the generator's entries that were allowed to change.
-        iterations: of the distillation.
-        seed: of the run.
-        backend: of the optimizer.
-        wall_s: seconds from start to report.
-        stage_s: seconds per stage.
-        machine: see `machine_facts`.
-        versions: see `versions`.
-        config: every setting under its dotted key.
         curve: accuracies during the run.
-        resumed_at: iteration at which this process took the run up; `wall_s` starts there.
         teacher_ships: the teacher's figures came with the model and were not measured here.
     """
+
+    TEMPLATE: ClassVar[str] = "report.html"
 
     class_names: Sequence[str]
     teacher: TeacherFigures
     after: Evaluation
-    frozen: FrozenCheck
-    mask_kind: str
-    density: float
-    iterations: int
-    seed: int
-    backend: str
-    wall_s: float
-    stage_s: Mapping[str, float]
-    machine: Mapping[str, Any]
-    versions: Mapping[str, str]
-    config: Mapping[str, Any]
     curve: Sequence[CurvePoint] = field(default_factory=tuple)
-    resumed_at: int = 0
     teacher_ships: bool = False
 
     @property
@@ -122,29 +87,19 @@ class ErasureReport:
             "keep_accuracy_after": self.after.keep_accuracy,
             "frechet_teacher": self.teacher.frechet(forget),
             "frechet_after": self.after.frechet,
-            "frozen_parameters": self.frozen.frozen,
-            "frozen_changed": self.frozen.frozen_changed,
-            "density": self.density,
-            "iterations": self.iterations,
-            "resumed_at": self.resumed_at,
-            "wall_s": round(self.wall_s, 2),
-            "backend": self.backend,
-            "seed": self.seed,
             "classes": list(self.class_names),
             "forget": self.forget_name,
             "override": self.override_name,
-            "mask": self.mask_kind,
-            "salient_parameters": self.frozen.salient,
-            "salient_changed": self.frozen.salient_changed,
             "after": self.after.to_dict(),
             "teacher": self.teacher.to_dict(),
             "teacher_figures": "shipped with the model" if self.teacher_ships else "measured",
             "curve": [[p.iteration, p.forget_accuracy, p.keep_accuracy] for p in self.curve],
-            "stage_s": {name: round(seconds, 2) for name, seconds in self.stage_s.items()},
-            "machine": dict(self.machine),
-            "versions": dict(self.versions),
-            "config": dict(self.config),
+            **super().to_dict(),
         }
+
+    def tables(self) -> list[Table]:
+        """One table."""
+        return [Table("Figures", self.rows())]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """The table of the page: what, teacher, erased model."""
@@ -187,56 +142,16 @@ class ErasureReport:
 
     def conditions(self) -> list[tuple[str, str]]:
         """What the figures hold for."""
-        machine = self.machine
-        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.stage_s.items())
-        packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        resumed = f" (the wall time is from {self.resumed_at} on)" if self.resumed_at else ""
         shipped = " (shipped with the model, not measured in this run)"
         return [
-            ("Machine", f"{machine['device_name']}, {machine['cores']} cores"),
-            ("Threads", str(machine["threads"])),
-            ("Optimizer backend", self.backend),
-            ("Seed", str(self.seed)),
-            ("Iterations", f"{self.iterations}{resumed}"),
-            ("Mask", f"{self.mask_kind}, density {self.density:.4g}"),
-            ("Wall time", f"{self.wall_s:.0f} s ({stages})"),
+            *super().conditions(),
             (
                 "Original model's images",
                 f"{self.teacher.steps} DDIM steps, seed {self.teacher.seed}"
                 + (shipped if self.teacher_ships else ""),
             ),
             ("Erased model's images", f"{self.after.sampler}, seed {self.after.seed}"),
-            ("Software", packages),
         ]
-
-    def write(self, folder: Path, pictures: Sequence[Picture]) -> None:
-        """Write report.json and the self-contained report.html into `folder`."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
-        environment = Environment(
-            loader=PackageLoader("pecker_fast.evaluate", ""),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        embedded = [
-            {
-                "title": picture.title,
-                "caption": picture.caption,
-                "data": base64.b64encode(picture.path.read_bytes()).decode("ascii"),
-            }
-            for picture in pictures
-        ]
-        page = environment.get_template("report.html").render(report=self, pictures=embedded)
-        write_text(folder / "report.html", page)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        write_text(folder / "report.json", text + "\n")
-
-
-def percent(share: float) -> str:
-    """0.9731 -> '97.3 %'."""
-    return f"{100 * share:.1f} %"
 
 
 def _number(value: float | None) -> str:
