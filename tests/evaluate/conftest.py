@@ -1,15 +1,10 @@
-"""A model small enough to sample in milliseconds; makes tiny_pipeline.py importable."""
-
-import sys
-from pathlib import Path
+"""A model small enough to sample in milliseconds."""
 
 import pytest
 import torch
 
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+"""Judging an erasure from the shipped text-to-image pipeline: captions to ask for, images to judge.
+
+The classifier is the one of the shipped teacher; captions are those of `models.fashion_captions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.concept import ConceptCaptions
+from pecker_fast.models.fashion_captions import held_back_captions, named_captions
+from pecker_fast.models.fashion_mnist import CLASS_NAMES
+
+__all__ = ["fashion_concept", "fashion_images", "neighbours_of"]
+
+# What a classifier, too, confuses most: clothes for the upper half, shoes. Trousers, dresses and
+# bags are like nothing else.
+_KINDS = ((0, 2, 4, 6), (5, 7, 9))
+
+
+def neighbours_of(forget: int) -> tuple[int, ...]:
+    """Classes that are like this one."""
+    kind = next((kind for kind in _KINDS if forget in kind), ())
+    return tuple(label for label in kind if label != forget)
+
+
+def fashion_concept(
+    forget: int,
+    override: int | None,
+    per_class: int,
+    seed: int = 0,
+    told: Sequence[str] | None = None,
+) -> ConceptCaptions:
+    """Captions for every class, drawn from those the pipeline learnt and those held back.
+
+    Args:
+        forget: the class that the concept is.
+        override: the class in its place, or None.
+        per_class: captions of each class to keep, half of them held back from the training of
+            the pipeline; and of the concept twice as many, as many told as held back.
+        seed: which ones.
+        told: the prompts that the erasure is told to forget. None: any caption that the pipeline
+            learnt for the class.
+
+    Raises:
+        PeckerError: no class of that number, or fewer than 2 captions a class.
+    """
+    if not 0 <= forget < len(CLASS_NAMES):
+        raise PeckerError(f"concept: class {forget} is not in 0 .. {len(CLASS_NAMES) - 1}")
+    if per_class < 2:
+        raise PeckerError(f"concept: captions per class must be at least 2, got {per_class}")
+    near = neighbours_of(forget)
+    far = [label for label in range(len(CLASS_NAMES)) if label != forget and label not in near]
+
+    def kept(labels: Sequence[int]) -> tuple[tuple[str, int], ...]:
+        return tuple(
+            (caption, label)
+            for label in labels
+            for caption in (
+                *_draw(named_captions(label), per_class - per_class // 2, (seed, label)),
+                *_draw(held_back_captions(label), per_class // 2, (seed, label)),
+            )
+        )
+
+    return ConceptCaptions(
+        class_names=tuple(CLASS_NAMES),
+        forget=forget,
+        override=override,
+        trained=_draw(named_captions(forget) if told is None else told, per_class, (seed, forget)),
+        held_back=_draw(held_back_captions(forget), per_class, (seed, forget)),
+        neighbours=kept(near),
+        others=kept(far),
+    )
+
+
+def fashion_images(images: Tensor) -> Tensor:
+    """The pipeline's images (N, 3, 32, 32) in [0, 1] as the classifier takes them.
+
+    Returns:
+        (N, 1, 28, 28) in [-1, 1]: grey, without the border of two pixels that the pipeline draws.
+
+    Raises:
+        PeckerError: images of another size.
+    """
+    from pecker_fast.models.pipeline_networks import without_border
+
+    if images.shape[1:] != (3, 32, 32):
+        raise PeckerError(
+            f"concept: images of the shipped pipeline are (N, 3, 32, 32), got {tuple(images.shape)}"
+        )
+    return without_border(images.mean(1, keepdim=True)) * 2 - 1
+
+
+def _draw(captions: Sequence[str], count: int, seed: tuple[int, int]) -> tuple[str, ...]:
+    """So many of the captions in random order; where there are too few, they take turns."""
+    order = np.random.default_rng(seed).permutation(len(captions))
+    return tuple(captions[order[index % len(captions)]] for index in range(count))
