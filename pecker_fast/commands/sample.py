@@ -22,6 +22,7 @@ Examples:
     pecker-fast sample demo/model --png after.png
     pecker-fast sample teacher --steps 50 --per-class 4 --png before.png
     pecker-fast sample demo/model --class Sneaker --per-class 1000 --npz sneakers.npz
+    pecker-fast sample run/pipeline --prompt "a photo of a church" --per-class 4 --png church.png
 """,
 )
 @MODEL_ARGUMENT
@@ -29,7 +30,17 @@ Examples:
 @click.option("--npz", type=click.Path(path_type=Path), help="Write images (uint8) and labels.")
 @click.option("--class", "classes", multiple=True, help="Only this class; may be given again.")
 @click.option(
-    "--per-class", type=click.IntRange(min=1), default=10, show_default=True, help="Images each."
+    "--prompt", "prompts", multiple=True, help="For a text-to-image pipeline; may be given again."
+)
+@click.option(
+    "--guidance", type=float, default=4.5, show_default=True, help="Of prompts, in many steps."
+)
+@click.option(
+    "--per-class",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Images of each class or prompt.",
 )
 @click.option(
     "--steps",
@@ -45,6 +56,8 @@ def sample(
     png: Path | None,
     npz: Path | None,
     classes: tuple[str, ...],
+    prompts: tuple[str, ...],
+    guidance: float,
     per_class: int,
     steps: int | None,
     t_init: int | None,
@@ -53,10 +66,22 @@ def sample(
     device: str,
     threads: int | None,
 ) -> None:
-    """Draw images from the model folder MODEL (a teacher or an erased model)."""
+    """Draw images from MODEL: a model folder or a pipeline, original or erased."""
     if png is None and npz is None:
         raise PeckerError("sample: nowhere to write to; give --png FILE, --npz FILE or both")
     targets = [output_file(path, force) for path in (png, npz) if path is not None]
+    if (model / "model_index.json").is_file():
+        if classes or npz is not None or not prompts:
+            raise PeckerError(
+                f"sample: {model} is a text-to-image pipeline; give it --prompt TEXT and --png FILE"
+            )
+        _sample_prompts(
+            model, targets[0], prompts, guidance, per_class, steps, t_init, seed, device, threads
+        )
+        click.echo(targets[0])
+        return
+    if prompts:
+        raise PeckerError(f"sample: {model} is a class model; --prompt is for pipelines")
 
     import numpy as np
     import torch
@@ -98,3 +123,41 @@ def sample(
             )
     for path in targets:
         click.echo(path)
+
+
+def _sample_prompts(
+    path: Path,
+    png: Path,
+    prompts: tuple[str, ...],
+    guidance: float,
+    each: int,
+    steps: int | None,
+    t_init: int | None,
+    seed: int,
+    device: str,
+    threads: int | None,
+) -> None:
+    """A grid of images of a pipeline, one row per prompt."""
+    import torch
+
+    from pecker_fast.evaluate.grid import plot_grid
+    from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+    from pecker_fast.models.pipeline import PipelineFolder
+
+    place = prepare(device, threads)
+    pipeline = PipelineFolder.load(path)
+    unet = pipeline.unet.to(place).eval()
+    if steps is None:
+        steps = 1 if pipeline.description.get("kind") == "generator" else TEACHER_STEPS
+    sampler = PipelineSampler(pipeline, place)
+    labels = torch.arange(len(prompts)).repeat_interleave(each)
+    texts = [prompts[i] for i in labels]
+    if steps == 1:
+        latents = sampler.one_step(unet, texts, seed, t_init, progress="sampling")
+        how = "one step"
+    else:
+        latents = sampler.many_steps(unet, texts, seed, steps, guidance, progress="sampling")
+        how = f"{steps} steps, guidance {guidance:g}"
+    images = sampler.images(latents) * 2 - 1
+    title = f"{path.name or path}: {how}, seed {seed}"
+    plot_grid(png, images, labels, prompts, title, columns=min(each, MOST_COLUMNS))

@@ -211,3 +211,22 @@ def test_a_generator_of_another_architecture(pipeline, run, tmp_path):
         "--out", tmp_path / "run", *OBJECT, *QUICK,
     )  # fmt: skip
     refused(done, "has shape", "same architecture")
+
+
+# ---- images of pipelines
+
+
+@pytest.mark.parametrize("steps", [[], ["--steps", "2", "--guidance", "2"]], ids=["one", "two"])
+def test_images_of_a_pipeline(finished, run, tmp_path, steps):
+    png = tmp_path / "cats.png"
+    prompts = ["--prompt", "a cat", "--prompt", "a dog", "--per-class", "3"]
+    done = run("sample", finished / "pipeline", *prompts, "--png", png, *steps)
+    assert done.code == 0, done.err
+    assert png.stat().st_size > 1000
+
+
+def test_classes_and_prompts_are_not_mixed(pipeline, finished, files, run, tmp_path):
+    png = tmp_path / "x.png"
+    refused(run("sample", pipeline, "--png", png), "text-to-image pipeline", "--prompt")
+    refused(run("sample", pipeline, "--prompt", "a", "--class", "b", "--png", png), "--prompt")
+    refused(run("sample", files.model, "--prompt", "a", "--png", png), "is a class model")
