@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from pecker_fast.commands.common import (
     training_options,
 )
 from pecker_fast.errors import PeckerError
+
+if TYPE_CHECKING:
+    from pecker_fast.distill.prompts import TextConditions
 
 __all__ = ["erase"]
 
@@ -61,6 +64,21 @@ pipeline gives an erased pipeline folder `pipeline`, which makes images in one s
     help="Folder of a one-step U-Net to start from instead of the pipeline's own.",
 )
 @click.option(
+    "--neighbour",
+    "neighbours",
+    multiple=True,
+    help="Prompt near to the concept that must be kept, for the previews; may be given again.",
+)
+@click.option(
+    "--nudity-detector",
+    type=click.Path(path_type=Path),
+    help="ONNX file in NudeNet's format that judges the images of a pipeline.",
+)
+@click.option(
+    "--clip", "clip_path", type=click.Path(path_type=Path), help="CLIP folder that does likewise."
+)
+@click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
+@click.option(
     "--mask-file", type=click.Path(path_type=Path), help="Use this mask instead of finding one."
 )
 @click.option("--classifier", type=click.Path(path_type=Path), help="Judge; gives a report.")
@@ -96,6 +114,10 @@ def erase(
     recipe: str | None,
     names: tuple[str, ...],
     generator_path: Path | None,
+    neighbours: tuple[str, ...],
+    nudity_detector: Path | None,
+    clip_path: Path | None,
+    no_previews: bool,
     mask_file: Path | None,
     classifier: Path | None,
     statistics: Path | None,
@@ -123,9 +145,12 @@ def erase(
         if config_path is None:
             raise PeckerError("erase: --pipeline needs --recipe, e.g. celebrity, object or nudity")
         values = config_overrides(None, None, density, kind, seed, settings, iterations)
+        if no_previews and (nudity_detector is not None or clip_path is not None):
+            raise PeckerError("erase: --no-previews leaves nothing to judge; leave it out")
+        showing = (neighbours, nudity_detector, clip_path, teacher_steps)
         _erase_concept(
             pipeline_path, out, config_path, values, names, overrides, mask_file, generator_path,
-            device, threads, common,
+            device, threads, None if no_previews else showing, common,
         )  # fmt: skip
         return
     if names or generator_path is not None:
@@ -171,9 +196,17 @@ def _erase_concept(
     generator_path: Path | None,
     device: str,
     threads: int | None,
+    showing: tuple[tuple[str, ...], Path | None, Path | None, int] | None,
     common: dict[str, Any],
 ) -> None:
     """The half of the command that is about prompts."""
+    from pecker_fast.commands.concept_showing import (
+        Judges,
+        Previews,
+        load_judges,
+        prompt_groups,
+        write_report,
+    )
     from pecker_fast.commands.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
     from pecker_fast.distill.config import load_config
     from pecker_fast.mask import SaliencyMask
@@ -188,7 +221,22 @@ def _erase_concept(
     generator = None
     if generator_path is not None:
         generator = load_unet(generator_path, like=pipeline.unet)
-    erased = erase_concept(pipeline, config, out, place, mask=mask, generator=generator, **common)
+    judges, shown = Judges(), []
+    if showing is not None:
+        neighbours, detector, clip, steps = showing
+        judges = load_judges(detector, clip, place)
+
+    def previews(conditions: TextConditions) -> Previews:
+        groups = prompt_groups(conditions, neighbours)
+        shown.append(Previews(pipeline, config, groups, out, place, steps))
+        return shown[0]
+
+    erased = erase_concept(
+        pipeline, config, out, place, mask=mask, generator=generator,
+        previews=None if showing is None else previews, **common,
+    )  # fmt: skip
+    if shown:
+        write_report(erased, pipeline, config_path, shown[0], out, place, judges)
     frozen = erased.frozen
     click.echo(
         f"{frozen.frozen:,} of {frozen.frozen + frozen.salient:,} parameters were frozen; "
@@ -197,6 +245,8 @@ def _erase_concept(
     share = erased.patch_bytes / erased.unet_bytes
     click.echo(f"wall time        {erased.wall_s:.0f} s")
     click.echo(f"erased pipeline  {out / PIPELINE_NAME}")
+    if shown:
+        click.echo(f"report           {out / 'report.html'}")
     click.echo(f"patch            {out / PATCH_NAME} ({share:.1%} of the network's file)")
 
 

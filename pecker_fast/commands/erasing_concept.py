@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import torch
 from torch import nn
 
+from pecker_fast import backends
 from pecker_fast.commands.erasing import Clock, open_run
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
@@ -25,11 +26,14 @@ from pecker_fast.mask import SaliencyMask
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.patch import save_patch
 
-__all__ = ["PATCH_NAME", "PIPELINE_NAME", "Erased", "erase_concept"]
+__all__ = ["PATCH_NAME", "PIPELINE_NAME", "Erased", "Preview", "erase_concept"]
 
 PIPELINE_NAME = "pipeline"
 PATCH_NAME = "patch.safetensors"
-OUTPUTS = (PATCH_NAME, "report.json", "report.html", "before_after.png", "previews.png")
+OUTPUTS = (PATCH_NAME, "report.json", "report.html", "before_after.png")
+
+Preview: TypeAlias = Callable[[nn.Module, int], None]
+"""Called with the generator and the iteration."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Erased:
         stage_s: seconds by stage.
         wall_s: seconds in all.
         resumed_at: iteration at which this process took the run up.
+        backend: of the optimizer.
     """
 
     unet: nn.Module
@@ -55,6 +60,7 @@ class Erased:
     stage_s: dict[str, float]
     wall_s: float
     resumed_at: int
+    backend: str
 
 
 def erase_concept(
@@ -66,8 +72,8 @@ def erase_concept(
     force: bool = False,
     mask: SaliencyMask | None = None,
     generator: nn.Module | None = None,
-    preview: Callable[[nn.Module, int], None] | None = None,
-    previews: int = 6,
+    previews: Callable[[TextConditions], Preview] | None = None,
+    count: int = 6,
     started: float | None = None,
 ) -> Erased:
     """Erase the concepts of `config.text` from `pipeline` into the run directory `out`.
@@ -82,8 +88,9 @@ def erase_concept(
         mask: instead of the one that `config.mask` describes.
         generator: where the one-step generator starts, which the patch then belongs to. None: the
             teacher.
-        preview: called with the generator as it is and the iteration, a few times in between.
-        previews: how often.
+        previews: makes what is called with the generator as it is and the iteration, at the start
+            and `count` times.
+        count: how often.
         started: `time.monotonic()` at the start of the command. None: now.
     """
     clock = Clock(started)
@@ -91,11 +98,14 @@ def erase_concept(
         objective = Objective.from_pipeline(pipeline, config, device)
     conditions = objective.conditions
     assert isinstance(conditions, TextConditions)  # a pipeline's are
+    backend = backends.name_of(backends.select(config.optimizer.backend, device))
     if mask is not None:
         mask.check(dict(pipeline.unet.named_parameters()))
     with open_run(out, force) as directory:
         if force:
             shutil.rmtree(out / PIPELINE_NAME, ignore_errors=True)
+            for name in ("progress.png", "previews.safetensors"):
+                (out / name).unlink(missing_ok=True)
         for name in OUTPUTS:  # results of an earlier state must not stand beside new ones
             (out / name).unlink(missing_ok=True)
         with clock.stage("mask"):
@@ -111,8 +121,9 @@ def erase_concept(
         resumed_at = trainer.iteration
         if resumed_at:
             click.echo(f"resuming at iteration {resumed_at} of {config.iterations}", err=True)
+        preview = None if previews is None else previews(conditions)
         with clock.stage("erase"):
-            _train(trainer, preview, previews)
+            _train(trainer, preview, count)
         with clock.stage("save"):
             unet = trainer.ema_generator().to("cpu")
             frozen = trainer.verify_frozen(unet)
@@ -136,15 +147,14 @@ def erase_concept(
         clock.stages,
         clock.total(),
         resumed_at,
+        backend,
     )
 
 
-def _train(
-    trainer: PeckerTrainer, preview: Callable[[nn.Module, int], None] | None, previews: int
-) -> None:
+def _train(trainer: PeckerTrainer, preview: Preview | None, count: int) -> None:
     """Run the distillation, with a look at the generator now and then."""
     total = trainer.config.iterations
-    shown_at = {round(total * index / previews) for index in range(1, previews + 1)}
+    shown_at = {round(total * index / count) for index in range(1, count + 1)}
     try:
         if preview is not None and trainer.iteration == 0:
             preview(trainer.generator, 0)

@@ -227,7 +227,7 @@ class ProgressStrip:
         if len(images) != len(self.prompts):
             raise PeckerError(f"previews: {len(images)} images for {len(self.prompts)} prompts")
         small = _reduced(_checked(images, "previews"), self._KEPT_SIDE)
-        self._previews[key] = (small * 255).round().byte()
+        self._previews[key] = (small * 255).round().byte().contiguous()
         facts = {"prompts": json.dumps(self.prompts), "title": self._title}
         with replacing(self._store) as temporary:
             named = {str(key): preview for key, preview in self._previews.items()}

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast import apply_patch, remove_patch
@@ -16,6 +17,7 @@ from pecker_fast.mask import SaliencyMask
 QUICK = [
     "--iterations", "2", "--density", "0.2", "--set", "batch_size=2", "--set", "micro_batch=null",
     "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--set", "generator.lr=1e-3",
+    "--teacher-steps", "2",
 ]  # fmt: skip
 OBJECT = ["--recipe", "object", "--name", "cat", "--override", "dog"]
 
@@ -34,6 +36,7 @@ def finished(pipeline, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("concept") / "run"
     arguments = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK]
+    arguments += ["--neighbour", "a lion"]
     assert cli.main([str(argument) for argument in arguments]) == 0
     return out
 
@@ -54,6 +57,20 @@ def test_diffusers_loads_what_comes_out(finished):
     description = json.loads((finished / "pipeline" / "pecker_fast.json").read_text())
     assert (description["kind"], description["t_init"]) == ("generator", 625)
     assert "a photo of a cat at night" in description["forget"]
+
+
+def test_the_report(finished):
+    report = json.loads((finished / "report.json").read_text())
+    assert (report["concept"], report["override"], report["recipe"]) == ("cat", "dog", "object")
+    assert report["frozen_changed"] == 0 < report["salient_changed"]
+    # 0.2 of the entries and a bit for each; the rest is names, which a real network hardly feels.
+    assert report["patch_share"] < 0.6
+    assert "While it ran" in (finished / "report.html").read_text()
+    strip = load_file(finished / "previews.safetensors")
+    # The original, and the generator before and after each of two iterations, for 9 prompts.
+    assert sorted(strip, key=int) == ["-1", "0", "1", "2"]
+    assert len(strip["0"]) == 3 + 2 + 1 + 3
+    assert not torch.equal(strip["0"], strip["2"])
 
 
 def test_only_salient_entries_moved(pipeline, finished):
@@ -78,7 +95,7 @@ def test_the_patch_makes_it_of_the_original_and_back(pipeline, finished):
 
 def test_a_run_is_taken_up(pipeline, finished, run, tmp_path):
     out = tmp_path / "run"
-    begun = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK]
+    begun = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK, "--no-previews"]
     assert run(*begun, "--iterations", "1").code == 0
     again = run(*begun)
     assert again.code == 0
@@ -90,7 +107,7 @@ def test_a_one_step_generator_to_start_from(pipeline, finished, run, tmp_path):
     """The run starts there, and its patch belongs to it."""
     start, out = finished / "pipeline", tmp_path / "run"
     arguments = ["--pipeline", pipeline, "--generator", start, "--out", out, *OBJECT, *QUICK]
-    done = run("erase", *arguments, "--set", "precision=fp32")
+    done = run("erase", *arguments, "--set", "precision=fp32", "--no-previews")
     assert done.code == 0, done.err
     assert "0 of them changed" in done.out
     patched = network(start)
@@ -103,6 +120,7 @@ def test_several_concepts(pipeline, run, tmp_path):
     done = run(
         "erase", "--pipeline", pipeline, "--recipe", "object", "--name", "cat", "--name", "car",
         "--override", "dog", "--override", "bus", "--out", tmp_path / "run", *QUICK,
+        "--no-previews",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "72 prompts to forget" in done.err
@@ -148,6 +166,8 @@ def refused(done, *parts, out=None):
         (["--name", "cat", "--override", "dog"], ["--pipeline needs --recipe"]),
         ([*OBJECT, "--forget", "cat"], ["--forget is for class models"]),
         ([*OBJECT, "--config", "x.yaml"], ["the same option"]),
+        ([*OBJECT, "--nudity-detector", "nowhere.onnx"], ["nowhere.onnx"]),
+        ([*OBJECT, "--clip", "nowhere", "--no-previews"], ["--no-previews", "nothing to judge"]),
         (["--recipe", "object", "--name", "cat", "--override", "CAT "],
          ["forgetting", "changes nothing", "choose another override"]),
     ],
