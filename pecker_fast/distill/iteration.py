@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.config import NetworkSection
@@ -57,6 +57,9 @@ class IterationInputs:
     def _parts(self) -> list[Tensor | None]:
         phases = [(d.noise, d.e, d.t) for d in (self.pseudo_score, self.generator)]
         return [*self.labels.parts(), *phases[0], *phases[1], self.shared_noise]
+
+
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 class Iteration:
@@ -137,15 +140,20 @@ class Iteration:
         losses = []
         for rows in self._slices():
             draws, labels = inputs.generator[rows], inputs.labels[rows]
+            generator = self._networks.use("generator")
+            # A second pass would draw other dropout: then the first one's graph is kept.
+            again = self._config.recompute and not _draws_dropout(generator)
             if shared is None:
-                generator = self._networks.use("generator")
-                x_g = self._objective.sample(generator, draws.noise, labels)
+                with torch.set_grad_enabled(not again):
+                    x_g = self._objective.sample(generator, draws.noise, labels)
             else:
                 x_g = shared
             loss, gradient = self._objective.generator_loss(
                 self._networks, x_g, draws, labels, weight[rows]
             )
             self._networks.use("generator")
+            if again:
+                x_g = self._objective.sample(generator, draws.noise, labels)
             x_g.backward(gradient)  # type: ignore[no-untyped-call]
             losses.append(loss)
         self._theta.step()
@@ -163,3 +171,10 @@ class Iteration:
         rows = 2 * self._config.batch_size
         step = self._config.micro_batch or rows
         return [slice(first, first + step) for first in range(0, rows, step)]
+
+
+def _draws_dropout(network: nn.Module) -> bool:
+    return any(
+        isinstance(module, _DROPOUT) and module.training and module.p > 0
+        for module in network.modules()
+    )

@@ -105,6 +105,7 @@ def generator_loss(
     alpha: float,
     predictors: Predictors | None = None,
     diff_instruct: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """ell(c_phi, c_psi) per sample, and its gradient with respect to x_g.
 
@@ -124,6 +125,8 @@ def generator_loss(
         alpha: Weight of the score difference; 1.2 for CIFAR-10 and STL-10.
         predictors: How the networks are called. None = `predict_noise`.
         diff_instruct: Block the gradient through p and s. A different, cheaper algorithm.
+        recompute: Run each network's forward pass again before its backward pass, so that the
+            graphs of psi and phi do not live at the same time.
 
     Returns:
         (N,) losses without their weights, and (N, C, H, W) the gradient of sum(weight * losses).
@@ -131,15 +134,19 @@ def generator_loss(
     predictors = predictors or Predictors.all(predict_noise)
     x_g = x_g.detach()
     x_t = schedule.add_noise(x_g, noise, t).requires_grad_(not diff_instruct)
-    with torch.set_grad_enabled(not diff_instruct):
-        eps_p = predictors.teacher(networks.use("teacher"), x_t, t, teacher_condition)
+
+    def teacher() -> Tensor:
+        return predictors.teacher(networks.use("teacher"), x_t, t, teacher_condition)
+
+    def pseudo_score() -> list[Tensor]:
         psi = networks.use("pseudo_score")
-        eps_s = predictors.difference(psi, x_t, t, pseudo_score_condition)
-        eps_r = eps_s
-        if predictors.residual is not None:
-            eps_r = predictors.residual(psi, x_t, t, pseudo_score_condition)
+        places = [predictors.difference, predictors.residual]
+        return [p(psi, x_t, t, pseudo_score_condition) for p in places if p is not None]
+
+    with torch.set_grad_enabled(not (diff_instruct or recompute)):
+        eps_p, eps_psi = teacher(), pseudo_score()
     with torch.no_grad():
-        p, s, r = (schedule.denoised(x_t, eps, t) for eps in (eps_p, eps_s, eps_r))
+        p, s, r = (schedule.denoised(x_t, e, t) for e in (eps_p, eps_psi[0], eps_psi[-1]))
         losses = distillation_loss(p, s, x_g, alpha, r)
         scale = weight.view((-1,) + (1,) * (x_g.dim() - 1))
         gradients = distillation_loss_gradients(p, s, x_g, alpha, r)
@@ -147,15 +154,18 @@ def generator_loss(
         if diff_instruct:
             return losses, g_x
         a, b = schedule.coefficients(t, x_g)
-        one = eps_r is eps_s
-        outputs = [eps_s] if one else [eps_s, eps_r]
-        sums = [g_s + g_r] if one else [g_s, g_r]
-        g_psi = [total / a for total in sums]
         g_phi = g_p / a
+        g_psi = [total / a for total in ([g_s + g_r] if len(eps_psi) == 1 else [g_s, g_r])]
         del p, s, r
+    if recompute:
+        with torch.enable_grad():
+            eps_psi = pseudo_score()
     networks.use("pseudo_score")
-    (through_psi,) = torch.autograd.grad(outputs, x_t, [-b * total for total in g_psi])
-    del eps_s, eps_r, outputs
+    (through_psi,) = torch.autograd.grad(eps_psi, x_t, [-b * total for total in g_psi])
+    del eps_psi
+    if recompute:
+        with torch.enable_grad():
+            eps_p = teacher()
     networks.use("teacher")
     (through_phi,) = torch.autograd.grad(eps_p, x_t, -b * g_phi)
     return losses, g_x + a * (g_phi + sum(g_psi) + through_psi + through_phi)

@@ -250,4 +250,5 @@ class Objective:
             alpha=self.config.alpha,
             predictors=self._predictors,
             diff_instruct=self.config.diff_instruct,
+            recompute=self.config.recompute,
         )

@@ -20,6 +20,7 @@ OPTIONS = {
     "micro batches": {"mask.apply": "both", "micro_batch": 3},
     "one generator pass": {"share_generator_pass": True},
     "bf16": {"precision": "bf16", "mask.apply": "both"},
+    "recomputed": {"recompute": True, "mask.apply": "both"},
 }
 
 pytestmark = pytest.mark.skipif(

@@ -20,6 +20,7 @@ OPTIONS = {
     "whole tensors": {"mask.granularity": "tensor", "optimizer.clip_value": None},
     "bf16": {"precision": "bf16"},
     "no average": {"ema.decay": None},
+    "recomputed": {"recompute": True},
 }
 
 

@@ -176,6 +176,61 @@ def test_a_shared_generator_pass_is_one_pass():
     assert trainer.verify_frozen().salient_changed > 0
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_recomputing_changes_no_bit(dropout, micro_batch):
+    """Forward passes run twice, and give the same; with dropout the generator's runs once."""
+    runs = []
+    for recompute in (False, True):
+        spy = Spy()
+        options = {"recompute": recompute, "micro_batch": micro_batch, "mask.kind": "random"}
+        trainer, metrics = train(toy_objective(options, dropout=dropout, predict=spy))
+        runs.append(
+            [[m.losses for m in metrics], weights(trainer.generator), weights(trainer.pseudo_score)]
+        )
+    assert_same_bits(*runs)
+    last = spy.of_iteration(trainer, trainer._objective)[-(5 if dropout else 6) :]
+    graphs = [(name, graph) for name, _, _, graph in last]
+    first = [("theta", True)] if dropout else [("theta", False)]
+    assert graphs == [
+        *first, ("phi", False), ("psi", False), ("psi", True), ("phi", True),
+        *([] if dropout else [("theta", True)]),
+    ]  # fmt: skip
+
+
+class Saved:
+    """Counts the numbers that are held for backward passes, and their peak."""
+
+    def __init__(self):
+        self.now = self.peak = 0
+
+    def pack(self, tensor):
+        counter = self
+
+        class Held:
+            def __init__(self):
+                counter.now += tensor.numel()
+                counter.peak = max(counter.peak, counter.now)
+                self.tensor = tensor
+
+            def __del__(self):
+                counter.now -= tensor.numel()
+
+        return Held()
+
+
+def test_recomputing_holds_one_graph_at_a_time():
+    peaks = []
+    for recompute in (False, True):
+        saved = Saved()
+        trainer = PeckerTrainer(toy_objective({"recompute": recompute}, dropout=0.0))
+        inputs = trainer._step.draw(IterationRandom(0, 0, torch.device("cpu"), TRAINING))
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda held: held.tensor):
+            trainer._step._generator_phase(inputs, None)
+        peaks.append(saved.peak)
+    assert 0 < peaks[1] < 0.5 * peaks[0]
+
+
 def test_diff_instruct_runs_no_gradient_through_the_scores():
     spy = Spy()
     overrides = {"iterations": 1, "mask.kind": "random", "diff_instruct": True}
