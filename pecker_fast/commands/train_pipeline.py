@@ -35,7 +35,7 @@ Examples:
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of the U-Net.  [default: 3000]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a step.  [default: 64]")
 @click.option(
-    "--autoencoder-steps", type=click.IntRange(min=1), help="Steps before.  [default: 1500]"
+    "--autoencoder-steps", type=click.IntRange(min=1), help="Steps before.  [default: 6000]"
 )
 @click.option(
     "--per-class",
@@ -61,8 +61,9 @@ def train_pipeline(
 ) -> None:
     """Train a Fashion-MNIST text-to-image pipeline in Stable Diffusion's format, and measure it.
 
-    The defaults made the pipeline inside the package, on one CPU core. A run that was stopped goes
-    on where it was when the same command is given again.
+    The defaults made the pipeline inside the package, in half an hour on one CPU core (--threads 1;
+    other numbers of threads give other bits). A run that was stopped goes on where it was when the
+    same command is given again.
     """
     if out.exists():
         raise PeckerError(f"{out}: exists; name a new folder")
