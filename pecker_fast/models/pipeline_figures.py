@@ -123,17 +123,14 @@ def draw_images(
             if steps == 1:
                 decoded = _one_step(pipeline, chunk, noise, guidance)
             else:
-                decoded = (
-                    2
-                    * pipeline(
-                        chunk,
-                        num_inference_steps=steps,
-                        guidance_scale=guidance,
-                        latents=noise,
-                        output_type="pt",
-                    ).images
-                    - 1
-                )
+                drawn = pipeline(
+                    chunk,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    latents=noise,
+                    output_type="pt",
+                ).images
+                decoded = 2 * drawn - 1
             images.append(without_border(decoded.float().cpu()))
             bar.update(len(chunk))
     return torch.cat(images)
