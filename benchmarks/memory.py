@@ -35,6 +35,7 @@ _MICRO = {"micro_batch": 1}
 _ONE_SET = {"mask.apply": "both", "mask.share_weights": True}
 _BF16 = {"precision": "bf16"}
 _FUSED = {"accelerate": True, "graph": "auto"}
+_RECOMPUTE = {"recompute": True}
 
 LAYOUTS: tuple[Variant, ...] = (
     Variant("as published", trainer=False, masked_optimizer=False),
@@ -53,8 +54,12 @@ LAYOUTS: tuple[Variant, ...] = (
         settings={**_ONE_SET, **_BF16, **_RELEASE, **_MICRO},
     ),
     Variant(
+        "the same, recomputed",
+        settings={**_ONE_SET, **_BF16, **_RELEASE, **_MICRO, **_RECOMPUTE},
+    ),
+    Variant(
         "the same, fused blocks, CUDA graph",
-        settings={**_ONE_SET, **_BF16, **_RELEASE, **_MICRO, **_FUSED},
+        settings={**_ONE_SET, **_BF16, **_RELEASE, **_MICRO, **_RECOMPUTE, **_FUSED},
     ),
 )
 

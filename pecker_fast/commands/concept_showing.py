@@ -15,6 +15,7 @@ from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.text_config import ConceptSection
 from pecker_fast.evaluate.clip_score import ClipScorer, measure_clip_score
+from pecker_fast.evaluate.concept import ConceptFigures
 from pecker_fast.evaluate.concept_pictures import ProgressStrip, PromptGroup, plot_before_after
 from pecker_fast.evaluate.concept_report import ConceptReport, Picture, Sampling, Table
 from pecker_fast.evaluate.concept_sections import clip_section, detection_section
@@ -144,8 +145,20 @@ def write_report(
     out: Path,
     device: torch.device,
     judges: Judges,
+    figures: ConceptFigures | None = None,
 ) -> ConceptReport:
-    """Draw before and after, let the judges look, write report.html and report.json."""
+    """Draw before and after, let the judges look, write report.html and report.json.
+
+    Args:
+        erased: what the run made.
+        pipeline: the original.
+        recipe: its name.
+        previews: how to draw.
+        out: the run directory.
+        device: where to draw.
+        judges: what else looks at the images.
+        figures: a classifier's.
+    """
     before = previews.original(_COLUMNS)
     after = previews.erased(erased.unet.to(device), _COLUMNS)
     picture = out / "before_after.png"
@@ -189,6 +202,7 @@ def write_report(
         patch_bytes=erased.patch_bytes,
         unet_bytes=erased.unet_bytes,
         sampling=previews.sampling,
+        figures=figures,
         sections=_judged(before, after, previews, judges),
     )
     report.write(out, pictures)

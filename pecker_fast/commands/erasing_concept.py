@@ -50,6 +50,7 @@ class Erased:
         wall_s: seconds in all.
         resumed_at: iteration at which this process took the run up.
         backend: of the optimizer.
+        conditions: the prompts.
     """
 
     unet: nn.Module
@@ -61,6 +62,7 @@ class Erased:
     wall_s: float
     resumed_at: int
     backend: str
+    conditions: TextConditions
 
 
 def erase_concept(
@@ -148,6 +150,7 @@ def erase_concept(
         clock.total(),
         resumed_at,
         backend,
+        conditions,
     )
 
 

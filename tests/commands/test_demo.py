@@ -122,3 +122,21 @@ def test_the_statistics_are_those_of_the_training_images():
     # The features were computed in float32 on another device.
     assert torch.allclose(found.mean, stated.mean[3], atol=1e-4)
     assert torch.allclose(found.cov, stated.cov[3], atol=1e-3)
+
+
+def test_demo_of_a_concept(run, tmp_path):
+    """Two iterations of it: everything is made and judged; how well is measured at full length."""
+    out = tmp_path / "demo"
+    small = ["--iterations", "2", "--set", "saliency.batches=1", "--set", "saliency.batch_size=2"]
+    done = run("demo", "--concept", "--out", out, *small, "--set", "batch_size=2")
+    assert done.code == 0, done.err
+    report = json.loads((out / "report.json").read_text())
+    assert report["frozen_changed"] == 0 < report["salient_changed"]
+    assert report["patch_share"] < 0.25
+    assert (report["concept"], report["override"]) == ("a sneaker", "a bag")
+    assert "sneaker" in done.out.lower()
+    for name in ("report.html", "before_after.png", "progress.png", "patch.safetensors"):
+        assert (out / name).stat().st_size > 0
+    refused = run("demo", "--concept", "--forget", "Bag", "--out", tmp_path / "other")
+    assert refused.code == 2
+    assert "--concept forgets sneakers" in refused.err
