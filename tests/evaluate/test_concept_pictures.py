@@ -98,7 +98,9 @@ def test_long_prompts_are_wrapped_and_cut(tmp_path):
     assert sizes[0][1] < sizes[1][1] < sizes[0][1] + 80
 
 
-@pytest.mark.parametrize("prompt", ["$a_{b$", "猫の写真", "line\nbreak\ttab", "", "\U0001f408 <b>&"])
+@pytest.mark.parametrize(
+    "prompt", ["$a_{b$", "猫の写真", "line\nbreak\ttab", "", "\U0001f408 <b>&"]
+)
 def test_any_text_is_a_prompt(tmp_path, prompt):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
