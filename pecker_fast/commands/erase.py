@@ -155,9 +155,7 @@ def erase(
         return
     if names or generator_path is not None:
         raise PeckerError("erase: --name and --generator need --pipeline; for a class use --forget")
-    if len(overrides) > 1:
-        raise PeckerError("erase: a class has one --override")
-    override = overrides[0] if overrides else None
+    override = overrides[-1] if overrides else None  # of repeated options the last counts
     if config_path is None and (forget is None or override is None):
         raise PeckerError("erase: give --forget and --override, or a --config that has them")
     if statistics is not None and classifier is None:
