@@ -13,7 +13,10 @@ import torch
 __all__ = ["machine_facts", "usable_cores", "versions"]
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-_PACKAGES = ("pecker-fast", "torch", "diffusers", "numpy", "safetensors", "triton")
+_PACKAGES = (
+    "pecker-fast", "torch", "diffusers", "transformers", "numpy", "safetensors", "triton",
+    "onnxruntime",
+)  # fmt: skip
 
 
 def machine_facts(device: torch.device | str = "cpu") -> dict[str, Any]:
