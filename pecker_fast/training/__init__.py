@@ -1,0 +1,1 @@
+"""Training on real images: data sets, teachers and classifiers. Knows nothing of forgetting."""
