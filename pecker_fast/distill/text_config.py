@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 
+from pecker_fast.distill.settings import Section
 from pecker_fast.errors import PeckerError
 
 __all__ = ["ConceptSection", "GuidanceSection", "NegativeSection", "TextSection", "name_concepts"]
 
 
-class _Section(BaseModel):
-    """Immutable; an unknown key, an infinity or a NaN is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ConceptSection(_Section):
+class ConceptSection(Section):
     """One concept to forget, and what takes its place.
 
     Prompts are templates: `{concept}` stands for the concept in what generator and pseudo-score are
@@ -29,11 +24,12 @@ class ConceptSection(_Section):
     prompts: tuple[str, ...] | str  # Templates, or a text file with one a line.
     concept: tuple[str, ...] | str  # What is forgotten; several words for it are taken in turn.
     override: str  # What takes its place. "" = nothing: the rest of the prompt.
-    fill: dict[str, tuple[str, ...]] = {}  # Values of the other placeholders.
+    # Values of the other placeholders.
+    fill: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     weight: NonNegativeFloat = 1.0  # Of this concept in the forget term.
 
 
-class GuidanceSection(_Section):
+class GuidanceSection(Section):
     """Scales of classifier-free guidance in the four places of the method; 1 = none."""
 
     kappa1: float = 4.5  # The pseudo-score while it learns.
@@ -42,7 +38,7 @@ class GuidanceSection(_Section):
     kappa4: float = 4.5  # The teacher.
 
 
-class NegativeSection(_Section):
+class NegativeSection(Section):
     """What guidance leads away from in each place; "" = no prompt."""
 
     kappa1: str = ""
@@ -51,11 +47,12 @@ class NegativeSection(_Section):
     kappa4: str = ""
 
 
-class TextSection(_Section):
+class TextSection(Section):
     """A run on a text-to-image model. Takes the place of `forget` and `override`."""
 
     remain: tuple[str, ...] | str  # Prompts to keep (templates), or a text file with one a line.
-    fill: dict[str, tuple[str, ...]] = {}  # Values of their placeholders; every combination.
+    # Values of their placeholders; every combination.
+    fill: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     concepts: tuple[ConceptSection, ...] = Field(min_length=1)
     dropout: float = Field(0.1, ge=0, lt=1)  # Share of "" told to the pseudo-score as it learns.
     guidance: GuidanceSection = GuidanceSection()

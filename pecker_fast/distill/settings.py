@@ -1,0 +1,194 @@
+"""What all configurations share: sections, YAML files and flags, and errors in one line."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["Section", "Settings", "apply_overrides", "build", "read_settings", "recipes_in"]
+
+S = TypeVar("S", bound="Settings")
+
+
+class Section(BaseModel):
+    """Immutable; an unknown key, an infinity or a NaN is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Settings(Section):
+    """A whole configuration, made of values and sections."""
+
+    def check_resumes(self, saved: Mapping[str, Any], iteration: int, where: str) -> None:
+        """Refuse to resume a run under settings that would change its results.
+
+        Logging may change, and so may the number of iterations as long as the learning rate does
+        not depend on it.
+
+        Args:
+            saved: `flat()` of the run's own configuration.
+            iteration: Iterations that the run has done.
+            where: The run's directory, for the message.
+
+        Raises:
+            PeckerError: A setting differs; its key and both values are named.
+        """
+        ours = self.flat()
+        for key in [*ours, *(key for key in saved if key not in ours)]:
+            free = key.startswith("logging.") or (
+                key == "iterations" and ours.get("lr_schedule") == "constant"
+            )
+            if not free and ours.get(key) != saved.get(key):
+                raise PeckerError(
+                    f"{where} holds a run with {key} {saved.get(key)!r}, this one has "
+                    f"{ours.get(key)!r}; use the same value to resume, or another directory"
+                )
+        if iteration > ours["iterations"]:
+            raise PeckerError(
+                f"{where} holds a run of {iteration} iterations, more than the "
+                f"{ours['iterations']} asked for; raise iterations, or choose another directory"
+            )
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its dotted key, e.g. `mask.density`."""
+        return dict(_flatten(self.model_dump(), ""))
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that can be read back."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def recipes_in(folder: Path) -> list[str]:
+    """Names of the recipes in a folder of the package."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def read_settings(path: Path, folders: Sequence[Path]) -> dict[str, Any]:
+    """What a YAML file holds, or the shipped recipe of that name.
+
+    Args:
+        path: The file, or the bare name of a recipe.
+        folders: Where recipes are.
+
+    Raises:
+        PeckerError: No such file or recipe, not readable, not YAML, or not `key: value` lines.
+    """
+    if path.suffix == "" and not path.exists():
+        shipped = (folder / f"{path.name}.yaml" for folder in folders)
+        path = next((file for file in shipped if file.is_file()), path)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = sorted(name for folder in folders for name in recipes_in(folder))
+        raise PeckerError(
+            f"no configuration file {path}; shipped recipes are {', '.join(names)}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PeckerError(f"cannot read the configuration {path}: {error}") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise PeckerError(f"{path} is not valid YAML: {reason}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise PeckerError(f"{path} must hold 'key: value' lines, got a {type(settings).__name__}")
+    return settings
+
+
+def apply_overrides(
+    kind: type[Settings], settings: dict[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Lay dotted keys over settings, in place; `kind` knows which keys there are.
+
+    Raises:
+        PeckerError: A key below something that is no section.
+    """
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        inner = settings
+        for name in sections:
+            inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise PeckerError(_unknown(kind, key))
+        inner[last] = value
+
+
+def build(kind: type[S], settings: Mapping[str, Any], path: str | Path | None) -> S:
+    """The checked configuration.
+
+    Args:
+        kind: What to make of the settings.
+        settings: Nested, by key.
+        path: Where they came from, for messages.
+
+    Raises:
+        PeckerError: An unknown key (the nearest valid one is named), or a value out of range.
+    """
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        origin = f" in {path}" if path is not None else ""
+        raise PeckerError(_one_line(kind, error) + origin) from None
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _known(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key there is, those of optional sections included."""
+    for name, field in kind.model_fields.items():
+        section = _section(field.annotation)
+        if section is None:
+            yield f"{prefix}{name}"
+        else:
+            yield from _known(section, f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, always or where it is not None."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    for part in typing.get_args(annotation) if union else (annotation,):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def _unknown(kind: type[BaseModel], key: str) -> str:
+    known = list(_known(kind))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    # A key that is right but for its section is nearer than any spelling.
+    same_name = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    return f"unknown configuration key {key!r}; did you mean {(same_name or near)[0]!r}?"
+
+
+def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return _unknown(kind, ".".join(parts))
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    # The location of a union (int | str, float | None) ends in its branch; the key does not.
+    known = list(_known(kind))
+    while len(parts) > 1 and ".".join(parts) not in known:
+        parts.pop()
+    key = ".".join(parts)
+    if first["type"] == "model_type":
+        keys = [name for name in known if name.startswith(f"{key}.")]
+        return f"{key} must be a section with keys such as {keys[0]!r}, got {first['input']!r}"
+    message = first["msg"].replace("Input should be", "must be", 1)
+    return f"{key} {message}, got {first['input']!r}"
