@@ -10,7 +10,7 @@ import torch
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["CLASS_NAMES", "DEFAULT_FOLDER", "load_split"]
+__all__ = ["CLASS_NAMES", "DEFAULT_FOLDER", "load_pixels", "load_split"]
 
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = (
@@ -21,7 +21,7 @@ _STEMS = {"train": "train", "test": "t10k"}
 
 
 def load_split(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read one split.
+    """Read one split as a network sees it.
 
     Args:
         folder: where the .gz files lie.
@@ -33,10 +33,20 @@ def load_split(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         PeckerError: a file is missing, truncated or not an IDX file.
     """
+    pixels, labels = load_pixels(folder, split)
+    return pixels.float() / 127.5 - 1.0, labels
+
+
+def load_pixels(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read one split as it is stored: images (N, 1, 28, 28) uint8 and labels (N,) int64.
+
+    Raises:
+        PeckerError: as in `load_split`.
+    """
     stem = _STEMS[split]
     pixels = _read_idx(folder / f"{stem}-images-idx3-ubyte.gz", header=16)
     labels = _read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", header=8)
-    images = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).astype(np.float32)) / 127.5 - 1.0
+    images = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy())
     if len(images) != len(labels):
         raise PeckerError(f"{folder}: {len(images)} {split} images but {len(labels)} labels")
     return images, torch.from_numpy(labels.astype(np.int64))
