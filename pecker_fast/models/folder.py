@@ -2,11 +2,12 @@
 
 Layout, diffusers' own plus one file::
 
-    unet/config.json, unet/diffusion_pytorch_model.safetensors     UNet2DModel.save_pretrained
+    unet/config.json, unet/diffusion_pytorch_model.safetensors     save_pretrained of the network
     scheduler/scheduler_config.json                                DDPMScheduler.save_pretrained
-    pecker_fast.json    class names, patch size, figures (optional)
+    pecker_fast.json    class names, patch size, label of "no class", figures (optional)
 
-A bare `UNet2DModel` folder (config.json at its top) loads too.
+The network is diffusers' `UNet2DModel` or this package's `DDPMUNet`; unet/config.json says which.
+A bare network folder (config.json at its top) loads too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.models.ddpm import DDPMUNet
 
 __all__ = ["ModelFolder"]
 
@@ -35,20 +37,27 @@ class ModelFolder:
     """A teacher or an erased generator with all that is needed to use it.
 
     Attributes:
-        unet: the noise predictor, class-conditional.
+        unet: the noise predictor, class-conditional: `network(x, t, labels).sample`.
         scheduler: the noise schedule it was trained with.
         class_names: one name per class, by class index.
         patch_size: the network sees `patch_size**2` neighbouring pixels as channels (1: pixels).
         figures: measured figures that ship with the model, e.g. its accuracy in 50 steps.
         kind: "teacher" (many steps) or "generator" (made for one step).
+        null_label: the label that means "no class", which guidance needs; None: the network has
+            none. A `DDPMUNet` always has one, and it is found by itself.
     """
 
-    unet: UNet2DModel
+    unet: UNet2DModel | DDPMUNet
     scheduler: DDPMScheduler
     class_names: tuple[str, ...]
     patch_size: int = 1
     figures: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "teacher"
+    null_label: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.unet, DDPMUNet):
+            object.__setattr__(self, "null_label", self.unet.null_label)
 
     @property
     def num_classes(self) -> int:
@@ -89,7 +98,7 @@ class ModelFolder:
         listed = ", ".join(f"{i} {known!r}" for i, known in enumerate(self.class_names))
         raise PeckerError(f"unknown class {name!r}; the model's classes are: {listed}")
 
-    def with_network(self, unet: UNet2DModel, kind: str) -> ModelFolder:
+    def with_network(self, unet: UNet2DModel | DDPMUNet, kind: str) -> ModelFolder:
         """The same description around another network; the figures do not carry over."""
         return replace(self, unet=unet, kind=kind, figures={})
 
@@ -107,23 +116,13 @@ class ModelFolder:
             if not needed.is_file():
                 raise PeckerError(
                     f"model folder {root}: {needed.relative_to(root)} is missing; expected a "
-                    "folder saved by UNet2DModel.save_pretrained, or one with unet/ and scheduler/"
+                    "folder saved by save_pretrained of a network, or one with unet/ and scheduler/"
                 )
         unet = _load_unet(unet_folder)
         scheduler = _load_scheduler(root)
         description = _load_description(root)
-        names = tuple(description.get("class_names") or _default_names(unet))
-        classes = unet.class_embedding.num_embeddings if _is_class_table(unet) else None
-        if classes is None:
-            raise PeckerError(
-                f"model folder {root}: the network has no class embedding (num_class_embeds is "
-                f"{unet.config.num_class_embeds}); erasing a class needs a class-conditional model"
-            )
-        if len(names) > classes:
-            raise PeckerError(
-                f"model folder {root}: {DESCRIPTION} names {len(names)} classes, "
-                f"the network has {classes}"
-            )
+        null_label = description.get("null_label")
+        names = _class_names(root, unet, description.get("class_names"), null_label)
         patch_size = description.get("patch_size", 1)
         channels = unet.config.in_channels
         if not isinstance(patch_size, int) or patch_size < 1 or channels % patch_size**2:
@@ -138,6 +137,7 @@ class ModelFolder:
             patch_size=patch_size,
             figures=description.get("figures", {}),
             kind=description.get("kind", "teacher"),
+            null_label=null_label,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -149,6 +149,7 @@ class ModelFolder:
             "kind": self.kind,
             "class_names": list(self.class_names),
             "patch_size": self.patch_size,
+            "null_label": self.null_label,
             "figures": dict(self.figures),
         }
         temporary = root / (DESCRIPTION + ".tmp")
@@ -156,23 +157,67 @@ class ModelFolder:
         os.replace(temporary, root / DESCRIPTION)
 
 
-def _is_class_table(unet: UNet2DModel) -> bool:
-    return isinstance(unet.class_embedding, torch.nn.Embedding)
+def _class_names(
+    root: Path, unet: UNet2DModel | DDPMUNet, given: list[str] | None, null_label: Any
+) -> tuple[str, ...]:
+    """The names in the description, or "class 0" and so on, checked against the network."""
+    if isinstance(unet, DDPMUNet):
+        rows, classes = unet.num_classes + 1, unet.num_classes
+        if null_label not in (None, unet.null_label):
+            raise PeckerError(
+                f"model folder {root}: null_label in {DESCRIPTION} is {null_label!r}, but the "
+                f"network's own label of no class is {unet.null_label}; remove the entry"
+            )
+    elif isinstance(unet.class_embedding, torch.nn.Embedding):
+        rows = unet.class_embedding.num_embeddings
+        classes = rows if null_label is None else rows - 1
+    else:
+        raise PeckerError(
+            f"model folder {root}: the network has no class embedding (num_class_embeds is "
+            f"{unet.config.num_class_embeds}); erasing a class needs a class-conditional model"
+        )
+    names = tuple(given or (f"class {index}" for index in range(classes)))
+    if len(names) > classes:
+        raise PeckerError(
+            f"model folder {root}: {DESCRIPTION} names {len(names)} classes, "
+            f"the network has {classes}"
+        )
+    if null_label is not None and (
+        not isinstance(null_label, int) or not len(names) <= null_label < rows
+    ):
+        raise PeckerError(
+            f"model folder {root}: null_label {null_label!r} in {DESCRIPTION} must be a label "
+            f"behind the {len(names)} classes in the network's table of {rows}"
+        )
+    return names
 
 
-def _default_names(unet: UNet2DModel) -> list[str]:
-    return [f"class {index}" for index in range(unet.config.num_class_embeds or 0)]
-
-
-def _load_unet(folder: Path) -> UNet2DModel:
+def _load_unet(folder: Path) -> UNet2DModel | DDPMUNet:
+    known: dict[str, Any] = {"UNet2DModel": UNet2DModel, "DDPMUNet": DDPMUNet}
     try:
-        unet = UNet2DModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+        kind = json.loads((folder / "config.json").read_text()).get("_class_name", "UNet2DModel")
+        if kind in known:
+            unet, loaded = known[kind].from_pretrained(
+                folder, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+            )
     except Exception as error:  # diffusers and safetensors raise many kinds for a broken file
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise PeckerError(
-            f"model folder {folder}: cannot be read as a diffusers UNet2DModel ({first_line}); "
+            f"model folder {folder}: the network cannot be read ({first_line}); "
             "the file may be truncated: copy it again"
         ) from error
+    if kind not in known:
+        raise PeckerError(
+            f"model folder {folder}: config.json is of a {kind!r}, expected {' or '.join(known)}"
+        )
+    # diffusers would go on with random values for what is missing.
+    for problem in ("missing_keys", "unexpected_keys"):
+        if loaded[problem]:
+            names = sorted(loaded[problem])
+            raise PeckerError(
+                f"model folder {folder}: {WEIGHTS} does not fit config.json, {len(names)} "
+                f"{problem.replace('_', ' ')}, first {names[0]!r}; copy both files again"
+            )
     return unet.float().eval()
 
 

@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
 
 
@@ -24,6 +25,18 @@ def tiny_unet(classes: int | None = 3, channels: int = 4) -> UNet2DModel:
         up_block_types=("UpBlock2D",),
         norm_num_groups=4,
         num_class_embeds=classes,
+    )
+
+
+def tiny_ddpm(classes: int = 3) -> DDPMUNet:
+    torch.manual_seed(0)
+    return DDPMUNet(
+        sample_size=4,
+        in_channels=4,
+        num_classes=classes,
+        channels=8,
+        channel_mult=(1, 1),
+        norm_num_groups=4,
     )
 
 
@@ -52,6 +65,49 @@ def test_round_trip(saved: Path) -> None:
     assert (after.class_names, after.patch_size) == (before.class_names, before.patch_size)
     assert (after.figures, after.kind) == (before.figures, before.kind)
     assert not after.unet.training
+    assert after.null_label is None
+
+
+def test_round_trip_of_the_published_network(tmp_path: Path) -> None:
+    before = tiny_folder(unet=tiny_ddpm())
+    before.save(tmp_path)
+    after = ModelFolder.load(tmp_path)
+    assert isinstance(after.unet, DDPMUNet)
+    for name, param in before.unet.state_dict().items():
+        assert torch.equal(param, after.unet.state_dict()[name])
+    assert before.null_label == after.null_label == 3
+    assert after.network_shape == (4, 4, 4)
+    assert not after.unet.training
+
+
+def test_class_names_of_the_published_network(tmp_path: Path) -> None:
+    tiny_folder(unet=tiny_ddpm(), class_names=()).save(tmp_path)
+    assert ModelFolder.load(tmp_path).class_names == ("class 0", "class 1", "class 2")
+    tiny_folder(unet=tiny_ddpm(), class_names=("a", "b", "c", "d")).save(tmp_path)
+    with pytest.raises(PeckerError, match="names 4 classes, the network has 3"):
+        ModelFolder.load(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("ant", "Bee", "cat"), ()])
+def test_no_class_in_a_table_one_larger(tmp_path: Path, names: tuple[str, ...]) -> None:
+    tiny_folder(unet=tiny_unet(classes=4), class_names=names, null_label=3).save(tmp_path)
+    folder = ModelFolder.load(tmp_path)
+    assert (folder.null_label, folder.num_classes) == (3, 3)
+
+
+@pytest.mark.parametrize("label", [2, 4, -1, "three"])
+def test_label_of_no_class_that_the_network_lacks(tmp_path: Path, label: object) -> None:
+    tiny_folder(unet=tiny_unet(classes=4), null_label=label).save(tmp_path)
+    with pytest.raises(PeckerError, match=f"null_label {label!r} .* behind the 3 classes"):
+        ModelFolder.load(tmp_path)
+
+
+def test_another_label_of_no_class_than_the_network_has(saved: Path) -> None:
+    tiny_ddpm().save_pretrained(saved / "unet")
+    description = json.loads((saved / DESCRIPTION).read_text())
+    (saved / DESCRIPTION).write_text(json.dumps({**description, "null_label": 2}))
+    with pytest.raises(PeckerError, match="is 2, but the network's own label of no class is 3"):
+        ModelFolder.load(saved)
 
 
 def test_patches_become_pixels_and_back() -> None:
@@ -106,6 +162,19 @@ def test_truncated_weights(saved: Path) -> None:
     file = saved / "unet" / WEIGHTS
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(PeckerError, match="truncated"):
+        ModelFolder.load(saved)
+
+
+def test_weights_of_another_network(saved: Path, tmp_path: Path) -> None:
+    tiny_ddpm().save_config(tmp_path)
+    (saved / "unet" / "config.json").write_text((tmp_path / "config.json").read_text())
+    with pytest.raises(PeckerError, match=r"does not fit config.json, \d+ missing keys, first"):
+        ModelFolder.load(saved)
+
+
+def test_network_of_another_kind(saved: Path) -> None:
+    (saved / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    with pytest.raises(PeckerError, match="is of a 'UNet2DConditionModel', expected UNet2DModel"):
         ModelFolder.load(saved)
 
 
