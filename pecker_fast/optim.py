@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, Literal
 
@@ -322,6 +322,34 @@ class MaskedAdamW(Optimizer):
                 "use torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
             )
         return self._released.clip_norm_(max_norm)
+
+    @property
+    def releases_grads(self) -> bool:
+        """Whether dense gradients are freed during the backward pass."""
+        return self._released is not None
+
+    def release_into(
+        self, places: Mapping[Tensor, Tensor], on_release: Callable[[Tensor], None] | None
+    ) -> None:
+        """Keep released gradients in the caller's memory, e.g. in what it sends to other processes.
+
+        A copy of the optimizer keeps its own again.
+
+        Args:
+            places: parameter -> (nnz,) float32, float64 for a float64 parameter. Others as before.
+            on_release: called with a parameter, during the backward pass, whenever a gradient has
+                been added in its place. None: nobody is told.
+
+        Raises:
+            PeckerError: without release_grads, or while released gradients wait for a step.
+        """
+        if self._released is None:
+            raise PeckerError("release_into works on released gradients only: release_grads=True")
+        if self._released:
+            raise PeckerError(
+                "released gradients are waiting: call step() or zero_grad() before release_into"
+            )
+        self._released.keep_in(places, on_release)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -181,6 +181,19 @@ class ReleasedGrads:
         self._grads: dict[Tensor, Tensor] = {}
         self._indices: dict[Tensor, Tensor] = {}
         self._hooks: dict[Tensor, RemovableHandle] = {}
+        self._places: Mapping[Tensor, Tensor] = {}
+        self._on_release: Callable[[Tensor], None] | None = None
+
+    def keep_in(
+        self, places: Mapping[Tensor, Tensor], on_release: Callable[[Tensor], None] | None
+    ) -> None:
+        """Keep gradients in these tensors, of (nnz,) each, instead of in new ones.
+
+        Args:
+            places: parameter -> where its salient gradient goes. Nothing else may write there.
+            on_release: called with a parameter whenever a gradient of it has been added there.
+        """
+        self._places, self._on_release = places, on_release
 
     def watch(self, param: Tensor, indices: Tensor) -> None:
         """Release this parameter's gradients from now on, keeping those at `indices`."""
@@ -209,11 +222,17 @@ class ReleasedGrads:
         indices = self._indices[param]
         if kept is None:
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-            kept = torch.zeros(indices.numel(), dtype=dtype, device=param.device)
+            place = self._places.get(param)
+            if place is None:
+                kept = torch.zeros(indices.numel(), dtype=dtype, device=param.device)
+            else:
+                kept = place.zero_()
             self._grads[param] = kept
         backend = backends.select(self._backend_name, param.device)
         backend.gather_salient_([dense], [indices], [kept], accumulate=True)
         param.grad = None
+        if self._on_release is not None:
+            self._on_release(param)
         return kept
 
     def clear(self) -> None:
@@ -252,7 +271,8 @@ class ReleasedGrads:
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to live parameters: __setstate__ sets them on the copies.
-        return {**self.__dict__, "_hooks": {}}
+        # The places and whoever is told belong to the original.
+        return {**self.__dict__, "_hooks": {}, "_places": {}, "_on_release": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

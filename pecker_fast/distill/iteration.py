@@ -21,6 +21,8 @@ from pecker_fast.distill.losses import term_weights
 from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.objective import Draws, Objective
 from pecker_fast.distill.randomness import IterationRandom
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
 
 __all__ = ["Iteration", "IterationInputs"]
 
@@ -54,6 +56,10 @@ class IterationInputs:
             Conditions.of(parts[:4]), Draws(*draws[:3]), Draws(*draws[3:]), parts[10]
         )
 
+    def rows(self, rows: Tensor) -> IterationInputs:
+        """Some of the samples, by number."""
+        return self.with_tensors([tensor[rows] for tensor in self.tensors()])
+
     def _parts(self) -> list[Tensor | None]:
         phases = [(d.noise, d.e, d.t) for d in (self.pseudo_score, self.generator)]
         return [*self.labels.parts(), *phases[0], *phases[1], self.shared_noise]
@@ -63,7 +69,11 @@ _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 
 class Iteration:
-    """Both phases, for one set of networks and their optimizers."""
+    """Both phases, for one set of networks and their optimizers.
+
+    Attributes:
+        share: This process's part of every batch, 1 where there is no other.
+    """
 
     def __init__(
         self,
@@ -72,6 +82,7 @@ class Iteration:
         pseudo_score: Learner,
         generator: Learner,
         ema: SalientEma | None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Keep them.
 
@@ -81,7 +92,22 @@ class Iteration:
             pseudo_score: Steps psi.
             generator: Steps theta.
             ema: Follows theta. None: nothing is averaged.
+            ranks: The processes that share the batch. None = this one has all of it.
+
+        Raises:
+            PeckerError: More processes than samples.
         """
+        self._ranks = ranks or Ranks()
+        size = objective.config.batch_size
+        if size < self._ranks.size:
+            raise PeckerError(
+                f"batch_size {size} for {self._ranks.size} processes: each needs one sample at "
+                "least; raise batch_size or start fewer"
+            )
+        # Each process has a part of the remain half and the same part of the forget half.
+        part = torch.arange(size)[self._ranks.rows(size)]
+        self._rows = torch.cat([part, size + part]).to(objective.device)
+        self.share = len(part) / size
         self._objective = objective
         self._config = objective.config
         self._networks = networks
@@ -90,14 +116,18 @@ class Iteration:
         self._ema = ema
 
     def draw(self, random: IterationRandom) -> IterationInputs:
-        """Labels and noise of one iteration."""
+        """Labels and noise of one iteration: of the whole batch, of which a process keeps its rows.
+
+        So the batch does not depend on how many there are.
+        """
         objective = self._objective
         labels = objective.conditions.draw(self._config.batch_size, random)
         count = len(labels)
         shared = objective.draw(random, count).noise if self._config.share_generator_pass else None
-        return IterationInputs(
+        inputs = IterationInputs(
             labels, objective.draw(random, count), objective.draw(random, count), shared
         )
+        return inputs if self._ranks.alone else inputs.rows(self._rows)
 
     def compute(self, inputs: IterationInputs) -> tuple[Tensor, Tensor]:
         """Two optimizer steps; returns the losses of pseudo-score and generator, (2B,) each."""
@@ -118,6 +148,8 @@ class Iteration:
         self._psi.learn()
         losses = []
         for rows in self._slices():
+            if rows.stop >= len(self._rows):
+                self._psi.before_last_backward()
             draws, labels = inputs.pseudo_score[rows], inputs.labels[rows]
             if shared is None:
                 with torch.no_grad():
@@ -139,6 +171,8 @@ class Iteration:
         self._theta.learn()
         losses = []
         for rows in self._slices():
+            if rows.stop >= len(self._rows):
+                self._theta.before_last_backward()
             draws, labels = inputs.generator[rows], inputs.labels[rows]
             generator = self._networks.use("generator")
             # A second pass would draw other dropout: then the first one's graph is kept.
@@ -164,11 +198,13 @@ class Iteration:
         like, of_sample = inputs.generator.e, inputs.labels.weight
         size = self._config.batch_size
         weight = term_weights(section.lambda_remain, section.lambda_forget, size, like)
+        if not self._ranks.alone:
+            weight = weight[self._rows]
         return weight if of_sample is None else weight * of_sample
 
     def _slices(self) -> list[slice]:
-        """Rows of the 2B samples that pass through the networks together."""
-        rows = 2 * self._config.batch_size
+        """Rows of this process's samples that pass through the networks together."""
+        rows = len(self._rows)
         step = self._config.micro_batch or rows
         return [slice(first, first + step) for first in range(0, rows, step)]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.distributed import GradientReducer, Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.nn.skipping import skip_frozen_
@@ -74,6 +75,7 @@ class Learner:
         lr: float,
         make_optimizer: MakeOptimizer,
         config: PeckerConfig,
+        ranks: Ranks | None = None,
     ) -> None:
         """Make the optimizer and let the network rest.
 
@@ -85,6 +87,7 @@ class Learner:
             lr: Learning rate at the first iteration.
             make_optimizer: Builds the optimizer.
             config: `lr_schedule` and `iterations`.
+            ranks: The processes whose gradients are added up before a step. None = this one.
         """
         self._network = network
         self._trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
@@ -96,6 +99,8 @@ class Learner:
         self.optimizer = make_optimizer(network, mask, lr)
         self._mask = mask
         self._config = config
+        self._ranks = ranks or Ranks()
+        self._reducer: GradientReducer | None = None
         # Group by group: an injected optimizer may have rates of its own.
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.rest()
@@ -106,6 +111,19 @@ class Learner:
         for name, param in self._trainable.items():
             # A parameter that is frozen as a whole needs no weight gradient: exact, and cheaper.
             param.requires_grad_(self._mask is None or len(self._mask.indices[name]) > 0)
+        if self._reducer is None and not self._ranks.alone:
+            self._reducer = GradientReducer(
+                {name: p for name, p in self._trainable.items() if p.requires_grad},
+                self._mask,
+                self._ranks,
+                optimizer=self.optimizer,
+                backend=self._config.optimizer.backend,
+            )
+
+    def before_last_backward(self) -> None:
+        """The next backward pass is the last before `step`: it may send gradients."""
+        if self._reducer is not None:
+            self._reducer.before_last_backward()
 
     def rest(self) -> None:
         """Eval mode; no parameter asks for a gradient."""
@@ -145,7 +163,9 @@ class Learner:
             group["lr"] = float(group["lr"])
 
     def step(self) -> None:
-        """One optimizer step; drops the gradients."""
+        """One optimizer step, by the sum of all processes' gradients; drops the gradients."""
+        if self._reducer is not None:
+            self._reducer.finish()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -186,6 +206,9 @@ class Learner:
                 f"mask.refresh_every needs an optimizer with set_mask, got "
                 f"{type(self.optimizer).__name__}; use MaskedAdamW or set it to 0"
             )
+        if self._reducer is not None:  # of the old mask; `learn` makes one of the new
+            self._reducer.close()
+            self._reducer = None
         change(mask, moments="carry")
         skip_frozen_(self._network, mask)
         self._mask = mask

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 
 __all__ = ["LOSS_NAMES", "LossRecord", "Metrics", "open_tensorboard"]
@@ -41,8 +42,19 @@ class Metrics:
 class LossRecord:
     """The losses since the last reading, kept on the device: no iteration waits for a number."""
 
-    def __init__(self, capacity: int, device: torch.device) -> None:
-        """Room for `capacity` iterations between two readings."""
+    def __init__(
+        self, capacity: int, device: torch.device, ranks: Ranks | None = None, share: float = 1.0
+    ) -> None:
+        """Room for `capacity` iterations between two readings.
+
+        Args:
+            capacity: Iterations.
+            device: Where the losses are.
+            ranks: The processes that share the batch; each reads the mean over all of it.
+            share: This process's part of the batch.
+        """
+        self._ranks = ranks or Ranks()
+        self._share = share
         self._values = torch.zeros(capacity, len(LOSS_NAMES), device=device)
         self._iterations: list[int] = []
 
@@ -53,12 +65,12 @@ class LossRecord:
         self._iterations.append(iteration)
 
     def read(self) -> dict[str, float]:
-        """Their means, after which the record is empty.
+        """Their means over all processes, after which the record is empty.
 
         Raises:
             PeckerError: A loss is not finite; the first iteration and term are named.
         """
-        rows = self._values[: len(self._iterations)].tolist()
+        rows = self._ranks.sum_(self._values[: len(self._iterations)] * self._share).tolist()
         for iteration, row in zip(self._iterations, rows, strict=True):
             for name, value in zip(LOSS_NAMES, row, strict=True):
                 if not math.isfinite(value):

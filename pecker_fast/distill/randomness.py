@@ -29,7 +29,9 @@ class IterationRandom:
         device: The device.
     """
 
-    def __init__(self, seed: int, iteration: int, device: torch.device, purpose: int) -> None:
+    def __init__(
+        self, seed: int, iteration: int, device: torch.device, purpose: int, rank: int = 0
+    ) -> None:
         """Derive the streams.
 
         Args:
@@ -37,10 +39,11 @@ class IterationRandom:
             iteration: The iteration, >= 0.
             device: Where the numbers are drawn.
             purpose: TRAINING or SALIENCY.
+            rank: The process. All draw the same batch, of which each takes its rows; but torch's
+                global generators, from which dropout draws, differ.
         """
-        words = np.random.SeedSequence([seed, iteration, purpose]).generate_state(3, np.uint64)
-        # torch.Generator takes 64 bits, of which CPython passes 63 without a sign.
-        draws, self._global_seed, choices = (int(word) >> 1 for word in words)
+        draws, dropout, choices = _words(seed, iteration, purpose)
+        self._global_seed = dropout if rank == 0 else _words(seed, iteration, purpose, rank)[1]
         self.generator = torch.Generator(device).manual_seed(draws)
         self.host = torch.Generator().manual_seed(choices)
         self.device = device
@@ -66,3 +69,10 @@ class IterationRandom:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._global_seed)
             yield
+
+
+def _words(*entropy: int) -> list[int]:
+    """Three independent seeds."""
+    words = np.random.SeedSequence(list(entropy)).generate_state(3, np.uint64)
+    # torch.Generator takes 64 bits, of which CPython passes 63 without a sign.
+    return [int(word) >> 1 for word in words]

@@ -26,6 +26,7 @@ from pecker_fast.distill.metrics import LossRecord, Metrics, open_tensorboard
 from pecker_fast.distill.network_set import NetworkSet, Role, SeparateNetworks, SharedNetworks
 from pecker_fast.distill.objective import DiffusionModel, Objective
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frozen import FrozenCheck, check_frozen
 from pecker_fast.mask import SaliencyMask
@@ -55,6 +56,7 @@ class PeckerTrainer:
         run_directory: RunDirectory | None = None,
         make_optimizer: MakeOptimizer | None = None,
         progress: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         """Find the mask, or take up the run that the directory holds.
 
@@ -67,6 +69,8 @@ class PeckerTrainer:
             run_directory: Where checkpoints go. None = nothing is written.
             make_optimizer: (network, mask, lr) -> optimizer. None = `MaskedAdamW`.
             progress: Show progress bars.
+            ranks: The processes that share the run, each of which makes a trainer like this one;
+                only the first has the run directory. None = this process alone.
 
         Raises:
             PeckerError: A mask of another model, or a directory that holds another run.
@@ -74,24 +78,27 @@ class PeckerTrainer:
         config = objective.config
         if mask is not None and config.mask.refresh_every:
             raise PeckerError("a given mask cannot be refreshed: set mask.refresh_every to 0")
-        if config.logging.tensorboard and run_directory is None:
+        self._ranks = ranks = ranks or Ranks()
+        if config.logging.tensorboard and run_directory is None and ranks.is_first:
             raise PeckerError("logging.tensorboard needs a run directory to write to")
         self.config = config
         self.iteration = 0
         self._objective = objective
         self._directory = run_directory
-        self._progress = progress
+        self._progress = progress and ranks.is_first
         # The teacher never changes, so a generator that starts as its copy needs no second one.
         self.start = objective.original if generator is None else copy.deepcopy(generator)
         self._identity = ""
-        if run_directory is not None:
+        if run_directory is not None or not ranks.alone:
             self._identity = fingerprint(objective.original, self.start)
+            ranks.check_same(self._identity, "another model")
+            ranks.check_same(config.to_yaml(), "another configuration")
 
         given = objective.original if pseudo_score is None else pseudo_score
         # References, unless psi is trained in place: then they are at its precision anyway.
         self._pseudo_score_start = dict(given.named_parameters())
 
-        saved = self._saved_run(mask)
+        saved = ranks.first(lambda: self._saved_run(mask))
         self._blocks = self._accelerated(objective)
         self._networks: NetworkSet = SeparateNetworks(
             objective.teacher, self._working(generator), self._working(pseudo_score)
@@ -102,7 +109,9 @@ class PeckerTrainer:
             if self.ever_salient == self.mask:  # one object: its positions are on the device once
                 self.ever_salient = self.mask
         else:
-            self.mask = self.ever_salient = self._find_mask() if mask is None else mask
+            self.mask = self.ever_salient = (
+                self._find_mask() if mask is None else self._agreed(mask)
+            )
         self.mask.check(self.generator)
         self._dense = self.mask.nnz == sum(p.numel() for p in self.generator.parameters())
         generator_mask = None if self._dense else self.mask
@@ -115,21 +124,19 @@ class PeckerTrainer:
 
         make = make_optimizer or masked_adamw(config)
         theta, psi = self.generator, self.pseudo_score
-        self._theta = Learner(theta, generator_mask, config.generator.lr, make, config)
-        self._psi = Learner(psi, pseudo_score_mask, config.pseudo_score.lr, make, config)
+        self._theta = Learner(theta, generator_mask, config.generator.lr, make, config, ranks)
+        self._psi = Learner(psi, pseudo_score_mask, config.pseudo_score.lr, make, config, ranks)
         self._refine_masters()
         self._ema = None
         if config.ema.decay is not None:
             self._ema = self._average(config.ema.decay)
         if saved is not None:
             self._load(saved)
-        self._step = Iteration(objective, self._networks, self._psi, self._theta, self._ema)
+        self._step = Iteration(objective, self._networks, self._psi, self._theta, self._ema, ranks)
         self._graph = IterationGraph(
             self._step.compute, (self._psi, self._theta), objective.device, self._capture()
         )
-        if run_directory is not None:
-            run_directory.write_config(config.to_yaml())
-            run_directory.write_mask(self.mask)
+        ranks.first(self._describe_run)
 
     @classmethod
     def from_model(
@@ -175,7 +182,7 @@ class PeckerTrainer:
                 full. The last checkpoint stays.
         """
         logging, total = self.config.logging, self.config.iterations
-        record = LossRecord(logging.every, self._objective.device)
+        record = LossRecord(logging.every, self._objective.device, self._ranks, self._step.share)
         board = None
         if logging.tensorboard and self._directory is not None:
             board = open_tensorboard(self._directory.path, self.iteration)
@@ -250,6 +257,9 @@ class PeckerTrainer:
                         f"the {kind} weight {name!r} is not finite after iteration "
                         f"{self.iteration}: stopped; {self._remedy()}"
                     )
+        self._ranks.first(self._write)
+
+    def _write(self) -> None:
         if self._directory is None:
             return
         state = {
@@ -266,7 +276,13 @@ class PeckerTrainer:
 
     def _iterate(self) -> tuple[Tensor, Tensor]:
         """One iteration; returns the losses of pseudo-score and generator, (2B,) each."""
-        random = IterationRandom(self.config.seed, self.iteration, self._objective.device, TRAINING)
+        random = IterationRandom(
+            self.config.seed,
+            self.iteration,
+            self._objective.device,
+            TRAINING,
+            self._ranks.rank,
+        )
         inputs = self._step.draw(random)
         for learner in (self._psi, self._theta):
             learner.set_learning_rate(self.iteration)
@@ -309,6 +325,8 @@ class PeckerTrainer:
             return "graph is off in the configuration"
         if device.type != "cuda":
             return f"no CUDA graph on {device.type}"
+        if not self._ranks.alone:
+            return "no CUDA graph with several processes: gradients are sent during it"
         return CudaCapture(device)
 
     def _average(self, decay: float) -> SalientEma:
@@ -323,9 +341,16 @@ class PeckerTrainer:
     # ---- masks
 
     def _find_mask(self) -> SaliencyMask:
-        return find_mask(
+        found = find_mask(
             self._objective, self._networks, iteration=self.iteration, progress=self._progress
         )
+        return self._agreed(found)
+
+    def _agreed(self, mask: SaliencyMask) -> SaliencyMask:
+        """The first process's: gradients on another card may rank two entries the other way."""
+        if self._ranks.alone:
+            return mask
+        return SaliencyMask(**self._ranks.broadcast(_mask_state(mask)))
 
     def _refresh_mask(self) -> None:
         """Every `mask.refresh_every` iterations: a new mask at the generator's present weights."""
@@ -343,10 +368,14 @@ class PeckerTrainer:
         if self._ema is not None:
             self._ema.extend(self.ever_salient)
         self._graph.reset()
-        if self._directory is not None:
-            self._directory.write_mask(self.mask)
+        self._ranks.first(self._describe_run)
 
-    # ---- resuming
+    # ---- the run directory
+
+    def _describe_run(self) -> None:
+        if self._directory is not None:
+            self._directory.write_config(self.config.to_yaml())
+            self._directory.write_mask(self.mask)
 
     def _saved_run(self, given_mask: SaliencyMask | None) -> dict[str, Any] | None:
         """The run that the directory holds, if there is one.

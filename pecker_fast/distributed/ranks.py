@@ -6,8 +6,9 @@ case for a single process: there, every call is a no-op.
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(seconds=60)
 """How long a step waits for the others before it says that one of them is gone."""
+
+_CHUNK = 2**28
+"""Bytes that are sent at once."""
 
 PATIENCE = timedelta(hours=12)
 """How long is waited where one process works and the others do not: files, judging, sampling."""
@@ -63,7 +67,7 @@ class Ranks:
         if not dist.is_initialized():
             backend = "nccl" if device_type == "cuda" else "gloo"
             try:
-                dist.init_process_group(backend, timeout=TIMEOUT)
+                dist.init_process_group(backend)
             except (RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise PeckerError(
@@ -74,7 +78,7 @@ class Ranks:
             rank=dist.get_rank(),
             size=dist.get_world_size(),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            group=dist.group.WORLD,
+            group=dist.new_group(timeout=TIMEOUT),
             patient=dist.new_group(backend="gloo", timeout=PATIENCE),
         )
 
@@ -102,15 +106,69 @@ class Ranks:
     def broadcast(self, value: T | None) -> T:
         """What the first process has, on all of them; the others may give None.
 
-        For anything that can be pickled, between processes of one run.
+        Args:
+            value: Tensors, numbers, strings, None, and dicts and lists of them. Tensors arrive on
+                the CPU.
         """
         if self.alone:
             return value  # type: ignore[return-value]
-        box: list[Any] = [value if self.is_first else None]
+        file = io.BytesIO()
+        if self.is_first:
+            torch.save(value, file)
+        size = torch.tensor([file.getbuffer().nbytes])
         with self.reporting():
-            dist.broadcast_object_list(box, src=0, group=self.patient)
-        received: T = box[0]
+            dist.broadcast(size, src=0, group=self.patient)
+            content = torch.empty(int(size), dtype=torch.uint8)
+            if self.is_first:
+                content.copy_(torch.frombuffer(file.getbuffer(), dtype=torch.uint8))
+            for chunk in torch.split(content, _CHUNK):
+                dist.broadcast(chunk, src=0, group=self.patient)
+        if self.is_first:
+            return value  # type: ignore[return-value]
+        received: T = torch.load(
+            io.BytesIO(content.numpy().data), map_location="cpu", weights_only=True
+        )
         return received
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What `work` gives on the first process, on all of them, which wait for it.
+
+        Raises:
+            PeckerError: What the first process raised, everywhere.
+        """
+        if self.alone:
+            return work()
+        outcome: dict[str, Any] | None = None
+        failure = None
+        if self.is_first:
+            try:
+                outcome = {"value": work(), "error": None}
+            except PeckerError as error:
+                failure, outcome = error, {"value": None, "error": str(error)}
+        outcome = self.broadcast(outcome)
+        if failure is not None:
+            raise failure
+        if outcome["error"] is not None:
+            raise PeckerError(outcome["error"])
+        value: T = outcome["value"]
+        return value
+
+    def check_same(self, value: str, other: str) -> None:
+        """Compare with the first process.
+
+        Raises:
+            PeckerError: They differ. Every process raises it, so that none waits for another.
+        """
+        if self.alone:
+            return
+        same = torch.tensor([int(self.broadcast(value) == value)])
+        with self.reporting():
+            dist.all_reduce(same, dist.ReduceOp.MIN, group=self.patient)
+        if not int(same):
+            raise PeckerError(
+                f"the processes of this run do not agree: one has {other} than rank 0; start all "
+                "of them with the same command and the same files"
+            )
 
     def gather(self, rows: Tensor, total: int) -> Tensor | None:
         """All rows of which each process has its `rows(total)`: on the first; None on the others.

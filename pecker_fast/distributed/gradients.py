@@ -1,0 +1,239 @@
+"""A network's gradients summed over all processes: salient entries only, in the backward pass.
+
+As torch's DistributedDataParallel does it, gradients are sent in buckets, last layers first, while
+the backward pass goes on. Other than there, a bucket holds what the mask lets change and nothing
+else: at density 0.1 a tenth of the bytes. Positions are never sent, since all have the same mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pecker_fast import backends
+from pecker_fast.backends.layout import positions_on
+from pecker_fast.distributed.ranks import Ranks
+from pecker_fast.optim import MaskedAdamW
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.utils.hooks import RemovableHandle
+
+    from pecker_fast.mask import SaliencyMask
+
+__all__ = ["GradientReducer"]
+
+BUCKET_BYTES = 25 * 2**20
+"""What is sent at once: as in DistributedDataParallel."""
+
+
+@dataclass
+class _Part:
+    """A parameter's place in its bucket."""
+
+    param: Tensor
+    positions: Tensor | None  # (nnz,) int32; None = every entry
+    values: Tensor  # (nnz,) or (numel,): a view of the bucket
+    bucket: _Bucket
+    arrived: bool = False  # its gradient is in the bucket
+
+
+@dataclass
+class _Bucket:
+    """Gradients that are sent together."""
+
+    buffer: Tensor
+    parts: list[_Part] = field(default_factory=list)
+    missing: int = 0
+    sending: Any = None  # torch's handle of the transfer
+
+
+class GradientReducer:
+    """Adds up the gradients of one network over all processes.
+
+    Use, in every step and on every process alike:
+
+        reducer.before_last_backward()    # earlier backward passes of the step accumulate
+        loss.backward()                   # buckets are sent as they fill up
+        reducer.finish()                  # from here on gradients are sums
+        optimizer.step()
+
+    Losses are to be scaled so that their sum over all processes is what is minimised. With a mask,
+    the gradients' frozen entries stay this process's own; a masked optimizer does not read them.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        mask: SaliencyMask | None,
+        ranks: Ranks,
+        *,
+        optimizer: Optimizer | None = None,
+        backend: str = "auto",
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        """Lay out the buckets and watch the parameters.
+
+        Args:
+            params: name -> parameter that requires a gradient, in the order of the network.
+            mask: Which entries are sent. None = all. Parameters without one are left alone.
+            ranks: The processes.
+            optimizer: A `MaskedAdamW` with `release_grads` keeps its salient gradients in the
+                buckets from now on: nothing is copied, and the dense ones are freed as always.
+            backend: As for the optimizer.
+            bucket_bytes: Size of a bucket; a single larger parameter has one of its own.
+        """
+        self._ranks = ranks
+        self._backend_name = backend
+        releases = isinstance(optimizer, MaskedAdamW) and optimizer.releases_grads
+        self._released = cast(MaskedAdamW, optimizer) if releases else None
+        self._parts: dict[Tensor, _Part] = {}
+        self._buckets: list[_Bucket] = []
+        self._next = 0  # the first bucket that is not on its way
+        self._armed = False
+        self._lay_out(params, mask, bucket_bytes)
+        self._hooks: list[RemovableHandle] = []
+        if self._released is not None:
+            places = {param: part.values for param, part in self._parts.items()}
+            self._released.release_into(places, self._arrived)
+        else:
+            for param in self._parts:
+                hook: Any = param.register_post_accumulate_grad_hook  # untyped in torch
+                self._hooks.append(hook(self._collect))
+
+    @property
+    def bytes_per_step(self) -> int:
+        """What each process contributes to the sum in a step, in bytes."""
+        return sum(bucket.buffer.nbytes for bucket in self._buckets)
+
+    def before_last_backward(self) -> None:
+        """The next backward pass is the last of this step: send what it completes."""
+        self._armed = True
+        self._next = 0
+        for bucket in self._buckets:
+            bucket.missing, bucket.sending = len(bucket.parts), None
+            for part in bucket.parts:
+                part.arrived = False
+
+    def finish(self) -> None:
+        """Wait until the gradients are the sums over all processes.
+
+        Raises:
+            PeckerError: Another process has stopped.
+        """
+        self._armed = False
+        for bucket in self._buckets[self._next :]:
+            for part in bucket.parts:
+                if not part.arrived:  # the loss does not depend on it
+                    part.values.zero_()
+            self._send(bucket)
+        with self._ranks.reporting():
+            for bucket in self._buckets:
+                bucket.sending.wait()
+        if self._released is None:
+            self._write_back()
+
+    def close(self) -> None:
+        """Stop watching the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._released is not None:
+            self._released.release_into({}, None)
+
+    # ---- layout
+
+    def _lay_out(
+        self, params: Mapping[str, Tensor], mask: SaliencyMask | None, bucket_bytes: int
+    ) -> None:
+        """Buckets in the order in which a backward pass completes them."""
+        filling: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor | None]]] = {}
+        for name, param in reversed(list(params.items())):
+            positions = None
+            if mask is not None:
+                positions = positions_on(mask.indices[name], param.device)
+                if len(positions) == 0:
+                    continue
+                if len(positions) == param.numel() and self._released is None:
+                    positions = None
+            # Salient gradients are float32, as the optimizer keeps them; whole ones stay as they
+            # are, as in DistributedDataParallel.
+            low = positions is not None and param.dtype != torch.float64
+            kind = (param.device, torch.float32 if low else param.dtype)
+            waiting = filling.setdefault(kind, [])
+            waiting.append((param, positions))
+            if sum(_count(*one) for one in waiting) * kind[1].itemsize >= bucket_bytes:
+                self._add_bucket(*kind, filling.pop(kind))
+        for kind, waiting in filling.items():
+            self._add_bucket(*kind, waiting)
+
+    def _add_bucket(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        members: list[tuple[Tensor, Tensor | None]],
+    ) -> None:
+        counts = [_count(*member) for member in members]
+        bucket = _Bucket(torch.zeros(sum(counts), dtype=dtype, device=device))
+        views = torch.split(bucket.buffer, counts)
+        for (param, positions), values in zip(members, views, strict=True):
+            part = _Part(param, positions, values, bucket)
+            bucket.parts.append(part)
+            self._parts[param] = part
+        self._buckets.append(bucket)
+
+    # ---- during the backward pass
+
+    @torch.no_grad()
+    def _collect(self, param: Tensor) -> None:
+        """A gradient is complete: its entries go into the bucket."""
+        if not self._armed or param.grad is None:
+            return
+        part = self._parts[param]
+        if part.positions is None:
+            part.values.view(param.shape).copy_(param.grad)
+        else:
+            backend = backends.select(self._backend_name, param.device)
+            backend.gather_salient_([param.grad], [part.positions], [part.values])
+        self._arrived(param)
+
+    def _arrived(self, param: Tensor) -> None:
+        """A gradient is in its bucket: send what is full, in the same order on every process."""
+        if not self._armed:
+            return
+        part = self._parts[param]
+        part.arrived = True
+        part.bucket.missing -= 1
+        while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
+            self._send(self._buckets[self._next])
+            self._next += 1
+
+    def _send(self, bucket: _Bucket) -> None:
+        with self._ranks.reporting():
+            bucket.sending = dist.all_reduce(bucket.buffer, group=self._ranks.group, async_op=True)
+
+    @torch.no_grad()
+    def _write_back(self) -> None:
+        """The sums take the place of this process's own gradients."""
+        salient: list[_Part] = []
+        for part in self._parts.values():
+            if not part.arrived or part.param.grad is None:
+                continue
+            if part.positions is None:
+                part.param.grad.copy_(part.values.view(part.param.shape))
+            else:
+                salient.append(part)
+        if salient:
+            device = salient[0].param.device
+            grads = [part.param.grad for part in salient if part.param.grad is not None]
+            backends.select(self._backend_name, device).scatter_salient_(
+                grads, [part.positions for part in salient], [part.values for part in salient]
+            )
+
+
+def _count(param: Tensor, positions: Tensor | None) -> int:
+    return param.numel() if positions is None else len(positions)
