@@ -83,9 +83,9 @@ def to_uint8(images: Tensor) -> Tensor:
 def _load_folder(root: Path, progress: str | None) -> ImageFiles:
     flat = list(_images_in(root))
     by_folder = {}
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+    for folder in _folders_in(root):
         by_folder[folder.name] = list(_images_in(folder))
-        deeper = [p for p in folder.iterdir() if p.is_dir() and any(_images_in(p))]
+        deeper = [inner for inner in _folders_in(folder) if any(_images_in(inner))]
         if deeper:
             raise PeckerError(
                 f"{root}: images lie two folders deep, in {deeper[0]}; expected one folder per "
@@ -120,6 +120,10 @@ def _images_in(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _classes_written(root: Path) -> tuple[tuple[str, ...], dict[str, int]] | None:

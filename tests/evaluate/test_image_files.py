@@ -125,6 +125,7 @@ def test_folders_that_are_refused(tmp_path):
     write(tmp_path / "train" / "cat" / "a.png", GREY[0])
     with pytest.raises(PeckerError, match=r"two folders deep.* give .*train$"):
         load_image_files(tmp_path)
+    (tmp_path / "train" / "cat").rename(tmp_path / "train" / ".cat")  # hidden folders play no part
     write(tmp_path / "train" / "b.png", GREY[0])
     write(tmp_path / "c.png", GREY[0])
     with pytest.raises(PeckerError, match=r"beside its sub-folders \(c.png\) and in them \(train"):
