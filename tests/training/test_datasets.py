@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cifar_files import (
+from PIL import Image
+from training.cifar_files import (
     FOLDER,
     TRAIN,
     batch,
@@ -18,7 +19,6 @@ from cifar_files import (
     write_cifar,
     write_pickle,
 )
-from PIL import Image
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import fashion_mnist
