@@ -15,7 +15,7 @@ __all__ = ["machine_facts", "usable_cores", "versions"]
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _PACKAGES = (
     "pecker-fast", "torch", "diffusers", "transformers", "numpy", "safetensors", "triton",
-    "onnxruntime",
+    "onnxruntime", "torchvision", "torch-fidelity",
 )  # fmt: skip
 
 

@@ -1,0 +1,310 @@
+"""FID, KID, inception score, precision and recall, as torch-fidelity computes them.
+
+The Inception network's weights are a file that is given: nothing is downloaded. Images are uint8,
+as a PNG holds them; floats would give other figures than the same images read back from disk.
+
+Precision and recall are taken in Inception's features too, as by the evaluator behind the published
+tables (OpenAI's guided-diffusion), not in VGG16's, which is torch-fidelity's default for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["FidelityFigures", "Inception", "InceptionFeatures", "fidelity_figures"]
+
+WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
+WEIGHTS_SIZE = 95_628_359
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS_WANTED = (
+    f"the Inception weights {WEIGHTS_NAME} ({WEIGHTS_SIZE:,} bytes, sha256 {WEIGHTS_SHA256}), a "
+    "release file (v0.2.0) of github.com/toshas/torch-fidelity, the same as pytorch-fid's "
+    "pt_inception-2015-12-05-6726825d.pth"
+)
+
+POOLED = "2048"  # the features of the published FID: the last pooled layer
+LOGITS = "logits_unbiased"  # of the inception score, as published: without the last bias
+
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+SCORE_SPLITS = 10
+NEIGHBOURS = 3  # of precision and recall
+SHUFFLE_SEED = 2020  # of the score's splits and KID's subsets: torch-fidelity's default
+FEWEST = NEIGHBOURS + 1  # images that a third neighbour takes
+
+
+@dataclass(frozen=True)
+class InceptionFeatures:
+    """What the Inception network makes of a set of images.
+
+    Attributes:
+        pooled: (N, F) float32 on the CPU, of the layer `Inception.layer`.
+        logits: (N, 1008) float32 on the CPU, without the last bias.
+        source: what the images are, in words.
+    """
+
+    pooled: Tensor
+    logits: Tensor
+    source: str
+
+
+@dataclass(frozen=True)
+class FidelityFigures:
+    """How near generated images are, as a set, to real ones.
+
+    Attributes:
+        fid: Fréchet inception distance.
+        kid: kernel inception distance: mean over the subsets, polynomial kernel of degree 3.
+        kid_std: its standard deviation over the subsets; 0 where each holds all images.
+        inception_score: mean over the splits; of the generated images alone.
+        inception_score_std: its standard deviation over the splits.
+        precision: share of generated images inside the manifold of the real ones.
+        recall: share of real images inside the manifold of the generated ones.
+        count: generated images.
+        real_count: real images.
+        source: what the generated images are, in words.
+        real_source: what the real images are, in words.
+        layer: features of the Inception network behind all but the score; 2048 as published.
+        kid_subsets: subsets of KID.
+        kid_subset_size: images in each: 1,000, or all of the smaller set.
+        inception_score_splits: parts of which the score is the mean: 10, or one an image.
+        neighbours: nearest neighbours that span a manifold.
+        shuffle_seed: of subsets and splits.
+        weights: name of the file of the Inception weights.
+        weights_sha256: of its bytes.
+        weights_published: it is the file that published figures rest on.
+    """
+
+    fid: float
+    kid: float
+    kid_std: float
+    inception_score: float
+    inception_score_std: float
+    precision: float
+    recall: float
+    count: int
+    real_count: int
+    source: str
+    real_source: str
+    layer: str
+    kid_subsets: int
+    kid_subset_size: int
+    inception_score_splits: int
+    neighbours: int
+    shuffle_seed: int
+    weights: str
+    weights_sha256: str
+    weights_published: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Inception:
+    """torch-fidelity's Inception network with the weights of a file.
+
+    Attributes:
+        network: maps uint8 images (N, 3, H, W) to a tuple of the layer's features and the logits.
+        layer: which features: 64, 192, 768 or 2048 of them.
+        weights: name of the file.
+        weights_sha256: of its bytes.
+    """
+
+    network: nn.Module
+    layer: str
+    weights: str
+    weights_sha256: str
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        layer: str = POOLED,
+    ) -> Inception:
+        """Read the weights. They are never fetched.
+
+        Args:
+            path: the file, a state dict as torch saves it.
+            device: where the network runs.
+            layer: which features. Only 2048 gives what the literature calls FID.
+
+        Raises:
+            PeckerError: torch-fidelity is missing, or the file is missing, truncated, of another
+                network, or would need to run code.
+        """
+        extractor = _torch_fidelity("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+        path = Path(path)
+        content = _read_weights(path)
+        try:
+            # torch-fidelity reads with weights_only=False: it gets the very bytes that were just
+            # read without, so there is no code in them to run.
+            network = extractor(
+                "inception-v3-compat", [layer, LOGITS], feature_extractor_weights_path=content
+            )
+        except (RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise PeckerError(
+                f"{path}: not weights of torch-fidelity's Inception network ({reason} ...); give "
+                f"{WEIGHTS_WANTED}"
+            ) from error
+        digest = hashlib.sha256(content.getvalue()).hexdigest()
+        return cls(network.to(device), layer, path.name, digest)
+
+    @property
+    def published(self) -> bool:
+        """Whether published figures rest on these weights."""
+        return self.weights_sha256 == WEIGHTS_SHA256
+
+    @torch.no_grad()
+    def features(
+        self, images: Tensor, source: str, batch_size: int = 64, progress: str | None = None
+    ) -> InceptionFeatures:
+        """Run the network over images.
+
+        Args:
+            images: (N, 3, H, W) uint8, or (N, 1, H, W), whose channel is repeated.
+            source: what they are, in words.
+            batch_size: images per forward pass.
+            progress: title of a progress bar on stderr; None for no bar.
+
+        Raises:
+            PeckerError: another shape or dtype, or too few images.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise PeckerError(
+                f"{source}: images must be uint8 (N, 3, H, W) or (N, 1, H, W), got {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        if len(images) < FEWEST:
+            raise PeckerError(
+                f"{source}: FID and its like need at least {FEWEST} images, got {len(images)}; "
+                "thousands are needed for figures that mean something"
+            )
+        device = next(self.network.parameters()).device
+        pooled, logits = [], []
+        with tqdm(total=len(images), desc=progress, unit="image", disable=progress is None) as bar:
+            for part in images.split(batch_size):
+                layer, scores = self.network(part.expand(-1, 3, -1, -1).to(device))
+                pooled.append(layer.cpu())
+                logits.append(scores.cpu())
+                bar.update(len(part))
+        return InceptionFeatures(torch.cat(pooled), torch.cat(logits), source)
+
+
+def fidelity_figures(
+    generated: InceptionFeatures, real: InceptionFeatures, inception: Inception
+) -> FidelityFigures:
+    """All figures of generated images against real ones.
+
+    Args:
+        generated: features of the generated images.
+        real: features of the real ones, by the same network.
+        inception: that network; recorded. Distances are computed where it is.
+
+    Raises:
+        PeckerError: features that are not finite, or of different layers.
+    """
+    for features in (generated, real):
+        if not (torch.isfinite(features.pooled).all() and torch.isfinite(features.logits).all()):
+            raise PeckerError(
+                f"{features.source}: the Inception features contain NaN or infinity; "
+                f"check the weights {inception.weights}"
+            )
+    if generated.pooled.shape[1] != real.pooled.shape[1]:
+        raise PeckerError(
+            f"{generated.source} has {generated.pooled.shape[1]} Inception features and "
+            f"{real.source} {real.pooled.shape[1]}; both must come from the same layer"
+        )
+    count, real_count = len(generated.pooled), len(real.pooled)
+    subset_size = min(KID_SUBSET_SIZE, count, real_count)
+    splits = min(SCORE_SPLITS, count)
+    device = next(inception.network.parameters()).device
+    fid = _torch_fidelity("metric_fid")
+    statistics = [fid.fid_features_to_statistics(part.pooled) for part in (generated, real)]
+    found: Mapping[str, float] = {
+        **fid.fid_statistics_to_metric(*statistics, verbose=False),
+        **_torch_fidelity("metric_isc").isc_features_to_metric(
+            generated.logits, splits=splits, rng_seed=SHUFFLE_SEED
+        ),
+        **_torch_fidelity("metric_kid").kid_features_to_metric(
+            generated.pooled,
+            real.pooled,
+            kid_subsets=KID_SUBSETS,
+            kid_subset_size=subset_size,
+            rng_seed=SHUFFLE_SEED,
+            verbose=False,
+        ),
+        **_torch_fidelity("metric_prc").prc_features_to_metric(
+            generated.pooled.to(device),
+            real.pooled.to(device),
+            prc_neighborhood=NEIGHBOURS,
+            save_cpu_ram=True,  # else 4 N^2 bytes at once: 10 GB for 50,000 images
+            verbose=False,
+        ),
+    }
+    return FidelityFigures(
+        fid=found["frechet_inception_distance"],
+        kid=found["kernel_inception_distance_mean"],
+        kid_std=found["kernel_inception_distance_std"],
+        inception_score=found["inception_score_mean"],
+        inception_score_std=found["inception_score_std"],
+        precision=found["precision"],
+        recall=found["recall"],
+        count=count,
+        real_count=real_count,
+        source=generated.source,
+        real_source=real.source,
+        layer=inception.layer,
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=subset_size,
+        inception_score_splits=splits,
+        neighbours=NEIGHBOURS,
+        shuffle_seed=SHUFFLE_SEED,
+        weights=inception.weights,
+        weights_sha256=inception.weights_sha256,
+        weights_published=inception.published,
+    )
+
+
+def _torch_fidelity(module: str) -> Any:
+    try:
+        return importlib.import_module(f"torch_fidelity.{module}")
+    except ImportError as error:
+        raise PeckerError(
+            "FID, KID, inception score, precision and recall are torch-fidelity's, which cannot "
+            f"be imported ({error}); pip install 'pecker-fast[published]'"
+        ) from None
+
+
+def _read_weights(path: Path) -> io.BytesIO:
+    """The bytes of a weights file that holds tensors only."""
+    if not path.is_file():
+        raise PeckerError(f"{path}: no such file; give {WEIGHTS_WANTED}. It is not downloaded here")
+    content = io.BytesIO(path.read_bytes())
+    try:
+        torch.load(content, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        size = content.getbuffer().nbytes
+        raise PeckerError(
+            f"{path}: cannot be read as a file of tensors ({type(error).__name__}, {size:,} "
+            f"bytes): truncated, or not a state dict; give {WEIGHTS_WANTED}"
+        ) from error
+    content.seek(0)
+    return content
