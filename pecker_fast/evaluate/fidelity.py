@@ -200,7 +200,7 @@ class Inception:
         device = next(self.network.parameters()).device
         pooled, logits = [], []
         with tqdm(total=len(images), desc=progress, unit="image", disable=progress is None) as bar:
-            for part in images.split(batch_size):
+            for part in torch.split(images, batch_size):
                 layer, scores = self.network(part.expand(-1, 3, -1, -1).to(device))
                 pooled.append(layer.cpu())
                 logits.append(scores.cpu())

@@ -76,8 +76,8 @@ def test_the_figures_are_those_of_torch_fidelity_on_png_folders(
     expected = calculate_metrics(
         input1=str(folders[0]), input2=str(folders[1]), cuda=False, isc=True, fid=True, kid=True,
         prc=True, feature_extractor="inception-v3-compat", kid_subset_size=12,
-        feature_layer_fid=LAYER, feature_layer_kid=LAYER, feature_layer_prc=LAYER, feature_extractor_weights_path=str(weights), cache=False,
-        save_cpu_ram=True, verbose=False,
+        feature_layer_fid=LAYER, feature_layer_kid=LAYER, feature_layer_prc=LAYER,
+        feature_extractor_weights_path=str(weights), cache=False, save_cpu_ram=True, verbose=False,
     )  # fmt: skip
     figures = measured[3]
     # The same float32 network in batches of the same size: only threads could tell them apart.
