@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import click
 
@@ -30,6 +31,9 @@ from pecker_fast.errors import PeckerError
 __all__ = ["group", "main"]
 
 DEBUG_VARIABLE = "PECKER_FAST_DEBUG"
+
+_SHARED = {"erase", "evaluate", "sample", "train-teacher"}
+"""Commands that several processes can share."""
 
 
 class _InOrder(click.Group):
@@ -52,8 +56,14 @@ class _InOrder(click.Group):
     epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 130 interrupted.",
 )
 @click.version_option(package_name="pecker-fast", message="pecker-fast %(version)s")
-def group() -> None:
+@click.pass_context
+def group(ctx: click.Context) -> None:
     """The command line."""
+    if _processes() > 1 and ctx.invoked_subcommand not in _SHARED:
+        raise PeckerError(
+            f"{ctx.invoked_subcommand}: runs in one process; start it without torchrun, which is "
+            f"for {', '.join(sorted(_SHARED))}"
+        )
 
 
 for _command in (
@@ -80,6 +90,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What transformers says of packages that nothing here needs, and its bars over weights of 2 MB.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with _one_voice():
+        return _run(arguments)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of several processes only the first reports; the others can still name an error."""
+    if _processes() == 1 or os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    os.environ["TQDM_DISABLE"] = "1"
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         group.main(None if arguments is None else list(arguments), standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -105,7 +135,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(" ".join(str(error).split()), 2, error)
         message = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
         return _fail(f"{message}; set {DEBUG_VARIABLE}=1 for the traceback", 1, error)
+    finally:
+        if "torch.distributed" in sys.modules:
+            _leave()
     return 0
+
+
+def _leave() -> None:
+    """Say good-bye to the other processes, or torch complains that nobody did."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _fail(message: str, code: int, error: Exception | None = None) -> int:
@@ -115,7 +156,8 @@ def _fail(message: str, code: int, error: Exception | None = None) -> int:
         # A bar that the error left open would share its line with the message.
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
-    click.echo(f"pecker-fast: {message}", err=True)
+    who = f"pecker-fast (rank {os.environ['RANK']})" if _processes() > 1 else "pecker-fast"
+    print(f"{who}: {message}", file=sys.__stderr__ if _processes() > 1 else sys.stderr)
     return code
 
 

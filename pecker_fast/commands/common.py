@@ -141,7 +141,9 @@ def prepare(device: str, threads: int | None) -> torch.device:
         # torch counts the machine's cores; a container may be allowed fewer.
         torch.set_num_threads(usable_cores())
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a card for each process
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
@@ -155,6 +157,8 @@ def prepare(device: str, threads: int | None) -> torch.device:
         )
     if resolved.type not in ("cpu", "cuda"):
         raise PeckerError(f"--device {device}: only cpu and cuda are supported")
+    if resolved.type == "cuda":
+        torch.cuda.set_device(resolved)
     return resolved
 
 

@@ -164,12 +164,14 @@ def erase(
 
     from pecker_fast.commands.erasing import MODEL_NAME, Judge, erase_class
     from pecker_fast.distill.config import load_config
+    from pecker_fast.distributed import Ranks
     from pecker_fast.evaluate.classifier import load_classifier
     from pecker_fast.mask import SaliencyMask
     from pecker_fast.models import ModelFolder
 
     config = load_config(config_path, values)
     place = prepare(device, threads)
+    common["ranks"] = Ranks.join(place.type)
     folder = ModelFolder.load(Path(model or ""))
     mask = None if mask_file is None else SaliencyMask.load(mask_file, folder.unet)
     judge = None
@@ -207,6 +209,7 @@ def _erase_concept(
     )
     from pecker_fast.commands.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
     from pecker_fast.distill.config import load_config
+    from pecker_fast.distributed import Ranks
     from pecker_fast.mask import SaliencyMask
     from pecker_fast.models.pipeline import PipelineFolder, load_unet
 
@@ -214,6 +217,7 @@ def _erase_concept(
     if config.text is None:
         raise PeckerError(f"erase: {config_path} is about classes; --pipeline needs one about text")
     place = prepare(device, threads)
+    ranks = Ranks.join(place.type)
     pipeline = PipelineFolder.load(pipeline_path)
     mask = None if mask_file is None else SaliencyMask.load(mask_file, pipeline.unet)
     generator = None
@@ -231,8 +235,10 @@ def _erase_concept(
 
     erased = erase_concept(
         pipeline, config, out, place, mask=mask, generator=generator,
-        previews=None if showing is None else previews, **common,
+        previews=None if showing is None else previews, ranks=ranks, **common,
     )  # fmt: skip
+    if not ranks.is_first:
+        return
     if shown:
         write_report(erased, pipeline, config_path, shown[0], out, place, judges)
     frozen = erased.frozen

@@ -23,6 +23,7 @@ from pecker_fast.distill.conditions import ClassConditions
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.trainer import PeckerTrainer
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier
 from pecker_fast.evaluate.forgetting import (
@@ -40,7 +41,7 @@ from pecker_fast.machine import machine_facts, versions
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 
-__all__ = ["Clock", "Judge", "erase_class", "open_run"]
+__all__ = ["Clock", "Judge", "erase_class", "run_directory"]
 
 CURVE_POINTS = 12  # measurements during the run, besides the one at its start
 CURVE_IMAGES = (60, 117)  # images behind each: of the class to forget, of all others together
@@ -97,6 +98,18 @@ def open_run(out: Path, force: bool) -> RunDirectory:
     return directory
 
 
+@contextmanager
+def run_directory(out: Path, force: bool, ranks: Ranks) -> Iterator[RunDirectory | None]:
+    """As `open_run` on the first process; None on the others, which write nothing."""
+    opened: list[RunDirectory] = []
+    ranks.first(lambda: opened.append(open_run(out, force)))
+    try:
+        yield opened[0] if opened else None
+    finally:
+        for directory in opened:
+            directory.close()
+
+
 def erase_class(
     model: ModelFolder,
     config: PeckerConfig,
@@ -107,6 +120,7 @@ def erase_class(
     mask: SaliencyMask | None = None,
     judge: Judge | None = None,
     started: float | None = None,
+    ranks: Ranks | None = None,
 ) -> ErasureReport | None:
     """Erase `config.forget` from `model` into the run directory `out`.
 
@@ -119,10 +133,12 @@ def erase_class(
         mask: instead of the one that `config.mask` describes.
         judge: None for no evaluation and no report.
         started: `time.monotonic()` at the start of the command (None: now), for `wall_s`.
+        ranks: the processes that share the run, all of which make this call. None: this one.
 
     Returns:
-        The report, or None without a judge.
+        The report, or None without a judge and on all processes but the first.
     """
+    ranks = ranks or Ranks()
     clock = Clock(started)
     # What is wrong with classes, time constants, backend or mask comes out before any writing.
     objective = Objective.from_model(model, config, device)
@@ -131,23 +147,26 @@ def erase_class(
     backend = backends.name_of(backends.select(config.optimizer.backend, device))
     if mask is not None:
         mask.check(dict(model.unet.named_parameters()))
-    with open_run(out, force) as directory:
+    with run_directory(out, force, ranks) as directory:
         with clock.stage("mask"):
-            trainer = PeckerTrainer(objective, mask=mask, run_directory=directory, progress=True)
+            trainer = PeckerTrainer(
+                objective, mask=mask, run_directory=directory, progress=True, ranks=ranks
+            )
         click.echo("; ".join(trainer.notes), err=True)
         resumed_at = trainer.iteration
         if resumed_at:
             click.echo(f"resuming at iteration {resumed_at} of {config.iterations}", err=True)
-        for name in _REPORT_NAMES:  # a report of an earlier state must not stand beside a new one
-            (out / name).unlink(missing_ok=True)
+        if ranks.is_first:
+            for name in _REPORT_NAMES:  # of an earlier state: must not stand beside a new one
+                (out / name).unlink(missing_ok=True)
         forget, override = conditions.forget, conditions.override
         with clock.stage("erase"):
-            curve = _train(trainer, model, forget, out / CURVE_NAME, judge)
+            curve = _train(trainer, model, forget, out / CURVE_NAME, judge, ranks)
         with clock.stage("save"):
             erased = _finish(trainer, model)
             frozen = trainer.verify_frozen(erased.unet)
-            save_folder(erased, out / MODEL_NAME)
-        if judge is None:
+            ranks.first(lambda: save_folder(erased, out / MODEL_NAME))
+        if judge is None or not ranks.is_first:
             return None
         model.unet.to(device)  # only now: the run has a copy in its own precision
         with clock.stage("evaluate"):
@@ -184,7 +203,12 @@ def save_folder(model: ModelFolder, path: Path) -> None:
 
 
 def _train(
-    trainer: PeckerTrainer, model: ModelFolder, forget: int, path: Path, judge: Judge | None
+    trainer: PeckerTrainer,
+    model: ModelFolder,
+    forget: int,
+    path: Path,
+    judge: Judge | None,
+    ranks: Ranks,
 ) -> list[CurvePoint]:
     """Run the distillation; with a judge, measure forgetting and keeping as it goes."""
     total = trainer.config.iterations
@@ -198,11 +222,11 @@ def _train(
         write_text(path, json.dumps([asdict(point) for point in curve]) + "\n")
 
     if trainer.iteration == 0:
-        measure()
+        ranks.first(measure)
     try:
         for metrics in trainer.run():
             if metrics.iteration in measured_at:
-                measure()
+                ranks.first(measure)
     except KeyboardInterrupt:
         click.echo("\nstart the same command again to go on from the last checkpoint", err=True)
         raise

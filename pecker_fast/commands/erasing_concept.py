@@ -9,18 +9,19 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import click
 import torch
 from torch import nn
 
 from pecker_fast import backends
-from pecker_fast.commands.erasing import Clock, open_run
+from pecker_fast.commands.erasing import Clock, run_directory
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
+from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate.frozen import FrozenCheck
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models.pipeline import PipelineFolder
@@ -77,6 +78,7 @@ def erase_concept(
     previews: Callable[[TextConditions], Preview] | None = None,
     count: int = 6,
     started: float | None = None,
+    ranks: Ranks | None = None,
 ) -> Erased:
     """Erase the concepts of `config.text` from `pipeline` into the run directory `out`.
 
@@ -94,7 +96,9 @@ def erase_concept(
             and `count` times.
         count: how often.
         started: `time.monotonic()` at the start of the command. None: now.
+        ranks: the processes that share the run, all of which make this call. None: this one.
     """
+    ranks = ranks or Ranks()
     clock = Clock(started)
     with clock.stage("prompts"):
         objective = Objective.from_pipeline(pipeline, config, device)
@@ -103,16 +107,17 @@ def erase_concept(
     backend = backends.name_of(backends.select(config.optimizer.backend, device))
     if mask is not None:
         mask.check(dict(pipeline.unet.named_parameters()))
-    with open_run(out, force) as directory:
-        if force:
-            shutil.rmtree(out / PIPELINE_NAME, ignore_errors=True)
-            for name in ("progress.png", "previews.safetensors"):
-                (out / name).unlink(missing_ok=True)
-        for name in OUTPUTS:  # results of an earlier state must not stand beside new ones
-            (out / name).unlink(missing_ok=True)
+    with run_directory(out, force, ranks) as directory:
+        if directory is not None:
+            _clear(out, force)
         with clock.stage("mask"):
             trainer = PeckerTrainer(
-                objective, generator=generator, mask=mask, run_directory=directory, progress=True
+                objective,
+                generator=generator,
+                mask=mask,
+                run_directory=directory,
+                progress=True,
+                ranks=ranks,
             )
         pairs = sum(map(len, conditions.concepts))
         click.echo(
@@ -125,27 +130,17 @@ def erase_concept(
             click.echo(f"resuming at iteration {resumed_at} of {config.iterations}", err=True)
         preview = None if previews is None else previews(conditions)
         with clock.stage("erase"):
-            _train(trainer, preview, count)
+            _train(trainer, preview, count, ranks)
         with clock.stage("save"):
             unet = trainer.ema_generator().to("cpu")
             frozen = trainer.verify_frozen(unet)
-            description = {
-                **pipeline.description,
-                "kind": "generator",
-                "t_init": config.diffusion.t_init,
-                "forget": sorted({pair.forget for c in conditions.concepts for pair in c})[:50],
-                "iterations": trainer.iteration,
-                "mask_digest": trainer.mask.digest,
-            }
-            pipeline.save_with(unet, out / PIPELINE_NAME, description)
-            about = {"iterations": trainer.iteration, "t_init": config.diffusion.t_init}
-            save_patch(out / PATCH_NAME, trainer.start, unet, trainer.ever_salient, **about)
+            sizes = ranks.first(lambda: _save(pipeline, trainer, unet, conditions, out))
     return Erased(
         unet,
         trainer,
         frozen,
-        (out / PATCH_NAME).stat().st_size,
-        sum(file.stat().st_size for file in (out / PIPELINE_NAME / "unet").glob("*.safetensors")),
+        sizes[0],
+        sizes[1],
         clock.stages,
         clock.total(),
         resumed_at,
@@ -154,22 +149,56 @@ def erase_concept(
     )
 
 
-def _train(trainer: PeckerTrainer, preview: Preview | None, count: int) -> None:
+def _clear(out: Path, force: bool) -> None:
+    """Remove the results of an earlier state, which must not stand beside new ones."""
+    if force:
+        shutil.rmtree(out / PIPELINE_NAME, ignore_errors=True)
+        for name in ("progress.png", "previews.safetensors"):
+            (out / name).unlink(missing_ok=True)
+    for name in OUTPUTS:
+        (out / name).unlink(missing_ok=True)
+
+
+def _save(
+    pipeline: PipelineFolder,
+    trainer: PeckerTrainer,
+    unet: nn.Module,
+    conditions: TextConditions,
+    out: Path,
+) -> list[int]:
+    """Write the erased pipeline and the patch; returns the bytes of patch and network."""
+    t_init = trainer.config.diffusion.t_init
+    description = {
+        **pipeline.description,
+        "kind": "generator",
+        "t_init": t_init,
+        "forget": sorted({pair.forget for c in conditions.concepts for pair in c})[:50],
+        "iterations": trainer.iteration,
+        "mask_digest": trainer.mask.digest,
+    }
+    pipeline.save_with(unet, out / PIPELINE_NAME, description)
+    about = {"iterations": trainer.iteration, "t_init": t_init}
+    save_patch(out / PATCH_NAME, trainer.start, unet, trainer.ever_salient, **about)
+    network = (out / PIPELINE_NAME / "unet").glob("*.safetensors")
+    return [(out / PATCH_NAME).stat().st_size, sum(file.stat().st_size for file in network)]
+
+
+def _train(trainer: PeckerTrainer, preview: Preview | None, count: int, ranks: Ranks) -> None:
     """Run the distillation, with a look at the generator now and then."""
     total = trainer.config.iterations
     shown_at = {round(total * index / count) for index in range(1, count + 1)}
+
+    def show(iteration: int) -> None:
+        # The weights are put in place on every process; one of them draws.
+        generator = trainer.generator
+        ranks.first(lambda: None if preview is None else preview(generator, iteration))
+
     try:
         if preview is not None and trainer.iteration == 0:
-            preview(trainer.generator, 0)
+            show(0)
         for metrics in trainer.run():
             if preview is not None and metrics.iteration in shown_at:
-                preview(trainer.generator, metrics.iteration)
+                show(metrics.iteration)
     except KeyboardInterrupt:
         click.echo("\nstart the same command again to go on from the last checkpoint", err=True)
         raise
-
-
-def _concepts(config: PeckerConfig) -> list[dict[str, Any]]:
-    """What was forgotten, in words, for the patch."""
-    sections = () if config.text is None else config.text.concepts
-    return [{"forget": section.concept, "override": section.override} for section in sections]
