@@ -31,7 +31,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.files import replacing, write_text
 from pecker_fast.mask import SaliencyMask
 
-__all__ = ["RunDirectory", "fingerprint"]
+__all__ = ["RunDirectory", "fingerprint", "mask_state"]
 
 _FORMAT = 2
 _KEEP = 2
@@ -218,3 +218,13 @@ def fingerprint(*networks: nn.Module) -> str:
             digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def mask_state(mask: SaliencyMask) -> dict[str, Any]:
+    """A mask as the arguments of `SaliencyMask`, in types that a checkpoint may hold."""
+    return {
+        "indices": dict(mask.indices),
+        "shapes": {name: list(shape) for name, shape in mask.shapes.items()},
+        "granularity": mask.granularity,
+        "block_size": mask.block_size,
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ class Metrics:
 
     Attributes:
         iteration: Iterations that are done, this one included.
-        losses: `LOSS_NAMES` -> mean since the last reading; None where the losses were not read.
-            They are no sign of convergence: the generator loss can be negative and hovers at 0.
+        losses: Name of a term -> mean since the last reading; None where the losses were not read.
+            A distillation's are `LOSS_NAMES`, and no sign of convergence: the generator loss can be
+            negative and hovers at 0.
     """
 
     iteration: int
@@ -43,7 +44,12 @@ class LossRecord:
     """The losses since the last reading, kept on the device: no iteration waits for a number."""
 
     def __init__(
-        self, capacity: int, device: torch.device, ranks: Ranks | None = None, share: float = 1.0
+        self,
+        capacity: int,
+        device: torch.device,
+        ranks: Ranks | None = None,
+        share: float = 1.0,
+        names: Sequence[str] = LOSS_NAMES,
     ) -> None:
         """Room for `capacity` iterations between two readings.
 
@@ -52,16 +58,22 @@ class LossRecord:
             device: Where the losses are.
             ranks: The processes that share the batch; each reads the mean over all of it.
             share: This process's part of the batch.
+            names: Of the terms: `term` or `network/term`.
         """
+        self._names = tuple(names)
         self._ranks = ranks or Ranks()
         self._share = share
-        self._values = torch.zeros(capacity, len(LOSS_NAMES), device=device)
+        self._values = torch.zeros(capacity, len(self._names), device=device)
         self._iterations: list[int] = []
 
     def add(self, iteration: int, pseudo_score: Tensor, generator: Tensor) -> None:
         """Keep the losses of one iteration: (2B,) per sample and network, remain half first."""
         terms = [half.mean() for losses in (pseudo_score, generator) for half in losses.chunk(2)]
-        self._values[len(self._iterations)] = torch.stack(terms)
+        self.add_terms(iteration, terms)
+
+    def add_terms(self, iteration: int, terms: Sequence[Tensor]) -> None:
+        """Keep the terms of one iteration: scalars in the order of `names`."""
+        self._values[len(self._iterations)] = torch.stack([term.detach() for term in terms])
         self._iterations.append(iteration)
 
     def read(self) -> dict[str, float]:
@@ -72,16 +84,15 @@ class LossRecord:
         """
         rows = self._ranks.sum_(self._values[: len(self._iterations)] * self._share).tolist()
         for iteration, row in zip(self._iterations, rows, strict=True):
-            for name, value in zip(LOSS_NAMES, row, strict=True):
+            for name, value in zip(self._names, row, strict=True):
                 if not math.isfinite(value):
-                    network, term = name.split("/")
-                    raise PeckerError(
-                        f"the {network} loss ({term} term) is {value} at iteration {iteration}"
-                    )
+                    network, _, term = name.rpartition("/")
+                    what = f"{network} loss ({term} term)" if network else f"{term} loss"
+                    raise PeckerError(f"the {what} is {value} at iteration {iteration}")
         self._iterations.clear()
         columns = zip(*rows, strict=True)
         return {
-            name: sum(column) / len(rows) for name, column in zip(LOSS_NAMES, columns, strict=True)
+            name: sum(column) / len(rows) for name, column in zip(self._names, columns, strict=True)
         }
 
 
