@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pecker_fast.distill.checkpoint import fingerprint
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
+from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 
 if TYPE_CHECKING:
@@ -42,8 +44,11 @@ class Evaluation:
         frechet_all: the same for all images, those asked for the forgotten class included.
         frechet_real_count: real images behind the statistics, or None.
         sampler: how the images were drawn, in words.
-        steps: network evaluations per image.
+        steps: of the sampler; 0 where nobody says. Guidance evaluates the network twice in each.
         seed: of the noise, or None where the images came from elsewhere.
+        guidance: w of classifier-free guidance; 0 for none.
+        frechet_source: what the real images behind the statistics are, in words, or None.
+        judge: the classifier: its kind and the first digits of a hash of its weights.
     """
 
     forget: int
@@ -62,10 +67,22 @@ class Evaluation:
     sampler: str
     steps: int
     seed: int | None
+    guidance: float = 0.0
+    frechet_source: str | None = None
+    judge: str = ""
+
+    @property
+    def unlearning_accuracy(self) -> float:
+        """UA of the literature: share of the forgotten class's images that are not taken for it."""
+        return 1 - self.forget_accuracy
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return {**asdict(self), "class_accuracy": list(self.class_accuracy)}
+        return {
+            **asdict(self),
+            "class_accuracy": list(self.class_accuracy),
+            "unlearning_accuracy": self.unlearning_accuracy,
+        }
 
 
 @torch.no_grad()
@@ -76,7 +93,8 @@ def classify(
 
     Args:
         classifier: see `Classifier`.
-        images: (N, C, H, W) in [-1, 1]; each batch is moved to where the classifier is.
+        images: (N, C, H, W), uint8, or floats in [-1, 1]; each batch is moved to where the
+            classifier is.
         batch_size: images per forward pass.
         progress: title of a progress bar on stderr; None for no bar.
 
@@ -92,7 +110,7 @@ def classify(
     batches = tqdm(
         torch.split(images, batch_size), desc=progress, unit="batch", disable=progress is None
     )
-    parts = [classifier.logits_and_features(part.to(weight.device)) for part in batches]
+    parts = [classifier.logits_and_features(_floats(part.to(weight.device))) for part in batches]
     logits = torch.cat([part[0] for part in parts]).float().cpu()
     features = torch.cat([part[1] for part in parts]).float().cpu()
     if not torch.isfinite(logits).all():
@@ -114,10 +132,10 @@ def evaluate_images(
     num_classes: int | None = None,
     progress: str | None = None,
 ) -> Evaluation:
-    """Judge images (N, C, H, W) in [-1, 1] that were asked for `labels` (N,).
+    """Judge images (N, C, H, W) that were asked for `labels` (N,).
 
     Args:
-        images: float32.
+        images: uint8, or float32 in [-1, 1].
         labels: int64 class indices, what each image was asked to be.
         classifier: the judge.
         statistics: per-class statistics of real images under the same classifier, or None.
@@ -174,6 +192,9 @@ def evaluate_images(
         sampler="given images" if sampler is None else sampler.describe(),
         steps=0 if sampler is None else sampler.steps,
         seed=None if sampler is None else sampler.seed,
+        guidance=0.0 if sampler is None else sampler.guidance,
+        frechet_source=None if real is None else real.source,
+        judge=_name(classifier),
     )
 
 
@@ -187,11 +208,14 @@ def evaluate_model(
     override: int | None = None,
     progress: str | None = None,
 ) -> Evaluation:
-    """Draw `per_class` images of every class and judge them."""
+    """Draw `per_class` images of every class and judge them, with 8 bits a channel as their PNGs.
+
+    So the figures of a model are those of its images in a folder.
+    """
     if per_class < 2:
         raise PeckerError(f"evaluation: samples per class must be at least 2, got {per_class}")
     labels = balanced_labels(model.num_classes, per_class)
-    images = sampler.sample(model, labels, progress)
+    images = to_uint8(sampler.sample(model, labels, progress))
     judging = None if progress is None else "judging"
     return evaluate_images(
         images,
@@ -243,11 +267,11 @@ class TeacherFigures:
         first: int = 200,
         progress: str | None = None,
     ) -> TeacherFigures:
-        """Draw `per_class` images of every class and take all figures from them."""
+        """Draw `per_class` images of every class, as PNGs hold them, and take all figures."""
         if per_class < 2:
             raise PeckerError(f"evaluation: samples per class must be at least 2, got {per_class}")
         labels = balanced_labels(model.num_classes, per_class)
-        images = sampler.sample(model, labels, progress)
+        images = to_uint8(sampler.sample(model, labels, progress))
         judging = None if progress is None else "judging"
         logits, features = classify(classifier, images, progress=judging)
         correct = logits.argmax(dim=1) == labels
@@ -301,6 +325,18 @@ class TeacherFigures:
     def frechet(self, forget: int) -> float | None:
         """Fréchet distance of all others, or None where it was not measured."""
         return self.frechet_without[forget] if self.frechet_without else None
+
+
+def _floats(images: Tensor) -> Tensor:
+    """uint8 images as the floats in [-1, 1] that classifiers take; floats as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+
+
+def _name(classifier: Classifier) -> str:
+    kind = type(classifier).__name__
+    if not isinstance(classifier, nn.Module):
+        return kind
+    return f"{kind} {fingerprint(classifier)[:12]}"
 
 
 def _share(hits: Tensor) -> float:

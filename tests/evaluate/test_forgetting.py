@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.forgetting import (
     TeacherFigures,
     classify,
@@ -14,6 +15,7 @@ from pecker_fast.evaluate.forgetting import (
     evaluate_model,
 )
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
+from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 
 
@@ -71,6 +73,31 @@ def test_frechet_distances_compare_with_the_kept_classes():
     assert result.frechet == pytest.approx(frechet_distance(over_kept, target))
     assert result.frechet_all == pytest.approx(frechet_distance(over_all, target))
     assert result.frechet_real_count == 40
+
+
+def test_a_model_is_judged_by_the_pixels_of_its_png_files(tiny_model):
+    labels, sampler = balanced_labels(3, 4), Sampler(seed=3)
+    statistics = ClassStatistics.from_features(torch.randn(60, 64), torch.arange(60) % 3, 3)
+    drawn = evaluate_model(tiny_model, Written(), statistics, 0, sampler, 4)
+    files = to_uint8(sampler.sample(tiny_model, labels))
+    judged = evaluate_images(files, labels, Written(), statistics, 0, sampler=sampler)
+    assert drawn == judged
+    floats = sampler.sample(tiny_model, labels)
+    unrounded = evaluate_images(floats, labels, Written(), statistics, 0, sampler=sampler)
+    assert drawn.frechet != unrounded.frechet
+
+
+def test_where_a_figure_comes_from():
+    torch.manual_seed(0)
+    judge, other = SmallClassifier(3, width=4).eval(), SmallClassifier(3, width=4).eval()
+    labels = torch.arange(12) % 3
+    images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8)
+    statistics = ClassStatistics.from_features(torch.randn(60, 64), torch.arange(60) % 3, 3, "real")
+    result = evaluate_images(images, labels, judge, statistics, 0)
+    assert result.frechet_source == "real"
+    assert result.judge.startswith("SmallClassifier ")
+    assert result.judge != evaluate_images(images, labels, other, None, 0).judge
+    assert result.to_dict()["unlearning_accuracy"] == 1 - result.forget_accuracy
 
 
 def test_a_result_is_json(tiny_model):
