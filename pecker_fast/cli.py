@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 import click
 
 from pecker_fast.commands import (
+    convert,
     demo,
     erase,
     evaluate,
@@ -73,6 +74,7 @@ for _command in (
     patch.patch,
     sample.sample,
     evaluate.evaluate,
+    convert.convert,
     info.info,
     train_teacher.train_teacher,
     train_pipeline.train_pipeline,

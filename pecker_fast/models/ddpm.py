@@ -31,7 +31,8 @@ _INT32_ELEMENTS = 2**31
 class DDPMUNet(ModelMixin, ConfigMixin):
     """Noise predictor: `network(x, t, labels).sample`, called as `UNet2DModel` is.
 
-    Label `num_classes` means "no class": the learned null vector.
+    Label `num_classes` means "no class": the learned null vector. A network without one
+    (`null_class=False`) has no such label.
 
     Args:
         sample_size: height and width of the images in pixels; each level but the last halves it.
@@ -44,6 +45,7 @@ class DDPMUNet(ModelMixin, ConfigMixin):
         blocks_per_level: residual blocks of a level on the way down; one more on the way up.
         norm_num_groups: groups of every group norm.
         dropout: in every residual block, in train mode.
+        null_class: whether there is a null vector.
 
     Raises:
         PeckerError: sizes that do not divide, or no level.
@@ -61,6 +63,7 @@ class DDPMUNet(ModelMixin, ConfigMixin):
         blocks_per_level: int = 2,
         norm_num_groups: int = 32,
         dropout: float = 0.1,
+        null_class: bool = True,
     ) -> None:
         super().__init__()
         _check_sizes(sample_size, channels, channel_mult, attention_levels, norm_num_groups)
@@ -71,7 +74,7 @@ class DDPMUNet(ModelMixin, ConfigMixin):
         }
         self.temb = _EmbeddingNetwork(channels)
         self.classes_emb = nn.Embedding(num_classes, channels)
-        self.null_classes_emb = nn.Parameter(torch.randn(channels))
+        self.null_classes_emb = nn.Parameter(torch.randn(channels)) if null_class else None
         self.cemb = _EmbeddingNetwork(channels)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 
@@ -121,9 +124,9 @@ class DDPMUNet(ModelMixin, ConfigMixin):
         return self.classes_emb.num_embeddings
 
     @property
-    def null_label(self) -> int:
-        """The label that means "no class", one behind the last class."""
-        return self.num_classes
+    def null_label(self) -> int | None:
+        """The label that means "no class", one behind the last class; None: there is none."""
+        return None if self.null_classes_emb is None else self.num_classes
 
     def forward(
         self,
@@ -137,7 +140,7 @@ class DDPMUNet(ModelMixin, ConfigMixin):
         Args:
             sample: (N, C, H, W) noisy images in the network's dtype.
             timestep: (N,) or a single one for the whole batch.
-            class_labels: (N,) int64 in [0, `num_classes`]; `num_classes` means "no class".
+            class_labels: (N,) int64 in [0, `num_classes`), or `null_label`.
             return_dict: False = a tuple, as diffusers' networks give.
 
         Returns:
@@ -148,7 +151,7 @@ class DDPMUNet(ModelMixin, ConfigMixin):
         """
         if class_labels is None:
             raise PeckerError(
-                f"DDPMUNet needs class_labels; label {self.null_label} means no class, got None"
+                f"DDPMUNet needs class_labels, got None; the label of no class is {self.null_label}"
             )
         embedding = self._embed(sample, timestep, class_labels)
         hidden = self.conv_in(sample)
@@ -164,9 +167,10 @@ class DDPMUNet(ModelMixin, ConfigMixin):
     def _embed(self, sample: Tensor, timestep: Tensor | float, labels: Tensor) -> Tensor:
         """(N, 8 * channels), activated: every residual block would do that to it first."""
         t = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        weight = self.classes_emb.weight
-        waves = _time_waves(t, weight.shape[1], weight.dtype)
-        classes = torch.cat([weight, self.null_classes_emb[None]])
+        classes = self.classes_emb.weight
+        waves = _time_waves(t, classes.shape[1], classes.dtype)
+        if self.null_classes_emb is not None:
+            classes = torch.cat([classes, self.null_classes_emb[None]])
         both = torch.cat([self.temb(waves), self.cemb(F.embedding(labels, classes))], dim=1)
         return F.silu(both)
 

@@ -44,7 +44,7 @@ class ModelFolder:
         figures: measured figures that ship with the model, e.g. its accuracy in 50 steps.
         kind: "teacher" (many steps) or "generator" (made for one step).
         null_label: the label that means "no class", which guidance needs; None: the network has
-            none. A `DDPMUNet` always has one, and it is found by itself.
+            none. A `DDPMUNet` says itself.
     """
 
     unet: UNet2DModel | DDPMUNet
@@ -162,7 +162,8 @@ def _class_names(
 ) -> tuple[str, ...]:
     """The names in the description, or "class 0" and so on, checked against the network."""
     if isinstance(unet, DDPMUNet):
-        rows, classes = unet.num_classes + 1, unet.num_classes
+        classes = unet.num_classes
+        rows = classes if unet.null_label is None else classes + 1
         if null_label not in (None, unet.null_label):
             raise PeckerError(
                 f"model folder {root}: null_label in {DESCRIPTION} is {null_label!r}, but the "

@@ -101,6 +101,19 @@ def test_no_class_is_the_null_vector() -> None:
     assert not torch.equal(network(x, t, null).sample, noise)
 
 
+def test_without_a_null_vector() -> None:
+    network, other = tiny(), tiny(null_class=False)
+    weights = network.state_dict()
+    del weights["null_classes_emb"]
+    other.load_state_dict(weights)
+    assert (other.null_label, other.num_classes) == (None, CLASSES)
+    x, t, _ = inputs(network)
+    labels = torch.tensor([0, 1, 2])
+    assert torch.equal(other(x, t, labels).sample, network(x, t, labels).sample)
+    with pytest.raises(IndexError):
+        other(x, t, labels + 1)
+
+
 def test_every_parameter_learns() -> None:
     network = tiny(channel_mult=(1, 2, 2))
     x, t, labels = inputs(network)
@@ -169,5 +182,5 @@ def test_sizes_that_do_not_fit(sizes: dict[str, Any], message: str) -> None:
 
 def test_labels_are_needed() -> None:
     network = tiny()
-    with pytest.raises(PeckerError, match="needs class_labels; label 3 means no class, got None"):
+    with pytest.raises(PeckerError, match="got None; the label of no class is 3"):
         network(*inputs(network)[:2])

@@ -1,0 +1,387 @@
+"""Checkpoints of SA, SalUn, SFD and EraseDiff, read into `DDPMUNet` without running code from them.
+
+What their files hold, a list by position (`None` where a short-lived SFD checkpoint drops it)::
+
+    [network, optimizer, step, EMA]                                  a trained or an unlearnt DDPM
+    [network, optimizer, epoch, step, EMA]                           the DDIM code they come from
+    [psi, optimizer, theta, optimizer, step, EMA of theta]           distilled by SFD
+
+or a dictionary with a name for each, or the network's state dict alone. EMA may be missing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.models.ddpm import DDPMUNet
+
+__all__ = [
+    "CLASS_NAMES",
+    "SLOTS",
+    "T_INIT",
+    "PublishedCheckpoint",
+    "network_from",
+    "published_scheduler",
+    "read_checkpoint",
+]
+
+CLASS_NAMES = {
+    "cifar10": (
+        "airplane", "automobile", "bird", "cat", "deer",
+        "dog", "frog", "horse", "ship", "truck",
+    ),
+    "stl10": (
+        "airplane", "bird", "car", "cat", "deer",
+        "dog", "horse", "monkey", "ship", "truck",
+    ),
+}  # fmt: skip
+"""By label, in the data sets' own order."""
+
+SLOTS = ("ema", "model", "generator", "pseudo-score")
+"""What a checkpoint may hold. `ema` is of the model, or of the generator in a distilled one."""
+
+T_INIT = 440
+"""The time step that SFD's generators are told."""
+
+# How the files begin: torch's two formats, and a pickle that torch did not write.
+_ZIP = b"PK\x03\x04"
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+_PICKLE = b"\x80"
+
+# Keys of dictionaries, by slot.
+_KEYS = {
+    "ema": ("ema", "model_ema", "ema_model", "ema_state_dict", "shadow"),
+    "model": ("model", "state_dict", "model_state_dict", "net", "network"),
+    "generator": ("generator", "g_model", "G"),
+    "pseudo-score": ("sg_model", "pseudo_score", "fake_score"),
+}
+_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+
+_Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """The networks in one file; optimizers are left out.
+
+    Attributes:
+        path: the file.
+        slots: state dicts by name, one of `SLOTS` each, prefixes removed. Not all are there.
+        step: the training step it says it was written after; None: it does not say.
+    """
+
+    path: Path
+    slots: Mapping[str, _Weights]
+    step: int | None
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it holds a one-step generator and its pseudo-score network, not a teacher."""
+        return "generator" in self.slots
+
+    def choose(self, slot: str | None = None) -> str:
+        """The slot to take: the one asked for, else the EMA, else the network itself.
+
+        Raises:
+            PeckerError: the file does not have it.
+        """
+        if slot is None:
+            return next(name for name in SLOTS if name in self.slots)
+        if slot not in self.slots:
+            raise PeckerError(f"{self.path}: has no slot {slot!r}; it has {', '.join(self.slots)}")
+        return slot
+
+    def is_generator(self, slot: str) -> bool:
+        """Whether the network in a slot makes an image in one step."""
+        return self.is_distilled and slot in ("ema", "generator")
+
+    def network(self, slot: str | None = None, *, sample_size: int | None = None) -> DDPMUNet:
+        """The network in a slot (None: as `choose` says), in eval mode, float32.
+
+        Args:
+            slot: one of `SLOTS`.
+            sample_size: as in `network_from`.
+
+        Raises:
+            PeckerError: no such slot, or another architecture.
+        """
+        chosen = self.choose(slot)
+        return network_from(
+            self.slots[chosen], f"{self.path}, slot {chosen}", sample_size=sample_size
+        )
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> PublishedCheckpoint:
+    """Read a checkpoint, without running code that it may contain.
+
+    Raises:
+        PeckerError: no file, a truncated one, one that is not a checkpoint, one that would have
+            to run code to be read, or one without a network.
+    """
+    path = Path(path)
+    content = _read(path)
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        slots, step = _slots_of_list(content)
+    elif isinstance(content, Mapping):
+        slots, step = _slots_of_dict(content)
+    else:
+        slots, step = {}, None
+    if not slots:
+        raise PeckerError(
+            f"{path}: no network in it; expected a state dict or the list [network, optimizer, "
+            f"step, EMA], found {_in_words(content)}"
+        )
+    return PublishedCheckpoint(path, {n: slots[n] for n in SLOTS if n in slots}, step)
+
+
+def network_from(weights: _Weights, source: str, *, sample_size: int | None = None) -> DDPMUNet:
+    """Build the network that a state dict belongs to, its sizes read off the shapes.
+
+    Args:
+        weights: by name, without prefixes.
+        source: names it in errors.
+        sample_size: of the images, which no weight tells. None: so that attention is at 16x16, as
+            published; 32 where there is none.
+
+    Returns:
+        The network in eval mode, float32, holding a copy of the weights.
+
+    Raises:
+        PeckerError: another architecture, saying what is missing, unexpected or of another shape;
+            or a weight that is not finite.
+    """
+    sizes = _sizes(weights, source)
+    if sample_size is None:
+        attention: tuple[int, ...] = sizes["attention_levels"]
+        sample_size = 16 << attention[0] if len(attention) == 1 else 32
+    try:
+        with torch.device("meta"):
+            network: DDPMUNet = DDPMUNet(**sizes, sample_size=sample_size)
+    except PeckerError as error:
+        raise PeckerError(f"{source}: another architecture or image size, {error}") from error
+    expected = {name: tuple(param.shape) for name, param in network.state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if found != expected:
+        raise PeckerError(f"{source}: {_mismatch(expected, found)}; {_nearest_preset(found)}")
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise PeckerError(
+                f"{source}: {name} holds NaN or infinity; the run it comes from diverged: take an "
+                "earlier checkpoint"
+            )
+    network.to_empty(device="cpu").load_state_dict(weights)
+    network.eval()
+    return network
+
+
+def published_scheduler() -> DDPMScheduler:
+    """The noise schedule of all four repositories: linear betas, epsilon, nothing clipped."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="linear",
+        beta_start=1e-4,
+        beta_end=0.02,
+        prediction_type="epsilon",
+        variance_type="fixed_large",
+        clip_sample=False,
+    )
+
+
+def _read(path: Path) -> Any:
+    """What `torch.load` makes of the file with `weights_only=True`, on the CPU."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_LEGACY))
+    except FileNotFoundError as error:
+        raise PeckerError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise PeckerError(
+            f"{path}: is a folder; expected a checkpoint file, such as ckpts/ckpt.pth in it"
+        ) from error
+    if not head.startswith(_ZIP) and head != _LEGACY:
+        if head.startswith(_PICKLE):
+            raise _runs_code(path, "it is a pickled Python object")
+        raise PeckerError(
+            f"{path}: not a checkpoint written by torch.save (it begins with {head[:8]!r}); "
+            "if it was downloaded, look whether it is a web page or a pointer to the file"
+        )
+    try:
+        # Mapped, so that the optimizers' moments are never read.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error below says it
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP)
+            )
+    except Exception as error:  # torch raises many kinds for a broken file
+        reason = str(error)
+        code = re.search(r"Unsupported (?:global|class|function)\S* (?:GLOBAL )?(\S+)", reason)
+        if code is not None:
+            raise _runs_code(path, f"it holds a {code[1]}") from error
+        if "TorchScript" in reason:
+            raise _runs_code(path, "it is a TorchScript module") from error
+        first_line = (reason.strip() or repr(error)).splitlines()[0]
+        raise PeckerError(
+            f"{path}: cannot be read as a checkpoint, it may be truncated: copy or download it "
+            f"again ({first_line})"
+        ) from error
+
+
+def _runs_code(path: Path, what: str) -> PeckerError:
+    return PeckerError(
+        f"{path}: {what}, and reading it would run code from the file; where you trust it and have "
+        "the repository that wrote it, load it there in a container without a network and write "
+        "`torch.save(network.state_dict(), 'weights.pth')`, which can be converted"
+    )
+
+
+def _slots_of_list(content: Sequence[Any]) -> tuple[dict[str, _Weights], int | None]:
+    networks = {i: _plain_names(item) for i, item in enumerate(content) if _is_network(item)}
+    numbers = [item for item in content if isinstance(item, int)]
+    if not networks:
+        return {}, None
+    last = len(content) - 1
+    slots: dict[str, _Weights] = {}
+    # Only SFD's distillation has a network in the third place that is not the last.
+    if len(content) > 4 and 2 in networks:
+        names = {0: "pseudo-score", 2: "generator"}
+    else:
+        names = {0: "model"}
+    if last not in names:
+        names[last] = "ema"
+    slots = {names[i]: network for i, network in networks.items() if i in names}
+    return slots, numbers[-1] if numbers else None
+
+
+def _slots_of_dict(content: Mapping[Any, Any]) -> tuple[dict[str, _Weights], int | None]:
+    if _is_network(content):
+        return {"model": _plain_names(content)}, None
+    slots = {
+        slot: _plain_names(content[key])
+        for slot, keys in _KEYS.items()
+        for key in keys
+        if _is_network(content.get(key))
+    }
+    steps = (content.get(key) for key in ("step", "global_step", "iteration"))
+    return slots, next((step for step in steps if isinstance(step, int)), None)
+
+
+def _is_network(item: Any) -> bool:
+    """Whether it is a state dict: names and tensors, which an optimizer's is not."""
+    return (
+        isinstance(item, Mapping)
+        and bool(item)
+        and all(isinstance(name, str) for name in item)
+        and all(isinstance(value, Tensor) for value in item.values())
+    )
+
+
+def _plain_names(weights: _Weights) -> _Weights:
+    """Without the prefixes that wrappers put before every name."""
+    for prefix in _PREFIXES * 2:  # they may be nested, in either order
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _sizes(weights: _Weights, source: str) -> dict[str, Any]:
+    """The configuration of the network that has such weights.
+
+    Raises:
+        PeckerError: too little of it is there to tell.
+    """
+    needed = ("conv_in.weight", "classes_emb.weight", "down.0.block.0.conv1.weight")
+    absent = [name for name in needed if name not in weights or weights[name].ndim < 2]
+    if absent:
+        raise PeckerError(f"{source}: another architecture, {_kind(weights, absent)}")
+
+    def count(prefix: str) -> int:
+        pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        return len({found[1] for name in weights if (found := pattern.match(name))})
+
+    channels, in_channels = weights["conv_in.weight"].shape[:2]
+    levels = range(count("down"))
+    widths = [_rows(weights, f"down.{level}.block.0.conv1.weight", source) for level in levels]
+    uneven = [width for width in widths if width % channels]
+    if uneven:
+        raise PeckerError(
+            f"{source}: another architecture, a level of {uneven[0]} channels is no multiple of "
+            f"the base width {channels}"
+        )
+    return {
+        "in_channels": in_channels,
+        "num_classes": weights["classes_emb.weight"].shape[0],
+        "channels": channels,
+        "channel_mult": tuple(width // channels for width in widths),
+        "attention_levels": tuple(level for level in levels if count(f"down.{level}.attn")),
+        "blocks_per_level": count("down.0.block"),
+        "null_class": "null_classes_emb" in weights,
+    }
+
+
+def _rows(weights: _Weights, name: str, source: str) -> int:
+    if name not in weights:
+        raise PeckerError(f"{source}: another architecture, {_kind(weights, [name])}")
+    return weights[name].shape[0]
+
+
+def _kind(weights: _Weights, absent: Sequence[str]) -> str:
+    """What a state dict of another architecture is, as far as its names tell."""
+    without = f"without {', '.join(absent)}"
+    if any(name.startswith(("down_blocks.", "model.diffusion_model.")) for name in weights):
+        return (
+            f"{without}; it looks like a diffusers or Stable Diffusion network: give the folder "
+            "that its save_pretrained wrote to the other commands, no conversion is needed"
+        )
+    if absent == ["classes_emb.weight"]:
+        return f"{without}; an unconditional DDPM knows no classes, so none can be erased from it"
+    names = ", ".join(list(weights)[:3])
+    return f"{without}; it has {len(weights)} tensors, the first {names}"
+
+
+def _mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Missing, unexpected and differently shaped tensors, a few of each by name."""
+
+    def listed(names: Sequence[str]) -> str:
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} {found[name]} instead of {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    parts = {"missing": missing, "unexpected": unexpected, "shaped otherwise": shapes}
+    return "does not fit: " + "; ".join(
+        f"{len(names)} {what}: {listed(names)}" for what, names in parts.items() if names
+    )
+
+
+def _nearest_preset(found: Mapping[str, Any]) -> str:
+    """Which published network has most tensors in common with what was found."""
+    common = {}
+    for preset in ("cifar10", "stl10"):
+        with torch.device("meta"):
+            weights = getattr(DDPMUNet, preset)().state_dict()
+        shared = sum(found.get(name) == tuple(weight.shape) for name, weight in weights.items())
+        common[preset] = f"{shared} of {len(weights)} tensors as in the {preset} network"
+    return f"it has {' and '.join(common.values())}"
+
+
+def _in_words(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"a dictionary with {', '.join(map(str, list(content)[:5])) or 'nothing in it'}"
+    if isinstance(content, (list, tuple)):
+        return f"a list of {', '.join(type(item).__name__ for item in content) or 'nothing'}"
+    return f"a {type(content).__name__}"
