@@ -1,14 +1,16 @@
-"""Images from a model folder, in one step or in many DDIM steps; the same seed, the same images.
+"""Images from a model folder, in one step or in many; the same seed, the same images.
 
-The noise is drawn image by image on the CPU, so image i does not depend on the batch size, on the
-device, or on how many images follow it.
+All noise is drawn image by image on the CPU, so image i does not depend on the batch size, on the
+device, on how many images follow it, or on how many processes share the work: the starting noise
+of all images comes from one stream, and the noise of an image's random steps from its own. What is
+left of the batch size is rounding: several processes draw the same batches as one, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,12 +18,17 @@ from tqdm import tqdm
 
 from pecker_fast.distill.losses import one_step_sample
 from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.reverse_steps import class_guided, ddim, ddpm, image_streams
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
 
-__all__ = ["Sampler", "balanced_labels", "default_t_init", "noise_batches"]
+__all__ = ["METHODS", "Method", "Sampler", "balanced_labels", "default_t_init", "noise_batches"]
+
+Method = Literal["one-step", "ddim", "ddpm"]
+METHODS: tuple[Method, ...] = ("one-step", "ddim", "ddpm")
 
 SIGMA_INIT = 2.5  # noise-to-signal ratio a one-step generator starts from (SiD, SFD)
 
@@ -31,85 +38,188 @@ class Sampler:
     """How images are drawn.
 
     Attributes:
-        steps: 1 for the one-step generator, more for DDIM (eta 0, no guidance).
+        steps: 1 for the one-step generator, more for the others.
         seed: of the noise.
         t_init: timestep of the one-step generator (None: the model folder's own, or where the
-            noise-to-signal ratio is 2.5). DDIM does not use it.
-        batch_size: images per forward pass.
+            noise-to-signal ratio is 2.5). The others do not use it.
+        batch_size: images per forward pass; guidance makes it twice as many.
+        method: "one-step", "ddim", or "ddpm": ancestral steps with the variance beta_t ("fixed
+            large") and predicted images clamped to [-1, 1], as SA, SalUn and SFD sample.
+            None: one-step for one step, else ddim.
+        guidance: w of classifier-free guidance, (1 + w) eps_c - w eps_null. 0: none; SA and SalUn
+            sample with 2.
+        eta: how random DDIM's steps are; 0: not at all, 1: as DDPM's with its small variance.
     """
 
     steps: int = 1
     seed: int = 0
     t_init: int | None = None
     batch_size: int = 250
+    method: Method | None = None
+    guidance: float = 0.0
+    eta: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise PeckerError(f"sampler: steps must be at least 1, got {self.steps}")
         if self.batch_size < 1:
             raise PeckerError(f"sampler: batch_size must be at least 1, got {self.batch_size}")
+        if self.seed < 0:
+            raise PeckerError(f"sampler: seed must be at least 0, got {self.seed}")
+        if self.method not in (None, *METHODS):
+            raise PeckerError(
+                f"sampler: unknown method {self.method!r}; known are {', '.join(METHODS)}"
+            )
+        if (self.kind == "one-step") != (self.steps == 1):
+            expected = "takes 1 step" if self.kind == "one-step" else "needs 2 steps or more"
+            raise PeckerError(f"sampler: {self.kind} {expected}, got {self.steps}")
+        if not 0 <= self.guidance < float("inf"):
+            raise PeckerError(f"sampler: guidance must be at least 0, got {self.guidance}")
+        if self.guidance and self.kind == "one-step":
+            raise PeckerError(
+                f"sampler: guidance is for many steps, got {self.guidance:g} for a one-step "
+                "generator; leave it at 0"
+            )
+        if not 0 <= self.eta <= 1:
+            raise PeckerError(f"sampler: eta must lie in [0, 1], got {self.eta}")
+        if self.eta and self.kind != "ddim":
+            raise PeckerError(f"sampler: eta is for ddim, got {self.eta:g} for {self.kind}")
+
+    @property
+    def kind(self) -> Method:
+        """The method, chosen by the number of steps where it is not given."""
+        return self.method or ("one-step" if self.steps == 1 else "ddim")
 
     def describe(self) -> str:
         """The sampler in words, as the report prints it."""
-        return "one step" if self.steps == 1 else f"{self.steps} DDIM steps"
+        if self.kind == "one-step":
+            return "one step"
+        words = f"{self.steps} {self.kind.upper()} steps"
+        if self.eta:
+            words += f", eta {self.eta:g}"
+        return f"{words}, guidance {self.guidance:g}" if self.guidance else words
 
-    @torch.no_grad()
-    def sample(self, model: ModelFolder, labels: Tensor, progress: str | None = None) -> Tensor:
+    def settings(self, model: ModelFolder) -> dict[str, Any]:
+        """All that decides what is drawn from this model, as plain types, for reports."""
+        return {
+            "sampler": self.kind,
+            "description": self.describe(),
+            "steps": self.steps,
+            "t_init": self._t_init(model) if self.kind == "one-step" else None,
+            "guidance": self.guidance,
+            "eta": self.eta,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+
+    @overload
+    def sample(self, model: ModelFolder, labels: Tensor, progress: str | None = None) -> Tensor: ...
+
+    @overload
+    def sample(
+        self, model: ModelFolder, labels: Tensor, progress: str | None = None, *, ranks: Ranks
+    ) -> Tensor | None: ...
+
+    def sample(
+        self,
+        model: ModelFolder,
+        labels: Tensor,
+        progress: str | None = None,
+        *,
+        ranks: Ranks | None = None,
+    ) -> Tensor | None:
         """Draw one image per label.
 
         Args:
             model: the network and its schedule. The network is used as it is: call `.eval()` first.
-            labels: (N,) int64 class indices.
-            progress: title of a progress bar on stderr; None for no bar.
+            labels: (N,) int64 class indices, the same on all processes.
+            progress: title of a progress bar on stderr, of the first process's share; None for no
+                bar.
+            ranks: the processes that share the work, batch by batch. None: this one does it all.
 
         Returns:
-            (N, C, H, W) float32 images in [-1, 1], on the CPU.
+            (N, C, H, W) float32 images in [-1, 1], on the CPU. All of them on the first process,
+            bit for bit those that one process draws there; None on the others.
 
         Raises:
-            PeckerError: a label that the model has no class for, or more steps than it has.
+            PeckerError: a label that the model has no class for, more steps than it has, or
+                guidance for a model that has no entry for "no class".
+        """
+        ranks = ranks or Ranks()
+        total = -(-len(labels) // self.batch_size)  # batches
+        share = ranks.rows(total)
+        # Whole batches, so that each process sends rows of one shape.
+        rows = torch.zeros(share.stop - share.start, self.batch_size, *model.image_shape)
+        images, first = rows.flatten(0, 1), share.start * self.batch_size
+        progress = progress if ranks.is_first else None
+        for part, drawn in self.batches(model, labels, range(share.start, share.stop), progress):
+            images[part.start - first : part.stop - first] = drawn
+        gathered = ranks.gather(rows, total)
+        return None if gathered is None else gathered.flatten(0, 1)[: len(labels)]
+
+    @torch.no_grad()
+    def batches(
+        self,
+        model: ModelFolder,
+        labels: Tensor,
+        only: Collection[int] | None = None,
+        progress: str | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Draw batch by batch, for whoever writes images as they come.
+
+        Args:
+            model: as in `sample`.
+            labels: (N,) int64 class indices of all images.
+            only: numbers of the batches to draw; batch k holds the images from k * batch_size on.
+                None: all.
+            progress: title of a progress bar on stderr; None for no bar.
+
+        Yields:
+            Which images, and (n, C, H, W) float32 in [-1, 1] on the CPU.
+
+        Raises:
+            PeckerError: as `sample`.
         """
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < model.num_classes:
             raise PeckerError(
                 f"sampler: labels must lie in [0, {model.num_classes}), "
                 f"got {int(labels.min())} to {int(labels.max())}"
             )
-        draw = self._one_step if self.steps == 1 else self._ddim
+        draw = self._drawing(model)
         device = next(model.unet.parameters()).device
-        images = torch.empty(len(labels), *model.image_shape)
         for part, noise in noise_batches(
-            len(labels), self.batch_size, model.network_shape, self.seed, progress
+            len(labels), self.batch_size, model.network_shape, self.seed, progress, only
         ):
-            drawn = draw(model, noise.to(device), labels[part].to(device))
-            images[part] = model.decode(drawn).float().cpu()
-        return images
+            images = draw(part, noise.to(device), labels[part].to(device))
+            yield part, model.decode(images).float().cpu()
 
-    def _one_step(self, model: ModelFolder, noise: Tensor, labels: Tensor) -> Tensor:
-        t_init = self.t_init
-        if t_init is None:
-            t_init = int(model.figures.get("t_init", default_t_init(model.scheduler)))
-        # The time constants of training play no part here; any valid ones will do.
-        steps = model.scheduler.config.num_train_timesteps
-        schedule = NoiseSchedule.from_scheduler(
-            model.scheduler, t_init=t_init, t_min=0, t_max=steps
-        )
-        return one_step_sample(model.unet, noise, t_init, labels, schedule)
-
-    def _ddim(self, model: ModelFolder, noise: Tensor, labels: Tensor) -> Tensor:
-        from diffusers import DDIMScheduler
-
-        scheduler = DDIMScheduler.from_config(model.scheduler.config)
-        total = scheduler.config.num_train_timesteps
-        if self.steps > total:
-            raise PeckerError(
-                f"sampler: steps must be at most the {total} steps of the model's schedule, "
-                f"got {self.steps}"
+    def _drawing(self, model: ModelFolder) -> Callable[[slice, Tensor, Tensor], Tensor]:
+        """What draws the images of a slice from their noise and labels."""
+        if self.kind == "one-step":
+            t_init = self._t_init(model)
+            # The time constants of training play no part here; any valid ones will do.
+            total = model.scheduler.config.num_train_timesteps
+            schedule = NoiseSchedule.from_scheduler(
+                model.scheduler, t_init=t_init, t_min=0, t_max=total
             )
-        scheduler.set_timesteps(self.steps, device=noise.device)
-        x: Tensor = noise * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            predicted = model.unet(scheduler.scale_model_input(x, t), t, class_labels=labels).sample
-            x = scheduler.step(predicted, t, x, eta=0.0).prev_sample
-        return x
+            return lambda part, noise, labels: one_step_sample(
+                model.unet, noise, t_init, labels, schedule
+            )
+        if self.kind == "ddim":
+            steps = ddim(model.scheduler, self.steps, self.eta)
+        else:
+            steps = ddpm(model.scheduler, self.steps)
+
+        def draw(part: slice, noise: Tensor, labels: Tensor) -> Tensor:
+            predict = class_guided(model.unet, labels, self.guidance, model.null_label)
+            return steps(noise, predict, image_streams(self.seed, part, noise))
+
+        return draw
+
+    def _t_init(self, model: ModelFolder) -> int:
+        if self.t_init is not None:
+            return self.t_init
+        return int(model.figures.get("t_init", default_t_init(model.scheduler)))
 
 
 def default_t_init(scheduler: Any) -> int:
@@ -125,7 +235,12 @@ def balanced_labels(num_classes: int, per_class: int) -> Tensor:
 
 
 def noise_batches(
-    total: int, batch_size: int, shape: tuple[int, ...], seed: int, progress: str | None = None
+    total: int,
+    batch_size: int,
+    shape: tuple[int, ...],
+    seed: int,
+    progress: str | None = None,
+    only: Collection[int] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The starting noise of `total` images, batch by batch.
 
@@ -135,15 +250,23 @@ def noise_batches(
         shape: (C, H, W) of one image's noise.
         seed: of the noise. Image i gets the same numbers whatever the batch size and the total.
         progress: title of a progress bar on stderr, moved on as batches are done; None for no bar.
+        only: numbers of the batches wanted; None: all.
 
     Yields:
         Which images, and their noise (N, C, H, W), float32 on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
-    with tqdm(total=total, desc=progress, unit="image", disable=progress is None) as bar:
-        for start in range(0, total, batch_size):
-            part = slice(start, min(start + batch_size, total))
-            count = part.stop - part.start
+    parts = [slice(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
+    wanted = set(range(len(parts)) if only is None else only)
+    count = sum(parts[k].stop - parts[k].start for k in wanted)
+    with tqdm(total=count, desc=progress, unit="image", disable=progress is None) as bar:
+        for number, part in enumerate(parts):
             # One call per image: torch's generator gives other numbers for other shapes.
-            yield part, torch.stack([torch.randn(shape, generator=generator) for _ in range(count)])
-            bar.update(count)
+            noise = [torch.randn(shape, generator=generator) for _ in range(part.start, part.stop)]
+            if number not in wanted:
+                continue  # its numbers come first in the stream all the same
+            yield part, torch.stack(noise)
+            bar.update(part.stop - part.start)
+            wanted.remove(number)
+            if not wanted:
+                break

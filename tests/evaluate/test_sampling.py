@@ -1,14 +1,29 @@
-"""Sampling: the formulas, determinism, and independence of the batch size."""
+"""Sampling: the formulas, determinism, and independence of batches and processes."""
 
+import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels, default_t_init
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.models.train_teacher import TeacherRecipe, build_unet
 
 LABELS = torch.tensor([0, 1, 2, 2, 1])
+KINDS = [
+    {"steps": 1},
+    {"steps": 3},
+    {"steps": 3, "eta": 1.0},
+    {"steps": 4, "method": "ddpm"},
+]
 
 
 class Zero(torch.nn.Module):
@@ -21,6 +36,59 @@ class Zero(torch.nn.Module):
 
     def forward(self, sample, timestep, class_labels):
         return type("Output", (), {"sample": torch.zeros_like(sample)})
+
+
+class Gaussian(Zero):
+    """Predicts the noise exactly where the images are normal with standard deviation 0.2.
+
+    With a network, its answers are added, so that classes differ. Images then stay inside [-1, 1]
+    for the most part; those of an untrained network alone are all clamped.
+    """
+
+    def __init__(self, config, abar, network=None):
+        super().__init__(config)
+        self.abar, self.network = abar, network
+
+    def forward(self, sample, timestep, class_labels):
+        abar = self.abar[torch.as_tensor(timestep)].view(-1, 1, 1, 1)
+        noise = (1 - abar).sqrt() / (abar * 0.2**2 + 1 - abar) * sample
+        if self.network is not None:
+            noise = noise + 0.2 * self.network(sample, timestep, class_labels).sample
+            noise = noise + 0.05 * (class_labels.view(-1, 1, 1, 1) - 1)
+        return type("Output", (), {"sample": noise})
+
+
+@pytest.fixture
+def model(tiny_model):
+    """The tiny model, made to predict much of the noise."""
+    return sensible(tiny_model)
+
+
+def sensible(model):
+    abar = model.scheduler.alphas_cumprod
+    return replace(model, unet=Gaussian(model.unet.config, abar, model.unet))
+
+
+def assert_images(drawn, expected, tolerance=1e-5):
+    """Close, and not all clamped, which would hide what differs."""
+    assert float((drawn.abs() < 1).float().mean()) > 0.5
+    assert torch.allclose(drawn, expected.float().clamp(-1, 1), atol=tolerance)
+
+
+@pytest.fixture
+def with_null(tiny_model):
+    """The same with one more row in the table, for "no class"."""
+    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
+    unet = build_unet(recipe, num_classes=4, image_shape=(1, 8, 8)).eval()
+    return sensible(replace(tiny_model, unet=unet, null_label=3))
+
+
+def streams_of(seed, count):
+    """One generator per image, as the steps of its random sampler draw from it."""
+    seeds = [
+        np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] for i in range(count)
+    ]
+    return [torch.Generator().manual_seed(int(s) >> 1) for s in seeds]
 
 
 def noise_of(seed, count, shape):
@@ -40,51 +108,229 @@ def test_one_step_of_a_network_that_sees_no_noise(tiny_model):
     assert torch.allclose(images, expected.float(), atol=1e-5)
 
 
-def test_one_step_of_the_network(tiny_model):
-    images = Sampler(steps=1, seed=3, t_init=300).sample(tiny_model, LABELS)
-    abar = tiny_model.scheduler.alphas_cumprod[300]
+def test_one_step_of_the_network(model):
+    images = Sampler(steps=1, seed=3, t_init=300).sample(model, LABELS)
+    abar = model.scheduler.alphas_cumprod[300]
     z = (1 - abar).sqrt() * noise_of(3, 5, (1, 8, 8))
     with torch.no_grad():
-        eps = tiny_model.unet(z, torch.full((5,), 300), class_labels=LABELS).sample
-    expected = ((z - (1 - abar).sqrt() * eps) / abar.sqrt()).clamp(-1, 1)
-    assert torch.allclose(images, expected, atol=1e-5)
+        eps = model.unet(z, torch.full((5,), 300), class_labels=LABELS).sample
+    assert_images(images, (z - (1 - abar).sqrt() * eps) / abar.sqrt())
 
 
-def test_the_folder_names_its_own_t_init(tiny_model):
-    named = replace(tiny_model, figures={"t_init": 300})
-    expected = Sampler(t_init=300).sample(tiny_model, LABELS)
+def test_the_folder_names_its_own_t_init(model):
+    named = replace(model, figures={"t_init": 300})
+    expected = Sampler(t_init=300).sample(model, LABELS)
     assert torch.equal(Sampler().sample(named, LABELS), expected)
 
 
-def test_ddim_by_hand(tiny_model):
-    images = Sampler(steps=4, seed=1).sample(tiny_model, LABELS)
-    abar = tiny_model.scheduler.alphas_cumprod
+def test_ddim_by_hand(model):
+    images = Sampler(steps=4, seed=1).sample(model, LABELS)
+    abar = model.scheduler.alphas_cumprod
     x = noise_of(1, 5, (1, 8, 8))
     with torch.no_grad():
         for t in (750, 500, 250, 0):
-            eps = tiny_model.unet(x, t, class_labels=LABELS).sample
+            eps = model.unet(x, t, class_labels=LABELS).sample
             clean = (x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
             following = abar[t - 250] if t else torch.tensor(1.0)
             x = following.sqrt() * clean + (1 - following).sqrt() * eps
-    assert torch.allclose(images, x.clamp(-1, 1), atol=1e-4)
+    assert_images(images, x)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_same_seed_same_images(tiny_model, steps):
-    sampler = Sampler(steps=steps, seed=5)
-    first = sampler.sample(tiny_model, LABELS)
-    torch.randn(7)  # the global generator plays no part
-    assert torch.equal(sampler.sample(tiny_model, LABELS), first)
-    assert not torch.equal(replace(sampler, seed=6).sample(tiny_model, LABELS), first)
+def test_ddim_with_noise_by_hand(model):
+    images = Sampler(steps=4, seed=1, eta=0.5).sample(model, LABELS)
+    abar = model.scheduler.alphas_cumprod.double()
+    x, streams = noise_of(1, 5, (1, 8, 8)), streams_of(1, 5)
+    with torch.no_grad():
+        for t in (750, 500, 250, 0):
+            eps = model.unet(x, t, class_labels=LABELS).sample
+            clean = (x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
+            following = abar[t - 250] if t else torch.tensor(1.0)
+            sigma = 0.5 * ((1 - following) / (1 - abar[t]) * (1 - abar[t] / following)).sqrt()
+            fresh = torch.stack([torch.randn(1, 8, 8, generator=s) for s in streams])
+            towards = (1 - following - sigma**2).sqrt() * eps
+            x = (following.sqrt() * clean + towards + sigma * fresh).float()
+    assert_images(images, x)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_an_image_depends_neither_on_the_batch_size_nor_on_later_images(tiny_model, steps):
-    whole = Sampler(steps=steps).sample(tiny_model, LABELS)
-    parts = Sampler(steps=steps, batch_size=2).sample(tiny_model, LABELS)
-    fewer = Sampler(steps=steps).sample(tiny_model, LABELS[:3])
+def test_ddpm_as_published(model):
+    """The ancestral steps of SA, SalUn and SFD: x_0 clamped, variance beta of the longer step."""
+    images = Sampler(steps=4, seed=1, method="ddpm").sample(model, LABELS)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    abar = torch.cat([torch.ones(1, dtype=torch.float64), 1 - betas]).cumprod(0)  # abar[t + 1]
+    sequence = list(range(0, 1000, 250))
+    x, streams = noise_of(1, 5, (1, 8, 8)), streams_of(1, 5)
+    with torch.no_grad():
+        for i, j in zip(reversed(sequence), [*reversed(sequence[:-1]), -1], strict=True):
+            at, following = abar[i + 1], abar[j + 1]
+            beta = 1 - at / following
+            eps = model.unet(x, i, class_labels=LABELS).sample
+            clean = ((1 / at).sqrt() * x - (1 / at - 1).sqrt() * eps).clamp(-1, 1)
+            mean = following.sqrt() * beta * clean + (1 - beta).sqrt() * (1 - following) * x
+            x = mean / (1 - at)
+            if i:
+                fresh = torch.stack([torch.randn(1, 8, 8, generator=s) for s in streams])
+                x = x + beta.sqrt() * fresh
+            x = x.float()
+    assert_images(images, x)
+
+
+@pytest.mark.parametrize("steps", [4, 100])
+def test_ddpm_as_diffusers_has_it(model, steps):
+    from diffusers import DDPMScheduler
+
+    images = Sampler(steps=steps, seed=2, method="ddpm").sample(model, LABELS)
+    scheduler = DDPMScheduler.from_config(
+        model.scheduler.config, variance_type="fixed_large", clip_sample=True
+    )
+    scheduler.set_timesteps(steps)
+    x, streams = noise_of(2, 5, (1, 8, 8)), streams_of(2, 5)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            eps = model.unet(x, t, class_labels=LABELS).sample
+            x = scheduler.step(eps, t, x, generator=streams).prev_sample
+    assert_images(images, x, tolerance=1e-4)  # diffusers' tables are float32
+
+
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"),
+    [
+        ({"steps": 250, "method": "ddpm"}, 0.02),
+        ({"steps": 100}, 0.02),
+        ({"steps": 250, "eta": 1.0}, 0.02),
+    ],
+)
+def test_a_perfect_network_gives_the_distribution_of_its_images(tiny_model, sampler, tolerance):
+    # Normal images of standard deviation 0.2: the network's answer is known in closed form.
+    abar = tiny_model.scheduler.alphas_cumprod
+    model = replace(tiny_model, unet=Gaussian(tiny_model.unet.config, abar))
+    images = Sampler(**sampler).sample(model, torch.zeros(64, dtype=torch.int64))
+    assert abs(float(images.mean())) < 4 * 0.2 / math.sqrt(images.numel())
+    assert float(images.std()) == pytest.approx(0.2, abs=tolerance)
+
+
+def test_guidance_by_hand(with_null):
+    abar = with_null.scheduler.alphas_cumprod
+    images = Sampler(steps=2, seed=1, guidance=2.0).sample(with_null, LABELS)
+    x = noise_of(1, 5, (1, 8, 8))
+    with torch.no_grad():
+        for t in (500, 0):
+            eps = with_null.unet(x, t, class_labels=LABELS).sample
+            null = with_null.unet(x, t, class_labels=torch.full((5,), 3)).sample
+            eps = 3 * eps - 2 * null
+            clean = (x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
+            following = abar[0] if t else torch.tensor(1.0)
+            x = following.sqrt() * clean + (1 - following).sqrt() * eps
+    assert_images(images, x)
+    none = Sampler(steps=2, seed=1).sample(with_null, LABELS)
+    assert not torch.allclose(images, none, atol=0.01)
+
+
+def test_guidance_of_a_published_network(tiny_model):
+    torch.manual_seed(1)
+    unet = DDPMUNet(
+        sample_size=8, in_channels=1, num_classes=3, channels=32, channel_mult=(1, 1),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        unet.classes_emb.weight.mul_(100)  # an untrained network hardly heeds the class
+    model = ModelFolder(unet, tiny_model.scheduler, tiny_model.class_names)
+    sampler = Sampler(steps=2, method="ddpm", guidance=2.0)
+    images = sampler.sample(model, LABELS)
+    assert images.shape == (5, 1, 8, 8)
+    none = replace(sampler, guidance=0.0)
+    assert not torch.allclose(images, none.sample(model, LABELS), atol=1e-3)
+    # Where the table says the same for every class and for none, guidance has nothing to add.
+    with torch.no_grad():
+        unet.classes_emb.weight.zero_()
+        unet.null_classes_emb.zero_()
+    assert torch.allclose(sampler.sample(model, LABELS), none.sample(model, LABELS), atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_same_seed_same_images(model, settings):
+    sampler = Sampler(**settings, seed=5)
+    state = torch.get_rng_state()
+    first = sampler.sample(model, LABELS)
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator plays no part
+    assert torch.equal(sampler.sample(model, LABELS), first)
+    assert not torch.equal(replace(sampler, seed=6).sample(model, LABELS), first)
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_an_image_depends_neither_on_the_batch_size_nor_on_later_images(model, settings):
+    whole = Sampler(**settings).sample(model, LABELS)
+    parts = Sampler(**settings, batch_size=2).sample(model, LABELS)
+    fewer = Sampler(**settings).sample(model, LABELS[:3])
     assert torch.allclose(parts, whole, atol=1e-5)
     assert torch.allclose(fewer, whole[:3], atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_batches_that_are_drawn_alone_have_the_same_bits(model, settings):
+    sampler = Sampler(**settings, batch_size=2)
+    whole = sampler.sample(model, LABELS)
+    drawn = list(sampler.batches(model, LABELS, only=[0, 2]))
+    assert [(part.start, part.stop) for part, _ in drawn] == [(0, 2), (4, 5)]
+    for part, images in drawn:
+        assert torch.equal(images, whole[part])
+    assert list(sampler.batches(model, LABELS, only=[])) == []
+
+
+WORKER = """
+import sys, torch
+from pecker_fast.distributed import Ranks
+from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.models import ModelFolder
+
+torch.set_num_threads(1)
+folder, out = sys.argv[1:]
+ranks = Ranks.join("cpu")
+model, labels = ModelFolder.load(folder), torch.tensor([0, 1, 2, 2, 1])
+drawn = {}
+for batch_size in (1, 2, 10):
+    sampler = Sampler(steps=4, method="ddpm", seed=3, batch_size=batch_size)
+    images = sampler.sample(model, labels, ranks=ranks)
+    assert (images is None) == (ranks.rank > 0)
+    drawn[batch_size] = images
+if ranks.is_first:
+    torch.save(drawn, out)
+ranks.leave()
+"""
+
+
+def test_two_processes_draw_the_bits_of_one(tiny_model, tmp_path):
+    tiny_model.save(tmp_path / "model")
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(tmp_path / "worker.py")]
+    done = subprocess.run(
+        [*command, str(tmp_path / "model"), str(tmp_path / "drawn.pt")],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for batch_size, images in torch.load(tmp_path / "drawn.pt").items():
+        sampler = Sampler(steps=4, method="ddpm", seed=3, batch_size=batch_size)
+        assert_images(images, sampler.sample(tiny_model, LABELS), tolerance=0)
+        assert torch.equal(images, sampler.sample(tiny_model, LABELS, ranks=Ranks()))
+
+
+def test_no_images(tiny_model):
+    assert Sampler().sample(tiny_model, LABELS[:0]).shape == (0, 1, 8, 8)
+
+
+def test_the_sampler_in_words_and_as_figures(tiny_model):
+    words = {
+        "one step": Sampler(),
+        "50 DDIM steps": Sampler(50),
+        "50 DDIM steps, eta 0.5, guidance 2": Sampler(50, eta=0.5, guidance=2.0),
+        "1000 DDPM steps, guidance 2": Sampler(1000, method="ddpm", guidance=2),
+    }
+    for text, sampler in words.items():
+        assert sampler.describe() == sampler.settings(tiny_model)["description"] == text
+    assert Sampler(seed=4).settings(tiny_model) == {
+        "sampler": "one-step", "description": "one step", "steps": 1, "t_init": 440,
+        "guidance": 0.0, "eta": 0.0, "seed": 4, "batch_size": 250,
+    }  # fmt: skip
+    assert Sampler(50).settings(tiny_model)["t_init"] is None
 
 
 def test_patches_are_laid_out(tiny_model):
@@ -104,6 +350,19 @@ def test_balanced_labels():
         ({"steps": 0}, LABELS, "steps must be at least 1"),
         ({"batch_size": 0}, LABELS, "batch_size must be at least 1"),
         ({"steps": 1001}, LABELS, "at most the 1000 steps"),
+        ({"steps": 600}, LABELS, "would start at time step 599 of 1000; take .* divides 1000"),
+        ({"steps": 300, "method": "ddpm"}, LABELS, "DDPM steps must divide the 1000 time steps"),
+        ({"steps": 2000, "method": "ddpm"}, LABELS, "at most the 1000 steps"),
+        ({"seed": -1}, LABELS, "seed must be at least 0"),
+        ({"method": "euler"}, LABELS, "unknown method 'euler'; known are one-step, ddim, ddpm"),
+        ({"method": "one-step", "steps": 2}, LABELS, "one-step takes 1 step, got 2"),
+        ({"method": "ddpm"}, LABELS, "ddpm needs 2 steps or more, got 1"),
+        ({"guidance": 2.0}, LABELS, "guidance is for many steps, got 2"),
+        ({"steps": 2, "guidance": -1.0}, LABELS, "guidance must be at least 0"),
+        ({"steps": 2, "guidance": float("nan")}, LABELS, "guidance must be at least 0"),
+        ({"steps": 2, "guidance": 2.0}, LABELS, "label for 'no class'.*null_label"),
+        ({"steps": 2, "eta": 1.5}, LABELS, r"eta must lie in \[0, 1\]"),
+        ({"steps": 2, "eta": 0.5, "method": "ddpm"}, LABELS, "eta is for ddim"),
         ({"t_init": 1000}, LABELS, "t_init must be in"),
         ({}, torch.tensor([0, 3]), r"labels must lie in \[0, 3\), got 0 to 3"),
         ({}, torch.tensor([-1, 2]), "got -1 to 2"),
