@@ -7,9 +7,10 @@ case for a single process: there, every call is a no-op.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,6 +27,9 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(seconds=60)
 """How long a step waits for the others before it says that one of them is gone."""
+
+TIMEOUT_VARIABLE = "PECKER_FAST_TIMEOUT"
+"""Environment variable that overrides `TIMEOUT`, in seconds."""
 
 _CHUNK = 2**28
 """Bytes that are sent at once."""
@@ -56,14 +60,18 @@ class Ranks:
     def join(cls, device_type: str) -> Ranks:
         """Join the processes that `torchrun` started; a run of one process without it.
 
+        A step waits a minute for the others; the environment variable PECKER_FAST_TIMEOUT sets
+        other seconds.
+
         Args:
             device_type: cpu (gloo) or cuda (NCCL).
 
         Raises:
-            PeckerError: The others do not come.
+            PeckerError: The others do not come, or PECKER_FAST_TIMEOUT is no number of seconds.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
+        timeout = _timeout()
         if not dist.is_initialized():
             backend = "nccl" if device_type == "cuda" else "gloo"
             try:
@@ -78,7 +86,7 @@ class Ranks:
             rank=dist.get_rank(),
             size=dist.get_world_size(),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            group=dist.new_group(timeout=TIMEOUT),
+            group=dist.new_group(timeout=timeout),
             patient=dist.new_group(backend="gloo", timeout=PATIENCE),
         )
 
@@ -106,6 +114,8 @@ class Ranks:
     def broadcast(self, value: T | None) -> T:
         """What the first process has, on all of them; the others may give None.
 
+        When it returns, all have arrived: what each did before counts in no step's time limit.
+
         Args:
             value: Tensors, numbers, strings, None, and dicts and lists of them. Tensors arrive on
                 the CPU.
@@ -123,6 +133,7 @@ class Ranks:
                 content.copy_(torch.frombuffer(file.getbuffer(), dtype=torch.uint8))
             for chunk in torch.split(content, _CHUNK):
                 dist.broadcast(chunk, src=0, group=self.patient)
+            dist.barrier(group=self.patient)
         if self.is_first:
             return value  # type: ignore[return-value]
         received: T = torch.load(
@@ -134,20 +145,19 @@ class Ranks:
         """What `work` gives on the first process, on all of them, which wait for it.
 
         Raises:
-            PeckerError: What the first process raised, everywhere.
+            PeckerError: On the others: what was raised on the first, where it stays what it is.
         """
         if self.alone:
             return work()
         outcome: dict[str, Any] | None = None
-        failure = None
         if self.is_first:
             try:
                 outcome = {"value": work(), "error": None}
-            except PeckerError as error:
-                failure, outcome = error, {"value": None, "error": str(error)}
+            except Exception as error:
+                with suppress(PeckerError):  # somebody else has stopped: the first error counts
+                    self.broadcast({"value": None, "error": _told(error)})
+                raise
         outcome = self.broadcast(outcome)
-        if failure is not None:
-            raise failure
         if outcome["error"] is not None:
             raise PeckerError(outcome["error"])
         value: T = outcome["value"]
@@ -208,8 +218,34 @@ class Ranks:
             yield
         except RuntimeError as error:  # gloo's and NCCL's, DistBackendError included
             reason = str(error).strip().splitlines()[0]
+            slow = "timed out" in reason.lower() or "timeout" in reason.lower()
+            hint = f", or needs more time ({TIMEOUT_VARIABLE} in seconds)" if slow else ""
             raise PeckerError(
                 f"rank {self.rank} of {self.size} lost the others ({reason}): one of them has "
-                "stopped; its own message says why. Start the same command again to go on from "
-                "the last checkpoint"
+                f"stopped{hint}; its own message says why. Start the same command again to go on "
+                "from the last checkpoint"
             ) from error
+
+
+def _timeout() -> timedelta:
+    """`TIMEOUT`, or what the environment has instead."""
+    text = os.environ.get(TIMEOUT_VARIABLE)
+    if text is None:
+        return TIMEOUT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.001 <= seconds <= PATIENCE.total_seconds():
+        raise PeckerError(
+            f"{TIMEOUT_VARIABLE}={text}: expected seconds from 0.001 to "
+            f"{PATIENCE.total_seconds():.0f}, e.g. {TIMEOUT.total_seconds():.0f}"
+        )
+    return timedelta(seconds=seconds)
+
+
+def _told(error: Exception) -> str:
+    """What the other processes hear of an error on the first."""
+    if isinstance(error, PeckerError):
+        return str(error)
+    return f"rank 0 has stopped: {type(error).__name__}: {error}"
