@@ -6,6 +6,7 @@ nothing is downloaded unless it is asked for.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -127,6 +128,14 @@ class ImageSet:
                 return index
         listed = ", ".join(f"{i} {known!r}" for i, known in enumerate(self.class_names))
         raise PeckerError(f"unknown class {name!r}; the classes of {self.source} are: {listed}")
+
+    def fingerprint(self) -> str:
+        """A hash (hex) of all pixels, labels and class names."""
+        digest = hashlib.blake2b(repr(self.class_names).encode(), digest_size=32)
+        for tensor in (self.images, self.labels):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def _known(self, label: int) -> int:
         if not 0 <= label < self.num_classes:
