@@ -28,7 +28,7 @@ __all__ = ["erase"]
     short_help="Erase a class or a concept from your own model.",
     epilog="""\b
 Examples:
-    pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10
+    pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10_forget
     pecker-fast erase MODEL --config recipe.yaml --out run --classifier clf.pt --statistics real.npz
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
@@ -61,7 +61,14 @@ pipeline gives an erased pipeline folder `pipeline`, which makes images in one s
     "--generator",
     "generator_path",
     type=click.Path(path_type=Path),
-    help="Folder of a one-step U-Net to start from instead of the pipeline's own.",
+    help="Where the one-step generator starts: a model folder, an earlier run, or with --pipeline "
+    "the folder of a U-Net.  [default: the model itself]",
+)
+@click.option(
+    "--pseudo-score",
+    "pseudo_score_path",
+    type=click.Path(path_type=Path),
+    help="Where the pseudo-score network starts, likewise: the second of two stages.",
 )
 @click.option(
     "--neighbour",
@@ -114,6 +121,7 @@ def erase(
     recipe: str | None,
     names: tuple[str, ...],
     generator_path: Path | None,
+    pseudo_score_path: Path | None,
     neighbours: tuple[str, ...],
     nudity_detector: Path | None,
     clip_path: Path | None,
@@ -139,7 +147,12 @@ def erase(
     config_path = recipe or config_path
     common: dict[str, Any] = {"force": force, "started": started}
     if pipeline_path is not None:
-        only_classes = {"--forget": forget, "--classifier": classifier, "--statistics": statistics}
+        only_classes = {
+            "--forget": forget,
+            "--classifier": classifier,
+            "--statistics": statistics,
+            "--pseudo-score": pseudo_score_path,
+        }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
             raise PeckerError(f"erase: {unfit[0]} is for class models; with --pipeline use --name")
         if config_path is None:
@@ -153,8 +166,8 @@ def erase(
             device, threads, None if no_previews else showing, common,
         )  # fmt: skip
         return
-    if names or generator_path is not None:
-        raise PeckerError("erase: --name and --generator need --pipeline; for a class use --forget")
+    if names:
+        raise PeckerError("erase: --name needs --pipeline; for a class use --forget")
     override = overrides[-1] if overrides else None  # of repeated options the last counts
     if config_path is None and (forget is None or override is None):
         raise PeckerError("erase: give --forget and --override, or a --config that has them")
@@ -163,6 +176,7 @@ def erase(
     values = config_overrides(forget, override, density, kind, seed, settings, iterations)
 
     from pecker_fast.commands.erasing import MODEL_NAME, Judge, erase_class
+    from pecker_fast.commands.start_networks import load_start
     from pecker_fast.distill.config import load_config
     from pecker_fast.distributed import Ranks
     from pecker_fast.evaluate.classifier import load_classifier
@@ -174,6 +188,10 @@ def erase(
     common["ranks"] = Ranks.join(place.type)
     folder = ModelFolder.load(Path(model or ""))
     mask = None if mask_file is None else SaliencyMask.load(mask_file, folder.unet)
+    if generator_path is not None:
+        common["generator"] = load_start(generator_path, "generator", folder.unet)
+    if pseudo_score_path is not None:
+        common["pseudo_score"] = load_start(pseudo_score_path, "pseudo_score", folder.unet)
     judge = None
     if classifier is not None:
         loaded = load_classifier(classifier)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import torch
+from torch import nn
 
 from pecker_fast import backends
 from pecker_fast.distill.checkpoint import RunDirectory
@@ -121,6 +122,8 @@ def erase_class(
     judge: Judge | None = None,
     started: float | None = None,
     ranks: Ranks | None = None,
+    generator: nn.Module | None = None,
+    pseudo_score: nn.Module | None = None,
 ) -> ErasureReport | None:
     """Erase `config.forget` from `model` into the run directory `out`.
 
@@ -134,6 +137,8 @@ def erase_class(
         judge: None for no evaluation and no report.
         started: `time.monotonic()` at the start of the command (None: now), for `wall_s`.
         ranks: the processes that share the run, all of which make this call. None: this one.
+        generator: where the one-step generator starts. None: the teacher.
+        pseudo_score: where the pseudo-score network starts. None: the teacher.
 
     Returns:
         The report, or None without a judge and on all processes but the first.
@@ -144,13 +149,25 @@ def erase_class(
     objective = Objective.from_model(model, config, device)
     conditions = objective.conditions
     assert isinstance(conditions, ClassConditions)  # a model folder's are
+    forget, override = conditions.forget, conditions.override
+    if forget is None and judge is not None:
+        raise PeckerError(
+            "erase: nothing is forgotten (forget is null), so there is no report to write; leave "
+            "out --classifier and use `pecker-fast evaluate`"
+        )
     backend = backends.name_of(backends.select(config.optimizer.backend, device))
     if mask is not None:
         mask.check(dict(model.unet.named_parameters()))
     with run_directory(out, force, ranks) as directory:
         with clock.stage("mask"):
             trainer = PeckerTrainer(
-                objective, mask=mask, run_directory=directory, progress=True, ranks=ranks
+                objective,
+                generator=generator,
+                pseudo_score=pseudo_score,
+                mask=mask,
+                run_directory=directory,
+                progress=True,
+                ranks=ranks,
             )
         click.echo("; ".join(trainer.notes), err=True)
         resumed_at = trainer.iteration
@@ -159,14 +176,13 @@ def erase_class(
         if ranks.is_first:
             for name in _REPORT_NAMES:  # of an earlier state: must not stand beside a new one
                 (out / name).unlink(missing_ok=True)
-        forget, override = conditions.forget, conditions.override
         with clock.stage("erase"):
             curve = _train(trainer, model, forget, out / CURVE_NAME, judge, ranks)
         with clock.stage("save"):
             erased = _finish(trainer, model)
             frozen = trainer.verify_frozen(erased.unet)
             ranks.first(lambda: save_folder(erased, out / MODEL_NAME))
-        if judge is None or not ranks.is_first:
+        if judge is None or forget is None or not ranks.is_first:
             return None
         model.unet.to(device)  # only now: the run has a copy in its own precision
         with clock.stage("evaluate"):
@@ -205,7 +221,7 @@ def save_folder(model: ModelFolder, path: Path) -> None:
 def _train(
     trainer: PeckerTrainer,
     model: ModelFolder,
-    forget: int,
+    forget: int | None,
     path: Path,
     judge: Judge | None,
     ranks: Ranks,
@@ -216,7 +232,7 @@ def _train(
     curve = [point for point in _read_curve(path) if point.iteration <= trainer.iteration]
 
     def measure() -> None:
-        if judge is None or (curve and curve[-1].iteration == trainer.iteration):
+        if judge is None or forget is None or (curve and curve[-1].iteration == trainer.iteration):
             return
         curve.append(_measure_point(trainer, model, forget, judge.classifier))
         write_text(path, json.dumps([asdict(point) for point in curve]) + "\n")
@@ -265,10 +281,12 @@ def _finish(trainer: PeckerTrainer, model: ModelFolder) -> ModelFolder:
     erased = model.with_network(trainer.ema_generator(), "generator")
     figures = {
         "t_init": trainer.config.diffusion.t_init,
-        "forget": model.class_names[model.class_index(trainer.config.forget)],
         "iterations": trainer.iteration,
         "mask_digest": trainer.mask.digest,
     }
+    forget = trainer.config.forget
+    if forget is not None:
+        figures["forget"] = model.class_names[model.class_index(forget)]
     return replace(erased, figures=figures)
 
 

@@ -76,6 +76,8 @@ def mask(
     from pecker_fast.models import ModelFolder
 
     config = load_config(config_path, overrides)
+    if config.forget is None:
+        raise PeckerError("mask: the configuration forgets no class; give --forget")
     place = prepare(device, threads)
     folder = ModelFolder.load(model)
     folder.unet.to(place)

@@ -68,7 +68,7 @@ class ClassConditions:
 
     def __init__(
         self,
-        forget: int | str,
+        forget: int | str | None,
         override: int | str,
         num_classes: int,
         class_names: Sequence[str] | None = None,
@@ -76,7 +76,7 @@ class ClassConditions:
         """Resolve names to indices and check them.
 
         Args:
-            forget: The class to erase: its index or its name.
+            forget: The class to erase: its index or its name. None = no class.
             override: The class put in its place: index, name, or 'random' for a kept class drawn
                 anew for every sample.
             num_classes: Number of classes that the model knows.
@@ -90,9 +90,9 @@ class ClassConditions:
             raise PeckerError(f"{num_classes} classes need as many names, got {len(names)}")
         self.num_classes = num_classes
         self.class_names = names or tuple(str(index) for index in range(num_classes))
-        self.forget = self._resolve(forget, "forget")
+        self.forget = None if forget is None else self._resolve(forget, "forget")
         self.override = None if override == RANDOM_OVERRIDE else self._resolve(override, "override")
-        if self.forget == self.override:
+        if self.forget is not None and self.forget == self.override:
             raise PeckerError(
                 f"forget and override are the same class {self.class_names[self.forget]!r}: "
                 "nothing would be forgotten; choose another override"
@@ -123,10 +123,13 @@ class ClassConditions:
             random: Source of randomness; the labels live on its device.
 
         Returns:
-            2B labels: uniform over the kept classes, then the class to forget.
+            2B labels: uniform over the kept classes, then the class to forget. Only the first B
+            where no class is to be forgotten.
         """
         generator = random.generator
         remain = self._draw_kept(batch_size, generator)
+        if self.forget is None:
+            return Conditions(remain, remain)
         forget = torch.full_like(remain, self.forget)
         if self.override is None:
             override = self._draw_kept(batch_size, generator)
@@ -139,4 +142,4 @@ class ClassConditions:
             len(self.kept), (count,), generator=generator, device=generator.device
         )
         # The kept classes are all but one, so skipping over it is the whole lookup.
-        return labels + (labels >= self.forget)
+        return labels if self.forget is None else labels + (labels >= self.forget)

@@ -127,7 +127,8 @@ class LoggingSection(Section):
 class PeckerConfig(Settings):
     """A run of PECKER: score forgetting distillation under a saliency mask."""
 
-    forget: int | str = 0  # The class to erase: index or name.
+    # The class to erase: index or name. null = none: the model is only distilled into one step.
+    forget: int | str | None = 0
     override: int | str = 1  # What takes its place: index, name, or 'random' (a kept class each).
     iterations: NonNegativeInt = 50_000
     batch_size: PositiveInt = 128  # B: remain images and, again, forget images per iteration.
@@ -162,6 +163,8 @@ class PeckerConfig(Settings):
                 f"forget and override are the same class {self.forget!r}: nothing would be "
                 "forgotten; choose another override"
             )
+        if self.halves == 1:
+            self._check_forgets_nothing()
         if self.share_generator_pass and self.micro_batch is not None:
             raise ValueError(
                 "share_generator_pass holds the generator's graph of the whole batch, which "
@@ -185,6 +188,22 @@ class PeckerConfig(Settings):
                 "for a run that forgets nothing"
             )
         return self
+
+    def _check_forgets_nothing(self) -> None:
+        if self.generator.lambda_forget or self.pseudo_score.lambda_forget:
+            raise ValueError(
+                "forget null: nothing is forgotten, so generator.lambda_forget and "
+                "pseudo_score.lambda_forget must be 0"
+            )
+        if self.mask.kind == "saliency":
+            raise ValueError(
+                "forget null: no class to find the saliency of; use mask.kind full or random"
+            )
+
+    @property
+    def halves(self) -> int:
+        """Parts of a batch: 2, remain and forget; 1 where nothing is forgotten."""
+        return 1 if self.forget is None and self.text is None else 2
 
 
 def load_config(

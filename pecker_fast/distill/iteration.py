@@ -97,6 +97,12 @@ class Iteration:
         Raises:
             PeckerError: More processes than samples.
         """
+        self._objective = objective
+        self._config = objective.config
+        self._networks = networks
+        self._psi = pseudo_score
+        self._theta = generator
+        self._ema = ema
         self._ranks = ranks or Ranks()
         size = objective.config.batch_size
         if size < self._ranks.size:
@@ -106,14 +112,9 @@ class Iteration:
             )
         # Each process has a part of the remain half and the same part of the forget half.
         part = torch.arange(size)[self._ranks.rows(size)]
-        self._rows = torch.cat([part, size + part]).to(objective.device)
+        halves = [half * size + part for half in range(self._config.halves)]
+        self._rows = torch.cat(halves).to(objective.device)
         self.share = len(part) / size
-        self._objective = objective
-        self._config = objective.config
-        self._networks = networks
-        self._psi = pseudo_score
-        self._theta = generator
-        self._ema = ema
 
     def draw(self, random: IterationRandom) -> IterationInputs:
         """Labels and noise of one iteration: of the whole batch, of which a process keeps its rows.
@@ -198,6 +199,7 @@ class Iteration:
         like, of_sample = inputs.generator.e, inputs.labels.weight
         size = self._config.batch_size
         weight = term_weights(section.lambda_remain, section.lambda_forget, size, like)
+        weight = weight[: size * self._config.halves]
         if not self._ranks.alone:
             weight = weight[self._rows]
         return weight if of_sample is None else weight * of_sample

@@ -67,8 +67,13 @@ class LossRecord:
         self._iterations: list[int] = []
 
     def add(self, iteration: int, pseudo_score: Tensor, generator: Tensor) -> None:
-        """Keep the losses of one iteration: (2B,) per sample and network, remain half first."""
-        terms = [half.mean() for losses in (pseudo_score, generator) for half in losses.chunk(2)]
+        """Keep the losses of one iteration: (2B,) per sample and network, remain half first.
+
+        Without terms of forgetting among the names: (B,) each.
+        """
+        halves = len(self._names) // 2
+        networks = (pseudo_score, generator)
+        terms = [half.mean() for losses in networks for half in losses.chunk(halves)]
         self.add_terms(iteration, terms)
 
     def add_terms(self, iteration: int, terms: Sequence[Tensor]) -> None:

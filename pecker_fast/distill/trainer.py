@@ -22,7 +22,7 @@ from pecker_fast.distill.graph import CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration
 from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
 from pecker_fast.distill.mask_finding import find_mask
-from pecker_fast.distill.metrics import LossRecord, Metrics, open_tensorboard
+from pecker_fast.distill.metrics import LOSS_NAMES, LossRecord, Metrics, open_tensorboard
 from pecker_fast.distill.network_set import NetworkSet, Role, SeparateNetworks, SharedNetworks
 from pecker_fast.distill.objective import DiffusionModel, Objective
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
@@ -182,7 +182,10 @@ class PeckerTrainer:
                 full. The last checkpoint stays.
         """
         logging, total = self.config.logging, self.config.iterations
-        record = LossRecord(logging.every, self._objective.device, self._ranks, self._step.share)
+        names = [name for name in LOSS_NAMES if self.config.halves == 2 or "remain" in name]
+        record = LossRecord(
+            logging.every, self._objective.device, self._ranks, self._step.share, names
+        )
         board = None
         if logging.tensorboard and self._directory is not None:
             board = open_tensorboard(self._directory.path, self.iteration)
