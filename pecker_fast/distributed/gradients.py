@@ -203,9 +203,9 @@ class GradientReducer:
 
     def _arrived(self, param: Tensor) -> None:
         """A gradient is in its bucket: send what is full, in the same order on every process."""
-        if not self._armed:
+        part = self._parts.get(param)
+        if not self._armed or part is None:  # None: nothing of it is salient, yet it is released
             return
-        part = self._parts[param]
         part.arrived = True
         part.bucket.missing -= 1
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:

@@ -1,0 +1,63 @@
+"""GradientReducer: what the optimizer sees is the sum over all processes, at salient entries."""
+
+import pytest
+import torch
+from gradient_jobs import exchange, loss, network
+from processes import run_processes
+
+# One parameter as a whole, one in part, two not at all: one of these comes last in a backward pass.
+MASK = {
+    "a.weight": [0, 3, 4, 11],
+    "a.bias": [],
+    "b.weight": [0, 1, 2, 3, 4, 5],
+    "b.bias": [],
+    "unused.weight": [1],
+    "unused.bias": [],
+}
+
+
+def gradients(rank):
+    """name -> gradient of one process's loss, in float64."""
+    made = network().double()
+    loss(made, rank).backward()
+    return {name: param.grad for name, param in made.named_parameters() if param.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket_bytes", "releases"),
+    [(2, 2**20, False), (3, 1, False), (2, 2**20, True), (3, 1, True)],
+    ids=["one bucket", "many buckets", "one bucket, released", "many buckets, released"],
+)
+def test_salient_gradients_are_summed(size, bucket_bytes, releases):
+    own = [gradients(rank) for rank in range(size)]
+    outcomes = run_processes(exchange, size, MASK, releases, bucket_bytes)
+    for rank, outcome in enumerate(outcomes):
+        assert outcome["bytes"] == 4 * sum(map(len, MASK.values()))
+        for name, found in outcome["seen"].items():
+            positions = torch.tensor(MASK[name], dtype=torch.long)
+            expected = sum(one[name].flatten()[positions] for one in own)
+            torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+        for name, left in outcome["left"].items():
+            if releases or name.startswith("unused"):
+                assert left is None
+                continue
+            frozen = torch.ones(left.numel(), dtype=torch.bool)
+            frozen[torch.tensor(MASK[name], dtype=torch.long)] = False
+            torch.testing.assert_close(
+                left.flatten()[frozen].double(),
+                own[rank][name].flatten()[frozen],
+                rtol=1e-5,
+                atol=1e-6,
+            )
+
+
+def test_without_a_mask_everything_is_summed():
+    own = [gradients(rank) for rank in range(2)]
+    for outcome in run_processes(exchange, 2, None, False, 2**20):
+        assert outcome["bytes"] == 4 * sum(param.numel() for param in network().parameters())
+        for name, expected in own[0].items():
+            for found in (outcome["left"][name], outcome["seen"][name]):
+                torch.testing.assert_close(
+                    found.flatten().double(), (expected + own[1][name]).flatten(), rtol=1e-6,
+                    atol=1e-6,
+                )  # fmt: skip
