@@ -33,6 +33,12 @@ __all__ = ["group", "main"]
 
 DEBUG_VARIABLE = "PECKER_FAST_DEBUG"
 
+_STOPPED = (
+    "stopped by SIGTERM: torchrun sends it when another process of the run has ended, whose own "
+    "message says why, or when it is stopped itself. Start the same command again to go on from "
+    "the last checkpoint"
+)
+
 _SHARED = {"erase", "evaluate", "sample", "train-teacher"}
 """Commands that several processes can share."""
 
@@ -92,7 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What transformers says of packages that nothing here needs, and its bars over weights of 2 MB.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with _one_voice():
+    if _processes() == 1:
+        return _run(arguments)
+    from pecker_fast.commands.stopping import a_last_word
+
+    with _one_voice(), a_last_word(f"{_who()}: {_STOPPED}"):
         return _run(arguments)
 
 
@@ -103,7 +113,7 @@ def _processes() -> int:
 @contextmanager
 def _one_voice() -> Iterator[None]:
     """Of several processes only the first reports; the others can still name an error."""
-    if _processes() == 1 or os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         yield
         return
     os.environ["TQDM_DISABLE"] = "1"
@@ -158,9 +168,18 @@ def _fail(message: str, code: int, error: Exception | None = None) -> int:
         # A bar that the error left open would share its line with the message.
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
-    who = f"pecker-fast (rank {os.environ['RANK']})" if _processes() > 1 else "pecker-fast"
-    print(f"{who}: {message}", file=sys.__stderr__ if _processes() > 1 else sys.stderr)
+    if _processes() == 1:
+        print(f"pecker-fast: {message}", file=sys.stderr)
+        return code
+    from pecker_fast.commands.stopping import without_last_word
+
+    print(f"{_who()}: {message}", file=sys.__stderr__, flush=True)
+    without_last_word()
     return code
+
+
+def _who() -> str:
+    return f"pecker-fast (rank {os.environ.get('RANK', '0')})"
 
 
 def _describe(error: OSError) -> str:
