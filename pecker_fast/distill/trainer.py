@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pecker_fast.distill.checkpoint import RunDirectory, fingerprint
+from pecker_fast.distill.checkpoint import RunDirectory, fingerprint, mask_state
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.ema import SalientEma
 from pecker_fast.distill.graph import CudaCapture, IterationGraph
@@ -26,6 +26,7 @@ from pecker_fast.distill.metrics import LOSS_NAMES, LossRecord, Metrics, open_te
 from pecker_fast.distill.network_set import NetworkSet, Role, SeparateNetworks, SharedNetworks
 from pecker_fast.distill.objective import DiffusionModel, Objective
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.distill.stopwatch import Stopwatch
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frozen import FrozenCheck, check_frozen
@@ -43,6 +44,7 @@ class PeckerTrainer:
         ever_salient: Union of all masks so far; outside of it nothing has ever changed.
         start: The generator as it was given, in its own precision. Not to be changed.
         iteration: Iterations that are done.
+        stopwatch: Seconds of training so far, over all starts of the run.
         config: The run.
     """
 
@@ -83,6 +85,7 @@ class PeckerTrainer:
             raise PeckerError("logging.tensorboard needs a run directory to write to")
         self.config = config
         self.iteration = 0
+        self.stopwatch = Stopwatch()
         self._objective = objective
         self._directory = run_directory
         self._progress = progress and ranks.is_first
@@ -198,20 +201,21 @@ class PeckerTrainer:
         )
         try:
             while self.iteration < total:
-                self._refresh_mask()
-                pseudo_score_losses, generator_losses = self._iterate()
-                self.iteration += 1
-                record.add(self.iteration, pseudo_score_losses, generator_losses)
-                save = self.iteration == total or self.iteration % logging.checkpoint_every == 0
-                losses = None
-                if save or self.iteration % logging.every == 0:
-                    losses = self._read(record)
-                    bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()})
-                if board is not None and losses is not None:
-                    for name, value in losses.items():
-                        board.add_scalar(f"loss/{name}", value, self.iteration)
-                if save:
-                    self.save()
+                with self.stopwatch:
+                    self._refresh_mask()
+                    pseudo_score_losses, generator_losses = self._iterate()
+                    self.iteration += 1
+                    record.add(self.iteration, pseudo_score_losses, generator_losses)
+                    save = self.iteration == total or self.iteration % logging.checkpoint_every == 0
+                    losses = None
+                    if save or self.iteration % logging.every == 0:
+                        losses = self._read(record)
+                        bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()})
+                    if board is not None and losses is not None:
+                        for name, value in losses.items():
+                            board.add_scalar(f"loss/{name}", value, self.iteration)
+                    if save:
+                        self.save()
                 bar.update()
                 yield Metrics(self.iteration, losses)
         finally:
@@ -267,9 +271,10 @@ class PeckerTrainer:
             return
         state = {
             "identity": self._identity,
+            "seconds": self.stopwatch.seconds,
             "config": self.config.flat(),
-            "mask": _mask_state(self.mask),
-            "ever_salient": _mask_state(self.ever_salient),
+            "mask": mask_state(self.mask),
+            "ever_salient": mask_state(self.ever_salient),
             "networks": self._networks.state_dict(),
             "generator": self._theta.state_dict(),
             "pseudo_score": self._psi.state_dict(),
@@ -353,7 +358,7 @@ class PeckerTrainer:
         """The first process's: gradients on another card may rank two entries the other way."""
         if self._ranks.alone:
             return mask
-        return SaliencyMask(**self._ranks.broadcast(_mask_state(mask)))
+        return SaliencyMask(**self._ranks.broadcast(mask_state(mask)))
 
     def _refresh_mask(self) -> None:
         """Every `mask.refresh_every` iterations: a new mask at the generator's present weights."""
@@ -405,6 +410,7 @@ class PeckerTrainer:
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.iteration = saved["iteration"]
+        self.stopwatch = Stopwatch(saved.get("seconds", 0.0))
         self._networks.load_state_dict(saved["networks"])
         self._theta.load_state_dict(saved["generator"])
         self._psi.load_state_dict(saved["pseudo_score"])
@@ -418,18 +424,5 @@ class PeckerTrainer:
             raise PeckerError(f"{error}: stopped; {self._remedy()}") from None
 
     def _remedy(self) -> str:
-        saved = [] if self._directory is None else self._directory.iterations()
-        kept = (
-            f"the checkpoint of iteration {saved[-1]} is intact" if saved else "nothing was saved"
-        )
-        return f"{kept}; lower generator.lr and pseudo_score.lr"
-
-
-def _mask_state(mask: SaliencyMask) -> dict[str, Any]:
-    """The constructor's arguments, in types that a checkpoint may hold."""
-    return {
-        "indices": dict(mask.indices),
-        "shapes": {name: list(shape) for name, shape in mask.shapes.items()},
-        "granularity": mask.granularity,
-        "block_size": mask.block_size,
-    }
+        standing = "nothing was saved" if self._directory is None else self._directory.standing()
+        return f"{standing}; lower generator.lr and pseudo_score.lr"
