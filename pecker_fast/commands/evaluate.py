@@ -1,125 +1,227 @@
-"""`pecker-fast evaluate`: the figures of forgetting for a model folder."""
+"""`pecker-fast evaluate`: the figures of forgetting for a model folder or for images on disk."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pecker_fast.commands.common import (
-    MODEL_ARGUMENT,
-    load_statistics,
-    machine_options,
-    output_file,
-    prepare,
-)
+from pecker_fast.commands.common import machine_options, output_file, prepare
+from pecker_fast.commands.data_options import data_options
 from pecker_fast.errors import PeckerError
+
+if TYPE_CHECKING:
+    from pecker_fast.commands.judging import Subject
+    from pecker_fast.evaluate.sampling import Method
 
 __all__ = ["evaluate"]
 
+PER_CLASS = 500
+
 
 @click.command(
-    short_help="Judge a model with a classifier.",
+    short_help="Judge a model, or images, by a classifier and by FID.",
     epilog="""\b
 Examples:
     pecker-fast evaluate demo/model --classifier clf --forget "Ankle boot" --override Sneaker
     pecker-fast evaluate MODEL --classifier clf.pt --statistics real.npz --forget 3 --json out.json
+    pecker-fast evaluate RUN/model --classifier clf --forget airplane --per-class 5000
+        --dataset cifar10 --data-root DATA --inception INCEPTION.pth --json RUN/evaluate.json
+    pecker-fast evaluate --images FOLDER --real real.npz --inception INCEPTION.pth --forget 0
 
 \b
-The classifier is a folder saved by SmallClassifier.save or a TorchScript file that maps images in
-[-1, 1] to logits, or to (logits, features). --statistics adds the Fréchet distance: a file of
-ClassStatistics.save, or an .npz with the real images (N, C, H, W) and their labels.
+The classifier is a folder that train-classifier wrote, or a TorchScript file that maps images in
+[-1, 1] to logits, or to (logits, features). --statistics adds the Fréchet distance in its features:
+a file of ClassStatistics.save, or an .npz with the real images (N, C, H, W) and their labels.
+
+\b
+Real images (--real or --dataset) add FID, KID, inception score, precision and recall of the kept
+classes, by torch-fidelity. Its Inception weights are a file that you give; nothing is downloaded.
+Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anything judges them.
 """,
 )
-@MODEL_ARGUMENT
-@click.option("--classifier", type=click.Path(path_type=Path), required=True, help="The judge.")
-@click.option("--statistics", type=click.Path(path_type=Path), help="Of real images.")
-@click.option("--forget", required=True, help="The forgotten class: name or index.")
-@click.option("--override", help="The class in its place: name or index.")
+@click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--per-class", type=click.IntRange(min=2), default=500, show_default=True, help="Images each."
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Judge these instead of a model: a folder, or an .npz.",
+)
+@click.option("--classifier", type=click.Path(path_type=Path), help="The judge.")
+@click.option("--statistics", type=click.Path(path_type=Path), help="Of real images.")
+@click.option("--forget", help="The forgotten class: name or index.")
+@click.option("--override", help="The class in its place: name or index.")
+@click.option("--real", type=click.Path(path_type=Path), help="Real images: a folder, or an .npz.")
+@data_options
+@click.option(
+    "--inception", type=click.Path(path_type=Path), help="File of the Inception weights, for FID."
+)
+@click.option(
+    "--per-class", type=click.IntRange(min=2), help=f"Images each.  [default: {PER_CLASS}]"
 )
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
     help="1: one-step generator; more: DDIM.  [default: 1 for an erased model, 50 for a teacher]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option(
+    "--sampler",
+    "method",
+    type=click.Choice(["one-step", "ddim", "ddpm"]),
+    help="How images are drawn.  [default: by --steps]",
+)
+@click.option("--guidance", type=float, help="Classifier-free, in many steps.  [default: 0]")
+@click.option("--seed", type=int, help="Seed of the noise.  [default: 0]")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @machine_options
 def evaluate(
-    model: Path,
-    classifier: Path,
+    model: Path | None,
+    images: Path | None,
+    classifier: Path | None,
     statistics: Path | None,
-    forget: str,
+    forget: str | None,
     override: str | None,
-    per_class: int,
+    real: Path | None,
+    dataset: str | None,
+    data_root: Path | None,
+    download: bool,
+    inception: Path | None,
+    per_class: int | None,
     steps: int | None,
-    seed: int,
+    method: Method | None,
+    guidance: float | None,
+    seed: int | None,
     json_path: Path | None,
     force: bool,
     device: str,
     threads: int | None,
 ) -> None:
-    """Judge images of the model folder MODEL with a classifier."""
+    """Judge images of the model folder MODEL, or images on disk."""
+    drawing = (per_class, steps, method, guidance, seed)
+    _check_subject(model, images, any(value is not None for value in drawing))
+    _check_judges(classifier, statistics, forget, override)
+    _check_real(classifier, real, dataset, inception)
     if json_path is not None:
         output_file(json_path, force)
 
-    from pecker_fast.commands.sample import TEACHER_STEPS
-    from pecker_fast.evaluate.classifier import load_classifier
-    from pecker_fast.evaluate.forgetting import evaluate_model
-    from pecker_fast.evaluate.sampling import Sampler
+    from pecker_fast.commands.judging import Judges, Subject, read_real
+    from pecker_fast.distributed import Ranks
+    from pecker_fast.evaluate.judgement import Judgement
     from pecker_fast.files import write_text
     from pecker_fast.machine import machine_facts, versions
-    from pecker_fast.models import ModelFolder
 
     place = prepare(device, threads)
-    folder = ModelFolder.load(model)
-    forgotten = folder.class_index(forget)
-    instead = None if override is None else folder.class_index(override)
-    if instead == forgotten:
+    ranks = Ranks.join(place.type)
+    if images is not None:
+        if not ranks.is_first:
+            return  # images on disk are judged by the first process alone
+        ranks, subject = Ranks(), Subject.of_files(images)
+    else:
+        assert model is not None  # checked above
+        subject = _drawing(model, per_class or PER_CLASS, steps, method, guidance, seed or 0)
+    forgotten = None if forget is None else subject.class_index(forget)
+    instead = None if override is None else subject.class_index(override)
+    if forgotten is not None and instead == forgotten:
         raise PeckerError(
             f"evaluate: --forget and --override are the same class "
-            f"{folder.class_names[forgotten]!r}; name another override or leave it out"
+            f"{subject.class_names[forgotten]!r}; name another override or leave it out"
         )
-    judge = load_classifier(classifier)
-    real = None if statistics is None else load_statistics(statistics, folder, judge)
-    folder.unet.to(place)
-    if steps is None:
-        steps = 1 if folder.kind == "generator" else TEACHER_STEPS
-    result = evaluate_model(
-        folder,
-        judge,
-        real,
-        forgotten,
-        Sampler(steps=steps, seed=seed),
-        per_class,
-        override=instead,
-        progress="sampling",
+    judges = Judges()
+
+    def load() -> None:  # before hours of drawing: what is wrong with a file comes out now
+        nonlocal judges
+        shown = read_real(real, dataset, data_root, download)
+        judges = Judges.load(subject, classifier, statistics, inception, shown, place)
+        judges.check(subject, forgotten)
+
+    ranks.first(load)
+    judged = subject.draw(place, ranks)
+    if judged is None:
+        return  # the first process judges what all have drawn
+    result = Judgement(
+        source=subject.source,
+        from_files=model is None,
+        class_names=subject.class_names,
+        forget=forgotten,
+        drawn=subject.drawn,
+        network=subject.network(),
+        evaluation=judges.evaluate(judged, subject, forgotten, instead),
+        fidelity=judges.fidelity(judged, subject, forgotten),
+        machine=machine_facts(place),
+        versions=versions(),
     )
-    for index, (name, share) in enumerate(
-        zip(folder.class_names, result.class_accuracy, strict=True)
-    ):
-        mark = "  (forget)" if index == forgotten else ""
-        click.echo(f"{name:20} {'-' if share is None else f'{100 * share:5.1f} %'}{mark}")
-    click.echo(f"{'forget accuracy':20} {result.forget_accuracy:.4f} of {result.forget_count:,}")
-    if result.override_accuracy is not None:
-        name = folder.class_names[instead or 0]
-        click.echo(f"{'override accuracy':20} {result.override_accuracy:.4f} are {name}")
-    click.echo(f"{'keep accuracy':20} {result.keep_accuracy:.4f} of {result.keep_count:,}")
-    click.echo(f"{'P(forgotten class)':20} {result.forget_probability:.4f}")
-    click.echo(f"{'entropy, nats':20} {result.forget_entropy:.4f}")
-    if result.frechet is not None:
-        click.echo(f"{'Fréchet, kept':20} {result.frechet:.3f}")
-        click.echo(f"{'Fréchet, all':20} {result.frechet_all:.3f}")
+    for line in result.lines():
+        click.echo(line)
     if json_path is not None:
-        content = {
-            "model": str(model),
-            "classes": list(folder.class_names),
-            **result.to_dict(),
-            "machine": machine_facts(place),
-            "versions": versions(),
-        }
-        write_text(json_path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        content = json.dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        write_text(json_path, content + "\n")
+
+
+def _check_subject(model: Path | None, images: Path | None, draws: bool) -> None:
+    if (model is None) == (images is None):
+        raise PeckerError(
+            "evaluate: give a model folder MODEL or --images FOLDER, and not both: the one draws "
+            "images, the other has them"
+        )
+    if images is not None and draws:
+        raise PeckerError(
+            "evaluate: --per-class, --steps, --sampler, --guidance and --seed say how a model "
+            f"draws, but {images} has its images already; leave them out"
+        )
+
+
+def _check_judges(
+    classifier: Path | None, statistics: Path | None, forget: str | None, override: str | None
+) -> None:
+    if classifier is None:
+        for option, value in (("--statistics", statistics), ("--override", override)):
+            if value is not None:
+                raise PeckerError(f"evaluate: {option} needs --classifier")
+    elif forget is None:
+        raise PeckerError("evaluate: --classifier needs --forget CLASS, the forgotten class")
+
+
+def _check_real(
+    classifier: Path | None, real: Path | None, dataset: str | None, inception: Path | None
+) -> None:
+    if real is not None and dataset is not None:
+        raise PeckerError("evaluate: give the real images as --real or as --dataset, not both")
+    if real is None and dataset is None:
+        if inception is not None:
+            raise PeckerError(
+                "evaluate: --inception needs real images: --real FOLDER, or --dataset NAME with "
+                "--data-root"
+            )
+        if classifier is None:
+            raise PeckerError(
+                "evaluate: nothing to judge by; give --classifier, or real images (--real or "
+                "--dataset) and --inception"
+            )
+    elif inception is None:
+        from pecker_fast.evaluate.fidelity import WEIGHTS_WANTED
+
+        raise PeckerError(f"evaluate: FID needs --inception FILE, {WEIGHTS_WANTED}")
+
+
+def _drawing(
+    path: Path,
+    per_class: int,
+    steps: int | None,
+    method: Method | None,
+    guidance: float | None,
+    seed: int,
+) -> Subject:
+    """The model at `path` and how it draws."""
+    from pecker_fast.commands.judging import Subject
+    from pecker_fast.commands.sample import TEACHER_STEPS
+    from pecker_fast.evaluate.sampling import Sampler
+    from pecker_fast.models import ModelFolder
+
+    model = ModelFolder.load(path)
+    if steps is None:
+        one = method == "one-step" or (method is None and model.kind == "generator")
+        steps = 1 if one else TEACHER_STEPS
+    sampler = Sampler(steps=steps, seed=seed, method=method, guidance=guidance or 0.0)
+    return Subject.of_model(path, sampler, model, per_class)

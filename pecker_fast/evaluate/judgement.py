@@ -1,0 +1,145 @@
+"""All figures of one set of images with all that they depend on: what `evaluate` prints and writes.
+
+The JSON file is what `pecker-fast compare` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pecker_fast.evaluate.fidelity import FidelityFigures
+from pecker_fast.evaluate.forgetting import Evaluation
+
+__all__ = ["Judgement"]
+
+FORMAT = 1  # of the JSON file
+
+PUBLISHED_PER_CLASS = 5_000
+"""Images of each class, the forgotten one included, behind SFD's figures. SA, SalUn and EraseDiff
+take 500 of the forgotten class."""
+
+FEATURES = 2_048  # of Inception: with fewer real images their covariance is singular
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What was judged, by what, and what came out.
+
+    Attributes:
+        source: the model folder, or where the images lie.
+        from_files: the images lie there; else a model drew them.
+        class_names: by index; empty where the images have no classes.
+        forget: index of the forgotten class; None where there is none.
+        drawn: how the images were drawn (see `Sampler.settings`); of images from elsewhere what
+            is written beside them, which may be nothing.
+        network: hash of the model's weights; "" where images were given.
+        evaluation: the classifier's figures, or None without a classifier.
+        fidelity: figures against real images, of the kept classes, or None without them.
+        machine: see `machine_facts`.
+        versions: see `versions`.
+    """
+
+    source: str
+    from_files: bool
+    class_names: Sequence[str]
+    forget: int | None
+    drawn: Mapping[str, Any] = field(default_factory=dict)
+    network: str = ""
+    evaluation: Evaluation | None
+    fidelity: FidelityFigures | None
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def warnings(self) -> list[str]:
+        """In what the figures fall short of the published protocol; one sentence each."""
+        found = []
+        if self.evaluation is not None and self.evaluation.forget_count < PUBLISHED_PER_CLASS:
+            found.append(
+                f"UA, P(forgotten class) and entropy rest on {self.evaluation.forget_count:,} "
+                f"images of the forgotten class; published ones on {PUBLISHED_PER_CLASS:,} (SFD) "
+                "or 500 (SA, SalUn, EraseDiff)"
+            )
+        if self.fidelity is None:
+            return found
+        count, real = self.fidelity.count, self.fidelity.real_count
+        kept = len(self.class_names) - (self.forget is not None)
+        published = kept * PUBLISHED_PER_CLASS or 50_000
+        if count < published:
+            found.append(
+                f"FID and its like rest on {count:,} generated images; published ones on "
+                f"{published:,}. FID grows as images become fewer: compare equal counts only"
+            )
+        if real < FEATURES:
+            found.append(
+                f"{real:,} real images do not span Inception's {FEATURES:,} features; published "
+                "figures are against all training images of the kept classes"
+            )
+        if not self.fidelity.weights_published:
+            found.append(
+                f"{self.fidelity.weights} is not the file of Inception weights that published "
+                "figures rest on: no figure taken with it compares with those"
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON file: the classifier's figures at the top, plain types throughout."""
+        forget = None if self.forget is None else self.class_names[self.forget]
+        return {
+            "format": FORMAT,
+            "images" if self.from_files else "model": self.source,
+            "classes": list(self.class_names),
+            "forget": self.forget,
+            "forget_class": forget,
+            **({} if self.evaluation is None else self.evaluation.to_dict()),
+            "fidelity": None if self.fidelity is None else self.fidelity.to_dict(),
+            "drawn": dict(self.drawn),
+            "pixels": "uint8",
+            "network": self.network,
+            "warnings": self.warnings(),
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+        }
+
+    def lines(self) -> list[str]:
+        """The figures for a terminal."""
+        rows = [] if self.evaluation is None else self._classifier_rows(self.evaluation)
+        if self.fidelity is not None:
+            rows += _fidelity_rows(self.fidelity)
+        width = max(20, *(len(name) for name, _ in rows))
+        return [f"{name:{width}} {value}" for name, value in rows] + [
+            f"note: {warning}" for warning in self.warnings()
+        ]
+
+    def _classifier_rows(self, found: Evaluation) -> list[tuple[str, str]]:
+        rows = []
+        for index, (name, share) in enumerate(
+            zip(self.class_names, found.class_accuracy, strict=True)
+        ):
+            mark = "  (forget)" if index == self.forget else ""
+            rows.append((name, f"{'-' if share is None else f'{100 * share:5.1f} %'}{mark}"))
+        rows.append(("forget accuracy", f"{found.forget_accuracy:.4f} of {found.forget_count:,}"))
+        rows.append(("UA (1 - forget)", f"{found.unlearning_accuracy:.4f}"))
+        if found.override is not None and found.override_accuracy is not None:
+            name = self.class_names[found.override]
+            rows.append(("override accuracy", f"{found.override_accuracy:.4f} are {name}"))
+        rows.append(("keep accuracy", f"{found.keep_accuracy:.4f} of {found.keep_count:,}"))
+        rows.append(("P(forgotten class)", f"{found.forget_probability:.4f}"))
+        rows.append(("entropy, nats", f"{found.forget_entropy:.4f}"))
+        if found.frechet is not None:
+            rows.append(("Fréchet, kept", f"{found.frechet:.3f}"))
+            rows.append(("Fréchet, all", f"{found.frechet_all:.3f}"))
+        return rows
+
+
+def _fidelity_rows(found: FidelityFigures) -> list[tuple[str, str]]:
+    score = f"{found.inception_score:.3f} +- {found.inception_score_std:.3f}"
+    counts = f"{found.count:,} generated, {found.real_count:,} real"
+    return [
+        ("FID, kept", f"{found.fid:.3f} ({counts})"),
+        ("KID, kept", f"{found.kid:.5f} +- {found.kid_std:.5f}"),
+        ("inception score", score),
+        ("precision, kept", f"{found.precision:.4f}"),
+        ("recall, kept", f"{found.recall:.4f}"),
+    ]

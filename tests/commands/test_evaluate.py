@@ -1,0 +1,206 @@
+"""`evaluate`: a model, its images on disk, real images, several processes, and what is refused."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from inception_weights import write_inception_weights
+from PIL import Image
+
+from pecker_fast.evaluate.fidelity import WEIGHTS_SHA256, Inception
+from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.judgement import Judgement
+
+SAME = ("forget_accuracy", "forget_probability", "forget_entropy", "override_accuracy",
+        "keep_accuracy", "class_accuracy", "unlearning_accuracy", "judge")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_inception_weights(tmp_path_factory.mktemp("inception") / "drawn.pth")
+
+
+@pytest.fixture
+def few_features(monkeypatch):
+    """64 features of Inception: the distance of 2,048 takes seconds."""
+    monkeypatch.setattr(Inception, "load", functools.partial(Inception.load, layer="64"))
+
+
+@pytest.fixture
+def drawn(run, files, tmp_path):
+    """The model's images, six of each class with the sampler of `MODEL`, as an .npz."""
+    path = tmp_path / "drawn.npz"
+    done = run("sample", files.model, "--npz", path, "--per-class", 6, "--steps", 1, "--seed", 4)
+    assert done.code == 0, done.err
+    return path
+
+
+MODEL = ("--per-class", 6, "--steps", 1, "--seed", 4)
+
+
+def test_images_on_disk_have_the_figures_of_the_model_that_drew_them(
+    run, files, drawn, tmp_path, weights, few_features
+):
+    classes = ("--classifier", files.classifier, "--forget", "star", "--override", "circle")
+    fid = ("--real", files.statistics, "--inception", weights)
+    model = run("evaluate", files.model, *classes, *MODEL, *fid, "--json", tmp_path / "a.json")
+    assert model.code == 2 and "only" in model.err  # the .npz numbers its classes
+
+    with np.load(files.statistics) as file:
+        names = np.array(["circle", "square", "star"])
+        np.savez(tmp_path / "real.npz", images=file["images"][:18], labels=file["labels"][:18],
+                 class_names=names)  # fmt: skip
+    fid = ("--real", tmp_path / "real.npz", "--inception", weights)
+    model = run("evaluate", files.model, *classes, *MODEL, *fid, "--json", tmp_path / "a.json")
+    assert model.code == 0, model.err
+    disk = run("evaluate", "--images", drawn, *classes, *fid, "--json", tmp_path / "b.json")
+    assert disk.code == 0, disk.err
+    left, right = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert {key: left[key] for key in SAME} == {key: right[key] for key in SAME}
+    assert left["fidelity"]["fid"] == pytest.approx(right["fidelity"]["fid"], rel=1e-5)
+
+    assert (left["model"], left["forget_class"]) == (files.model, "star")
+    assert (left["forget_count"], left["keep_count"]) == (6, 12)
+    found = left["fidelity"]
+    assert (found["count"], found["real_count"], found["layer"]) == (12, 12, "64")
+    assert found["weights_sha256"] != WEIGHTS_SHA256 and not found["weights_published"]
+    assert found["real_source"] == f"{tmp_path / 'real.npz'}, without star"
+    assert left["drawn"]["sampler"] == "one-step" and left["drawn"]["seed"] == 4
+    assert len(left["network"]) == 64 and right["network"] == ""
+    assert {"torch", "torch-fidelity", "torchvision"} <= set(left["versions"])
+    for words in ("6 images of the forgotten class", "12 generated images", "12 real images",
+                  "drawn.pth is not the file"):  # fmt: skip
+        assert any(words in warning for warning in left["warnings"])
+        assert any(line.startswith("note: ") and words in line for line in model.out.splitlines())
+    assert f"FID, kept            {found['fid']:.3f} (12 generated, 12 real)" in model.out
+
+
+def test_images_without_classes_have_a_fid_and_nothing_else(run, tmp_path, weights, few_features):
+    generator = np.random.default_rng(0)
+    for name in ("drawn", "real"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    folders = ("--images", tmp_path / "drawn", "--real", tmp_path / "real")
+    done = run("evaluate", *folders, "--inception", weights, "--json", tmp_path / "out.json")
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["fidelity"]["count"] == 4 and "forget_accuracy" not in found
+    done = run("evaluate", *folders, "--inception", weights, "--forget", 0)
+    assert done.code == 2 and "the images have no classes" in done.err
+
+
+def test_what_is_written_beside_images_says_how_they_were_drawn(run, files, tmp_path):
+    from pecker_fast.evaluate.image_files import SAMPLES_FILE
+
+    folders = {}
+    for index, name in enumerate(("circle", "square", "star")):
+        folders[f"0000{index}_{name}"] = {"index": index}
+        (tmp_path / f"0000{index}_{name}").mkdir()
+        pixels = np.full((8, 8), 60 * index, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"0000{index}_{name}" / "000000.png")
+    settings = {"description": "1000 DDPM steps, guidance 2", "steps": 1000, "guidance": 2.0,
+                "seed": 3}  # fmt: skip
+    content = {"class_names": ["circle", "square", "star"], "folders": folders, **settings}
+    (tmp_path / SAMPLES_FILE).write_text(json.dumps(content))
+    statistics = tmp_path / "real.safetensors"
+    ClassStatistics.from_features(torch.randn(60, 64), torch.arange(60) % 3, 3).save(statistics)
+    done = run(
+        "evaluate", "--images", tmp_path, "--classifier", files.classifier, "--forget", "Square",
+        "--statistics", statistics, "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["sampler"], found["steps"]) == ("1000 DDPM steps, guidance 2", 1000)
+    assert (found["guidance"], found["seed"], found["forget"]) == (2.0, 3, 1)
+    assert found["frechet"] > 0 and found["images"] == str(tmp_path)
+
+
+def test_several_processes_give_the_figures_of_one(run, files, tmp_path):
+    arguments = ["evaluate", files.model, "--classifier", files.classifier, "--forget", "1",
+                 "--per-class", "4", "--json"]  # fmt: skip
+    assert run(*arguments, tmp_path / "one.json").code == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, "-m", "pecker_fast.cli", *arguments, tmp_path / "two.json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("forget accuracy") == 1
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert {key: one[key] for key in SAME} == {key: two[key] for key in SAME}
+    assert one["network"] == two["network"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["MODEL", "--images", "REAL"], "MODEL or --images FOLDER, and not both"),
+        ([], "MODEL or --images FOLDER, and not both"),
+        (["--images", "REAL", "--per-class", 4], "has its images already"),
+        (["MODEL"], "nothing to judge by"),
+        (["MODEL", "--classifier", "CLASSIFIER"], "--classifier needs --forget"),
+        (["MODEL", "--statistics", "REAL"], "--statistics needs --classifier"),
+        (["MODEL", "--override", 1], "--override needs --classifier"),
+        (["MODEL", "--real", "REAL"], f"needs --inception FILE, the Inception weights .*{WEIGHTS_SHA256}"),
+        (["MODEL", "--inception", "REAL"], "--inception needs real images"),
+        (["MODEL", "--real", "REAL", "--dataset", "cifar10"], "--real or as --dataset, not both"),
+        (["MODEL", "--real", "SMALL", "--inception", "WEIGHTS"], "4x4 pixels, .* have 8x8"),
+        (["MODEL", "--real", "REAL", "--inception", "REAL"], "cannot be read as a file of tensors"),
+        (["MODEL", "--real", "REAL", "--inception", "none.pth"], "not downloaded here"),
+        (["--images", "REAL", "--classifier", "CLASSIFIER", "--forget", "cat"], "unknown class 'cat'"),
+        (["--images", "REAL", "--classifier", "CLASSIFIER", "--forget", 1, "--override", 1],
+         "the same class 'class 1'"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(run, files, tmp_path, weights, arguments, words):
+    small = tmp_path / "small.npz"
+    np.savez(small, images=np.zeros((6, 1, 4, 4), np.uint8), labels=np.arange(6) % 3)
+    given = {"MODEL": files.model, "REAL": files.statistics, "CLASSIFIER": files.classifier,
+             "SMALL": small, "WEIGHTS": weights}  # fmt: skip
+    path = tmp_path / "out.json"
+    done = run("evaluate", *(given.get(part, part) for part in arguments), "--json", path)
+    assert done.code == 2
+    assert done.err.count("\n") == 1 or "image/s" in done.err
+    import re
+
+    assert re.search(words, done.err), done.err
+    assert not path.exists()
+
+
+def test_full_counts_with_the_published_weights_need_no_warning(run, files, tmp_path):
+    done = run(
+        "evaluate", files.model, "--classifier", files.classifier, "--forget", 0,
+        "--per-class", 2, "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert done.code == 0 and done.out.count("note: ") == 1
+    from dataclasses import replace
+
+    from pecker_fast.evaluate.fidelity import FidelityFigures
+    from pecker_fast.evaluate.forgetting import Evaluation
+
+    evaluation = Evaluation(
+        forget=0, override=None, forget_count=5000, forget_accuracy=0.0036,
+        forget_probability=0.0057, forget_entropy=0.151, override_accuracy=None,
+        keep_count=10_000, keep_accuracy=0.9, class_accuracy=(0.0036, 0.9, 0.9), frechet=None,
+        frechet_all=None, frechet_real_count=None, sampler="one step", steps=1, seed=0,
+    )  # fmt: skip
+    figures = FidelityFigures(
+        fid=5.32, kid=0.001, kid_std=0.0, inception_score=9.5, inception_score_std=0.1,
+        precision=0.66, recall=0.55, count=10_000, real_count=10_000, source="", real_source="",
+        layer="2048", kid_subsets=100, kid_subset_size=1000, inception_score_splits=10,
+        neighbours=3, shuffle_seed=2020, weights="w", weights_sha256="", weights_published=True,
+    )  # fmt: skip
+    judgement = Judgement(
+        source="model", from_files=False, class_names=("a", "b", "c"), forget=0,
+        evaluation=evaluation, fidelity=figures, machine={}, versions={},
+    )  # fmt: skip
+    assert judgement.warnings() == []
+    fewer = replace(judgement, fidelity=replace(figures, count=9_999))
+    assert len(fewer.warnings()) == 1 and "9,999 generated" in fewer.warnings()[0]
