@@ -1,0 +1,56 @@
+"""What test_processes.py runs in several processes; importable by name there."""
+
+from small import small_objective
+from toys import weights
+
+from pecker_fast.baselines.trainer import BaselineTrainer
+from pecker_fast.distill.checkpoint import RunDirectory
+from pecker_fast.distributed import GradientReducer
+
+
+def train_small(ranks, method, settings, directory=None, until=None, dropout=0.0):
+    """A short run; what came of it, and what each step sent."""
+    sent = []
+    finish = GradientReducer.finish
+
+    def counted(reducer):
+        sent.append(reducer.bytes_per_step)
+        finish(reducer)
+
+    GradientReducer.finish = counted
+    place = RunDirectory(directory) if directory is not None and ranks.is_first else None
+    trainer = BaselineTrainer(
+        small_objective(settings, method, dropout=dropout), run_directory=place, ranks=ranks
+    )
+    first = trainer.iteration
+    losses = []
+    for metrics in trainer.run():
+        losses.append(metrics.losses)
+        if metrics.iteration == until:
+            break
+    GradientReducer.finish = finish
+    if place is not None:
+        place.close()
+    return {
+        "first": first,
+        "losses": losses,
+        "network": weights(trainer.network),
+        "result": weights(trainer.erased_network()),
+        "mask": trainer.mask.digest,
+        "salient": trainer.mask.nnz,
+        "numel": trainer.mask.numel,
+        "frozen_changed": trainer.verify_frozen().frozen_changed,
+        "sent": sent,
+    }
+
+
+def train_with_other_images(ranks):
+    """What the second process says of images that differ from the first one's."""
+    from small import small_images
+
+    images = small_images(seed=ranks.rank)
+    try:
+        BaselineTrainer(small_objective(images=images), ranks=ranks)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"

@@ -1,0 +1,73 @@
+"""A small model, twelve images a class and short runs, for the tests of the baselines."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from toys import ToyDenoiser
+
+from pecker_fast.baselines.config import load_baseline_config
+from pecker_fast.baselines.objective import BaselineObjective
+from pecker_fast.baselines.trainer import BaselineTrainer
+from pecker_fast.training.datasets import ImageSet
+
+NAMES = ("circle", "square", "star", "cross")
+PER_CLASS = 11
+
+
+@dataclass
+class SmallModel:
+    """What a ModelFolder is to the baselines, around a ToyDenoiser."""
+
+    unet: torch.nn.Module
+    scheduler: DDPMScheduler
+    class_names: tuple[str, ...] = NAMES
+    image_shape: tuple[int, int, int] = (1, 8, 8)
+    null_label: int | None = 4
+
+    def encode(self, images):
+        return images
+
+
+def small_model(dtype=torch.float32, dropout=0.1, null_label=4):
+    torch.manual_seed(0)
+    unet = ToyDenoiser(num_classes=4 if null_label is None else 5, dropout=dropout).to(dtype)
+    scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False)
+    return SmallModel(unet, scheduler, null_label=null_label)
+
+
+def small_images(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(4).repeat(PER_CLASS)
+    pixels = torch.randint(0, 256, (len(labels), 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return ImageSet(pixels, labels, NAMES, "noise")
+
+
+def small_config(overrides=None, method="random_label"):
+    settings = {
+        "method": method,
+        "iterations": 6,
+        "batch_size": 5,
+        "optimizer.lr": 1e-3,
+        "lambda_remain": 0.1,
+        "mask.density": 0.3,
+        "saliency.batch_size": 4,
+        "logging.every": 2,
+        "logging.checkpoint_every": 3,
+        **(overrides or {}),
+    }
+    return load_baseline_config(None, settings)
+
+
+def small_objective(overrides=None, method="random_label", *, images=None, model=None, **model_of):
+    return BaselineObjective(
+        model or small_model(**model_of),
+        small_images() if images is None else images,
+        small_config(overrides, method),
+    )
+
+
+def train(objective, **options):
+    """Train to the end; returns the trainer and the metrics of all iterations."""
+    trainer = BaselineTrainer(objective, **options)
+    return trainer, list(trainer.run())
