@@ -36,11 +36,27 @@ _GAP = 0.08  # space between images, as a share of their side
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Accuracies of one-step samples after some iterations."""
+    """How far forgetting has come after some iterations, in a run's curve.json.
+
+    Attributes:
+        iteration: iterations that are done; 0 for the model that the run starts from.
+        forget_accuracy: share of the forgotten class's images that are still taken for it.
+        keep_accuracy: share of the other classes' images that are taken for what was asked for.
+        wall_s: seconds of training until then, over all starts of the run, without the judging;
+            None where nobody measured it.
+        frechet: Fréchet distance of the other classes' images in the classifier's features, or
+            None. It grows as images become fewer: compare points of equal `keep_count`.
+        forget_count: images behind `forget_accuracy`, or None where it was not written down.
+        keep_count: images behind the figures of the other classes, or None.
+    """
 
     iteration: int
     forget_accuracy: float
     keep_accuracy: float
+    wall_s: float | None = None
+    frechet: float | None = None
+    forget_count: int | None = None
+    keep_count: int | None = None
 
 
 def plot_grid(
