@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -19,17 +17,10 @@ from torch.optim.optimizer import ParamsT
 from pecker_fast import backends
 from pecker_fast.backends.work import Hyperparameters
 from pecker_fast.errors import PeckerError
-from pecker_fast.optim_mask import MaskLike, mask_digest, resolve_mask
-from pecker_fast.optim_state import (
-    ParamState,
-    carry_state,
-    check_checkpoint,
-    check_group,
-    grow_state,
-    init_state,
-    restore_state,
-    steps_on_cpu,
-)
+from pecker_fast.optim_checkpoint import check_checkpoint, complete_checkpoint, held_part, restored
+from pecker_fast.optim_mask import MaskLike, ResolvedMask, resolve_mask
+from pecker_fast.optim_sharded import Share, local_tensor
+from pecker_fast.optim_state import ParamState, carry_state, check_group, grow_state, init_state
 from pecker_fast.optim_work import Batch, Prepared, ReleasedGrads, named_params
 
 __all__ = ["MaskedAdamW"]
@@ -48,10 +39,9 @@ class MaskedAdamW(Optimizer):
         mask: which entries may change. A SaliencyMask, or a mapping from name or parameter to a
             bool tensor; names need named parameters. None: all of them.
         maximize: ascend instead of descend.
-        foreach: accepted for compatibility, selects nothing.
         capturable: keep `step` on the parameter's device, in checkpoints too.
         differentiable: refused.
-        fused: accepted for compatibility, selects nothing: the step always is fused.
+        foreach, fused: accepted for compatibility, select nothing: the step always is fused.
         master_weights: keep float32 copies of the salient entries of bfloat16 and float16
             parameters. None: with a mask.
         release_grads: keep only the salient gradients: a hook frees each dense gradient during
@@ -66,6 +56,10 @@ class MaskedAdamW(Optimizer):
     On a GPU a step never waits for the device and can be captured in a CUDA graph, after one
     ordinary step. A graph follows an `lr` that is a tensor on the device; other hyperparameters and
     the mask are those of the capture.
+
+    Parameters may be sharded by `fully_shard` (FSDP2): each process keeps the state of the salient
+    entries that it holds. Masks are given whole. With a mask, making the optimizer, `set_mask` and
+    `state_dict` are then collective, `clip_grad_norm_` too.
 
     With a GradScaler, unscaled gradients are written back to the entries of `p.grad` that are
     read: the salient ones under a mask.
@@ -120,13 +114,16 @@ class MaskedAdamW(Optimizer):
             "decoupled_weight_decay": True,  # torch's Adam asks for it when it loads our state
             "clip_value": clip_value,
             "mask_digest": None,
+            "carried": 0,  # what `complete_checkpoint` counts, where a checkpoint is made
         }
         super().__init__(params, defaults)
         self._backend_name = backend
         self._master_weights = master_weights
-        # Salient positions per parameter; empty without a mask. Not in `state`: load_state_dict
-        # would cast them to the parameter's dtype.
+        # Salient positions of the local part of each parameter; empty without a mask. Not in
+        # `state`: load_state_dict would cast them to the parameter's dtype.
         self._indices: dict[Tensor, Tensor] = {}
+        # Sharded parameter -> which slots of the whole compact state are held here.
+        self._shares: dict[Tensor, Share] = {}
         self._released = ReleasedGrads(backend) if release_grads else None
         self._attach(0, mask)
         self._constructed = True
@@ -181,17 +178,17 @@ class MaskedAdamW(Optimizer):
                 "released gradients of the old mask are waiting: call step() or zero_grad() "
                 "before set_mask"
             )
-        indices = {} if mask is None else resolve_mask(mask, self.param_groups)
+        resolved = ResolvedMask() if mask is None else resolve_mask(mask, self.param_groups)
         if moments == "carry":
             self._batches()  # refuses options that ask for moments whose history is lost
-        old_indices, self._indices = self._indices, indices
-        self._write_digests(self.param_groups)
+        old_indices, self._indices, self._shares = self._indices, {}, {}
+        self._take(resolved, self.param_groups)
         for _, _, group, param in named_params(self.param_groups):
             old = self.state.get(param)
             if old:
                 state = self._start(param, group)
                 if moments == "carry":
-                    carry_state(state, indices[param], old, old_indices.get(param))
+                    carry_state(state, self._indices[param], old, old_indices.get(param))
         self._prepared = None
 
     @property
@@ -204,24 +201,20 @@ class MaskedAdamW(Optimizer):
         groups = self.param_groups[first_group:]
         for number, group in enumerate(groups, first_group):
             check_group(group, number)
-        devices = {param.device for group in groups for param in group["params"]}
-        for device in devices:
+        for device in {param.device for group in groups for param in group["params"]}:
             backends.select(self._backend_name, device)  # refuse a wrong one now, not at a step
-        if mask is not None:
-            self._indices.update(resolve_mask(mask, groups, first_group))
-        self._write_digests(groups)
+        resolved = ResolvedMask() if mask is None else resolve_mask(mask, groups, first_group)
+        self._take(resolved, groups)
         for _, _, group, param in named_params(groups):
             if param.requires_grad and param not in self.state:
                 self._start(param, group)
         self._prepared = None
 
-    def _write_digests(self, groups: list[dict[str, Any]]) -> None:
-        for group in groups:
-            group["mask_digest"] = (
-                mask_digest([(p.shape, self._indices[p]) for p in group["params"]])
-                if self._indices
-                else None
-            )
+    def _take(self, resolved: ResolvedMask, groups: list[dict[str, Any]]) -> None:
+        self._indices.update(resolved.indices)
+        self._shares.update(resolved.shares)
+        for number, group in enumerate(groups):
+            group["mask_digest"] = resolved.digests[number] if resolved.digests else None
 
     # ---- one step
 
@@ -245,14 +238,7 @@ class MaskedAdamW(Optimizer):
         batches = self._batches()
         groups = [Hyperparameters.of(group) for group in self.param_groups]
         for batch in batches:
-            grads = [param.grad for param in batch.params]
-            if self._released is not None:
-                grads = [self._released.take(param) for param in batch.params]
-            try:
-                batch.backend.masked_adamw_(batch.work, grads, groups, grad_scale, found_inf)
-            except RuntimeError:  # what torch raises when a sparse tensor is asked for its layout
-                batch.refuse_sparse()
-                raise
+            batch.step(self._released, groups, grad_scale, found_inf)
         if self._released is not None:
             self._released.clear()
         return loss
@@ -263,7 +249,7 @@ class MaskedAdamW(Optimizer):
             for label, _, group, param in named_params(self.param_groups):
                 if self.state.get(param):
                     indices = self._indices.get(param)
-                    grow_state(label, self.state[param], param, indices, group)
+                    grow_state(label, self.state[param], local_tensor(param), indices, group)
                 elif param.grad is not None or param.requires_grad:
                     self._start(param, group)
             self._prepared = Prepared.of(
@@ -286,7 +272,7 @@ class MaskedAdamW(Optimizer):
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> ParamState:
         masked = bool(self._indices)
         master = masked if self._master_weights is None else self._master_weights
-        return init_state(param, self._indices.get(param), group, master)
+        return init_state(local_tensor(param), self._indices.get(param), group, master)
 
     # ---- gradients
 
@@ -297,12 +283,11 @@ class MaskedAdamW(Optimizer):
             set_to_none: drop them; else make them zero, so that the next step still counts.
         """
         super().zero_grad(set_to_none)
-        if self._released is None:
-            return
-        if set_to_none:
-            self._released.clear()
-        else:
-            self._released.zero_()
+        if self._released is not None:
+            if set_to_none:
+                self._released.clear()
+            else:
+                self._released.zero_()
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scale the released gradients so that their total 2-norm is at most `max_norm`.
@@ -369,17 +354,7 @@ class MaskedAdamW(Optimizer):
         The mask is not part of it: keep it beside. "mask_digest" in each group tells which it was.
         """
         saved: dict[str, Any] = super().state_dict()
-        for group in saved["param_groups"]:
-            if not group["capturable"]:  # where torch.optim.AdamW has it
-                saved["state"].update(steps_on_cpu(saved["state"], group["params"]))
-            if group["mask_digest"] is not None:
-                continue
-            for key in group["params"]:
-                # torch expects exp_avg; zeros are exact, since beta1 = 0 overwrites it.
-                state = saved["state"].get(key)
-                if state and "exp_avg" not in state:
-                    exp_avg = torch.zeros_like(state["exp_avg_sq"])
-                    saved["state"][key] = {**state, "exp_avg": exp_avg}
+        complete_checkpoint(saved, self.param_groups, self._shares)
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -389,13 +364,13 @@ class MaskedAdamW(Optimizer):
         with the mask of the checkpoint.
 
         Raises:
-            PeckerError: the checkpoint does not fit (see `optim_state.check_checkpoint`); the
+            PeckerError: the checkpoint does not fit (see `optim_checkpoint.check_checkpoint`); the
                 optimizer is unchanged.
         """
 
         def keep(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-            check_checkpoint(self.param_groups, self._indices, state_dict)
-            self._incoming = state_dict
+            check_checkpoint(self.param_groups, self._indices, self._shares, state_dict)
+            self._incoming = held_part(self.param_groups, self._shares, state_dict)
 
         # Registered last, so it sees the dict after the user's hooks; __setstate__ then reads it.
         handle = self.register_load_state_dict_pre_hook(keep)
@@ -407,32 +382,18 @@ class MaskedAdamW(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        ours = ("_backend_name", "_master_weights", "_indices", "_released")
+        ours = ("_backend_name", "_master_weights", "_indices", "_shares", "_released")
         return {**state, **{name: self.__dict__[name] for name in ours}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Called by load_state_dict (on a live optimizer), deepcopy and pickle (on a new one)."""
         if self._incoming is not None:
-            old_groups = self.param_groups
-            for group, old_group in zip(state["param_groups"], old_groups, strict=True):
+            groups = state["param_groups"]
+            for group, old_group in zip(groups, self.param_groups, strict=True):
                 for key, value in old_group.items():  # absent from torch's or older checkpoints
                     group.setdefault(key, value)
-            state = {**state, "state": self._restored(self._incoming, state["param_groups"])}
+            new = restored(self._incoming, groups, self.state, self._new_state)
+            state = {**state, "state": new}
         super().__setstate__(state)
         self._prepared = None
         self._constructed = True
-
-    def _restored(
-        self, incoming: dict[str, Any], groups: list[dict[str, Any]]
-    ) -> defaultdict[Any, ParamState]:
-        """The state that a checkpoint describes, for groups that carry its hyperparameters."""
-        keys = chain.from_iterable(group["params"] for group in incoming["param_groups"])
-        restored: defaultdict[Any, ParamState] = defaultdict(dict)
-        for group in groups:
-            for param in group["params"]:
-                saved = incoming["state"].get(next(keys), {})
-                if saved or param in self.state:
-                    self.state.pop(param, None)  # frees the old state as the new one grows
-                    restored[param] = self._new_state(param, group)
-                    restore_state(restored[param], saved)
-        return restored

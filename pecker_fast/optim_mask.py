@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import torch
@@ -11,14 +12,36 @@ from torch import Tensor
 
 from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
+from pecker_fast.optim_sharded import (
+    Share,
+    is_sharded,
+    refuse_different_masks,
+    split_positions,
+)
 
 if TYPE_CHECKING:
     from pecker_fast.mask import SaliencyMask
 
-__all__ = ["MaskLike", "mask_digest", "param_label", "resolve_mask"]
+__all__ = ["MaskLike", "ResolvedMask", "mask_digest", "param_label", "resolve_mask"]
 
 MaskLike: TypeAlias = Union["SaliencyMask", Mapping[str, Tensor], Mapping[Tensor, Tensor]]
 _INT32_MAX = 2**31 - 1
+
+
+@dataclass
+class ResolvedMask:
+    """A mask for the parameters of some groups.
+
+    Attributes:
+        indices: parameter -> (nnz,) int32 sorted positions on its device. Of a sharded parameter:
+            those in its local tensor.
+        shares: sharded parameter -> which slots of the whole compact state those are.
+        digests: of each group's whole mask.
+    """
+
+    indices: dict[Tensor, Tensor] = field(default_factory=dict)
+    shares: dict[Tensor, Share] = field(default_factory=dict)
+    digests: list[str] = field(default_factory=list)
 
 
 def param_label(group: dict[str, Any], group_index: int, index: int) -> str:
@@ -29,25 +52,26 @@ def param_label(group: dict[str, Any], group_index: int, index: int) -> str:
 
 def resolve_mask(
     mask: MaskLike, groups: list[dict[str, Any]], first_group: int = 0
-) -> dict[Tensor, Tensor]:
+) -> ResolvedMask:
     """Match a mask with the parameters of some groups; both must fit exactly.
+
+    Collective where parameters are sharded: their processes must have the same mask.
 
     Args:
         mask: a SaliencyMask, or a mapping from name or parameter to a bool tensor.
         groups: parameter groups of an optimizer; names are taken from "param_names".
         first_group: the number of the first group, for messages.
 
-    Returns:
-        parameter -> (nnz,) int32 sorted positions, on the parameter's device.
-
     Raises:
         PeckerError: a parameter the mask does not know, a salient name no parameter has, a shape
-            that differs, a mask with no salient entry, or parameters without names.
+            that differs, a mask with no salient entry, parameters without names, or masks that
+            differ between processes.
         TypeError: not a mask.
     """
     by_name, positions_of = _lookup(mask)
-    resolved: dict[Tensor, Tensor] = {}
+    resolved = ResolvedMask()
     used = set()
+    nnz = 0
     for number, group in enumerate(groups, first_group):
         names = group.get("param_names")
         if by_name and not names:
@@ -55,6 +79,7 @@ def resolve_mask(
                 "the mask is keyed by name, but the optimizer's parameters have no names: pass "
                 "model.named_parameters(), or groups of (name, parameter) pairs"
             )
+        whole = []
         for index, param in enumerate(group["params"]):
             label = param_label(group, number, index)
             key = names[index] if by_name and names else param
@@ -70,7 +95,15 @@ def resolve_mask(
                     f"the mask of {label!r} has shape {tuple(shape)}, the parameter has "
                     f"{tuple(param.shape)}: the mask was made for another model"
                 )
-            resolved[param] = positions_on(_positions(positions, label), param.device)
+            positions = _positions(positions, label)
+            whole.append((param.shape, positions))
+            nnz += positions.numel()
+            if is_sharded(param):
+                local, resolved.shares[param] = split_positions(param, positions)
+            else:
+                local = positions_on(positions, param.device)
+            resolved.indices[param] = local
+        resolved.digests.append(mask_digest(whole))
     for key, (_, positions) in positions_of.items():
         if key not in used and _count(positions) > 0:
             what = repr(key) if by_name else f"a parameter of shape {tuple(key.shape)}"
@@ -78,10 +111,11 @@ def resolve_mask(
                 f"the mask makes entries of {what} salient, but the optimizer has no such "
                 "parameter: pass the parameter too, or drop it from the mask"
             )
-    if resolved and not any(positions.numel() for positions in resolved.values()):
+    if resolved.indices and nnz == 0:
         raise PeckerError(
             "the mask has no salient entry: nothing would ever be trained; raise its density"
         )
+    refuse_different_masks(resolved.shares, resolved.digests)
     return resolved
 
 
@@ -114,6 +148,8 @@ def _lookup(mask: MaskLike) -> tuple[bool, dict[Any, tuple[torch.Size, Tensor]]]
         if not isinstance(dense, Tensor) or dense.dtype != torch.bool:
             found = dense.dtype if isinstance(dense, Tensor) else type(dense).__name__
             raise TypeError(f"the mask of {label} must be a bool tensor, got {found}")
+        if is_sharded(dense):
+            raise TypeError(f"the mask of {label} is a DTensor: pass mask.full_tensor()")
     kinds = {isinstance(key, str) for key in mask}
     if len(kinds) > 1:
         raise TypeError("mask keys must be all names or all parameters, got both")

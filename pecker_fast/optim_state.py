@@ -1,8 +1,7 @@
-"""MaskedAdamW's state: what is valid, how it starts, how it survives a new mask or a checkpoint."""
+"""MaskedAdamW's state: what is valid, how it starts, how it survives a new mask."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -11,32 +10,32 @@ from torch import Tensor
 from pecker_fast.backends.work import Entry
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim_mask import param_label
+from pecker_fast.optim_sharded import check_sharding, is_sharded
 
 __all__ = [
+    "ENTRY_KEYS",
     "ParamState",
     "carry_state",
-    "check_checkpoint",
     "check_group",
     "grow_state",
     "init_state",
     "make_entry",
     "moment_names",
-    "restore_state",
-    "steps_on_cpu",
 ]
 
 ParamState: TypeAlias = dict[str, Tensor]
 
 _PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # One value per salient entry. `step` is one per parameter, `entry_start` is made by carry_state.
-_ENTRY_KEYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master")
+ENTRY_KEYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master")
 
 
 def check_group(group: dict[str, Any], group_index: int) -> None:
     """Refuse hyperparameters and parameters that AdamW cannot work with.
 
     Raises:
-        PeckerError: a value out of range, or a parameter that is complex or not floating point.
+        PeckerError: a value out of range, or a parameter that is complex, not floating point, or
+            sharded otherwise than by rows.
         TypeError: betas that are tensors.
     """
     lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
@@ -70,11 +69,8 @@ def check_group(group: dict[str, Any], group_index: int) -> None:
             raise PeckerError(
                 f"parameter {label!r} is {kind}: expected float32, float64, bfloat16 or float16"
             )
-        if hasattr(param, "to_local"):
-            raise PeckerError(
-                f"parameter {label!r} is a DTensor: sharded parameters are not supported; pass "
-                "ordinary ones, as DistributedDataParallel has them"
-            )
+        if is_sharded(param):
+            check_sharding(label, param)
 
 
 def init_state(
@@ -83,7 +79,7 @@ def init_state(
     """The state of a parameter that has taken no step.
 
     Args:
-        param: the parameter.
+        param: the parameter; of a sharded one, as everywhere below, its local tensor.
         indices: (nnz,) int32 salient positions, or None for all.
         group: its parameter group.
         master: keep float32 masters, if the parameter is of low precision.
@@ -129,7 +125,7 @@ def make_entry(
     """What a backend needs to know of one parameter."""
     starts: tuple[int, ...] = (0,)
     start_class = None
-    if "entry_start" in state:
+    if "entry_start" in state and bool(state["entry_start"].any()):
         distinct, inverse = torch.unique(state["entry_start"], return_inverse=True)
         starts, start_class = tuple(distinct.tolist()), inverse.int()
     return Entry(
@@ -186,96 +182,11 @@ def carry_state(
     slots = slots[kept]
 
     new["step"].copy_(old["step"])
-    for key in _ENTRY_KEYS:
+    for key in ENTRY_KEYS:
         if key in new and key in old:
             new[key][kept] = old[key].reshape(-1)[slots]
     start = torch.full_like(new_indices, int(old["step"].item()))
     start[kept] = old["entry_start"][slots] if "entry_start" in old else 0
-    if bool(start.any()):
-        new["entry_start"] = start
-
-
-def check_checkpoint(
-    groups: list[dict[str, Any]], indices: Mapping[Tensor, Tensor], state_dict: dict[str, Any]
-) -> None:
-    """Refuse a checkpoint that does not fit, before anything is changed.
-
-    Args:
-        groups: the optimizer's parameter groups.
-        indices: parameter -> salient positions; empty without a mask.
-        state_dict: the checkpoint, of this class or of torch.optim.AdamW.
-
-    Raises:
-        PeckerError: made under another mask (or without one), of other shapes, or with options
-            that are not supported. A wrong number of groups or parameters is left to torch.
-    """
-    saved_groups = state_dict["param_groups"]
-    for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=False)):
-        ours, theirs = group["mask_digest"], saved.get("mask_digest")
-        if ours != theirs:
-            raise PeckerError(
-                f"the checkpoint's group {number} was trained with {_mask_name(theirs)}, this "
-                f"optimizer has {_mask_name(ours)}: construct it with the mask of the checkpoint, "
-                "then change masks with set_mask"
-            )
-        if saved.get("differentiable"):
-            raise PeckerError("the checkpoint has differentiable=True, which is not supported")
-        for index, (param, key) in enumerate(zip(group["params"], saved["params"], strict=False)):
-            state = state_dict["state"].get(key, {})
-            shape = indices.get(param, param).shape
-            _check_state(param_label(group, number, index), shape, state, saved)
-
-
-def _check_state(
-    label: str, shape: torch.Size, state: dict[str, Any], group: dict[str, Any]
-) -> None:
-    for key in (*_ENTRY_KEYS, "entry_start"):
-        if key in state and tuple(state[key].shape) != tuple(shape):
-            raise PeckerError(
-                f"{key} of {label!r} in the checkpoint has shape {tuple(state[key].shape)}, "
-                f"expected {tuple(shape)}: it belongs to another model or mask"
-            )
-    taken = float(state.get("step", 0))
-    needed = moment_names(group)
-    missing = needed - state.keys()
-    if taken and missing:
-        raise PeckerError(
-            f"the checkpoint has no {', '.join(sorted(missing))} for {label!r} although it took "
-            f"{taken:.0f} steps: it was not saved by an AdamW with these options"
-        )
-
-
-def restore_state(state: ParamState, saved: dict[str, Any]) -> None:
-    """Copy a checkpoint's values into a fresh state, in the state's own dtypes.
-
-    torch's own loading casts every tensor to the parameter's dtype, which ruins int32 starts and
-    float32 moments of bfloat16 parameters; so the dict's tensors are read here, as they are.
-
-    Args:
-        state: from `init_state`; changed in place.
-        saved: the same parameter's state in the dict, possibly empty.
-    """
-    for key, value in saved.items():
-        if key == "step":
-            state["step"].fill_(float(value))
-        elif key == "entry_start":
-            state[key] = value.to(state["exp_avg_sq"].device, torch.int32, copy=True)
-        elif key in state:
-            state[key].copy_(value)
-
-
-def _mask_name(digest: str | None) -> str:
-    return "no mask" if digest is None else f"mask {digest[:12]}"
-
-
-def steps_on_cpu(states: Mapping[Any, ParamState], keys: list[Any]) -> dict[Any, ParamState]:
-    """The states at `keys` with their step counts on the CPU, copied in one go."""
-    found = {key: states[key] for key in keys if states.get(key)}
-    away = {key: s for key, s in found.items() if s["step"].device.type != "cpu"}
-    if not away:
-        return {}
-    first = next(iter(away.values()))["step"].device
-    steps = torch.stack([s["step"].to(first) for s in away.values()]).cpu()
-    return {
-        key: {**s, "step": step.clone()} for (key, s), step in zip(away.items(), steps, strict=True)
-    }
+    # Where all of it is 0, too: which tensors a state has must not depend on the process, nor on
+    # the mask, since torch.distributed.checkpoint loads what is there already and nothing else.
+    new["entry_start"] = start

@@ -6,16 +6,23 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pecker_fast import backends
-from pecker_fast.backends.work import Entry, Work
+from pecker_fast.backends.work import Entry, Hyperparameters, Work
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim_mask import param_label
+from pecker_fast.optim_sharded import (
+    is_sharded,
+    local_grad,
+    local_tensor,
+    norm_over_shards,
+    sharding,
+)
 from pecker_fast.optim_state import ParamState, make_entry, moment_names
 
 if TYPE_CHECKING:
@@ -41,11 +48,43 @@ class Batch:
     backend: backends.Backend
     work: Work
     params: list[Tensor]  # of the work's entries
+    any_sharded: bool
 
-    def refuse_sparse(self) -> None:
-        """Raise PeckerError if a gradient is sparse."""
-        for entry in self.work.entries:
-            grad = entry.param.grad
+    def _grads(self) -> list[Tensor | None]:
+        """What this process holds of every parameter's gradient."""
+        grads = [param.grad for param in self.params]
+        if self.any_sharded:
+            return [
+                grad if grad is None or not is_sharded(param) else local_grad(param, grad)
+                for param, grad in zip(self.params, grads, strict=True)
+            ]
+        return grads
+
+    def step(
+        self,
+        released: ReleasedGrads | None,
+        groups: list[Hyperparameters],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """One call of the backend; see `backends.reference.masked_adamw_`.
+
+        Raises:
+            PeckerError: a gradient is sparse, or not placed as its sharded parameter.
+        """
+        if released is None:
+            grads = self._grads()
+        else:
+            grads = [released.take(param) for param in self.params]
+        try:
+            self.backend.masked_adamw_(self.work, grads, groups, grad_scale, found_inf)
+        except RuntimeError:  # what torch raises when a sparse tensor is asked for its layout
+            self._refuse_sparse()
+            raise
+
+    def _refuse_sparse(self) -> None:
+        for entry, param in zip(self.work.entries, self.params, strict=True):
+            grad = param.grad
             if grad is not None and grad.layout is not torch.strided:
                 raise PeckerError(
                     f"the gradient of {entry.name!r} is sparse ({grad.layout}): expected a dense "
@@ -86,24 +125,26 @@ class Prepared:
         Raises:
             PeckerError: a parameter is not on the device of its state.
         """
-        by_device: dict[torch.device, list[Entry]] = defaultdict(list)
+        by_device: dict[torch.device, list[tuple[Tensor, Entry]]] = defaultdict(list)
         for label, number, _, param in named_params(groups):
             if state.get(param):
                 _check_device(label, param, state[param])
-                entry = make_entry(label, param, number, indices.get(param), state[param])
-                by_device[param.device].append(entry)
+                local = local_tensor(param)
+                entry = make_entry(label, local, number, indices.get(param), state[param])
+                by_device[param.device].append((param, entry))
 
         batches = []
-        for device, entries in by_device.items():
+        for device, found in by_device.items():
             backend = backends.select(backend_name, device)
-            states = [state[entry.param] for entry in entries]
+            owners, entries = [param for param, _ in found], [entry for _, entry in found]
+            states = [state[param] for param in owners]
             first = states[0]["step"]
             steps = torch.stack([s["step"].to(first.device) for s in states]).float()
             steps = steps.to(device if backend.STEPS_ON_DEVICE else first.device)
             for param_state, step in zip(states, steps.unbind(), strict=True):
                 param_state["step"] = step
             work = backend.prepare(entries, steps, compact_grads=compact_grads)
-            batches.append(Batch(device, backend, work, [entry.param for entry in entries]))
+            batches.append(Batch(device, backend, work, owners, any(map(is_sharded, owners))))
         params = [param for _, _, _, param in named_params(groups)]
         return cls(
             batches=tuple(batches),
@@ -129,22 +170,30 @@ class _Snapshot:
         self._params, self._states = params, states
         self._tensors = list(chain.from_iterable(map(dict.values, states)))
         self._aliases = [tensor.detach() for tensor in self._tensors]
-        self._contiguous = [param for param in params if param.is_contiguous()]
+        self._any_sharded = any(map(is_sharded, params))
+        held = self._held()
+        self._contiguous = list(map(Tensor.is_contiguous, held))
         self._second_moments = [state["exp_avg_sq"] for state in states if state]
-        self._addresses = self._find()
+        self._addresses = self._find(held)
 
-    def _find(self) -> list[int]:
+    def _held(self) -> list[Tensor]:
+        # FSDP replaces local tensors without replacing the parameters.
+        return list(map(local_tensor, self._params)) if self._any_sharded else self._params
+
+    def _find(self, held: list[Tensor]) -> list[int]:
         # Whoever moves state in place moves all of it.
-        return list(map(Tensor.data_ptr, chain(self._params, self._second_moments)))
+        return list(map(Tensor.data_ptr, chain(held, self._second_moments)))
 
     def is_still(self, groups: list[dict[str, Any]], states: list[ParamState]) -> bool:
         """Whether these hold the same tensors, at the same places."""
+        if not _same_objects([group["params"] for group in groups], self._params):
+            return False
+        held = self._held()
         return (
-            _same_objects([group["params"] for group in groups], self._params)
-            and _same_objects([states], self._states)
+            _same_objects([states], self._states)
             and _same_objects(states, self._tensors)
-            and self._find() == self._addresses
-            and all(map(Tensor.is_contiguous, self._contiguous))
+            and self._find(held) == self._addresses
+            and all(map(Tensor.is_contiguous, compress(held, self._contiguous)))
         )
 
 
@@ -196,7 +245,12 @@ class ReleasedGrads:
         self._places, self._on_release = places, on_release
 
     def watch(self, param: Tensor, indices: Tensor) -> None:
-        """Release this parameter's gradients from now on, keeping those at `indices`."""
+        """Release this parameter's gradients from now on, keeping those at `indices`.
+
+        Args:
+            param: the parameter.
+            indices: (nnz,) int32 salient positions; of a sharded parameter, in its local tensor.
+        """
         self._indices[param] = indices
         if param in self._hooks or not param.requires_grad:
             return
@@ -219,6 +273,10 @@ class ReleasedGrads:
         dense, kept = param.grad, self._grads.get(param)
         if dense is None:
             return kept
+        if is_sharded(param):
+            dense = local_grad(param, dense)
+            if dense.is_cuda:  # FSDP allocated it on another stream than this hook's
+                dense.record_stream(torch.cuda.current_stream(dense.device))
         indices = self._indices[param]
         if kept is None:
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
@@ -250,19 +308,22 @@ class ReleasedGrads:
     def clip_norm_(self, max_norm: float) -> Tensor:
         """Scale all gradients so that their total 2-norm is at most `max_norm`.
 
+        Collective where parameters are sharded.
+
         Returns:
             () the total norm before.
         """
         grads = list(self._grads.values())
         if not grads:
             return torch.tensor(0.0)
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-        for grad in grads:
-            by_kind[grad.device, grad.dtype].append(grad)
-        norms = [
-            backends.select(self._backend_name, device).norm_salient(some)[0].to(grads[0].device)
-            for (device, _), some in by_kind.items()
-        ]
+        by_kind: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        for param, grad in self._grads.items():
+            by_kind[(grad.device, grad.dtype, *sharding(param))].append(param)
+        norms = []
+        for (device, *_), params in by_kind.items():
+            backend = backends.select(self._backend_name, device)
+            norm, _ = backend.norm_salient([self._grads[param] for param in params])
+            norms.append(norm_over_shards(norm, params[0]).to(grads[0].device))
         total: Tensor = torch.linalg.vector_norm(torch.stack(norms)).to(grads[0].dtype)
         scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)  # as torch's clip_grad_norm_
         for grad in grads:

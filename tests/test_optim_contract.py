@@ -113,15 +113,6 @@ def test_bad_dtypes_are_named(dtype):
         MaskedAdamW([("spin", param)])
 
 
-def test_sharded_parameters_are_named():
-    class Sharded(torch.nn.Parameter):
-        def to_local(self):
-            return self
-
-    with pytest.raises(PeckerError, match="parameter 'shard' is a DTensor"):
-        MaskedAdamW([("shard", Sharded(torch.ones(2)))])
-
-
 def test_sparse_gradients_are_named(backend):
     embedding = torch.nn.Embedding(5, 3, sparse=True, device=backend.device)
     optimizer = MaskedAdamW(embedding.named_parameters(), backend=backend.name)
