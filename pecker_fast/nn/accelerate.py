@@ -1,8 +1,9 @@
-"""Switches a diffusers U-Net to the fused operations in place, and back.
+"""Switches a U-Net to the fused operations in place, and back: of diffusers, or `DDPMUNet`.
 
 A module is switched by exchanging its class for one that overrides `forward` (`layers`, `blocks`,
-`attention`): parameters, names, hooks, modes, `state_dict`, `isinstance`, `copy.deepcopy` and
-pickling stay as they are. Convolution weights become channels_last, values unchanged.
+`attention`, `ddpm_fused`): parameters, names, hooks, modes, `state_dict`, `isinstance`,
+`copy.deepcopy` and pickling stay as they are. Convolution weights become channels_last, values
+unchanged.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.nn import operations
 from pecker_fast.nn.attention import FusedAttention, FusedTransformer2DModel
 from pecker_fast.nn.blocks import (
@@ -26,6 +28,7 @@ from pecker_fast.nn.blocks import (
     FusedResnetBlock2D,
     FusedUpBlock2D,
 )
+from pecker_fast.nn.ddpm_fused import FusedAttentionBlock, FusedResidualBlock
 from pecker_fast.nn.layers import (
     AppliedSiLU,
     FusedGroupNorm,
@@ -48,6 +51,8 @@ _BLOCKS: dict[Any, Any] = {
         FusedAttention,
         FusedTransformer2DModel,
         FusedUpsample2D,
+        FusedResidualBlock,
+        FusedAttentionBlock,
     )
 }
 _PLAIN: dict[Any, Any] = {
@@ -67,6 +72,13 @@ _WITHOUT_FUSED_FORM = (
     "SimpleCrossAttnUpBlock2D",
     "SkipUpBlock2D",
 )
+
+# U-Nets by the names of their last norm and of the activation behind it.
+_OUTPUTS: dict[Any, tuple[str, str]] = {
+    UNet2DModel: ("conv_norm_out", "conv_act"),
+    UNet2DConditionModel: ("conv_norm_out", "conv_act"),
+    DDPMUNet: ("norm_out", "act_out"),
+}
 
 # On a convolution whose weight was made channels_last.
 _CONVERTED = "_pecker_fast_converted"
@@ -91,19 +103,19 @@ class Acceleration:
             return f"not accelerated: {self.reason}"
         switched = ", ".join(f"{count} {name}" for name, count in self.switched.items())
         left = ", ".join(f"{count} {name}" for name, count in self.left.items())
-        line = f"accelerated: {switched or 'nothing, no block of diffusers in it'}"
+        line = f"accelerated: {switched or 'nothing, no block of a known kind in it'}"
         return f"{line}\non the torch path: {left}" if left else line
 
 
 def accelerate_(model: nn.Module) -> Acceleration:
-    """Make the blocks of a diffusers U-Net run on the fused operations. In place.
+    """Make the blocks of a U-Net run on the fused operations. In place.
 
-    Any network built from diffusers' blocks will do; `UNet2DModel` and `UNet2DConditionModel` are
-    what it is for. Outputs and gradients stay what they were, up to rounding. Calling it twice is
-    harmless, and picks up what was added in between.
+    Any network built from diffusers' blocks will do; `UNet2DModel`, `UNet2DConditionModel` and this
+    package's `DDPMUNet` are what it is for. Outputs and gradients stay what they were, up to
+    rounding. Calling it twice is harmless, and picks up what was added in between.
 
     Where the kernels cannot run (a CPU, no Triton), nothing is changed and the result says so.
-    Blocks of a kind without a fused form stay as they are. A fused module runs diffusers' own code
+    Blocks of a kind without a fused form stay as they are. A fused module runs its own class' code
     for a call that it cannot fuse: a hook on a layer inside, gradient checkpointing, FreeU, an
     attention processor that was set.
 
@@ -154,7 +166,7 @@ def accelerate_(model: nn.Module) -> Acceleration:
 
 
 def decelerate_(model: nn.Module) -> None:
-    """Undo `accelerate_`: diffusers' classes, and weights in the memory format they had. In place.
+    """Undo `accelerate_`: classes and memory formats are what they were. In place.
 
     Harmless where nothing was switched.
 
@@ -183,7 +195,13 @@ def _check(model: nn.Module, function: str) -> None:
 def _switch_norms(model: nn.Module) -> Counter[str]:
     """Switch the group norms that no fused block has taken over; count those that cannot be."""
     # Attention normalises tokens, not an image, unless it is fused.
-    owners = (FusedResnetBlock2D, Attention, FusedTransformer2DModel)
+    owners = (
+        FusedResnetBlock2D,
+        Attention,
+        FusedTransformer2DModel,
+        FusedResidualBlock,
+        FusedAttentionBlock,
+    )
     taken = {
         id(child)
         for module in model.modules()
@@ -199,16 +217,18 @@ def _switch_norms(model: nn.Module) -> Counter[str]:
             else:
                 left[f"GroupNorm ({obstacle})"] += 1
     for unet in model.modules():
-        if isinstance(unet, (UNet2DModel, UNet2DConditionModel)):
-            norm, activation = unet.conv_norm_out, unet.conv_act
-            if (
-                type(norm) is FusedGroupNorm
-                and type(activation) is nn.SiLU
-                and is_unobserved(activation)
-            ):
-                norm.__class__ = FusedGroupNormSiLU
-                unet.conv_act = AppliedSiLU(activation)
+        for kind, names in _OUTPUTS.items():
+            if isinstance(unet, kind):
+                _join_output(unet, *names)
     return left
+
+
+def _join_output(unet: nn.Module, norm_name: str, activation_name: str) -> None:
+    """Let the last norm apply the SiLU behind it."""
+    norm, activation = getattr(unet, norm_name), getattr(unet, activation_name)
+    if type(norm) is FusedGroupNorm and type(activation) is nn.SiLU and is_unobserved(activation):
+        norm.__class__ = FusedGroupNormSiLU
+        setattr(unet, activation_name, AppliedSiLU(activation))
 
 
 def _make_channels_last(conv: nn.Conv2d) -> None:

@@ -40,17 +40,68 @@ __all__ = [
     "FusedCrossAttnUpBlock2D",
     "FusedResnetBlock2D",
     "FusedUpBlock2D",
+    "fused_residual",
+    "sum_of",
 ]
 
 
-class FusedResnetBlock2D(ResnetBlock2D):
-    """`ResnetBlock2D` as group_norm, conv1, group_norm, conv2, residual_add.
+def fused_residual(
+    block: Any,
+    x: Tensor,
+    skip: Tensor | None,
+    added: Tensor | None,
+    shortcut: nn.Conv2d | None,
+    divisor: float = 1.0,
+) -> Tensor:
+    """A residual block on concat(x, skip) as group_norm, conv1, group_norm, conv2, residual_add.
 
-    The bias of conv1 and the embedding go into norm2, which adds them while it reads; dropout
-    comes out of norm2; the biases of conv2 and of the shortcut convolution go into the residual
-    sum. norm1 hands its input on to the shortcut, so that both gradients of the input are written
-    by one kernel.
+    What comes after conv1 (its bias, the embedding) goes into norm2, which adds it while it reads;
+    dropout comes out of norm2; the biases of conv2 and of the shortcut convolution go into the
+    residual sum. norm1 hands its input on to the shortcut, so that both gradients of the input are
+    written by one kernel.
+
+    Args:
+        block: With the layers norm1, conv1, norm2, dropout and conv2, none of which is called.
+        x: (N, C1, H, W).
+        skip: (N, C2, H, W) from the way down. None: C2 is 0.
+        added: (N, C_out) or (C_out,) bias of conv1 and embedding. None: 0.
+        shortcut: The 1x1 convolution around the block. None: the input itself.
+        divisor: What the sum of branch and shortcut is divided by.
+
+    Returns:
+        (N, C_out, H, W).
     """
+    norm1, norm2, dropout = block.norm1, block.norm2, block.dropout
+    if skip is not None and shortcut is None:
+        x, skip = torch.cat([x, skip], dim=1), None
+    normed, x, skip = group_norm(
+        x, norm1.weight, norm1.bias, norm1.num_groups, norm1.eps, skip=skip
+    )
+    hidden = group_norm(
+        conv2d(normed, block.conv1, None),
+        norm2.weight,
+        norm2.bias,
+        norm2.num_groups,
+        norm2.eps,
+        add=added,
+        dropout=dropout.p if dropout.training else 0.0,
+    ).y
+    hidden = conv2d(hidden, block.conv2, None)
+    if shortcut is None:
+        return end_block(hidden, [x], block.conv2.bias, divisor)
+    bias = sum_of(block.conv2.bias, shortcut.bias)
+    return end_block(hidden, _convolved_shortcuts(shortcut, x, skip), bias, divisor)
+
+
+def sum_of(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Their sum, None counting as 0."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+class FusedResnetBlock2D(ResnetBlock2D):
+    """`ResnetBlock2D` as `fused_residual`."""
 
     @staticmethod
     def obstacle(block: Any) -> str | None:
@@ -93,30 +144,14 @@ class FusedResnetBlock2D(ResnetBlock2D):
                 input_tensor = torch.cat([input_tensor, skip], dim=1)
             return super().forward(input_tensor, temb, *args, **kwargs)
 
-        norm1, norm2 = self.norm1, self.norm2
-        if skip is not None and self.conv_shortcut is None:
-            input_tensor, skip = torch.cat([input_tensor, skip], dim=1), None
-        normed, x, skip = group_norm(
-            input_tensor, norm1.weight, norm1.bias, norm1.num_groups, norm1.eps, skip=skip
+        return fused_residual(
+            self,
+            input_tensor,
+            skip,
+            self._added_to_conv1(temb, len(input_tensor)),
+            self.conv_shortcut,
+            self.output_scale_factor,
         )
-        hidden = conv2d(normed, self.conv1, None)
-        hidden = group_norm(
-            hidden,
-            norm2.weight,
-            norm2.bias,
-            norm2.num_groups,
-            norm2.eps,
-            add=self._added_to_conv1(temb, hidden.shape[0]),
-            dropout=self.dropout.p if self.dropout.training else 0.0,
-        ).y
-        hidden = conv2d(hidden, self.conv2, None)
-
-        bias = self.conv2.bias
-        shortcuts = [x]
-        if self.conv_shortcut is not None:
-            shortcuts = self._convolved_shortcuts(x, skip)
-            bias = _sum(bias, self.conv_shortcut.bias)
-        return end_block(hidden, shortcuts, bias, self.output_scale_factor)
 
     def _added_to_conv1(self, temb: Tensor | None, batch: int) -> Tensor | None:
         """(N, C) or (C,): the bias of conv1 and the embedding."""
@@ -125,22 +160,10 @@ class FusedResnetBlock2D(ResnetBlock2D):
         embedding: Tensor = self.time_emb_proj(
             temb if self.skip_time_act else self.nonlinearity(temb)
         )
-        added = _sum(embedding, self.conv1.bias)
+        added = sum_of(embedding, self.conv1.bias)
         if added is not None and len(added) != batch:  # one embedding for the whole batch
             added = added.expand(batch, -1).contiguous()
         return added
-
-    def _convolved_shortcuts(self, x: Tensor, skip: Tensor | None) -> list[Tensor]:
-        """conv_shortcut without bias: W concat(x, skip) = W[:, :C1] x + W[:, C1:] skip."""
-        conv = self.conv_shortcut
-        if skip is None:
-            return [conv2d(x, conv, None)]
-        # `split`, not two slices: its backward writes the weight's gradient once.
-        columns = conv.weight.split((x.shape[1], skip.shape[1]), dim=1)
-        return [
-            conv2d(part, conv, None, weight)
-            for part, weight in zip((x, skip), columns, strict=True)
-        ]
 
 
 class FusedUpBlock2D(UpBlock2D):
@@ -287,7 +310,12 @@ def _join(resnet: nn.Module, hidden: Tensor, skip: Tensor, temb: Tensor | None) 
     return result
 
 
-def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
+def _convolved_shortcuts(conv: Any, x: Tensor, skip: Tensor | None) -> list[Tensor]:
+    """The convolution without bias: W concat(x, skip) = W[:, :C1] x + W[:, C1:] skip."""
+    if skip is None:
+        return [conv2d(x, conv, None)]
+    # `split`, not two slices: its backward writes the weight's gradient once.
+    columns = conv.weight.split((x.shape[1], skip.shape[1]), dim=1)
+    return [
+        conv2d(part, conv, None, weight) for part, weight in zip((x, skip), columns, strict=True)
+    ]

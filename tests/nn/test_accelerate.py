@@ -220,7 +220,7 @@ def test_subclasses_and_plain_networks() -> None:
     mine = Mine(in_channels=8, temb_channels=4, groups=2)
     assert accelerate_(mine).left == {"Mine (a class of its own)": 1}
     report = accelerate_(nn.Sequential(nn.Linear(2, 2)))
-    assert str(report) == "accelerated: nothing, no block of diffusers in it"
+    assert str(report) == "accelerated: nothing, no block of a known kind in it"
     norm = nn.GroupNorm(2, 4, affine=False)
     assert accelerate_(norm).left == {"GroupNorm (no scale and shift)": 1}
 
