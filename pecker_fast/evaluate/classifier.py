@@ -1,4 +1,4 @@
-"""Classifiers that judge generated images: a small convolutional one, or the user's own.
+"""Classifiers that judge generated images: a small one, a ResNet-34, or the user's own.
 
 Every classifier maps images (N, C, H, W) in [-1, 1], float32, to logits (N, num_classes) and to
 features (N, F) for the Fréchet distance. See `Classifier` for the contract.
@@ -6,7 +6,6 @@ features (N, F) for the Fréchet distance. See `Classifier` for the contract.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
@@ -14,18 +13,22 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing, write_text
+from pecker_fast.evaluate.classifier_files import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    build_network,
+    fill_weights,
+    read_config,
+    save_network,
+)
+from pecker_fast.evaluate.resnet import ResNetClassifier
 
 __all__ = ["Classifier", "ScriptedClassifier", "SmallClassifier", "load_classifier"]
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
 FEATURES = 64
 _POOLED = 4  # side of the last feature map, whatever the size of the image
 
@@ -98,18 +101,13 @@ class SmallClassifier(nn.Module):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into `folder`, which is made if need be."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "num_classes": self.num_classes,
             "in_channels": self.in_channels,
             "width": self.width,
             "dropout": self.dropout,
         }
-        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        with replacing(folder / WEIGHTS_NAME) as temporary:
-            save_file(weights, temporary)
-        write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+        save_network(self, config, folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SmallClassifier:
@@ -119,28 +117,8 @@ class SmallClassifier(nn.Module):
             PeckerError: a file is missing, truncated, or does not fit the configuration.
         """
         folder = Path(folder)
-        config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-        for path in (config_path, weights_path):
-            if not path.is_file():
-                raise PeckerError(
-                    f"classifier {folder}: {path.name} is missing; expected a folder with "
-                    f"{CONFIG_NAME} and {WEIGHTS_NAME}, or a TorchScript file"
-                )
-        try:
-            classifier = cls(**json.loads(config_path.read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-            raise PeckerError(
-                f"classifier {config_path}: not a SmallClassifier configuration ({error}); "
-                "save the classifier again"
-            ) from error
-        try:
-            classifier.load_state_dict(load_file(weights_path))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise PeckerError(
-                f"classifier {weights_path}: cannot be read, truncated or of another network "
-                f"({_first_line(error)}); copy the file again"
-            ) from error
-        return classifier.eval().requires_grad_(False)
+        config = read_config(folder, cls.__name__)
+        return fill_weights(build_network(cls, config, folder), folder)
 
 
 class ScriptedClassifier(nn.Module):
@@ -182,15 +160,20 @@ class ScriptedClassifier(nn.Module):
         return logits.float(), features.float()
 
 
-def load_classifier(path: str | os.PathLike[str]) -> SmallClassifier | ScriptedClassifier:
-    """Load a `SmallClassifier` folder, or a TorchScript file that returns logits [, features].
+def load_classifier(
+    path: str | os.PathLike[str],
+) -> SmallClassifier | ResNetClassifier | ScriptedClassifier:
+    """Load the folder of a `SmallClassifier` or a ResNet-34, or a user's TorchScript file.
+
+    A TorchScript file returns logits, or (logits, features).
 
     Raises:
-        PeckerError: nothing is there, or it is neither of the two.
+        PeckerError: nothing is there, or it is none of these.
     """
     path = Path(path)
     if path.is_dir():
-        return SmallClassifier.load(path)
+        arch = read_config(path, SmallClassifier.__name__).get("arch")
+        return SmallClassifier.load(path) if arch is None else ResNetClassifier.load(path)
     if not path.is_file():
         raise PeckerError(
             f"classifier {path}: no such file or folder; give a folder with {CONFIG_NAME} and "
@@ -218,7 +201,3 @@ def _stage(in_channels: int, out_channels: int) -> nn.Sequential:
             nn.SiLU(),
         ]
     return nn.Sequential(*layers)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")

@@ -1,0 +1,113 @@
+"""A classifier as a folder on disk: config.json says what it is, model.safetensors what it learnt.
+
+`pecker-fast train-classifier` puts two more files beside them: the statistics of real images in the
+classifier's features, and a card with what it was trained on and how good it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.files import replacing, write_text
+
+__all__ = [
+    "CARD_NAME",
+    "CONFIG_NAME",
+    "STATISTICS_NAME",
+    "WEIGHTS_NAME",
+    "build_network",
+    "fill_weights",
+    "read_config",
+    "save_network",
+    "statistics_beside",
+]
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+STATISTICS_NAME = "statistics.safetensors"
+CARD_NAME = "card.json"
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def save_network(
+    network: nn.Module, config: Mapping[str, Any], folder: str | os.PathLike[str]
+) -> None:
+    """Write config.json and model.safetensors into `folder`, which is made if need be."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    with replacing(folder / WEIGHTS_NAME) as temporary:
+        save_file(weights, temporary)
+    write_text(folder / CONFIG_NAME, json.dumps(dict(config), indent=2) + "\n")
+
+
+def read_config(folder: Path, kind: str = "classifier") -> dict[str, Any]:
+    """What config.json in `folder` holds; both files are there.
+
+    Raises:
+        PeckerError: a file is missing, or config.json is no JSON object; `kind` says of what.
+    """
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise PeckerError(
+                f"classifier {folder}: {name} is missing; expected a folder with "
+                f"{CONFIG_NAME} and {WEIGHTS_NAME}, or a TorchScript file"
+            )
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PeckerError(_not_a_config(path, kind, error)) from error
+    if not isinstance(config, dict):
+        raise PeckerError(_not_a_config(path, kind, f"a {type(config).__name__}"))
+    return config
+
+
+def build_network(kind: type[M], config: Mapping[str, Any], folder: Path) -> M:
+    """The network that config.json describes, untrained.
+
+    Raises:
+        PeckerError: a key that the network does not have, or a value that it cannot have.
+    """
+    try:
+        return kind(**config)
+    except TypeError as error:
+        raise PeckerError(_not_a_config(folder / CONFIG_NAME, kind.__name__, error)) from error
+
+
+def fill_weights(network: M, folder: Path) -> M:
+    """Read model.safetensors; the result is in eval mode and asks for no gradients.
+
+    Raises:
+        PeckerError: the file is truncated, or of another network.
+    """
+    path = folder / WEIGHTS_NAME
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
+        raise PeckerError(
+            f"classifier {path}: cannot be read, truncated or of another network "
+            f"({reason}); copy the file again"
+        ) from error
+    return network.eval().requires_grad_(False)
+
+
+def statistics_beside(classifier: str | os.PathLike[str]) -> Path | None:
+    """The statistics that were written with a classifier, None where there are none."""
+    path = Path(classifier) / STATISTICS_NAME
+    return path if path.is_file() else None
+
+
+def _not_a_config(path: Path, kind: str, reason: object) -> str:
+    return f"classifier {path}: not a {kind} configuration ({reason}); save the classifier again"
