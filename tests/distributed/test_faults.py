@@ -1,0 +1,112 @@
+"""A process that fails ends all of its run with a clear line each, and nothing that was saved goes.
+
+Every run here is the command line itself on two processes, with a model of a few hundred weights
+and a checkpoint at every second iteration. The one that fails does so in iteration 3 or in the
+checkpoint of iteration 4, unless a test says otherwise.
+"""
+
+import time
+
+import pytest
+import torch
+from fault_processes import run_commands
+from toys import assert_same_bits
+
+from pecker_fast.distill import RunDirectory
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
+
+LIMIT = 5  # seconds that a step waits for the others, where a test is about that
+LOST = "lost the others ("
+SLOW = "(PECKER_FAST_TIMEOUT in seconds)"
+GO_ON = "Start the same command again to go on from the last checkpoint"
+
+
+def build(path, seed=0):
+    torch.manual_seed(seed)
+    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
+    unet = build_unet(recipe, num_classes=3, image_shape=(1, 8, 8)).eval()
+    ModelFolder(unet, build_scheduler(), ("circle", "square", "star")).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model folder; read-only."""
+    return build(tmp_path_factory.mktemp("model") / "model")
+
+
+def erase(model, out, *more, iterations=6):
+    return [
+        "erase", model, "--out", out, "--forget", "star", "--override", "circle",
+        "--density", "0.2", "--iterations", iterations, "--set", "batch_size=2",
+        "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
+        "--set", "logging.checkpoint_every=2", "--set", "logging.every=2",
+        "--set", "generator.lr=1e-3", "--device", "cpu", "--threads", "1", *more,
+    ]  # fmt: skip
+
+
+def state(out):
+    with RunDirectory(out) as directory:
+        return directory.load()
+
+
+def same_training(left, right):
+    """The same bits in all that is trained; wall time differs."""
+    for part in ("iteration", "mask", "networks", "generator", "pseudo_score", "ema"):
+        assert_same_bits(left[part], right[part])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    """The last checkpoint of the run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    first, second = run_commands(folder, erase(model, folder / "run"), [None, None])
+    assert (first.code, second.code, first.errors, second.lines) == (0, 0, [], []), first.lines
+    return state(folder / "run")
+
+
+# What happens; to which of the two; how that one ends and what it says, if it can; what the other
+# says; the checkpoint that is left.
+KILLED, BAD_INPUT, INTERNAL = -9, 2, 1
+CASES = {
+    "a rank in a step": ("killed in a step", 1, KILLED, None, LOST, 2),
+    "the first in a step": ("killed in a step", 0, KILLED, None, LOST, 2),
+    "a rank that hangs": ("stopped in a step", 1, KILLED, None, SLOW, 2),
+    "the first hangs": ("stopped in a step", 0, KILLED, None, SLOW, 2),
+    "a rank runs out of memory": (
+        "out of memory", 1, INTERNAL, "internal error: OutOfMemoryError: CUDA out of", LOST, 2,
+    ),
+    "the writer in a checkpoint": ("killed in a checkpoint", 0, KILLED, None, LOST, 2),
+    "a full disk": (
+        "disk full", 0, BAD_INPUT, "File too large; the checkpoint of iteration 2 is intact; free",
+        "File too large; the checkpoint of iteration 2 is intact; free some space", 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "rank", "code", "own", "others", "left"), CASES.values(), ids=CASES.keys()
+)
+def test_one_fails_the_other_says_so_and_the_run_goes_on(
+    tmp_path, model, undisturbed, fault, rank, code, own, others, left
+):
+    arguments = erase(model, tmp_path / "run")
+    faults = [fault if rank == this else None for this in range(2)]
+    started = time.monotonic()
+    ended = run_commands(tmp_path, arguments, faults, PECKER_FAST_TIMEOUT=str(LIMIT))
+    assert time.monotonic() - started < 60
+    failed, other = ended[rank], ended[1 - rank]
+    assert failed.code == code, failed.lines
+    assert [own in line for line in failed.errors] == ([] if own is None else [True])
+    assert other.code == BAD_INPUT
+    (line,) = other.errors
+    assert line.startswith(f"pecker-fast (rank {1 - rank}): ")
+    assert others in line
+    assert state(tmp_path / "run")["iteration"] == left
+
+    resumed = run_commands(tmp_path, arguments, [None, None])
+    assert [one.code for one in resumed] == [0, 0]
+    assert f"resuming at iteration {left} of 6" in resumed[0].lines
+    same_training(state(tmp_path / "run"), undisturbed)
+    assert not list((tmp_path / "run").glob(".*"))
