@@ -33,6 +33,7 @@ __all__ = [
     "positions_from_dense",
     "read_dense",
     "read_mask",
+    "saved_by_torch",
     "strip_prefixes",
     "unpacked",
     "write_mask",
@@ -146,6 +147,20 @@ def _positions(bits: Bits, numel: int) -> Tensor:
     return torch.from_numpy(np.flatnonzero(unpacked(bits, numel)).astype(np.int32))
 
 
+def saved_by_torch(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as one of `torch.save` does: as a zip archive or, long ago, a pickle.
+
+    A missing or unreadable file does not; whoever reads it says what is wrong with it.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError:
+        return False
+    # As the length of a safetensors header, either would mean 9 MB and more.
+    return start == b"PK\x03\x04" or start[:3] == b"\x80\x02\x8a"
+
+
 def read_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The dictionary of tensors in a SalUn mask file (`torch.save`), without running any pickle.
 
@@ -169,6 +184,12 @@ def read_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"mask file {name!r} holds a {type(content).__name__}; expected a dictionary from "
             "parameter names to 0/1 tensors"
         )
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise PeckerError(
+                f"mask file {name!r} holds {type(value).__name__} under {key!r}; expected a "
+                "dictionary from parameter names to 0/1 tensors"
+            )
     return dict(content)
 
 

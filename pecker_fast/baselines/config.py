@@ -46,6 +46,7 @@ __all__ = [
 
 Method: TypeAlias = Literal["random_label", "negative_gradient", "fine_tune", "esd"]
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Dataset: TypeAlias = Literal["cifar10", "stl10", "cifar10-format", "fashion-mnist"]
 
 RECIPES = Path(__file__).parent
 
@@ -83,6 +84,8 @@ class BaselineConfig(Settings):
     # random_label = SalUn, or RL with mask.kind full. negative_gradient = NegGrad, gradient ascent.
     # fine_tune = go on with the images to keep. esd = away from the class, by guidance.
     method: Method = "random_label"
+    dataset: Dataset | None = None  # Images to train on. null = --dataset says which.
+    split: Literal["train", "all"] = "train"  # all = its test images too.
     forget: int | str = 0  # The class to erase: index or name.
     override: int | str | None = None  # random_label: the class imitated. null = the next class.
     iterations: NonNegativeInt = 1_000

@@ -23,6 +23,7 @@ from pecker_fast.distill.ema import SalientEma
 from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
 from pecker_fast.distill.metrics import LossRecord, Metrics, open_tensorboard
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.distill.stopwatch import Stopwatch
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frozen import FrozenCheck, check_frozen
@@ -42,6 +43,7 @@ class BaselineTrainer:
         iteration: Iterations that are done.
         config: The run.
         notes: How iterations are run, in lines to show.
+        stopwatch: Seconds of training so far, over all starts of the run.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class BaselineTrainer:
             raise PeckerError("logging.tensorboard needs a run directory to write to")
         self.config = config
         self.iteration = 0
+        self.stopwatch = Stopwatch()
         self.start = objective.original
         self._objective = objective
         self._directory = run_directory
@@ -133,19 +136,20 @@ class BaselineTrainer:
         )
         try:
             while self.iteration < total:
-                terms = self._iterate()
-                self.iteration += 1
-                record.add_terms(self.iteration, terms)
-                save = self.iteration == total or self.iteration % logging.checkpoint_every == 0
-                losses = None
-                if save or self.iteration % logging.every == 0:
-                    losses = self._read(record)
-                    bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()})
-                if board is not None and losses is not None:
-                    for name, value in losses.items():
-                        board.add_scalar(f"loss/{name}", value, self.iteration)
-                if save:
-                    self.save()
+                with self.stopwatch:
+                    terms = self._iterate()
+                    self.iteration += 1
+                    record.add_terms(self.iteration, terms)
+                    save = self.iteration == total or self.iteration % logging.checkpoint_every == 0
+                    losses = None
+                    if save or self.iteration % logging.every == 0:
+                        losses = self._read(record)
+                        bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()})
+                    if board is not None and losses is not None:
+                        for name, value in losses.items():
+                            board.add_scalar(f"loss/{name}", value, self.iteration)
+                    if save:
+                        self.save()
                 bar.update()
                 yield Metrics(self.iteration, losses)
         finally:
@@ -260,6 +264,7 @@ class BaselineTrainer:
         state = {
             "identity": self._identity,
             "config": self.config.flat(),
+            "seconds": self.stopwatch.seconds,
             "mask": mask_state(self.mask),
             "network": self.network.state_dict(),
             "optimizer": self._learner.state_dict(),
@@ -300,6 +305,7 @@ class BaselineTrainer:
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.iteration = saved["iteration"]
+        self.stopwatch = Stopwatch(saved["seconds"])
         self.network.load_state_dict(saved["network"])
         self._learner.load_state_dict(saved["optimizer"])
         if self._ema is not None:

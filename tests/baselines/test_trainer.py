@@ -10,7 +10,7 @@ from toys import ToyDenoiser, assert_same_bits, toy_objective, weights
 
 from pecker_fast.baselines.objective import BaselineObjective
 from pecker_fast.baselines.trainer import BaselineTrainer
-from pecker_fast.distill import PeckerTrainer
+from pecker_fast.distill import PeckerTrainer, stopwatch
 from pecker_fast.distill.checkpoint import RunDirectory
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.errors import PeckerError
@@ -111,6 +111,30 @@ def test_resumed_anywhere_a_run_ends_with_the_same_bits(method, tmp_path):
         assert trainer.mask == whole.mask
         assert rest[-1].losses == metrics[-1].losses
     assert SaliencyMask.load(tmp_path / "3" / "mask.safetensors") == whole.mask
+
+
+def test_seconds_of_training_go_on_where_a_run_is_taken_up(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
+    iterate = BaselineTrainer._iterate
+
+    def slow(trainer):
+        now[0] += 10
+        return iterate(trainer)
+
+    monkeypatch.setattr(BaselineTrainer, "_iterate", slow)
+    with RunDirectory(tmp_path) as directory:
+        trainer = BaselineTrainer(small_objective(), run_directory=directory)
+        for done in trainer.run():
+            now[0] += 1000  # the caller judges images
+            if done.iteration == 4:
+                break
+        assert trainer.stopwatch.seconds == 40
+    with RunDirectory(tmp_path) as directory:
+        trainer = BaselineTrainer(small_objective(), run_directory=directory)
+        assert trainer.stopwatch.seconds == 30  # of the checkpoint: iteration 4 is done again
+        list(trainer.run())
+        assert trainer.stopwatch.seconds == 60
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others():

@@ -14,6 +14,7 @@ from torch import nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
+from pecker_fast.mask_io import saved_by_torch
 
 
 def selected(mask):
@@ -149,8 +150,21 @@ def test_unreadable_salun_files(tmp_path, mask):
     with pytest.raises(PeckerError, match="holds a Tensor; expected a dictionary"):
         SaliencyMask.from_dense(path)
     torch.save({"epoch": 3}, path)
-    with pytest.raises(TypeError, match="must map parameter names to tensors, got str -> int"):
+    with pytest.raises(PeckerError, match="holds int under 'epoch'; expected a dictionary"):
         SaliencyMask.from_dense(path)
+
+
+def test_which_files_torch_saved(tmp_path, mask):
+    path = tmp_path / "mask"
+    torch.save(dense_of(mask), path)
+    assert saved_by_torch(path)
+    torch.save(dense_of(mask), path, _use_new_zipfile_serialization=False)
+    assert saved_by_torch(path) and SaliencyMask.from_dense(path) == mask
+    mask.save(path)
+    assert not saved_by_torch(path)
+    path.write_bytes(b"")
+    assert not saved_by_torch(path)
+    assert not saved_by_torch(tmp_path) and not saved_by_torch(tmp_path / "missing")
 
 
 # ---- save and load
