@@ -39,6 +39,7 @@ __all__ = [
 RECIPES = Path(__file__).parent
 
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Dataset: TypeAlias = Literal["cifar10", "stl10", "cifar10-format", "fashion-mnist"]
 
 
 class AdamSection(Section):
@@ -77,6 +78,7 @@ class DenoiserSection(Section):
     norm_num_groups: PositiveInt = 32
     dropout: Share = 0.1
     patch_size: PositiveInt = 1  # Neighbouring pixels, a square of this side, become channels.
+    image_size: PositiveInt | None = None  # Side of the images it is made for. null = any.
 
 
 class TeacherConfig(TrainingConfig):
@@ -88,6 +90,8 @@ class TeacherConfig(TrainingConfig):
     # An image's loss is the sum over its pixels, as published, or their mean. The limit on the
     # gradient's norm acts on what is chosen here.
     loss: Literal["sum", "mean"] = "sum"
+    dataset: Dataset | None = None  # Images to train on. null = --dataset says which.
+    split: Literal["train", "all"] = "train"  # all = its test images too.
     antithetic: bool = True  # Time steps in pairs t, T - 1 - t.
     label_dropout: Share = 0.1  # Share that is trained under "no class".
     without: int | str | None = None  # Class whose images are left out: index or name.

@@ -153,6 +153,12 @@ def build_network(
             f"images of {height}x{width} pixels: expected squares whose side is a multiple of "
             f"network.patch_size {patch}"
         )
+    if section.image_size not in (None, height):
+        raise PeckerError(
+            f"images of {height}x{width} pixels: this configuration's network is made for "
+            f"{section.image_size}x{section.image_size}; choose that of this data set, or "
+            f"--set network.image_size={height} to train it on these all the same"
+        )
     side, seen = height // patch, channels * patch**2
     try:
         if section.kind == "unet2d":

@@ -1,7 +1,11 @@
-"""What test_teacher.py runs in several processes; importable by name there."""
+"""What tests of training run in other processes; importable by name there."""
+
+import os
+import signal
 
 import torch
 
+from pecker_fast import cli
 from pecker_fast.training.config import TeacherConfig
 from pecker_fast.training.datasets import ImageSet
 from pecker_fast.training.teacher import TeacherTrainer
@@ -47,3 +51,24 @@ def train_tiny(ranks, changes, directory=None):
     )
     trainer.run()
     return dict(trainer.model().unet.state_dict())
+
+
+def command_line(ranks, arguments):
+    """The exit code of a command in a process of several."""
+    return {"code": torch.tensor(cli.main(arguments)), "rank": torch.tensor(ranks.rank)}
+
+
+def command_line_killed_at_the_second_checkpoint(arguments):
+    """SIGKILL in the middle of writing it."""
+    save, calls = torch.save, []
+
+    def half(state, file):
+        calls.append(None)
+        if len(calls) < 2:
+            return save(state, file)
+        file.write(b"PK" * 1000)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half
+    cli.main(arguments)

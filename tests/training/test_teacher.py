@@ -15,7 +15,13 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.training.config import RECIPES, load_teacher_config, teacher_recipe_names
+from pecker_fast.training import DATASETS
+from pecker_fast.training.config import (
+    RECIPES,
+    TeacherConfig,
+    load_teacher_config,
+    teacher_recipe_names,
+)
 from pecker_fast.training.teacher import TeacherTrainer, build_network
 
 # ---- recipes
@@ -38,6 +44,10 @@ def test_recipes_hold_the_published_constants():
         assert config.network.channel_mult == multipliers
         assert (config.network.channels, config.network.dropout) == (128, 0.1)
         assert config.without is None
+    assert load_teacher_config("cifar10_teacher").dataset == "cifar10"
+    assert load_teacher_config("cifar10_teacher").split == "train"
+    assert load_teacher_config("stl10_teacher").dataset == "stl10"
+    assert load_teacher_config("stl10_teacher").split == "all"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +75,11 @@ def test_every_recipe_is_complete_and_survives_yaml():
         again = type(config).model_validate(yaml.safe_load(config.to_yaml()))
         assert again == config
         assert (RECIPES / f"{name}.yaml").read_text().startswith("#")
+
+
+def test_a_recipe_can_name_every_data_set():
+    for name in DATASETS:
+        assert TeacherConfig(dataset=name).dataset == name
 
 
 def test_unknown_keys_and_values_are_named():
@@ -300,6 +315,7 @@ def test_a_long_average_is_warned_of():
         ({"network": {**TINY["network"], "patch_size": 3}}, 8, "multiple of network.patch_size 3"),
         ({"network": {**TINY["network"], "norm_num_groups": 3}}, 8, "group"),
         ({"network": {**TINY["network"], "kind": "unet2d", "norm_num_groups": 3}}, 8, "network: "),
+        ({"network": {**TINY["network"], "image_size": 16}}, 8, "of 8x8 pixels: .* for 16x16"),
         ({"without": "blue"}, 8, "unknown class 'blue'; the classes of colours are: 0 'colour 0'"),
     ],
 )
