@@ -89,12 +89,14 @@ def demo(
     overrides = config_overrides(forget, override, density, kind, seed, settings, iterations)
 
     from pecker_fast.commands.erase import print_report
-    from pecker_fast.commands.erasing import MODEL_NAME, Judge, erase_class
+    from pecker_fast.commands.erasing import erase_class
+    from pecker_fast.commands.run_files import MODEL_NAME
     from pecker_fast.data import teacher_folder
     from pecker_fast.distill.config import load_config
     from pecker_fast.evaluate.classifier import load_classifier
     from pecker_fast.evaluate.forgetting import TeacherFigures
     from pecker_fast.evaluate.frechet import ClassStatistics
+    from pecker_fast.evaluate.judge import Judge
     from pecker_fast.models import ModelFolder
 
     config = load_config(RECIPE, overrides)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pecker_fast.commands.common import (
+    check_data_free,
     config_overrides,
+    load_mask,
     load_statistics,
     machine_options,
     prepare,
     training_options,
 )
+from pecker_fast.commands.data_options import data_options
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ Examples:
     pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10_forget
     pecker-fast erase MODEL --config recipe.yaml --out run --classifier clf.pt --statistics real.npz
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
+    pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run
 
@@ -40,13 +44,19 @@ model as a folder `model`. With --classifier also report.html, report.json and p
 was interrupted goes on where it was when the same command is started again. A text-to-image
 pipeline gives an erased pipeline folder `pipeline`, which makes images in one step, and
 `patch.safetensors`, which turns the original network into it.
+
+\b
+Methods to compare with, trained on the real images of --dataset: SalUn (cifar10_salun), gradient
+ascent (cifar10_neggrad), fine-tuning (cifar10_finetune) and ESD (cifar10_esd); stl10_... likewise.
+Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
 )
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")
 @click.option("--config", "config_path", help="YAML file or name of a shipped recipe.")
 @partial(training_options, many_overrides=True)
-@click.option("--iterations", type=int, help="Iterations of the distillation.")
+@data_options
+@click.option("--iterations", type=int, help="Length of the run.")
 @click.option(
     "--pipeline",
     "pipeline_path",
@@ -116,6 +126,9 @@ def erase(
     kind: str | None,
     seed: int | None,
     settings: tuple[str, ...],
+    dataset: str | None,
+    data_root: Path | None,
+    download: bool,
     iterations: int | None,
     pipeline_path: Path | None,
     recipe: str | None,
@@ -146,7 +159,9 @@ def erase(
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
     config_path = recipe or config_path
     common: dict[str, Any] = {"force": force, "started": started}
+    data = (dataset, data_root, download)
     if pipeline_path is not None:
+        check_data_free("erase", *data)
         only_classes = {
             "--forget": forget,
             "--classifier": classifier,
@@ -169,35 +184,52 @@ def erase(
     if names:
         raise PeckerError("erase: --name needs --pipeline; for a class use --forget")
     override = overrides[-1] if overrides else None  # of repeated options the last counts
-    if config_path is None and (forget is None or override is None):
+    values = config_overrides(forget, override, density, kind, seed, settings, iterations)
+    named = config_path is not None or "method" in values
+    if not named and (forget is None or override is None):
         raise PeckerError("erase: give --forget and --override, or a --config that has them")
     if statistics is not None and classifier is None:
         raise PeckerError("erase: --statistics needs --classifier, whose features it describes")
-    values = config_overrides(forget, override, density, kind, seed, settings, iterations)
 
-    from pecker_fast.commands.erasing import MODEL_NAME, Judge, erase_class
+    from pecker_fast.baselines.config import load_baseline_config, names_a_baseline
+    from pecker_fast.commands.erasing import erase_class
+    from pecker_fast.commands.erasing_baseline import baseline_images, erase_by_baseline
+    from pecker_fast.commands.run_files import MODEL_NAME
     from pecker_fast.commands.start_networks import load_start
     from pecker_fast.distill.config import load_config
     from pecker_fast.distributed import Ranks
     from pecker_fast.evaluate.classifier import load_classifier
-    from pecker_fast.mask import SaliencyMask
+    from pecker_fast.evaluate.judge import Judge
     from pecker_fast.models import ModelFolder
 
-    config = load_config(config_path, values)
+    baseline = None
+    if names_a_baseline(config_path, values):
+        if generator_path is not None or pseudo_score_path is not None:
+            raise PeckerError(
+                "erase: --generator and --pseudo-score are for distillations; this method starts "
+                "from MODEL"
+            )
+        baseline = load_baseline_config(config_path, values)
+    else:
+        check_data_free("erase", *data)
+        config = load_config(config_path, values)
     place = prepare(device, threads)
-    common["ranks"] = Ranks.join(place.type)
+    common["ranks"] = ranks = Ranks.join(place.type)
     folder = ModelFolder.load(Path(model or ""))
-    mask = None if mask_file is None else SaliencyMask.load(mask_file, folder.unet)
-    if generator_path is not None:
-        common["generator"] = load_start(generator_path, "generator", folder.unet)
-    if pseudo_score_path is not None:
-        common["pseudo_score"] = load_start(pseudo_score_path, "pseudo_score", folder.unet)
-    judge = None
+    common["mask"] = load_mask(mask_file, folder.unet)
     if classifier is not None:
         loaded = load_classifier(classifier)
         real = None if statistics is None else load_statistics(statistics, folder, loaded)
-        judge = Judge(loaded, real, per_class, teacher_steps=teacher_steps)
-    report = erase_class(folder, config, out, place, mask=mask, judge=judge, **common)
+        common["judge"] = Judge(loaded, real, per_class, teacher_steps=teacher_steps)
+    if baseline is not None:
+        baseline, images = baseline_images(baseline, *data, ranks)
+        report = erase_by_baseline(folder, images, baseline, out, place, **common)
+    else:
+        if generator_path is not None:
+            common["generator"] = load_start(generator_path, "generator", folder.unet)
+        if pseudo_score_path is not None:
+            common["pseudo_score"] = load_start(pseudo_score_path, "pseudo_score", folder.unet)
+        report = erase_class(folder, config, out, place, **common)
     if report is not None:
         print_report(report, out)
     click.echo(f"erased model  {out / MODEL_NAME}")
@@ -228,7 +260,6 @@ def _erase_concept(
     from pecker_fast.commands.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
     from pecker_fast.distill.config import load_config
     from pecker_fast.distributed import Ranks
-    from pecker_fast.mask import SaliencyMask
     from pecker_fast.models.pipeline import PipelineFolder, load_unet
 
     config = load_config(config_path, values, names=names, name_overrides=overrides)
@@ -237,7 +268,7 @@ def _erase_concept(
     place = prepare(device, threads)
     ranks = Ranks.join(place.type)
     pipeline = PipelineFolder.load(pipeline_path)
-    mask = None if mask_file is None else SaliencyMask.load(mask_file, pipeline.unet)
+    mask = load_mask(mask_file, pipeline.unet)
     generator = None
     if generator_path is not None:
         generator = load_unet(generator_path, like=pipeline.unet)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pecker_fast import backends
-from pecker_fast.commands.erasing import Clock, run_directory
+from pecker_fast.commands.run_files import Clock, run_directory
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions

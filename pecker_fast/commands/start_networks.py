@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.commands.erasing import MODEL_NAME
+from pecker_fast.commands.run_files import MODEL_NAME
 from pecker_fast.distill.checkpoint import RunDirectory
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder

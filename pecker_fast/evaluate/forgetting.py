@@ -272,20 +272,35 @@ class TeacherFigures:
             raise PeckerError(f"evaluation: samples per class must be at least 2, got {per_class}")
         labels = balanced_labels(model.num_classes, per_class)
         images = to_uint8(sampler.sample(model, labels, progress))
+        return cls.of_images(images, labels, classifier, statistics, sampler, first, progress)
+
+    @classmethod
+    def of_images(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        classifier: Classifier,
+        statistics: ClassStatistics | None,
+        sampler: Sampler,
+        first: int = 200,
+        progress: str | None = None,
+    ) -> TeacherFigures:
+        """Take all figures of images (N, C, H, W), uint8, in the order of `balanced_labels`."""
+        num_classes = int(labels.max()) + 1
         judging = None if progress is None else "judging"
         logits, features = classify(classifier, images, progress=judging)
         correct = logits.argmax(dim=1) == labels
         frechet = []
         if statistics is not None:
-            for index in range(model.num_classes):
-                real = _kept_statistics(statistics, index, model.num_classes)
+            for index in range(num_classes):
+                real = _kept_statistics(statistics, index, num_classes)
                 frechet.append(_distance(features[labels != index], real))
         first = min(first, len(labels))
         return cls(
             steps=sampler.steps,
             seed=sampler.seed,
-            per_class=per_class,
-            class_accuracy=tuple(_share(correct[labels == k]) for k in range(model.num_classes)),
+            per_class=len(labels) // num_classes,
+            class_accuracy=tuple(_share(correct[labels == k]) for k in range(num_classes)),
             frechet_without=tuple(frechet),
             first=first,
             first_correct=int(correct[:first].sum()),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.drawing import (
     FORGET_COLOR,
     KEEP_COLOR,
@@ -28,35 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CurvePoint", "plot_accuracy", "plot_before_after", "plot_grid"]
+__all__ = ["plot_accuracy", "plot_before_after", "plot_grid"]
 
 _CELL_INCHES = 0.46  # side of one image in a grid
 _GAP = 0.08  # space between images, as a share of their side
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """How far forgetting has come after some iterations, in a run's curve.json.
-
-    Attributes:
-        iteration: iterations that are done; 0 for the model that the run starts from.
-        forget_accuracy: share of the forgotten class's images that are still taken for it.
-        keep_accuracy: share of the other classes' images that are taken for what was asked for.
-        wall_s: seconds of training until then, over all starts of the run, without the judging;
-            None where nobody measured it.
-        frechet: Fréchet distance of the other classes' images in the classifier's features, or
-            None. It grows as images become fewer: compare points of equal `keep_count`.
-        forget_count: images behind `forget_accuracy`, or None where it was not written down.
-        keep_count: images behind the figures of the other classes, or None.
-    """
-
-    iteration: int
-    forget_accuracy: float
-    keep_accuracy: float
-    wall_s: float | None = None
-    frechet: float | None = None
-    forget_count: int | None = None
-    keep_count: int | None = None
 
 
 def plot_grid(
@@ -132,6 +107,7 @@ def plot_accuracy(
     teacher_forget: float | None,
     teacher_keep: float | None,
     teacher_label: str = "teacher",
+    label: str = "one step",
 ) -> None:
     """Write a PNG: forget and keep accuracy over the iterations, the teacher's levels as lines.
 
@@ -142,6 +118,7 @@ def plot_accuracy(
         teacher_forget: the teacher's accuracy on it, or None.
         teacher_keep: the teacher's accuracy on the others, or None.
         teacher_label: how the teacher's images were drawn, e.g. "teacher, 50 steps".
+        label: how those of the points were drawn.
     """
     if not points:
         raise PeckerError("accuracy plot: there is no measured point to plot")
@@ -159,7 +136,7 @@ def plot_accuracy(
             label = f"{name}: {teacher_label}"
             ax.axhline(teacher, color=color, linestyle="--", linewidth=1, alpha=0.7, label=label)
         ax.plot(
-            iterations, values, color=color, marker="o", markersize=4, label=f"{name}: one step"
+            iterations, values, color=color, marker="o", markersize=4, label=f"{name}: {label}"
         )
     ax.set_ylim(-0.04, 1.04)
     ax.set_xlim(min(0, iterations[0]), max(iterations[-1], 1) * 1.02)

@@ -80,6 +80,9 @@ class RunReport(ABC):
         versions: see `versions`.
         config: every setting under its dotted key.
         resumed_at: iteration at which this process took the run up; `wall_s` starts there.
+        training_s: seconds of training over all starts of the run; judging does not count. None
+            where nobody says.
+        processes: that shared the run.
     """
 
     TEMPLATE: ClassVar[str]
@@ -96,6 +99,8 @@ class RunReport(ABC):
     versions: Mapping[str, str]
     config: Mapping[str, Any]
     resumed_at: int = 0
+    training_s: float | None = None
+    processes: int = 1
 
     @abstractmethod
     def headline(self) -> str:
@@ -121,6 +126,8 @@ class RunReport(ABC):
             "iterations": self.iterations,
             "resumed_at": self.resumed_at,
             "wall_s": round(self.wall_s, 2),
+            "training_s": None if self.training_s is None else round(self.training_s, 2),
+            "processes": self.processes,
             "stage_s": {name: round(seconds, 2) for name, seconds in self.stage_s.items()},
             "backend": self.backend,
             "seed": self.seed,

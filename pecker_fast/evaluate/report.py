@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
-from pecker_fast.evaluate.grid import CurvePoint
 from pecker_fast.evaluate.page import Picture, RunReport, Table, percent
 
 __all__ = ["ErasureReport", "Picture"]
@@ -26,6 +26,7 @@ class ErasureReport(RunReport):
         after: the erased model's figures.
         curve: accuracies during the run.
         teacher_ships: the teacher's figures came with the model and were not measured here.
+        images: the real images that the run was trained on, in words; None where it needs none.
     """
 
     TEMPLATE: ClassVar[str] = "report.html"
@@ -35,6 +36,7 @@ class ErasureReport(RunReport):
     after: Evaluation
     curve: Sequence[CurvePoint] = field(default_factory=tuple)
     teacher_ships: bool = False
+    images: str | None = None
 
     @property
     def forget_name(self) -> str:
@@ -93,7 +95,8 @@ class ErasureReport(RunReport):
             "after": self.after.to_dict(),
             "teacher": self.teacher.to_dict(),
             "teacher_figures": "shipped with the model" if self.teacher_ships else "measured",
-            "curve": [[p.iteration, p.forget_accuracy, p.keep_accuracy] for p in self.curve],
+            "images": self.images,
+            "curve": [asdict(point) for point in self.curve],
             **super().to_dict(),
         }
 
@@ -143,8 +146,10 @@ class ErasureReport(RunReport):
     def conditions(self) -> list[tuple[str, str]]:
         """What the figures hold for."""
         shipped = " (shipped with the model, not measured in this run)"
+        trained_on = [] if self.images is None else [("Trained on", self.images)]
         return [
             *super().conditions(),
+            *trained_on,
             (
                 "Original model's images",
                 f"{self.teacher.steps} DDIM steps, seed {self.teacher.seed}"

@@ -56,7 +56,10 @@ def test_report_json(finished):
     assert report["salient_changed"] > 0
     assert (report["iterations"], report["seed"]) == (3, 0)
     assert (report["forget"], report["override"]) == ("star", "circle")
-    assert [point[0] for point in report["curve"]] == [0, 1, 2, 3]
+    assert [point["iteration"] for point in report["curve"]] == [0, 1, 2, 3]
+    seconds = [point["wall_s"] for point in report["curve"]]
+    assert seconds[0] == 0 and seconds == sorted(seconds) and seconds[-1] <= report["training_s"]
+    assert report["training_s"] <= report["stage_s"]["erase"] + 0.01
     assert report["wall_s"] >= sum(report["stage_s"].values()) - 0.1
     assert report["after"]["steps"] == 1 and report["teacher"]["steps"] == 2
     assert report["teacher_figures"] == "measured"

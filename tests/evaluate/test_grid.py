@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.grid import CurvePoint, plot_accuracy, plot_before_after, plot_grid
+from pecker_fast.evaluate.curve import CurvePoint
+from pecker_fast.evaluate.grid import plot_accuracy, plot_before_after, plot_grid
 
 NAMES = ("circle", "square", "star")
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
 from pecker_fast.evaluate.frozen import FrozenCheck
-from pecker_fast.evaluate.grid import CurvePoint
 from pecker_fast.evaluate.report import ErasureReport, Picture
 
 
@@ -64,7 +64,8 @@ def test_the_figures_in_json(report, tmp_path):
     assert figures["keep_accuracy_after"] == 0.93
     assert (figures["frechet_teacher"], figures["frechet_after"]) == (3.0, 4.25)
     assert (figures["frozen_parameters"], figures["frozen_changed"]) == (900, 0)
-    assert figures["curve"] == [[0, 0.9, 0.5], [60, 0.0, 0.93]]
+    points = [(p["iteration"], p["forget_accuracy"], p["keep_accuracy"]) for p in figures["curve"]]
+    assert points == [(0, 0.9, 0.5), (60, 0.0, 0.93)]
 
 
 def test_it_says_that_the_class_is_gone_and_the_others_kept(report, tmp_path):

@@ -1,0 +1,155 @@
+"""How forgetting and keeping go while a run trains: few images for each of a few points.
+
+They are kept in one JSON file beside the run's checkpoints, so a run that is taken up again goes on
+with the points that it has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.forgetting import evaluate_images
+from pecker_fast.evaluate.image_files import to_uint8
+from pecker_fast.evaluate.judge import Judge
+from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.files import write_text
+
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["Curve", "CurvePoint"]
+
+POINTS = 12
+"""Measurements during a run, besides the one at its start."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What the model is like after some iterations.
+
+    Attributes:
+        iteration: iterations that are done.
+        forget_accuracy: share of the images of the class to forget that are recognised as such.
+        keep_accuracy: share of the others that are recognised as what was asked for.
+        forget_count: images behind the first; 0 where nobody says.
+        keep_count: images behind the second.
+        wall_s: seconds of training so far; judging does not count. None where nobody says.
+        frechet: Fréchet distance of the kept classes, or None without statistics of real images.
+    """
+
+    iteration: int
+    forget_accuracy: float
+    keep_accuracy: float
+    forget_count: int = 0
+    keep_count: int = 0
+    wall_s: float | None = None
+    frechet: float | None = None
+
+
+class Curve:
+    """The points of one run, measured where they are due and written at once."""
+
+    def __init__(
+        self,
+        path: Path,
+        judge: Judge,
+        model: ModelFolder,
+        forget: int,
+        sampler: Sampler,
+        iterations: tuple[int, int],
+        ranks: Ranks,
+    ) -> None:
+        """Read the points of an earlier start that lie before the iteration at which this goes on.
+
+        Args:
+            path: the JSON file; only the first process reads and writes it.
+            judge: by what.
+            model: the original, for its classes.
+            forget: index of the class to forget.
+            sampler: how images are drawn.
+            iterations: those that are done, and the length of the run.
+            ranks: the processes that share the run.
+
+        Raises:
+            PeckerError: the file is there and cannot be read.
+        """
+        done, total = iterations
+        self.points: list[CurvePoint] = []
+        if ranks.is_first:
+            self.points = [point for point in read_curve(path) if point.iteration <= done]
+        self._due = {round(total * index / POINTS) for index in range(POINTS + 1)}
+        self._path = path
+        self._judge = judge
+        self._forget = forget
+        self._sampler = sampler
+        self._ranks = ranks
+        self._labels = _labels(model.num_classes, forget, judge.curve_images)
+
+    def visit(self, iteration: int, wall_s: float, model: Callable[[], ModelFolder]) -> None:
+        """Measure if a point is due here; to be called on all processes.
+
+        Args:
+            iteration: iterations that are done.
+            wall_s: seconds of training so far.
+            model: makes the model as it is now.
+        """
+        if iteration not in self._due:
+            return
+        there = bool(self.points) and self.points[-1].iteration == iteration
+        if self._ranks.broadcast(there):
+            return
+        images = self._sampler.sample(model(), self._labels, ranks=self._ranks)
+        self._ranks.first(lambda: self._keep(iteration, wall_s, images))
+
+    def _keep(self, iteration: int, wall_s: float, images: Tensor | None) -> None:
+        assert images is not None  # this is the first process
+        found = evaluate_images(
+            to_uint8(images),
+            self._labels,
+            self._judge.classifier,
+            self._judge.statistics,
+            self._forget,
+            sampler=self._sampler,
+        )
+        point = CurvePoint(
+            iteration,
+            found.forget_accuracy,
+            found.keep_accuracy,
+            found.forget_count,
+            found.keep_count,
+            round(wall_s, 2),
+            found.frechet,
+        )
+        self.points.append(point)
+        write_text(self._path, json.dumps([asdict(point) for point in self.points]) + "\n")
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """The points of a file; none where there is no file.
+
+    Raises:
+        PeckerError: it is there and cannot be read.
+    """
+    try:
+        return [CurvePoint(**point) for point in json.loads(path.read_text())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise PeckerError(f"{path}: cannot be read ({error}); delete it") from error
+
+
+def _labels(num_classes: int, forget: int, counts: tuple[int, int]) -> Tensor:
+    count_forget, count_keep = counts
+    kept = torch.tensor([index for index in range(num_classes) if index != forget])
+    return torch.cat(
+        [torch.full((count_forget,), forget), kept.repeat(-(-count_keep // len(kept)))]
+    )

@@ -1,0 +1,65 @@
+"""The curve of a run: points where they are due, kept over starts, shared by processes."""
+
+import json
+
+import pytest
+import torch
+
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.curve import Curve, read_curve
+from pecker_fast.evaluate.judge import Judge
+from pecker_fast.evaluate.sampling import Sampler
+
+
+class Constant:
+    """Takes every image for one class."""
+
+    def __init__(self, index):
+        self.index = index
+        self.seen = []
+
+    def logits_and_features(self, images):
+        self.seen.append(len(images))
+        logits = torch.zeros(len(images), 3)
+        logits[:, self.index] = 1
+        return logits, torch.randn(len(images), 2)
+
+
+def curve_of(model, path, classifier, done=0, total=24):
+    judge = Judge(classifier, None, per_class=2, curve_images=(4, 5))
+    return Curve(path, judge, model, 1, Sampler(1, 0), (done, total), Ranks())
+
+
+def test_points_come_where_they_are_due(tiny_model, tmp_path):
+    classifier = Constant(1)
+    curve = curve_of(tiny_model, tmp_path / "curve.json", classifier)
+    for iteration in range(25):
+        curve.visit(iteration, 10.0 * iteration, lambda: tiny_model)
+    assert [point.iteration for point in curve.points] == list(range(0, 25, 2))
+    point = curve.points[3]
+    # All images are taken for the class to forget; the five others round up to two classes of 3.
+    assert (point.forget_accuracy, point.keep_accuracy) == (1.0, 0.0)
+    assert (point.forget_count, point.keep_count, point.wall_s) == (4, 6, 60.0)
+    assert point.frechet is None
+    assert classifier.seen == [10] * 13
+    assert read_curve(tmp_path / "curve.json") == curve.points
+
+
+def test_a_run_that_is_taken_up_drops_what_lies_ahead(tiny_model, tmp_path):
+    path = tmp_path / "curve.json"
+    first = curve_of(tiny_model, path, Constant(0))
+    for iteration in (0, 2, 4, 6):
+        first.visit(iteration, float(iteration), lambda: tiny_model)
+    second = curve_of(tiny_model, path, Constant(2), done=4)
+    assert [point.iteration for point in second.points] == [0, 2, 4]
+    second.visit(4, 99.0, lambda: tiny_model)  # is there already
+    assert second.points[-1].wall_s == 4.0
+    second.visit(6, 7.0, lambda: tiny_model)
+    assert [point["wall_s"] for point in json.loads(path.read_text())] == [0, 2, 4, 7]
+
+
+def test_a_damaged_file_is_named(tiny_model, tmp_path):
+    (tmp_path / "curve.json").write_text('[{"iteration": 0')
+    with pytest.raises(PeckerError, match=r"curve\.json: cannot be read .*delete it"):
+        curve_of(tiny_model, tmp_path / "curve.json", Constant(0))
