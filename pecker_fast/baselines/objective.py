@@ -55,7 +55,7 @@ class BaselineObjective:
         schedule: Its noise schedule.
         images: The images to forget and to keep.
         data: All images, as they were given.
-        config: The run.
+        config: The run, its classes by index.
         device: Where the run takes place.
         terms: The terms that the method has, in the order in which they are drawn and computed.
     """
@@ -93,7 +93,9 @@ class BaselineObjective:
         dtype = compute_dtype(self.original)
         self.images = RealImages(images, model, config, steps, self.device, dtype)
         self.data = images
-        self.config = config
+        # What was used, not how it was said: a class may be named or numbered on resuming.
+        classes = {"forget": self.images.forget, "override": self.images.override}
+        self.config = config.model_copy(update=classes)
         self.frozen: nn.Module | None = None
         if config.method == "esd":
             self.frozen = self.original

@@ -282,9 +282,9 @@ class BaselineTrainer:
         if saved is None or self._directory is None:
             return None
         where = self._directory.path
+        if "network" not in saved or "mask" not in saved:
+            raise PeckerError(f"{where} holds a run of another kind; choose another directory")
         identity = saved["identity"]
-        if "network" not in saved:
-            raise PeckerError(f"{where} holds a distillation; choose another directory")
         if identity["model"] != self._identity["model"]:
             raise PeckerError(
                 f"{where} holds a run of another model; resume it with the model that it was "

@@ -14,14 +14,18 @@ from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from pecker_fast.evaluate.classifier import Classifier
     from pecker_fast.evaluate.frechet import ClassStatistics
+    from pecker_fast.mask import SaliencyMask
     from pecker_fast.models import ModelFolder
 
 __all__ = [
     "MODEL_ARGUMENT",
+    "check_data_free",
     "config_overrides",
+    "load_mask",
     "load_statistics",
     "machine_options",
     "output_file",
@@ -178,6 +182,40 @@ def output_file(path: Path, force: bool) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise PeckerError(f"{path.parent}: cannot be written to; choose another folder")
     return path
+
+
+def check_data_free(command: str, dataset: str | None, root: Path | None, download: bool) -> None:
+    """Refuse the options of `data_options` where no real image is needed.
+
+    Raises:
+        PeckerError: one of them is given.
+    """
+    options = {"--dataset": dataset, "--data-root": root, "--download": download or None}
+    if given := [name for name, value in options.items() if value is not None]:
+        raise PeckerError(
+            f"{command}: {given[0]} is for methods that are trained on real images, such as "
+            "--config cifar10_salun; this one needs none: leave it out"
+        )
+
+
+def load_mask(path: Path | None, network: nn.Module) -> SaliencyMask | None:
+    """Read --mask-file: what `pecker-fast mask` wrote, or SalUn's file of 0/1 tensors.
+
+    Args:
+        path: None gives None.
+        network: what the mask is for; names and shapes must be its own.
+
+    Raises:
+        PeckerError: missing, truncated, no mask, or of another network.
+    """
+    if path is None:
+        return None
+    from pecker_fast.mask import SaliencyMask
+    from pecker_fast.mask_io import saved_by_torch
+
+    if saved_by_torch(path):
+        return SaliencyMask.from_dense(path, network)
+    return SaliencyMask.load(path, network)
 
 
 def load_statistics(path: Path, model: ModelFolder, classifier: Classifier) -> ClassStatistics:

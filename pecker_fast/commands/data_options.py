@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pecker_fast.training import DATASETS
 
-__all__ = ["data_options"]
+if TYPE_CHECKING:
+    from pecker_fast.distributed import Ranks
+    from pecker_fast.training.datasets import ImageSet
+
+__all__ = ["data_options", "read_images"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,3 +43,18 @@ def data_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def read_images(
+    ranks: Ranks, dataset: str, root: Path | None, split: str, download: bool
+) -> ImageSet:
+    """Read images on every process; only the first may download, and the others wait for it.
+
+    Raises:
+        PeckerError: see `training.datasets.load_images`.
+    """
+    from pecker_fast.training.datasets import load_images
+
+    read: list[ImageSet] = []
+    ranks.first(lambda: read.append(load_images(dataset, root, split, download=download)))
+    return read[0] if read else load_images(dataset, root, split)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from pecker_fast.commands.common import (
     MODEL_ARGUMENT,
+    check_data_free,
     config_overrides,
     machine_options,
     output_file,
     prepare,
     training_options,
 )
+from pecker_fast.commands.data_options import data_options
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = ["mask"]
 Examples:
     pecker-fast mask MODEL --forget "Ankle boot" --override Sneaker --density 0.1
     pecker-fast mask MODEL --forget 3 --override 5 --set saliency.loss=denoise --out m.safetensors
+    pecker-fast mask MODEL --config cifar10_salun --forget 3 --data-root DATA
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
 """,
 )
@@ -46,6 +49,7 @@ Examples:
 )
 @click.option("--config", "config_path", help="YAML file or name of a shipped recipe.")
 @training_options
+@data_options
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @machine_options
 def mask(
@@ -58,6 +62,9 @@ def mask(
     kind: str | None,
     seed: int | None,
     settings: tuple[str, ...],
+    dataset: str | None,
+    data_root: Path | None,
+    download: bool,
     force: bool,
     device: str,
     threads: int | None,
@@ -66,10 +73,50 @@ def mask(
     plot = out.with_suffix(".png")
     for path in (out, plot):
         output_file(path, force)
-    if config_path is None and (forget is None or override is None):
-        raise PeckerError("mask: give --forget and --override, or a --config that has them")
     overrides = config_overrides(forget, override, density, kind, seed, settings)
+    named = config_path is not None or "method" in overrides
+    if not named and (forget is None or override is None):
+        raise PeckerError("mask: give --forget and --override, or a --config that has them")
 
+    from pecker_fast.baselines.config import names_a_baseline
+
+    if names_a_baseline(config_path, overrides):
+        found = _of_baseline(
+            model, config_path, overrides, (dataset, data_root, download), device, threads
+        )
+    else:
+        check_data_free("mask", dataset, data_root, download)
+        found = _of_distillation(model, config_path, overrides, device, threads)
+    found.mask.save(out)
+    found.mask.plot(plot)
+    click.echo(
+        f"{found.mask.nnz:,} of {found.mask.numel:,} parameters are salient for "
+        f"{found.forget!r} (density {found.mask.density:.4g}, {found.kind})"
+    )
+    for line in density_table(found.mask.stats()):
+        click.echo(line)
+    click.echo(found.note)
+    click.echo(out)
+    click.echo(plot)
+
+
+class _Found(NamedTuple):
+    """A mask, and what is said of it."""
+
+    mask: SaliencyMask
+    forget: str  # name of the class
+    kind: str
+    note: str
+
+
+def _of_distillation(
+    model: Path,
+    config_path: str | None,
+    overrides: dict[str, Any],
+    device: str,
+    threads: int | None,
+) -> _Found:
+    """From the generator's own images."""
     from pecker_fast.distill.config import load_config
     from pecker_fast.distill.mask_finding import find_mask
     from pecker_fast.distill.objective import Objective
@@ -83,18 +130,30 @@ def mask(
     folder.unet.to(place)
     objective = Objective.from_model(folder, config)
     found = find_mask(objective, progress=True)
-    found.save(out)
-    found.plot(plot)
-    click.echo(
-        f"{found.nnz:,} of {found.numel:,} parameters are salient for "
-        f"{folder.class_names[folder.class_index(config.forget)]!r} "
-        f"(density {found.density:.4g}, {config.mask.kind})"
-    )
-    for line in density_table(found.stats()):
-        click.echo(line)
-    click.echo(backward_line(objective, found))
-    click.echo(out)
-    click.echo(plot)
+    name = folder.class_names[folder.class_index(config.forget)]
+    return _Found(found, name, config.mask.kind, backward_line(objective, found))
+
+
+def _of_baseline(
+    model: Path,
+    config_path: str | None,
+    overrides: dict[str, Any],
+    data: tuple[str | None, Path | None, bool],
+    device: str,
+    threads: int | None,
+) -> _Found:
+    """From real images, as SalUn finds it."""
+    from pecker_fast.baselines.config import load_baseline_config
+    from pecker_fast.commands.erasing_baseline import baseline_images, baseline_mask
+    from pecker_fast.models import ModelFolder
+
+    config = load_baseline_config(config_path, overrides)
+    place = prepare(device, threads)
+    folder = ModelFolder.load(model)
+    config, images = baseline_images(config, *data)
+    found = baseline_mask(folder, images, config, place)
+    name = folder.class_names[folder.class_index(config.forget)]
+    return _Found(found, name, config.mask.kind, f"found on {name} in {images.source}")
 
 
 def density_table(stats: Iterable[ParameterStats]) -> list[str]:

@@ -395,6 +395,8 @@ class PeckerTrainer:
         if saved is None or self._directory is None:
             return None
         where = self._directory.path
+        if "networks" not in saved:
+            raise PeckerError(f"{where} holds a run of another kind; choose another directory")
         if saved["identity"] != self._identity:
             raise PeckerError(
                 f"{where} holds a run of another model; resume it with the model that it was "

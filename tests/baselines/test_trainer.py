@@ -7,12 +7,14 @@ import torch
 from small import small_config, small_images, small_model, small_objective, train
 from torch.nn import functional as F
 from toys import ToyDenoiser, assert_same_bits, toy_objective, weights
+from training.jobs import train_tiny
 
 from pecker_fast.baselines.objective import BaselineObjective
 from pecker_fast.baselines.trainer import BaselineTrainer
 from pecker_fast.distill import PeckerTrainer, stopwatch
 from pecker_fast.distill.checkpoint import RunDirectory
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
 
@@ -259,11 +261,20 @@ def test_another_model_or_mask_is_not_resumed(tmp_path):
             BaselineTrainer(small_objective(), run_directory=directory, mask=mask)
 
 
-def test_the_two_kinds_of_runs_do_not_resume_each_other(tmp_path):
-    with RunDirectory(tmp_path) as directory:
+def test_runs_of_other_kinds_are_not_resumed(tmp_path):
+    def refused(make):
+        with pytest.raises(PeckerError, match="holds a run of another kind; choose another dir"):
+            make()
+
+    with RunDirectory(tmp_path / "distillation") as directory:
         list(PeckerTrainer(toy_objective(), run_directory=directory).run())
-        with pytest.raises(PeckerError, match="holds a distillation; choose another directory"):
-            BaselineTrainer(small_objective(), run_directory=directory)
+        refused(lambda: BaselineTrainer(small_objective(), run_directory=directory))
+    with RunDirectory(tmp_path / "baseline") as directory:
+        train(small_objective(), run_directory=directory)
+        refused(lambda: PeckerTrainer(toy_objective(), run_directory=directory))
+    with RunDirectory(tmp_path / "teacher") as directory:
+        train_tiny(Ranks(), {}, directory)
+        refused(lambda: BaselineTrainer(small_objective(), run_directory=directory))
 
 
 def test_a_given_mask_is_used():
