@@ -144,6 +144,9 @@ class _Learner:
 
         return release
 
+    def before_last_backward(self) -> None:
+        """Nothing is sent."""
+
     def learn(self) -> None:
         """Train mode, gradients wanted."""
         self._network.train().requires_grad_(True)

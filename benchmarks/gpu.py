@@ -140,7 +140,7 @@ CASES: tuple[Case, ...] = (
     StepCase("sd15", "random"),
     StepCase("sd15", "none", 1.0),
     TopkCase("sd15"),
-    IterationCase("ddpm_cifar10", 128),
+    IterationCase("cifar10", 128),
     IterationCase("sd15", 1),
     MemoryCase("sd15"),
     StepCase("ddpm_cifar10", one_tensor=True),
@@ -168,7 +168,7 @@ CASES: tuple[Case, ...] = (
     TopkCase("ddpm_cifar10"),
     StepCase("sdxl", "random"),
     IterationCase("sd15", 4),
-    IterationCase("ddpm_stl10", 64),
+    IterationCase("stl10", 64),
     MemoryCase("sdxl"),
 )
 

@@ -1,7 +1,7 @@
 """Time of one training iteration: as published, with each change alone, and with all of them.
 
     python benchmarks/iteration.py                                  # the demo's network, on the CPU
-    python benchmarks/iteration.py --device cuda --preset ddpm_cifar10 sd15
+    python benchmarks/iteration.py --device cuda --preset cifar10 stl10
     python benchmarks/iteration.py --preset tiny --repeats 2 --json out.json
 
 Every row is checked first (see variants.py); one that fails is printed without a time and the exit

@@ -8,7 +8,12 @@ from gpu_tables import NETWORKS, Result, Rows, markdown, measured_on
 
 __all__ = ["iteration", "memory"]
 
-_NETWORKS = {**NETWORKS, "demo": "the demo's network"}
+_NETWORKS = {
+    **NETWORKS,
+    "demo": "the demo's network",
+    "cifar10": "CIFAR-10 as published",
+    "stl10": "STL-10 as published",
+}
 _LARGEST = 4  # kinds of kernels and parts of memory that are named
 
 

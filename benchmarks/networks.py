@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pecker_fast.distill import ClassConditions, NoiseSchedule, Objective, Pecke
 from pecker_fast.distill.networks import Predictors, predict_noise
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.ddpm import DDPMUNet
 
 __all__ = ["NETWORKS", "Network", "Prompts", "Teacher", "make_mask", "unet"]
 
@@ -50,6 +52,19 @@ _TINY_TEXT = {
     "attention_head_dim": 2,
     "cross_attention_dim": 16,
 }
+
+
+# The U-Net of SA, SalUn, SFD and EraseDiff.
+_PUBLISHED = {
+    "cifar10": DDPMUNet,
+    "stl10": partial(
+        DDPMUNet, sample_size=64, channel_mult=(1, 2, 2, 2, 4), attention_levels=(2,)
+    ),
+    "tiny_ddpm": partial(
+        DDPMUNet, sample_size=8, channels=8, channel_mult=(1, 2), blocks_per_level=1,
+        norm_num_groups=4,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,7 @@ _STABLE_DIFFUSION: dict[str, Any] = {
 }
 NETWORKS: dict[str, Network] = {
     "tiny": Network((2,), (3, 8, 8)),
+    "tiny_ddpm": Network((2,), (3, 8, 8)),
     "tiny_text": Network((2,), (4, 8, 8), **_STABLE_DIFFUSION),
     "demo": Network(
         (8,),
@@ -103,8 +119,8 @@ NETWORKS: dict[str, Network] = {
             "ema.decay": 0.95,
         },
     ),
-    "ddpm_cifar10": Network((128,), (3, 32, 32)),
-    "ddpm_stl10": Network((64,), (3, 64, 64), settings={"pseudo_score.lr": 3e-5}),
+    "cifar10": Network((128,), (3, 32, 32)),
+    "stl10": Network((64,), (3, 64, 64), settings={"pseudo_score.lr": 3e-5}),
     "sd15": Network((1, 4), (4, 64, 64), **_STABLE_DIFFUSION),
     "sdxl": Network((1,), (4, 128, 128), **_STABLE_DIFFUSION),
 }
@@ -126,6 +142,8 @@ def unet(preset: str) -> nn.Module:
         return ModelFolder.load(teacher_folder()).unet
     if preset == "tiny":
         return diffusers.UNet2DModel(**_TINY)
+    if preset in _PUBLISHED:
+        return _PUBLISHED[preset]()
     if preset == "tiny_text":
         return diffusers.UNet2DConditionModel(**_TINY_TEXT)
     class_name, arguments = CONFIGS[preset]

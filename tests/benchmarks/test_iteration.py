@@ -75,6 +75,13 @@ def test_every_variant_agrees_with_the_published_loop():
 
 
 @pytest.mark.parametrize("name", ["trainer, one set of weights", "trainer, bf16 weights"])
+def test_the_published_network_agrees_too(name):
+    chosen = variant(name)
+    agreement = problem("tiny_ddpm").agreement(chosen)
+    assert agreement.within(chosen.settings.get("precision", "fp32"))
+
+
+@pytest.mark.parametrize("name", ["trainer, one set of weights", "trainer, bf16 weights"])
 def test_prompts_and_guidance_agree_too(name):
     """Both loops call text-to-image networks alike: guidance on teacher and pseudo-score only."""
     chosen = variant(name)
