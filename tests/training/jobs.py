@@ -53,11 +53,6 @@ def train_tiny(ranks, changes, directory=None):
     return dict(trainer.model().unet.state_dict())
 
 
-def command_line(ranks, arguments):
-    """The exit code of a command in a process of several."""
-    return {"code": torch.tensor(cli.main(arguments)), "rank": torch.tensor(ranks.rank)}
-
-
 def command_line_killed_at_the_second_checkpoint(arguments):
     """SIGKILL in the middle of writing it."""
     save, calls = torch.save, []
