@@ -211,7 +211,14 @@ def carry_out(
                 curve = Curve(out / CURVE_NAME, judge, model, forget, sampler, span, ranks)
             train(trainer, curve, lambda: erasure.finish(trainer))
         with clock.stage("save"):
+            training = {
+                "seconds": round(trainer.stopwatch.seconds, 2),
+                "processes": ranks.size,
+                "machine": machine_facts(device),
+                "versions": versions(),
+            }
             erased = erasure.finish(trainer)
+            erased = replace(erased, figures={**erased.figures, "training": training})
             frozen = trainer.verify_frozen(erased.unet)
             ranks.first(lambda: save_folder(erased, out / MODEL_NAME))
         if judge is None or forget is None or curve is None:

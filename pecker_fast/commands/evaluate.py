@@ -147,6 +147,7 @@ def evaluate(
         forget=forgotten,
         drawn=subject.drawn,
         network=subject.network(),
+        trained=subject.trained(),
         evaluation=judges.evaluate(judged, subject, forgotten, instead),
         fidelity=judges.fidelity(judged, subject, forgotten),
         machine=machine_facts(place),

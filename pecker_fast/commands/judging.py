@@ -35,6 +35,8 @@ __all__ = ["Judges", "Subject", "read_real"]
 PUBLISHED_SPLIT = {"stl10": "all"}
 """The real images behind published figures: training images, and of STL-10 the test images too."""
 
+_LONG = ("teacher", "training")  # figures of a model folder that are no part of a report
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -114,6 +116,13 @@ class Subject:
     def network(self) -> str:
         """A hash of the model's weights; "" for images on disk."""
         return "" if self.model is None else fingerprint(self.model.unet)
+
+    def trained(self) -> Mapping[str, Any]:
+        """How the model came about, as its folder says; nothing for images on disk."""
+        if self.model is None:
+            return {}
+        known = {k: v for k, v in self.model.figures.items() if k not in _LONG}
+        return {"kind": self.model.kind, **known}
 
 
 @dataclass(frozen=True)

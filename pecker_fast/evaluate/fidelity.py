@@ -55,11 +55,13 @@ class InceptionFeatures:
         pooled: (N, F) float32 on the CPU, of the layer `Inception.layer`.
         logits: (N, 1008) float32 on the CPU, without the last bias.
         source: what the images are, in words.
+        digest: SHA-256 of the images, whatever their order.
     """
 
     pooled: Tensor
     logits: Tensor
     source: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class FidelityFigures:
         weights: name of the file of the Inception weights.
         weights_sha256: of its bytes.
         weights_published: it is the file that published figures rest on.
+        real_digest: SHA-256 of the real images, whatever their order: which they were.
     """
 
     fid: float
@@ -109,6 +112,7 @@ class FidelityFigures:
     weights: str
     weights_sha256: str
     weights_published: bool
+    real_digest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -205,7 +209,7 @@ class Inception:
                 pooled.append(layer.cpu())
                 logits.append(scores.cpu())
                 bar.update(len(part))
-        return InceptionFeatures(torch.cat(pooled), torch.cat(logits), source)
+        return InceptionFeatures(torch.cat(pooled), torch.cat(logits), source, _digest(images))
 
 
 def fidelity_figures(
@@ -280,7 +284,14 @@ def fidelity_figures(
         weights=inception.weights,
         weights_sha256=inception.weights_sha256,
         weights_published=inception.published,
+        real_digest=real.digest,
     )
+
+
+def _digest(images: Tensor) -> str:
+    pixels = images.cpu().contiguous().numpy()
+    each = sorted(hashlib.sha256(image.data).digest() for image in pixels)
+    return hashlib.sha256(repr(tuple(images.shape)).encode() + b"".join(each)).hexdigest()
 
 
 def _torch_fidelity(module: str) -> Any:

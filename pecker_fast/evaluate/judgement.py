@@ -6,13 +6,16 @@ The JSON file is what `pecker-fast compare` reads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
+from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.forgetting import Evaluation
 
-__all__ = ["Judgement"]
+__all__ = ["Judgement", "read_evaluation"]
+
+F = TypeVar("F", Evaluation, FidelityFigures)
 
 FORMAT = 1  # of the JSON file
 
@@ -35,6 +38,7 @@ class Judgement:
         drawn: how the images were drawn (see `Sampler.settings`); of images from elsewhere what
             is written beside them, which may be nothing.
         network: hash of the model's weights; "" where images were given.
+        trained: how the model came about, as far as its folder says: kind, iterations and so on.
         evaluation: the classifier's figures, or None without a classifier.
         fidelity: figures against real images, of the kept classes, or None without them.
         machine: see `machine_facts`.
@@ -47,6 +51,7 @@ class Judgement:
     forget: int | None
     drawn: Mapping[str, Any] = field(default_factory=dict)
     network: str = ""
+    trained: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Evaluation | None
     fidelity: FidelityFigures | None
     machine: Mapping[str, Any]
@@ -97,10 +102,42 @@ class Judgement:
             "drawn": dict(self.drawn),
             "pixels": "uint8",
             "network": self.network,
+            "trained": dict(self.trained),
             "warnings": self.warnings(),
             "machine": dict(self.machine),
             "versions": dict(self.versions),
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Judgement:
+        """Read what `to_dict` gave.
+
+        Raises:
+            PeckerError: not such a dictionary, or of a later format.
+        """
+        if values.get("format") != FORMAT or "fidelity" not in values:
+            raise PeckerError(
+                f"not figures of `pecker-fast evaluate --json` in format {FORMAT} (format "
+                f"{values.get('format')!r})"
+            )
+        fidelity = values["fidelity"]
+        from_files = "images" in values
+        try:
+            return cls(
+                source=values["images" if from_files else "model"],
+                from_files=from_files,
+                class_names=values["classes"],
+                forget=values["forget"],
+                drawn=values["drawn"],
+                network=values["network"],
+                trained=values.get("trained", {}),
+                evaluation=read_evaluation(values) if "forget_accuracy" in values else None,
+                fidelity=None if fidelity is None else _read(FidelityFigures, fidelity),
+                machine=values["machine"],
+                versions=values["versions"],
+            )
+        except KeyError as error:
+            raise PeckerError(f"figures without {error}; evaluate again") from None
 
     def lines(self) -> list[str]:
         """The figures for a terminal."""
@@ -131,6 +168,23 @@ class Judgement:
             rows.append(("Fréchet, kept", f"{found.frechet:.3f}"))
             rows.append(("Fréchet, all", f"{found.frechet_all:.3f}"))
         return rows
+
+
+def read_evaluation(values: Mapping[str, Any]) -> Evaluation:
+    """Read what `Evaluation.to_dict` gave; other keys may stand beside it.
+
+    Raises:
+        PeckerError: a figure is missing.
+    """
+    return _read(Evaluation, {**values, "class_accuracy": tuple(values["class_accuracy"])})
+
+
+def _read(kind: type[F], values: Mapping[str, Any]) -> F:
+    known = {part.name for part in fields(kind)}
+    try:
+        return kind(**{name: value for name, value in values.items() if name in known})
+    except TypeError as error:
+        raise PeckerError(f"figures that cannot be read ({error}); evaluate again") from None
 
 
 def _fidelity_rows(found: FidelityFigures) -> list[tuple[str, str]]:

@@ -1,0 +1,261 @@
+"""What `compare` reads of a run, what it marks as not comparable, and what it leaves empty."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from run_folders import (
+    EVALUATION,
+    FIDELITY,
+    baseline,
+    judgement,
+    pecker,
+    points,
+    teacher,
+    write_json,
+    write_run,
+)
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.comparison import COLUMNS, MISSING, Comparison, Run, curves_csv
+from pecker_fast.evaluate.comparison_page import write_comparison
+from pecker_fast.evaluate.comparison_reading import read_runs
+from pecker_fast.evaluate.judgement import Judgement
+
+TITLES = [column.title for column in COLUMNS]
+
+
+def row(comparison, index):
+    """A row as {title: text + letter}."""
+    cells = comparison.rows()[index]
+    return {t: cell.text + cell.mark for t, cell in zip(TITLES, cells, strict=True)}
+
+
+def csv_rows(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_run_with_everything(tmp_path):
+    path = write_run(
+        tmp_path / "run", pecker(forget="Airplane", override=1), curve=points(1000, 120),
+        judged=judgement(replace(EVALUATION, forget_accuracy=0.002)),
+    )  # fmt: skip
+    (run,) = read_runs([path])
+    assert (run.name, run.method, run.mask, run.density) == ("run", "PECKER", "saliency", 0.1)
+    assert (run.forget, run.override, run.seed) == ("airplane", "automobile", 0)
+    assert (run.iterations, run.planned, run.wall_s, run.device) == (1000, 1000, 120.0, "H100")
+    assert run.fidelity == FIDELITY and len(run.curve) == 3
+    shown = row(Comparison([run]), 0)
+    assert shown == {
+        "Run": "run", "Method": "PECKER", "Mask": "saliency", "Density": "0.1", "Steps": "1,000",
+        "Wall time": "2 min", "UA, %": "99.80", "P(class)": "0.0125", "Entropy, nats": "0.200",
+        "Others kept, %": "90.00", "Fréchet": "4.25", "FID": "5.32", "KID × 1000": "1.250",
+        "IS": "9.50", "Precision": "0.659", "Recall": "0.547", "Sampler": "one step",
+        "Images of the class": "500", "Of the others": "1,000", "For FID": "10,000",
+    }  # fmt: skip
+    (values,) = csv_rows(Comparison([run]).to_csv())
+    assert float(values["unlearning_accuracy"]) == 1 - 0.002
+    assert values["judge"] == EVALUATION.judge and values["real_digest"] == FIDELITY.real_digest
+    assert values["versions"] == "torch 2.13" and values["sampler_seed"] == "0"
+
+
+def test_what_nobody_measured_is_empty_and_not_zero(tmp_path):
+    path = write_run(
+        tmp_path / "run", pecker(), report=False, density=None, figures={"iterations": 0}
+    )
+    (run,) = read_runs([path])
+    shown = row(Comparison([run]), 0)
+    assert shown["Steps"] == "0" and shown["Mask"] == "saliency"
+    measured = TITLES[TITLES.index("Wall time") :]
+    assert {shown[title] for title in [*measured, "Density"]} == {MISSING}
+    (values,) = csv_rows(Comparison([run]).to_csv())
+    assert (values["iterations"], values["wall_s"], values["fid"]) == ("0", "", "")
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        (pecker(), "PECKER"),
+        (pecker(**{"mask.kind": "random"}), "PECKER"),
+        (pecker(**{"mask.kind": "full"}), "SFD"),
+        (baseline("random_label"), "SalUn"),
+        (baseline("random_label", mask={"kind": "full"}), "random labels"),
+        (baseline("negative_gradient", mask={"kind": "full"}), "NegGrad"),
+        (baseline("fine_tune", mask={"kind": "full"}), "fine-tuning"),
+        (baseline("esd"), "ESD"),
+        (teacher(), "retraining"),
+        (teacher(without=None), "training"),
+    ],
+)
+def test_methods_are_called_as_in_the_literature(tmp_path, config, method):
+    path = write_run(tmp_path / "run", config, report=False)
+    (run,) = read_runs([path])
+    assert run.method == method
+    assert run.forget == (None if method == "training" else "airplane")
+
+
+def test_a_teacher(tmp_path):
+    figures = {"training": {"iterations": 7, "machine": {"device_name": "H200"}}}
+    path = write_run(tmp_path / "run", teacher(), report=False, density=None, figures=figures)
+    (run,) = read_runs([path])
+    assert (run.iterations, run.device, run.mask) == (7, "H200", None)
+    (unfinished,) = Comparison([run]).unfinished()
+    assert unfinished == f"run: 7 of {teacher().iterations:,} steps are done."
+
+
+def test_a_file_of_evaluate_is_a_row(tmp_path):
+    path = write_json(tmp_path / "original.json", judgement(trained={"kind": "teacher"}).to_dict())
+    (run,) = read_runs([path])
+    assert (run.name, run.method, run.forget) == ("original", "teacher, as it is", "airplane")
+    assert run.iterations is None and run.evaluation == EVALUATION
+
+
+def test_what_evaluate_writes_comes_back():
+    for written in (judgement(), judgement(evaluation=None), judgement(fidelity=None)):
+        values = json.loads(json.dumps(written.to_dict()))
+        found = Judgement.from_dict(values)
+        assert found.to_dict() == written.to_dict()
+    later = {**judgement().to_dict(), "a figure of a later version": 1}
+    assert Judgement.from_dict(later).evaluation == EVALUATION
+
+
+def test_a_run_that_goes_on_is_where_its_curve_is(tmp_path):
+    path = write_run(tmp_path / "a", pecker(), curve=points(500, 40), report=False)
+    (path / "model" / "pecker_fast.json").unlink()
+    (run,) = read_runs([path])
+    assert (run.iterations, run.planned, run.wall_s) == (500, 1000, 40.0)
+
+
+def test_several_processes_are_another_device(tmp_path):
+    training = {"seconds": 5.0, "processes": 4, "machine": {"device_name": "H100"}}
+    figures = {"iterations": 1000, "training": training}
+    path = write_run(tmp_path / "a", pecker(), report=False, figures=figures)
+    assert read_runs([path])[0].device == "4 x H100"
+
+
+def test_the_class_that_a_retrained_model_never_saw(tmp_path):
+    path = write_run(tmp_path / "a", teacher(), report=False, judged=judgement())
+    assert read_runs([path])[0].evaluation == EVALUATION
+    path = write_run(tmp_path / "b", pecker(forget="bird", override=1), judged=judgement())
+    with pytest.raises(PeckerError, match="how 'airplane' was forgotten, the run forgets 'bird'"):
+        read_runs([path])
+    path = write_run(tmp_path / "c", teacher(without=None), report=False, judged=judgement())
+    assert read_runs([path])[0].forget == "airplane"
+
+
+def test_runs_are_named_by_as_much_of_their_paths_as_it_takes(tmp_path):
+    paths = [write_run(tmp_path / name, pecker()) for name in ("x/run.1", "y/run.1", "y/other")]
+    assert [run.name for run in read_runs(paths)] == ["x/run.1", "y/run.1", "y/other"]
+    assert [run.name for run in read_runs(paths[1:])] == ["run.1", "other"]
+
+
+def test_figures_on_other_grounds_are_marked():
+    runs = [
+        Run(name="a", path="", method="", wall_s=5, device="H100", evaluation=EVALUATION,
+            fidelity=FIDELITY),
+        Run(name="b", path="", method="", wall_s=5, device="H100",
+            evaluation=replace(EVALUATION, judge="another", sampler="50 DDIM steps"),
+            fidelity=replace(FIDELITY, source="elsewhere", real_source="by another path")),
+        Run(name="c", path="", method="", wall_s=5, device="H200",
+            evaluation=replace(EVALUATION, keep_count=900), fidelity=replace(FIDELITY, count=900)),
+        Run(name="d", path="", method="", fidelity=replace(FIDELITY, real_digest="other")),
+        Run(name="e", path="", method="", fidelity=replace(FIDELITY, weights_published=False)),
+    ]  # fmt: skip
+    comparison = Comparison(runs)
+
+    def letters(title):
+        place = TITLES.index(title)
+        return "".join(cells[place].mark or "-" for cells in comparison.rows())
+
+    assert letters("UA, %") == letters("Others kept, %") == letters("Fréchet") == "abc--"
+    # The path of the real images does not matter, their content does; IS does without them.
+    assert letters("FID") == letters("Recall") == "aabcd"
+    assert letters("IS") == "aabac"
+    assert letters("Wall time") == "aab--"
+    assert letters("Steps") == letters("Sampler") == "-----"
+    by_title = {note.title: note for note in comparison.notes()}
+    assert list(by_title["Wall time"].letters.items()) == [("H100", "a"), ("H200", "b")]
+    assert "b: another, 500 images of the class, 1,000 of the others" in (
+        by_title["UA, P(class), entropy, others kept"].sentence()
+    )
+    assert Comparison(runs[:1] * 2).notes() == []
+
+
+def test_runs_of_different_classes_are_refused(tmp_path):
+    paths = [
+        write_run(tmp_path / "a", pecker(forget="airplane")),
+        write_run(tmp_path / "b", pecker(forget="bird")),
+        write_run(tmp_path / "c", teacher(without=None), report=False),
+    ]
+    assert Comparison(read_runs([paths[0], paths[2]])).forget == "airplane"
+    with pytest.raises(PeckerError, match="a forgets 'airplane', b forgets 'bird'"):
+        Comparison(read_runs(paths))
+
+
+def test_what_is_no_run(tmp_path):
+    def refused(path, words):
+        with pytest.raises(PeckerError, match=words):
+            read_runs([path])
+
+    refused(tmp_path / "none", "no such file or folder")
+    refused(tmp_path, "no run: config.yaml is missing; give the folder of")
+    run = write_run(tmp_path / "run", pecker(), judged=judgement())
+    with pytest.raises(PeckerError, match="given twice"):
+        read_runs([run, run.parent / "." / "run"])
+    refused(write_json(tmp_path / "report.json", {"after": 1}), "not figures of .*evaluate --json")
+    values = {k: v for k, v in judgement().to_dict().items() if k != "forget_entropy"}
+    refused(write_json(tmp_path / "old.json", values), "old.json: .*forget_entropy.*evaluate again")
+    (run / "config.yaml").write_text("a: [")
+    refused(run, "config.yaml: not valid YAML")
+    (run / "config.yaml").write_text("a: 1")
+    refused(run, "not the configuration of a run")
+    (run / "config.yaml").write_text("iterations: 1\nseed: 0\ntext: {}\n")
+    refused(run, "erases a concept")
+
+
+def test_an_evaluation_of_an_earlier_state_is_refused(tmp_path):
+    figures = {"iterations": 1000, "mask_digest": "d1"}
+    same = judgement(trained={"kind": "generator", **figures})
+    run = write_run(tmp_path / "a", pecker(), judged=same, figures=figures)
+    assert read_runs([run])[0].fidelity == FIDELITY
+    write_json(run / "evaluate.json", judgement(trained={**figures, "iterations": 500}).to_dict())
+    with pytest.raises(PeckerError, match=r"iterations 500, now 1000.*evaluate it again"):
+        read_runs([run])
+
+
+def test_damaged_files_are_named(tmp_path):
+    run = write_run(tmp_path / "run", pecker())
+    (run / "report.json").write_text("{")
+    with pytest.raises(PeckerError, match=r"report\.json: not valid JSON"):
+        read_runs([run])
+    (run / "report.json").write_text("[]")
+    with pytest.raises(PeckerError, match=r"report\.json: expected a JSON object, got list"):
+        read_runs([run])
+    (run / "report.json").unlink()
+    (run / "mask.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(PeckerError, match=r"mask\.safetensors: cannot be read as a mask"):
+        read_runs([run])
+
+
+def test_the_page_and_the_tables(tmp_path):
+    hostile = Run(
+        name="<script>x</script>", path="", method="a & b", forget="cat", iterations=10,
+        wall_s=50_000.0, evaluation=EVALUATION, curve=tuple(points(10, 50_000, frechet=(9, 8, 7))),
+    )  # fmt: skip
+    short = Run(name="short", path="", method="", iterations=10, wall_s=1.0, evaluation=EVALUATION)
+    level = Run(name="original", path="", method="", evaluation=EVALUATION)
+    write_comparison(Comparison([hostile, short, level]), tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    assert (
+        "<script" not in page and "&lt;script&gt;x&lt;/script&gt;" in page and "a &amp; b" in page
+    )
+    assert "http" not in page.replace("http://www.w3.org", "")  # nothing is loaded from elsewhere
+    assert page.count('class="chart"') == 6  # forgetting, keeping, Fréchet; no FID
+    assert page.count('class="end') == 3 * 2 * 2 and page.count("level c2") == 3 * 2
+    assert "nan" not in page.lower().split("</style>")[1]
+    rows = csv_rows((tmp_path / "curves.csv").read_text())
+    assert [row["iteration"] for row in rows] == ["0", "5", "10"]
+    assert (rows[1]["run"], rows[1]["wall_s"]) == ("<script>x</script>", "25000.0")
+    assert curves_csv([level]).count("\n") == 1
