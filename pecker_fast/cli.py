@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 import click
 
 from pecker_fast.commands import (
+    compare,
     convert,
     demo,
     erase,
@@ -80,6 +81,7 @@ for _command in (
     patch.patch,
     sample.sample,
     evaluate.evaluate,
+    compare.compare,
     convert.convert,
     info.info,
     train_teacher.train_teacher,
