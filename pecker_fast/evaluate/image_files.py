@@ -13,9 +13,10 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,12 +45,14 @@ class ImageFiles:
         labels: (N,) int64 indices into `class_names`; None where the images have no classes.
         class_names: by index, classes without an image included; None where there are no names.
         source: the folder or file, as it was given.
+        provenance: what drew them, where `pecker-fast sample` wrote them: model, sampler, counts.
     """
 
     images: Tensor
     labels: Tensor | None
     class_names: tuple[str, ...] | None
     source: str
+    provenance: Mapping[str, Any] | None = None
 
 
 def load_image_files(path: str | os.PathLike[str], progress: str | None = None) -> ImageFiles:
@@ -101,18 +104,19 @@ def _load_folder(root: Path, progress: str | None) -> ImageFiles:
         return ImageFiles(_read_all(flat, progress), None, None, str(root))
     if not filled:
         raise PeckerError(f"{root}: no images; expected PNG or JPEG files, or one folder per class")
-    written = _classes_written(root)
-    if written is None:  # an empty folder counts: its class has no images, but has its number
+    provenance = _provenance(root / SAMPLES_FILE)
+    if provenance is None:  # an empty folder counts: its class has no images, but has its number
         names, numbers = tuple(by_folder), {name: i for i, name in enumerate(by_folder)}
     else:
-        names, numbers = written
+        names, numbers = _classes(root / SAMPLES_FILE, provenance)
         if unknown := sorted(filled.keys() - numbers.keys()):
             raise PeckerError(
                 f"{root}: {SAMPLES_FILE} knows no folder {unknown[0]!r}; remove one of them"
             )
     files = [file for part in filled.values() for file in part]
     labels = [numbers[name] for name, part in filled.items() for _ in part]
-    return ImageFiles(_read_all(files, progress), torch.tensor(labels), names, str(root))
+    images = _read_all(files, progress)
+    return ImageFiles(images, torch.tensor(labels), names, str(root), provenance)
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
@@ -126,23 +130,40 @@ def _folders_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _classes_written(root: Path) -> tuple[tuple[str, ...], dict[str, int]] | None:
-    """Names of all classes, and class indices by sub-folder, from `samples.json` if it is there."""
-    file = root / SAMPLES_FILE
+def _provenance(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        samples = json.loads(file.read_text(encoding="utf-8"))
+        return _object(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _unreadable(file, error) from error
+
+
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object; ValueError where it is none."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _classes(file: Path, samples: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Names of all classes, and class indices by sub-folder, as `samples.json` has them."""
+    try:
         folders = {str(name): int(part["index"]) for name, part in samples["folders"].items()}
         names = tuple(str(name) for name in samples["class_names"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PeckerError(
-            f"{file}: cannot be read ({type(error).__name__}: {error}); remove it to take the "
-            "sub-folders as the classes"
-        ) from error
+        raise _unreadable(file, error) from error
     if not all(0 <= index < len(names) for index in folders.values()):
         raise PeckerError(f"{file}: class indices must lie in [0, {len(names)})")
     return names, folders
+
+
+def _unreadable(file: Path, error: Exception) -> PeckerError:
+    return PeckerError(
+        f"{file}: cannot be read ({type(error).__name__}: {error}); remove it to take the "
+        "sub-folders as the classes"
+    )
 
 
 def _read_all(files: list[Path], progress: str | None) -> Tensor:
@@ -196,6 +217,7 @@ def _load_npz(path: Path) -> ImageFiles:
             pixels = file[key]
             labels = file["labels"] if "labels" in file else None
             names = file["class_names"] if "class_names" in file else None
+            provenance = _object(str(file["provenance"])) if "provenance" in file else None
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         # TypeError: one array (.npy) under this name.
         raise PeckerError(f"{path}: cannot be read as an .npz file ({error})") from error
@@ -225,4 +247,4 @@ def _load_npz(path: Path) -> ImageFiles:
             expected = "not be negative" if names is None else f"lie in [0, {len(names)})"
             raise PeckerError(f"{path}: labels must {expected}, got {least} to {most}")
     class_names = None if names is None or numbers is None else tuple(str(n) for n in names)
-    return ImageFiles(images, numbers, class_names, str(path))
+    return ImageFiles(images, numbers, class_names, str(path), provenance)

@@ -20,6 +20,7 @@ from pecker_fast.distill.losses import one_step_sample
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.reverse_steps import class_guided, ddim, ddpm, image_streams
 
 if TYPE_CHECKING:
@@ -112,6 +113,20 @@ class Sampler:
             "batch_size": self.batch_size,
         }
 
+    def check(self, model: ModelFolder, labels: Tensor) -> None:
+        """Find out before anything is drawn or written whether it can be.
+
+        Raises:
+            PeckerError: as `sample`.
+        """
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < model.num_classes:
+            raise PeckerError(
+                f"sampler: labels must lie in [0, {model.num_classes}), "
+                f"got {int(labels.min())} to {int(labels.max())}"
+            )
+        self._drawing(model)
+        class_guided(model.unet, labels, self.guidance, model.null_label)
+
     @overload
     def sample(self, model: ModelFolder, labels: Tensor, progress: str | None = None) -> Tensor: ...
 
@@ -145,15 +160,35 @@ class Sampler:
             PeckerError: a label that the model has no class for, more steps than it has, or
                 guidance for a model that has no entry for "no class".
         """
-        ranks = ranks or Ranks()
+        return self._all(model, labels, progress, ranks or Ranks(), torch.float32, lambda x: x)
+
+    def pixels(
+        self, model: ModelFolder, labels: Tensor, progress: str | None = None, *, ranks: Ranks
+    ) -> Tensor | None:
+        """As `sample`, but (N, C, H, W) uint8: the pixels of PNGs, in a quarter of the memory.
+
+        Rounded batch by batch, so that 50,000 images of 64x64 take 0.6 GB and not 2.5.
+        """
+        return self._all(model, labels, progress, ranks, torch.uint8, to_uint8)
+
+    def _all(
+        self,
+        model: ModelFolder,
+        labels: Tensor,
+        progress: str | None,
+        ranks: Ranks,
+        dtype: torch.dtype,
+        convert: Callable[[Tensor], Tensor],
+    ) -> Tensor | None:
         total = -(-len(labels) // self.batch_size)  # batches
         share = ranks.rows(total)
         # Whole batches, so that each process sends rows of one shape.
-        rows = torch.zeros(share.stop - share.start, self.batch_size, *model.image_shape)
+        shape = (share.stop - share.start, self.batch_size, *model.image_shape)
+        rows = torch.zeros(shape, dtype=dtype)
         images, first = rows.flatten(0, 1), share.start * self.batch_size
         progress = progress if ranks.is_first else None
         for part, drawn in self.batches(model, labels, range(share.start, share.stop), progress):
-            images[part.start - first : part.stop - first] = drawn
+            images[part.start - first : part.stop - first] = convert(drawn)
         gathered = ranks.gather(rows, total)
         return None if gathered is None else gathered.flatten(0, 1)[: len(labels)]
 
@@ -180,11 +215,7 @@ class Sampler:
         Raises:
             PeckerError: as `sample`.
         """
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < model.num_classes:
-            raise PeckerError(
-                f"sampler: labels must lie in [0, {model.num_classes}), "
-                f"got {int(labels.min())} to {int(labels.max())}"
-            )
+        self.check(model, labels)
         draw = self._drawing(model)
         device = next(model.unet.parameters()).device
         for part, noise in noise_batches(

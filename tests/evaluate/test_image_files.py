@@ -148,6 +148,11 @@ def test_npz(tmp_path):
     assert read.labels.dtype == torch.int64
     assert read.class_names == ("x", "y", "z")
 
+    assert read.provenance is None
+
+    np.savez(tmp_path / "drawn.npz", images=images, provenance=np.array('{"sampler": {"seed": 3}}'))
+    assert load_image_files(tmp_path / "drawn.npz").provenance == {"sampler": {"seed": 3}}
+
     np.savez(tmp_path / "evaluator.npz", COLOUR)  # arr_0, channels last
     read = load_image_files(tmp_path / "evaluator.npz")
     assert torch.equal(read.images, images)
@@ -170,6 +175,10 @@ def test_npz(tmp_path):
             r"labels must lie in \[0, 2\), got 0 to 4",
         ),
         ({"images": np.array([None])}, "cannot be read as an .npz file"),
+        (
+            {"images": GREY[:, None], "provenance": np.array("[]")},
+            r"cannot be read as an .npz file \(expected a JSON object, got list",
+        ),
     ],
 )
 def test_npz_files_that_are_refused(tmp_path, arrays, message):

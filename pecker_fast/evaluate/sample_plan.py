@@ -1,0 +1,123 @@
+"""What is to be drawn, before it is: which images, in which files, and all that decides them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pecker_fast.distill.checkpoint import fingerprint
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.sampling import Sampler
+
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["SamplePlan", "class_plan", "numbered_files"]
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Images that are to be drawn and written.
+
+    Attributes:
+        facts: what decides the images, as plain types. `folders` has the sub-folders, and of each
+            the `index` of its class or prompt, its `name`, and the `count` of its images.
+        files: path of each image within the folder of the samples.
+        labels: (N,) int64, the class or prompt of each image.
+        batch_size: batch k holds the images from k * batch_size on.
+        batches: (numbers of the batches to draw, title of a progress bar or None) -> which images,
+            and (n, C, H, W) in [-1, 1] on the CPU, batch by batch.
+        device: where they are drawn.
+    """
+
+    facts: Mapping[str, Any]
+    files: Sequence[str]
+    labels: Tensor
+    batch_size: int
+    batches: Callable[[Collection[int], str | None], Iterator[tuple[slice, Tensor]]]
+    device: torch.device
+
+
+def class_plan(
+    model: ModelFolder, path: str | os.PathLike[str], sampler: Sampler, labels: Tensor
+) -> SamplePlan:
+    """Images of a model's classes.
+
+    Args:
+        model: the model, in eval mode and where it is to work.
+        path: where it was read from, for the record.
+        sampler: how images are drawn.
+        labels: (N,) int64, the class of each image.
+
+    Raises:
+        PeckerError: the model has no such class, or its images can be no PNGs.
+    """
+    if model.image_shape[0] not in (1, 3):
+        raise PeckerError(f"PNG: images need 1 or 3 channels, got {model.image_shape[0]}")
+    sampler.check(model, labels)
+    folders, files = numbered_files(labels, model.class_names)
+    facts = {
+        "count": len(labels),
+        "folders": folders,
+        "class_names": list(model.class_names),
+        "image_shape": list(model.image_shape),
+        "model": {
+            "path": str(path),
+            "kind": model.kind,
+            "iterations": model.figures.get("iterations"),
+            "forgotten": model.figures.get("forget"),
+            "weights": fingerprint(model.unet),
+        },
+        "sampler": sampler.settings(model),
+    }
+    return SamplePlan(
+        facts=facts,
+        files=files,
+        labels=labels,
+        batch_size=sampler.batch_size,
+        batches=lambda only, progress: sampler.batches(model, labels, only, progress),
+        device=next(model.unet.parameters()).device,
+    )
+
+
+def numbered_files(
+    labels: Tensor, names: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """A sub-folder for each class or prompt that has images, and the file of each image in them.
+
+    Args:
+        labels: (N,) int64 indices into `names`.
+        names: of all classes or prompts.
+
+    Returns:
+        `SamplePlan.facts["folders"]` and `SamplePlan.files`; images are numbered within a folder.
+    """
+    counts = torch.bincount(labels, minlength=len(names)).tolist()
+    by_index = {
+        index: _folder_name(index, name, len(names))
+        for index, name in enumerate(names)
+        if counts[index]
+    }
+    folders = {
+        folder: {"index": index, "name": names[index], "count": counts[index]}
+        for index, folder in by_index.items()
+    }
+    seen = dict.fromkeys(by_index, 0)
+    files = []
+    for label in labels.tolist():
+        files.append(f"{by_index[label]}/{seen[label]:06d}.png")
+        seen[label] += 1
+    return folders, files
+
+
+def _folder_name(index: int, name: str, total: int) -> str:
+    """Sorts by index, and is a file name on any system: 03_T-shirt-top."""
+    digits = max(2, len(str(total - 1)))
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60]
+    return f"{index:0{digits}d}_{plain}" if plain else f"{index:0{digits}d}"
