@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from pecker_fast.commands.common import (
     prepare,
     training_options,
 )
-from pecker_fast.commands.data_options import data_options
+from pecker_fast.commands.data_options import data_options, read_images
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -101,6 +102,16 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option("--classifier", type=click.Path(path_type=Path), help="Judge; gives a report.")
 @click.option("--statistics", type=click.Path(path_type=Path), help="Real images, see `evaluate`.")
 @click.option(
+    "--inception",
+    type=click.Path(path_type=Path),
+    help="Weights file, see `evaluate`: also measures FID as the run goes, against --dataset.",
+)
+@click.option(
+    "--curve-per-class",
+    type=click.IntRange(min=2),
+    help="Images of each class behind each point of the curve.  [default: 177 in all]",
+)
+@click.option(
     "--per-class",
     type=click.IntRange(min=2),
     default=200,
@@ -142,6 +153,8 @@ def erase(
     mask_file: Path | None,
     classifier: Path | None,
     statistics: Path | None,
+    inception: Path | None,
+    curve_per_class: int | None,
     per_class: int,
     teacher_steps: int,
     force: bool,
@@ -166,6 +179,7 @@ def erase(
             "--forget": forget,
             "--classifier": classifier,
             "--statistics": statistics,
+            "--inception": inception,
             "--pseudo-score": pseudo_score_path,
         }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
@@ -190,15 +204,19 @@ def erase(
         raise PeckerError("erase: give --forget and --override, or a --config that has them")
     if statistics is not None and classifier is None:
         raise PeckerError("erase: --statistics needs --classifier, whose features it describes")
+    if inception is not None and classifier is None:
+        raise PeckerError("erase: --inception needs --classifier, which judges the same images")
 
     from pecker_fast.baselines.config import load_baseline_config, names_a_baseline
     from pecker_fast.commands.erasing import erase_class
     from pecker_fast.commands.erasing_baseline import baseline_images, erase_by_baseline
+    from pecker_fast.commands.judging import PUBLISHED_SPLIT
     from pecker_fast.commands.run_files import MODEL_NAME
     from pecker_fast.commands.start_networks import load_start
     from pecker_fast.distill.config import load_config
     from pecker_fast.distributed import Ranks
     from pecker_fast.evaluate.classifier import load_classifier
+    from pecker_fast.evaluate.fidelity import Inception
     from pecker_fast.evaluate.judge import Judge
     from pecker_fast.models import ModelFolder
 
@@ -211,18 +229,35 @@ def erase(
             )
         baseline = load_baseline_config(config_path, values)
     else:
-        check_data_free("erase", *data)
+        if inception is None:  # else they are what FID is measured against
+            check_data_free("erase", *data)
+        elif dataset is None:
+            raise PeckerError(
+                "erase: --inception measures FID against real images; name them: --dataset cifar10 "
+                "--data-root FOLDER"
+            )
         config = load_config(config_path, values)
     place = prepare(device, threads)
     common["ranks"] = ranks = Ranks.join(place.type)
     folder = ModelFolder.load(Path(model or ""))
     common["mask"] = load_mask(mask_file, folder.unet)
-    if classifier is not None:
-        loaded = load_classifier(classifier)
-        real = None if statistics is None else load_statistics(statistics, folder, loaded)
-        common["judge"] = Judge(loaded, real, per_class, teacher_steps=teacher_steps)
+    images = None
     if baseline is not None:
         baseline, images = baseline_images(baseline, *data, ranks)
+    elif dataset is not None:
+        split = PUBLISHED_SPLIT.get(dataset, "train")
+        images = read_images(ranks, dataset, data_root, split, download)
+    if classifier is not None:
+        loaded = load_classifier(classifier).to(place)
+        real = None if statistics is None else load_statistics(statistics, folder, loaded)
+        judge = Judge(loaded, real, per_class, teacher_steps=teacher_steps)
+        if curve_per_class is not None:
+            others = curve_per_class * (folder.num_classes - 1)
+            judge = replace(judge, curve_images=(curve_per_class, others))
+        if inception is not None:
+            judge = replace(judge, inception=Inception.load(inception, place), real=images)
+        common["judge"] = judge
+    if baseline is not None and images is not None:
         report = erase_by_baseline(folder, images, baseline, out, place, **common)
     else:
         if generator_path is not None:

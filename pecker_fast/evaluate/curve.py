@@ -22,6 +22,7 @@ from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.files import write_text
+from pecker_fast.training.datasets import ImageSet
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
@@ -44,6 +45,9 @@ class CurvePoint:
         keep_count: images behind the second.
         wall_s: seconds of training so far; judging does not count. None where nobody says.
         frechet: Fréchet distance of the kept classes, or None without statistics of real images.
+            It grows as images become fewer: compare points of equal `keep_count`.
+        fid: Fréchet inception distance of the kept classes, likewise, or None without weights of
+            the Inception network.
     """
 
     iteration: int
@@ -53,6 +57,7 @@ class CurvePoint:
     keep_count: int = 0
     wall_s: float | None = None
     frechet: float | None = None
+    fid: float | None = None
 
 
 class Curve:
@@ -80,7 +85,8 @@ class Curve:
             ranks: the processes that share the run.
 
         Raises:
-            PeckerError: the file is there and cannot be read.
+            PeckerError: the file is there and cannot be read, or the real images are of other
+                classes or sizes.
         """
         done, total = iterations
         self.points: list[CurvePoint] = []
@@ -92,6 +98,8 @@ class Curve:
         self._forget = forget
         self._sampler = sampler
         self._ranks = ranks
+        self._names = model.class_names
+        self._fid = judge.fid(model, forget)
         self._labels = _labels(model.num_classes, forget, judge.curve_images)
 
     def visit(self, iteration: int, wall_s: float, model: Callable[[], ModelFolder]) -> None:
@@ -112,14 +120,19 @@ class Curve:
 
     def _keep(self, iteration: int, wall_s: float, images: Tensor | None) -> None:
         assert images is not None  # this is the first process
+        pixels = to_uint8(images)
         found = evaluate_images(
-            to_uint8(images),
+            pixels,
             self._labels,
             self._judge.classifier,
             self._judge.statistics,
             self._forget,
             sampler=self._sampler,
         )
+        fid = None
+        if self._fid is not None:
+            source = f"iteration {iteration}"
+            fid = self._fid.measure(ImageSet(pixels, self._labels, self._names, source))
         point = CurvePoint(
             iteration,
             found.forget_accuracy,
@@ -128,6 +141,7 @@ class Curve:
             found.keep_count,
             round(wall_s, 2),
             found.frechet,
+            fid,
         )
         self.points.append(point)
         write_text(self._path, json.dumps([asdict(point) for point in self.points]) + "\n")

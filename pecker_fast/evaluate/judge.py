@@ -6,14 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from torch import Tensor
 
 from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier
+from pecker_fast.evaluate.fidelity import Inception
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures, evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.image_files import to_uint8
+from pecker_fast.evaluate.kept import check_same_classes
+from pecker_fast.evaluate.kept_fid import KeptFid
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
+from pecker_fast.training.datasets import ImageSet
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
@@ -37,6 +43,8 @@ class Judge:
         teacher_steps: DDIM steps of a many-step model, where its figures are measured.
         curve_images: images behind each point of the curve: of the class to forget, and at least
             so many of all others together.
+        inception: gives the FID of each point against `real`; None for none.
+        real: real images of the model's classes; there whenever `inception` is.
     """
 
     classifier: Classifier
@@ -45,6 +53,27 @@ class Judge:
     teacher: TeacherFigures | None = None
     teacher_steps: int = 50
     curve_images: tuple[int, int] = CURVE_IMAGES
+    inception: Inception | None = None
+    real: ImageSet | None = None
+
+    def fid(self, model: ModelFolder, forget: int) -> KeptFid | None:
+        """What measures FID as the model trains; None without the Inception network.
+
+        Raises:
+            PeckerError: the real images are of other classes or another size than the model's.
+        """
+        if self.inception is None or self.real is None:
+            return None
+        if self.real.images.shape[2:] != model.image_shape[1:]:
+            sizes = [f"{h}x{w}" for h, w in (self.real.images.shape[2:], model.image_shape[1:])]
+            raise PeckerError(
+                f"{self.real.source}: images of {sizes[0]} pixels, but the model draws {sizes[1]}; "
+                "FID between sizes measures the scaling"
+            )
+        name = model.class_names[forget]
+        every = torch.arange(model.num_classes)
+        check_same_classes(model.class_names, every, "the model", self.real, name)
+        return KeptFid(self.inception, self.real, name)
 
     def of_teacher(self, model: ModelFolder, seed: int, ranks: Ranks) -> TeacherFigures | None:
         """The figures of the original model; None on all processes but the first."""

@@ -1,15 +1,20 @@
 """The curve of a run: points where they are due, kept over starts, shared by processes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from inception_weights import write_inception_weights
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import Curve, read_curve
+from pecker_fast.evaluate.fidelity import Inception, fidelity_figures
+from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.training.datasets import ImageSet
 
 
 class Constant:
@@ -63,3 +68,45 @@ def test_a_damaged_file_is_named(tiny_model, tmp_path):
     (tmp_path / "curve.json").write_text('[{"iteration": 0')
     with pytest.raises(PeckerError, match=r"curve\.json: cannot be read .*delete it"):
         curve_of(tiny_model, tmp_path / "curve.json", Constant(0))
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """A small layer of the Inception network with drawn weights."""
+    pytest.importorskip("torch_fidelity")
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    return Inception.load(write_inception_weights(path), layer="64")
+
+
+def real_images(model, count=30, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, *model.image_shape), generator=generator)
+    labels = torch.arange(count) % model.num_classes
+    return ImageSet(pixels.to(torch.uint8), labels, model.class_names, "noise")
+
+
+def test_fid_of_a_point_is_that_of_its_kept_images(tiny_model, tmp_path, inception):
+    real = real_images(tiny_model)
+    judge = Judge(
+        Constant(0), None, per_class=2, curve_images=(4, 10), inception=inception, real=real
+    )
+    sampler = Sampler(1, 0)
+    curve = Curve(tmp_path / "c.json", judge, tiny_model, 1, sampler, (0, 12), Ranks())
+    curve.visit(0, 0.0, lambda: tiny_model)
+    labels = torch.tensor([1, 1, 1, 1, *[0, 2] * 5])
+    pixels = to_uint8(sampler.sample(tiny_model, labels))
+    features = [
+        inception.features(part, "x")
+        for part in (pixels[labels != 1], real.images[real.labels != 1])
+    ]
+    assert curve.points[0].fid == pytest.approx(fidelity_figures(*features, inception).fid)
+
+
+def test_real_images_of_other_classes_or_sizes_are_refused(tiny_model, inception):
+    real = real_images(tiny_model)
+    renamed = replace(real, class_names=("a", "b", "c"))
+    with pytest.raises(PeckerError, match="not of the classes"):
+        Judge(Constant(0), None, 2, inception=inception, real=renamed).fid(tiny_model, 0)
+    small = replace(real, images=real.images[:, :, :4, :4])
+    with pytest.raises(PeckerError, match="4x4 pixels, but the model draws"):
+        Judge(Constant(0), None, 2, inception=inception, real=small).fid(tiny_model, 0)
