@@ -100,9 +100,10 @@ class TeacherConfig(TrainingConfig):
 
 
 class ClassifierConfig(TrainingConfig):
-    """Training of the classifier that judges images. Defaults: ResNet-34 as published.
+    """Training of the classifier that judges images.
 
-    `iterations` null means as many as `epochs` need; `resolved` puts the number in.
+    Defaults: ResNet-34 as published, which is ImageNet's fine-tuned. `iterations` null means as
+    many as `epochs` need; `resolved` puts the number in.
     """
 
     arch: Literal["resnet34", "small"] = "resnet34"
@@ -110,7 +111,11 @@ class ClassifierConfig(TrainingConfig):
     lr: NonNegativeFloat = 1e-5
     head_lr_factor: PositiveFloat = 10.0  # The last layer learns this much faster.
     width: PositiveInt = 64  # Channels of the first layers.
+    stem: Literal["imagenet", "cifar"] = "imagenet"  # Of ResNet-34: for large or small images.
     input_size: PositiveInt | None = 224  # Images are resized to this first. null = as they are.
+    # So many of the training and test images together are drawn to test on, and not trained on.
+    # null = the test images of the data set.
+    held_out: PositiveInt | None = None
     decoupled_decay: bool = False  # AdamW instead of Adam.
     label_smoothing: Share = 0.0
     # Every other image gets noise of a random size up to this: generated images are never as clean
@@ -119,16 +124,30 @@ class ClassifierConfig(TrainingConfig):
     optimizer: AdamSection = AdamSection(weight_decay=5e-4, clip_norm=None)
 
     def resolved(self, images: int) -> ClassifierConfig:
-        """The same with `iterations` filled in for that many images."""
-        if self.iterations is not None:
-            return self
-        count = math.ceil(self.epochs * images / self.batch_size)
-        return self.model_copy(update={"iterations": count})
+        """The same with `iterations` filled in, and a warm-up of at most a tenth of them.
+
+        Args:
+            images: Number of images that are trained on.
+        """
+        count = self.iterations or math.ceil(self.epochs * images / self.batch_size)
+        warmup = min(self.warmup, count // 10)
+        return self.model_copy(update={"iterations": count, "warmup": warmup})
 
 
 CLASSIFIERS: Mapping[str, Mapping[str, Any]] = {
-    "resnet34": {},
+    "resnet34": {
+        "lr": 1e-3,
+        "lr_schedule": "cosine",
+        "warmup": 1000,
+        "epochs": 60,
+        "head_lr_factor": 1.0,
+        "stem": "cifar",
+        "input_size": None,
+        "decoupled_decay": True,
+        "optimizer.weight_decay": 0.05,
+    },
     "small": {
+        "flip": False,
         "lr": 4e-3,
         "lr_schedule": "cosine",
         "warmup": 200,
@@ -142,7 +161,7 @@ CLASSIFIERS: Mapping[str, Mapping[str, Any]] = {
         "optimizer.weight_decay": 0.05,
     },
 }
-"""What each kind of classifier sets apart from the defaults, by dotted key."""
+"""What each kind of classifier sets apart from the defaults when it starts untrained."""
 
 
 def load_teacher_config(
@@ -163,8 +182,15 @@ def load_teacher_config(
     return build(TeacherConfig, settings, path)
 
 
-def classifier_config(arch: str, overrides: Mapping[str, Any] | None = None) -> ClassifierConfig:
+def classifier_config(
+    arch: str, overrides: Mapping[str, Any] | None = None, *, pretrained: bool = False
+) -> ClassifierConfig:
     """The configuration of a kind of classifier, with dotted keys laid over it.
+
+    Args:
+        arch: One of `CLASSIFIERS`.
+        overrides: They win over what the kind sets.
+        pretrained: It starts from weights that it is given: the published constants.
 
     Raises:
         PeckerError: An unknown kind or key, or a value out of range.
@@ -174,7 +200,8 @@ def classifier_config(arch: str, overrides: Mapping[str, Any] | None = None) -> 
     settings: dict[str, Any] = {"arch": arch}
     # The defaults of the section, since a single key would replace it by the section's own ones.
     settings["optimizer"] = ClassifierConfig().optimizer.model_dump()
-    apply_overrides(ClassifierConfig, settings, {**CLASSIFIERS[arch], **(overrides or {})})
+    kind = {} if pretrained else CLASSIFIERS[arch]
+    apply_overrides(ClassifierConfig, settings, {**kind, **(overrides or {})})
     return build(ClassifierConfig, settings, None)
 
 
