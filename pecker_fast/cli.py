@@ -25,6 +25,7 @@ from pecker_fast.commands import (
     mask,
     patch,
     sample,
+    train_classifier,
     train_pipeline,
     train_teacher,
 )
@@ -85,6 +86,7 @@ for _command in (
     convert.convert,
     info.info,
     train_teacher.train_teacher,
+    train_classifier.train_classifier,
     train_pipeline.train_pipeline,
 ):
     group.add_command(_command)
