@@ -162,6 +162,9 @@ def _leave() -> None:
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
+        from pecker_fast.distributed.watch import farewell
+
+        farewell()
         distributed.destroy_process_group()
 
 
@@ -179,6 +182,8 @@ def _fail(message: str, code: int, error: Exception | None = None) -> int:
 
     print(f"{_who()}: {message}", file=sys.__stderr__, flush=True)
     without_last_word()
+    if "pecker_fast.distributed.watch" in sys.modules:
+        sys.modules["pecker_fast.distributed.watch"].farewell(message)
     return code
 
 

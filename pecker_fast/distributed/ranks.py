@@ -7,6 +7,7 @@ case for a single process: there, every call is a no-op.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pecker_fast.distributed.watch import GO_ON, Watch, farewell, watch
 from pecker_fast.errors import PeckerError
 
 __all__ = ["Ranks"]
@@ -38,6 +40,13 @@ PATIENCE = timedelta(hours=12)
 """How long is waited where one process works and the others do not: files, judging, sampling."""
 
 
+STARTING = timedelta(minutes=10)
+"""How long is waited for all processes to start."""
+
+_LINE = 400
+"""Bytes of a line that a process tells all others."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of its run.
@@ -48,6 +57,7 @@ class Ranks:
         local_rank: Which one on its machine: the number of its GPU.
         group: What they talk through; None for one process.
         patient: The same with a long time limit, on the CPU.
+        watch: Knows which of the others have stopped; None for one process.
     """
 
     rank: int = 0
@@ -55,13 +65,15 @@ class Ranks:
     local_rank: int = 0
     group: dist.ProcessGroup | None = None
     patient: dist.ProcessGroup | None = None
+    watch: Watch | None = None
 
     @classmethod
     def join(cls, device_type: str) -> Ranks:
         """Join the processes that `torchrun` started; a run of one process without it.
 
         A step waits a minute for the others; the environment variable PECKER_FAST_TIMEOUT sets
-        other seconds.
+        other seconds. Where another process gives no sign of life for so long (10 s at the least),
+        this one ends, whatever it waits for.
 
         Args:
             device_type: cpu (gloo) or cuda (NCCL).
@@ -72,23 +84,24 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         timeout = _timeout()
-        if not dist.is_initialized():
-            backend = "nccl" if device_type == "cuda" else "gloo"
-            try:
-                dist.init_process_group(backend)
-            except (RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise PeckerError(
-                    f"the processes of this run did not find each other ({reason}); start them "
-                    "with torchrun, with one address and port for all nodes"
-                ) from error
-        return cls(
-            rank=dist.get_rank(),
-            size=dist.get_world_size(),
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            group=dist.new_group(timeout=timeout),
-            patient=dist.new_group(backend="gloo", timeout=PATIENCE),
-        )
+        try:
+            if not dist.is_initialized():
+                dist.init_process_group(
+                    "nccl" if device_type == "cuda" else "gloo", timeout=STARTING
+                )
+            rank, size = dist.get_rank(), dist.get_world_size()
+            watching = watch(rank, size, timeout.total_seconds())
+            group = dist.new_group(timeout=timeout)
+            patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise PeckerError(
+                f"the processes of this run did not find each other ({reason}); start them "
+                "with torchrun, with one address and port for all nodes"
+            ) from error
+        watching.start()
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return cls(rank, size, local_rank, group, patient, watching)
 
     @property
     def is_first(self) -> bool:
@@ -163,22 +176,37 @@ class Ranks:
         value: T = outcome["value"]
         return value
 
-    def check_same(self, value: str, other: str) -> None:
+    def check_same(self, value: str, what: str) -> None:
         """Compare with the first process.
+
+        Args:
+            value: Of several lines, or of one that says nothing to a reader.
+            what: "another ...", if they differ.
 
         Raises:
             PeckerError: They differ. Every process raises it, so that none waits for another.
         """
         if self.alone:
             return
-        same = torch.tensor([int(self.broadcast(value) == value)])
-        with self.reporting():
-            dist.all_reduce(same, dist.ReduceOp.MIN, group=self.patient)
-        if not int(same):
+        theirs: str = self.broadcast(value)
+        line = ""
+        if theirs != value:
+            line = f"rank {self.rank} has {what} than rank 0{_first_difference(value, theirs)}"
+        if said := [line for line in self._all_say(line) if line]:
+            others = f", and {len(said) - 1} more differ" if len(said) > 1 else ""
             raise PeckerError(
-                f"the processes of this run do not agree: one has {other} than rank 0; start all "
-                "of them with the same command and the same files"
+                f"the processes of this run do not agree: {said[0]}{others}; start all of them "
+                "with the same command and the same files"
             )
+
+    def any(self, flag: bool) -> bool:
+        """Whether one of the processes at least says so."""
+        if self.alone:
+            return flag
+        said = torch.tensor([int(flag)])
+        with self.reporting():
+            dist.all_reduce(said, dist.ReduceOp.MAX, group=self.patient)
+        return bool(said)
 
     def gather(self, rows: Tensor, total: int) -> Tensor | None:
         """All rows of which each process has its `rows(total)`: on the first; None on the others.
@@ -200,6 +228,16 @@ class Ranks:
         counts = [total * (i + 1) // self.size - total * i // self.size for i in range(self.size)]
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
+    def _all_say(self, line: str) -> list[str]:
+        """A short line of each, on all of them."""
+        mine = torch.zeros(_LINE, dtype=torch.uint8)
+        content = line.encode()[:_LINE]
+        mine[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+        lines = [torch.empty_like(mine) for _ in range(self.size)]
+        with self.reporting():
+            dist.all_gather(lines, mine, group=self.patient)
+        return [bytes(one.tolist()).rstrip(b"\0").decode(errors="replace") for one in lines]
+
     def wait(self) -> None:
         """Wait until all are here, however long the first one works."""
         if not self.alone:
@@ -208,6 +246,7 @@ class Ranks:
 
     def leave(self) -> None:
         """The run is over."""
+        farewell()
         if not self.alone and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -218,13 +257,15 @@ class Ranks:
             yield
         except RuntimeError as error:  # gloo's and NCCL's, DistBackendError included
             reason = str(error).strip().splitlines()[0]
-            slow = "timed out" in reason.lower() or "timeout" in reason.lower()
-            hint = f", or needs more time ({TIMEOUT_VARIABLE} in seconds)" if slow else ""
-            raise PeckerError(
-                f"rank {self.rank} of {self.size} lost the others ({reason}): one of them has "
-                f"stopped{hint}; its own message says why. Start the same command again to go on "
-                "from the last checkpoint"
-            ) from error
+            told = None if self.watch is None else self.watch.explain()
+            if told is None and ("timed out" in reason.lower() or "timeout" in reason.lower()):
+                told = (
+                    f"rank {self.rank} waited for the others in vain, which all live: one of them "
+                    f"needs more time ({TIMEOUT_VARIABLE} in seconds) or waits for something else"
+                )
+            elif told is None:
+                told = f"rank {self.rank} of {self.size} lost the others ({reason})"
+            raise PeckerError(f"{told}; {GO_ON}") from error
 
 
 def _timeout() -> timedelta:
@@ -249,3 +290,17 @@ def _told(error: Exception) -> str:
     if isinstance(error, PeckerError):
         return str(error)
     return f"rank 0 has stopped: {type(error).__name__}: {error}"
+
+
+def _first_difference(mine: str, theirs: str) -> str:
+    """Where two texts of several lines, YAML as a rule, differ first: " (mine, there theirs)"."""
+    if "\n" not in mine:
+        return ""
+    section = ""
+    for ours, other in itertools.zip_longest(mine.splitlines(), theirs.splitlines(), fillvalue=""):
+        if ours != other:
+            inside = f"{section} " if ours.startswith(" ") else ""
+            return f" ({inside}{ours.strip() or 'nothing'}, there {other.strip() or 'nothing'})"
+        if not ours.startswith(" "):
+            section = ours
+    return ""
