@@ -3,6 +3,11 @@
 As torch's DistributedDataParallel does it, gradients are sent in buckets, last layers first, while
 the backward pass goes on. Other than there, a bucket holds what the mask lets change and nothing
 else: at density 0.1 a tenth of the bytes. Positions are never sent, since all have the same mask.
+
+Buckets hold neighbours in the order of the network, and are sent in the order in which the first
+step of the first process filled them: a diffusers U-Net registers its middle after its upper
+blocks, and whoever waits for it sends nothing in the first two thirds of the backward pass. What a
+bucket holds never changes, so neither does the order in which numbers are added up.
 """
 
 from __future__ import annotations
@@ -95,6 +100,8 @@ class GradientReducer:
         self._parts: dict[Tensor, _Part] = {}
         self._buckets: list[_Bucket] = []
         self._next = 0  # the first bucket that is not on its way
+        self._filled: list[_Bucket] = []  # in the order of filling up, in this step
+        self._ordered = False
         self._armed = False
         self._lay_out(params, mask, bucket_bytes)
         self._hooks: list[RemovableHandle] = []
@@ -115,6 +122,7 @@ class GradientReducer:
         """The next backward pass is the last of this step: send what it completes."""
         self._armed = True
         self._next = 0
+        self._filled.clear()
         for bucket in self._buckets:
             bucket.missing, bucket.sending = len(bucket.parts), None
             for part in bucket.parts:
@@ -137,6 +145,8 @@ class GradientReducer:
                 bucket.sending.wait()
         if self._released is None:
             self._write_back()
+        if not self._ordered:
+            self._order_buckets()
 
     def close(self) -> None:
         """Stop watching the parameters."""
@@ -208,9 +218,20 @@ class GradientReducer:
             return
         part.arrived = True
         part.bucket.missing -= 1
+        if part.bucket.missing == 0:
+            self._filled.append(part.bucket)
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
             self._send(self._buckets[self._next])
             self._next += 1
+
+    def _order_buckets(self) -> None:
+        """From the next step on send first what is full first, on the first process."""
+        ranking = {id(bucket): place for place, bucket in enumerate(self._filled)}
+        last = len(ranking)  # what the loss does not depend on
+        found = range(len(self._buckets))
+        own = sorted(found, key=lambda i: ranking.get(id(self._buckets[i]), last))
+        self._buckets = [self._buckets[i] for i in self._ranks.broadcast(own)]
+        self._ordered = True
 
     def _send(self, bucket: _Bucket) -> None:
         with self._ranks.reporting():

@@ -1,6 +1,9 @@
 """What the processes of test_gradients.py do: importable by name."""
 
+from unittest import mock
+
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pecker_fast import MaskedAdamW, SaliencyMask
@@ -58,4 +61,39 @@ def exchange(ranks, positions, releases, bucket_bytes):
     return {"seen": seen, "left": left, "bytes": reducer.bytes_per_step}
 
 
-__all__ = ["exchange", "loss", "network"]
+def sending_order(ranks, differs):
+    """Numel of the buckets of three steps, one for each parameter, as they are sent; and the sums.
+
+    Args:
+        ranks: the processes.
+        differs: the second process computes its layers in another order than the first.
+    """
+    torch.manual_seed(0)
+    # Registered in another order than they are used; one that no loss sees.
+    sizes = {"third": 7, "first": 2, "unused": 11, "second": 5}
+    params = {name: nn.Parameter(torch.randn(size)) for name, size in sizes.items()}
+    order = ["second", "first", "third"] if differs and ranks.rank else ["first", "second", "third"]
+    reducer = GradientReducer(params, None, ranks, bucket_bytes=1)
+    sent = []
+
+    def recorded(tensor, *args, **options):
+        sent[-1].append(tensor.numel())
+        return all_reduce(tensor, *args, **options)
+
+    all_reduce = dist.all_reduce
+    with mock.patch("torch.distributed.all_reduce", recorded):
+        for _ in range(3):
+            sent.append([])
+            for param in params.values():
+                param.grad = None
+            reducer.before_last_backward()
+            total = torch.zeros(())
+            for name in order:
+                total = total + params[name].square().sum()
+            total.backward()
+            reducer.finish()
+    sums = {name: params[name].grad for name in order}
+    return {"sent": sent, "sums": sums, "own": {name: 2 * params[name].detach() for name in order}}
+
+
+__all__ = ["exchange", "loss", "network", "sending_order"]

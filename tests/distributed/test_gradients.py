@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gradient_jobs import exchange, loss, network
+from gradient_jobs import exchange, loss, network, sending_order
 from processes import run_processes
 
 # One parameter as a whole, one in part, two not at all: one of these comes last in a backward pass.
@@ -61,3 +61,15 @@ def test_without_a_mask_everything_is_summed():
                     found.flatten().double(), (expected + own[1][name]).flatten(), rtol=1e-6,
                     atol=1e-6,
                 )  # fmt: skip
+
+
+@pytest.mark.parametrize("differs", [False, True], ids=["one order", "another on the second"])
+def test_what_is_full_first_is_sent_first(differs):
+    outcomes = run_processes(sending_order, 2, differs)
+    third, first, unused, second = 7, 2, 11, 5
+    for outcome in outcomes:
+        # As registered, from the end; then as the backward pass of the first process filled them.
+        assert outcome["sent"][0] == [second, unused, first, third]
+        assert outcome["sent"][1] == outcome["sent"][2] == [third, second, first, unused]
+        for name, own in outcome["own"].items():
+            assert torch.equal(outcome["sums"][name], 2 * own)
