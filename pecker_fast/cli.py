@@ -130,8 +130,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         group.main(None if arguments is None else list(arguments), standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+    except (click.Abort, KeyboardInterrupt) as stop:  # click makes an Abort of the other
+        return _fail(str(stop.__cause__ or stop) or "interrupted", 130)
     except click.UsageError as error:
         error.show()
         return 2

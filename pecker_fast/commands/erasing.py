@@ -26,6 +26,7 @@ from pecker_fast.commands.run_files import (
     run_directory,
     save_folder,
 )
+from pecker_fast.commands.stopping import saving_at_interrupt
 from pecker_fast.distill.checkpoint import RunDirectory
 from pecker_fast.distill.conditions import ClassConditions
 from pecker_fast.distill.config import PeckerConfig
@@ -129,6 +130,9 @@ class Trainer(Protocol):
     def run(self) -> Iterator[Metrics]:
         """Train to the end, one iteration per item."""
 
+    def save(self) -> None:
+        """Write a checkpoint, between two iterations."""
+
     def verify_frozen(self, network: nn.Module | None = None) -> FrozenCheck:
         """Compare a network with the start, bit by bit."""
 
@@ -209,7 +213,7 @@ def carry_out(
                 span = (trainer.iteration, config.iterations)
                 sampler = erasure.sampler
                 curve = Curve(out / CURVE_NAME, judge, model, forget, sampler, span, ranks)
-            train(trainer, curve, lambda: erasure.finish(trainer))
+            train(trainer, curve, lambda: erasure.finish(trainer), ranks)
         with clock.stage("save"):
             training = {
                 "seconds": round(trainer.stopwatch.seconds, 2),
@@ -259,13 +263,16 @@ def carry_out(
     return report
 
 
-def train(trainer: Trainer, curve: Curve | None, erased: Callable[[], ModelFolder]) -> None:
+def train(
+    trainer: Trainer, curve: Curve | None, erased: Callable[[], ModelFolder], ranks: Ranks
+) -> None:
     """Train to the end; with a curve, measure forgetting and keeping as it goes.
 
     Args:
         trainer: of a distillation or a baseline.
         curve: measures where a point is due.
         erased: makes the model as it is now.
+        ranks: the processes that share the run.
     """
 
     def visit() -> None:
@@ -274,12 +281,8 @@ def train(trainer: Trainer, curve: Curve | None, erased: Callable[[], ModelFolde
 
     if trainer.iteration == 0:
         visit()
-    try:
-        for _ in trainer.run():
-            visit()
-    except KeyboardInterrupt:
-        click.echo("\nstart the same command again to go on from the last checkpoint", err=True)
-        raise
+    for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
+        visit()
 
 
 def _finish(trainer: PeckerTrainer, model: ModelFolder) -> ModelFolder:

@@ -17,6 +17,7 @@ from torch import nn
 
 from pecker_fast import backends
 from pecker_fast.commands.run_files import Clock, run_directory
+from pecker_fast.commands.stopping import saving_at_interrupt
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
@@ -193,12 +194,9 @@ def _train(trainer: PeckerTrainer, preview: Preview | None, count: int, ranks: R
         generator = trainer.generator
         ranks.first(lambda: None if preview is None else preview(generator, iteration))
 
-    try:
-        if preview is not None and trainer.iteration == 0:
-            show(0)
-        for metrics in trainer.run():
-            if preview is not None and metrics.iteration in shown_at:
-                show(metrics.iteration)
-    except KeyboardInterrupt:
-        click.echo("\nstart the same command again to go on from the last checkpoint", err=True)
-        raise
+    if preview is not None and trainer.iteration == 0:
+        show(0)
+    run = saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks)
+    for metrics in run:
+        if preview is not None and metrics.iteration in shown_at:
+            show(metrics.iteration)

@@ -9,6 +9,7 @@ import click
 
 from pecker_fast.commands.common import config_overrides, machine_options, prepare
 from pecker_fast.commands.data_options import data_options
+from pecker_fast.commands.stopping import saving_at_interrupt
 from pecker_fast.errors import PeckerError
 
 __all__ = ["train_classifier"]
@@ -122,11 +123,12 @@ def train_classifier(
         done = trainer.training.iteration
         if done:
             click.echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
-        try:
-            trainer.run()
-        except KeyboardInterrupt:
-            click.echo("\nstart the same command again to go on from the last checkpoint", err=True)
-            raise
+        training = trainer.training
+        steps = saving_at_interrupt(
+            training.steps(), lambda: training.iteration, training.save, Ranks()
+        )
+        for _ in steps:
+            pass
         measured = trainer.measure(test)
         measured.statistics.save(out / STATISTICS_NAME)
         card = json.dumps(measured.card, indent=2, ensure_ascii=False)

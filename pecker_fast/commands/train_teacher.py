@@ -11,6 +11,7 @@ import click
 
 from pecker_fast.commands.common import config_overrides, machine_options, prepare
 from pecker_fast.commands.data_options import data_options
+from pecker_fast.commands.stopping import saving_at_interrupt
 from pecker_fast.errors import PeckerError
 
 __all__ = ["train_teacher"]
@@ -198,11 +199,12 @@ def _train(
         done = trainer.training.iteration
         if done:
             click.echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
-        try:
-            trainer.run()
-        except KeyboardInterrupt:
-            click.echo("\nstart the same command again to go on from the last checkpoint", err=True)
-            raise
+        training = trainer.training
+        steps = saving_at_interrupt(
+            training.steps(), lambda: training.iteration, training.save, ranks
+        )
+        for _ in steps:
+            pass
         model = trainer.model()
         ranks.first(lambda: save_folder(model, out / MODEL_NAME))
     click.echo(f"trained on    {model.figures['training']['images']}")

@@ -134,7 +134,7 @@ class Training:
                     if board is not None:
                         board.add_scalar("loss", loss, self.iteration)
                 if save:
-                    self._save()
+                    self.save()
                 bar.update()
                 yield self.iteration
         finally:
@@ -198,7 +198,12 @@ class Training:
 
     # ---- checkpoints
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Check the weights and write a checkpoint; call it between two iterations.
+
+        Raises:
+            PeckerError: A weight is not finite, or the disk is full. The last checkpoint stays.
+        """
         for name, param in self._params.items():
             if not bool(torch.isfinite(param).all()):
                 raise PeckerError(

@@ -1,12 +1,14 @@
-"""What a process of several says at a SIGTERM, wherever it is, and that only the first speaks."""
+"""Ctrl-C saves; one of several processes says that it was stopped, and only the first reports."""
 
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from pecker_fast.commands.stopping import a_last_word
+from pecker_fast.commands.stopping import Interrupted, a_last_word, saving_at_interrupt
+from pecker_fast.distributed import Ranks
 
 WAITING = """
 import sys, threading
@@ -79,3 +81,77 @@ def test_one_process_alone_has_no_rank(run, monkeypatch):
     assert done.code == 2
     assert done.err.startswith("pecker-fast: erase: give --forget")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+class Run:
+    """Counts steps and saves; a Ctrl-C comes in the middle of those that are named."""
+
+    def __init__(self, *interrupted_in, length=6):
+        self.done, self.saved = 0, []
+        self._interrupted_in, self._length = interrupted_in, length
+
+    def steps(self):
+        while self.done < self._length:
+            if self.done + 1 in self._interrupted_in:
+                signal.raise_signal(signal.SIGINT)
+            self.done += 1
+            yield self.done
+
+    def save(self):
+        self.saved.append(self.done)
+
+    def train(self, ranks=None):
+        ranks = ranks or Ranks()
+        return saving_at_interrupt(self.steps(), lambda: self.done, self.save, ranks)
+
+
+def test_ctrl_c_finishes_the_step_and_saves(capfd):
+    training, seen = Run(3), []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"^interrupted; iteration 3 is saved; start the same"):
+        for step in training.train():
+            seen.append(step)
+    assert (seen, training.saved) == ([1, 2, 3], [3])
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capfd.readouterr().err == "\nsaving after this iteration; Ctrl-C again ends at once\n"
+
+
+def test_without_ctrl_c_nothing_is_different():
+    training = Run()
+    assert list(training.train()) == [1, 2, 3, 4, 5, 6]
+    assert training.saved == []
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    training = Run(3)
+    with pytest.raises(Interrupted, match="to go on from the last checkpoint"):
+        for step in training.train():
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+    assert training.saved == []
+
+
+def test_of_several_processes_torchruns_copy_of_a_ctrl_c_counts_for_nothing(monkeypatch):
+    monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
+    training = Run(3)
+    with pytest.raises(Interrupted):
+        for step in training.train(Ranks(0, 2)):
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+    assert training.saved == [3]
+
+
+def test_another_process_that_was_interrupted_stops_this_one(monkeypatch):
+    monkeypatch.setattr(Ranks, "any", lambda self, flag: training.done == 4)
+    training = Run()
+    with pytest.raises(Interrupted, match="iteration 4 is saved"):
+        list(training.train(Ranks(1, 2)))
+    assert training.saved == [4]
+
+
+def test_a_run_in_another_thread_is_left_alone():
+    seen = []
+    thread = threading.Thread(target=lambda: seen.extend(Run().train()))
+    thread.start()
+    thread.join()
+    assert seen == [1, 2, 3, 4, 5, 6]

@@ -1,6 +1,7 @@
 """`pecker-fast train-classifier`: from image files to a judge that evaluate and erase take."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run, data, monkeypatch, tmp
 
     def save_and_stop(directory, iteration, state):
         save(directory, iteration, state)
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
         patched.setattr(RunDirectory, "save", save_and_stop)

@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(train, monkeypatch, tmp_pat
 
     def save_and_stop(directory, iteration, state):
         save(directory, iteration, state)
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
         patched.setattr(RunDirectory, "save", save_and_stop)

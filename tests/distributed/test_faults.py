@@ -16,7 +16,7 @@ from pecker_fast.distill import RunDirectory
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
 
-LIMIT = 5  # seconds that a step waits for the others, where a test is about that
+LIMIT = 3  # seconds that a step waits for the others, where a test is about that
 
 
 def build(path, seed=0):
@@ -124,3 +124,63 @@ def test_one_fails_the_other_says_so_and_the_run_goes_on(
     assert "resuming at iteration 2 of 6" in resumed[0].lines
     same_training(state(tmp_path / "run"), undisturbed)
     assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_of_four_all_name_the_one_that_was_killed(tmp_path, model):
+    arguments = erase(model, tmp_path / "run", "--set", "batch_size=4")
+    ended = run_commands(tmp_path, arguments, [None, None, "killed in a step", None])
+    assert [one.code for one in ended] == [2, 2, -9, 2]
+    for rank in (0, 1, 3):
+        (line,) = ended[rank].errors
+        assert line.startswith(f"pecker-fast (rank {rank}): rank 2 {GONE}")
+
+
+def test_ctrl_c_on_one_of_them_saves_and_ends_both(tmp_path, model, undisturbed):
+    arguments = erase(model, tmp_path / "run")
+    ended = run_commands(tmp_path, arguments, [None, "interrupted in a step"])
+    for rank, one in enumerate(ended):
+        assert one.code == 130
+        (line,) = one.errors
+        assert line == (
+            f"pecker-fast (rank {rank}): interrupted; iteration 3 is saved; start the same command "
+            "again to go on from there"
+        )
+    assert state(tmp_path / "run")["iteration"] == 3
+    resumed = run_commands(tmp_path, arguments, [None, None])
+    assert [one.code for one in resumed] == [0, 0]
+    same_training(state(tmp_path / "run"), undisturbed)
+
+
+DISAGREE = "the processes of this run do not agree: rank 1 has another"
+SAME = "start all of them with the same command and the same files"
+
+
+def test_processes_with_different_settings_are_refused(tmp_path, model):
+    ours = erase(model, tmp_path / "run")
+    ended = run_commands(tmp_path, [ours, [*ours, "--set", "generator.lr=0.5"]], [None, None])
+    for rank, one in enumerate(ended):
+        assert one.code == 2
+        (line,) = one.errors
+        assert line == (
+            f"pecker-fast (rank {rank}): {DISAGREE} configuration than rank 0 "
+            f"(generator: lr: 0.5, there lr: 0.001); {SAME}"
+        )
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+def test_processes_with_different_models_are_refused(tmp_path, model):
+    other = build(tmp_path / "other", seed=1)
+    both = [erase(path, tmp_path / "run") for path in (model, other)]
+    for rank, one in enumerate(run_commands(tmp_path, both, [None, None])):
+        assert one.code == 2
+        assert one.errors == [f"pecker-fast (rank {rank}): {DISAGREE} model than rank 0; {SAME}"]
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+def test_a_file_that_only_one_lacks_ends_both(tmp_path, model):
+    both = [erase(path, tmp_path / "run") for path in (model, tmp_path / "nothing")]
+    first, second = run_commands(tmp_path, both, [None, None])
+    assert (first.code, second.code) == (2, 2)
+    missing = f"model folder {tmp_path / 'nothing'}: "
+    assert second.errors[0].startswith(f"pecker-fast (rank 1): {missing}")
+    assert first.errors[0].startswith(f"pecker-fast (rank 0): rank 1 has stopped: {missing}")
