@@ -162,7 +162,7 @@ def refused(done, *parts, out=None):
         (["--recipe", "object"], ["needs --name"]),
         (["--recipe", "object", "--name", "cat"], ["1 --name need as many --override"]),
         (["--recipe", "nudity", "--name", "x"], ["names its concepts itself"]),
-        (["--recipe", "cifar10", "--iterations", "1"], ["cifar10 is about classes"]),
+        (["--recipe", "cifar10_forget", "--iterations", "1"], ["cifar10_forget is about classes"]),
         (["--name", "cat", "--override", "dog"], ["--pipeline needs --recipe"]),
         ([*OBJECT, "--forget", "cat"], ["--forget is for class models"]),
         ([*OBJECT, "--config", "x.yaml"], ["the same option"]),
