@@ -74,5 +74,5 @@ def test_with_dropout_processes_still_have_the_same_weights():
 
 
 def test_processes_with_different_images_do_not_start():
-    expected = "PeckerError: the processes of this run do not agree: one has other images"
+    expected = "PeckerError: the processes of this run do not agree: rank 1 has other images"
     assert all(said.startswith(expected) for said in run_processes(train_with_other_images, 2))
