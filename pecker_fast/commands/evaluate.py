@@ -27,8 +27,8 @@ PER_CLASS = 500
 Examples:
     pecker-fast evaluate demo/model --classifier clf --forget "Ankle boot" --override Sneaker
     pecker-fast evaluate MODEL --classifier clf.pt --statistics real.npz --forget 3 --json out.json
-    pecker-fast evaluate RUN/model --classifier clf --forget airplane --per-class 5000
-        --dataset cifar10 --data-root DATA --inception INCEPTION.pth --json RUN/evaluate.json
+    pecker-fast evaluate RUN --classifier clf --per-class 5000 --dataset cifar10 --data-root DATA
+        --inception INCEPTION.pth --json RUN/evaluate.json
     pecker-fast evaluate --images FOLDER --real real.npz --inception INCEPTION.pth --forget 0
 
 \b
@@ -49,8 +49,15 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
     help="Judge these instead of a model: a folder, or an .npz.",
 )
 @click.option("--classifier", type=click.Path(path_type=Path), help="The judge.")
-@click.option("--statistics", type=click.Path(path_type=Path), help="Of real images.")
-@click.option("--forget", help="The forgotten class: name or index.")
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    help="Of real images.  [default: those in the folder of the classifier]",
+)
+@click.option(
+    "--forget",
+    help="The forgotten class: name or index.  [default: what an erased model says]",
+)
 @click.option("--override", help="The class in its place: name or index.")
 @click.option("--real", type=click.Path(path_type=Path), help="Real images: a folder, or an .npz.")
 @data_options
@@ -98,10 +105,10 @@ def evaluate(
     device: str,
     threads: int | None,
 ) -> None:
-    """Judge images of the model folder MODEL, or images on disk."""
+    """Judge images of MODEL, a model folder or a run, or images on disk."""
     drawing = (per_class, steps, method, guidance, seed)
     _check_subject(model, images, any(value is not None for value in drawing))
-    _check_judges(classifier, statistics, forget, override)
+    _check_judges(classifier, statistics, override)
     _check_real(classifier, real, dataset, inception)
     if json_path is not None:
         output_file(json_path, force)
@@ -121,6 +128,9 @@ def evaluate(
     else:
         assert model is not None  # checked above
         subject = _drawing(model, per_class or PER_CLASS, steps, method, guidance, seed or 0)
+    forget = subject.forgotten() if forget is None else forget
+    if classifier is not None and forget is None:
+        raise PeckerError("evaluate: --classifier needs --forget CLASS, the forgotten class")
     forgotten = None if forget is None else subject.class_index(forget)
     instead = None if override is None else subject.class_index(override)
     if forgotten is not None and instead == forgotten:
@@ -151,6 +161,7 @@ def evaluate(
         evaluation=judges.evaluate(judged, subject, forgotten, instead),
         fidelity=judges.fidelity(judged, subject, forgotten),
         machine=machine_facts(place),
+        processes=ranks.size,
         versions=versions(),
     )
     for line in result.lines():
@@ -173,15 +184,10 @@ def _check_subject(model: Path | None, images: Path | None, draws: bool) -> None
         )
 
 
-def _check_judges(
-    classifier: Path | None, statistics: Path | None, forget: str | None, override: str | None
-) -> None:
-    if classifier is None:
-        for option, value in (("--statistics", statistics), ("--override", override)):
-            if value is not None:
-                raise PeckerError(f"evaluate: {option} needs --classifier")
-    elif forget is None:
-        raise PeckerError("evaluate: --classifier needs --forget CLASS, the forgotten class")
+def _check_judges(classifier: Path | None, statistics: Path | None, override: str | None) -> None:
+    for option, value in (("--statistics", statistics), ("--override", override)):
+        if value is not None and classifier is None:
+            raise PeckerError(f"evaluate: {option} needs --classifier")
 
 
 def _check_real(
@@ -216,11 +222,12 @@ def _drawing(
 ) -> Subject:
     """The model at `path` and how it draws."""
     from pecker_fast.commands.judging import Subject
+    from pecker_fast.commands.run_models import find_model
     from pecker_fast.commands.sample import TEACHER_STEPS
     from pecker_fast.evaluate.sampling import Sampler
     from pecker_fast.models import ModelFolder
 
-    model = ModelFolder.load(path)
+    model = ModelFolder.load(find_model(path))
     if steps is None:
         one = method == "one-step" or (method is None and model.kind == "generator")
         steps = 1 if one else TEACHER_STEPS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,14 +15,13 @@ from pecker_fast.distill.checkpoint import fingerprint
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier, load_classifier
+from pecker_fast.evaluate.classifier_files import statistics_beside
 from pecker_fast.evaluate.fidelity import FidelityFigures, Inception, fidelity_figures
 from pecker_fast.evaluate.forgetting import Evaluation, evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.image_files import (
-    SAMPLES_FILE,
     ImageFiles,
     load_image_files,
-    to_uint8,
 )
 from pecker_fast.evaluate.kept import check_same_classes, kept_images, with_classes
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
@@ -89,9 +87,18 @@ class Subject:
             shape=tuple(files.images.shape[1:]),
             class_names=names,
             labels=files.labels,
-            drawn=_written_beside(path),
+            drawn=_drawn(files.provenance or {}),
             pixels=files.images,
         )
+
+    def forgotten(self) -> str | None:
+        """The class that the model, or what drew the images, says it has forgotten."""
+        if self.model is not None:
+            name = self.model.figures.get("forget")
+        else:
+            drawer = self.drawn.get("model")
+            name = drawer.get("forgotten") if isinstance(drawer, dict) else None
+        return None if name is None else str(name)
 
     def class_index(self, name: str) -> int:
         """The index of a class given by its name (case does not matter) or index.
@@ -110,8 +117,7 @@ class Subject:
         if self.model is None or self.sampler is None or self.labels is None:
             return self.pixels
         self.model.unet.to(device)
-        images = self.sampler.sample(self.model, self.labels, "sampling", ranks=ranks)
-        return None if images is None else to_uint8(images)
+        return self.sampler.pixels(self.model, self.labels, "sampling", ranks=ranks)
 
     def network(self) -> str:
         """A hash of the model's weights; "" for images on disk."""
@@ -156,7 +162,11 @@ class Judges:
         Raises:
             PeckerError: something is missing, broken, or of other classes or sizes.
         """
-        judge = None if classifier is None else load_classifier(classifier).to(device)
+        judge = None
+        if classifier is not None:
+            judge = load_classifier(classifier, subject.class_names).to(device)
+        if statistics is None and classifier is not None:
+            statistics = statistics_beside(classifier)
         known = None
         if statistics is not None and judge is not None:
             if subject.model is not None:
@@ -262,11 +272,7 @@ def read_real(
     return ImageFiles(found.images, found.labels, found.class_names, found.source)
 
 
-def _written_beside(path: Path) -> Mapping[str, Any]:
-    """What `samples.json` in a folder of images says; nothing where there is none."""
-    file = path / SAMPLES_FILE
-    if not file.is_file():
-        return {}
-    content = json.loads(file.read_text(encoding="utf-8"))  # load_image_files has read it before
-    sampler = content.get("sampler")
-    return {**content, **sampler} if isinstance(sampler, dict) else content
+def _drawn(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `sample` wrote with images, the sampler's settings beside the rest."""
+    sampler = provenance.get("sampler")
+    return {**provenance, **sampler} if isinstance(sampler, dict) else provenance

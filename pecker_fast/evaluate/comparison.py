@@ -309,7 +309,7 @@ class Comparison:
 
 def curves_csv(runs: Sequence[Run]) -> str:
     """The measurements during the runs, one row each."""
-    keys = ["iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet",
+    keys = ["iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", "fid",
             "forget_count", "keep_count"]  # fmt: skip
     rows = [
         [run.name, *(getattr(point, key) for key in keys)] for run in runs for point in run.curve

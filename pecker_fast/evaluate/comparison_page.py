@@ -84,6 +84,8 @@ def _panels(comparison: Comparison) -> list[Panel]:
     name = comparison.forget or "the class"
     during = _counts(runs, lambda point: point.forget_count)
     kept_during = _counts(runs, lambda point: point.keep_count)
+    fid_during = _distances(runs, lambda point: point.fid)
+    frechet_during = _distances(runs, lambda point: point.frechet)
     found = [
         _panel(
             "Forgetting",
@@ -105,17 +107,15 @@ def _panels(comparison: Comparison) -> list[Panel]:
         ),
         _panel(
             "FID of the other classes",
-            "Against real images of the same classes; lower is better. It is taken of finished "
-            "models only, so there are no lines.",
+            f"Against real images of the same classes; lower is better. {fid_during}",
             Axis("", lambda value: f"{value:.4g}"),
             runs,
-            lambda point: None,
+            lambda point: point.fid,
             lambda run: None if run.fidelity is None else run.fidelity.fid,
         ),
         _panel(
             "Fréchet distance of the other classes, in the classifier's features",
-            f"Lower is better. {kept_during} A distance of fewer images is larger: compare lines "
-            "with lines and diamonds with diamonds.",
+            f"Lower is better. {frechet_during}",
             Axis("", lambda value: f"{value:.4g}"),
             runs,
             lambda point: point.frechet,
@@ -130,8 +130,19 @@ def _counts(runs: Sequence[Run], count: Callable[[CurvePoint], int]) -> str:
     if not counts:
         return ""
     least, most = f"{counts[0]:,}", f"{counts[-1]:,}"
-    words = least if least == most else f"{least} to {most}"
-    return f"Lines: measured during the run, {words} images a point."
+    if least == most:
+        return f"Lines: measured during the run, {least} images a point."
+    return f"Lines: measured during the run, {least} to {most} images a point, by run."
+
+
+def _distances(runs: Sequence[Run], distance: During) -> str:
+    if all(distance(point) is None for run in runs for point in run.curve):
+        return ""
+    counts = _counts(runs, lambda point: 0 if distance(point) is None else point.keep_count)
+    return (
+        f"{counts} A distance of fewer images is larger: compare lines of equal numbers of images, "
+        "and diamonds with diamonds."
+    )
 
 
 def _panel(

@@ -42,6 +42,7 @@ class Judgement:
         evaluation: the classifier's figures, or None without a classifier.
         fidelity: figures against real images, of the kept classes, or None without them.
         machine: see `machine_facts`.
+        processes: that drew the images together.
         versions: see `versions`.
     """
 
@@ -55,6 +56,7 @@ class Judgement:
     evaluation: Evaluation | None
     fidelity: FidelityFigures | None
     machine: Mapping[str, Any]
+    processes: int = 1
     versions: Mapping[str, str]
 
     def warnings(self) -> list[str]:
@@ -105,6 +107,7 @@ class Judgement:
             "trained": dict(self.trained),
             "warnings": self.warnings(),
             "machine": dict(self.machine),
+            "processes": self.processes,
             "versions": dict(self.versions),
         }
 
@@ -134,6 +137,7 @@ class Judgement:
                 evaluation=read_evaluation(values) if "forget_accuracy" in values else None,
                 fidelity=None if fidelity is None else _read(FidelityFigures, fidelity),
                 machine=values["machine"],
+                processes=values.get("processes", 1),
                 versions=values["versions"],
             )
         except KeyError as error:

@@ -3,8 +3,11 @@
 import functools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from PIL import Image
 from pecker_fast.evaluate.fidelity import WEIGHTS_SHA256, Inception
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.judgement import Judgement
+from pecker_fast.models import ModelFolder
 
 SAME = ("forget_accuracy", "forget_probability", "forget_entropy", "override_accuracy",
         "keep_accuracy", "class_accuracy", "unlearning_accuracy", "judge")  # fmt: skip
@@ -33,14 +37,14 @@ def few_features(monkeypatch):
 
 @pytest.fixture
 def drawn(run, files, tmp_path):
-    """The model's images, six of each class with the sampler of `MODEL`, as an .npz."""
+    """The model's images, four of each class with the sampler of `MODEL`, as an .npz."""
     path = tmp_path / "drawn.npz"
-    done = run("sample", files.model, "--npz", path, "--per-class", 6, "--steps", 1, "--seed", 4)
+    done = run("sample", files.model, "--npz", path, "--per-class", 4, "--steps", 1, "--seed", 4)
     assert done.code == 0, done.err
     return path
 
 
-MODEL = ("--per-class", 6, "--steps", 1, "--seed", 4)
+MODEL = ("--per-class", 4, "--steps", 1, "--seed", 4)
 
 
 def test_images_on_disk_have_the_figures_of_the_model_that_drew_them(
@@ -53,7 +57,7 @@ def test_images_on_disk_have_the_figures_of_the_model_that_drew_them(
 
     with np.load(files.statistics) as file:
         names = np.array(["circle", "square", "star"])
-        np.savez(tmp_path / "real.npz", images=file["images"][:18], labels=file["labels"][:18],
+        np.savez(tmp_path / "real.npz", images=file["images"][:12], labels=file["labels"][:12],
                  class_names=names)  # fmt: skip
     fid = ("--real", tmp_path / "real.npz", "--inception", weights)
     model = run("evaluate", files.model, *classes, *MODEL, *fid, "--json", tmp_path / "a.json")
@@ -65,19 +69,19 @@ def test_images_on_disk_have_the_figures_of_the_model_that_drew_them(
     assert left["fidelity"]["fid"] == pytest.approx(right["fidelity"]["fid"], rel=1e-5)
 
     assert (left["model"], left["forget_class"]) == (files.model, "star")
-    assert (left["forget_count"], left["keep_count"]) == (6, 12)
+    assert (left["forget_count"], left["keep_count"]) == (4, 8)
     found = left["fidelity"]
-    assert (found["count"], found["real_count"], found["layer"]) == (12, 12, "64")
+    assert (found["count"], found["real_count"], found["layer"]) == (8, 8, "64")
     assert found["weights_sha256"] != WEIGHTS_SHA256 and not found["weights_published"]
     assert found["real_source"] == f"{tmp_path / 'real.npz'}, without star"
     assert left["drawn"]["sampler"] == "one-step" and left["drawn"]["seed"] == 4
     assert len(left["network"]) == 64 and right["network"] == ""
     assert {"torch", "torch-fidelity", "torchvision"} <= set(left["versions"])
-    for words in ("6 images of the forgotten class", "12 generated images", "12 real images",
+    for words in ("4 images of the forgotten class", "8 generated images", "8 real images",
                   "drawn.pth is not the file"):  # fmt: skip
         assert any(words in warning for warning in left["warnings"])
         assert any(line.startswith("note: ") and words in line for line in model.out.splitlines())
-    assert f"FID, kept            {found['fid']:.3f} (12 generated, 12 real)" in model.out
+    assert f"FID, kept            {found['fid']:.3f} (8 generated, 8 real)" in model.out
 
 
 def test_images_without_classes_have_a_fid_and_nothing_else(run, tmp_path, weights, few_features):
@@ -120,6 +124,34 @@ def test_what_is_written_beside_images_says_how_they_were_drawn(run, files, tmp_
     assert (found["sampler"], found["steps"]) == ("1000 DDPM steps, guidance 2", 1000)
     assert (found["guidance"], found["seed"], found["forget"]) == (2.0, 3, 1)
     assert found["frechet"] > 0 and found["images"] == str(tmp_path)
+
+
+def test_an_erased_model_says_what_it_forgot(run, files, tmp_path):
+    model = ModelFolder.load(files.model)
+    erased = replace(model.with_network(model.unet, "generator"), figures={"forget": "Star"})
+    erased.save(tmp_path / "run" / "model")
+    judge = tmp_path / "judge"
+    shutil.copytree(files.classifier, judge)
+    statistics = ClassStatistics.from_features(torch.randn(60, 64), torch.arange(60) % 3, 3)
+    statistics.save(judge / "statistics.safetensors")
+    out = tmp_path / "run" / "evaluate.json"
+    judging = ("--classifier", judge, "--per-class", 2)
+    done = run("evaluate", tmp_path / "run", *judging, "--json", out)
+    assert done.code == 0, done.err
+    found = json.loads(out.read_text())
+    assert (found["forget_class"], found["steps"], found["processes"]) == ("star", 1, 1)
+    assert found["trained"] == {"kind": "generator", "forget": "Star"}
+    assert found["frechet"] > 0  # against the statistics beside the classifier
+
+    done = run("sample", tmp_path / "run", "--out", tmp_path / "drawn", "--per-class", 2)
+    assert done.code == 0, done.err
+    disk = tmp_path / "disk.json"
+    done = run("evaluate", "--images", tmp_path / "drawn", *judging[:2], "--json", disk)
+    assert done.code == 0, done.err
+    again = json.loads(disk.read_text())
+    same = (*SAME, "forget", "frechet", "sampler", "steps", "seed")
+    assert {key: again[key] for key in same} == {key: found[key] for key in same}
+    assert again["drawn"]["model"]["weights"] == found["network"]
 
 
 def test_several_processes_give_the_figures_of_one(run, files, tmp_path):
@@ -169,8 +201,6 @@ def test_what_is_refused(run, files, tmp_path, weights, arguments, words):
     done = run("evaluate", *(given.get(part, part) for part in arguments), "--json", path)
     assert done.code == 2
     assert done.err.count("\n") == 1 or "image/s" in done.err
-    import re
-
     assert re.search(words, done.err), done.err
     assert not path.exists()
 
@@ -181,8 +211,6 @@ def test_full_counts_with_the_published_weights_need_no_warning(run, files, tmp_
         "--per-class", 2, "--json", tmp_path / "out.json",
     )  # fmt: skip
     assert done.code == 0 and done.out.count("note: ") == 1
-    from dataclasses import replace
-
     from pecker_fast.evaluate.fidelity import FidelityFigures
     from pecker_fast.evaluate.forgetting import Evaluation
 

@@ -259,3 +259,16 @@ def test_the_page_and_the_tables(tmp_path):
     assert [row["iteration"] for row in rows] == ["0", "5", "10"]
     assert (rows[1]["run"], rows[1]["wall_s"]) == ("<script>x</script>", "25000.0")
     assert curves_csv([level]).count("\n") == 1
+
+
+def test_lines_say_how_many_images_are_behind_them(tmp_path):
+    few = Run(name="a", path="", method="", curve=tuple(points(9, 9, fid=(9, 8, 7))))
+    more = [replace(point, keep_count=900, forget_count=60) for point in few.curve]
+    without = Run(name="b", path="", method="", curve=tuple(points(9, 9)))
+    write_comparison(Comparison([few, replace(few, curve=tuple(more)), without]), tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    forgetting, keeping, fid = page.split("<h2>")[2:5]
+    assert "60 images a point." in forgetting and "117 to 900 images a point, by run." in keeping
+    assert "compare lines of equal numbers of images" in fid and fid.count("<polyline") == 2 * 2
+    assert "Fréchet distance of the other" not in page
+    assert ",8,60,117" in (tmp_path / "curves.csv").read_text()
