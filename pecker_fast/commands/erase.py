@@ -216,6 +216,7 @@ def erase(
     from pecker_fast.distill.config import load_config
     from pecker_fast.distributed import Ranks
     from pecker_fast.evaluate.classifier import load_classifier
+    from pecker_fast.evaluate.classifier_files import statistics_beside
     from pecker_fast.evaluate.fidelity import Inception
     from pecker_fast.evaluate.judge import Judge
     from pecker_fast.models import ModelFolder
@@ -248,7 +249,8 @@ def erase(
         split = PUBLISHED_SPLIT.get(dataset, "train")
         images = read_images(ranks, dataset, data_root, split, download)
     if classifier is not None:
-        loaded = load_classifier(classifier).to(place)
+        loaded = load_classifier(classifier, folder.class_names).to(place)
+        statistics = statistics or statistics_beside(classifier)
         real = None if statistics is None else load_statistics(statistics, folder, loaded)
         judge = Judge(loaded, real, per_class, teacher_steps=teacher_steps)
         if curve_per_class is not None:

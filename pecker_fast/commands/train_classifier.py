@@ -26,7 +26,7 @@ Examples:
     pecker-fast train-classifier --dataset stl10 --data-root DATA --pretrained R34.pth --out c
     pecker-fast train-classifier --dataset cifar10 --data-root DATA --out c
     pecker-fast train-classifier --arch small --dataset fashion-mnist --epochs 2 --out c
-    pecker-fast evaluate RUN/model --classifier c --statistics c/statistics.safetensors --forget cat
+    pecker-fast evaluate RUN/model --classifier c --forget cat
 
 \b
 With --pretrained, torchvision's ResNet-34 for ImageNet is fine-tuned at 224 pixels as published:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +22,7 @@ from pecker_fast.evaluate.classifier_files import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     build_network,
+    check_classes,
     fill_weights,
     read_config,
     save_network,
@@ -161,17 +163,22 @@ class ScriptedClassifier(nn.Module):
 
 
 def load_classifier(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], class_names: Sequence[str] = ()
 ) -> SmallClassifier | ResNetClassifier | ScriptedClassifier:
     """Load the folder of a `SmallClassifier` or a ResNet-34, or a user's TorchScript file.
 
     A TorchScript file returns logits, or (logits, features).
 
+    Args:
+        path: the folder or the file.
+        class_names: by label, what is to be judged; see `check_classes`.
+
     Raises:
-        PeckerError: nothing is there, or it is none of these.
+        PeckerError: nothing is there, it is none of these, or it was trained on other classes.
     """
     path = Path(path)
     if path.is_dir():
+        check_classes(path, class_names)
         arch = read_config(path, SmallClassifier.__name__).get("arch")
         return SmallClassifier.load(path) if arch is None else ResNetClassifier.load(path)
     if not path.is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ __all__ = [
     "STATISTICS_NAME",
     "WEIGHTS_NAME",
     "build_network",
+    "check_classes",
     "fill_weights",
     "read_config",
     "save_network",
@@ -107,6 +108,37 @@ def statistics_beside(classifier: str | os.PathLike[str]) -> Path | None:
     """The statistics that were written with a classifier, None where there are none."""
     path = Path(classifier) / STATISTICS_NAME
     return path if path.is_file() else None
+
+
+def check_classes(classifier: str | os.PathLike[str], class_names: Sequence[str]) -> None:
+    """Compare the classes that are to be judged with those that a classifier was trained on.
+
+    Case does not matter, a classifier may know more, and a classifier without a card, or classes
+    that are called "class 0" and so on since nobody knows their names, are not compared.
+
+    Args:
+        classifier: its folder or file.
+        class_names: by label, of the images.
+
+    Raises:
+        PeckerError: they differ; or the card cannot be read.
+    """
+    path = Path(classifier) / CARD_NAME
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))["class_names"]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise PeckerError(
+            f"classifier {path}: cannot be read ({error}); train the classifier again, or delete "
+            "the file where its classes are known to be right"
+        ) from error
+    for label, (theirs, ours) in enumerate(zip(known, class_names, strict=False)):
+        if ours.lower() not in (theirs.lower(), f"class {label}"):
+            raise PeckerError(
+                f"classifier {classifier}: label {label} is {theirs!r} there, but {ours!r} in what "
+                "it is to judge; give a classifier of the same classes in the same order"
+            )
 
 
 def _not_a_config(path: Path, kind: str, reason: object) -> str:

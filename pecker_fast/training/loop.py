@@ -75,6 +75,7 @@ class Training:
         self._optimizer = optimizer
         self._loss_of = loss_of
         self._config = config
+        self._kind = type(config).__name__  # a teacher's run and a classifier's look alike
         self._total = iterations
         self._identity = identity
         self._directory = directory
@@ -216,6 +217,7 @@ class Training:
         if self._directory is None:
             return
         state = {
+            "kind": self._kind,
             "identity": self._identity,
             "config": self._config.flat(),
             "network": self.network.state_dict(),
@@ -234,7 +236,7 @@ class Training:
         if saved is None or self._directory is None:
             return None
         where = self._directory.path
-        if "network" not in saved:
+        if saved.get("kind") != self._kind:
             raise PeckerError(f"{where} holds a run of another kind; choose another directory")
         if saved["identity"] != self._identity:
             raise PeckerError(

@@ -24,7 +24,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.train_teacher import build_scheduler
+from pecker_fast.models.published import published_scheduler
 from pecker_fast.nn.accelerate import accelerate_, decelerate_
 from pecker_fast.optim import MaskedAdamW
 from pecker_fast.training.batches import ShuffledEpochs, antithetic_timesteps
@@ -84,7 +84,7 @@ class TeacherTrainer:
         self.notes = [blocks, *_warnings(config)]
         self._model = ModelFolder(
             unet=network,
-            scheduler=build_scheduler(),
+            scheduler=published_scheduler(),
             class_names=images.class_names,
             patch_size=config.network.patch_size,
             null_label=images.num_classes if config.label_dropout > 0 else None,

@@ -141,6 +141,23 @@ def test_bad_folders(tmp_path):
         load_classifier(tmp_path)
 
 
+def test_other_classes_than_those_on_the_card_are_refused(tmp_path):
+    """Two data sets of ten classes differ in their order: every figure would be wrong."""
+    SmallClassifier(3, width=2).save(tmp_path)
+    load_classifier(tmp_path, ("dog", "cat"))  # without a card nothing is known
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps({"class_names": ["Cat", "dog", "emu"]}))
+    for names in (("cat", "Dog"), ("class 0", "class 1", "class 2"), ("cat", "dog", "emu"), ()):
+        load_classifier(tmp_path, names)
+    with pytest.raises(PeckerError, match=r"label 1 is 'dog' there, but 'emu' in .* same order"):
+        load_classifier(tmp_path, ("cat", "emu", "dog"))
+    with pytest.raises(PeckerError, match="label 1 is 'dog' there, but 'class 2'"):
+        load_classifier(tmp_path, ("cat", "class 2"))
+    card.write_text("{}")
+    with pytest.raises(PeckerError, match=r"card\.json: cannot be read"):
+        load_classifier(tmp_path)
+
+
 def test_pretrained_weights_but_for_the_last_layer(published):
     torch.manual_seed(5)
     classifier = ResNetClassifier(3)

@@ -253,6 +253,7 @@ def test_model_folder_comes_back_whole(tmp_path, kind):
     assert loaded.figures["training"]["images"] == "colours"
     assert loaded.figures["training"]["iterations"] == 6
     assert loaded.scheduler.config.clip_sample is False
+    assert loaded.scheduler.config.variance_type == "fixed_large"  # as published models have it
     for name, value in model.unet.state_dict().items():
         assert torch.equal(value, loaded.unet.state_dict()[name])
     x, t, null = torch.zeros(1, *loaded.network_shape), torch.tensor([5]), torch.tensor([3])
