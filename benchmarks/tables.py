@@ -1,11 +1,12 @@
-"""The README's tables, made from benchmarks/results/*.json.
+"""The tables of README.md and docs/scaling.md, made from benchmarks/results/*.json.
 
 python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # exit 1 if one is stale
 
-These may have a place or not, and stay empty where there is no result file: `iteration` and
-`memory` (iteration-cpu.json, memory-cpu.json), and of each card that gpu.py has measured
-`step_time_gpu`, `topk_gpu`, `iteration_gpu` and `memory_gpu`.
+These may have a place in the README or not, and stay empty where there is no result file:
+`iteration`, `memory` and `communication` (iteration-cpu.json, memory-cpu.json,
+communication-cpu.json), and of each card that gpu.py has measured `step_time_gpu`, `topk_gpu`,
+`iteration_gpu` and `memory_gpu`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing import Any
 
 import gpu_tables
 import iteration_tables
+import scaling_tables
 from gpu_tables import Rows, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+SCALING = ROOT / "docs" / "scaling.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -196,6 +199,12 @@ OPTIONAL_TABLES = {
     "demo_settings": ("demo_settings-cpu", demo_settings),
     "iteration": ("iteration-cpu", iteration_tables.iteration),
     "memory": ("memory-cpu", iteration_tables.memory),
+    "communication": ("communication-cpu", scaling_tables.communication_in_short),
+}
+SCALING_TABLES = {
+    "communication": ("communication-cpu", scaling_tables.communication),
+    "traffic": ("scaling-cpu", scaling_tables.traffic),
+    "memory_per_gpu": ("scaling-cpu", scaling_tables.memory),
 }
 CARD_TABLES = {
     "step_time_gpu": gpu_tables.step_time,
@@ -226,11 +235,25 @@ def render(text: str) -> str:
     return text
 
 
-def _replaced(text: str, name: str, table: str, allowed: tuple[int, ...]) -> str:
+def render_scaling(text: str) -> str:
+    """docs/scaling.md with every table made anew.
+
+    Raises:
+        SystemExit: a table without its place, or with several.
+    """
+    for name, (file, table) in SCALING_TABLES.items():
+        result = json.loads((RESULTS / f"{file}.json").read_text())
+        text = _replaced(text, name, f"{table(result)}\n", allowed=(1,), page="docs/scaling.md")
+    return text
+
+
+def _replaced(
+    text: str, name: str, table: str, allowed: tuple[int, ...], page: str = "README.md"
+) -> str:
     pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
     text, found = re.subn(pattern, lambda match: f"{match[1]}{table}{match[2]}", text, flags=re.S)
     if found not in allowed:
-        raise SystemExit(f"README.md: expected one place for the table {name!r}, found {found}")
+        raise SystemExit(f"{page}: expected one place for the table {name!r}, found {found}")
     return text
 
 
@@ -238,14 +261,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if stale")
     arguments = parser.parse_args()
-    before = README.read_text()
-    after = render(before)
-    if arguments.check:
-        if after != before:
-            print("README.md: a table is stale; run python benchmarks/tables.py")
-        return int(after != before)
-    README.write_text(after)
-    return 0
+    stale = 0
+    for page, rendered in ((README, render), (SCALING, render_scaling)):
+        before = page.read_text()
+        after = rendered(before)
+        if after == before:
+            continue
+        stale = 1
+        if arguments.check:
+            name = page.relative_to(ROOT)
+            print(f"{name}: a table is stale; run python benchmarks/tables.py")
+        else:
+            page.write_text(after)
+    return stale if arguments.check else 0
 
 
 if __name__ == "__main__":
