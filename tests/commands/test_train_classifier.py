@@ -94,7 +94,7 @@ def test_card_and_statistics_are_those_of_the_network(finished, data):
 
 
 def test_evaluate_and_erase_take_it(run, finished, model, tmp_path):
-    judge = ["--classifier", finished, "--statistics", finished / "statistics.safetensors"]
+    judge = ["--classifier", finished]  # its statistics lie beside it
     few = ["--per-class", 2, "--threads", 1]
     done = run(
         "evaluate", model, *judge, *few, "--forget", "star", "--steps", 2,
@@ -108,7 +108,20 @@ def test_evaluate_and_erase_take_it(run, finished, model, tmp_path):
         "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert (tmp_path / "run/report.json").exists()
+    assert json.loads((tmp_path / "run/report.json").read_text())["frechet_after"] > 0
+
+
+def test_models_of_other_classes_are_not_judged(run, finished, model, tmp_path):
+    other = ModelFolder.load(model)
+    ModelFolder(other.unet, other.scheduler, ("square", "circle", "star")).save(tmp_path / "other")
+    judge = ["--classifier", finished, "--forget", "star"]
+    done = run("evaluate", tmp_path / "other", *judge)
+    refused(done, "label 0 is 'circle' there, but 'square'", "in the same order")
+    done = run(
+        "erase", tmp_path / "other", *judge, "--override", "circle", "--out", tmp_path / "run"
+    )
+    refused(done, "label 0 is 'circle' there, but 'square'")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(run, data, monkeypatch, tmp_path):
@@ -194,6 +207,11 @@ def test_directory_of_another_run(run, data, tmp_path):
     with RunDirectory(tmp_path / "erased") as directory:
         directory.save(1, {"networks": {}})
     refused(run(*command(data, tmp_path / "erased", *SMALL)), "a run of another kind")
+    words = ["train-teacher", "--config", "small_teacher", "--dataset", "cifar10-format"]
+    words += ["--data-root", data, "--out", tmp_path / "teacher", "--iterations", 1]
+    words += ["--set", "network.channels=8", "--set", "batch_size=2", "--threads", 1]
+    assert run(*words).code == 0
+    refused(run(*command(data, tmp_path / "teacher", *SMALL)), "a run of another kind")
 
 
 def test_several_processes_are_refused_by_name(run, data, tmp_path, monkeypatch):
