@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch  # noqa: F401  # diffusers 0.31 uses it without importing it
 import torch
 import torch.nn.functional as F
 from torch import nn
