@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pecker_fast.distributed.meeting import Meeting
 from pecker_fast.distributed.watch import GO_ON, Watch, farewell, watch
 from pecker_fast.errors import PeckerError
 
@@ -79,18 +80,27 @@ class Ranks:
             device_type: cpu (gloo) or cuda (NCCL).
 
         Raises:
-            PeckerError: The others do not come, or PECKER_FAST_TIMEOUT is no number of seconds.
+            PeckerError: The others do not come, PECKER_FAST_TIMEOUT is no number of seconds, or
+                this is not the first call.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         timeout = _timeout()
+        if dist.is_initialized():
+            raise PeckerError(
+                "Ranks.join: torch.distributed is initialised already; call it once, before that"
+            )
         try:
-            if not dist.is_initialized():
-                dist.init_process_group(
-                    "nccl" if device_type == "cuda" else "gloo", timeout=STARTING
-                )
-            rank, size = dist.get_rank(), dist.get_world_size()
-            watching = watch(rank, size, timeout.total_seconds())
+            meeting = Meeting(STARTING)
+            rank, size = meeting.rank, meeting.size
+            dist.init_process_group(
+                "nccl" if device_type == "cuda" else "gloo",
+                store=meeting.store,
+                rank=rank,
+                world_size=size,
+                timeout=STARTING,
+            )
+            watching = watch(meeting, timeout.total_seconds())
             group = dist.new_group(timeout=timeout)
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 
-import torch.distributed as dist
+from pecker_fast.distributed.meeting import Meeting
 
 __all__ = ["Watch", "farewell"]
 
@@ -48,40 +48,28 @@ class Watch:
     exit code 2, wherever it is: a wait inside a collective cannot be ended otherwise.
     """
 
-    def __init__(self, rank: int, size: int, patience: float) -> None:
+    def __init__(self, meeting: Meeting, patience: float) -> None:
         """Leave the first sign of life.
 
         Args:
-            rank: This process.
-            size: How many there are.
+            meeting: The processes.
             patience: Seconds without a sign of life after which another counts as gone.
 
         Raises:
             RuntimeError: The store cannot be reached.
         """
-        self._rank, self._size = rank, size
+        self._rank, self._size = meeting.rank, meeting.size
+        self._holder, self._holds_store = meeting.holder, meeting.held_here
         self._patience = max(patience, _LEAST_PATIENCE)
-        # A connection of its own: torch may wait in its own one for minutes.
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-        )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        prefix = f"pecker-fast/{attempt}"
-        self._store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
-        self._keys = [str(other) for other in range(size)]
-        self._signs = [""] * size  # the last of each
-        self._unchanged = [0] * size  # readings since it came
+        self._store = meeting.another_connection()
+        self._keys = [str(other) for other in range(self._size)]
+        self._signs = [""] * self._size  # the last of each
+        self._unchanged = [0] * self._size  # readings since it came
         self._beats = 0
         self._last_sign = _LEFT
         self._ended = threading.Event()
         self._unanswered = 0  # half seconds since the store last answered
         self._store_is_gone = False
-        shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self._holder = "torchrun on the first machine" if shared else "rank 0"
-        self._holds_store = rank == 0 and not shared
         self._names_another = False  # an error here is about another process
         self._beat()
         # Two, since the store's own time limit does not end a wait where its process is suspended.
@@ -89,10 +77,9 @@ class Watch:
         self._judge_thread = threading.Thread(target=self._judge, daemon=True)
 
     def start(self) -> None:
-        """Watch, if not yet; all processes have left their first sign of life."""
-        if self._judge_thread.ident is None:
-            self._signs_thread.start()
-            self._judge_thread.start()
+        """Watch; all processes have left their first sign of life."""
+        self._signs_thread.start()
+        self._judge_thread.start()
 
     def end(self, error: str | None = None) -> None:
         """This process ends, with an error that the others shall hear or without."""
@@ -187,11 +174,10 @@ _active: list[Watch] = []
 """The watch of this process, as torch.distributed has one default group of it."""
 
 
-def watch(rank: int, size: int, patience: float) -> Watch:
-    """The watch of this process; made at the first call."""
-    if not _active:
-        _active.append(Watch(rank, size, patience))
-    return _active[0]
+def watch(meeting: Meeting, patience: float) -> Watch:
+    """The watch of this process, which has just met the others."""
+    _active.append(Watch(meeting, patience))
+    return _active[-1]
 
 
 def farewell(error: str | None = None) -> None:

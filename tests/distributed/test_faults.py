@@ -8,50 +8,16 @@ checkpoint of iteration 4, unless a test says otherwise.
 import time
 
 import pytest
-import torch
 from fault_processes import run_commands
-from toys import assert_same_bits
-
-from pecker_fast.distill import RunDirectory
-from pecker_fast.models import ModelFolder
-from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
+from fault_run import build, erase, same_training, state
 
 LIMIT = 3  # seconds that a step waits for the others, where a test is about that
-
-
-def build(path, seed=0):
-    torch.manual_seed(seed)
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    unet = build_unet(recipe, num_classes=3, image_shape=(1, 8, 8)).eval()
-    ModelFolder(unet, build_scheduler(), ("circle", "square", "star")).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny model folder; read-only."""
     return build(tmp_path_factory.mktemp("model") / "model")
-
-
-def erase(model, out, *more, iterations=6):
-    return [
-        "erase", model, "--out", out, "--forget", "star", "--override", "circle",
-        "--density", "0.2", "--iterations", iterations, "--set", "batch_size=2",
-        "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
-        "--set", "logging.checkpoint_every=2", "--set", "logging.every=2",
-        "--set", "generator.lr=1e-3", "--device", "cpu", "--threads", "1", *more,
-    ]  # fmt: skip
-
-
-def state(out):
-    with RunDirectory(out) as directory:
-        return directory.load()
-
-
-def same_training(left, right):
-    """The same bits in all that is trained; wall time differs."""
-    for part in ("iteration", "mask", "networks", "generator", "pseudo_score", "ema"):
-        assert_same_bits(left[part], right[part])
 
 
 @pytest.fixture(scope="module")
