@@ -40,7 +40,7 @@ class Request:
     classes: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     per_class: int | None = None
-    num: int | None = None
+    count: int | None = None
     method: Method | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -53,7 +53,7 @@ class Request:
     def labels(self, chosen: list[int]) -> Tensor:
         """What each image is to show, (N,) int64: the chosen ones in turn."""
         each = self.per_class or PER_CLASS
-        total = self.num or each * len(chosen)
+        total = self.count or each * len(chosen)
         return torch.tensor(chosen).repeat(-(-total // len(chosen)))[:total]
 
 
@@ -115,7 +115,7 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
         "--npz": request.npz,
         "--sampler": request.method,
         "--eta": request.eta,
-        "--num": request.num,
+        "--count": request.count,
         "--out": request.out,
     }
     named = [name for name, value in unfit.items() if value]

@@ -29,15 +29,15 @@ Examples:
     pecker-fast sample teacher --steps 50 --per-class 4 --png before.png
     pecker-fast sample demo/model --class Sneaker --per-class 1000 --npz sneakers.npz
     pecker-fast sample RUN --per-class 5000 --out samples
-    pecker-fast sample TEACHER --sampler ddpm --steps 1000 --guidance 2 --num 50000 --out real.npz
-    torchrun --nproc-per-node 8 -m pecker_fast.cli sample RUN --num 50000 --out samples
+    pecker-fast sample TEACHER --sampler ddpm --steps 1000 --guidance 2 --out teacher.npz
+    torchrun --nproc-per-node 8 -m pecker_fast.cli sample RUN --count 50000 --out samples
     pecker-fast sample run/pipeline --prompt "a photo of a church" --per-class 4 --png church.png
 
 \b
---out FOLDER gets a PNG for each image, one sub-folder per class, and samples.json, which says what
-drew them; --out FILE.npz gets arr_0 (N, H, W, C) uint8, labels, class_names and provenance. Both go
-on where they were stopped when the same command is started again, and end with the same images,
-on any number of processes.
+--out FOLDER gets a PNG for each image, one sub-folder per class, and samples.json, which says
+what drew them; --out FILE.npz gets arr_0 (N, H, W, C) uint8, labels, class_names, provenance.
+Both go on where they were stopped when the same command is started again, and end with the
+same images, on any number of processes.
 """,
 )
 @MODEL_ARGUMENT
@@ -63,7 +63,14 @@ on any number of processes.
     type=click.IntRange(min=1),
     help=f"Images of each class or prompt.  [default: {PER_CLASS}]",
 )
-@click.option("--num", type=click.IntRange(min=1), help="Images in all, instead of --per-class.")
+# torchrun takes --num, also behind the name of the program, for an abbreviation of its own options.
+@click.option(
+    "--count",
+    "--num",
+    "count",
+    type=click.IntRange(min=1),
+    help="Images in all, instead of --per-class; under torchrun only as --count.",
+)
 @click.option(
     "--sampler",
     "method",
@@ -98,7 +105,7 @@ def sample(
     classes: tuple[str, ...],
     prompts: tuple[str, ...],
     per_class: int | None,
-    num: int | None,
+    count: int | None,
     method: Method | None,
     steps: int | None,
     guidance: float | None,
@@ -118,8 +125,8 @@ def sample(
         )
     if out is not None and (png is not None or npz is not None):
         raise PeckerError("sample: --out is for many images, --png and --npz for few; give one")
-    if num is not None and per_class is not None:
-        raise PeckerError("sample: --num and --per-class both say how many images; give one")
+    if count is not None and per_class is not None:
+        raise PeckerError("sample: --count and --per-class both say how many images; give one")
     for path in (png, npz):
         if path is not None:
             output_file(path, force)
@@ -141,7 +148,7 @@ def sample(
         classes=classes,
         prompts=prompts,
         per_class=per_class,
-        num=num,
+        count=count,
         method=method,
         steps=steps,
         guidance=guidance,

@@ -1,0 +1,226 @@
+"""`sample --out`: options, runs, several processes, kills in the middle, disks that are full."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pecker_fast.evaluate.image_files import load_image_files
+from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.ddpm import DDPMUNet
+
+COMMAND = [sys.executable, "-m", "pecker_fast.cli"]
+SLOW = ("--count", 40, "--steps", 25, "--batch-size", 4, "--seed", 5)
+
+
+def refused(done, *words):
+    assert done.code == 2, done
+    assert done.err.startswith("pecker-fast: ") and done.err.count("\n") == 1, done.err
+    for word in words:
+        assert str(word) in done.err
+
+
+def images_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.png")}
+
+
+def start(size, *arguments, command=COMMAND):
+    """A command line in `size` processes as torchrun starts them, but with nobody between."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if size > 1:
+        env |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [*command, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def finish(children):
+    """Exit codes, stdout and stderr of processes, each a list by rank."""
+    try:
+        texts = [child.communicate(timeout=120) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    return [child.returncode for child in children], *map(list, zip(*texts, strict=True))
+
+
+def kill_after_some_images(children, folder):
+    """SIGKILL to all of them as soon as the first images are in `folder`."""
+    try:
+        deadline = time.monotonic() + 90
+        while not any(folder.glob("*/0*.png")):
+            assert all(child.poll() is None for child in children) and time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        for child in children:
+            child.kill()
+        finish(children)
+
+
+@pytest.fixture
+def whole(run, files, tmp_path, monkeypatch):
+    """The images of `SLOW` as one process draws them that nothing stops."""
+    torch.set_num_threads(1)
+    done = run("sample", files.model, "--out", tmp_path / "whole", *SLOW)
+    assert done.code == 0, done.err
+    return images_of(tmp_path / "whole")
+
+
+def test_two_processes_that_are_killed_and_started_again_draw_the_images_of_one(
+    run, files, whole, tmp_path
+):
+    out = tmp_path / "samples"
+    arguments = ("sample", files.model, "--out", out, *SLOW)
+    kill_after_some_images(start(2, *arguments), out)
+    there = images_of(out)
+    assert 0 < len(there) < 40
+    assert json.loads((out / "samples.json").read_text())["complete"] is False
+    codes, outs, errs = finish(start(2, *arguments))
+    assert codes == [0, 0], errs
+    assert outs == [f"{out}\n", ""] and errs[1] == ""  # one process speaks
+    assert f"{len(there)} of 40 images were there" in errs[0]
+    assert images_of(out) == whole
+    content = json.loads((out / "samples.json").read_text())
+    assert [start["processes"] for start in content["starts"]] == [2, 2]
+    assert content["starts"][1]["images"] == 40 - len(there)
+    done = run(*arguments)
+    assert done.code == 0 and "40 of 40 images were there" in done.err
+
+
+def test_an_npz_whose_process_is_killed(run, files, whole, tmp_path):
+    out, parts = tmp_path / "samples.npz", tmp_path / "samples.npz.parts"
+    kill_after_some_images(start(1, "sample", files.model, "--out", out, *SLOW), parts)
+    assert not out.exists() and 0 < len(images_of(parts)) < 40
+    done = run("sample", files.model, "--out", out, *SLOW)
+    assert done.code == 0 and done.out == f"{out}\n", done.err
+    assert not parts.exists()
+    drawn, expected = load_image_files(out), load_image_files(tmp_path / "whole")
+    order = drawn.labels.argsort(stable=True)
+    assert torch.equal(drawn.images[order], expected.images)
+    assert torch.equal(drawn.labels[order], expected.labels)
+    assert drawn.provenance["sampler"] == expected.provenance["sampler"]
+
+
+def test_every_option_of_the_sampler_counts(run, tmp_path):
+    torch.manual_seed(0)
+    unet = DDPMUNet(
+        sample_size=8, in_channels=3, num_classes=3, channels=32, channel_mult=(1, 1),
+    ).eval()  # fmt: skip
+    from pecker_fast.models.train_teacher import build_scheduler
+
+    ModelFolder(unet, build_scheduler(), ("circle", "square", "star")).save(tmp_path / "model")
+    model = ModelFolder.load(tmp_path / "model")
+    cases = {
+        "a": (("--sampler", "ddpm", "--steps", 4, "--guidance", 2),
+              Sampler(4, 6, method="ddpm", guidance=2, batch_size=2)),
+        "b": (("--steps", 4, "--eta", 0.5), Sampler(4, 6, eta=0.5, batch_size=2)),
+        "c": (("--sampler", "one-step", "--t-init", 300), Sampler(1, 6, t_init=300, batch_size=2)),
+    }  # fmt: skip
+    for name, (options, sampler) in cases.items():
+        out = tmp_path / f"{name}.npz"
+        done = run(
+            "sample", tmp_path / "model", "--out", out, "--classes", "star, 0", "--count", 3,
+            "--seed", 6, "--batch-size", 2, *options,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        with np.load(out) as file:
+            assert file["labels"].tolist() == [2, 0, 2]
+            found = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
+            facts = json.loads(str(file["provenance"]))
+        assert facts["sampler"] == sampler.settings(model)
+        expected = (sampler.sample(model, torch.tensor([2, 0, 2])) + 1) * 127.5
+        assert (found - expected).abs().max() <= 0.501
+
+
+def test_images_of_a_run(run, files, tmp_path):
+    model = ModelFolder.load(files.model).with_network(
+        ModelFolder.load(files.model).unet, "generator"
+    )
+    object.__setattr__(model, "figures", {"forget": "star", "iterations": 7, "t_init": 300})
+    model.save(tmp_path / "run" / "model")
+    done = run("sample", tmp_path / "run", "--out", tmp_path / "out", "--per-class", 2)
+    assert done.code == 0, done.err
+    content = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert content["model"]["path"] == str(tmp_path / "run" / "model")
+    assert (content["model"]["forgotten"], content["model"]["iterations"]) == ("star", 7)
+    assert (content["sampler"]["steps"], content["sampler"]["t_init"]) == (1, 300)
+    assert content["count"] == 6
+    done = run("sample", tmp_path / "run", "--png", tmp_path / "grid.png", "--per-class", 2)
+    assert done.code == 0 and Image.open(tmp_path / "grid.png").size[0] > 200, done.err
+
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.lock").touch()
+    done = run("sample", tmp_path / "new", "--out", tmp_path / "other")
+    refused(done, tmp_path / "new", "has not made a model yet")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_class_whose_name_has_a_comma(run, files, tmp_path):
+    model = ModelFolder.load(files.model)
+    object.__setattr__(model, "class_names", ("car, red", "car", "red"))
+    model.save(tmp_path / "model")
+    arguments = ("--steps", 1, "--per-class", 1, "--npz")
+    for text, expected in (("car, red", [0]), ("red,car", [2, 1]), ("2,red,", [2])):
+        out = tmp_path / "x.npz"
+        done = run("sample", tmp_path / "model", "--class", text, *arguments, out, "--force")
+        assert done.code == 0, done.err
+        assert np.load(out)["labels"].tolist() == expected
+
+
+def test_what_is_refused(run, files, tmp_path):
+    out = tmp_path / "out"
+
+    def attempt(*arguments):
+        return run("sample", files.model, "--steps", 1, *arguments)
+
+    refused(attempt(), "nowhere to write to", "--out FOLDER")
+    refused(attempt("--out", out, "--png", tmp_path / "x.png"), "--out", "--png")
+    refused(attempt("--out", out, "--count", 3, "--per-class", 3), "--count and --per-class")
+    refused(attempt("--out", out, "--class", "hexagon"), "unknown class 'hexagon'", "2 'star'")
+    refused(attempt("--out", out, "--class", "star,hexagon"), "unknown class 'hexagon'")
+    refused(attempt("--out", out, "--guidance", 2), "guidance is for many steps")
+    refused(attempt("--out", out, "--eta", 2), "eta must lie in [0, 1]")
+    refused(attempt("--out", out, "--sampler", "ddpm"), "ddpm needs 2 steps or more, got 1")
+    refused(attempt("--out", tmp_path / "a" / "b"), "no such folder; make it first")
+    refused(attempt("--out", tmp_path / "a" / "b.npz"), "no such folder; make it first")
+    assert not list(tmp_path.iterdir())
+
+    assert attempt("--out", out, "--count", 3).code == 0
+    refused(attempt("--out", out, "--count", 3, "--seed", 1), out, "sampler.seed is 0 and not 1")
+    before = images_of(out)
+    done = attempt("--out", out, "--count", 3, "--seed", 1, "--force")
+    assert done.code == 0 and images_of(out).keys() == before.keys() and images_of(out) != before
+
+
+def test_a_disk_that_fills_up(run, files, tmp_path):
+    # No file may grow beyond a limit: PNGs stay below it, the .npz does not.
+    out, parts = tmp_path / "x.npz", tmp_path / "x.npz.parts"
+    arguments = ("sample", files.model, "--out", out, "--count", 60, "--steps", 1)
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "
+        "from pecker_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    codes, outs, errs = finish(start(1, *arguments, command=[sys.executable, "-c", script]))
+    assert (codes, outs) == ([2], [""])
+    last = errs[0].splitlines()[-1]
+    assert "File too large" in last and f"all images are in {parts}" in last
+    assert sorted(os.listdir(tmp_path)) == ["x.npz.parts"] and len(images_of(parts)) == 60
+    done = run(*arguments)
+    assert done.code == 0 and "60 of 60 images were there" in done.err
+    assert os.listdir(tmp_path) == ["x.npz"]
