@@ -152,6 +152,7 @@ class ClassifierTrainer:
             "train_images": self._images.source,
             "started_from": self._started_from,
             "iterations": self._training.iteration,
+            "seconds": round(self._training.stopwatch.seconds, 2),
             "config": self._config.model_dump(mode="json"),
             "machine": machine_facts(self._device),
             "versions": versions(),

@@ -21,6 +21,7 @@ from pecker_fast.distill.checkpoint import RunDirectory
 from pecker_fast.distill.learner import learning_rate_factor
 from pecker_fast.distill.metrics import open_tensorboard
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.distill.stopwatch import Stopwatch
 from pecker_fast.distributed import GradientReducer, Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.training.config import TrainingConfig
@@ -37,6 +38,7 @@ class Training:
     Attributes:
         iteration: Iterations that are done.
         network: The network that is trained, in train mode.
+        stopwatch: Seconds of training so far, over all starts of the run.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Training:
         """
         self.network = network
         self.iteration = 0
+        self.stopwatch = Stopwatch()
         self._optimizer = optimizer
         self._loss_of = loss_of
         self._config = config
@@ -126,16 +129,17 @@ class Training:
         self.network.train()
         try:
             while self.iteration < self._total:
-                self._iterate()
-                save = self.iteration == self._total
-                save = save or self.iteration % logging.checkpoint_every == 0
-                if save or self.iteration % logging.every == 0:
-                    loss = self._read_losses()
-                    bar.set_postfix({"loss": f"{loss:.4g}"})
-                    if board is not None:
-                        board.add_scalar("loss", loss, self.iteration)
-                if save:
-                    self.save()
+                with self.stopwatch:
+                    self._iterate()
+                    save = self.iteration == self._total
+                    save = save or self.iteration % logging.checkpoint_every == 0
+                    if save or self.iteration % logging.every == 0:
+                        loss = self._read_losses()
+                        bar.set_postfix({"loss": f"{loss:.4g}"})
+                        if board is not None:
+                            board.add_scalar("loss", loss, self.iteration)
+                    if save:
+                        self.save()
                 bar.update()
                 yield self.iteration
         finally:
@@ -219,6 +223,7 @@ class Training:
         state = {
             "kind": self._kind,
             "identity": self._identity,
+            "seconds": self.stopwatch.seconds,
             "config": self._config.flat(),
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -248,6 +253,7 @@ class Training:
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.iteration = saved["iteration"]
+        self.stopwatch = Stopwatch(saved["seconds"])
         self.network.load_state_dict(saved["network"])
         self._optimizer.load_state_dict(saved["optimizer"])
         for name, average in self._average.items():

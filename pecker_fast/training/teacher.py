@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -98,6 +99,7 @@ class TeacherTrainer:
             weight_decay=options.weight_decay,
         )
         ranks = ranks or Ranks()
+        self._processes = ranks.size
         self._training = Training(
             network,
             optimizer,
@@ -130,11 +132,18 @@ class TeacherTrainer:
         facts = {
             "images": self._images.source,
             "iterations": self._training.iteration,
+            "seconds": round(self._training.stopwatch.seconds, 2),
+            "processes": self._processes,
             "config": self._config.model_dump(mode="json"),
             "machine": machine_facts(self._device),
             "versions": versions(),
         }
-        return replace(self._model, figures={"training": facts})
+        figures: dict[str, Any] = {"training": facts}
+        if self._config.without is not None:
+            # Said as an erased model says what it forgot, so that both are judged alike.
+            names = self._images.class_names
+            figures["forget"] = names[self._images.class_index(self._config.without)]
+        return replace(self._model, figures=figures)
 
 
 def build_network(

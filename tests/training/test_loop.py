@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pecker_fast.distill.checkpoint import RunDirectory
+from pecker_fast.distill.stopwatch import Stopwatch
 from pecker_fast.errors import PeckerError
 from pecker_fast.training.config import TeacherConfig
 from pecker_fast.training.loop import Training
@@ -204,3 +205,15 @@ def test_without_an_average_the_last_weights_count():
     run.run()
     for name, param in run.network.named_parameters():
         assert torch.equal(run.averages()[name], param)
+
+
+def test_seconds_of_training_go_on_after_a_resumption(tmp_path):
+    with RunDirectory(tmp_path) as directory:
+        first = training(directory)
+        first.stopwatch = Stopwatch(1000.0)
+        for done in first.steps():
+            if done == 4:
+                break
+        assert 1000 < first.stopwatch.seconds < 2000
+        resumed = training(directory)
+        assert 1000 < resumed.stopwatch.seconds <= first.stopwatch.seconds

@@ -186,6 +186,7 @@ def test_left_out_class_is_never_seen_but_keeps_its_label(monkeypatch):
     assert set(labels.tolist()) == {0, 2, 3}
     model = TeacherTrainer(tiny_images(), tiny_config(iterations=1, without=1), CPU).model()
     assert model.num_classes == 3
+    assert model.figures["forget"] == "colour 1"
 
 
 # ---- whole runs
@@ -252,6 +253,8 @@ def test_model_folder_comes_back_whole(tmp_path, kind):
     assert loaded.null_label == 3
     assert loaded.figures["training"]["images"] == "colours"
     assert loaded.figures["training"]["iterations"] == 6
+    assert loaded.figures["training"]["processes"] == 1
+    assert "forget" not in loaded.figures
     assert loaded.scheduler.config.clip_sample is False
     assert loaded.scheduler.config.variance_type == "fixed_large"  # as published models have it
     for name, value in model.unet.state_dict().items():
