@@ -135,9 +135,7 @@ def plot_accuracy(
         if teacher is not None:
             label = f"{name}: {teacher_label}"
             ax.axhline(teacher, color=color, linestyle="--", linewidth=1, alpha=0.7, label=label)
-        ax.plot(
-            iterations, values, color=color, marker="o", markersize=4, label=f"{name}: {label}"
-        )
+        ax.plot(iterations, values, color=color, marker="o", markersize=4, label=f"{name}: {label}")
     ax.set_ylim(-0.04, 1.04)
     ax.set_xlim(min(0, iterations[0]), max(iterations[-1], 1) * 1.02)
     ax.set_yticks(np.linspace(0, 1, 6), [f"{round(100 * y)} %" for y in np.linspace(0, 1, 6)])
