@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from pecker_fast.baselines.mask_finding import find_mask
 from pecker_fast.baselines.objective import BaselineObjective
 from pecker_fast.distill.checkpoint import RunDirectory, fingerprint, mask_state
 from pecker_fast.distill.ema import SalientEma
 from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
-from pecker_fast.distill.metrics import LossRecord, Metrics, open_tensorboard
+from pecker_fast.distill.loop import Loop
+from pecker_fast.distill.metrics import LossRecord, Metrics
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.distill.stopwatch import Stopwatch
 from pecker_fast.distributed import Ranks
@@ -83,6 +83,7 @@ class BaselineTrainer:
         self.start = objective.original
         self._objective = objective
         self._directory = run_directory
+        self._loop = Loop(self, config.logging, run_directory, lower="optimizer.lr")
         self._progress = progress and ranks.is_first
         self._identity = {"model": "", "images": ""}
         if run_directory is not None or not ranks.alone:
@@ -120,42 +121,19 @@ class BaselineTrainer:
             PeckerError: A loss or a weight is not finite (nothing of it is saved), or the disk is
                 full. The last checkpoint stays.
         """
-        logging, total = self.config.logging, self.config.iterations
-        objective, size = self._objective, self.config.batch_size
+        config, objective, size = self.config, self._objective, self.config.batch_size
         share = len(range(size)[self._ranks.rows(size)]) / size
-        record = LossRecord(logging.every, objective.device, self._ranks, share, objective.terms)
-        board = None
-        if logging.tensorboard and self._directory is not None:
-            board = open_tensorboard(self._directory.path, self.iteration)
-        bar = tqdm(
-            total=total,
-            initial=self.iteration,
-            desc=self.config.method,
-            unit="it",
-            disable=not self._progress,
+        record = LossRecord(
+            config.logging.every, objective.device, self._ranks, share, objective.terms
         )
-        try:
-            while self.iteration < total:
-                with self.stopwatch:
-                    terms = self._iterate()
-                    self.iteration += 1
-                    record.add_terms(self.iteration, terms)
-                    save = self.iteration == total or self.iteration % logging.checkpoint_every == 0
-                    losses = None
-                    if save or self.iteration % logging.every == 0:
-                        losses = self._read(record)
-                        bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()})
-                    if board is not None and losses is not None:
-                        for name, value in losses.items():
-                            board.add_scalar(f"loss/{name}", value, self.iteration)
-                    if save:
-                        self.save()
-                bar.update()
-                yield Metrics(self.iteration, losses)
-        finally:
-            bar.close()
-            if board is not None:
-                board.close()
+
+        def advance() -> None:
+            terms = self._iterate()
+            self.iteration += 1
+            record.add_terms(self.iteration, terms)
+
+        title = config.method if self._progress else None
+        return self._loop.steps(advance, record, config.iterations, title)
 
     def erased_network(self) -> nn.Module:
         """The result: the network in eval mode, averaged where `ema.decay` is set."""
@@ -182,12 +160,7 @@ class BaselineTrainer:
         Raises:
             PeckerError: A weight is not finite, or the disk is full. The last checkpoint stays.
         """
-        for name, param in self.network.named_parameters():
-            if not bool(torch.isfinite(param).all()):
-                raise PeckerError(
-                    f"the weight {name!r} is not finite after iteration {self.iteration}: "
-                    f"stopped; {self._remedy()}"
-                )
+        self._loop.check_finite(self.network)
         self._ranks.first(self._write)
 
     # ---- one iteration
@@ -310,16 +283,6 @@ class BaselineTrainer:
         self._learner.load_state_dict(saved["optimizer"])
         if self._ema is not None:
             self._ema.load_state_dict(saved["ema"])
-
-    def _read(self, record: LossRecord) -> dict[str, float]:
-        try:
-            return record.read()
-        except PeckerError as error:
-            raise PeckerError(f"{error}: stopped; {self._remedy()}") from None
-
-    def _remedy(self) -> str:
-        standing = "nothing was saved" if self._directory is None else self._directory.standing()
-        return f"{standing}; lower optimizer.lr"
 
 
 def _clipped(make: MakeOptimizer, mask: SaliencyMask | None, max_norm: float) -> MakeOptimizer:

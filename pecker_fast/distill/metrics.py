@@ -14,7 +14,7 @@ from torch import Tensor
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 
-__all__ = ["LOSS_NAMES", "LossRecord", "Metrics", "open_tensorboard"]
+__all__ = ["LOSS_NAMES", "ONE_LOSS", "LossRecord", "Metrics", "open_tensorboard"]
 
 LOSS_NAMES = (
     "pseudo_score/remain",
@@ -23,6 +23,9 @@ LOSS_NAMES = (
     "generator/forget",
 )
 """The four terms, each a mean over its half of the batch, without its lambda."""
+
+ONE_LOSS = "loss"
+"""Name of the term where there is only one."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class LossRecord:
             device: Where the losses are.
             ranks: The processes that share the batch; each reads the mean over all of it.
             share: This process's part of the batch.
-            names: Of the terms: `term` or `network/term`.
+            names: Of the terms: `term` or `network/term`, or `ONE_LOSS` alone.
         """
         self._names = tuple(names)
         self._ranks = ranks or Ranks()
@@ -93,6 +96,7 @@ class LossRecord:
                 if not math.isfinite(value):
                     network, _, term = name.rpartition("/")
                     what = f"{network} loss ({term} term)" if network else f"{term} loss"
+                    what = ONE_LOSS if name == ONE_LOSS else what
                     raise PeckerError(f"the {what} is {value} at iteration {iteration}")
         self._iterations.clear()
         columns = zip(*rows, strict=True)

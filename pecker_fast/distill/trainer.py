@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pecker_fast.distill.checkpoint import RunDirectory, fingerprint, mask_state
 from pecker_fast.distill.config import PeckerConfig
@@ -21,8 +20,9 @@ from pecker_fast.distill.ema import SalientEma
 from pecker_fast.distill.graph import CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration
 from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
+from pecker_fast.distill.loop import Loop
 from pecker_fast.distill.mask_finding import find_mask
-from pecker_fast.distill.metrics import LOSS_NAMES, LossRecord, Metrics, open_tensorboard
+from pecker_fast.distill.metrics import LOSS_NAMES, LossRecord, Metrics
 from pecker_fast.distill.network_set import NetworkSet, Role, SeparateNetworks, SharedNetworks
 from pecker_fast.distill.objective import DiffusionModel, Objective
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
@@ -88,6 +88,8 @@ class PeckerTrainer:
         self.stopwatch = Stopwatch()
         self._objective = objective
         self._directory = run_directory
+        rates = "generator.lr and pseudo_score.lr"
+        self._loop = Loop(self, config.logging, run_directory, lower=rates)
         self._progress = progress and ranks.is_first
         # The teacher never changes, so a generator that starts as its copy needs no second one.
         self.start = objective.original if generator is None else copy.deepcopy(generator)
@@ -184,44 +186,20 @@ class PeckerTrainer:
             PeckerError: A loss or a weight is not finite (nothing of it is saved), or the disk is
                 full. The last checkpoint stays.
         """
-        logging, total = self.config.logging, self.config.iterations
-        names = [name for name in LOSS_NAMES if self.config.halves == 2 or "remain" in name]
+        config = self.config
+        names = [name for name in LOSS_NAMES if config.halves == 2 or "remain" in name]
         record = LossRecord(
-            logging.every, self._objective.device, self._ranks, self._step.share, names
+            config.logging.every, self._objective.device, self._ranks, self._step.share, names
         )
-        board = None
-        if logging.tensorboard and self._directory is not None:
-            board = open_tensorboard(self._directory.path, self.iteration)
-        bar = tqdm(
-            total=total,
-            initial=self.iteration,
-            desc="distill",
-            unit="it",
-            disable=not self._progress,
-        )
-        try:
-            while self.iteration < total:
-                with self.stopwatch:
-                    self._refresh_mask()
-                    pseudo_score_losses, generator_losses = self._iterate()
-                    self.iteration += 1
-                    record.add(self.iteration, pseudo_score_losses, generator_losses)
-                    save = self.iteration == total or self.iteration % logging.checkpoint_every == 0
-                    losses = None
-                    if save or self.iteration % logging.every == 0:
-                        losses = self._read(record)
-                        bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()})
-                    if board is not None and losses is not None:
-                        for name, value in losses.items():
-                            board.add_scalar(f"loss/{name}", value, self.iteration)
-                    if save:
-                        self.save()
-                bar.update()
-                yield Metrics(self.iteration, losses)
-        finally:
-            bar.close()
-            if board is not None:
-                board.close()
+
+        def advance() -> None:
+            self._refresh_mask()
+            losses = self._iterate()
+            self.iteration += 1
+            record.add(self.iteration, *losses)
+
+        title = "distill" if self._progress else None
+        return self._loop.steps(advance, record, config.iterations, title)
 
     def ema_generator(self) -> nn.Module:
         """The result: the generator in eval mode, averaged where `ema.decay` is set.
@@ -258,12 +236,7 @@ class PeckerTrainer:
         """
         roles: tuple[Role, ...] = ("pseudo_score", "generator")
         for kind in roles:
-            for name, param in self._networks.use(kind).named_parameters():
-                if not bool(torch.isfinite(param).all()):
-                    raise PeckerError(
-                        f"the {kind} weight {name!r} is not finite after iteration "
-                        f"{self.iteration}: stopped; {self._remedy()}"
-                    )
+            self._loop.check_finite(self._networks.use(kind), kind)
         self._ranks.first(self._write)
 
     def _write(self) -> None:
@@ -418,13 +391,3 @@ class PeckerTrainer:
         self._psi.load_state_dict(saved["pseudo_score"])
         if self._ema is not None:
             self._ema.load_state_dict(saved["ema"])
-
-    def _read(self, record: LossRecord) -> dict[str, float]:
-        try:
-            return record.read()
-        except PeckerError as error:
-            raise PeckerError(f"{error}: stopped; {self._remedy()}") from None
-
-    def _remedy(self) -> str:
-        standing = "nothing was saved" if self._directory is None else self._directory.standing()
-        return f"{standing}; lower generator.lr and pseudo_score.lr"

@@ -7,7 +7,6 @@ the same global batch, and gradients are summed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from pecker_fast.distill.checkpoint import RunDirectory
 from pecker_fast.distill.learner import learning_rate_factor
-from pecker_fast.distill.metrics import open_tensorboard
+from pecker_fast.distill.loop import Loop
+from pecker_fast.distill.metrics import ONE_LOSS, LossRecord, Metrics
 from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.distill.stopwatch import Stopwatch
 from pecker_fast.distributed import GradientReducer, Ranks
@@ -92,8 +91,9 @@ class Training:
             self._average = {name: p.detach().clone() for name, p in self._params.items()}
             update: Any = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
             self._update_average = update
-        self._losses = torch.zeros(config.logging.every, device=self._device)
-        self._unread: list[int] = []
+        # Each process has its part of the sum, so that nothing is to be weighted.
+        self._losses = LossRecord(config.logging.every, self._device, ranks, 1.0, [ONE_LOSS])
+        self._loop = Loop(self, config.logging, directory, lower="lr")
         ranks.check_same(identity, "other images or another network")
         ranks.check_same(config.to_yaml(), "another configuration")
         saved = ranks.first(self._saved_run)
@@ -112,40 +112,10 @@ class Training:
         for _ in self.steps():
             pass
 
-    def steps(self) -> Iterator[int]:
-        """The same, one iteration per item, which is the number of those that are done."""
-        logging = self._config.logging
-        board = None
-        if logging.tensorboard and self._directory is not None:
-            board = open_tensorboard(self._directory.path, self.iteration)
-        bar = tqdm(
-            total=self._total,
-            initial=self.iteration,
-            desc=self._title,
-            unit="it",
-            mininterval=1.0,
-            disable=self._title is None,
-        )
+    def steps(self) -> Iterator[Metrics]:
+        """The same, one iteration per item."""
         self.network.train()
-        try:
-            while self.iteration < self._total:
-                with self.stopwatch:
-                    self._iterate()
-                    save = self.iteration == self._total
-                    save = save or self.iteration % logging.checkpoint_every == 0
-                    if save or self.iteration % logging.every == 0:
-                        loss = self._read_losses()
-                        bar.set_postfix({"loss": f"{loss:.4g}"})
-                        if board is not None:
-                            board.add_scalar("loss", loss, self.iteration)
-                    if save:
-                        self.save()
-                bar.update()
-                yield self.iteration
-        finally:
-            bar.close()
-            if board is not None:
-                board.close()
+        return self._loop.steps(self._iterate, self._losses, self._total, self._title)
 
     def averages(self) -> Mapping[str, Tensor]:
         """The weights to use, by parameter name: their average, or the last ones without one."""
@@ -174,9 +144,8 @@ class Training:
             with torch.no_grad():
                 weights = [p.detach() for p in self._params.values()]
                 self._update_average(list(self._average.values()), weights, None)
-        self._losses[len(self._unread)] = loss.detach()
         self.iteration += 1
-        self._unread.append(self.iteration)
+        self._losses.add_terms(self.iteration, [loss])
 
     def _set_learning_rate(self) -> None:
         warmup, schedule = self._config.warmup, self._config.lr_schedule
@@ -190,17 +159,6 @@ class Training:
         for group, lr in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * factor
 
-    def _read_losses(self) -> float:
-        """Mean loss since the last reading, of all processes together."""
-        values = self._ranks.sum_(self._losses[: len(self._unread)].clone()).tolist()
-        for iteration, value in zip(self._unread, values, strict=True):
-            if not math.isfinite(value):
-                raise PeckerError(
-                    f"the loss is {value} at iteration {iteration}: stopped; {self._remedy()}"
-                )
-        self._unread.clear()
-        return math.fsum(values) / len(values)
-
     # ---- checkpoints
 
     def save(self) -> None:
@@ -209,12 +167,7 @@ class Training:
         Raises:
             PeckerError: A weight is not finite, or the disk is full. The last checkpoint stays.
         """
-        for name, param in self._params.items():
-            if not bool(torch.isfinite(param).all()):
-                raise PeckerError(
-                    f"the weight {name!r} is not finite after iteration {self.iteration}: stopped; "
-                    f"{self._remedy()}"
-                )
+        self._loop.check_finite(self.network)
         self._ranks.first(self._write)
 
     def _write(self) -> None:
@@ -258,7 +211,3 @@ class Training:
         self._optimizer.load_state_dict(saved["optimizer"])
         for name, average in self._average.items():
             average.copy_(saved["average"][name])
-
-    def _remedy(self) -> str:
-        kept = "nothing was saved" if self._directory is None else self._directory.standing()
-        return f"{kept}; lower lr"

@@ -40,8 +40,11 @@ def killed_run(directory, *points):
 
 
 def final_state(directory):
+    """All but the seconds that it took."""
     with RunDirectory(directory) as place:
-        return place.load()
+        state = place.load()
+    assert state.pop("seconds") > 0
+    return state
 
 
 @pytest.fixture(scope="module")

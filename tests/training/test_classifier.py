@@ -161,8 +161,8 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path, arch):
     whole.run()
     with RunDirectory(tmp_path) as directory:
         trainer = ClassifierTrainer(images, tiny(arch), CPU, directory=directory)
-        for done in trainer.training.steps():
-            if done == 3:
+        for metrics in trainer.training.steps():
+            if metrics.iteration == 3:
                 break
         resumed = ClassifierTrainer(images, tiny(arch), CPU, directory=directory)
         assert resumed.training.iteration == 2

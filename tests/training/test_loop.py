@@ -106,8 +106,8 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path):
     undisturbed.run()
     with RunDirectory(tmp_path) as directory:
         first = training(directory)
-        for done in first.steps():
-            if done == 7:  # the last checkpoint is of iteration 4
+        for metrics in first.steps():
+            if metrics.iteration == 7:  # the last checkpoint is of iteration 4
                 break
     with RunDirectory(tmp_path) as directory:
         second = training(directory)
@@ -211,8 +211,8 @@ def test_seconds_of_training_go_on_after_a_resumption(tmp_path):
     with RunDirectory(tmp_path) as directory:
         first = training(directory)
         first.stopwatch = Stopwatch(1000.0)
-        for done in first.steps():
-            if done == 4:
+        for metrics in first.steps():
+            if metrics.iteration == 4:
                 break
         assert 1000 < first.stopwatch.seconds < 2000
         resumed = training(directory)

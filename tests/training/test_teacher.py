@@ -197,8 +197,8 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path):
     whole = train_tiny(Ranks(), changes)
     with RunDirectory(tmp_path) as directory:
         trainer = TeacherTrainer(tiny_images(), tiny_config(**changes), CPU, directory=directory)
-        for done in trainer.training.steps():
-            if done == 3:
+        for metrics in trainer.training.steps():
+            if metrics.iteration == 3:
                 break
         resumed = train_tiny(Ranks(), changes, directory)
     for name, value in whole.items():
