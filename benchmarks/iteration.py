@@ -53,6 +53,7 @@ class Row:
 
     preset: str
     batch_size: int  # remain images, and as many forget images
+    published_batch: int
     density: float
     variant: str
     precision: str
@@ -120,7 +121,9 @@ def run_problem(problem: Problem, variants: Sequence[Variant], repeats: int) -> 
 
 def _blank(problem: Problem, variant: Variant) -> Row:
     precision = problem.precision(variant)
-    head = (problem.teacher.preset, problem.batch_size, problem.density, variant.name, precision)
+    preset, batch_size = problem.teacher.preset, problem.batch_size
+    published = NETWORKS[preset].batch_sizes[0]
+    head = (preset, batch_size, published, problem.density, variant.name, precision)
     return Row(*head, dict(variant.settings))
 
 
@@ -238,6 +241,9 @@ def print_rows(rows: Sequence[Row]) -> None:
             continue
         line = f"{head} {row.p50_ms:9.2f} ms [{row.p20_ms:.2f}, {row.p80_ms:.2f}]"
         line += f", {row.images_per_s:.1f} images/s, {row.run_hours:.1f} h a run"
+        if row.batch_size != row.published_batch:
+            hours = row.run_hours * row.published_batch / row.batch_size
+            line += f" ({hours:.1f} h at batch {row.published_batch}, projected)"
         if row.vs_published is not None:
             line += f", {row.vs_published:.2f} x ({row.vs_published_min:.2f} x of the fastest)"
         if row.peak_bytes is not None:

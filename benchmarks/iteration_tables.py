@@ -32,7 +32,7 @@ def iteration(result: Result) -> str:
     notes = []
     for network, found in networks.items():
         best = min((row for row in found if row["p50_ms"]), key=lambda row: row["p50_ms"])
-        note = f"{network}, fastest line: {best['run_hours']:.1f} h for 50,000 iterations"
+        note = f"{network}, fastest line: {_hours(best)}"
         if best["peak_bytes"] is not None:
             note += f", {_gib(best['peak_bytes'])} at the peak"
         if best["optimizer_share"] is not None:
@@ -99,6 +99,15 @@ def _time(row: Result) -> str:
         return "-"
     text = f"{row['p50_ms']:,.0f}" if row["p50_ms"] >= 100 else f"{row['p50_ms']:.1f}"
     return text if row["vs_published"] is None else f"{text} ({row['vs_published']:.2f} x)"
+
+
+def _hours(row: Result) -> str:
+    """Of a whole run: as measured, or in proportion to the images where they were fewer."""
+    batch = row["batch_size"]
+    published = row.get("published_batch", batch)
+    hours = row["run_hours"] * published / batch
+    text = f"{hours:,.1f} h for 50,000 iterations"
+    return text if published == batch else f"{text} of batch {published}, projected from this one"
 
 
 def _peaks(row: Result) -> str:

@@ -4,9 +4,8 @@ python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # exit 1 if one is stale
 
 These may have a place in the README or not, and stay empty where there is no result file:
-`iteration`, `memory` and `communication` (iteration-cpu.json, memory-cpu.json,
-communication-cpu.json), and of each card that gpu.py has measured `step_time_gpu`, `topk_gpu`,
-`iteration_gpu` and `memory_gpu`.
+`iteration`, `published_runs`, `memory` and `communication` (`iteration-cpu.json` and so on), and of
+each card that gpu.py has measured `step_time_gpu`, `topk_gpu`, `iteration_gpu` and `memory_gpu`.
 """
 
 from __future__ import annotations
@@ -198,6 +197,7 @@ TABLES = {"demo": demo, "step_time": step_time, "topk": topk}
 OPTIONAL_TABLES = {
     "demo_settings": ("demo_settings-cpu", demo_settings),
     "iteration": ("iteration-cpu", iteration_tables.iteration),
+    "published_runs": ("published_runs-cpu", iteration_tables.iteration),
     "memory": ("memory-cpu", iteration_tables.memory),
     "communication": ("communication-cpu", scaling_tables.communication_in_short),
 }

@@ -17,7 +17,7 @@ def time_row(preset, variant, ms, published_ms=600.0, **more):
     """A row as iteration.py writes it; ms None: not run here."""
     from iteration import Row
 
-    row = Row(preset, 128, 0.1, variant, "fp32", {}, match=None if ms is None else True)
+    row = Row(preset, 128, 128, 0.1, variant, "fp32", {}, match=None if ms is None else True)
     if ms is not None:
         row.p50_ms, row.vs_published = ms, published_ms / ms
         row.run_hours, row.setup_s, row.peak_bytes = ms / 72, 4.0, 5 * GIB
@@ -80,6 +80,13 @@ def test_times(render):
         "3.1% of it optimizers, set-up 4 s; convolution 60%, copy 10%, other 0%. "
     ) in text
     assert "H100, torch 2.11, CUDA 13.0, Triton 3.6.0, commit abc." in text
+
+
+def test_hours_of_a_run_are_projected_from_a_smaller_batch(render):
+    row = time_row("cifar10", "all", 720.0, batch_size=2)
+    text = render({"published_runs-cpu": [row]}, "<!-- table: published_runs -->\n<!-- end -->\n")
+    assert "CIFAR-10 as published, batch 2" in text
+    assert "fastest line: 640.0 h for 50,000 iterations of batch 128, projected from this" in text
 
 
 def test_a_row_that_failed_its_gate_stops_it(render):
