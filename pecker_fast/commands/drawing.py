@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pecker_fast.commands.sample import BATCH_SIZE, PER_CLASS, TEACHER_STEPS
+from pecker_fast.commands.sample_defaults import BATCH_SIZE, PER_CLASS, default_steps
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.grid import plot_grid
@@ -69,8 +69,7 @@ def draw_classes(folder: Path, request: Request, device: torch.device, ranks: Ra
     labels = request.labels(_chosen(model, request.classes))
     steps = request.steps
     if steps is None:
-        one = model.kind == "generator" if request.method is None else request.method == "one-step"
-        steps = 1 if one else TEACHER_STEPS
+        steps = default_steps(model.kind, request.method)
     sampler = Sampler(
         steps=steps,
         seed=request.seed,
@@ -130,7 +129,7 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
     unet = pipeline.unet.to(device).eval()
     steps = request.steps
     if steps is None:
-        steps = 1 if pipeline.description.get("kind") == "generator" else TEACHER_STEPS
+        steps = default_steps(str(pipeline.description.get("kind")), None)
     guidance = PROMPT_GUIDANCE if request.guidance is None else request.guidance
     sampler = PipelineSampler(pipeline, device, request.batch_size)
     labels = torch.arange(len(request.prompts)).repeat_interleave(request.per_class or PER_CLASS)

@@ -223,13 +223,12 @@ def _drawing(
     """The model at `path` and how it draws."""
     from pecker_fast.commands.judging import Subject
     from pecker_fast.commands.run_models import find_model
-    from pecker_fast.commands.sample import TEACHER_STEPS
+    from pecker_fast.commands.sample_defaults import default_steps
     from pecker_fast.evaluate.sampling import Sampler
     from pecker_fast.models import ModelFolder
 
     model = ModelFolder.load(find_model(path))
     if steps is None:
-        one = method == "one-step" or (method is None and model.kind == "generator")
-        steps = 1 if one else TEACHER_STEPS
+        steps = default_steps(model.kind, method)
     sampler = Sampler(steps=steps, seed=seed, method=method, guidance=guidance or 0.0)
     return Subject.of_model(path, sampler, model, per_class)

@@ -9,16 +9,13 @@ import click
 
 from pecker_fast.commands.common import MODEL_ARGUMENT, machine_options, output_file, prepare
 from pecker_fast.commands.run_models import find_model, find_pipeline
+from pecker_fast.commands.sample_defaults import BATCH_SIZE, PER_CLASS
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
     from pecker_fast.evaluate.sampling import Method
 
 __all__ = ["sample"]
-
-TEACHER_STEPS = 50
-PER_CLASS = 10
-BATCH_SIZE = 250
 
 
 @click.command(
