@@ -32,12 +32,14 @@ PICTURE_NAMES = ("before_after.png", "accuracy.png", "density.png")
 _OUTPUTS = (*REPORT_NAMES, *PICTURE_NAMES, CURVE_NAME, "config.yaml", "mask.safetensors")
 
 
-def open_run(out: Path, force: bool) -> RunDirectory:
+def open_run(out: Path, force: bool, ranks: Ranks) -> RunDirectory:
     """Lock the directory of a run: a new one, an empty one, or one that holds a run.
 
     Args:
         out: the directory.
-        force: remove the run that it holds. Only files that a run writes are removed.
+        force: remove the run that it holds. Only files that a run writes are removed, and once:
+            what this launch itself has saved is taken up after a restart by torchrun.
+        ranks: the processes of the run, of which this is the first.
 
     Raises:
         PeckerError: it is a file, in use, not writable, or holds other things.
@@ -50,18 +52,22 @@ def open_run(out: Path, force: bool) -> RunDirectory:
         )
     directory = RunDirectory(out)
     if force:
-        for path in [*map(out.joinpath, _OUTPUTS), *out.glob("checkpoint-*.pt")]:
-            path.unlink(missing_ok=True)
-        shutil.rmtree(out / MODEL_NAME, ignore_errors=True)
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+        ranks.once(f"removed the run of {out.resolve()}", lambda: _remove_run(out))
     return directory
+
+
+def _remove_run(out: Path) -> None:
+    for path in [*map(out.joinpath, _OUTPUTS), *out.glob("checkpoint-*.pt")]:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(out / MODEL_NAME, ignore_errors=True)
+    shutil.rmtree(out / "tensorboard", ignore_errors=True)
 
 
 @contextmanager
 def run_directory(out: Path, force: bool, ranks: Ranks) -> Iterator[RunDirectory | None]:
     """As `open_run` on the first process; None on the others, which write nothing."""
     opened: list[RunDirectory] = []
-    ranks.first(lambda: opened.append(open_run(out, force)))
+    ranks.first(lambda: opened.append(open_run(out, force, ranks)))
     try:
         yield opened[0] if opened else None
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-__all__ = ["Meeting"]
+__all__ = ["Meeting", "launch_store"]
 
 _POLL = 0.02
 """Seconds between two looks at who has come."""
@@ -43,7 +43,7 @@ class Meeting:
         """
         self._host, self._port = _variable("MASTER_ADDR"), int(_variable("MASTER_PORT"))
         self.rank, self.size = int(_variable("RANK")), int(_variable("WORLD_SIZE"))
-        of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        of_launcher = _launcher_keeps_the_store()
         self.holder = "torchrun on the first machine" if of_launcher else "rank 0"
         self.held_here = self.rank == 0 and not of_launcher
         store = self._connect(patience)
@@ -68,6 +68,25 @@ class Meeting:
             wait_for_workers=False,
             multi_tenant=True,
         )
+
+
+def launch_store() -> Any:
+    """The part of torchrun's store in which all attempts of this launch write; None without it.
+
+    Raises:
+        RuntimeError: The store cannot be reached, or torchrun's variables are not set.
+    """
+    if not _launcher_keeps_the_store():
+        return None
+    host, port = _variable("MASTER_ADDR"), int(_variable("MASTER_PORT"))
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, is_master=False, wait_for_workers=False
+    )
+    return _prefixed("pecker-fast/launch", store)
+
+
+def _launcher_keeps_the_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _agree(store: Any, rank: int, size: int, patience: timedelta) -> str:

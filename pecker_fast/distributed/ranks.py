@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pecker_fast.distributed.meeting import Meeting
+from pecker_fast.distributed.meeting import Meeting, launch_store
 from pecker_fast.distributed.watch import GO_ON, Watch, farewell, watch
 from pecker_fast.errors import PeckerError
 
@@ -185,6 +185,26 @@ class Ranks:
             raise PeckerError(outcome["error"])
         value: T = outcome["value"]
         return value
+
+    def once(self, what: str, work: Callable[[], None]) -> None:
+        """Do the work unless an earlier attempt of this launch (`--max-restarts`) has done it.
+
+        For the first process. An attempt that died in the work counts for nothing. Without torchrun
+        every start is a launch of its own.
+
+        Args:
+            what: A name of the work that no other work of the run has.
+            work: What is done.
+        """
+        with self.reporting():
+            store = launch_store()
+            done = store is not None and store.check([what])
+        if done:
+            return
+        work()
+        if store is not None:
+            with self.reporting():
+                store.set(what, "done")
 
     def check_same(self, value: str, what: str) -> None:
         """Compare with the first process.

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ def write_samples(
         plan: what is to be drawn, the same on all processes.
         ranks: the processes that share the work, batch by batch. None: this one does it all.
         progress: title of a progress bar on stderr, of the first process's share; None for no bar.
-        force: delete samples that the folder holds, of whatever run.
+        force: delete samples that the folder holds, of whatever run but this launch itself, which
+            torchrun may have restarted.
 
     Returns:
         How many images were missing before.
@@ -76,7 +77,7 @@ def write_samples(
         "versions": versions(),
     }
     with _locked(folder, ranks):
-        prepared = ranks.first(lambda: _prepare(folder, plan, start, force))
+        prepared = ranks.first(lambda: _prepare(folder, plan, start, force, ranks))
         unfinished, missing = prepared["unfinished"], int(prepared["missing"])
         share = unfinished[ranks.rows(len(unfinished))]
         if not ranks.is_first or not share:
@@ -160,7 +161,9 @@ def _locked(folder: Path, ranks: Ranks) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _prepare(folder: Path, plan: SamplePlan, start: dict[str, Any], force: bool) -> dict[str, Any]:
+def _prepare(
+    folder: Path, plan: SamplePlan, start: dict[str, Any], force: bool, ranks: Ranks
+) -> dict[str, Any]:
     """Check what is there and make the sub-folders: batches to draw, and how many images miss."""
     content = read_samples(folder)
     try:
@@ -170,15 +173,18 @@ def _prepare(folder: Path, plan: SamplePlan, start: dict[str, Any], force: bool)
                     f"{folder}: holds {others[0]} and no {SAMPLES_FILE}; choose a new or empty "
                     "folder"
                 )
-        elif force:
-            _remove(folder, {*content["folders"], *plan.facts["folders"]})
-            content = None
-        else:
-            check_same_samples(folder, content, plan.facts)
+        if force:
+            before = content
+            ranks.once(
+                f"removed the samples of {folder.resolve()}", lambda: _remove(folder, before, plan)
+            )
+            content = read_samples(folder)
         if content is None:
             # Before all else: sub-folders without it would look like somebody else's.
             content = {"complete": False, **plan.facts, "starts": []}
             _write(folder, content)
+        else:
+            check_same_samples(folder, content, plan.facts)
         for leftover in folder.glob(f".{Path(SAMPLES_FILE).stem}.*.tmp.json"):
             leftover.unlink()
         there = _images_there(folder, plan)
@@ -194,12 +200,15 @@ def _prepare(folder: Path, plan: SamplePlan, start: dict[str, Any], force: bool)
     }
 
 
-def _remove(folder: Path, names: Collection[str]) -> None:
-    """Delete sub-folders."""
-    for name in names:
+def _remove(folder: Path, content: Mapping[str, Any] | None, plan: SamplePlan) -> None:
+    """Delete samples and, at the end, the file that speaks of them."""
+    if content is None:
+        return
+    for name in {*content["folders"], *plan.facts["folders"]}:
         # Some were read from a file: they must be of our making, and not ".." or worse.
         if _SUB_FOLDER.fullmatch(name) and (folder / name).is_dir():
             shutil.rmtree(folder / name)
+    (folder / SAMPLES_FILE).unlink()
 
 
 def _images_there(folder: Path, plan: SamplePlan) -> set[str]:

@@ -46,7 +46,7 @@ def write_npz(
         plan: what is to be drawn, the same on all processes.
         ranks: the processes that share the work. None: this one does it all.
         progress: title of a progress bar on stderr; None for no bar.
-        force: start anew, and replace a file that exists.
+        force: delete a file that exists, unless this launch has written it, and start anew.
 
     Returns:
         How many images were missing before.
@@ -56,17 +56,19 @@ def write_npz(
     """
     ranks = ranks or Ranks()
     parts = path.with_name(path.name + ".parts")
-    if ranks.first(lambda: _is_done(path, plan, force)):
+    if ranks.first(lambda: _is_done(path, plan, force, ranks)):
         return 0
     missing = write_samples(parts, plan, ranks, progress, force)
     ranks.first(lambda: _pack(parts, path, plan, None if progress is None else "packing"))
     return missing
 
 
-def _is_done(path: Path, plan: SamplePlan, force: bool) -> bool:
+def _is_done(path: Path, plan: SamplePlan, force: bool, ranks: Ranks) -> bool:
     if path.is_dir():
         raise PeckerError(f"{path}: is a folder; give the name of a file")
-    if force or not path.exists():
+    if force:
+        ranks.once(f"removed the file {path.resolve()}", lambda: path.unlink(missing_ok=True))
+    if not path.exists():
         return False
     check_same_samples(path, _provenance(path), plan.facts)
     return True

@@ -207,6 +207,46 @@ def test_what_is_refused(run, files, tmp_path):
     assert done.code == 0 and images_of(out).keys() == before.keys() and images_of(out) != before
 
 
+@pytest.fixture
+def launch(monkeypatch):
+    """The store that torchrun keeps over all attempts of a launch."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    return store
+
+
+def test_force_deletes_no_image_of_its_own_launch(run, files, tmp_path, launch):
+    out = tmp_path / "out"
+    arguments = ("sample", files.model, "--steps", 1, "--count", 8, "--out", out, "--force")
+    (out / "00_circle").mkdir(parents=True)
+    (out / "samples.json").write_text(
+        '{"complete": true, "folders": ["00_circle"], "sampler": {}, "starts": []}'
+    )
+    (out / "00_circle" / "9.png").touch()  # an earlier run
+    assert run(*arguments).code == 0
+    first = sorted(out.rglob("*.png"))
+    assert len(first) == 8
+    first[0].unlink()
+    times = [file.stat().st_mtime_ns for file in first[1:]]
+    done = run(*arguments)  # as torchrun restarts it
+    assert done.code == 0 and "7 of 8 images were there" in done.err, done.err
+    assert [file.stat().st_mtime_ns for file in first[1:]] == times and first[0].exists()
+
+
+def test_force_deletes_no_npz_of_its_own_launch(run, files, tmp_path, launch):
+    out = tmp_path / "out.npz"
+    out.write_text("an earlier run")
+    for there in (0, 8):
+        done = run(
+            "sample", files.model, "--steps", 1, "--count", 8, "--out", out, "--force"
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        assert ("8 of 8 images were there" in done.err) == bool(there), done.err
+    assert len(np.load(out)["arr_0"]) == 8
+
+
 def test_a_disk_that_fills_up(run, files, tmp_path):
     # No file may grow beyond a limit: PNGs stay below it, the .npz does not.
     out, parts = tmp_path / "x.npz", tmp_path / "x.npz.parts"

@@ -73,6 +73,41 @@ def test_a_time_limit_that_is_none(monkeypatch, text):
         Ranks.join("cpu")
 
 
+@pytest.fixture
+def launch(monkeypatch):
+    """Begins a launch by torchrun, whose store all of its attempts see."""
+    stores = []
+
+    def begin():
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        stores.append(store)
+        rendezvous(monkeypatch, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port))
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+    return begin
+
+
+def test_what_is_done_once_per_launch(monkeypatch, launch):
+    done = []
+
+    def fail():
+        raise ZeroDivisionError
+
+    launch()
+    with pytest.raises(ZeroDivisionError):
+        Ranks().once("a", fail)  # counts for nothing
+    for name in ("a", "b", "a", "b"):
+        Ranks().once(name, lambda name=name: done.append(name))
+    assert done == ["a", "b"]
+    launch()
+    Ranks().once("a", lambda: done.append("again"))
+    assert done == ["a", "b", "again"]
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
+    for _ in range(2):
+        Ranks().once("a", lambda: done.append("alone"))
+    assert done == ["a", "b", "again", "alone", "alone"]
+
+
 @pytest.mark.parametrize("chunk", [2**28, 100], ids=["at once", "in pieces"])
 def test_broadcast(chunk):
     for received in run_processes(broadcast_all, 3, chunk):

@@ -1,4 +1,7 @@
-"""The launcher itself: a run goes on after a failure; Ctrl-C in its terminal saves and ends all."""
+"""The launcher itself: a run goes on after a failure; Ctrl-C in its terminal saves and ends all.
+
+--force removes an earlier run at the first attempt, and never what the launch itself has saved.
+"""
 
 import os
 import signal
@@ -24,9 +27,13 @@ def wait_for_iteration(first, out, process):
 def test_torchrun_restarts_a_run_and_ctrl_c_ends_it(tmp_path):
     model = build(tmp_path / "model")
     out = tmp_path / "run"
+    out.mkdir()
+    for name in ("run.lock", "report.json"):  # an earlier run
+        (out / name).touch()
+    arguments = erase(model, out, "--force", iterations=10**6)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
-        "--max-restarts", 1, MAIN, 1, "killed in a step", *erase(model, out, iterations=10**6),
+        "--max-restarts", 1, MAIN, 1, "killed in a step", *arguments,
     ]  # fmt: skip
     with open(tmp_path / "said.txt", "wb") as said:
         process = subprocess.Popen(
@@ -53,4 +60,4 @@ def test_torchrun_restarts_a_run_and_ctrl_c_ends_it(tmp_path):
     saved = f"interrupted; iteration {iteration} is saved; start the same command again to go on"
     both = [f"pecker-fast (rank {rank}): {saved} from there" for rank in range(2)]
     assert sorted(ours[1:]) == both
-    assert not (out / "model").exists()
+    assert not (out / "model").exists() and not (out / "report.json").exists()
