@@ -144,7 +144,11 @@ def buckets_of(
     reducer = GradientReducer(params, mask, Ranks())
     names = {param: name for name, param in params.items()}
     found = [
-        Bucket(bucket.buffer.nbytes, max(complete[names[part.param]] for part in bucket.parts))
+        Bucket(
+            # Without the number for each parameter that comes with them: 4 bytes.
+            sum(part.values.nbytes for part in bucket.parts),
+            max(complete[names[part.param]] for part in bucket.parts),
+        )
         for bucket in reducer._buckets
     ]
     return found if as_registered else sorted(found, key=lambda bucket: bucket.ready)

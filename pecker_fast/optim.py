@@ -315,10 +315,10 @@ class MaskedAdamW(Optimizer):
 
     def release_into(
         self, places: Mapping[Tensor, Tensor], on_release: Callable[[Tensor], None] | None
-    ) -> None:
+    ) -> ReleasedGrads:
         """Keep released gradients in the caller's memory, e.g. in what it sends to other processes.
 
-        A copy of the optimizer keeps its own again.
+        A copy of the optimizer keeps its own again. Returns what knows which gradients there are.
 
         Args:
             places: parameter -> (nnz,) float32, float64 for a float64 parameter. Others as before.
@@ -335,6 +335,7 @@ class MaskedAdamW(Optimizer):
                 "released gradients are waiting: call step() or zero_grad() before release_into"
             )
         self._released.keep_in(places, on_release)
+        return self._released
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

@@ -8,6 +8,7 @@ of the whole state: the parts one after the other are the state of an unsharded 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "local_grad",
     "local_tensor",
     "norm_over_shards",
+    "refuse_data_parallel",
     "refuse_different_masks",
     "row_share",
     "sharding",
@@ -229,3 +231,28 @@ def _row_numel(param: Tensor) -> int:
 def _mesh_device(mesh: Any) -> torch.device:
     """The kind of device that a mesh's processes talk through: of CUDA, the current one."""
     return torch.device(mesh.device_type)
+
+
+def refuse_data_parallel(param: Tensor) -> None:
+    """Refuse a parameter whose gradients are averaged after they have been freed.
+
+    Its own hooks run before DistributedDataParallel's, which would find nothing and say nothing.
+    The wrapper leaves no trace in the parameter, so all objects are looked through: a tenth of a
+    second, once, and with several processes only.
+
+    Raises:
+        PeckerError: A DistributedDataParallel holds this parameter.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    from torch.nn.parallel import DistributedDataParallel
+
+    for found in gc.get_objects():
+        if issubclass(type(found), DistributedDataParallel) and any(
+            param is one for one in found.parameters()
+        ):
+            raise PeckerError(
+                "release_grads=True does not work under DistributedDataParallel, which would find "
+                "no gradients to average: pass release_grads=False, or use "
+                "pecker_fast.distributed.GradientReducer in its place"
+            )

@@ -21,6 +21,7 @@ from pecker_fast.optim_sharded import (
     local_grad,
     local_tensor,
     norm_over_shards,
+    refuse_data_parallel,
     sharding,
 )
 from pecker_fast.optim_state import ParamState, make_entry, moment_names
@@ -232,6 +233,7 @@ class ReleasedGrads:
         self._hooks: dict[Tensor, RemovableHandle] = {}
         self._places: Mapping[Tensor, Tensor] = {}
         self._on_release: Callable[[Tensor], None] | None = None
+        self._checked = False  # that nobody else wants the dense gradients
 
     def keep_in(
         self, places: Mapping[Tensor, Tensor], on_release: Callable[[Tensor], None] | None
@@ -243,6 +245,14 @@ class ReleasedGrads:
             on_release: called with a parameter whenever a gradient of it has been added there.
         """
         self._places, self._on_release = places, on_release
+
+    def has(self, param: Tensor) -> bool:
+        """Whether a gradient of this parameter waits for a step."""
+        return param in self._grads
+
+    def adopt(self, param: Tensor) -> None:
+        """Take what lies in this parameter's place for its gradient: others have put it there."""
+        self._grads[param] = self._places[param]
 
     def watch(self, param: Tensor, indices: Tensor) -> None:
         """Release this parameter's gradients from now on, keeping those at `indices`.
@@ -269,6 +279,9 @@ class ReleasedGrads:
 
         Returns:
             (nnz,) float32, float64 for a float64 parameter; None if there was no gradient.
+
+        Raises:
+            PeckerError: DistributedDataParallel wants the dense gradient, at the first one.
         """
         dense, kept = param.grad, self._grads.get(param)
         if dense is None:
@@ -279,6 +292,9 @@ class ReleasedGrads:
                 dense.record_stream(torch.cuda.current_stream(dense.device))
         indices = self._indices[param]
         if kept is None:
+            if not self._checked:
+                refuse_data_parallel(param)
+                self._checked = True
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
             place = self._places.get(param)
             if place is None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from pecker_fast.mask import SaliencyMask
+    from pecker_fast.optim_work import ReleasedGrads
 
 __all__ = ["GradientReducer"]
 
@@ -52,7 +53,8 @@ class _Part:
 class _Bucket:
     """Gradients that are sent together."""
 
-    buffer: Tensor
+    buffer: Tensor  # all that is sent: the parts' values, then `users`
+    users: Tensor  # (parts,): how many processes have a gradient of each
     parts: list[_Part] = field(default_factory=list)
     missing: int = 0
     sending: Any = None  # torch's handle of the transfer
@@ -70,6 +72,8 @@ class GradientReducer:
 
     Losses are to be scaled so that their sum over all processes is what is minimised. With a mask,
     the gradients' frozen entries stay this process's own; a masked optimizer does not read them.
+    A parameter that the losses of some processes depend on has a gradient on all of them; one that
+    none does has none.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class GradientReducer:
         self._backend_name = backend
         releases = isinstance(optimizer, MaskedAdamW) and optimizer.releases_grads
         self._released = cast(MaskedAdamW, optimizer) if releases else None
+        self._held: ReleasedGrads | None = None
         self._parts: dict[Tensor, _Part] = {}
         self._buckets: list[_Bucket] = []
         self._next = 0  # the first bucket that is not on its way
@@ -107,7 +112,7 @@ class GradientReducer:
         self._hooks: list[RemovableHandle] = []
         if self._released is not None:
             places = {param: part.values for param, part in self._parts.items()}
-            self._released.release_into(places, self._arrived)
+            self._held = self._released.release_into(places, self._arrived)
         else:
             for param in self._parts:
                 hook: Any = param.register_post_accumulate_grad_hook  # untyped in torch
@@ -115,8 +120,11 @@ class GradientReducer:
 
     @property
     def bytes_per_step(self) -> int:
-        """What each process contributes to the sum in a step, in bytes."""
-        return sum(bucket.buffer.nbytes for bucket in self._buckets)
+        """Gradients that each process sends in a step, in bytes.
+
+        On top of them comes a number for each parameter, which says whether there is one.
+        """
+        return sum(part.values.nbytes for part in self._parts.values())
 
     def before_last_backward(self) -> None:
         """The next backward pass is the last of this step: send what it completes."""
@@ -125,6 +133,7 @@ class GradientReducer:
         self._filled.clear()
         for bucket in self._buckets:
             bucket.missing, bucket.sending = len(bucket.parts), None
+            bucket.users.fill_(1)
             for part in bucket.parts:
                 part.arrived = False
 
@@ -135,14 +144,18 @@ class GradientReducer:
             PeckerError: Another process has stopped.
         """
         self._armed = False
+        late = [bucket for bucket in self._buckets[self._next :] if bucket.missing]
         for bucket in self._buckets[self._next :]:
-            for part in bucket.parts:
-                if not part.arrived:  # the loss does not depend on it
+            for place, part in enumerate(bucket.parts):
+                if not part.arrived and not self._take_earlier(part):
                     part.values.zero_()
+                    bucket.users[place] = 0
             self._send(bucket)
         with self._ranks.reporting():
             for bucket in self._buckets:
                 bucket.sending.wait()
+        for bucket in late:
+            self._take_from_others(bucket)
         if self._released is None:
             self._write_back()
         if not self._ordered:
@@ -188,8 +201,9 @@ class GradientReducer:
         members: list[tuple[Tensor, Tensor | None]],
     ) -> None:
         counts = [_count(*member) for member in members]
-        bucket = _Bucket(torch.zeros(sum(counts), dtype=dtype, device=device))
-        views = torch.split(bucket.buffer, counts)
+        buffer = torch.zeros(sum(counts) + len(counts), dtype=dtype, device=device)
+        *views, users = torch.split(buffer, [*counts, len(counts)])
+        bucket = _Bucket(buffer, users)
         for (param, positions), values in zip(members, views, strict=True):
             part = _Part(param, positions, values, bucket)
             bucket.parts.append(part)
@@ -203,13 +217,15 @@ class GradientReducer:
         """A gradient is complete: its entries go into the bucket."""
         if not self._armed or param.grad is None:
             return
-        part = self._parts[param]
-        if part.positions is None:
-            part.values.view(param.shape).copy_(param.grad)
-        else:
-            backend = backends.select(self._backend_name, param.device)
-            backend.gather_salient_([param.grad], [part.positions], [part.values])
+        self._copy(self._parts[param], param.grad)
         self._arrived(param)
+
+    def _copy(self, part: _Part, grad: Tensor) -> None:
+        if part.positions is None:
+            part.values.view(grad.shape).copy_(grad)
+        else:
+            backend = backends.select(self._backend_name, grad.device)
+            backend.gather_salient_([grad], [part.positions], [part.values])
 
     def _arrived(self, param: Tensor) -> None:
         """A gradient is in its bucket: send what is full, in the same order on every process."""
@@ -223,6 +239,31 @@ class GradientReducer:
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
             self._send(self._buckets[self._next])
             self._next += 1
+
+    # ---- after it
+
+    @torch.no_grad()
+    def _take_earlier(self, part: _Part) -> bool:
+        """A gradient of earlier backward passes of this step alone goes into the bucket, if any."""
+        if self._held is not None:
+            part.arrived = self._held.has(part.param)  # then it is there already
+        elif part.param.grad is not None:
+            self._copy(part, part.param.grad)
+            part.arrived = True
+        return part.arrived
+
+    def _take_from_others(self, bucket: _Bucket) -> None:
+        """Parameters of which other processes alone have a gradient get one here as well."""
+        if all(part.arrived for part in bucket.parts):
+            return  # without waiting for the device
+        for part, users in zip(bucket.parts, bucket.users.tolist(), strict=True):
+            if part.arrived or not users:
+                continue
+            part.arrived = True
+            if self._held is not None:
+                self._held.adopt(part.param)
+            else:
+                part.param.grad = torch.zeros_like(part.param)
 
     def _order_buckets(self) -> None:
         """From the next step on send first what is full first, on the first process."""

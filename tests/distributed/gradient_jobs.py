@@ -8,6 +8,7 @@ from torch import nn
 
 from pecker_fast import MaskedAdamW, SaliencyMask
 from pecker_fast.distributed import GradientReducer
+from pecker_fast.errors import PeckerError
 
 
 def network():
@@ -61,6 +62,57 @@ def exchange(ranks, positions, releases, bucket_bytes):
     return {"seen": seen, "left": left, "bytes": reducer.bytes_per_step}
 
 
+def uneven(ranks, masked, releases, case):
+    """One step in which `b` takes part otherwise than `a`; its gradient and how far it moved.
+
+    Args:
+        ranks: the processes.
+        masked: half of the entries may change, else all.
+        releases: whether dense gradients are freed in the backward pass.
+        case: `b` takes part in an "earlier backward pass" only, or on the "last process" only.
+    """
+    made = nn.ModuleDict({name: nn.Linear(3, 3) for name in ("a", "b", "unused")})
+    for param in made.parameters():
+        nn.init.ones_(param)
+    mask = SaliencyMask.random(made, 0.5, seed=1) if masked else None
+    optimizer = MaskedAdamW(
+        made.named_parameters(), lr=0.1, betas=(0.0, 0.999), mask=mask, release_grads=releases
+    )
+    reducer = GradientReducer(dict(made.named_parameters()), mask, ranks, optimizer=optimizer)
+    x = torch.full((1, 3), ranks.rank + 1.0)
+    if case == "earlier backward pass":
+        made["b"](x).sum().backward()
+        reducer.before_last_backward()
+        made["a"](x).sum().backward()
+    else:
+        reducer.before_last_backward()
+        last = ranks.rank == ranks.size - 1
+        (made["a"](x).sum() + (made["b"](x).sum() if last else 0.0)).backward()
+    reducer.finish()
+    optimizer.step()
+    states = [optimizer.state[param] for param in made["b"].parameters()]
+    reducer.close()
+    return {
+        "squares": [state["exp_avg_sq"] for state in states],
+        "weights": [param.detach() for param in made["b"].parameters()],
+        "unused": [bool((param != 1).any()) for param in made["unused"].parameters()],
+    }
+
+
+def released_under_ddp(ranks, wrapped):
+    """What a step says whose optimizer frees the gradients of a DDP module, or of a bare one."""
+    made = nn.Linear(4, 4)
+    module = nn.parallel.DistributedDataParallel(made) if wrapped else made
+    mask = SaliencyMask.random(made, 0.5, seed=1)
+    optimizer = MaskedAdamW(made.named_parameters(), mask=mask, release_grads=True)
+    try:
+        module(torch.ones(1, 4)).sum().backward()
+    except PeckerError as error:
+        return str(error)
+    optimizer.step()
+    return None
+
+
 def sending_order(ranks, differs):
     """Numel of the buckets of three steps, one for each parameter, as they are sent; and the sums.
 
@@ -96,4 +148,4 @@ def sending_order(ranks, differs):
     return {"sent": sent, "sums": sums, "own": {name: 2 * params[name].detach() for name in order}}
 
 
-__all__ = ["exchange", "loss", "network", "sending_order"]
+__all__ = ["exchange", "loss", "network", "released_under_ddp", "sending_order", "uneven"]

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from gradient_jobs import exchange, loss, network, sending_order
+from gradient_jobs import (
+    exchange,
+    loss,
+    network,
+    released_under_ddp,
+    sending_order,
+    uneven,
+)
 from processes import run_processes
 
 # One parameter as a whole, one in part, two not at all: one of these comes last in a backward pass.
@@ -66,10 +73,41 @@ def test_without_a_mask_everything_is_summed():
 @pytest.mark.parametrize("differs", [False, True], ids=["one order", "another on the second"])
 def test_what_is_full_first_is_sent_first(differs):
     outcomes = run_processes(sending_order, 2, differs)
-    third, first, unused, second = 7, 2, 11, 5
+    third, first, unused, second = (size + 1 for size in (7, 2, 11, 5))  # and one number more
     for outcome in outcomes:
         # As registered, from the end; then as the backward pass of the first process filled them.
         assert outcome["sent"][0] == [second, unused, first, third]
         assert outcome["sent"][1] == outcome["sent"][2] == [third, second, first, unused]
         for name, own in outcome["own"].items():
             assert torch.equal(outcome["sums"][name], 2 * own)
+
+
+@pytest.mark.parametrize("case", ["earlier backward pass", "last process"])
+@pytest.mark.parametrize(
+    ("masked", "releases"),
+    [(False, False), (True, False), (True, True)],
+    ids=["dense", "masked", "released"],
+)
+def test_a_parameter_that_takes_part_now_and_then(masked, releases, case):
+    """Every entry's gradient is x: 1 on the first process, 2 on the second."""
+    expected = 3.0 if case == "earlier backward pass" else 2.0
+    outcomes = run_processes(uneven, 2, masked, releases, case)
+    for outcome in outcomes:
+        weight, bias = outcome["squares"]
+        torch.testing.assert_close(weight, torch.full_like(weight, 0.001 * expected**2))
+        torch.testing.assert_close(
+            bias, torch.full_like(bias, 0.001 * (4 if "earlier" in case else 1))
+        )
+        assert not any(outcome["unused"])  # no process has a gradient: no step, no weight decay
+    for one, other in zip(outcomes[0]["weights"], outcomes[1]["weights"], strict=True):
+        assert torch.equal(one, other)
+    assert bool((outcomes[0]["weights"][0] != 1).any())
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "bare"])
+def test_released_gradients_under_ddp_are_refused(wrapped):
+    for said in run_processes(released_under_ddp, 2, wrapped):
+        if wrapped:
+            assert said.startswith("release_grads=True does not work under DistributedDataParallel")
+        else:
+            assert said is None
