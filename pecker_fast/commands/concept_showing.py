@@ -14,6 +14,7 @@ from pecker_fast.commands.erasing_concept import Erased
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.text_config import ConceptSection
+from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate.clip_score import ClipScorer, measure_clip_score
 from pecker_fast.evaluate.concept import ConceptFigures
 from pecker_fast.evaluate.concept_pictures import ProgressStrip, PromptGroup, plot_before_after
@@ -102,36 +103,67 @@ class Previews:
 
     @property
     def strip(self) -> ProgressStrip:
-        """The strip in the run directory, with the original model as its first column."""
+        """The strip in the run directory, which only the first process reads and writes."""
         if self._strip is None:
             self._strip = ProgressStrip(self._out, self.groups)
-            if not self._strip.has_original:
-                self._strip.add_original(self.original(1))
         return self._strip
 
-    def __call__(self, generator: nn.Module, iteration: int) -> None:
-        """Add the generator as it is to the strip."""
-        self.strip.drop_after(iteration - 1)
-        self.strip.add(iteration, self.erased(generator, 1))
+    def show(self, generator: nn.Module, iteration: int, ranks: Ranks) -> None:
+        """Add the generator as it is to the strip, whose first column is the original model.
 
-    def original(self, columns: int) -> Tensor:
+        Args:
+            generator: in training.
+            iteration: how many are done.
+            ranks: the processes, all of which make this call and draw a share of the images.
+
+        Raises:
+            PeckerError: the first process cannot read or write the strip.
+        """
+        if not ranks.first(lambda: self.strip.has_original):
+            original = self.original(1, ranks)
+            ranks.first(lambda: self.strip.add_original(_there(original)))
+        images = self.erased(generator, 1, ranks)
+
+        def add() -> None:
+            self.strip.drop_after(iteration - 1)
+            self.strip.add(iteration, _there(images))
+
+        ranks.first(add)
+
+    def compare(self, unet: nn.Module, ranks: Ranks) -> tuple[Tensor, Tensor] | None:
+        """Images of the original model and of `unet`, several of each prompt, from the same noise.
+
+        Returns:
+            (N, 3, H, W) in [0, 1] each, on the first process; None on the others.
+        """
+        before, after = self.original(_COLUMNS, ranks), self.erased(unet, _COLUMNS, ranks)
+        return None if before is None or after is None else (before, after)
+
+    def original(self, columns: int, ranks: Ranks) -> Tensor | None:
         """Images of the original model, `columns` of each prompt, (N, 3, H, W) in [0, 1]."""
         how, texts = self.sampling, self._texts(columns)
         unet = self._pipeline.unet.to(self._device).eval()
         latents = self._sampler.many_steps(
-            unet, texts, how.seed, how.steps, how.guidance, how.negative, progress="original model"
+            unet,
+            texts,
+            how.seed,
+            how.steps,
+            how.guidance,
+            how.negative,
+            progress="original model",
+            ranks=ranks,
         )
         self._pipeline.unet.to("cpu")
-        return self._sampler.images(latents)
+        return self._sampler.images(latents, ranks=ranks)
 
-    def erased(self, generator: nn.Module, columns: int) -> Tensor:
+    def erased(self, generator: nn.Module, columns: int, ranks: Ranks) -> Tensor | None:
         """Images of a generator from the same noise."""
-        training = generator.training
+        how, training = self.sampling, generator.training
         latents = self._sampler.one_step(
-            generator.eval(), self._texts(columns), self.sampling.seed, self.sampling.t_init
+            generator.eval(), self._texts(columns), how.seed, how.t_init, ranks=ranks
         )
         generator.train(training)
-        return self._sampler.images(latents)
+        return self._sampler.images(latents, ranks=ranks)
 
     def _texts(self, columns: int) -> list[str]:
         return [prompt for prompt in self.prompts for _ in range(columns)]
@@ -147,20 +179,20 @@ def write_report(
     judges: Judges,
     figures: ConceptFigures | None = None,
 ) -> ConceptReport:
-    """Draw before and after, let the judges look, write report.html and report.json.
+    """Plot before and after, let the judges look, write report.html and report.json.
 
     Args:
-        erased: what the run made.
+        erased: what the run made with these previews, on the first process.
         pipeline: the original.
         recipe: its name.
-        previews: how to draw.
+        previews: how the images were drawn.
         out: the run directory.
-        device: where to draw.
+        device: where they were drawn.
         judges: what else looks at the images.
         figures: a classifier's.
     """
-    before = previews.original(_COLUMNS)
-    after = previews.erased(erased.unet.to(device), _COLUMNS)
+    assert erased.images is not None  # this is the first process
+    before, after = erased.images
     picture = out / "before_after.png"
     plot_before_after(picture, previews.groups, before, after)
     pictures = [
@@ -207,6 +239,12 @@ def write_report(
     )
     report.write(out, pictures)
     return report
+
+
+def _there(images: Tensor | None) -> Tensor:
+    """Images that the first process has, where it is known to be this one."""
+    assert images is not None
+    return images
 
 
 def _judged(before: Tensor, after: Tensor, previews: Previews, judges: Judges) -> list[Table]:

@@ -107,7 +107,8 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
     """Images of prompts by the pipeline folder `folder`: a grid, one row per prompt.
 
     Raises:
-        PeckerError: options that are for class models, or that do not fit the pipeline.
+        PeckerError: options that are for class models, or that do not fit the pipeline; or the
+            first process could not write the picture.
     """
     unfit = {
         "--class": request.classes,
@@ -123,8 +124,6 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
             f"sample: {folder} is a text-to-image pipeline; give it --prompt TEXT and --png FILE"
             + (f", without {named[0]}, which is for class models" if named else "")
         )
-    if not ranks.is_first:
-        return
     pipeline = PipelineFolder.load(folder)
     unet = pipeline.unet.to(device).eval()
     steps = request.steps
@@ -135,18 +134,26 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
     labels = torch.arange(len(request.prompts)).repeat_interleave(request.per_class or PER_CLASS)
     texts = [request.prompts[i] for i in labels]
     if steps == 1:
-        latents = sampler.one_step(unet, texts, request.seed, request.t_init, progress="sampling")
+        latents = sampler.one_step(
+            unet, texts, request.seed, request.t_init, progress="sampling", ranks=ranks
+        )
         how = "one step"
     else:
         latents = sampler.many_steps(
-            unet, texts, request.seed, steps, guidance, progress="sampling"
+            unet, texts, request.seed, steps, guidance, progress="sampling", ranks=ranks
         )
         how = f"{steps} steps, guidance {guidance:g}"
-    images = sampler.images(latents) * 2 - 1
+    images = sampler.images(latents, ranks=ranks)
     title = f"{request.model.name or request.model}: {how}, seed {request.seed}"
     columns = min(request.per_class or PER_CLASS, MOST_COLUMNS)
-    plot_grid(request.png, images, labels, request.prompts, title, columns=columns)
-    click.echo(request.png)
+    png = request.png
+
+    def plot() -> None:
+        assert images is not None  # this is the first process
+        plot_grid(png, images * 2 - 1, labels, request.prompts, title, columns=columns)
+
+    ranks.first(plot)
+    click.echo(png)
 
 
 def _chosen(model: ModelFolder, classes: tuple[str, ...]) -> list[int]:

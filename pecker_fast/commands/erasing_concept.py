@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 import click
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pecker_fast import backends
 from pecker_fast.commands.run_files import Clock, run_directory
@@ -34,8 +34,15 @@ PIPELINE_NAME = "pipeline"
 PATCH_NAME = "patch.safetensors"
 OUTPUTS = (PATCH_NAME, "report.json", "report.html", "before_after.png")
 
-Preview: TypeAlias = Callable[[nn.Module, int], None]
-"""Called with the generator and the iteration."""
+
+class Preview(Protocol):
+    """Draws images of a run; all processes make each call, and the first one keeps the images."""
+
+    def show(self, generator: nn.Module, iteration: int, ranks: Ranks) -> None:
+        """Show the generator as it is after so many iterations."""
+
+    def compare(self, unet: nn.Module, ranks: Ranks) -> tuple[Tensor, Tensor] | None:
+        """Images of the original and of the erased network; None on the other processes."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,12 @@ class Erased:
         patch_bytes: size of the patch.
         unet_bytes: size of the network's file in the new pipeline.
         stage_s: seconds by stage.
-        wall_s: seconds in all.
+        wall_s: seconds in all, before `images` are drawn.
         resumed_at: iteration at which this process took the run up.
         backend: of the optimizer.
         conditions: the prompts.
+        images: those of `Preview.compare`; None without previews and on all processes but the
+            first.
     """
 
     unet: nn.Module
@@ -65,6 +74,7 @@ class Erased:
     resumed_at: int
     backend: str
     conditions: TextConditions
+    images: tuple[Tensor, Tensor] | None
 
 
 def erase_concept(
@@ -93,8 +103,8 @@ def erase_concept(
         mask: instead of the one that `config.mask` describes.
         generator: where the one-step generator starts, which the patch then belongs to. None: the
             teacher.
-        previews: makes what is called with the generator as it is and the iteration, at the start
-            and `count` times.
+        previews: makes what shows the generator at the start and `count` times, and compares it
+            with the original at the end.
         count: how often.
         started: `time.monotonic()` at the start of the command. None: now.
         ranks: the processes that share the run, all of which make this call. None: this one.
@@ -136,6 +146,8 @@ def erase_concept(
             unet = trainer.ema_generator().to("cpu")
             frozen = trainer.verify_frozen(unet)
             sizes = ranks.first(lambda: _save(pipeline, trainer, unet, conditions, out))
+    wall_s = clock.total()
+    images = None if preview is None else preview.compare(unet.to(device), ranks)
     return Erased(
         unet,
         trainer,
@@ -143,10 +155,11 @@ def erase_concept(
         sizes[0],
         sizes[1],
         clock.stages,
-        clock.total(),
+        wall_s,
         resumed_at,
         backend,
         conditions,
+        images,
     )
 
 
@@ -189,14 +202,9 @@ def _train(trainer: PeckerTrainer, preview: Preview | None, count: int, ranks: R
     total = trainer.config.iterations
     shown_at = {round(total * index / count) for index in range(1, count + 1)}
 
-    def show(iteration: int) -> None:
-        # The weights are put in place on every process; one of them draws.
-        generator = trainer.generator
-        ranks.first(lambda: None if preview is None else preview(generator, iteration))
-
     if preview is not None and trainer.iteration == 0:
-        show(0)
+        preview.show(trainer.generator, 0, ranks)
     run = saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks)
     for metrics in run:
         if preview is not None and metrics.iteration in shown_at:
-            show(metrics.iteration)
+            preview.show(trainer.generator, metrics.iteration, ranks)

@@ -3,19 +3,22 @@
 A sampler belongs to a pipeline folder, whose text encoder, schedule and autoencoder it uses, and
 draws from any network of that architecture: the original one, the erased one, one in training. The
 noise of image i depends on the seed and on i alone, so that pictures of two networks compare.
+Several processes draw the same batches as one, bit for bit, each a share of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from pecker_fast.distill.losses import one_step_sample
 from pecker_fast.distill.networks import compute_dtype, guided, text_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sampling import noise_batches
 
@@ -68,6 +71,28 @@ class PipelineSampler:
         """Where one step starts: what the pipeline's description says, else 625."""
         return int(self.pipeline.description.get("t_init", DEFAULT_T_INIT))
 
+    @overload
+    def one_step(
+        self,
+        unet: nn.Module,
+        prompts: Sequence[str],
+        seed: int,
+        t_init: int | None = None,
+        progress: str | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def one_step(
+        self,
+        unet: nn.Module,
+        prompts: Sequence[str],
+        seed: int,
+        t_init: int | None = None,
+        progress: str | None = None,
+        *,
+        ranks: Ranks | None,
+    ) -> Tensor | None: ...
+
     @torch.no_grad()
     def one_step(
         self,
@@ -76,7 +101,9 @@ class PipelineSampler:
         seed: int,
         t_init: int | None = None,
         progress: str | None = None,
-    ) -> Tensor:
+        *,
+        ranks: Ranks | None = None,
+    ) -> Tensor | None:
         """G(n, c) of the distillation: one call of the network, without guidance or clamping.
 
         Args:
@@ -84,10 +111,13 @@ class PipelineSampler:
             prompts: N texts, one an image.
             seed: of the noise.
             t_init: the time step the generator starts from. None: the pipeline's, see `t_init`.
-            progress: title of a progress bar on stderr; None for no bar.
+            progress: title of a progress bar on stderr, of the first process's share; None for no
+                bar.
+            ranks: the processes that share the work, batch by batch. None: this one does it all.
 
         Returns:
-            (N, C, H, W) latents, float32 on the CPU.
+            (N, C, H, W) latents, float32 on the CPU. All of them on the first process; None on the
+            others.
 
         Raises:
             PeckerError: no prompts, or a time step outside the schedule.
@@ -99,7 +129,33 @@ class PipelineSampler:
         def draw(noise: Tensor, condition: Tensor) -> Tensor:
             return one_step_sample(unet, noise, start, condition, schedule, predict=predict)
 
-        return self._sample(draw, unet, prompts, seed, progress)
+        return self._sample(draw, unet, prompts, seed, progress, ranks or Ranks())
+
+    @overload
+    def many_steps(
+        self,
+        unet: nn.Module,
+        prompts: Sequence[str],
+        seed: int,
+        steps: int = 25,
+        guidance: float = 4.5,
+        negative: str = "",
+        progress: str | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def many_steps(
+        self,
+        unet: nn.Module,
+        prompts: Sequence[str],
+        seed: int,
+        steps: int = 25,
+        guidance: float = 4.5,
+        negative: str = "",
+        progress: str | None = None,
+        *,
+        ranks: Ranks | None,
+    ) -> Tensor | None: ...
 
     @torch.no_grad()
     def many_steps(
@@ -111,7 +167,9 @@ class PipelineSampler:
         guidance: float = 4.5,
         negative: str = "",
         progress: str | None = None,
-    ) -> Tensor:
+        *,
+        ranks: Ranks | None = None,
+    ) -> Tensor | None:
         """DDIM with eta 0 and classifier-free guidance, as `StableDiffusionPipeline` samples.
 
         Args:
@@ -121,10 +179,13 @@ class PipelineSampler:
             steps: calls of the network.
             guidance: scale; 1 is none, and halves the work.
             negative: what guidance leads away from.
-            progress: title of a progress bar on stderr; None for no bar.
+            progress: title of a progress bar on stderr, of the first process's share; None for no
+                bar.
+            ranks: the processes that share the work, batch by batch. None: this one does it all.
 
         Returns:
-            (N, C, H, W) latents, float32 on the CPU.
+            (N, C, H, W) latents, float32 on the CPU. All of them on the first process; None on the
+            others.
 
         Raises:
             PeckerError: no prompts, or more steps than the schedule has.
@@ -141,17 +202,44 @@ class PipelineSampler:
                 x = scheduler.step(e, t, x, eta=0.0).prev_sample
             return x
 
-        return self._sample(draw, unet, prompts, seed, progress)
+        return self._sample(draw, unet, prompts, seed, progress, ranks or Ranks())
 
-    def images(self, latents: Tensor, progress: str | None = None) -> Tensor:
-        """Latents (N, C, H, W) as images (N, 3, H', W') in [0, 1], float32 on the CPU."""
-        from tqdm import tqdm
+    @overload
+    def images(self, latents: Tensor, progress: str | None = None) -> Tensor: ...
 
+    @overload
+    def images(
+        self, latents: Tensor | None, progress: str | None = None, *, ranks: Ranks | None
+    ) -> Tensor | None: ...
+
+    def images(
+        self, latents: Tensor | None, progress: str | None = None, *, ranks: Ranks | None = None
+    ) -> Tensor | None:
+        """Decode latents.
+
+        Args:
+            latents: (N, C, H, W); None on all processes but the first, as they were drawn.
+            progress: title of a progress bar on stderr, of the first process's share; None for no
+                bar.
+            ranks: the processes that share the work, batch by batch. None: this one does it all.
+
+        Returns:
+            (N, 3, H', W') images in [0, 1], float32 on the CPU. All of them on the first process;
+            None on the others.
+        """
+        ranks = ranks or Ranks()
+        latents = ranks.broadcast(latents)
         if self._decoder is None:
             self._decoder = self.pipeline.load_decoder().to(self.device)
-        parts = torch.split(latents, self._batch_size_for("decoder"))
-        bar = tqdm(parts, desc=progress, unit="batch", disable=progress is None)
-        return torch.cat([self.pipeline.decode(self._decoder, part) for part in bar])
+        decoder, size = self._decoder, self._batch_size_for("decoder")
+        scale = 2 ** (len(decoder.config.block_out_channels) - 1)  # each level but one doubles
+        shape = (3, *(scale * extent for extent in latents.shape[2:]))
+        share = _share(len(latents), size, ranks)
+        parts = torch.split(latents, size)[share.start : share.stop]
+        hidden = progress is None or not ranks.is_first or not share
+        bar = tqdm(parts, desc=progress, unit="batch", disable=hidden)
+        decoded = (self.pipeline.decode(decoder, part) for part in bar)
+        return _together(decoded, len(latents), size, shape, ranks)
 
     def _sample(
         self,
@@ -160,16 +248,21 @@ class PipelineSampler:
         prompts: Sequence[str],
         seed: int,
         progress: str | None,
-    ) -> Tensor:
+        ranks: Ranks,
+    ) -> Tensor | None:
         if not prompts:
             raise PeckerError("sampler: there are no prompts to draw images for")
-        shape, dtype = self.pipeline.network_shape, compute_dtype(unet)
-        latents = torch.empty(len(prompts), *shape)
-        for part, noise in noise_batches(len(prompts), self.batch_size, shape, seed, progress):
-            # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
-            condition = self._encode(prompts[part])
-            latents[part] = draw(noise.to(self.device, dtype), condition).float().cpu()
-        return latents
+        shape, dtype, size = self.pipeline.network_shape, compute_dtype(unet), self.batch_size
+        share = _share(len(prompts), size, ranks)
+        if not ranks.is_first or not share:
+            progress = None
+        noises = noise_batches(len(prompts), size, shape, seed, progress, share)
+        # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
+        drawn = (
+            draw(noise.to(self.device, dtype), self._encode(prompts[part])).float().cpu()
+            for part, noise in noises
+        )
+        return _together(drawn, len(prompts), size, shape, ranks)
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         """(N, L, D) on the device; repeated prompts are encoded once."""
@@ -205,3 +298,30 @@ class PipelineSampler:
     def _batch_size_for(self, part: str) -> int:
         _, height, width = self.pipeline.network_shape
         return min(max(_LATENT_PIXELS[part] // (height * width), 1), _MAX_BATCH)
+
+
+def _share(count: int, batch_size: int, ranks: Ranks) -> range:
+    """Numbers of the batches of `count` images that this process draws."""
+    share = ranks.rows(-(-count // batch_size))
+    return range(share.start, share.stop)
+
+
+def _together(
+    drawn: Iterable[Tensor], count: int, batch_size: int, shape: tuple[int, ...], ranks: Ranks
+) -> Tensor | None:
+    """All images on the first process, None on the others.
+
+    Args:
+        drawn: the batches of this process's share.
+        count: images in all.
+        batch_size: images of a batch; the last one may have fewer.
+        shape: of an image.
+        ranks: the processes.
+    """
+    share = _share(count, batch_size, ranks)
+    # Whole batches, so that each process sends rows of one shape.
+    rows = torch.zeros(len(share), batch_size, *shape)
+    for images, row in zip(drawn, rows, strict=True):
+        row[: len(images)] = images
+    gathered = ranks.gather(rows, -(-count // batch_size))
+    return None if gathered is None else gathered.flatten(0, 1)[:count]

@@ -144,7 +144,9 @@ def test_batches_are_bounded_by_latent_size(pipeline):
         network_shape=(4, 64, 64), scheduler_config=pipeline.scheduler_config, description={}
     )
     sizes = []
-    large.load_decoder = lambda: nn.Identity()
+    decoder = nn.Identity()
+    decoder.config = SimpleNamespace(block_out_channels=(8,))
+    large.load_decoder = lambda: decoder
     large.decode = lambda decoder, part: sizes.append(len(part)) or part
     sampler = PipelineSampler(large)
     sampler.images(torch.zeros(9, 1, 1, 1))

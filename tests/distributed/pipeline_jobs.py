@@ -1,0 +1,79 @@
+"""What the processes of test_pipelines.py do: importable by name."""
+
+from pathlib import Path
+
+import torch
+
+from pecker_fast.commands import drawing
+from pecker_fast.commands.concept_showing import Previews
+from pecker_fast.distill import load_config
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate import pipeline_sampling
+from pecker_fast.evaluate.concept_pictures import PromptGroup
+from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.models.pipeline import PipelineFolder
+
+PROMPTS = ["a cat", "a red dog", "", "a cat", "trees", "a lion", "two cats"]
+GROUPS = [PromptGroup("to forget", ("a cat", "a red cat"), True), PromptGroup("to keep", ("a", ""))]
+
+
+def counting(unet):
+    """Images of each call of the network, from now on."""
+    calls = []
+    unet.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    return calls
+
+
+def sample(ranks, folder, count, batch_size):
+    """One-step and many-step latents and images of the first `count` prompts."""
+    pipeline_sampling._LATENT_PIXELS["decoder"] = 2 * 8 * 8  # two images at a time
+    pipeline = PipelineFolder.load(folder)
+    sampler = PipelineSampler(pipeline, batch_size=batch_size)
+    unet, prompts = pipeline.unet.eval(), PROMPTS[:count]
+    calls = counting(unet)
+    one = sampler.one_step(unet, prompts, 3, ranks=ranks)
+    drawn = list(calls)
+    many = sampler.many_steps(unet, prompts, 4, steps=3, guidance=2.0, ranks=ranks)
+    images = sampler.images(many, ranks=ranks)
+    return {"one": one, "many": many, "images": images, "drawn": drawn}
+
+
+def preview(ranks, folder, out):
+    """A strip of two previews and the comparison at the end, two images at a time."""
+    pipeline_sampling._MAX_BATCH = 2
+    pipeline = PipelineFolder.load(folder)
+    config = load_config("object", names=("cat",), name_overrides=("dog",))
+    previews = Previews(pipeline, config, GROUPS, Path(out), torch.device("cpu"), steps=2)
+    generator = PipelineFolder.load(folder).unet.train()
+    calls = counting(generator)
+    for iteration in (0, 1):
+        previews.show(generator, iteration, ranks)
+    assert generator.training
+    drawn = list(calls)
+    compared = previews.compare(generator, ranks)
+    return {"drawn": drawn, "compared": None if compared is None else list(compared)}
+
+
+def fail_to_plot(ranks, folder, png):
+    """What each process draws and hears where the first one cannot write the picture."""
+
+    def plot(*args, **kwargs):
+        raise PeckerError("the disk is full; free some space")
+
+    class Counted(PipelineFolder):
+        @classmethod
+        def load(cls, path):
+            pipeline = PipelineFolder.load(path)
+            outcome["drawn"] = counting(pipeline.unet)
+            return pipeline
+
+    outcome = {"heard": ""}
+    drawing.plot_grid, drawing.PipelineFolder = plot, Counted
+    request = drawing.Request(
+        Path(folder), png=Path(png), prompts=("a cat",), per_class=3, steps=1, batch_size=1
+    )
+    try:
+        drawing.draw_prompts(Path(folder), request, torch.device("cpu"), ranks)
+    except PeckerError as error:
+        outcome["heard"] = str(error)
+    return outcome

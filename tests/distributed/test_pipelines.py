@@ -1,0 +1,189 @@
+"""Text-to-image pipelines on several processes: images, previews and an erasure as of one."""
+
+import json
+
+import pytest
+import torch
+from fault_processes import run_commands
+from pipeline_jobs import fail_to_plot, preview, sample
+from processes import run_processes
+from safetensors.torch import load_file
+from tiny_pipeline import save_tiny_pipeline
+
+from pecker_fast import cli
+from pecker_fast.distributed import Ranks
+from pecker_fast.evaluate import pipeline_sampling
+from pecker_fast.mask import SaliencyMask
+from pecker_fast.models.pipeline import PipelineFolder
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
+    save_tiny_pipeline(folder, length=48)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def _batches_as_before(monkeypatch):
+    """What the jobs set in this process."""
+    monkeypatch.setattr(pipeline_sampling, "_MAX_BATCH", pipeline_sampling._MAX_BATCH)
+    monkeypatch.setattr(pipeline_sampling, "_LATENT_PIXELS", dict(pipeline_sampling._LATENT_PIXELS))
+
+
+# ---- the sampler
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "batch_size", "shares"),
+    [
+        (2, 7, 3, [[3], [3, 1]]),
+        (2, 6, 1, [[1] * 3, [1] * 3]),
+        (2, 2, 5, [[], [2]]),  # fewer batches than processes
+        (3, 7, 2, [[2], [2], [2, 1]]),
+    ],
+)
+def test_latents_and_images_have_the_bits_of_one_process(pipeline, size, count, batch_size, shares):
+    alone = sample(Ranks(), pipeline, count, batch_size)
+    first, *others = run_processes(sample, size, pipeline, count, batch_size)
+    for name in ("one", "many", "images"):
+        assert len(first[name]) == count
+        assert torch.equal(first[name], alone[name]), name
+        assert all(other[name] is None for other in others)
+    assert [outcome["drawn"] for outcome in (first, *others)] == shares
+
+
+# ---- `sample`
+
+
+def command(*words):
+    return [str(word) for word in (*words, "--device", "cpu", "--threads", 1)]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_sample(pipeline, tmp_path, steps):
+    def arguments(png):
+        return command(
+            "sample", pipeline, "--prompt", "a cat", "--prompt", "a dog", "--per-class", 4,
+            "--batch-size", 3, "--steps", steps, "--png", png,
+        )  # fmt: skip
+
+    assert cli.main(arguments(tmp_path / "one.png")) == 0
+    together = tmp_path / "two.png"
+    first, second = run_commands(tmp_path, arguments(together), [None, None])
+    assert (first.code, second.code) == (0, 0), (first.lines, second.lines)
+    assert first.lines[-1] == str(together)
+    assert second.lines == []
+    assert together.read_bytes() == (tmp_path / "one.png").read_bytes()
+
+
+def test_all_draw_and_hear_that_the_picture_cannot_be_written(pipeline, tmp_path):
+    first, second = run_processes(fail_to_plot, 2, pipeline, str(tmp_path / "cats.png"))
+    assert (first["drawn"], second["drawn"]) == ([1], [1, 1])
+    assert first["heard"] == second["heard"] == "the disk is full; free some space"
+
+
+# ---- `erase --pipeline`
+
+
+def test_previews_and_the_comparison_are_shared(pipeline, tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    expected = preview(Ranks(), pipeline, str(alone))
+    first, second = run_processes(preview, 2, pipeline, str(together))
+    # Four prompts are two batches: each process draws one of every preview.
+    assert expected["drawn"] == [2] * 4
+    assert first["drawn"] == second["drawn"] == [2] * 2
+    assert second["compared"] is None
+    for found, image in zip(first["compared"], expected["compared"], strict=True):
+        assert found.shape == (16, 3, 16, 16)
+        assert torch.equal(found, image)
+    strip, same = (load_file(out / "previews.safetensors") for out in (together, alone))
+    assert sorted(strip, key=int) == ["-1", "0", "1"]
+    assert all(torch.equal(strip[key], same[key]) for key in same)
+    assert (together / "progress.png").read_bytes() == (alone / "progress.png").read_bytes()
+
+
+# SGD-like steps: Adam's first ones divide rounding by itself where a gradient is almost 0. And in
+# float32: bfloat16 rounds what differs in the last bit to values that differ in the third digit.
+SETTINGS = (
+    "batch_size=4", "micro_batch=null", "saliency.batches=1", "saliency.batch_size=4",
+    "optimizer.eps=1", "generator.lr=0.05", "pseudo_score.lr=0.05", "precision=fp32",
+)  # fmt: skip
+
+
+def erase(pipeline, out, *more):
+    return command(
+        "erase", "--pipeline", pipeline, "--recipe", "object", "--name", "cat",
+        "--override", "dog", "--neighbour", "a lion", "--out", out, "--iterations", 2,
+        "--density", 0.2, "--teacher-steps", 2, *(w for s in SETTINGS for w in ("--set", s)), *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(pipeline, tmp_path_factory):
+    """A run on one process; read-only."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert cli.main(erase(pipeline, out)) == 0
+    return out
+
+
+def test_two_processes_erase_as_one(pipeline, alone, tmp_path):
+    out = tmp_path / "run"
+    first, second = run_commands(tmp_path, erase(pipeline, out), [None, None])
+    assert (first.code, second.code) == (0, 0), (first.lines, second.lines)
+    assert f"report           {out / 'report.html'}" in first.lines
+    assert second.lines == []
+
+    original = PipelineFolder.load(pipeline).unet
+    masks = [SaliencyMask.load(run / "mask.safetensors", original) for run in (alone, out)]
+    assert masks[0].digest == masks[1].digest
+    one, two = (PipelineFolder.load(run / "pipeline").unet for run in (alone, out))
+    moved = 0
+    for name, salient in masks[0].to_dense().items():
+        before, after, expected = (n.get_parameter(name) for n in (original, two, one))
+        assert torch.equal(after[~salient], before[~salient])
+        # Two halves of a batch add up in another order.
+        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5, msg=name)
+        moved += int((after != before).sum())
+    assert moved > 0.9 * masks[0].nnz
+
+    # Every file once, and nothing of a second writer.
+    names = sorted(path.relative_to(out) for path in out.rglob("*"))
+    assert names == sorted(path.relative_to(alone) for path in alone.rglob("*"))
+    report = json.loads((out / "report.json").read_text())
+    assert report["frozen_changed"] == 0 < report["salient_changed"]
+    assert "While it ran" in (out / "report.html").read_text()
+
+    shown, expected = (load_file(run / "previews.safetensors") for run in (out, alone))
+    assert sorted(shown, key=int) == ["-1", "0", "1", "2"]
+    for key in ("-1", "0"):  # before training: the same bits
+        assert torch.equal(shown[key], expected[key])
+    for key in ("1", "2"):  # 8 bits a channel: what lies at a border may round to either side
+        assert (shown[key].int() - expected[key].int()).abs().max() <= 1
+
+
+def test_a_finished_run_is_taken_up_by_one_process(pipeline, alone, tmp_path):
+    """It only reports again, with the strip of the two."""
+    out = tmp_path / "run"
+    ended = run_commands(tmp_path, erase(pipeline, out), [None, None])
+    assert [one.code for one in ended] == [0, 0], ended
+    strip = (out / "previews.safetensors").read_bytes()
+    (out / "report.html").unlink()
+    assert cli.main(erase(pipeline, out)) == 0
+    assert "While it ran" in (out / "report.html").read_text()
+    assert (out / "previews.safetensors").read_bytes() == strip
+
+
+def test_all_hear_that_previews_cannot_be_read(pipeline, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.lock").touch()
+    (out / "previews.safetensors").write_bytes(b"\x09\x00")
+    ended = run_commands(tmp_path, erase(pipeline, out), [None, None])
+    assert [one.code for one in ended] == [2, 2], ended
+    for rank, one in enumerate(ended):
+        (line,) = one.errors
+        assert line.startswith(f"pecker-fast (rank {rank}): {out / 'previews.safetensors'}: ")
+        assert line.endswith("delete it")
