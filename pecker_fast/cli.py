@@ -30,15 +30,15 @@ from pecker_fast.commands import (
     train_teacher,
 )
 from pecker_fast.errors import PeckerError
+from pecker_fast.launcher import processes
 
 __all__ = ["group", "main"]
 
 DEBUG_VARIABLE = "PECKER_FAST_DEBUG"
 
 _STOPPED = (
-    "stopped by SIGTERM: torchrun sends it when another process of the run has ended, whose own "
-    "message says why, or when it is stopped itself. Start the same command again to go on from "
-    "the last checkpoint"
+    "torchrun sends it when another process of the run has ended, whose own message says why, or "
+    "when it is stopped itself"
 )
 
 _SHARED = {"erase", "evaluate", "sample", "train-teacher"}
@@ -68,7 +68,7 @@ class _InOrder(click.Group):
 @click.pass_context
 def group(ctx: click.Context) -> None:
     """The command line."""
-    if _processes() > 1 and ctx.invoked_subcommand not in _SHARED:
+    if processes() > 1 and ctx.invoked_subcommand not in _SHARED:
         raise PeckerError(
             f"{ctx.invoked_subcommand}: runs in one process; start it without torchrun, which is "
             f"for {', '.join(sorted(_SHARED))}"
@@ -102,16 +102,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What transformers says of packages that nothing here needs, and its bars over weights of 2 MB.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if _processes() == 1:
+    try:
+        alone = processes() == 1
+    except PeckerError as error:
+        print(f"pecker-fast: {error}", file=sys.stderr)
+        return 2
+    if alone:
         return _run(arguments)
     from pecker_fast.commands.stopping import a_last_word
 
-    with _one_voice(), a_last_word(f"{_who()}: {_STOPPED}"):
+    with _one_voice(), a_last_word(_who(), _why_stopped):
         return _run(arguments)
 
 
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def _why_stopped() -> str:
+    """Why torchrun has stopped this process; takes some seconds if another was killed."""
+    watching = sys.modules.get("pecker_fast.distributed.watch")
+    return (None if watching is None else watching.explain()) or _STOPPED
 
 
 @contextmanager
@@ -175,13 +182,13 @@ def _fail(message: str, code: int, error: Exception | None = None) -> int:
         # A bar that the error left open would share its line with the message.
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
-    if _processes() == 1:
+    if processes() == 1:
         print(f"pecker-fast: {message}", file=sys.stderr)
         return code
-    from pecker_fast.commands.stopping import without_last_word
+    from pecker_fast.commands.stopping import speaking_last
 
-    print(f"{_who()}: {message}", file=sys.__stderr__, flush=True)
-    without_last_word()
+    with speaking_last():
+        print(f"{_who()}: {message}", file=sys.__stderr__, flush=True)
     if "pecker_fast.distributed.watch" in sys.modules:
         sys.modules["pecker_fast.distributed.watch"].farewell(message)
     return code

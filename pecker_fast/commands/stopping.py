@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pecker_fast.distributed import Ranks
 
-__all__ = ["Interrupted", "a_last_word", "saving_at_interrupt", "without_last_word"]
+__all__ = ["Interrupted", "a_last_word", "saving_at_interrupt", "speaking_last"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,9 @@ _EXIT_CODE = 128 + signal.SIGTERM
 _SAME_KEY = 1.0
 """Seconds within which a second SIGINT is torchrun's copy of the first."""
 
+
+_SAVING = "saving after this iteration; Ctrl-C again ends at once"
+_LIMIT = ", and torchrun ends all processes after 30 s, saved or not"
 
 _GO_ON = "start the same command again to go on from"
 
@@ -61,7 +64,7 @@ def saving_at_interrupt(
             raise Interrupted(f"interrupted; {_GO_ON} the last checkpoint")
         if not asked and ranks.is_first:
             # Not through sys.stderr, which may be in use. On a new line, beside a progress bar.
-            os.write(2, b"\nsaving after this iteration; Ctrl-C again ends at once\n")
+            os.write(2, f"\n{_SAVING if ranks.alone else _SAVING + _LIMIT}\n".encode())
         asked.append(time.monotonic())
 
     previous = signal.signal(signal.SIGINT, ask)
@@ -75,19 +78,27 @@ def saving_at_interrupt(
         signal.signal(signal.SIGINT, previous)
 
 
+_last_word = threading.Lock()
+"""Held by who says why this process ends: the main thread, or the one that hears of a SIGTERM."""
+
+
 @contextmanager
-def a_last_word(text: str) -> Iterator[None]:
-    """At a SIGTERM write `text` to stderr and end this process; for the main thread.
+def a_last_word(who: str, reason: Callable[[], str]) -> Iterator[None]:
+    """At a SIGTERM say so on stderr, with the reason, and end this process; for the main thread.
 
     A Python handler alone would come too late: the main thread runs none while it waits for the
     other processes. A thread of its own hears of the signal at once.
+
+    Args:
+        who: this process.
+        reason: finds out why it was stopped, in a few of the 30 s that torchrun leaves.
     """
     hears, wakes = os.pipe()
     os.set_blocking(wakes, False)
     previous_wakes = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     # Python writes to the pipe for signals that have a handler only; this one has nothing to do.
     previous = signal.signal(signal.SIGTERM, lambda *_: None)
-    listener = threading.Thread(target=_listen, args=(hears, text), daemon=True)
+    listener = threading.Thread(target=_listen, args=(hears, who, reason), daemon=True)
     listener.start()
     try:
         yield
@@ -97,17 +108,27 @@ def a_last_word(text: str) -> Iterator[None]:
         os.close(wakes)  # the listener reads the end of the pipe
         listener.join()
         os.close(hears)
+        if _last_word.locked():
+            _last_word.release()
 
 
-def without_last_word() -> None:
-    """This process has said why it ends: a SIGTERM ends it silently from now on."""
+@contextmanager
+def speaking_last() -> Iterator[None]:
+    """In the block this process says itself why it ends: after it a SIGTERM ends it silently.
+
+    Not entered where a SIGTERM was first.
+    """
+    if not _last_word.acquire(blocking=False):
+        threading.Event().wait()  # the other thread ends the process
+    yield
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _listen(hears: int, text: str) -> None:
+def _listen(hears: int, who: str, reason: Callable[[], str]) -> None:
     while signals := os.read(hears, 64):  # one byte for each
-        if signal.SIGTERM in signals:
+        if signal.SIGTERM in signals and _last_word.acquire(blocking=False):
+            line = f"{who}: stopped by SIGTERM: {reason()}; {_GO_ON} the last checkpoint"
             # Not through sys.stderr, whose lock the main thread may hold. On a new line, since a
             # progress bar may be on this one.
-            os.write(2, f"\n{text}\n".encode())
+            os.write(2, f"\n{line}\n".encode())
             os._exit(_EXIT_CODE)

@@ -23,13 +23,17 @@ from torch import Tensor
 from pecker_fast.distributed.meeting import Meeting, launch_store
 from pecker_fast.distributed.watch import GO_ON, Watch, farewell, watch
 from pecker_fast.errors import PeckerError
+from pecker_fast.launcher import number, processes
 
 __all__ = ["Ranks"]
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(seconds=60)
-"""How long a step waits for the others before it says that one of them is gone."""
+TIMEOUT = timedelta(seconds=45)
+"""How long a step waits for the others before it says that one of them is gone.
+
+With what torchrun takes to end the rest, a run has ended about a minute after one process hangs.
+"""
 
 TIMEOUT_VARIABLE = "PECKER_FAST_TIMEOUT"
 """Environment variable that overrides `TIMEOUT`, in seconds."""
@@ -72,18 +76,18 @@ class Ranks:
     def join(cls, device_type: str) -> Ranks:
         """Join the processes that `torchrun` started; a run of one process without it.
 
-        A step waits a minute for the others; the environment variable PECKER_FAST_TIMEOUT sets
-        other seconds. Where another process gives no sign of life for so long (10 s at the least),
+        A step waits 45 s for the others; the environment variable PECKER_FAST_TIMEOUT sets other
+        seconds. Where another process gives no sign of life for so long (10 s at the least),
         this one ends, whatever it waits for.
 
         Args:
             device_type: cpu (gloo) or cuda (NCCL).
 
         Raises:
-            PeckerError: The others do not come, PECKER_FAST_TIMEOUT is no number of seconds, or
+            PeckerError: The others do not come, a variable of the environment is no number, or
                 this is not the first call.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if processes() == 1:
             return cls()
         timeout = _timeout()
         if dist.is_initialized():
@@ -110,7 +114,7 @@ class Ranks:
                 "with torchrun, with one address and port for all nodes"
             ) from error
         watching.start()
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_rank = number("LOCAL_RANK", default=0)
         return cls(rank, size, local_rank, group, patient, watching)
 
     @property

@@ -14,7 +14,7 @@ import time
 
 from pecker_fast.distributed.meeting import Meeting
 
-__all__ = ["Watch", "farewell"]
+__all__ = ["Watch", "explain", "farewell"]
 
 BEAT = 0.5
 """Seconds between two signs of life."""
@@ -178,6 +178,17 @@ def watch(meeting: Meeting, patience: float) -> Watch:
     """The watch of this process, which has just met the others."""
     _active.append(Watch(meeting, patience))
     return _active[-1]
+
+
+def explain() -> str | None:
+    """Which of the other processes has stopped, if one has; its line ends this process.
+
+    Takes up to a few seconds.
+    """
+    told = _active[-1].explain() if _active else None
+    if told is not None:
+        farewell(told)
+    return told
 
 
 def farewell(error: str | None = None) -> None:

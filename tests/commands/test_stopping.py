@@ -12,11 +12,11 @@ from pecker_fast.distributed import Ranks
 
 WAITING = """
 import sys, threading
-from pecker_fast.commands.stopping import a_last_word, without_last_word
-with a_last_word("rank 3: stopped from outside"):
+from pecker_fast.commands.stopping import a_last_word, speaking_last
+with a_last_word("rank 3", lambda: "rank 1 was killed"):
     if sys.argv[1] == "said":
-        print("bad input", file=sys.stderr, flush=True)
-        without_last_word()
+        with speaking_last():
+            print("bad input", file=sys.stderr, flush=True)
     print("ready", flush=True)
     threading.Event().wait()
 """
@@ -39,7 +39,10 @@ def terminated(what):
 def test_a_process_that_is_stopped_says_so_in_one_line():
     code, err = terminated("waits")
     assert code == 128 + signal.SIGTERM
-    assert err == "\nrank 3: stopped from outside\n"  # a bar may be open on the line before
+    assert err == (  # a bar may be open on the line before
+        "\nrank 3: stopped by SIGTERM: rank 1 was killed; start the same command again to go on "
+        "from the last checkpoint\n"
+    )
 
 
 def test_one_that_has_said_why_it_ends_is_silent():
@@ -48,9 +51,32 @@ def test_one_that_has_said_why_it_ends_is_silent():
     assert err == "bad input\n"
 
 
+SLOW_REASON = """
+import os, signal, threading, time
+from pecker_fast.commands.stopping import a_last_word, speaking_last
+asked = threading.Event()
+def reason():
+    asked.set()
+    time.sleep(0.5)
+    return "rank 1 was killed"
+with a_last_word("rank 3", reason):
+    os.kill(os.getpid(), signal.SIGTERM)
+    asked.wait()
+    with speaking_last():
+        print("I lost the others")
+"""
+
+
+def test_one_that_is_stopped_says_one_line_though_it_finds_an_error_as_well():
+    done = subprocess.run([sys.executable, "-c", SLOW_REASON], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
+    assert done.stderr.startswith("\nrank 3: stopped by SIGTERM: rank 1 was killed; ")
+    assert done.stderr.count("\n") == 2
+
+
 def test_the_handlers_are_as_they_were():
     before = signal.getsignal(signal.SIGTERM)
-    with a_last_word("never said"):
+    with a_last_word("rank 3", lambda: "never said"):
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
     assert signal.set_wakeup_fd(-1) == -1
@@ -63,6 +89,22 @@ def test_only_the_first_of_several_reports(run, monkeypatch, rank):
     done = run("erase", "--help")
     assert done.code == 0
     assert bool(done.out) == (rank == 0)
+
+
+@pytest.mark.parametrize("text", ["two", "0", "-2", "1.5"])
+def test_a_number_of_processes_that_is_none(run, monkeypatch, text):
+    monkeypatch.setenv("WORLD_SIZE", text)
+    for arguments in (["info"], ["erase", "nowhere", "--out", "run"]):
+        done = run(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"pecker-fast: WORLD_SIZE={text}: expected a whole number")
+        assert done.err.count("\n") == 1
+
+
+def test_an_empty_number_of_processes_is_one(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert run("info").code == 0
+    assert Ranks.join("cpu") == Ranks()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -131,7 +173,7 @@ def test_a_second_ctrl_c_ends_at_once():
     assert training.saved == []
 
 
-def test_of_several_processes_torchruns_copy_of_a_ctrl_c_counts_for_nothing(monkeypatch):
+def test_of_several_processes_torchruns_copy_of_a_ctrl_c_counts_for_nothing(monkeypatch, capfd):
     monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
     training = Run(3)
     with pytest.raises(Interrupted):
@@ -139,6 +181,10 @@ def test_of_several_processes_torchruns_copy_of_a_ctrl_c_counts_for_nothing(monk
             if step == 3:
                 signal.raise_signal(signal.SIGINT)
     assert training.saved == [3]
+    assert capfd.readouterr().err == (
+        "\nsaving after this iteration; Ctrl-C again ends at once, and torchrun ends all processes "
+        "after 30 s, saved or not\n"
+    )
 
 
 def test_another_process_that_was_interrupted_stops_this_one(monkeypatch):
