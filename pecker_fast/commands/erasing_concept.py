@@ -120,7 +120,10 @@ def erase_concept(
         mask.check(dict(pipeline.unet.named_parameters()))
     with run_directory(out, force, ranks) as directory:
         if directory is not None:
-            _clear(out, force)
+            _clear(out)
+            if force:
+                # Not what this launch itself has drawn, where torchrun starts it anew.
+                ranks.once(f"removed the images of {out.resolve()}", lambda: _clear_images(out))
         with clock.stage("mask"):
             trainer = PeckerTrainer(
                 objective,
@@ -163,13 +166,16 @@ def erase_concept(
     )
 
 
-def _clear(out: Path, force: bool) -> None:
+def _clear(out: Path) -> None:
     """Remove the results of an earlier state, which must not stand beside new ones."""
-    if force:
-        shutil.rmtree(out / PIPELINE_NAME, ignore_errors=True)
-        for name in ("progress.png", "previews.safetensors"):
-            (out / name).unlink(missing_ok=True)
     for name in OUTPUTS:
+        (out / name).unlink(missing_ok=True)
+
+
+def _clear_images(out: Path) -> None:
+    """Remove what an earlier run drew as it went, and its pipeline."""
+    shutil.rmtree(out / PIPELINE_NAME, ignore_errors=True)
+    for name in ("progress.png", "previews.safetensors"):
         (out / name).unlink(missing_ok=True)
 
 
