@@ -51,7 +51,8 @@ def test_a_run_with_everything(tmp_path):
     assert shown == {
         "Run": "run", "Method": "PECKER", "Mask": "saliency", "Density": "0.1", "Steps": "1,000",
         "Frozen entries changed": "0", "Wall time": "2 min", "UA, %": "99.80",
-        "P(class)": "0.0125", "Entropy, nats": "0.200", "Others kept, %": "90.00", "Fréchet": "4.25", "FID": "5.32", "KID × 1000": "1.250",
+        "P(class)": "0.0125", "Entropy, nats": "0.200", "Others kept, %": "90.00",
+        "Fréchet": "4.25", "FID": "5.32", "KID × 1000": "1.250",
         "IS": "9.50", "Precision": "0.659", "Recall": "0.547", "Sampler": "one step",
         "Images of the class": "500", "Of the others": "1,000", "For FID": "10,000",
     }  # fmt: skip
