@@ -55,7 +55,10 @@ def test_recipes_differ_where_the_published_table_does():
     stage1, stage2, stl = (load_config(name) for name in names)
     assert (stage1.forget, stage1.halves, stage2.halves) == (None, 1, 2)
     assert stage1.generator.lambda_forget == stage1.pseudo_score.lambda_forget == 0
-    assert (stage1.mask.kind, stage2.mask.kind) == ("full", "saliency")
+    assert (stage1.mask.kind, stage2.mask.kind) == ("full", "full")
+    masked = load_config("cifar10_stage2", {"mask.kind": "saliency", "mask.density": 0.5})
+    assert (masked.mask.kind, masked.mask.density) == ("saliency", 0.5)
+    assert masked.mask.apply == "generator"
     for recipe in (stage1, stage2, stl):
         assert (recipe.generator.lr, recipe.pseudo_score.lr) == (1e-5, 3e-5)
     assert (stage2.batch_size, stl.batch_size) == (128, 64)
