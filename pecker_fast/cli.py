@@ -140,6 +140,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt) as stop:  # click makes an Abort of the other
         return _fail(str(stop.__cause__ or stop) or "interrupted", 130)
     except click.UsageError as error:
+        if processes() > 1:
+            return _fail(error.format_message(), 2)
         error.show()
         return 2
     except click.ClickException as error:
@@ -191,6 +193,9 @@ def _fail(message: str, code: int, error: Exception | None = None) -> int:
         print(f"{_who()}: {message}", file=sys.__stderr__, flush=True)
     if "pecker_fast.distributed.watch" in sys.modules:
         sys.modules["pecker_fast.distributed.watch"].farewell(message)
+    from pecker_fast.distributed.meeting import refuse
+
+    refuse(message)
     return code
 
 

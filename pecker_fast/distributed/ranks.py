@@ -94,6 +94,7 @@ class Ranks:
             raise PeckerError(
                 "Ranks.join: torch.distributed is initialised already; call it once, before that"
             )
+        meeting = None
         try:
             meeting = Meeting(STARTING)
             rank, size = meeting.rank, meeting.size
@@ -107,7 +108,11 @@ class Ranks:
             watching = watch(meeting, timeout.total_seconds())
             group = dist.new_group(timeout=timeout)
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        except PeckerError:
+            raise
         except (RuntimeError, ValueError) as error:
+            if meeting is not None:
+                meeting.check()
             reason = str(error).splitlines()[0]
             raise PeckerError(
                 f"the processes of this run did not find each other ({reason}); start them "

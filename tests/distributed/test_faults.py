@@ -150,3 +150,38 @@ def test_a_file_that_only_one_lacks_ends_both(tmp_path, model):
     missing = f"model folder {tmp_path / 'nothing'}: "
     assert second.errors[0].startswith(f"pecker-fast (rank 1): {missing}")
     assert first.errors[0].startswith(f"pecker-fast (rank 0): rank 1 has stopped: {missing}")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_fails_before_the_run_begins_is_not_waited_for(tmp_path, model, rank):
+    fails = [this == rank for this in range(3)]
+    each = [erase(model, tmp_path / "run", *(["--device", "cuda:7"] * fail)) for fail in fails]
+    started = time.monotonic()
+    ended = run_commands(tmp_path, each, [None] * 3)
+    assert time.monotonic() - started < 30
+    (own,) = ended[rank].errors
+    assert own.startswith(f"pecker-fast (rank {rank}): ") and "cuda:7" in own
+    said = own.removeprefix(f"pecker-fast (rank {rank}): ")
+    for other in {0, 1, 2} - {rank}:
+        assert ended[other].code == 2
+        (line,) = ended[other].lines
+        assert line == (
+            f"pecker-fast (rank {other}): rank {rank} has stopped before the run began: {said}; "
+            "when that is corrected, start all of them again"
+        )
+
+
+def test_a_mistyped_option_of_one_ends_both(tmp_path, model):
+    ours = erase(model, tmp_path / "run")
+    first, second = run_commands(tmp_path, [ours, [*ours, "--densty", "1"]], [None, None])
+    assert (first.code, second.code) == (2, 2)
+    assert second.lines[0].startswith("pecker-fast (rank 1): No such option")
+    assert first.lines[0].startswith("pecker-fast (rank 0): rank 1 has stopped before the run")
+
+
+def test_one_that_fails_where_nobody_waits_ends_soon(tmp_path, model):
+    started = time.monotonic()
+    alone = erase(model, tmp_path / "run", "--device", "cuda:7")
+    both = run_commands(tmp_path, alone, [None, None])  # each fails by itself
+    assert time.monotonic() - started < 20
+    assert [len(one.lines) for one in both] == [1, 1]

@@ -8,7 +8,9 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from pecker_fast.distributed import meeting
 from pecker_fast.distributed.meeting import Meeting
+from pecker_fast.errors import PeckerError
 
 PATIENCE = timedelta(seconds=20)
 
@@ -34,9 +36,9 @@ def meet(monkeypatch):
             monkeypatch.setenv("RANK", str(rank))
             monkeypatch.setenv("WORLD_SIZE", str(size))
             pool = ThreadPoolExecutor(1)
-            meeting = pool.submit(Meeting, patience)
+            coming = pool.submit(Meeting, patience)
             time.sleep(0.1)
-        return meeting
+        return coming
 
     return meet
 
@@ -90,5 +92,53 @@ def test_a_variable_that_is_missing_is_named(launcher, monkeypatch, name):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv(name)
-    with pytest.raises(RuntimeError, match=f"^the environment variable {name} is not set$"):
+    with pytest.raises(PeckerError, match=f"^the environment variable {name} is not set: expected"):
         Meeting(PATIENCE)
+
+
+def test_a_store_that_goes_is_named(launcher, meet, monkeypatch):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    waiting = meet(1, 2)
+    time.sleep(0.3)
+    del store
+    with pytest.raises(PeckerError, match=r"^torchrun on the first machine has ended, was killed"):
+        waiting.result(30)
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """Refuse as the process with this rank, in an attempt of which torchrun makes two."""
+
+    def refuse(rank, attempt):
+        monkeypatch.setattr(meeting, "_awaited", {"yes"})
+        for name, value in {"RANK": rank, "WORLD_SIZE": 2, "TORCHELASTIC_RESTART_COUNT": attempt,
+                            "TORCHELASTIC_MAX_RESTARTS": 1}.items():  # fmt: skip
+            monkeypatch.setenv(name, str(value))
+        meeting.refuse("no such device")
+
+    return refuse
+
+
+def test_one_that_does_not_come_ends_the_wait(launcher, meet, refuse):
+    waiting = meet(0, 2)
+    refuse(1, attempt=1)
+    with pytest.raises(PeckerError, match=r"^rank 1 has stopped before the run began: no such dev"):
+        waiting.result(30)
+    with pytest.raises(PeckerError, match=r"^rank 1 has stopped"):  # one that comes later
+        meet(0, 2).result(30)
+
+
+def test_one_that_torchrun_starts_once_more_refuses_nothing(launcher, meet, refuse):
+    refuse(1, attempt=0)
+    coming = [meet(1, 2), meet(0, 2)]
+    assert [one.result(30).rank for one in coming] == [1, 0]
+
+
+def test_one_that_has_met_the_others_refuses_nothing(launcher, meet, refuse, monkeypatch):
+    monkeypatch.setattr(meeting, "_awaited", {"yes"})
+    for one in [meet(1, 2), meet(0, 2)]:
+        one.result(30)
+    assert not meeting._awaited
+    meeting.refuse("fails in a step")
+    assert [one.result(30).size for one in [meet(1, 2), meet(0, 2)]] == [2, 2]

@@ -1,5 +1,7 @@
 """What is sent between processes arrives, errors included; a single process needs none of it."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 from processes import run_processes
@@ -14,6 +16,7 @@ from rank_jobs import (
 from toys import assert_same_bits
 
 from pecker_fast.distributed import Ranks
+from pecker_fast.distributed import ranks as ranks_module
 from pecker_fast.distributed.ranks import TIMEOUT_VARIABLE
 from pecker_fast.errors import PeckerError
 
@@ -59,8 +62,13 @@ def test_torchrun_with_one_process_is_alone(monkeypatch):
 
 def test_processes_that_do_not_find_each_other(monkeypatch):
     rendezvous(monkeypatch, WORLD_SIZE="2", RANK="0")
+    with pytest.raises(PeckerError, match=r"MASTER_ADDR is not set: .*; start the processes with"):
+        Ranks.join("cpu")
+    monkeypatch.setattr(ranks_module, "STARTING", timedelta(seconds=0.2))
+    rendezvous(monkeypatch, WORLD_SIZE="2", RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
     with pytest.raises(
-        PeckerError, match=r"did not find each other \(.*MASTER_ADDR.*\); start them with torchrun"
+        PeckerError,
+        match=r"did not find each other \(nobody answered at 127.0.0.1:1 in 0 s: .*\); ",
     ):
         Ranks.join("cpu")
 
