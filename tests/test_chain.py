@@ -120,9 +120,9 @@ def find_masks_and_erase(run):
     more = {"pecker": f"--inception inception.pth {FEW}", "salun": "--mask-file salun.safetensors"}
     judged = "--classifier judge --per-class 5 --curve-per-class 2 --teacher-steps 4"
     for name, kind, steps in (("pecker", "saliency", 1), ("salun", "given", 4)):
-        run(f"mask teacher/model {METHODS[name]} --out {name}.safetensors")
+        run(f"mask teacher {METHODS[name]} --out {name}.safetensors")
         options = f"{METHODS[name]} {more[name]} {judged} --iterations 100"
-        done = run(f"erase teacher/model {options} --out {name}")
+        done = run(f"erase teacher {options} --out {name}")
         assert "of 5 images asked for it are recognised as Dress" in done
         report, curve = read(f"{name}/report.json"), read(f"{name}/curve.json")
         assert (report["forget"], report["override"]) == ("Dress", "T-shirt/top")

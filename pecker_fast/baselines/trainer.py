@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from pecker_fast.baselines.mask_finding import find_mask
 from pecker_fast.baselines.objective import BaselineObjective
 from pecker_fast.distill.checkpoint import RunDirectory, fingerprint, mask_state
-from pecker_fast.distill.ema import SalientEma
+from pecker_fast.distill.ema import SalientEma, slow_average
 from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
 from pecker_fast.distill.loop import Loop
 from pecker_fast.distill.metrics import LossRecord, Metrics
@@ -98,7 +98,7 @@ class BaselineTrainer:
         saved = ranks.first(lambda: self._saved_run(mask))
         self.network = nn.Module.to(copy.deepcopy(self.start), objective.device)
         self.network.requires_grad_(True)
-        self.notes = [self._accelerated()]
+        self.notes = [self._accelerated(), *slow_average(config.ema.decay, config.iterations)]
         if saved is not None:
             self.mask = SaliencyMask(**saved["mask"])
         else:

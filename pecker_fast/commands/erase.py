@@ -20,6 +20,7 @@ from pecker_fast.commands.common import (
     training_options,
 )
 from pecker_fast.commands.data_options import data_options, read_images
+from pecker_fast.commands.run_models import load_original
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -219,7 +220,6 @@ def erase(
     from pecker_fast.evaluate.classifier_files import statistics_beside
     from pecker_fast.evaluate.fidelity import Inception
     from pecker_fast.evaluate.judge import Judge
-    from pecker_fast.models import ModelFolder
 
     baseline = None
     if names_a_baseline(config_path, values):
@@ -240,7 +240,7 @@ def erase(
         config = load_config(config_path, values)
     place = prepare(device, threads)
     common["ranks"] = ranks = Ranks.join(place.type)
-    folder = ModelFolder.load(Path(model or ""))
+    folder = load_original(Path(model or ""))
     common["mask"] = load_mask(mask_file, folder.unet)
     images = None
     if baseline is not None:

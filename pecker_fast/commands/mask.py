@@ -18,6 +18,7 @@ from pecker_fast.commands.common import (
     training_options,
 )
 from pecker_fast.commands.data_options import data_options
+from pecker_fast.commands.run_models import load_original
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -120,13 +121,12 @@ def _of_distillation(
     from pecker_fast.distill.config import load_config
     from pecker_fast.distill.mask_finding import find_mask
     from pecker_fast.distill.objective import Objective
-    from pecker_fast.models import ModelFolder
 
     config = load_config(config_path, overrides)
     if config.forget is None:
         raise PeckerError("mask: the configuration forgets no class; give --forget")
     place = prepare(device, threads)
-    folder = ModelFolder.load(model)
+    folder = load_original(model)
     folder.unet.to(place)
     objective = Objective.from_model(folder, config)
     found = find_mask(objective, progress=True)
@@ -145,11 +145,10 @@ def _of_baseline(
     """From real images, as SalUn finds it."""
     from pecker_fast.baselines.config import load_baseline_config
     from pecker_fast.commands.erasing_baseline import baseline_images, baseline_mask
-    from pecker_fast.models import ModelFolder
 
     config = load_baseline_config(config_path, overrides)
     place = prepare(device, threads)
-    folder = ModelFolder.load(model)
+    folder = load_original(model)
     config, images = baseline_images(config, *data)
     found = baseline_mask(folder, images, config, place)
     name = folder.class_names[folder.class_index(config.forget)]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["find_model", "find_pipeline"]
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["find_model", "find_pipeline", "load_original"]
 
 _LOCK = "run.lock"
 
@@ -27,6 +31,23 @@ def find_model(path: Path) -> Path:
             "goes on with it"
         )
     return path
+
+
+def load_original(path: Path) -> ModelFolder:
+    """The model that a class is to be erased from.
+
+    Raises:
+        PeckerError: no model, or one that draws in one step, which cannot teach.
+    """
+    from pecker_fast.models import ModelFolder
+
+    folder = ModelFolder.load(find_model(path))
+    if folder.kind == "generator":
+        raise PeckerError(
+            f"{path}: a one-step generator, which has no scores to learn from; give the model that "
+            "it was distilled from, and this one as --generator of `erase` if it is the start"
+        )
+    return folder
 
 
 def find_pipeline(path: Path) -> Path | None:

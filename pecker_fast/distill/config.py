@@ -27,6 +27,7 @@ from pecker_fast.distill.settings import (
     recipes_in,
 )
 from pecker_fast.distill.text_config import TextSection, name_concepts
+from pecker_fast.errors import PeckerError
 
 __all__ = [
     "EmaSection",
@@ -134,6 +135,8 @@ class PeckerConfig(Settings):
     batch_size: PositiveInt = 128  # B: remain images and, again, forget images per iteration.
     micro_batch: PositiveInt | None = None  # Images per pass out of the 2B. null = all.
     seed: NonNegativeInt = 0
+    # The second of two stages: generator and pseudo-score must start from networks that are given.
+    second_stage: bool = False
     # autocast = bf16 inside the networks, weights in fp32. bf16 = weights in bf16, and fp32 masters
     # of the entries that may change. Losses, images and schedule are fp32 in every case.
     precision: Literal["fp32", "autocast", "bf16"] = "fp32"
@@ -188,6 +191,27 @@ class PeckerConfig(Settings):
                 "for a run that forgets nothing"
             )
         return self
+
+    def check_start(self, processes: int, starts: int) -> None:
+        """Look at what else a run needs, before anything is computed.
+
+        Args:
+            processes: That share it.
+            starts: Networks that are given a start other than the teacher, of the two.
+
+        Raises:
+            PeckerError: More processes than samples, or a second stage without the first.
+        """
+        if self.batch_size < processes:
+            raise PeckerError(
+                f"batch_size {self.batch_size} for {processes} processes: each needs one sample at "
+                "least; raise batch_size or start fewer"
+            )
+        if self.second_stage and starts < 2:
+            raise PeckerError(
+                "second_stage: generator and pseudo-score network start where the first stage "
+                "ended; give --generator and --pseudo-score its run, or set second_stage to false"
+            )
 
     def _check_forgets_nothing(self) -> None:
         if self.generator.lambda_forget or self.pseudo_score.lambda_forget:

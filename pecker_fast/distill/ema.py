@@ -16,7 +16,7 @@ from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
 
-__all__ = ["SalientEma"]
+__all__ = ["SalientEma", "slow_average"]
 
 
 class SalientEma:
@@ -134,3 +134,14 @@ class SalientEma:
 
     def _where(self) -> list[Tensor | None]:
         return list(self._positions.values())
+
+
+def slow_average(decay: float | None, iterations: int) -> list[str]:
+    """A warning, in a line to show, where a run ends before its average has forgotten its start."""
+    if decay is None or (left := decay**iterations) < 0.01:
+        return []
+    warning = (
+        f"ema.decay {decay:g} is long for {iterations:,} iterations: {left:.0%} of the result will "
+        "be the first weights; lower it, e.g. with --set ema.decay=0.99"
+    )
+    return [warning]

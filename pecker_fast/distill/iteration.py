@@ -22,7 +22,6 @@ from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.objective import Draws, Objective
 from pecker_fast.distill.randomness import IterationRandom
 from pecker_fast.distributed import Ranks
-from pecker_fast.errors import PeckerError
 
 __all__ = ["Iteration", "IterationInputs"]
 
@@ -93,9 +92,6 @@ class Iteration:
             generator: Steps theta.
             ema: Follows theta. None: nothing is averaged.
             ranks: The processes that share the batch. None = this one has all of it.
-
-        Raises:
-            PeckerError: More processes than samples.
         """
         self._objective = objective
         self._config = objective.config
@@ -105,11 +101,6 @@ class Iteration:
         self._ema = ema
         self._ranks = ranks or Ranks()
         size = objective.config.batch_size
-        if size < self._ranks.size:
-            raise PeckerError(
-                f"batch_size {size} for {self._ranks.size} processes: each needs one sample at "
-                "least; raise batch_size or start fewer"
-            )
         # Each process has a part of the remain half and the same part of the forget half.
         part = torch.arange(size)[self._ranks.rows(size)]
         halves = [half * size + part for half in range(self._config.halves)]

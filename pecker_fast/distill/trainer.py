@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pecker_fast.distill.checkpoint import RunDirectory, fingerprint, mask_state
 from pecker_fast.distill.config import PeckerConfig
-from pecker_fast.distill.ema import SalientEma
+from pecker_fast.distill.ema import SalientEma, slow_average
 from pecker_fast.distill.graph import CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration
 from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
@@ -75,12 +75,14 @@ class PeckerTrainer:
                 only the first has the run directory. None = this process alone.
 
         Raises:
-            PeckerError: A mask of another model, or a directory that holds another run.
+            PeckerError: A mask of another model, a directory that holds another run, more processes
+                than samples, or a second stage without the first.
         """
         config = objective.config
         if mask is not None and config.mask.refresh_every:
             raise PeckerError("a given mask cannot be refreshed: set mask.refresh_every to 0")
         self._ranks = ranks = ranks or Ranks()
+        config.check_start(ranks.size, sum(n is not None for n in (generator, pseudo_score)))
         if config.logging.tensorboard and run_directory is None and ranks.is_first:
             raise PeckerError("logging.tensorboard needs a run directory to write to")
         self.config = config
@@ -162,8 +164,9 @@ class PeckerTrainer:
 
     @property
     def notes(self) -> list[str]:
-        """How iterations are run, in lines to show: which blocks, and whether in a graph."""
-        return [self._blocks, self._graph.reason or "one CUDA graph per iteration"]
+        """How iterations are run, in lines to show: which blocks, whether in a graph, warnings."""
+        warnings = slow_average(self.config.ema.decay, self.config.iterations)
+        return [self._blocks, self._graph.reason or "one CUDA graph per iteration", *warnings]
 
     @property
     def generator(self) -> nn.Module:

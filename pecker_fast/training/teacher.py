@@ -16,6 +16,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from pecker_fast.distill.checkpoint import RunDirectory
+from pecker_fast.distill.ema import slow_average
 from pecker_fast.distill.losses import pseudo_score_loss
 from pecker_fast.distill.networks import predict_noise, with_autocast
 from pecker_fast.distill.randomness import IterationRandom
@@ -82,7 +83,7 @@ class TeacherTrainer:
             blocks = "torch's blocks: accelerate is off in the configuration"
             if config.accelerate:
                 blocks = str(accelerate_(network))
-        self.notes = [blocks, *_warnings(config)]
+        self.notes = [blocks, *slow_average(config.ema.decay, config.iterations)]
         self._model = ModelFolder(
             unet=network,
             scheduler=published_scheduler(),
@@ -243,16 +244,3 @@ def _denoising(
         return losses.sum() * scale
 
     return loss_of
-
-
-def _warnings(config: TeacherConfig) -> list[str]:
-    if config.ema.decay is None:
-        return []
-    left = config.ema.decay**config.iterations
-    if left < 0.01:
-        return []
-    warning = (
-        f"ema.decay {config.ema.decay:g} is long for {config.iterations:,} iterations: {left:.0%} "
-        "of the result will be the first, random weights; lower it with --set ema.decay=0.99"
-    )
-    return [warning]

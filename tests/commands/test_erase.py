@@ -156,3 +156,32 @@ def test_killed_and_resumed_ends_with_the_same_weights(run, files, tmp_path):
     assert done.code == 0 and "resuming at iteration" in done.err
     name = "model/unet/diffusion_pytorch_model.safetensors"
     assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+# ---- MODEL
+
+
+@pytest.mark.parametrize("command", ["erase", "mask"])
+def test_a_one_step_generator_cannot_teach(run, finished, tmp_path, command):
+    out = tmp_path / "out"
+    ended = run(command, finished, "--out", out, *SMALL)
+    assert ended.code == 2
+    assert f"{finished}: a one-step generator, which has no scores to learn from" in ended.err
+    assert not out.exists()
+
+
+def test_a_second_stage_without_the_first_is_refused_before_anything_is_computed(
+    run, files, tmp_path
+):
+    ended = run(
+        "erase", files.model, "--config", "cifar10_stage2", *SMALL, "--out", tmp_path / "run"
+    )
+    assert ended.code == 2
+    assert "second_stage" in ended.err and "--pseudo-score" in ended.err
+
+
+def test_an_average_that_has_not_moved_is_warned_of(run, files, tmp_path):
+    options = ["--set", "ema.decay=0.9999", "--iterations", "1"]
+    ended = run("erase", files.model, *SMALL, *options, "--out", tmp_path / "run")
+    assert ended.code == 0
+    assert "ema.decay 0.9999 is long for 1 iterations: 100% of the result" in ended.err

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toys import ToyDenoiser
 
-from pecker_fast.distill.ema import SalientEma
+from pecker_fast.distill.ema import SalientEma, slow_average
 from pecker_fast.errors import PeckerError
 from pecker_fast.mask import SaliencyMask
 
@@ -107,3 +107,12 @@ def test_an_average_of_another_mask_is_refused(network):
     ema = SalientEma(network, SaliencyMask.full(network), DECAY)
     with pytest.raises(PeckerError, match="another mask"):
         ema.load_state_dict({name: torch.zeros(1) for name in one})
+
+
+@pytest.mark.parametrize(
+    ("decay", "iterations", "left"),
+    [(None, 1, None), (0.9999, 50_000, None), (0.9999, 500, "95%"), (0.95, 20, "36%")],
+)
+def test_a_run_that_ends_before_its_average_has_moved_is_warned_of(decay, iterations, left):
+    said = slow_average(decay, iterations)
+    assert [left in line for line in said] == ([] if left is None else [True])
