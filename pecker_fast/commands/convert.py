@@ -54,8 +54,9 @@ def convert(
 ) -> None:
     """Make a model folder of a checkpoint of SA, SalUn, SFD or EraseDiff.
 
-    CHECKPOINT is a file that their training wrote, for CIFAR-10, STL-10 or another size. No code in
-    it is run; a file that cannot be read otherwise is refused.
+    CHECKPOINT is a file that their training wrote, for CIFAR-10, STL-10 or another size, or a
+    safetensors file of the network's weights. No code in it is run; a file that cannot be read
+    otherwise is refused.
     """
     if out.exists() and not force:
         raise PeckerError(f"{out}: exists; add --force to replace it")

@@ -6,7 +6,7 @@ What their files hold, a list by position (`None` where a short-lived SFD checkp
     [network, optimizer, epoch, step, EMA]                           the DDIM code they come from
     [psi, optimizer, theta, optimizer, step, EMA of theta]           distilled by SFD
 
-or a dictionary with a name for each, or the network's state dict alone. EMA may be missing.
+or a dictionary with a name for each, or the network alone, also as safetensors. EMA may be missing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
@@ -54,10 +56,12 @@ SLOTS = ("ema", "model", "generator", "pseudo-score")
 T_INIT = 440
 """The time step that SFD's generators are told."""
 
-# How the files begin: torch's two formats, and a pickle that torch did not write.
+# How the files begin: torch's two formats, a pickle that torch did not write, and safetensors (its
+# JSON header, after the header's length in 8 bytes, of which 4 are ever used).
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _PICKLE = b"\x80"
+_SAFETENSORS = b"\0\0\0\0{"
 
 # Keys of dictionaries, by slot.
 _KEYS = {
@@ -209,12 +213,17 @@ def _read(path: Path) -> Any:
         raise PeckerError(
             f"{path}: is a folder; expected a checkpoint file, such as ckpts/ckpt.pth in it"
         ) from error
+    if head.startswith(_SAFETENSORS, 4):
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, "safetensors file", str(error)) from error
     if not head.startswith(_ZIP) and head != _LEGACY:
         if head.startswith(_PICKLE):
             raise _runs_code(path, "it is a pickled Python object")
         raise PeckerError(
-            f"{path}: not a checkpoint written by torch.save (it begins with {head[:8]!r}); "
-            "if it was downloaded, look whether it is a web page or a pointer to the file"
+            f"{path}: not a checkpoint written by torch.save, nor a safetensors file (begins with "
+            f"{head[:8]!r}); if it was downloaded, look whether it is a web page or a pointer to it"
         )
     try:
         # Mapped, so that the optimizers' moments are never read.
@@ -230,18 +239,22 @@ def _read(path: Path) -> Any:
             raise _runs_code(path, f"it holds a {code[1]}") from error
         if "TorchScript" in reason:
             raise _runs_code(path, "it is a TorchScript module") from error
-        first_line = (reason.strip() or repr(error)).splitlines()[0]
-        raise PeckerError(
-            f"{path}: cannot be read as a checkpoint, it may be truncated: copy or download it "
-            f"again ({first_line})"
-        ) from error
+        raise _unreadable(path, "checkpoint", reason.strip() or repr(error)) from error
+
+
+def _unreadable(path: Path, kind: str, reason: str) -> PeckerError:
+    return PeckerError(
+        f"{path}: cannot be read as a {kind}, it may be truncated: copy or download it again "
+        f"({reason.splitlines()[0]})"
+    )
 
 
 def _runs_code(path: Path, what: str) -> PeckerError:
     return PeckerError(
         f"{path}: {what}, and reading it would run code from the file; where you trust it and have "
-        "the repository that wrote it, load it there in a container without a network and write "
-        "`torch.save(network.state_dict(), 'weights.pth')`, which can be converted"
+        "the repository that wrote it, load it there as `x` in a container without a network; write"
+        " a list as `torch.save([s if isinstance(s, dict) else None for s in x], 'weights.pth')`, "
+        "which keeps the EMA, or a network as `torch.save(x.state_dict(), 'weights.pth')`"
     )
 
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from pecker_fast.cli import main
@@ -229,6 +231,15 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: path.write_text("<html>404</html>"),
         r"begins with b'<html>40'.*web page",
     ),
+    "JSON": (lambda path: path.write_text('{"weights": {}}'), r"nor a safetensors file"),
+    "truncated safetensors": (
+        lambda path: path.write_bytes(save(dict(MODEL))[:-1000]),
+        "cannot be read as a safetensors file, it may be truncated: copy or download it again",
+    ),
+    "safetensors, no header": (
+        lambda path: path.write_bytes(b"\x02" + bytes(7) + b"{"),
+        "cannot be read as a safetensors file",
+    ),
     "empty": (lambda path: path.touch(), r"not a checkpoint.*b''"),
     "folder": (lambda path: path.mkdir(), r"is a folder; expected a checkpoint file"),
     "missing": (lambda path: None, r"no such file"),
@@ -247,6 +258,10 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "TorchScript": (
         lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path),
         "a TorchScript module, and reading it would run code",
+    ),
+    "step of numpy": (
+        _torch_save([MODEL, adam(MODEL), np.int64(3), EMA]),
+        "multiarray.scalar, and reading it would run code.* keeps the EMA, or .*state_dict",
     ),
     "no network": (_torch_save([adam(MODEL), 3]), "no network in it; .* found a list of dict, int"),
     "mask": (_torch_save({"x": 1, "y": [2]}), "no network in it; .* a dictionary with x, y"),
@@ -274,6 +289,31 @@ def test_no_code_is_run(write: Callable[[Any, Path], Any], tmp_path: Path) -> No
     assert not (tmp_path / "harm").exists()
 
 
+@pytest.mark.parametrize("layout", ["trained", "distilled", "distilled, early"])
+def test_the_remedy_for_a_refused_list_keeps_every_network(layout: str, tmp_path: Path) -> None:
+    path, again = tmp_path / "ckpt.pth", tmp_path / "weights.pth"
+    content, slots, _ = LAYOUTS[layout]
+    torch.save([np.int64(x) if isinstance(x, int) else x for x in content], path)
+    with pytest.raises(PeckerError) as error:
+        read_checkpoint(path)
+    remedy = str(error.value).split("`")[3].replace("'weights.pth'", "again")
+    loaded = torch.load(path, weights_only=False)
+    eval(remedy, {"torch": torch, "x": loaded, "again": again})
+    read = read_checkpoint(again)
+    assert list(read.slots) == list(slots)
+    for slot, expected in slots.items():
+        assert_same(read.slots[slot], expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_safetensors_file_is_a_state_dict_alone(prefix: str, tmp_path: Path) -> None:
+    save_file(weights(2, prefix), tmp_path / "weights.bin")  # the name does not matter
+    read = read_checkpoint(tmp_path / "weights.bin")
+    assert (list(read.slots), read.step) == (["model"], None)
+    found = read.network().state_dict()
+    assert_same({name: found[name] for name in MODEL}, MODEL)
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     code = main(["convert", *map(str, arguments)])
     out, err = capsys.readouterr()
@@ -299,6 +339,15 @@ def test_convert_a_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     torch.testing.assert_close(folder.scheduler.betas.double(), betas, rtol=1e-6, atol=0)
     assert (scheduler["clip_sample"], scheduler["prediction_type"]) == (False, "epsilon")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pth", "model"]
+
+
+def test_convert_safetensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(MODEL, tmp_path / "w.safetensors")
+    code, out, err = run(capsys, tmp_path / "w.safetensors", "--out", tmp_path / "model")
+    assert (code, err) == (0, "") and "took slot model of model\n" in out
+    folder = ModelFolder.load(tmp_path / "model")
+    assert_same(folder.unet.state_dict(), MODEL)
+    assert (folder.kind, folder.null_label) == ("teacher", 3)
 
 
 @pytest.mark.parametrize(
