@@ -6,10 +6,11 @@ one run directory; the same call on the same directory resumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import click
 import torch
@@ -26,6 +27,7 @@ from pecker_fast.commands.run_files import (
     run_directory,
     save_folder,
 )
+from pecker_fast.commands.start_networks import StartNetwork
 from pecker_fast.commands.stopping import saving_at_interrupt
 from pecker_fast.distill.checkpoint import RunDirectory
 from pecker_fast.distill.conditions import ClassConditions
@@ -41,11 +43,16 @@ from pecker_fast.evaluate.frozen import FrozenCheck
 from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.report import ErasureReport
 from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.files import write_text
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 
-__all__ = ["Erasure", "carry_out", "erase_class"]
+__all__ = ["START_NAME", "Erasure", "carry_out", "erase_class"]
+
+START_NAME = "start.json"
+"""In a run directory: how the run began, which later starts of it do not see. `start`: the networks
+that it was given; `mask_seconds`: what finding its mask took."""
 
 
 def erase_class(
@@ -59,8 +66,8 @@ def erase_class(
     judge: Judge | None = None,
     started: float | None = None,
     ranks: Ranks | None = None,
-    generator: nn.Module | None = None,
-    pseudo_score: nn.Module | None = None,
+    generator: StartNetwork | None = None,
+    pseudo_score: StartNetwork | None = None,
 ) -> ErasureReport | None:
     """Erase `config.forget` from `model` into the run directory `out`.
 
@@ -94,14 +101,15 @@ def erase_class(
     def start(directory: RunDirectory | None) -> PeckerTrainer:
         return PeckerTrainer(
             objective,
-            generator=generator,
-            pseudo_score=pseudo_score,
+            generator=None if generator is None else generator.network,
+            pseudo_score=None if pseudo_score is None else pseudo_score.network,
             mask=mask,
             run_directory=directory,
             progress=True,
             ranks=ranks,
         )
 
+    given = {"generator": generator, "pseudo_score": pseudo_score}
     erasure = Erasure(
         model=model,
         config=config,
@@ -110,6 +118,7 @@ def erase_class(
         sampler=Sampler(1, config.seed),
         start=start,
         finish=lambda trainer: _finish(trainer, model),
+        starts={role: network.facts for role, network in given.items() if network is not None},
     )
     return carry_out(
         erasure, out, device, force=force, mask=mask, judge=judge, started=started, ranks=ranks
@@ -154,6 +163,7 @@ class Erasure(Generic[T]):
             None on all processes but the first.
         finish: makes the erased model as it is now.
         images: the real images that it is trained on, in words, or None.
+        starts: by role, where the networks come from that start elsewhere than at the original.
     """
 
     model: ModelFolder
@@ -164,6 +174,7 @@ class Erasure(Generic[T]):
     start: Callable[[RunDirectory | None], T]
     finish: Callable[[T], ModelFolder]
     images: str | None = None
+    starts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def carry_out(
@@ -198,8 +209,12 @@ def carry_out(
     if mask is not None:
         mask.check(dict(model.unet.named_parameters()))
     with run_directory(out, force, ranks) as directory:
+        is_new = directory is not None and not directory.iterations()
         with clock.stage("mask"):
             trainer = erasure.start(directory)
+        searched = mask is None and config.mask.kind == "saliency"
+        took = clock.stages["mask"] if searched else None
+        ranks.first(lambda: _write_start(out, erasure.starts, took) if is_new else None)
         click.echo("; ".join(trainer.notes), err=True)
         resumed_at = trainer.iteration
         if resumed_at:
@@ -221,8 +236,13 @@ def carry_out(
                 "machine": machine_facts(device),
                 "versions": versions(),
             }
+            if (seconds := _mask_seconds(out)) is not None:
+                training["mask_seconds"] = seconds
+            figures: dict[str, Any] = {"training": training}
+            if erasure.starts:
+                figures["start"] = dict(erasure.starts)
             erased = erasure.finish(trainer)
-            erased = replace(erased, figures={**erased.figures, "training": training})
+            erased = replace(erased, figures={**erased.figures, **figures})
             frozen = trainer.verify_frozen(erased.unet)
             ranks.first(lambda: save_folder(erased, out / MODEL_NAME))
         if judge is None or forget is None or curve is None:
@@ -283,6 +303,31 @@ def train(
         visit()
     for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
         visit()
+
+
+def _write_start(
+    out: Path, starts: Mapping[str, Mapping[str, Any]], mask_seconds: float | None
+) -> None:
+    """Keep how a run began: a later start of it neither finds a mask nor times that."""
+    begun: dict[str, Any] = {"start": dict(starts)}
+    if mask_seconds is not None:
+        begun["mask_seconds"] = round(mask_seconds, 2)
+    write_text(out / START_NAME, json.dumps(begun, indent=2) + "\n")
+
+
+def _mask_seconds(out: Path) -> float | None:
+    """What finding the run's mask took, networks and optimizers made around it included.
+
+    None where it was not searched for: given, drawn at random, full, or nobody timed it.
+    """
+    file = out / START_NAME
+    if not file.is_file():
+        return None
+    try:
+        seconds: float | None = json.loads(file.read_text(encoding="utf-8")).get("mask_seconds")
+    except (ValueError, AttributeError) as error:
+        raise PeckerError(f"{file}: not a JSON object ({error}); remove it") from error
+    return seconds
 
 
 def _finish(trainer: PeckerTrainer, model: ModelFolder) -> ModelFolder:

@@ -1,9 +1,14 @@
 """Two-stage forgetting by the command line: stage 1 keeps everything, stage 2 starts from it."""
 
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pecker_fast.distill import RunDirectory
+from pecker_fast.distill.checkpoint import fingerprint
 from pecker_fast.models import ModelFolder
 
 QUICK = ["--set", "batch_size=2", "--set", "generator.lr=1e-3", "--iterations", "2"]
@@ -70,6 +75,105 @@ def test_a_pseudo_score_that_shared_its_weights(files, stage_1, tmp_path, run):
             indices = saved["ever_salient"]["indices"][name].long()
             expected.view(-1)[indices] = saved["networks"]["pseudo_score"][name]
         assert torch.equal(value, expected)
+
+
+def run_of_another_kind(folder, model, figures):
+    """A finished run whose checkpoint has no networks of a distillation, as `train-teacher`'s."""
+    with RunDirectory(folder) as directory:
+        directory.save(4, {"network": {}})
+    replace(ModelFolder.load(model), figures=figures).save(folder / "model")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("figures", "kind"),
+    [
+        ({"training": {"iterations": 4, "seconds": 1.5}}, "teacher"),
+        ({"method": "fine_tune", "iterations": 4, "training": {"seconds": 1.5}}, "fine_tune"),
+    ],
+)
+def test_a_pseudo_score_from_a_run_that_made_a_teacher(files, tmp_path, run, figures, kind):
+    """It has no pseudo-score network; one that starts at its model is what a teacher gives."""
+    start = run_of_another_kind(tmp_path / "start", files.model, figures)
+    out = tmp_path / "run"
+    still = ["--set", "pseudo_score.lr=0"]
+    done = run("erase", files.model, *STAGE_2, "--pseudo-score", start, *still, "--out", out)
+    assert done.code == 0, done.err
+    teacher = ModelFolder.load(files.model).unet.state_dict()
+    for name, value in pseudo_score_of(out).items():
+        assert torch.equal(value, teacher[name])
+    (facts,) = ModelFolder.load(out / "model").figures["start"].values()
+    assert (facts["kind"], facts["iterations"], facts["seconds"]) == (kind, 4, 1.5)
+
+
+@pytest.mark.parametrize("option", ["--generator", "--pseudo-score"])
+def test_a_classifier_is_no_start(files, tmp_path, run, option):
+    finished = tmp_path / "judge"
+    shutil.copytree(files.classifier, finished)
+    (finished / "run.lock").touch()
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "run.lock").touch()
+    (unfinished / "config.yaml").write_text("arch: small\n")
+    for path in (files.classifier, finished, unfinished):
+        done = run("erase", files.model, *STAGE_2, option, path, "--out", tmp_path / "out")
+        assert done.code == 2
+        assert f"{path}: a classifier; {option} takes a model folder, or a run of" in done.err
+
+
+def test_the_model_says_what_it_started_from(files, stage_1, tmp_path, run):
+    out = tmp_path / "run"
+    start = ["--generator", stage_1 / "model", "--pseudo-score", stage_1]
+    done = run("erase", files.model, "--config", "cifar10_stage2", *STAGE_2, *start, "--out", out)
+    assert done.code == 0, done.err
+    first = ModelFolder.load(stage_1 / "model")
+    trained = first.figures["training"]
+    figures = ModelFolder.load(out / "model").figures
+    assert figures["start"] == json.loads((out / "start.json").read_text())["start"]
+    generator, psi = figures["start"]["generator"], figures["start"]["pseudo_score"]
+    common = {
+        "iterations": 2, "seconds": trained["seconds"], "processes": 1,
+        "device_name": trained["machine"]["device_name"],
+    }  # fmt: skip
+    assert generator == {
+        "path": str(stage_1 / "model"), "kind": "generator", **common,
+        "fingerprint": fingerprint(first.unet),
+    }  # fmt: skip
+    network = ModelFolder.load(files.model).unet
+    network.load_state_dict(pseudo_score_of(stage_1))
+    assert psi == {
+        "path": str(stage_1), "kind": "pseudo_score", **common,
+        "fingerprint": fingerprint(network),
+    }  # fmt: skip
+    assert "start" not in first.figures
+
+    # A third stage tells of the first, and names only the network that was given.
+    third = tmp_path / "third"
+    done = run("erase", files.model, *STAGE_2, "--generator", out, "--out", third)
+    assert done.code == 0, done.err
+    (facts,) = ModelFolder.load(third / "model").figures["start"].values()
+    assert facts["start"] == figures["start"]
+
+
+def test_the_seconds_of_finding_the_mask(files, tmp_path, run):
+    """They are those of the first start, and there are none where no mask was searched for."""
+    out = tmp_path / "run"
+    saliency = ["--forget", "star", "--override", "circle", "--mask", "saliency", *QUICK]
+    saliency += ["--set", "saliency.batches=1", "--set", "saliency.batch_size=2"]
+    assert run("erase", files.model, *saliency, "--out", out).code == 0
+    training = ModelFolder.load(out / "model").figures["training"]
+    assert training["mask_seconds"] > 0
+    begun = json.loads((out / "start.json").read_text())
+    assert begun == {"start": {}, "mask_seconds": training["mask_seconds"]}
+    (out / "start.json").write_text(json.dumps({**begun, "mask_seconds": 1e6}))
+    assert run("erase", files.model, *saliency, "--out", out).code == 0  # takes the run up
+    assert ModelFolder.load(out / "model").figures["training"]["mask_seconds"] == 1e6
+    (out / "start.json").write_text("[]")
+    done = run("erase", files.model, *saliency, "--out", out)
+    assert done.code == 2 and "start.json: not a JSON object" in done.err
+
+    assert run("erase", files.model, *STAGE_2, "--out", out, "--force").code == 0
+    assert "mask_seconds" not in ModelFolder.load(out / "model").figures["training"]
 
 
 def test_bad_starts_are_refused(files, stage_1, tmp_path, run):
