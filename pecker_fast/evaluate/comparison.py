@@ -2,7 +2,8 @@
 
 A figure that nobody took stays empty, it is never 0. Figures that rest on other judges, other
 numbers of images or other real images are marked, because FID and Fréchet distances of fewer
-images are larger, and another judge has other errors.
+images are larger, and another judge has other errors. What a run started from was trained as well:
+its steps and seconds stand before the run's own, since only their sum compares.
 """
 
 from __future__ import annotations
@@ -19,9 +20,27 @@ from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.line_chart import seconds
 
-__all__ = ["COLUMNS", "Cell", "Column", "Comparison", "Note", "Run", "curves_csv"]
+__all__ = ["COLUMNS", "Cell", "Column", "Comparison", "Note", "Run", "Start", "curves_csv"]
 
 MISSING = "–"
+UNKNOWN = "?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What was trained before a run began: the first of two stages.
+
+    Attributes:
+        path: of the networks that were given, in words.
+        iterations: in all; None where one of them does not say.
+        wall_s: seconds of training in all, likewise.
+        device: what it was trained on, or None.
+    """
+
+    path: str
+    iterations: int | None = None
+    wall_s: float | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +60,9 @@ class Run:
         iterations: of the training; None without.
         planned: iterations of the whole run; more than `iterations` while it goes on.
         wall_s: seconds of training, judging left out, or None.
+        start: what was trained before, or None where the run started from the original. It is not
+            in `iterations`, `wall_s` and `curve`.
+        mask_s: seconds that finding the mask took, which is not in `wall_s`, or None.
         device: what it was trained on, or None.
         seed: of the training, or None.
         evaluation: the classifier's figures, or None.
@@ -61,6 +83,8 @@ class Run:
     iterations: int | None = None
     planned: int | None = None
     wall_s: float | None = None
+    start: Start | None = None
+    mask_s: float | None = None
     device: str | None = None
     seed: int | None = None
     evaluation: Evaluation | None = None
@@ -88,6 +112,7 @@ class Column:
         words: the value on the page.
         basis: what makes its figures comparable, or None where they always are.
         is_text: words, not numbers.
+        before: the same figure of what a run started from, which the page adds to the run's own.
     """
 
     key: str
@@ -96,6 +121,17 @@ class Column:
     words: Callable[[Any], str] = str
     basis: Basis | None = None
     is_text: bool = False
+    before: Callable[[Run], Any] | None = None
+
+    def shown(self, run: Run) -> str:
+        """What the page says of a run."""
+        value = self.value(run)
+        if value is None:
+            return MISSING
+        if self.before is None or run.start is None:
+            return self.words(value)
+        before = self.before(run)
+        return f"{UNKNOWN if before is None else self.words(before)} + {self.words(value)}"
 
 
 @dataclass(frozen=True)
@@ -176,11 +212,19 @@ def _inception(found: FidelityFigures) -> str:
     return f"{kind} Inception weights{layer}"
 
 
+def _time_basis(run: Run) -> str | None:
+    if run.wall_s is None:
+        return None
+    device = run.device or "unknown"
+    before = device if run.start is None else run.start.device or "unknown"
+    return device if before == device else f"{before}, then {device}"
+
+
 JUDGED = Basis("UA, P(class), entropy, others kept", _classifier_basis)
 FRECHET = Basis("Fréchet distance", _frechet_basis)
 SCORE = Basis("Inception score", _score_basis)
 FIDELITY = Basis("FID, KID, precision, recall", _fidelity_basis)
-TIME = Basis("Wall time", lambda run: None if run.wall_s is None else run.device or "unknown")
+TIME = Basis("Wall time", _time_basis)
 
 
 def _digits(number: int, factor: float = 1.0) -> Callable[[Any], str]:
@@ -194,8 +238,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("density", "Density", lambda run: run.density, lambda value: f"{value:.3g}"),
     Column("frozen_changed", "Frozen entries changed",
            lambda run: run.frozen_changed if run.frozen else None, lambda value: f"{value:,}"),
-    Column("iterations", "Steps", lambda run: run.iterations, lambda value: f"{value:,}"),
-    Column("wall_s", "Wall time", lambda run: run.wall_s, seconds, TIME),
+    Column("iterations", "Steps", lambda run: run.iterations, lambda value: f"{value:,}",
+           before=_of("start", "iterations")),
+    Column("wall_s", "Wall time", lambda run: run.wall_s, seconds, TIME,
+           before=_of("start", "wall_s")),
     Column("unlearning_accuracy", "UA, %", _of("evaluation", "unlearning_accuracy"),
            _digits(2, 100), JUDGED),
     Column("forget_probability", "P(class)", _of("evaluation", "forget_probability"),
@@ -226,6 +272,10 @@ _CSV_ONLY: tuple[Column, ...] = (
     Column("override_accuracy", "", _of("evaluation", "override_accuracy")),
     Column("frozen", "", lambda run: run.frozen),
     Column("planned_iterations", "", lambda run: run.planned),
+    Column("start", "", _of("start", "path")),
+    Column("start_iterations", "", _of("start", "iterations")),
+    Column("start_wall_s", "", _of("start", "wall_s")),
+    Column("mask_s", "", lambda run: run.mask_s),
     Column("device", "", lambda run: run.device),
     Column("seed", "", lambda run: run.seed),
     Column("sampler_steps", "", _of("evaluation", "steps")),
@@ -275,13 +325,10 @@ class Comparison:
         letters = {column.basis: self._letters(column.basis) for column in COLUMNS if column.basis}
 
         def cell(run: Run, column: Column) -> Cell:
-            value = column.value(run)
-            if value is None:
-                return Cell(MISSING)
             mark = ""
-            if column.basis is not None:
+            if column.basis is not None and column.value(run) is not None:
                 mark = letters[column.basis].get(column.basis.words(run) or "", "")
-            return Cell(column.words(value), mark)
+            return Cell(column.shown(run), mark)
 
         return [[cell(run, column) for column in COLUMNS] for run in self.runs]
 
@@ -315,13 +362,16 @@ class Comparison:
 
 
 def curves_csv(runs: Sequence[Run]) -> str:
-    """The measurements during the runs, one row each."""
+    """The measurements during the runs, one row each; steps and seconds are the run's own."""
     keys = ["iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", "fid",
             "forget_count", "keep_count"]  # fmt: skip
+    before = [_of("start", key) for key in ("iterations", "wall_s")]
     rows = [
-        [run.name, *(getattr(point, key) for key in keys)] for run in runs for point in run.curve
+        [run.name, *(getattr(point, key) for key in keys), *(value(run) for value in before)]
+        for run in runs
+        for point in run.curve
     ]
-    return _csv(["run", *keys], rows)
+    return _csv(["run", *keys, "start_iterations", "start_wall_s"], rows)
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

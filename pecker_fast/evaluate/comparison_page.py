@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from markupsafe import Markup
 
-from pecker_fast.evaluate.comparison import COLUMNS, Comparison, Run, curves_csv
+from pecker_fast.evaluate.comparison import COLUMNS, UNKNOWN, Comparison, Run, curves_csv
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.line_chart import Axis, Series, chart, seconds, swatch
 from pecker_fast.files import write_text
@@ -63,6 +63,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         rows=rows,
         notes=comparison.notes(),
         unfinished=comparison.unfinished(),
+        stages=_stages(comparison.runs),
         panels=_panels(comparison),
         legend=[(run.name, swatch(index)) for index, run in enumerate(comparison.runs)],
     )
@@ -76,6 +77,26 @@ def _title(comparison: Comparison) -> str:
     count = len(comparison.runs)
     runs = "one run" if count == 1 else f"{count} runs"
     return f"Forgetting {comparison.forget}: {runs}" if comparison.forget else f"Comparing {runs}"
+
+
+def _stages(runs: Sequence[Run]) -> list[str]:
+    """Which runs began where an earlier one ended, and what to compare; a sentence each."""
+    staged = [(run.name, run.start) for run in runs if run.start is not None]
+    if not staged:
+        return []
+    listed = "; ".join(f"{name} started from {start.path}" for name, start in staged)
+    first = (
+        f"A + in steps and wall time: {listed}. The first figure is of what it started from, the "
+        "second its own; compare their sum with other rows."
+    )
+    sentences = [first]
+    for name, start in staged:
+        if start.iterations is None or start.wall_s is None:
+            sentences.append(
+                f"{name}: {start.path} does not say how long it was trained ({UNKNOWN}), so the "
+                "sum is unknown, and its lines begin at 0."
+            )
+    return sentences
 
 
 def _panels(comparison: Comparison) -> list[Panel]:
@@ -154,18 +175,24 @@ def _panel(
     def of_steps(point: CurvePoint) -> float | None:
         return point.iteration
 
-    against: list[tuple[Axis, During, After]] = [
-        (_TIME, of_time, lambda run: run.wall_s),
-        (_STEPS, of_steps, lambda run: run.iterations),
+    def time_before(run: Run) -> float | None:
+        return None if run.start is None else run.start.wall_s
+
+    def steps_before(run: Run) -> float | None:
+        return None if run.start is None else run.start.iterations
+
+    against: list[tuple[Axis, During, After, After]] = [
+        (_TIME, of_time, lambda run: run.wall_s, time_before),
+        (_STEPS, of_steps, lambda run: run.iterations, steps_before),
     ]
     charts = []
-    for x, when, ended in against:
+    for x, when, ended, before in against:
         series = [
             Series(
                 number,
                 run.name,
-                _line(run, when, during),
-                _end(run, ended, after),
+                _line(run, when, during, before(run) or 0),
+                _end(run, ended, after, before(run) or 0),
                 after(run) if run.iterations is None else None,
             )
             for number, run in enumerate(runs)
@@ -175,11 +202,12 @@ def _panel(
     return Panel(title, caption, charts)
 
 
-def _line(run: Run, when: During, during: During) -> list[tuple[float, float]]:
+def _line(run: Run, when: During, during: During, begin: float) -> list[tuple[float, float]]:
+    """A run's points, from where what it started from ended."""
     pairs = [(when(point), during(point)) for point in run.curve]
-    return [(x, y) for x, y in pairs if x is not None and y is not None]
+    return [(begin + x, y) for x, y in pairs if x is not None and y is not None]
 
 
-def _end(run: Run, ended: After, after: After) -> tuple[float, float] | None:
+def _end(run: Run, ended: After, after: After, begin: float) -> tuple[float, float] | None:
     x, y = ended(run), after(run)
-    return None if x is None or y is None else (x, y)
+    return None if x is None or y is None else (begin + x, y)

@@ -2,7 +2,8 @@
 
 config.yaml              method, mask, seed, length; every run has it
 mask.safetensors         density
-model/pecker_fast.json   iterations, forgotten class, class names
+model/pecker_fast.json   iterations, forgotten class, class names, what the run started from
+start.json               the same of a run that goes on, and how long finding the mask took
 report.json              training time, machine, the run's own figures
 curve.json               measurements during the run
 evaluate.json            figures of `pecker-fast evaluate RUN --json RUN/evaluate.json`, which
@@ -12,7 +13,7 @@ evaluate.json            figures of `pecker-fast evaluate RUN --json RUN/evaluat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.comparison import Run
+from pecker_fast.evaluate.comparison import Run, Start
 from pecker_fast.evaluate.curve import read_curve
 from pecker_fast.evaluate.judgement import Judgement, read_evaluation
 
@@ -109,10 +110,12 @@ def _read_run(path: Path, name: str) -> Run:
     if seconds is None and last is not None and last.iteration == done:
         seconds = last.wall_s
     mask = str(report.get("mask", config["mask"]["kind"])) if "mask" in config else None
+    begun = (_json(path / "start.json") or {}) if "mask" in config else {}
+    start = _start(figures.get("start", begun.get("start", {})))
     return Run(
         name=name,
         path=str(path),
-        method=_method(config, mask, names),
+        method=_method(config, mask, names, start),
         forget=forget,
         override=_class_name(config.get("override"), names),
         mask=mask,
@@ -122,6 +125,8 @@ def _read_run(path: Path, name: str) -> Run:
         iterations=done,
         planned=config.get("iterations"),
         wall_s=seconds,
+        start=start,
+        mask_s=training.get("mask_seconds", begun.get("mask_seconds")),
         device=_device(training),
         seed=config.get("seed"),
         evaluation=evaluation,
@@ -156,7 +161,39 @@ def _config(path: Path) -> Mapping[str, Any]:
     return config
 
 
-def _method(config: Mapping[str, Any], mask: str | None, names: Sequence[str]) -> str:
+def _start(given: Mapping[str, Any]) -> Start | None:
+    """All training before the run, by the facts of the networks that it was given.
+
+    A teacher's own training does not count: it is behind every run. Networks of one run have its
+    figures in common, which count once.
+    """
+    trained = list(_trained(given))
+    if not trained:
+        return None
+    counts = dict.fromkeys((facts.get("iterations"), facts.get("seconds")) for facts in trained)
+    iterations = [count for count, _ in counts if count is not None]
+    wall = [seconds for _, seconds in counts if seconds is not None]
+    devices = dict.fromkeys(_device_words(facts) for facts in trained)
+    return Start(
+        path=", ".join(dict.fromkeys(str(facts["path"]) for facts in _trained(given, deep=False))),
+        iterations=sum(iterations) if len(iterations) == len(counts) else None,
+        wall_s=sum(wall) if len(wall) == len(counts) else None,
+        device=", then ".join(name or "unknown" for name in devices),
+    )
+
+
+def _trained(given: Mapping[str, Any], deep: bool = True) -> Iterator[Mapping[str, Any]]:
+    """The networks that are no teachers; `deep` also what their runs started from, first."""
+    for facts in given.values():
+        if facts.get("kind") != "teacher":
+            if deep:
+                yield from _trained(facts.get("start", {}))
+            yield facts
+
+
+def _method(
+    config: Mapping[str, Any], mask: str | None, names: Sequence[str], start: Start | None
+) -> str:
     """As the literature calls it."""
     if "method" in config:
         method = str(config["method"])
@@ -168,7 +205,8 @@ def _method(config: Mapping[str, Any], mask: str | None, names: Sequence[str]) -
         return "training" if without is None else "retraining"
     if config.get("forget") is None:
         return "distillation"
-    return "SFD" if mask == "full" else "PECKER"
+    method = "SFD" if mask == "full" else "PECKER"
+    return method if start is None else f"{method}, two stages"
 
 
 def _check_same_model(path: Path, judged: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
@@ -236,8 +274,14 @@ def _override(judgement: Judgement) -> str | None:
 def _device(training: Mapping[str, Any]) -> str | None:
     if "machine" not in training:
         return None
-    processes = training.get("processes", 1)
-    name = str(training["machine"]["device_name"])
+    return _device_words({**training, "device_name": training["machine"]["device_name"]})
+
+
+def _device_words(facts: Mapping[str, Any]) -> str | None:
+    if "device_name" not in facts:
+        return None
+    processes = facts.get("processes", 1)
+    name = str(facts["device_name"])
     return name if processes == 1 else f"{processes} x {name}"
 
 

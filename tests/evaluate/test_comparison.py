@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
 from run_folders import (
     EVALUATION,
     FIDELITY,
+    MACHINE,
     baseline,
     judgement,
     pecker,
@@ -19,7 +21,7 @@ from run_folders import (
 )
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.comparison import COLUMNS, MISSING, Comparison, Run, curves_csv
+from pecker_fast.evaluate.comparison import COLUMNS, MISSING, Comparison, Run, Start, curves_csv
 from pecker_fast.evaluate.comparison_page import write_comparison
 from pecker_fast.evaluate.comparison_reading import read_runs
 from pecker_fast.evaluate.judgement import Judgement
@@ -260,6 +262,108 @@ def test_the_page_and_the_tables(tmp_path):
     assert [row["iteration"] for row in rows] == ["0", "5", "10"]
     assert (rows[1]["run"], rows[1]["wall_s"]) == ("<script>x</script>", "25000.0")
     assert curves_csv([level]).count("\n") == 1
+
+
+def start_facts(path="stage1", **changes):
+    """What a model's figures say of a network that its run started from."""
+    facts = {
+        "path": path, "kind": "generator", "iterations": 500, "seconds": 60.0, "processes": 1,
+        "device_name": "H100", "fingerprint": "ab",
+    }  # fmt: skip
+    return {**facts, **changes}
+
+
+def staged_run(folder, starts, config=None, **training):
+    """A run that was given networks to start from."""
+    figures = {
+        "iterations": 1000, "mask_digest": "d1", "start": starts,
+        "training": {"seconds": 120.0, "machine": MACHINE, "processes": 1, **training},
+    }  # fmt: skip
+    return write_run(folder, config or pecker(), figures=figures, curve=points(1000, 120.0))
+
+
+def test_what_a_run_started_from_counts(tmp_path):
+    stage_1 = {"generator": start_facts(), "pseudo_score": start_facts(kind="pseudo_score")}
+    plain = write_run(tmp_path / "plain", pecker(), curve=points(1000, 120.0))
+    staged = staged_run(tmp_path / "staged", stage_1, mask_seconds=7.5)
+    runs = read_runs([plain, staged])
+    assert runs[0].start is None and runs[0].mask_s is None
+    assert runs[1].start == Start(path="stage1", iterations=500, wall_s=60.0, device="H100")
+    shown = row(Comparison(runs), 1)
+    assert (shown["Method"], shown["Steps"]) == ("PECKER, two stages", "500 + 1,000")
+    assert shown["Wall time"] == "1 min + 2 min"
+    assert row(Comparison(runs), 0)["Wall time"] == "2 min"
+    before, values = csv_rows(Comparison(runs).to_csv())
+    names = ("start", "start_iterations", "start_wall_s", "iterations", "wall_s", "mask_s")
+    assert [values[name] for name in names] == ["stage1", "500", "60.0", "1000", "120.0", "7.5"]
+    assert [before[name] for name in names] == ["", "", "", "1000", "120.0", ""]
+    line = csv_rows(curves_csv(runs))[-1]
+    names = ("iteration", "wall_s", "start_iterations", "start_wall_s")
+    assert [line[name] for name in names] == ["1000", "120.0", "500", "60.0"]
+
+
+def test_a_two_stage_line_begins_where_its_first_stage_ended(tmp_path):
+    staged = read_runs([staged_run(tmp_path / "run", {"generator": start_facts()})])
+    write_comparison(Comparison(staged), tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    time, steps = page.split("<h2>")[2].split("<svg")[1:]
+    for chart, begin, end in ((time, "1 min", "3 min"), (steps, "500", "1,500")):
+        places = re.findall(r"<title>run, ([^:<]*): [^<]*</title></circle>", chart)
+        assert (places[0], places[-1]) == (begin, end)
+        assert re.findall(r"<title>run, ([^:<]*): [^<]*</title></polygon>", chart) == [end]
+    assert "run started from stage1" in page and "compare their sum" in page
+    assert "moved to the right" in page
+    plain = replace(staged[0], start=None)
+    write_comparison(Comparison([plain]), tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    assert "started from" not in page and "moved to the right" not in page
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        ({"generator": start_facts(kind="teacher")}, None),
+        (
+            {"generator": start_facts("a"), "pseudo_score": start_facts("b", seconds=40.0)},
+            Start(path="a, b", iterations=1000, wall_s=100.0, device="H100"),
+        ),
+        (
+            {"generator": start_facts("b", seconds=40.0, device_name="H200",
+                                      start={"generator": start_facts("a")})},
+            Start(path="b", iterations=1000, wall_s=100.0, device="H100, then H200"),
+        ),
+        (  # of a converted checkpoint nobody knows it
+            {"generator": {"path": "c", "kind": "generator", "fingerprint": "ab"}},
+            Start(path="c", device="unknown"),
+        ),
+    ],
+)  # fmt: skip
+def test_starts_of_several_runs(tmp_path, starts, expected):
+    (run,) = read_runs([staged_run(tmp_path / "run", starts)])
+    assert run.start == expected
+
+
+def test_a_start_that_nobody_timed_is_said(tmp_path):
+    unknown = {"generator": {"path": "c", "kind": "generator"}}
+    config = pecker(**{"mask.kind": "full"})
+    runs = read_runs(
+        [staged_run(tmp_path / "a", unknown, config), write_run(tmp_path / "b", pecker())]
+    )
+    shown = row(Comparison(runs), 0)
+    assert (shown["Method"], shown["Steps"]) == ("SFD, two stages", "? + 1,000")
+    assert shown["Wall time"] == "? + 2 mina"  # of another device than b's, for all that is known
+    (note,) = Comparison(runs).notes()
+    assert list(note.letters) == ["unknown, then H100", "H100"]
+    write_comparison(Comparison(runs), tmp_path)
+    assert "does not say how long it was trained" in (tmp_path / "comparison.html").read_text()
+
+
+def test_a_run_that_goes_on_says_what_it_started_from(tmp_path):
+    path = write_run(tmp_path / "run", pecker(), curve=points(500, 40), report=False)
+    (path / "model" / "pecker_fast.json").unlink()
+    write_json(path / "start.json", {"start": {"generator": start_facts()}, "mask_seconds": 3.0})
+    (run,) = read_runs([path])
+    assert (run.start.iterations, run.mask_s, run.method) == (500, 3.0, "PECKER, two stages")
 
 
 def test_lines_say_how_many_images_are_behind_them(tmp_path):
