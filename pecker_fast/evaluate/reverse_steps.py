@@ -7,6 +7,7 @@ classes and guidance are `class_guided`'s, seeds those of `image_streams`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,13 +18,16 @@ from pecker_fast.distill.networks import predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 
-__all__ = ["class_guided", "ddim", "ddpm", "image_streams"]
+__all__ = ["Tell", "class_guided", "ddim", "ddpm", "image_streams", "telling"]
 
 Predict: TypeAlias = Callable[[Tensor, int], Tensor]
 """The noise in x (N, C, H, W) at a time step, in the shape of x."""
 
 StepNoise: TypeAlias = Callable[[], Tensor]
 """Fresh standard normal noise (N, C, H, W) for one step."""
+
+Tell: TypeAlias = Callable[[float], object]
+"""Takes the share, in [0, 1], of a batch's steps that are done."""
 
 ReverseSteps: TypeAlias = Callable[[Tensor, Predict, StepNoise], Tensor]
 """Turns starting noise (N, C, H, W) into images of the same shape."""
@@ -145,6 +149,23 @@ def class_guided(
         return (1 + guidance) * with_class - guidance * without
 
     return predict
+
+
+def telling(predict: Predict, steps: int, tell: Tell) -> Predict:
+    """The same prediction, which first tells the share of the sampler's steps that are done.
+
+    Args:
+        predict: called once a step.
+        steps: how many there are.
+        tell: takes 0, 1 / steps, ..., 1 - 1 / steps.
+    """
+    done = count()
+
+    def told(x: Tensor, t: int) -> Tensor:
+        tell(next(done) / steps)
+        return predict(x, t)
+
+    return told
 
 
 def image_streams(seed: int, images: slice, like: Tensor) -> StepNoise:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -21,7 +21,14 @@ from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.image_files import to_uint8
-from pecker_fast.evaluate.reverse_steps import class_guided, ddim, ddpm, image_streams
+from pecker_fast.evaluate.reverse_steps import (
+    Tell,
+    class_guided,
+    ddim,
+    ddpm,
+    image_streams,
+    telling,
+)
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
@@ -207,7 +214,7 @@ class Sampler:
             labels: (N,) int64 class indices of all images.
             only: numbers of the batches to draw; batch k holds the images from k * batch_size on.
                 None: all.
-            progress: title of a progress bar on stderr; None for no bar.
+            progress: title of a progress bar on stderr, moved on step by step; None for no bar.
 
         Yields:
             Which images, and (n, C, H, W) float32 in [-1, 1] on the CPU.
@@ -218,14 +225,18 @@ class Sampler:
         self.check(model, labels)
         draw = self._drawing(model)
         device = next(model.unet.parameters()).device
-        for part, noise in noise_batches(
-            len(labels), self.batch_size, model.network_shape, self.seed, progress, only
-        ):
-            images = draw(part, noise.to(device), labels[part].to(device))
-            yield part, model.decode(images).float().cpu()
+        total, size = len(labels), self.batch_size
+        noises = noise_batches(total, size, model.network_shape, self.seed, only=only)
+        # A batch may take minutes: the bar moves on within it, which that of `noises` cannot.
+        with _image_bar(_parts(total, size, only), progress) as bar:
+            for part, noise in noises:
+                tell = _within(bar, part)
+                images = draw(part, noise.to(device), labels[part].to(device), tell)
+                yield part, model.decode(images).float().cpu()
+                tell(1.0)
 
-    def _drawing(self, model: ModelFolder) -> Callable[[slice, Tensor, Tensor], Tensor]:
-        """What draws the images of a slice from their noise and labels."""
+    def _drawing(self, model: ModelFolder) -> Callable[[slice, Tensor, Tensor, Tell], Tensor]:
+        """What draws the images of a slice from noise and labels, telling the share done."""
         if self.kind == "one-step":
             t_init = self._t_init(model)
             # The time constants of training play no part here; any valid ones will do.
@@ -233,7 +244,7 @@ class Sampler:
             schedule = NoiseSchedule.from_scheduler(
                 model.scheduler, t_init=t_init, t_min=0, t_max=total
             )
-            return lambda part, noise, labels: one_step_sample(
+            return lambda part, noise, labels, tell: one_step_sample(
                 model.unet, noise, t_init, labels, schedule
             )
         if self.kind == "ddim":
@@ -241,8 +252,9 @@ class Sampler:
         else:
             steps = ddpm(model.scheduler, self.steps)
 
-        def draw(part: slice, noise: Tensor, labels: Tensor) -> Tensor:
+        def draw(part: slice, noise: Tensor, labels: Tensor, tell: Tell) -> Tensor:
             predict = class_guided(model.unet, labels, self.guidance, model.null_label)
+            predict = telling(predict, self.steps, tell)
             return steps(noise, predict, image_streams(self.seed, part, noise))
 
         return draw
@@ -287,17 +299,34 @@ def noise_batches(
         Which images, and their noise (N, C, H, W), float32 on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
-    parts = [slice(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
-    wanted = set(range(len(parts)) if only is None else only)
-    count = sum(parts[k].stop - parts[k].start for k in wanted)
-    with tqdm(total=count, desc=progress, unit="image", disable=progress is None) as bar:
-        for number, part in enumerate(parts):
+    wanted = _parts(total, batch_size, only)
+    with _image_bar(wanted, progress) as bar:
+        for part in _parts(total, batch_size):
+            if not wanted:
+                break
             # One call per image: torch's generator gives other numbers for other shapes.
             noise = [torch.randn(shape, generator=generator) for _ in range(part.start, part.stop)]
-            if number not in wanted:
+            if part != wanted[0]:
                 continue  # its numbers come first in the stream all the same
             yield part, torch.stack(noise)
             bar.update(part.stop - part.start)
-            wanted.remove(number)
-            if not wanted:
-                break
+            del wanted[0]
+
+
+def _parts(total: int, batch_size: int, only: Collection[int] | None = None) -> list[slice]:
+    """Which images the batches hold, in order; of those batches alone whose numbers are given."""
+    starts = range(0, total, batch_size)
+    numbers = range(len(starts)) if only is None else sorted(set(only))
+    return [slice(starts[k], min(starts[k] + batch_size, total)) for k in numbers]
+
+
+def _image_bar(parts: list[slice], title: str | None) -> tqdm[NoReturn]:
+    """A progress bar on stderr of the images in some batches; without a title none is shown."""
+    count = sum(part.stop - part.start for part in parts)
+    return tqdm(total=count, desc=title, unit="image", disable=title is None)
+
+
+def _within(bar: tqdm[NoReturn], part: slice) -> Tell:
+    """What moves the bar on to a share of the batch that comes next on it, in whole images."""
+    before, count = bar.n, part.stop - part.start
+    return lambda share: bar.update(before + int(share * count) - bar.n)

@@ -1,0 +1,72 @@
+"""The progress bar of sampling: many steps take minutes a batch, and the bar moves on meanwhile."""
+
+import io
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from pecker_fast.distributed import Ranks
+from pecker_fast.evaluate import sampling
+from pecker_fast.evaluate.sampling import Sampler
+
+LABELS = torch.tensor([0, 1, 2, 2, 1])
+
+
+class Recorded(sampling.tqdm):
+    """A progress bar that keeps how far it was moved."""
+
+    shown: ClassVar[list] = []
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs, file=io.StringIO())
+        if not self.disable:
+            self.moves = []
+            self.shown.append(self)
+
+    def update(self, n=1):
+        if not self.disable:
+            self.moves.append(n)
+        return super().update(n)
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """Those that were shown."""
+    monkeypatch.setattr(Recorded, "shown", [])
+    monkeypatch.setattr(sampling, "tqdm", Recorded)
+    return Recorded.shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "places"),
+    [
+        ({"steps": 8, "method": "ddpm"}, [1, 2, 3, 4, 5]),
+        ({"steps": 2}, [2, 4, 5]),
+        ({"steps": 1}, [4, 5]),
+    ],
+)
+def test_it_moves_on_within_a_batch_of_many_steps(tiny_model, bars, settings, places):
+    sampler = Sampler(**settings, batch_size=4)
+    quiet = sampler.sample(tiny_model, LABELS)
+    assert not bars
+    assert torch.equal(sampler.sample(tiny_model, LABELS, "drawing"), quiet)
+    (bar,) = bars
+    assert (bar.total, bar.unit, bar.desc) == (5, "image", "drawing")
+    assert np.cumsum([n for n in bar.moves if n]).tolist() == places
+
+
+def test_it_counts_the_batches_that_are_drawn(tiny_model, bars):
+    sampler = Sampler(steps=2, batch_size=2)
+    drawn = sampler.batches(tiny_model, LABELS, only=[2, 0], progress="drawing")
+    # A batch is done when it has been taken, not when its last step begins.
+    assert [(part.start, bars[0].n) for part, _ in drawn] == [(0, 1), (4, 2)]
+    assert (bars[0].total, bars[0].n, len(bars)) == (3, 3, 1)
+
+
+def test_it_is_the_first_processs_alone(tiny_model, bars, monkeypatch):
+    monkeypatch.setattr(Ranks, "gather", lambda self, rows, total: None)
+    sampler = Sampler(steps=2, batch_size=2)
+    assert sampler.sample(tiny_model, LABELS, "drawing", ranks=Ranks(rank=1, size=2)) is None
+    assert not bars
