@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pecker_fast.commands.start_networks import load_start
 from pecker_fast.distill import RunDirectory
 from pecker_fast.distill.checkpoint import fingerprint
+from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 
 QUICK = ["--set", "batch_size=2", "--set", "generator.lr=1e-3", "--iterations", "2"]
@@ -119,6 +121,28 @@ def test_a_classifier_is_no_start(files, tmp_path, run, option):
         done = run("erase", files.model, *STAGE_2, option, path, "--out", tmp_path / "out")
         assert done.code == 2
         assert f"{path}: a classifier; {option} takes a model folder, or a run of" in done.err
+
+
+def test_one_of_several_processes_reads_the_run(files, stage_1):
+    """The others could not: a run's directory is locked by one process at a time."""
+    like = ModelFolder.load(files.model).unet
+    told = []
+
+    class First:
+        def first(self, work):
+            told.append(work())
+            return told[0]
+
+    class Other:
+        def first(self, work):
+            return told[0]
+
+    ours = load_start(stage_1, "pseudo_score", like, ranks=First())
+    with RunDirectory(stage_1):
+        with pytest.raises(PeckerError, match="in use by process"):
+            load_start(stage_1, "pseudo_score", like)
+        theirs = load_start(stage_1, "pseudo_score", like, ranks=Other())
+    assert theirs.facts == ours.facts
 
 
 def test_the_model_says_what_it_started_from(files, stage_1, tmp_path, run):
