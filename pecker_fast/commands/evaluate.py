@@ -32,9 +32,11 @@ Examples:
     pecker-fast evaluate --images FOLDER --real real.npz --inception INCEPTION.pth --forget 0
 
 \b
-The classifier is a folder that train-classifier wrote, or a TorchScript file that maps images in
-[-1, 1] to logits, or to (logits, features). --statistics adds the Fréchet distance in its features:
-a file of ClassStatistics.save, or an .npz with the real images (N, C, H, W) and their labels.
+The classifier is a folder that train-classifier wrote, the state dict of torchvision's resnet34 as
+the train_classifier.py of SA, SalUn and SFD saves it (cifar10_resnet34.pth), or a TorchScript file
+that maps images in [-1, 1] to logits, or to (logits, features). --statistics adds the Fréchet
+distance in its features: a file of ClassStatistics.save, or an .npz with the real images
+(N, C, H, W) and their labels.
 
 \b
 Real images (--real or --dataset) add FID, KID, inception score, precision and recall of the kept

@@ -1,4 +1,4 @@
-"""Classifiers that judge generated images: a small one, a ResNet-34, or the user's own.
+"""Classifiers that judge generated images: a small one, a ResNet-34 (also published), or another.
 
 Every classifier maps images (N, C, H, W) in [-1, 1], float32, to logits (N, num_classes) and to
 features (N, F) for the Fréchet distance. See `Classifier` for the contract.
@@ -19,11 +19,13 @@ from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
+    ACCEPTED,
     build_network,
     check_classes,
+    check_outputs,
     fill_weights,
+    is_torchscript,
+    published_weights,
     read_config,
     save_network,
 )
@@ -165,13 +167,14 @@ class ScriptedClassifier(nn.Module):
 def load_classifier(
     path: str | os.PathLike[str], class_names: Sequence[str] = ()
 ) -> SmallClassifier | ResNetClassifier | ScriptedClassifier:
-    """Load the folder of a `SmallClassifier` or a ResNet-34, or a user's TorchScript file.
+    """Load the folder of a `SmallClassifier` or a ResNet-34, or a file of another's classifier.
 
-    A TorchScript file returns logits, or (logits, features).
+    A TorchScript file returns logits, or (logits, features). Any other file holds the state dict of
+    torchvision's resnet34, see `ResNetClassifier.published`; no code in it is run.
 
     Args:
         path: the folder or the file.
-        class_names: by label, what is to be judged; see `check_classes`.
+        class_names: by label, what is to be judged; see `check_classes` and `check_outputs`.
 
     Raises:
         PeckerError: nothing is there, it is none of these, or it was trained on other classes.
@@ -182,17 +185,18 @@ def load_classifier(
         arch = read_config(path, SmallClassifier.__name__).get("arch")
         return SmallClassifier.load(path) if arch is None else ResNetClassifier.load(path)
     if not path.is_file():
-        raise PeckerError(
-            f"classifier {path}: no such file or folder; give a folder with {CONFIG_NAME} and "
-            f"{WEIGHTS_NAME}, or a TorchScript file"
-        )
+        raise PeckerError(f"classifier {path}: no such file or folder; give {ACCEPTED}")
+    if not is_torchscript(path):
+        judge = ResNetClassifier.published(published_weights(path), f"classifier {path}")
+        check_outputs(path, judge.num_classes, class_names)
+        return judge
     try:
         with warnings.catch_warnings():  # torch deprecates TorchScript; users' files remain
             warnings.simplefilter("ignore", DeprecationWarning)
             script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise PeckerError(
-            f"classifier {path}: not a TorchScript file, or a truncated one; export it with "
+            f"classifier {path}: a TorchScript file that cannot be read; export it again with "
             "torch.jit.trace(model.eval(), images).save(path)"
         ) from error
     return ScriptedClassifier(script.eval())

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import replacing, write_text
 
 __all__ = [
+    "ACCEPTED",
     "CARD_NAME",
     "CONFIG_NAME",
     "STATISTICS_NAME",
     "WEIGHTS_NAME",
     "build_network",
     "check_classes",
+    "check_outputs",
     "fill_weights",
+    "is_torchscript",
+    "published_weights",
     "read_config",
     "save_network",
     "statistics_beside",
@@ -36,6 +41,14 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 STATISTICS_NAME = "statistics.safetensors"
 CARD_NAME = "card.json"
+IMAGENET_CLASSES = 1000
+
+ACCEPTED = (
+    f"a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, a TorchScript file, written by "
+    "torch.jit.trace(model.eval(), images).save(path), or the state dict of torchvision's resnet34 "
+    "that train_classifier.py of SA, SalUn or SFD saves"
+)
+"""What a classifier may be, for messages."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -60,10 +73,7 @@ def read_config(folder: Path, kind: str = "classifier") -> dict[str, Any]:
     """
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
-            raise PeckerError(
-                f"classifier {folder}: {name} is missing; expected a folder with "
-                f"{CONFIG_NAME} and {WEIGHTS_NAME}, or a TorchScript file"
-            )
+            raise PeckerError(f"classifier {folder}: {name} is missing; expected {ACCEPTED}")
     path = folder / CONFIG_NAME
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -102,6 +112,51 @@ def fill_weights(network: M, folder: Path) -> M:
             f"({reason}); copy the file again"
         ) from error
     return network.eval().requires_grad_(False)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive that torch.jit.save wrote; one of torch.save is another."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def published_weights(path: Path) -> Mapping[str, Tensor]:
+    """The state dict in a file that torch.save wrote, or in a checkpoint; runs no code from it.
+
+    Raises:
+        PeckerError: there is none, or the file is broken or something else.
+    """
+    # It imports diffusers, which takes seconds and no other classifier needs.
+    from pecker_fast.models.published import read_checkpoint
+
+    try:
+        checkpoint = read_checkpoint(path)
+    except PeckerError as error:
+        raise PeckerError(f"classifier {error}; a classifier is {ACCEPTED}") from error
+    return checkpoint.slots[checkpoint.choose()]
+
+
+def check_outputs(path: Path, outputs: int, class_names: Sequence[str]) -> None:
+    """Compare the outputs of a classifier without a card with the classes that it is to judge.
+
+    Raises:
+        PeckerError: fewer outputs than classes; or ImageNet's, which no model here has.
+    """
+    count = len(class_names)
+    if outputs < count:
+        raise PeckerError(
+            f"classifier {path}: {outputs} classes, but what it is to judge has {count}; give a "
+            "classifier trained on the same classes, in the same order"
+        )
+    if 0 < count < outputs == IMAGENET_CLASSES:
+        raise PeckerError(
+            f"classifier {path}: {outputs:,} classes, but what it is to judge has {count}: these "
+            "are weights of ImageNet, to start from; give what `pecker-fast train-classifier "
+            f"--pretrained {path}` makes of them"
+        )
 
 
 def statistics_beside(classifier: str | os.PathLike[str]) -> Path | None:

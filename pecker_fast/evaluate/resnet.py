@@ -136,6 +136,34 @@ class ResNetClassifier(nn.Module):
                 )
         self.load_state_dict(dict(given), strict=False)
 
+    @classmethod
+    def published(cls, weights: Mapping[str, Tensor], source: str) -> ResNetClassifier:
+        """The classifier whose state dict train_classifier.py of SA, SalUn and SFD saves.
+
+        That is torchvision's `resnet34` with a last layer of its own, which sees what this class
+        shows it by default: images resized to 224 pixels, in [-1, 1]. In eval mode, without
+        gradients.
+
+        Args:
+            weights: by name, without prefixes.
+            source: names them in errors.
+
+        Raises:
+            PeckerError: they are of another network.
+        """
+        weight, bias = weights.get("fc.weight"), weights.get("fc.bias")
+        found = [None if value is None else tuple(value.shape) for value in (weight, bias)]
+        classes = found[1][0] if found[1] else 0
+        if weight is None or bias is None or not classes or found != [(classes, 512), (classes,)]:
+            raise PeckerError(
+                f"{source}: 'fc.weight' and 'fc.bias' must be (classes, 512) and (classes,), got "
+                f"{found[0]} and {found[1]}; expected the state dict of torchvision's resnet34"
+            )
+        classifier = cls(classes)
+        classifier.start_from(weights, source)
+        classifier.fc.load_state_dict({"weight": weight, "bias": bias})
+        return classifier.eval().requires_grad_(False)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into `folder`, which is made if need be."""
         config = {

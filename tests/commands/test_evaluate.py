@@ -18,6 +18,7 @@ from PIL import Image
 from pecker_fast.evaluate.fidelity import WEIGHTS_SHA256, Inception
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.judgement import Judgement
+from pecker_fast.evaluate.resnet import ResNetClassifier
 from pecker_fast.models import ModelFolder
 
 SAME = ("forget_accuracy", "forget_probability", "forget_entropy", "override_accuracy",
@@ -152,6 +153,28 @@ def test_an_erased_model_says_what_it_forgot(run, files, tmp_path):
     same = (*SAME, "forget", "frechet", "sampler", "steps", "seed")
     assert {key: again[key] for key in same} == {key: found[key] for key in same}
     assert again["drawn"]["model"]["weights"] == found["network"]
+
+
+def test_a_published_classifier_is_a_judge(run, tmp_path):
+    """The file of train_classifier.py, under DataParallel, and the same network as a folder."""
+    torch.manual_seed(0)
+    judge = ResNetClassifier(3).eval()
+    judge.save(tmp_path / "judge")
+    torch.save(
+        {f"module.{name}": value for name, value in judge.state_dict().items()},
+        tmp_path / "cifar10_resnet34.pth",
+    )
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "drawn.npz", images=images, labels=np.array([0, 1, 2, 0]))
+    found = []
+    for name in ("cifar10_resnet34.pth", "judge"):
+        out = tmp_path / f"{name}.json"
+        judging = ("--classifier", tmp_path / name, "--forget", 0, "--json", out)
+        done = run("evaluate", "--images", tmp_path / "drawn.npz", *judging)
+        assert done.code == 0, done.err
+        found.append(json.loads(out.read_text()))
+    assert {key: found[0][key] for key in SAME} == {key: found[1][key] for key in SAME}
+    assert found[0]["judge"].startswith("ResNetClassifier ")
 
 
 def test_several_processes_give_the_figures_of_one(run, files, tmp_path):

@@ -1,6 +1,7 @@
 """The small classifier, its folder, and TorchScript files in its place."""
 
 import json
+import zipfile
 
 import pytest
 import torch
@@ -112,7 +113,11 @@ def test_torchscript_that_does_not_fit(tmp_path):
     with pytest.raises(PeckerError, match="must return logits"):
         load_classifier(path).logits_and_features(images)
     path.write_bytes(b"not a zip")
-    with pytest.raises(PeckerError, match="not a TorchScript file"):
+    with pytest.raises(PeckerError, match=r"not a checkpoint .* is .* a TorchScript file, written"):
+        load_classifier(path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/constants.pkl", b"")
+    with pytest.raises(PeckerError, match="a TorchScript file that cannot be read"):
         load_classifier(path)
 
 
