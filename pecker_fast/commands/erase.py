@@ -263,9 +263,11 @@ def erase(
         report = erase_by_baseline(folder, images, baseline, out, place, **common)
     else:
         if generator_path is not None:
-            common["generator"] = load_start(generator_path, "generator", folder.unet)
+            common["generator"] = load_start(generator_path, "generator", folder.unet, ranks=ranks)
         if pseudo_score_path is not None:
-            common["pseudo_score"] = load_start(pseudo_score_path, "pseudo_score", folder.unet)
+            common["pseudo_score"] = load_start(
+                pseudo_score_path, "pseudo_score", folder.unet, ranks=ranks
+            )
         report = erase_class(folder, config, out, place, **common)
     if report is not None:
         print_report(report, out)

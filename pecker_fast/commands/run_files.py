@@ -29,7 +29,14 @@ MODEL_NAME = "model"
 CURVE_NAME = "curve.json"
 REPORT_NAMES = ("report.json", "report.html")
 PICTURE_NAMES = ("before_after.png", "accuracy.png", "density.png")
-_OUTPUTS = (*REPORT_NAMES, *PICTURE_NAMES, CURVE_NAME, "config.yaml", "mask.safetensors")
+_OUTPUTS = (
+    *REPORT_NAMES,
+    *PICTURE_NAMES,
+    CURVE_NAME,
+    "config.yaml",
+    "mask.safetensors",
+    "start.json",
+)
 
 
 def open_run(out: Path, force: bool, ranks: Ranks) -> RunDirectory:
