@@ -18,7 +18,7 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 
 COMMAND = [sys.executable, "-m", "pecker_fast.cli"]
-SLOW = ("--count", 40, "--steps", 25, "--batch-size", 4, "--seed", 5)
+SLOW = ("--count", 40, "--steps", 100, "--batch-size", 4, "--seed", 5)
 
 
 def refused(done, *words):
