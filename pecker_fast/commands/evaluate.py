@@ -28,7 +28,7 @@ Examples:
     pecker-fast evaluate demo/model --classifier clf --forget "Ankle boot" --override Sneaker
     pecker-fast evaluate MODEL --classifier clf.pt --statistics real.npz --forget 3 --json out.json
     pecker-fast evaluate RUN --classifier clf --per-class 5000 --dataset cifar10 --data-root DATA
-        --inception INCEPTION.pth --json RUN/evaluate.json
+        --inception INCEPTION.pth --samples RUN/samples --json RUN/evaluate.json
     pecker-fast evaluate --images FOLDER --real real.npz --inception INCEPTION.pth --forget 0
 
 \b
@@ -82,8 +82,13 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
 )
 @click.option("--guidance", type=float, help="Classifier-free, in many steps.  [default: 0]")
 @click.option("--seed", type=int, help="Seed of the noise.  [default: 0]")
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    help="Folder that keeps the images; an evaluation that was stopped goes on with them.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures.")
-@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@click.option("--force", is_flag=True, help="Replace a file that exists, or other --samples.")
 @machine_options
 def evaluate(
     model: Path | None,
@@ -102,13 +107,14 @@ def evaluate(
     method: Method | None,
     guidance: float | None,
     seed: int | None,
+    samples: Path | None,
     json_path: Path | None,
     force: bool,
     device: str,
     threads: int | None,
 ) -> None:
     """Judge images of MODEL, a model folder or a run, or images on disk."""
-    drawing = (per_class, steps, method, guidance, seed)
+    drawing = (per_class, steps, method, guidance, seed, samples)
     _check_subject(model, images, any(value is not None for value in drawing))
     _check_judges(classifier, statistics, override)
     _check_real(classifier, real, dataset, inception)
@@ -149,7 +155,7 @@ def evaluate(
         judges.check(subject, forgotten)
 
     ranks.first(load)
-    judged = subject.draw(place, ranks)
+    judged = subject.draw(place, ranks, samples, force)
     if judged is None:
         return  # the first process judges what all have drawn
     result = Judgement(
@@ -181,8 +187,8 @@ def _check_subject(model: Path | None, images: Path | None, draws: bool) -> None
         )
     if images is not None and draws:
         raise PeckerError(
-            "evaluate: --per-class, --steps, --sampler, --guidance and --seed say how a model "
-            f"draws, but {images} has its images already; leave them out"
+            "evaluate: --per-class, --steps, --sampler, --guidance, --seed and --samples say how a "
+            f"model draws, but {images} has its images already; leave them out"
         )
 
 

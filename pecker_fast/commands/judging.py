@@ -24,6 +24,8 @@ from pecker_fast.evaluate.image_files import (
     load_image_files,
 )
 from pecker_fast.evaluate.kept import check_same_classes, kept_images, with_classes
+from pecker_fast.evaluate.sample_folder import write_samples
+from pecker_fast.evaluate.sample_plan import class_plan
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 from pecker_fast.training.datasets import ImageSet, load_images
@@ -112,12 +114,33 @@ class Subject:
         files = ImageFiles(self.pixels, self.labels, self.class_names or None, self.source)
         return with_classes(files).class_index(name)
 
-    def draw(self, device: torch.device, ranks: Ranks) -> Tensor | None:
-        """The images as PNGs hold them, (N, C, H, W) uint8; None on all processes but the first."""
+    def draw(
+        self, device: torch.device, ranks: Ranks, folder: Path | None = None, force: bool = False
+    ) -> Tensor | None:
+        """The images as PNGs hold them, (N, C, H, W) uint8; None on all processes but the first.
+
+        Args:
+            device: where to draw.
+            ranks: the processes, which share the work.
+            folder: where drawn images are kept, and those taken up that are there; None: nowhere.
+            force: delete other samples that the folder holds.
+
+        Raises:
+            PeckerError: the folder cannot be written to, or holds something else.
+        """
         if self.model is None or self.sampler is None or self.labels is None:
             return self.pixels
         self.model.unet.to(device)
-        return self.sampler.pixels(self.model, self.labels, "sampling", ranks=ranks)
+        if folder is None:
+            return self.sampler.pixels(self.model, self.labels, "sampling", ranks=ranks)
+        plan = class_plan(self.model, self.source, self.sampler, self.labels)
+        write_samples(folder, plan, ranks, "sampling", force)
+        if not ranks.is_first:
+            return None
+        in_files = load_image_files(folder, progress="reading").images  # class by class
+        images = torch.empty_like(in_files)
+        images[self.labels.argsort(stable=True)] = in_files
+        return images
 
     def network(self) -> str:
         """A hash of the model's weights; "" for images on disk."""

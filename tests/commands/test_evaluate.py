@@ -85,6 +85,31 @@ def test_images_on_disk_have_the_figures_of_the_model_that_drew_them(
     assert f"FID, kept            {found['fid']:.3f} (8 generated, 8 real)" in model.out
 
 
+def test_an_evaluation_goes_on_with_the_samples_that_it_has_kept(run, files, tmp_path):
+    judged = ("evaluate", files.model, "--classifier", files.classifier, "--forget", "star", *MODEL)
+    judged = (*judged, "--statistics", files.statistics)
+    alone, kept, again = (tmp_path / f"{name}.json" for name in ("alone", "kept", "again"))
+    assert run(*judged, "--json", alone).code == 0
+    folder = tmp_path / "samples"
+    assert run(*judged, "--samples", folder, "--json", kept).code == 0
+    images = sorted(folder.glob("*/*.png"))
+    assert len(images) == 12
+    images[5].unlink()  # as if it had been stopped
+    done = run(*judged, "--samples", folder, "--json", again)
+    assert done.code == 0, done.err
+    assert sorted(folder.glob("*/*.png")) == images
+    first, *others = (json.loads(path.read_text()) for path in (alone, kept, again))
+    for other in others:
+        for key in (*SAME, "frechet", "forget_count", "keep_count"):
+            assert other[key] == first[key], key
+    other_seed = (*judged, "--seed", 5, "--samples", folder)
+    refused = run(*other_seed)
+    assert refused.code == 2 and "holds samples of another run" in refused.err
+    assert run(*other_seed, "--force").code == 0
+    on_disk = run("evaluate", "--images", folder, "--samples", folder)
+    assert on_disk.code == 2 and "leave them out" in on_disk.err
+
+
 def test_images_without_classes_have_a_fid_and_nothing_else(run, tmp_path, weights, few_features):
     generator = np.random.default_rng(0)
     for name in ("drawn", "real"):
