@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 __all__ = ["Axis", "Series", "chart", "seconds", "swatch"]
 
 WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 10, 44
+LEFT, RIGHT, TOP, BOTTOM = 54, 26, 10, 44  # RIGHT: half of the longest label of an axis
 COLOURS = 8
 """Classes c0, c1, ... that the page's style sheet colours; further series begin again."""
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
