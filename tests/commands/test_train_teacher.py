@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from training import jobs
 from training.cifar_files import random_images, write_cifar
 from training.jobs import command_line_killed_at_the_second_checkpoint
 
@@ -17,20 +18,10 @@ from pecker_fast.training.config import load_teacher_config
 
 NAMES = ("circle", "square", "star")
 TINY = {
+    **jobs.TINY,
     "dataset": "cifar10-format",
     "iterations": 4,
-    "batch_size": 6,
-    "lr": 1e-3,
-    "network": {
-        "channels": 4,
-        "channel_mult": [1, 2],
-        "attention_levels": [1],
-        "blocks_per_level": 1,
-        "norm_num_groups": 2,
-        "dropout": 0.2,
-    },
-    "ema": {"decay": 0.5},
-    "logging": {"every": 2, "checkpoint_every": 2},
+    "network": {**jobs.TINY["network"], "dropout": 0.2},
 }
 
 

@@ -1,4 +1,4 @@
-"""A model small enough to sample in milliseconds."""
+"""A model small enough to sample in milliseconds, and detectors of nudity."""
 
 import pytest
 import torch
@@ -13,3 +13,18 @@ def tiny_model():
     recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
     unet = build_unet(recipe, num_classes=3, image_shape=(1, 8, 8)).eval()
     return ModelFolder(unet, build_scheduler(), ("circle", "square", "star"))
+
+
+@pytest.fixture
+def detector(tmp_path):
+    """Makes a detector whose file gives these anchors."""
+    from nudity_files import BREAST, anchors, write_file  # onnx takes a while to load
+
+    from pecker_fast.evaluate.nudity import NudeNetDetector
+
+    def make(*entries, probes=(), threshold=0.25, file=None, **arguments):
+        output = anchors(*entries or [(8, 8, 4, 4, BREAST, 0.5)])
+        path = write_file(tmp_path / "d.onnx", output, probes, **(file or {}))
+        return NudeNetDetector(path, threshold, **arguments)
+
+    return make

@@ -5,10 +5,19 @@ import json
 import sys
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from nudity_files import (
+    BELLY,
+    BREAST,
+    FACE,
+    NAMES,
+    SIZE,
+    anchors,
+    boxes,
+    image,
+    write_file,
+)
 from PIL import Image
 
 from pecker_fast.errors import PeckerError
@@ -21,116 +30,6 @@ from pecker_fast.evaluate.nudity import (
     measure_nudity,
     suppress_overlaps,
 )
-
-SIZE = 32
-FACE, BREAST, BELLY = (
-    LABELS.index(name) for name in ("FACE_FEMALE", "FEMALE_BREAST_EXPOSED", "BELLY_EXPOSED")
-)
-NAMES = str(dict(enumerate(LABELS)))
-
-
-def anchors(*entries, rows=22):
-    """(rows, A): one anchor an entry, (center x, center y, width, height, class, score)."""
-    output = np.zeros((rows, len(entries)), dtype=np.float32)
-    for column, (*box, label, score) in enumerate(entries):
-        output[:4, column] = box
-        output[4 + label, column] = score
-    return output
-
-
-def write_file(
-    path, output, probes=(), size=SIZE, count="batch", free_size=False, dtype=np.float32, **metadata
-):
-    """An ONNX file that gives `output` (rows, A) for every image.
-
-    Args:
-        probes: (row, anchor, channel, y, x): this entry of the output gets the value of that input
-            pixel added, so that the output shows what the detector feeds in.
-        size: input height and width in the graph.
-        count: number of images the graph takes, an int or a name for any.
-        free_size: any height and width.
-        metadata: written into the file.
-    """
-    rows, columns = output.shape
-    pixel = np.zeros(rows * columns, dtype=np.int64)
-    gain = np.zeros((rows, columns), dtype=dtype)
-    for row, column, channel, y, x in probes:
-        pixel[row * columns + column] = (channel * size + y) * size + x
-        gain[row, column] = 1
-    constants = {
-        "flat_shape": np.array([0, -1], dtype=np.int64),
-        "pixel": pixel,
-        "output_shape": np.array([0, rows, columns], dtype=np.int64),
-        "gain": gain,
-        "constant": output.astype(dtype),
-    }
-    nodes = [
-        helper.make_node("Reshape", ["images", "flat_shape"], ["flat"]),
-        helper.make_node("Gather", ["flat", "pixel"], ["probed"], axis=1),
-        helper.make_node("Reshape", ["probed", "output_shape"], ["shaped"]),
-        helper.make_node("Mul", ["shaped", "gain"], ["chosen"]),
-        helper.make_node("Add", ["chosen", "constant"], ["output0"]),
-    ]
-    sides = ["height", "width"] if free_size else [size, size]
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    graph = helper.make_graph(
-        nodes,
-        "detector",
-        [helper.make_tensor_value_info("images", kind, [count, 3, *sides])],
-        [helper.make_tensor_value_info("output0", kind, [count, rows, columns])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    # Versions that onnxruntime 1.19 can read.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    helper.set_model_props(model, metadata)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return path
-
-
-def hide_shape(path, shape):
-    """Let the output's shape depend on an input pixel (times 0), so that no graph can tell it."""
-    model = onnx.load(path)
-    graph = model.graph
-    graph.node[-1].output[0] = "unshaped"
-    one = np.array([0], dtype=np.int64)
-    for name, value in (("first", one), ("zero", np.float32(0)), ("shape", np.float32(shape))):
-        graph.initializer.append(numpy_helper.from_array(value, name))
-    graph.initializer.append(numpy_helper.from_array(one - 1, "vector"))
-    graph.node.extend(
-        [
-            helper.make_node("Gather", ["flat", "first"], ["pixels"], axis=1),
-            helper.make_node("Reshape", ["pixels", "vector"], ["row"]),
-            helper.make_node("Mul", ["row", "zero"], ["nothing"]),
-            helper.make_node("Add", ["nothing", "shape"], ["floats"]),
-            helper.make_node("Cast", ["floats"], ["ints"], to=TensorProto.INT64),
-            helper.make_node("Reshape", ["unshaped", "ints"], ["output0"]),
-        ]
-    )
-    for name, dimension in zip("abc", graph.output[0].type.tensor_type.shape.dim, strict=True):
-        dimension.dim_param = name
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-@pytest.fixture
-def detector(tmp_path):
-    """Makes a detector whose file gives these anchors."""
-
-    def make(*entries, probes=(), threshold=0.25, file=None, **arguments):
-        output = anchors(*entries or [(8, 8, 4, 4, BREAST, 0.5)])
-        path = write_file(tmp_path / "d.onnx", output, probes, **(file or {}))
-        return NudeNetDetector(path, threshold, **arguments)
-
-    return make
-
-
-def image(width, height, color="white"):
-    return Image.new("RGB", (width, height), color)
-
-
-def boxes(detections):
-    return [d.box for d in detections]
 
 
 def test_boxes_are_mapped_back_to_the_image(detector):
@@ -389,95 +288,3 @@ def test_what_cannot_be_counted_is_refused_before_any_detection(detector):
         measure_nudity(judge, unread(), threshold=0.2)
     with pytest.raises(PeckerError, match="no images"):
         measure_nudity(judge, [])
-
-
-OTHER = "another model or format: "
-
-
-@pytest.mark.parametrize(
-    "rows, file, message",
-    [
-        (84, {}, OTHER + r"its output is \['batch', 84, 1\], expected \(N, 22, anchors\)"),
-        (20, {}, OTHER + r"its output is \['batch', 20, 1\]"),
-        (
-            22,
-            {"names": "{0: 'person', 1: 'cat'}"},
-            OTHER + r"it has 2 classes, \['person', 'cat'\]",
-        ),
-        (22, {"names": NAMES.replace("FACE_MALE", "HAT")}, r"18 classes, \['HAT'\] among them"),
-        (22, {"names": "{1: 'FACE_MALE'}"}, OTHER + "its class names cannot be read"),
-        (22, {"names": "person, cat"}, OTHER + "its class names cannot be read"),
-        (22, {"dtype": np.float64}, OTHER + r"its input is tensor\(double\)"),
-    ],
-)
-def test_other_models_are_refused(tmp_path, rows, file, message):
-    path = write_file(tmp_path / "d.onnx", np.zeros((rows, 1), dtype=np.float32), **file)
-    with pytest.raises(PeckerError, match=message):
-        NudeNetDetector(path)
-
-
-def test_a_file_of_nudenet_2_is_refused(tmp_path):
-    """Its images come last-channel, its boxes, scores and labels apart."""
-    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "H", "W", 3])
-    sink = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "H", "W", 3])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "2", [source], [sink])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.save(model, tmp_path / "d.onnx")
-    with pytest.raises(
-        PeckerError, match=r"\['N', 'H', 'W', 3\], expected .*2.x detectors are not"
-    ):
-        NudeNetDetector(tmp_path / "d.onnx")
-
-
-def test_a_transposed_output_is_refused_even_where_the_graph_does_not_say(tmp_path):
-    path = write_file(tmp_path / "d.onnx", np.zeros((30, 22), dtype=np.float32))
-    with pytest.raises(PeckerError, match=OTHER + r"its output is \['batch', 30, 22\]"):
-        NudeNetDetector(path)
-    hide_shape(path, [1, 30, 22])
-    judge = NudeNetDetector(path)
-    with pytest.raises(PeckerError, match=OTHER + r"its output is \(1, 30, 22\), expected \(1, 22"):
-        judge.detect([image(32, 32)])
-
-
-@pytest.mark.parametrize("score", [float("nan"), float("inf"), 1.5, -0.5])
-def test_scores_that_are_none_do_not_pass_for_no_nudity(detector, score):
-    judge = detector((8, 8, 4, 4, BREAST, score))
-    with pytest.raises(PeckerError, match=r"its scores are not all in \[0, 1\], or a box is NaN"):
-        judge.detect([image(32, 32)])
-    with pytest.raises(PeckerError, match="or a box is NaN"):
-        detector((float("nan"), 8, 4, 4, BREAST, 0.5)).detect([image(32, 32)])
-
-
-def test_what_is_no_file_of_onnx_is_refused(tmp_path):
-    path = tmp_path / "d.onnx"
-    with pytest.raises(PeckerError, match=r"NudeNet file .*d.onnx: no such file; name 320n.onnx"):
-        NudeNetDetector(path)
-    with pytest.raises(PeckerError, match="no such file"):
-        NudeNetDetector(tmp_path)
-    write_file(path, anchors((8, 8, 4, 4, BREAST, 0.5)))
-    for content in (b"", b"<html>404</html>", path.read_bytes()[:-100]):
-        path.write_bytes(content)
-        with pytest.raises(PeckerError, match=r"not an ONNX file that onnxruntime .* can run") as e:
-            NudeNetDetector(path)
-        assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"threshold": 0.0}, r"threshold must be in \(0, 1\], got 0.0"),
-        ({"threshold": float("nan")}, r"threshold must be in \(0, 1\], got nan"),
-        ({"iou_threshold": 1.2}, r"iou_threshold must be in \(0, 1\], got 1.2"),
-        ({"channel_order": "RGB"}, 'channel_order must be "rgb" or "bgr", got \'RGB\''),
-        ({"providers": ["MagicProvider"]}, "no provider MagicProvider; it has .*CPUExecution"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(detector, arguments, message):
-    with pytest.raises(PeckerError, match=message):
-        detector((8, 8, 4, 4, BREAST, 0.5), **arguments)
-
-
-def test_without_onnxruntime_one_line_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(PeckerError, match="needs the package onnxruntime: pip install onnxruntime"):
-        NudeNetDetector(tmp_path / "d.onnx")
