@@ -1,4 +1,4 @@
-"""Patches: bit for bit there and back, stacks of them, and networks they are not for.
+"""Patches: bit for bit there and back, and networks they are not for.
 
 The oracle is a copy of the network and NumPy on its bytes; no code of the package tells whether two
 networks agree.

@@ -121,12 +121,12 @@ class Previews:
         """
         if not ranks.first(lambda: self.strip.has_original):
             original = self.original(1, ranks)
-            ranks.first(lambda: self.strip.add_original(_there(original)))
+            ranks.first(lambda: self.strip.add_original(original))
         images = self.erased(generator, 1, ranks)
 
         def add() -> None:
             self.strip.drop_after(iteration - 1)
-            self.strip.add(iteration, _there(images))
+            self.strip.add(iteration, images)
 
         ranks.first(add)
 
@@ -136,11 +136,14 @@ class Previews:
         Returns:
             (N, 3, H, W) in [0, 1] each, on the first process; None on the others.
         """
-        before, after = self.original(_COLUMNS, ranks), self.erased(unet, _COLUMNS, ranks)
-        return None if before is None or after is None else (before, after)
+        compared = self.original(_COLUMNS, ranks), self.erased(unet, _COLUMNS, ranks)
+        return compared if ranks.is_first else None
 
-    def original(self, columns: int, ranks: Ranks) -> Tensor | None:
-        """Images of the original model, `columns` of each prompt, (N, 3, H, W) in [0, 1]."""
+    def original(self, columns: int, ranks: Ranks) -> Tensor:
+        """Images of the original model, `columns` of each prompt, (N, 3, H, W) in [0, 1].
+
+        All of them on the first process, none on the others.
+        """
         how, texts = self.sampling, self._texts(columns)
         unet = self._pipeline.unet.to(self._device).eval()
         latents = self._sampler.many_steps(
@@ -156,7 +159,7 @@ class Previews:
         self._pipeline.unet.to("cpu")
         return self._sampler.images(latents, ranks=ranks)
 
-    def erased(self, generator: nn.Module, columns: int, ranks: Ranks) -> Tensor | None:
+    def erased(self, generator: nn.Module, columns: int, ranks: Ranks) -> Tensor:
         """Images of a generator from the same noise."""
         how, training = self.sampling, generator.training
         latents = self._sampler.one_step(
@@ -239,12 +242,6 @@ def write_report(
     )
     report.write(out, pictures)
     return report
-
-
-def _there(images: Tensor | None) -> Tensor:
-    """Images that the first process has, where it is known to be this one."""
-    assert images is not None
-    return images
 
 
 def _judged(before: Tensor, after: Tensor, previews: Previews, judges: Judges) -> list[Table]:

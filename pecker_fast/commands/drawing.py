@@ -147,12 +147,9 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
     title = f"{request.model.name or request.model}: {how}, seed {request.seed}"
     columns = min(request.per_class or PER_CLASS, MOST_COLUMNS)
     png = request.png
-
-    def plot() -> None:
-        assert images is not None  # this is the first process
-        plot_grid(png, images * 2 - 1, labels, request.prompts, title, columns=columns)
-
-    ranks.first(plot)
+    ranks.first(
+        lambda: plot_grid(png, images * 2 - 1, labels, request.prompts, title, columns=columns)
+    )
     click.echo(png)
 
 

@@ -9,7 +9,7 @@ Several processes draw the same batches as one, bit for bit, each a share of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -71,28 +71,6 @@ class PipelineSampler:
         """Where one step starts: what the pipeline's description says, else 625."""
         return int(self.pipeline.description.get("t_init", DEFAULT_T_INIT))
 
-    @overload
-    def one_step(
-        self,
-        unet: nn.Module,
-        prompts: Sequence[str],
-        seed: int,
-        t_init: int | None = None,
-        progress: str | None = None,
-    ) -> Tensor: ...
-
-    @overload
-    def one_step(
-        self,
-        unet: nn.Module,
-        prompts: Sequence[str],
-        seed: int,
-        t_init: int | None = None,
-        progress: str | None = None,
-        *,
-        ranks: Ranks | None,
-    ) -> Tensor | None: ...
-
     @torch.no_grad()
     def one_step(
         self,
@@ -103,7 +81,7 @@ class PipelineSampler:
         progress: str | None = None,
         *,
         ranks: Ranks | None = None,
-    ) -> Tensor | None:
+    ) -> Tensor:
         """G(n, c) of the distillation: one call of the network, without guidance or clamping.
 
         Args:
@@ -116,8 +94,8 @@ class PipelineSampler:
             ranks: the processes that share the work, batch by batch. None: this one does it all.
 
         Returns:
-            (N, C, H, W) latents, float32 on the CPU. All of them on the first process; None on the
-            others.
+            (N, C, H, W) latents, float32 on the CPU: all of them on the first process, none (N = 0)
+            on the others.
 
         Raises:
             PeckerError: no prompts, or a time step outside the schedule.
@@ -131,32 +109,6 @@ class PipelineSampler:
 
         return self._sample(draw, unet, prompts, seed, progress, ranks or Ranks())
 
-    @overload
-    def many_steps(
-        self,
-        unet: nn.Module,
-        prompts: Sequence[str],
-        seed: int,
-        steps: int = 25,
-        guidance: float = 4.5,
-        negative: str = "",
-        progress: str | None = None,
-    ) -> Tensor: ...
-
-    @overload
-    def many_steps(
-        self,
-        unet: nn.Module,
-        prompts: Sequence[str],
-        seed: int,
-        steps: int = 25,
-        guidance: float = 4.5,
-        negative: str = "",
-        progress: str | None = None,
-        *,
-        ranks: Ranks | None,
-    ) -> Tensor | None: ...
-
     @torch.no_grad()
     def many_steps(
         self,
@@ -169,7 +121,7 @@ class PipelineSampler:
         progress: str | None = None,
         *,
         ranks: Ranks | None = None,
-    ) -> Tensor | None:
+    ) -> Tensor:
         """DDIM with eta 0 and classifier-free guidance, as `StableDiffusionPipeline` samples.
 
         Args:
@@ -184,8 +136,8 @@ class PipelineSampler:
             ranks: the processes that share the work, batch by batch. None: this one does it all.
 
         Returns:
-            (N, C, H, W) latents, float32 on the CPU. All of them on the first process; None on the
-            others.
+            (N, C, H, W) latents, float32 on the CPU: all of them on the first process, none (N = 0)
+            on the others.
 
         Raises:
             PeckerError: no prompts, or more steps than the schedule has.
@@ -204,28 +156,20 @@ class PipelineSampler:
 
         return self._sample(draw, unet, prompts, seed, progress, ranks or Ranks())
 
-    @overload
-    def images(self, latents: Tensor, progress: str | None = None) -> Tensor: ...
-
-    @overload
     def images(
-        self, latents: Tensor | None, progress: str | None = None, *, ranks: Ranks | None
-    ) -> Tensor | None: ...
-
-    def images(
-        self, latents: Tensor | None, progress: str | None = None, *, ranks: Ranks | None = None
-    ) -> Tensor | None:
+        self, latents: Tensor, progress: str | None = None, *, ranks: Ranks | None = None
+    ) -> Tensor:
         """Decode latents.
 
         Args:
-            latents: (N, C, H, W); None on all processes but the first, as they were drawn.
+            latents: (N, C, H, W), the first process's.
             progress: title of a progress bar on stderr, of the first process's share; None for no
                 bar.
             ranks: the processes that share the work, batch by batch. None: this one does it all.
 
         Returns:
-            (N, 3, H', W') images in [0, 1], float32 on the CPU. All of them on the first process;
-            None on the others.
+            (N, 3, H', W') images in [0, 1], float32 on the CPU: all of them on the first process,
+            none (N = 0) on the others.
         """
         ranks = ranks or Ranks()
         latents = ranks.broadcast(latents)
@@ -249,7 +193,7 @@ class PipelineSampler:
         seed: int,
         progress: str | None,
         ranks: Ranks,
-    ) -> Tensor | None:
+    ) -> Tensor:
         if not prompts:
             raise PeckerError("sampler: there are no prompts to draw images for")
         shape, dtype, size = self.pipeline.network_shape, compute_dtype(unet), self.batch_size
@@ -308,8 +252,8 @@ def _share(count: int, batch_size: int, ranks: Ranks) -> range:
 
 def _together(
     drawn: Iterable[Tensor], count: int, batch_size: int, shape: tuple[int, ...], ranks: Ranks
-) -> Tensor | None:
-    """All images on the first process, None on the others.
+) -> Tensor:
+    """All images on the first process, none (N = 0) on the others.
 
     Args:
         drawn: the batches of this process's share.
@@ -324,4 +268,4 @@ def _together(
     for images, row in zip(drawn, rows, strict=True):
         row[: len(images)] = images
     gathered = ranks.gather(rows, -(-count // batch_size))
-    return None if gathered is None else gathered.flatten(0, 1)[:count]
+    return rows.new_zeros(0, *shape) if gathered is None else gathered.flatten(0, 1)[:count]
