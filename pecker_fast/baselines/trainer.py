@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from pecker_fast.baselines.mask_finding import find_mask
 from pecker_fast.baselines.objective import BaselineObjective
-from pecker_fast.distill.checkpoint import RunDirectory, fingerprint, mask_state
+from pecker_fast.distill.checkpoint import RunDirectory, agreed_mask, fingerprint, mask_state
 from pecker_fast.distill.ema import SalientEma, slow_average
 from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
 from pecker_fast.distill.loop import Loop
@@ -102,7 +102,7 @@ class BaselineTrainer:
         if saved is not None:
             self.mask = SaliencyMask(**saved["mask"])
         else:
-            self.mask = self._agreed(self._find_mask() if mask is None else mask)
+            self.mask = agreed_mask(self._find_mask() if mask is None else mask, ranks)
         self.mask.check(self.network)
         self._learner = self._make_learner()
         self._ema = None
@@ -204,12 +204,6 @@ class BaselineTrainer:
 
     def _find_mask(self) -> SaliencyMask:
         return find_mask(self._objective, self.network, progress=self._progress)
-
-    def _agreed(self, mask: SaliencyMask) -> SaliencyMask:
-        """The first process's: gradients on another card may rank two entries the other way."""
-        if self._ranks.alone:
-            return mask
-        return SaliencyMask(**self._ranks.broadcast(mask_state(mask)))
 
     def _make_learner(self) -> Learner:
         learning = self.config.learning()

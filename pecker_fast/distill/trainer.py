@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.checkpoint import RunDirectory, fingerprint, mask_state
+from pecker_fast.distill.checkpoint import RunDirectory, agreed_mask, fingerprint, mask_state
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.ema import SalientEma, slow_average
 from pecker_fast.distill.graph import CudaCapture, IterationGraph
@@ -117,7 +117,7 @@ class PeckerTrainer:
                 self.ever_salient = self.mask
         else:
             self.mask = self.ever_salient = (
-                self._find_mask() if mask is None else self._agreed(mask)
+                self._find_mask() if mask is None else agreed_mask(mask, ranks)
             )
         self.mask.check(self.generator)
         self._dense = self.mask.nnz == sum(p.numel() for p in self.generator.parameters())
@@ -328,13 +328,7 @@ class PeckerTrainer:
         found = find_mask(
             self._objective, self._networks, iteration=self.iteration, progress=self._progress
         )
-        return self._agreed(found)
-
-    def _agreed(self, mask: SaliencyMask) -> SaliencyMask:
-        """The first process's: gradients on another card may rank two entries the other way."""
-        if self._ranks.alone:
-            return mask
-        return SaliencyMask(**self._ranks.broadcast(mask_state(mask)))
+        return agreed_mask(found, self._ranks)
 
     def _refresh_mask(self) -> None:
         """Every `mask.refresh_every` iterations: a new mask at the generator's present weights."""
