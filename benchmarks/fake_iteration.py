@@ -28,7 +28,7 @@ from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.iteration import Iteration, IterationInputs
 from pecker_fast.distill.network_set import SeparateNetworks, SharedNetworks
 from pecker_fast.distill.objective import Draws
-from pecker_fast.optim_state import init_state
+from pecker_fast.optim.state import init_state
 
 __all__ = ["Computed", "compute"]
 

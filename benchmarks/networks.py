@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pecker_fast.data import teacher_folder
 from pecker_fast.distill import ClassConditions, NoiseSchedule, Objective, PeckerConfig
 from pecker_fast.distill.networks import Predictors, predict_noise
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pecker_fast import backends
 from pecker_fast.errors import PeckerError
-from pecker_fast.optim import MaskedAdamW
+from pecker_fast.optim.adamw import MaskedAdamW
 
 __all__ = [
     "Builder",

@@ -13,7 +13,7 @@ from presets import shapes
 from topk import make_scores
 
 from pecker_fast import backends
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def iteration(run: TrainerRun, network: nn.Module, image_size: int, meter: Meter
         reducers.append(GradientReducer(*args, **options))
         return reducers[-1]
 
-    with mock.patch("pecker_fast.distill.learner.GradientReducer", recorded):
+    with mock.patch("pecker_fast.runs.learner.GradientReducer", recorded):
         trainer = PeckerTrainer(objective, ranks=ranks)
         iterate = trainer.run().__next__
         iterate()

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from pecker_fast.distill import PeckerConfig, PeckerTrainer, load_config
 from pecker_fast.distill.graph import WARM_UP
-from pecker_fast.distill.learner import masked_adamw
 from pecker_fast.distill.objective import Draws, Objective
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
-from pecker_fast.evaluate.frozen import check_frozen
-from pecker_fast.mask import SaliencyMask
-from pecker_fast.optim import MaskedAdamW
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.masks.verify import check_frozen
+from pecker_fast.optim.adamw import MaskedAdamW
+from pecker_fast.runs.learner import masked_adamw
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 __all__ = ["VARIANTS", "Agreement", "Problem", "Running", "Variant", "configuration"]
 

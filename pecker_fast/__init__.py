@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from pecker_fast.distill.config import PeckerConfig, load_config
     from pecker_fast.distill.trainer import PeckerTrainer
     from pecker_fast.errors import PeckerError
-    from pecker_fast.mask import SaliencyMask
+    from pecker_fast.masks.mask import SaliencyMask
+    from pecker_fast.masks.scores import saliency_scores
     from pecker_fast.models import ModelFolder
     from pecker_fast.nn.accelerate import accelerate_, decelerate_
-    from pecker_fast.optim import MaskedAdamW
-    from pecker_fast.patch import apply_patch, remove_patch, save_patch
-    from pecker_fast.saliency import saliency_scores
+    from pecker_fast.optim.adamw import MaskedAdamW
+    from pecker_fast.patches.patch import apply_patch, remove_patch, save_patch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,19 +40,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "MaskedAdamW": "optim",
+    "MaskedAdamW": "optim.adamw",
     "ModelFolder": "models",
     "PeckerConfig": "distill.config",
     "PeckerError": "errors",
     "PeckerTrainer": "distill.trainer",
-    "SaliencyMask": "mask",
+    "SaliencyMask": "masks.mask",
     "accelerate_": "nn.accelerate",
-    "apply_patch": "patch",
+    "apply_patch": "patches.patch",
     "decelerate_": "nn.accelerate",
     "load_config": "distill.config",
-    "remove_patch": "patch",
-    "saliency_scores": "saliency",
-    "save_patch": "patch",
+    "remove_patch": "patches.patch",
+    "saliency_scores": "masks.scores",
+    "save_patch": "patches.patch",
 }
 
 

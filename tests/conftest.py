@@ -14,7 +14,8 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for oracle.py
+for _folder in (HERE, *(HERE / name for name in ("optim", "distill", "datasets", "nn"))):
+    sys.path.insert(0, str(_folder))  # for what tests share: oracle.py, toys.py, unets.py, ...
 
 # Without a GPU the kernels for GPUs run on the CPU: Triton's in its interpreter, those of csrc/cuda
 # compiled by the C++ compiler. Triton reads its variable when kernels are imported.

@@ -7,13 +7,13 @@ import numpy as np
 import yaml
 from safetensors.numpy import save_file
 
-from pecker_fast.baselines.config import BaselineConfig
 from pecker_fast.distill.config import load_config
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.judgement import Judgement
-from pecker_fast.training.config import load_teacher_config
+from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.methods.training_config import load_teacher_config
 
 CLASSES = ("airplane", "automobile", "bird")
 

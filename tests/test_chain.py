@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cifar_files import fashion_in_colour, write_cifar
 from inception_weights import write_inception_weights
-from training.cifar_files import fashion_in_colour, write_cifar
 
 from pecker_fast import cli
+from pecker_fast.datasets import fashion_mnist
+from pecker_fast.datasets.loading import load_images
 from pecker_fast.distill.losses import pseudo_score_loss
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.evaluate.fidelity import Inception
-from pecker_fast.mask import SaliencyMask
-from pecker_fast.models import ModelFolder, fashion_mnist
-from pecker_fast.training.datasets import load_images
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.models import ModelFolder
 
 NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress")
 DATA = "--dataset cifar10-format --data-root data"

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 import pytest
 
-from pecker_fast.baselines.config import baseline_names
 from pecker_fast.cli import group
 from pecker_fast.distill import recipe_names
-from pecker_fast.training.config import teacher_recipe_names
+from pecker_fast.methods.config import baseline_names
+from pecker_fast.methods.training_config import teacher_recipe_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

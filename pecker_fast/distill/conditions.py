@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pecker_fast.distill.randomness import IterationRandom
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.randomness import IterationRandom
 
 __all__ = ["RANDOM_OVERRIDE", "ClassConditions", "Conditions", "DrawsConditions"]
 

@@ -18,7 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from pecker_fast.distill.settings import (
+from pecker_fast.distill.text_config import TextSection, name_concepts
+from pecker_fast.errors import PeckerError
+from pecker_fast.runs.settings import (
     Section,
     Settings,
     apply_overrides,
@@ -26,8 +28,6 @@ from pecker_fast.distill.settings import (
     read_settings,
     recipes_in,
 )
-from pecker_fast.distill.text_config import TextSection, name_concepts
-from pecker_fast.errors import PeckerError
 
 __all__ = [
     "EmaSection",
@@ -43,7 +43,7 @@ __all__ = [
 Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Density: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 
-RECIPES = Path(__file__).parent
+RECIPES = Path(__file__).parent / "recipes"
 
 
 class DiffusionSection(Section):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pecker_fast.distill.iteration import IterationInputs
-from pecker_fast.distill.learner import Learner
+from pecker_fast.runs.learner import Learner
 
 __all__ = ["WARM_UP", "CudaCapture", "IterationGraph"]
 

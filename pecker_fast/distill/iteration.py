@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.config import NetworkSection
-from pecker_fast.distill.ema import SalientEma
-from pecker_fast.distill.learner import Learner
 from pecker_fast.distill.losses import term_weights
 from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.objective import Draws, Objective
-from pecker_fast.distill.randomness import IterationRandom
 from pecker_fast.distributed import Ranks
+from pecker_fast.runs.ema import SalientEma
+from pecker_fast.runs.learner import Learner
+from pecker_fast.runs.randomness import IterationRandom
 
 __all__ = ["Iteration", "IterationInputs"]
 

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.network_set import NetworkSet, SeparateNetworks, alias
 from pecker_fast.distill.objective import Objective
-from pecker_fast.distill.randomness import SALIENCY, IterationRandom
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
-from pecker_fast.saliency import saliency_scores
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.masks.scores import saliency_scores
+from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
 __all__ = ["find_mask"]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pecker_fast.backends import select
 from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
 
 __all__ = ["NetworkSet", "Role", "SeparateNetworks", "SharedNetworks", "alias"]
 

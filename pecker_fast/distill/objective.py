@@ -23,9 +23,9 @@ from pecker_fast.distill.networks import (
     with_autocast,
 )
 from pecker_fast.distill.prompts import TextConditions
-from pecker_fast.distill.randomness import IterationRandom
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.randomness import IterationRandom
 
 __all__ = ["DiffusionModel", "Draws", "Objective", "TextToImageModel"]
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.networks import NoisePredictor, Predictors, guided
-from pecker_fast.distill.randomness import IterationRandom
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.randomness import IterationRandom
 
 __all__ = ["PromptPair", "TextConditions", "fill_template", "prompt_pairs", "read_prompts"]
 

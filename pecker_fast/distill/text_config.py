@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field, NonNegativeFloat
 
-from pecker_fast.distill.settings import Section
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.settings import Section
 
 __all__ = ["ConceptSection", "GuidanceSection", "NegativeSection", "TextSection", "name_concepts"]
 

@@ -14,24 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.checkpoint import RunDirectory, agreed_mask, fingerprint, mask_state
 from pecker_fast.distill.config import PeckerConfig
-from pecker_fast.distill.ema import SalientEma, slow_average
 from pecker_fast.distill.graph import CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration
-from pecker_fast.distill.learner import Learner, MakeOptimizer, masked_adamw
-from pecker_fast.distill.loop import Loop
 from pecker_fast.distill.mask_finding import find_mask
-from pecker_fast.distill.metrics import LOSS_NAMES, LossRecord, Metrics
 from pecker_fast.distill.network_set import NetworkSet, Role, SeparateNetworks, SharedNetworks
 from pecker_fast.distill.objective import DiffusionModel, Objective
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
-from pecker_fast.distill.stopwatch import Stopwatch
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.frozen import FrozenCheck, check_frozen
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.masks.verify import FrozenCheck, check_frozen
 from pecker_fast.nn.accelerate import accelerate_
+from pecker_fast.runs.checkpoint import RunDirectory, agreed_mask, fingerprint, mask_state
+from pecker_fast.runs.ema import SalientEma, slow_average
+from pecker_fast.runs.learner import Learner, MakeOptimizer, masked_adamw
+from pecker_fast.runs.loop import Loop
+from pecker_fast.runs.metrics import LOSS_NAMES, LossRecord, Metrics
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
+from pecker_fast.runs.stopwatch import Stopwatch
 
 __all__ = ["PeckerTrainer"]
 

@@ -1,6 +1,6 @@
 """Several processes, one run: who does which rows, and what is sent between them."""
 
-from pecker_fast.distributed.gradients import GradientReducer
 from pecker_fast.distributed.ranks import Ranks
+from pecker_fast.distributed.reducer import GradientReducer
 
 __all__ = ["GradientReducer", "Ranks"]

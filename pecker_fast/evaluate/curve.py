@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.forgetting import evaluate_images
@@ -22,7 +23,6 @@ from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.files import write_text
-from pecker_fast.training.datasets import ImageSet
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
+from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.concept import ConceptCaptions
-from pecker_fast.models.fashion_captions import held_back_captions, named_captions
-from pecker_fast.models.fashion_mnist import CLASS_NAMES
 
 __all__ = ["fashion_concept", "fashion_images", "neighbours_of"]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier
@@ -19,7 +20,6 @@ from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.kept import check_same_classes
 from pecker_fast.evaluate.kept_fid import KeptFid
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
-from pecker_fast.training.datasets import ImageSet
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.image_files import ImageFiles
-from pecker_fast.training.datasets import ImageSet
 
 __all__ = ["check_same_classes", "kept_images", "with_classes"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.evaluate.fidelity import Inception
 from pecker_fast.evaluate.kept import kept_images
-from pecker_fast.training.datasets import ImageSet
 
 __all__ = ["KeptFid"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.frozen import FrozenCheck
 from pecker_fast.files import write_text
+from pecker_fast.masks.verify import FrozenCheck
 
 __all__ = ["Picture", "RunReport", "Table", "percent"]
 

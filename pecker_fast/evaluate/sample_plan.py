@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pecker_fast.distill.checkpoint import fingerprint
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.runs.checkpoint import fingerprint
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from pecker_fast.datasets.fashion_captions import Traits, training_captions
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import replacing
-from pecker_fast.models.fashion_captions import Traits, training_captions
 from pecker_fast.models.pipeline_networks import (
     AutoencoderRecipe,
     DenoiserRecipe,

@@ -1,7 +1,7 @@
 """Train a small class-conditional DDPM teacher and a classifier, and measure both.
 
 This is what made the teacher that ships in `pecker_fast/data`; `pecker-fast train-teacher` without
---config runs it. Teachers of other images: `pecker_fast.training`.
+--config runs it. Teachers of other images: `pecker_fast.methods`.
 """
 
 from __future__ import annotations

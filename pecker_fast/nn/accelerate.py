@@ -1,15 +1,16 @@
-"""Switches a U-Net to the fused operations in place, and back: of diffusers, or `DDPMUNet`.
+"""Switches a U-Net to the fused operations in place, and back.
 
 A module is switched by exchanging its class for one that overrides `forward` (`layers`, `blocks`,
-`attention`, `ddpm_fused`): parameters, names, hooks, modes, `state_dict`, `isinstance`,
-`copy.deepcopy` and pickling stay as they are. Convolution weights become channels_last, values
-unchanged.
+`attention`): parameters, names, hooks, modes, `state_dict`, `isinstance`, `copy.deepcopy` and
+pickling stay as they are. Convolution weights become channels_last, values unchanged.
+
+What diffusers builds is known here; a network of another kind registers its own (`register_unet`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,6 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.nn import operations
 from pecker_fast.nn.attention import FusedAttention, FusedTransformer2DModel
 from pecker_fast.nn.blocks import (
@@ -28,7 +28,6 @@ from pecker_fast.nn.blocks import (
     FusedResnetBlock2D,
     FusedUpBlock2D,
 )
-from pecker_fast.nn.ddpm_fused import FusedAttentionBlock, FusedResidualBlock
 from pecker_fast.nn.layers import (
     AppliedSiLU,
     FusedGroupNorm,
@@ -37,7 +36,7 @@ from pecker_fast.nn.layers import (
     is_unobserved,
 )
 
-__all__ = ["Acceleration", "accelerate_", "decelerate_"]
+__all__ = ["Acceleration", "accelerate_", "decelerate_", "register_unet"]
 
 # Fused blocks and the class each one stands for. The order is that of switching: an up block asks
 # whether its residual blocks are.
@@ -51,8 +50,6 @@ _BLOCKS: dict[Any, Any] = {
         FusedAttention,
         FusedTransformer2DModel,
         FusedUpsample2D,
-        FusedResidualBlock,
-        FusedAttentionBlock,
     )
 }
 _PLAIN: dict[Any, Any] = {
@@ -73,11 +70,13 @@ _WITHOUT_FUSED_FORM = (
     "SkipUpBlock2D",
 )
 
+# Blocks that take over the norms right inside them. Attention, also unfused, normalises tokens.
+_NORM_OWNERS: list[Any] = [FusedResnetBlock2D, Attention, FusedTransformer2DModel]
+
 # U-Nets by the names of their last norm and of the activation behind it.
 _OUTPUTS: dict[Any, tuple[str, str]] = {
     UNet2DModel: ("conv_norm_out", "conv_act"),
     UNet2DConditionModel: ("conv_norm_out", "conv_act"),
-    DDPMUNet: ("norm_out", "act_out"),
 }
 
 # On a convolution whose weight was made channels_last.
@@ -107,12 +106,27 @@ class Acceleration:
         return f"{line}\non the torch path: {left}" if left else line
 
 
+def register_unet(kind: type[nn.Module], output: tuple[str, str], blocks: Sequence[Any]) -> None:
+    """Let `accelerate_` know a kind of U-Net that is not diffusers'.
+
+    Args:
+        kind: The network's class.
+        output: Names of its last norm and of the activation behind it.
+        blocks: Fused blocks, each a direct subclass of the block it stands for, with a static
+            `obstacle(block) -> str | None`; they take over the norms right inside them.
+    """
+    _OUTPUTS[kind] = output
+    for fused in blocks:
+        _BLOCKS[fused] = _PLAIN[fused] = fused.__base__
+        _NORM_OWNERS.append(fused)
+
+
 def accelerate_(model: nn.Module) -> Acceleration:
     """Make the blocks of a U-Net run on the fused operations. In place.
 
-    Any network built from diffusers' blocks will do; `UNet2DModel`, `UNet2DConditionModel` and this
-    package's `DDPMUNet` are what it is for. Outputs and gradients stay what they were, up to
-    rounding. Calling it twice is harmless, and picks up what was added in between.
+    Any network built from diffusers' blocks will do; `UNet2DModel`, `UNet2DConditionModel` and what
+    is registered (`models.ddpm.DDPMUNet`) are what it is for. Outputs and gradients stay what they
+    were, up to rounding. Calling it twice is harmless, and picks up what was added in between.
 
     Where the kernels cannot run (a CPU, no Triton), nothing is changed and the result says so.
     Blocks of a kind without a fused form stay as they are. A fused module runs its own class' code
@@ -194,18 +208,10 @@ def _check(model: nn.Module, function: str) -> None:
 
 def _switch_norms(model: nn.Module) -> Counter[str]:
     """Switch the group norms that no fused block has taken over; count those that cannot be."""
-    # Attention normalises tokens, not an image, unless it is fused.
-    owners = (
-        FusedResnetBlock2D,
-        Attention,
-        FusedTransformer2DModel,
-        FusedResidualBlock,
-        FusedAttentionBlock,
-    )
     taken = {
         id(child)
         for module in model.modules()
-        if isinstance(module, owners)
+        if isinstance(module, tuple(_NORM_OWNERS))
         for child in module.children()
     }
     left: Counter[str] = Counter()

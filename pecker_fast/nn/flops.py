@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.nn.skipping import skip_frozen_, slice_weight_gradient_
 
 __all__ = ["BackwardFlops", "NetworkFlops", "count_flops"]

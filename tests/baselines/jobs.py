@@ -3,9 +3,9 @@
 from small import small_objective
 from toys import weights
 
-from pecker_fast.baselines.trainer import BaselineTrainer
-from pecker_fast.distill.checkpoint import RunDirectory
 from pecker_fast.distributed import GradientReducer
+from pecker_fast.methods.trainer import BaselineTrainer
+from pecker_fast.runs.checkpoint import RunDirectory
 
 
 def train_small(ranks, method, settings, directory=None, until=None, dropout=0.0):

@@ -6,10 +6,10 @@ import torch
 from diffusers import DDPMScheduler
 from toys import ToyDenoiser
 
-from pecker_fast.baselines.config import load_baseline_config
-from pecker_fast.baselines.objective import BaselineObjective
-from pecker_fast.baselines.trainer import BaselineTrainer
-from pecker_fast.training.datasets import ImageSet
+from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.methods.config import load_baseline_config
+from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.trainer import BaselineTrainer
 
 NAMES = ("circle", "square", "star", "cross")
 PER_CLASS = 11

@@ -6,10 +6,10 @@ import pytest
 import torch
 from small import NAMES, small_config, small_images, small_model, small_objective
 
-from pecker_fast.baselines.batches import RealImages
-from pecker_fast.distill.randomness import SALIENCY, TRAINING, IterationRandom
+from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.errors import PeckerError
-from pecker_fast.training.datasets import ImageSet
+from pecker_fast.methods.batches import RealImages
+from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom
 
 CPU = torch.device("cpu")
 

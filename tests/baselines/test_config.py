@@ -2,14 +2,14 @@
 
 import pytest
 
-from pecker_fast.baselines.config import (
+from pecker_fast.distill.config import recipe_names
+from pecker_fast.errors import PeckerError
+from pecker_fast.methods.config import (
     BaselineConfig,
     baseline_names,
     load_baseline_config,
     names_a_baseline,
 )
-from pecker_fast.distill.config import recipe_names
-from pecker_fast.errors import PeckerError
 
 KINDS = ("salun", "neggrad", "finetune", "esd")
 

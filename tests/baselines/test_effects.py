@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import small_objective, train
 
-from pecker_fast.distill.randomness import SALIENCY, IterationRandom
+from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
 SETTINGS = {
     "iterations": 60,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from small import small_config, small_images, small_model, train
 
-from pecker_fast.baselines.objective import BaselineObjective
-from pecker_fast.baselines.trainer import BaselineTrainer
-from pecker_fast.distill.checkpoint import RunDirectory
+from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.trainer import BaselineTrainer
+from pecker_fast.runs.checkpoint import RunDirectory
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from toys import ToyDenoiser
 
-from pecker_fast.baselines.losses import (
+from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.methods.losses import (
     denoising_loss,
     esd_loss,
     guided_denoising_loss,
     negative_gradient_loss,
     random_label_loss,
 )
-from pecker_fast.distill.schedule import NoiseSchedule
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 

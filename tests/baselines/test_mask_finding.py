@@ -7,9 +7,9 @@ import torch
 from small import small_objective
 from toys import weights
 
-from pecker_fast.baselines.mask_finding import find_mask
-from pecker_fast.distill.randomness import SALIENCY, IterationRandom
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.methods.mask_finding import find_mask
+from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
 
 def salun_mask(objective, density):

@@ -9,14 +9,15 @@ from torch.nn import functional as F
 from toys import ToyDenoiser, assert_same_bits, toy_objective, weights
 from training.jobs import train_tiny
 
-from pecker_fast.baselines.objective import BaselineObjective
-from pecker_fast.baselines.trainer import BaselineTrainer
-from pecker_fast.distill import PeckerTrainer, stopwatch
-from pecker_fast.distill.checkpoint import RunDirectory
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.distill import PeckerTrainer
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.trainer import BaselineTrainer
+from pecker_fast.runs import stopwatch
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 METHODS = ("random_label", "negative_gradient", "fine_tune", "esd")
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import torch
 from toys import toy_objective
 
 from pecker_fast.distill import PeckerTrainer, RunDirectory
-from pecker_fast.distill.learner import Learner
+from pecker_fast.runs.learner import Learner
 
 SETTINGS = {
     "iterations": 24,

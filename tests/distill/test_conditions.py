@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from pecker_fast.distill.conditions import ClassConditions
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 
 def drawn_at(iteration):

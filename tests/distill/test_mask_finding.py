@@ -8,9 +8,9 @@ from toys import ToyDenoiser, toy_objective
 
 from pecker_fast.distill import find_mask
 from pecker_fast.distill.network_set import SeparateNetworks
-from pecker_fast.distill.randomness import SALIENCY, IterationRandom
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
 EXACT = {"dtype": torch.float64, "dropout": 0.0}
 

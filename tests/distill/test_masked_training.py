@@ -5,8 +5,8 @@ import torch
 from toys import ToyDenoiser, assert_same_bits, toy_objective, train, weights
 
 from pecker_fast.distill import PeckerTrainer, load_config
-from pecker_fast.distill.learner import Learner, masked_adamw
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.runs.learner import Learner, masked_adamw
 
 
 def test_frozen_entries_keep_their_bits_and_salient_ones_move():

@@ -7,7 +7,7 @@ from toys import ToyDenoiser, assert_same_bits, tiny_unet, toy_objective, train,
 from pecker_fast.distill import PeckerTrainer, RunDirectory
 from pecker_fast.distill.network_set import SeparateNetworks, SharedNetworks, alias
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
 
 BOTH = {"mask.apply": "both", "optimizer.weight_decay": 0.1, "pseudo_score.lambda_forget": 0.5}
 OPTIONS = {

@@ -4,7 +4,7 @@ import torch
 from toys import toy_objective, train, weights
 
 from pecker_fast.distill import PeckerTrainer
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
 
 BF16 = {"precision": "bf16", "generator.lr": 1e-6, "pseudo_score.lr": 1e-6}
 

@@ -14,9 +14,9 @@ from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.distill.network_set import SharedNetworks
 from pecker_fast.distill.networks import guided, text_predictor
 from pecker_fast.distill.prompts import PromptPair, TextConditions, prompt_pairs, read_prompts
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 CPU = torch.device("cpu")
 

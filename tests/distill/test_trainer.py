@@ -8,11 +8,11 @@ from diffusers import DDPMScheduler
 from toys import ToyDenoiser, assert_same_bits, tiny_unet, toy_objective, train, weights
 
 from pecker_fast.distill import PeckerTrainer, load_config
-from pecker_fast.distill.learner import learning_rate_factor
 from pecker_fast.distill.networks import predict_noise
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.runs.learner import learning_rate_factor
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 
 def written_out_run(objective, mask, decay):

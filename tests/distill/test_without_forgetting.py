@@ -5,8 +5,8 @@ import torch
 from toys import assert_same_bits, toy_objective, train, weights
 
 from pecker_fast.distill import load_config
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 NOTHING = {
     "forget": None,

@@ -9,8 +9,8 @@ import time
 import torch
 
 from pecker_fast import cli
-from pecker_fast.distill import checkpoint
-from pecker_fast.distill.learner import Learner
+from pecker_fast.runs import checkpoint
+from pecker_fast.runs.learner import Learner
 
 
 def before(owner, name, calls, act):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from pecker_fast.commands import drawing
-from pecker_fast.commands.concept_showing import Previews
+from pecker_fast.cli import drawing
+from pecker_fast.cli.concept_showing import Previews
 from pecker_fast.distill import load_config
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate import pipeline_sampling

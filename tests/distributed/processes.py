@@ -11,7 +11,7 @@ import traceback
 
 import torch
 
-PRELOADED = ["torch", "pecker_fast.distill.trainer", "pecker_fast.optim"]
+PRELOADED = ["torch", "pecker_fast.distill.trainer", "pecker_fast.optim.adamw"]
 PATIENCE = 120  # seconds until a process counts as hanging
 
 

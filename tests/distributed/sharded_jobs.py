@@ -8,8 +8,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
-from pecker_fast.optim import MaskedAdamW
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.optim.adamw import MaskedAdamW
 
 BATCH = 8
 BASE = {"lr": 0.05, "weight_decay": 0.1, "betas": (0.9, 0.99)}

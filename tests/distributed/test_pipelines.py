@@ -13,7 +13,7 @@ from tiny_pipeline import save_tiny_pipeline
 from pecker_fast import cli
 from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate import pipeline_sampling
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models.pipeline import PipelineFolder
 
 

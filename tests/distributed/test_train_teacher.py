@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from cifar_files import random_images, write_cifar
 from fault_processes import run_commands
 from safetensors.torch import load_file
-from training.cifar_files import random_images, write_cifar
 
 from pecker_fast import cli
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Recognition, Share
 from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images, neighbours_of
-from pecker_fast.models.fashion_captions import held_back_captions, named_captions
 
 CAPTIONS = ConceptCaptions(
     class_names=("ball", "cat", "lynx", "tree"),

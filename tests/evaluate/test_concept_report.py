@@ -11,7 +11,7 @@ from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Recogn
 from pecker_fast.evaluate.concept_report import ConceptReport, Picture, Sampling, Table
 from pecker_fast.evaluate.concept_sections import clip_section, detection_section, person_section
 from pecker_fast.evaluate.detection import DetectionFigures, PersonFigures, Provenance
-from pecker_fast.evaluate.frozen import FrozenCheck
+from pecker_fast.masks.verify import FrozenCheck
 
 JUDGE = Provenance("a judge", "judge.onnx", "ab" * 32, {"threshold": 0.25})
 

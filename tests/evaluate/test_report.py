@@ -7,8 +7,8 @@ import pytest
 
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
-from pecker_fast.evaluate.frozen import FrozenCheck
 from pecker_fast.evaluate.report import ErasureReport, Picture
+from pecker_fast.masks.verify import FrozenCheck
 
 
 @pytest.fixture

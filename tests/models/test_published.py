@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from pecker_fast.cli import main
-from pecker_fast.commands import convert
+from pecker_fast.cli import convert, main
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder, published
 from pecker_fast.models.ddpm import DDPMUNet

@@ -19,12 +19,12 @@ from pecker_fast.cli import main
 from pecker_fast.distill import Objective, load_config
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.iteration import Iteration, IterationInputs
-from pecker_fast.distill.learner import Learner
 from pecker_fast.distill.network_set import SeparateNetworks
 from pecker_fast.distill.objective import Draws
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.published import network_from
+from pecker_fast.runs.learner import Learner
 
 FIGURES = json.loads((Path(__file__).parent / "published_figures.json").read_text())["networks"]
 

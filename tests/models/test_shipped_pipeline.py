@@ -6,8 +6,8 @@ import numpy as np
 from diffusers import StableDiffusionPipeline
 
 from pecker_fast.data import pipeline_folder, teacher_folder
+from pecker_fast.datasets.fashion_captions import all_training_captions
 from pecker_fast.evaluate.classifier import SmallClassifier
-from pecker_fast.models.fashion_captions import all_training_captions
 from pecker_fast.models.pipeline_figures import measure
 from pecker_fast.models.pipeline_networks import DenoiserRecipe, build_tokenizer
 

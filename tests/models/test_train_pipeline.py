@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from pecker_fast.cli import group
+from pecker_fast.datasets import fashion_mnist
+from pecker_fast.datasets.fashion_captions import all_training_captions, measure_traits
 from pecker_fast.errors import PeckerError
-from pecker_fast.models import fashion_mnist
-from pecker_fast.models.fashion_captions import all_training_captions, measure_traits
 from pecker_fast.models.pipeline_figures import draw_images
 from pecker_fast.models.pipeline_networks import (
     AutoencoderRecipe,

@@ -8,9 +8,10 @@ from click.testing import CliRunner
 from torch.nn import functional as F
 
 from pecker_fast.cli import group
+from pecker_fast.datasets import fashion_mnist
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.frechet import ClassStatistics
-from pecker_fast.models import ModelFolder, fashion_mnist
+from pecker_fast.models import ModelFolder
 from pecker_fast.models.train_teacher import (
     TeacherRecipe,
     build_scheduler,

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.nn.flops import BackwardFlops, NetworkFlops, count_flops
 from pecker_fast.nn.skipping import skip_frozen_
 

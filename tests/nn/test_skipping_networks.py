@@ -10,7 +10,7 @@ from torch import nn
 
 from pecker_fast import MaskedAdamW
 from pecker_fast.errors import PeckerError
-from pecker_fast.mask import SaliencyMask
+from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.nn.skipping import (
     SLICE_BELOW,
     SlicedConv2d,

@@ -6,9 +6,9 @@ import signal
 import torch
 
 from pecker_fast import cli
-from pecker_fast.training.config import TeacherConfig
-from pecker_fast.training.datasets import ImageSet
-from pecker_fast.training.teacher import TeacherTrainer
+from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.methods.teacher import TeacherTrainer
+from pecker_fast.methods.training_config import TeacherConfig
 
 CPU = torch.device("cpu")
 

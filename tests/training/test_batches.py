@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
-from pecker_fast.training.batches import ShuffledEpochs, antithetic_timesteps
+from pecker_fast.methods.image_batches import ShuffledEpochs, antithetic_timesteps
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(10, 3), (7, 7), (4, 10), (5, 1)])

@@ -2,18 +2,18 @@
 
 import pytest
 import torch
+from cifar_files import random_images, write_cifar
 from torch.nn import functional as F
-from training.cifar_files import random_images, write_cifar
 from training.jobs import CPU, tiny_images
 
-from pecker_fast.distill.checkpoint import RunDirectory
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.resnet import ResNetClassifier
-from pecker_fast.training.classifier import ClassifierTrainer, load_split_images
-from pecker_fast.training.config import classifier_config
+from pecker_fast.methods.classifier import ClassifierTrainer, load_split_images
+from pecker_fast.methods.training_config import classifier_config
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 TINY = {"batch_size": 6, "iterations": 6, "width": 4, "lr": 1e-3, "lr_schedule": "constant"}
 TINY |= {"logging.checkpoint_every": 2, "logging.every": 2}
@@ -81,7 +81,7 @@ class Recording(torch.nn.Module):
 
 
 def recorded(monkeypatch, images, iterations=1, **changes):
-    import pecker_fast.training.classifier as module
+    import pecker_fast.methods.classifier as module
 
     network = Recording(SmallClassifier(3, 3, 4))
     monkeypatch.setattr(module, "_build", lambda *arguments: network)

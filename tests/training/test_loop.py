@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from pecker_fast.distill.checkpoint import RunDirectory
-from pecker_fast.distill.stopwatch import Stopwatch
 from pecker_fast.errors import PeckerError
-from pecker_fast.training.config import TeacherConfig
-from pecker_fast.training.loop import Training
+from pecker_fast.methods.training_config import TeacherConfig
+from pecker_fast.methods.training_loop import Training
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.stopwatch import Stopwatch
 
 
 def toy():

@@ -9,20 +9,20 @@ import yaml
 from torch import nn
 from training.jobs import CPU, TINY, tiny_config, tiny_images, train_tiny
 
-from pecker_fast.distill.checkpoint import RunDirectory
-from pecker_fast.distill.randomness import TRAINING, IterationRandom
+from pecker_fast.datasets import DATASETS
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.models import ModelFolder
-from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.training import DATASETS
-from pecker_fast.training.config import (
+from pecker_fast.methods.teacher import TeacherTrainer, build_network
+from pecker_fast.methods.training_config import (
     RECIPES,
     TeacherConfig,
     load_teacher_config,
     teacher_recipe_names,
 )
-from pecker_fast.training.teacher import TeacherTrainer, build_network
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 # ---- recipes
 
@@ -111,7 +111,7 @@ def recorded(monkeypatch, images, iterations=1, **changes):
     """What the network saw in each iteration, and the loss."""
     network = Recording()
     network.config = SimpleNamespace(sample_size=images.image_shape[1], in_channels=3)
-    monkeypatch.setattr("pecker_fast.training.teacher.build_network", lambda *arguments: network)
+    monkeypatch.setattr("pecker_fast.methods.teacher.build_network", lambda *arguments: network)
     config = tiny_config(lr=0.0, **changes)
     trainer = TeacherTrainer(images, config, CPU)
     losses = []

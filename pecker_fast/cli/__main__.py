@@ -1,0 +1,7 @@
+"""`python -m pecker_fast.cli`: the command line, for torchrun."""
+
+import sys
+
+from pecker_fast.cli import main
+
+sys.exit(main())

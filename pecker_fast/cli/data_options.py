@@ -1,0 +1,60 @@
+"""The options that say which images a command reads, shared by all that read some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pecker_fast.datasets import DATASETS
+
+if TYPE_CHECKING:
+    from pecker_fast.datasets.loading import ImageSet
+    from pecker_fast.distributed import Ranks
+
+__all__ = ["data_options", "read_images"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def data_options(function: F) -> F:
+    """Add --dataset, --data-root and --download; the first two are None where not given.
+
+    They are what `training.datasets.load_images` takes.
+    """
+    for option in reversed(
+        (
+            click.option("--dataset", type=click.Choice(DATASETS), help="Images to read."),
+            click.option(
+                "--data-root",
+                type=click.Path(path_type=Path),
+                help="Folder that holds cifar-10-batches-py or stl10_binary; for fashion-mnist, "
+                "its four files.",
+            ),
+            click.option(
+                "--download",
+                is_flag=True,
+                help="Fetch CIFAR-10 or STL-10 if it is not in --data-root; else nothing is "
+                "downloaded.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def read_images(
+    ranks: Ranks, dataset: str, root: Path | None, split: str, download: bool
+) -> ImageSet:
+    """Read images on every process; only the first may download, and the others wait for it.
+
+    Raises:
+        PeckerError: see `training.datasets.load_images`.
+    """
+    from pecker_fast.datasets.loading import load_images
+
+    read: list[ImageSet] = []
+    ranks.first(lambda: read.append(load_images(dataset, root, split, download=download)))
+    return read[0] if read else load_images(dataset, root, split)

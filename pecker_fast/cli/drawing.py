@@ -1,0 +1,194 @@
+"""What `sample` does once it knows what is asked for: classes of a model, prompts of a pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from pecker_fast.cli.sample_defaults import BATCH_SIZE, PER_CLASS, default_steps
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.grid import plot_grid
+from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.sample_folder import write_samples
+from pecker_fast.evaluate.sample_npz import write_npz
+from pecker_fast.evaluate.sample_plan import SamplePlan, class_plan
+from pecker_fast.evaluate.sampling import Method, Sampler
+from pecker_fast.files import replacing
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.pipeline import PipelineFolder
+
+__all__ = ["Request", "draw_classes", "draw_prompts"]
+
+PROMPT_GUIDANCE = 4.5
+MOST_COLUMNS = 20  # of the grid
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `sample`; None where one is not given."""
+
+    model: Path  # as it was given
+    out: Path | None = None
+    png: Path | None = None
+    npz: Path | None = None
+    classes: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    per_class: int | None = None
+    count: int | None = None
+    method: Method | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    eta: float | None = None
+    t_init: int | None = None
+    seed: int = 0
+    batch_size: int | None = None
+    force: bool = False
+
+    def labels(self, chosen: list[int]) -> Tensor:
+        """What each image is to show, (N,) int64: the chosen ones in turn."""
+        each = self.per_class or PER_CLASS
+        total = self.count or each * len(chosen)
+        return torch.tensor(chosen).repeat(-(-total // len(chosen)))[:total]
+
+
+def draw_classes(folder: Path, request: Request, device: torch.device, ranks: Ranks) -> None:
+    """Images of classes of the model folder `folder`.
+
+    Raises:
+        PeckerError: an unknown class, a sampler that does not fit the model, or a place that
+            cannot be written to or holds something else.
+    """
+    model = ModelFolder.load(folder)
+    model.unet.to(device)
+    labels = request.labels(_chosen(model, request.classes))
+    steps = request.steps
+    if steps is None:
+        steps = default_steps(model.kind, request.method)
+    sampler = Sampler(
+        steps=steps,
+        seed=request.seed,
+        t_init=request.t_init,
+        batch_size=request.batch_size or BATCH_SIZE,
+        method=request.method,
+        guidance=request.guidance or 0.0,
+        eta=request.eta or 0.0,
+    )
+    if request.out is not None:
+        _write(request.out, class_plan(model, folder, sampler, labels), ranks, request.force)
+        return
+    pixels = sampler.pixels(model, labels, "sampling", ranks=ranks)
+    if pixels is None:
+        return  # the first process has them all
+    if request.png is not None:
+        gone = model.figures.get("forget")  # an erased model says what it forgot
+        forget = None if gone is None else model.class_index(gone)
+        title = f"{request.model.name or request.model}: {sampler.describe()}, seed {sampler.seed}"
+        _draw_grid(request.png, pixels, labels, model.class_names, title, forget)
+    if request.npz is not None:
+        with replacing(request.npz) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                images=pixels.numpy(),
+                labels=labels.numpy(),
+                class_names=np.array(model.class_names),
+            )
+    for path in (request.png, request.npz):
+        if path is not None:
+            click.echo(path)
+
+
+def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ranks) -> None:
+    """Images of prompts by the pipeline folder `folder`: a grid, one row per prompt.
+
+    Raises:
+        PeckerError: options that are for class models, or that do not fit the pipeline; or the
+            first process could not write the picture.
+    """
+    unfit = {
+        "--class": request.classes,
+        "--npz": request.npz,
+        "--sampler": request.method,
+        "--eta": request.eta,
+        "--count": request.count,
+        "--out": request.out,
+    }
+    named = [name for name, value in unfit.items() if value]
+    if named or not request.prompts or request.png is None:
+        raise PeckerError(
+            f"sample: {folder} is a text-to-image pipeline; give it --prompt TEXT and --png FILE"
+            + (f", without {named[0]}, which is for class models" if named else "")
+        )
+    pipeline = PipelineFolder.load(folder)
+    unet = pipeline.unet.to(device).eval()
+    steps = request.steps
+    if steps is None:
+        steps = default_steps(str(pipeline.description.get("kind")), None)
+    guidance = PROMPT_GUIDANCE if request.guidance is None else request.guidance
+    sampler = PipelineSampler(pipeline, device, request.batch_size)
+    labels = torch.arange(len(request.prompts)).repeat_interleave(request.per_class or PER_CLASS)
+    texts = [request.prompts[i] for i in labels]
+    if steps == 1:
+        latents = sampler.one_step(
+            unet, texts, request.seed, request.t_init, progress="sampling", ranks=ranks
+        )
+        how = "one step"
+    else:
+        latents = sampler.many_steps(
+            unet, texts, request.seed, steps, guidance, progress="sampling", ranks=ranks
+        )
+        how = f"{steps} steps, guidance {guidance:g}"
+    images = sampler.images(latents, ranks=ranks)
+    title = f"{request.model.name or request.model}: {how}, seed {request.seed}"
+    columns = min(request.per_class or PER_CLASS, MOST_COLUMNS)
+    png = request.png
+    ranks.first(
+        lambda: plot_grid(png, images * 2 - 1, labels, request.prompts, title, columns=columns)
+    )
+    click.echo(png)
+
+
+def _chosen(model: ModelFolder, classes: tuple[str, ...]) -> list[int]:
+    """Class indices in the order in which they were given; all of them if none was."""
+    chosen = []
+    for text in classes:
+        try:
+            chosen.append(model.class_index(text))
+        except PeckerError:
+            if "," not in text:  # a name may have commas of its own
+                raise
+            chosen += [model.class_index(name) for name in text.split(",") if name.strip()]
+    return list(dict.fromkeys(chosen)) or list(range(model.num_classes))
+
+
+def _write(out: Path, plan: SamplePlan, ranks: Ranks, force: bool) -> None:
+    write = write_npz if out.suffix.lower() == ".npz" else write_samples
+    try:
+        missing = write(out, plan, ranks, "sampling", force)
+    except KeyboardInterrupt:
+        click.echo("\nstart the same command again to go on", err=True)
+        raise
+    if missing < len(plan.files):
+        there = len(plan.files) - missing
+        click.echo(f"{there:,} of {len(plan.files):,} images were there before", err=True)
+    click.echo(out)
+
+
+def _draw_grid(
+    path: Path,
+    pixels: Tensor,
+    labels: Tensor,
+    names: tuple[str, ...],
+    title: str,
+    forget: int | None,
+) -> None:
+    """A grid of the first images of each class; pixels are (N, C, H, W) uint8."""
+    first = torch.cat([torch.where(labels == k)[0][:MOST_COLUMNS] for k in range(len(names))])
+    columns = min(int(labels.bincount().max()), MOST_COLUMNS)
+    shown = pixels[first].float() / 127.5 - 1.0
+    plot_grid(path, shown, labels[first], names, title, forget=forget, columns=columns)

@@ -1,0 +1,159 @@
+"""`pecker-fast sample`: images of a model, as a picture, a folder of PNG files, or an .npz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pecker_fast.cli.common import MODEL_ARGUMENT, machine_options, output_file, prepare
+from pecker_fast.cli.run_models import find_model, find_pipeline
+from pecker_fast.cli.sample_defaults import BATCH_SIZE, PER_CLASS
+from pecker_fast.errors import PeckerError
+
+if TYPE_CHECKING:
+    from pecker_fast.evaluate.sampling import Method
+
+__all__ = ["sample"]
+
+
+@click.command(
+    short_help="Draw images from a model.",
+    epilog="""\b
+Examples:
+    pecker-fast sample demo/model --png after.png
+    pecker-fast sample teacher --steps 50 --per-class 4 --png before.png
+    pecker-fast sample demo/model --class Sneaker --per-class 1000 --npz sneakers.npz
+    pecker-fast sample RUN --per-class 5000 --out samples
+    pecker-fast sample TEACHER --sampler ddpm --steps 1000 --guidance 2 --out teacher.npz
+    torchrun --nproc-per-node 8 -m pecker_fast.cli sample RUN --count 50000 --out samples
+    pecker-fast sample run/pipeline --prompt "a photo of a church" --per-class 4 --png church.png
+
+\b
+--out FOLDER gets a PNG for each image, one sub-folder per class, and samples.json, which says
+what drew them; --out FILE.npz gets arr_0 (N, H, W, C) uint8, labels, class_names, provenance.
+Both go on where they were stopped when the same command is started again, and end with the
+same images, on any number of processes.
+""",
+)
+@MODEL_ARGUMENT
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of PNG files, or FILE.npz; resumes."
+)
+@click.option("--png", type=click.Path(path_type=Path), help="Write a grid, one row per class.")
+@click.option(
+    "--npz", type=click.Path(path_type=Path), help="Write images (N, C, H, W) uint8 and labels."
+)
+@click.option(
+    "--class",
+    "--classes",
+    "classes",
+    multiple=True,
+    help="Only these: names or indices, with commas between them; may be given again.",
+)
+@click.option(
+    "--prompt", "prompts", multiple=True, help="For a text-to-image pipeline; may be given again."
+)
+@click.option(
+    "--per-class",
+    type=click.IntRange(min=1),
+    help=f"Images of each class or prompt.  [default: {PER_CLASS}]",
+)
+# torchrun takes --num, also behind the name of the program, for an abbreviation of its own options.
+@click.option(
+    "--count",
+    "--num",
+    "count",
+    type=click.IntRange(min=1),
+    help="Images in all, instead of --per-class; under torchrun only as --count.",
+)
+@click.option(
+    "--sampler",
+    "method",
+    type=click.Choice(["one-step", "ddim", "ddpm"]),
+    help="How images are drawn.  [default: by --steps]",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="1: one-step generator; more: DDIM.  [default: 1 for an erased model, 50 for a teacher]",
+)
+@click.option(
+    "--guidance",
+    type=float,
+    help="Classifier-free, in many steps.  [default: 0; of prompts 4.5]",
+)
+@click.option("--eta", type=float, help="Randomness of DDIM's steps, 0 to 1.  [default: 0]")
+@click.option("--t-init", type=int, help="Start of the one-step generator.  [default: the model's]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help=f"Images per forward pass.  [default: {BATCH_SIZE}; of prompts by their size]",
+)
+@click.option("--force", is_flag=True, help="Replace what exists.")
+@machine_options
+def sample(
+    model: Path,
+    out: Path | None,
+    png: Path | None,
+    npz: Path | None,
+    classes: tuple[str, ...],
+    prompts: tuple[str, ...],
+    per_class: int | None,
+    count: int | None,
+    method: Method | None,
+    steps: int | None,
+    guidance: float | None,
+    eta: float | None,
+    t_init: int | None,
+    seed: int,
+    batch_size: int | None,
+    force: bool,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Draw images from MODEL: a model folder, a pipeline, or the run that made one."""
+    if out is None and png is None and npz is None:
+        raise PeckerError(
+            "sample: nowhere to write to; give --out FOLDER, --out FILE.npz, --png FILE or "
+            "--npz FILE"
+        )
+    if out is not None and (png is not None or npz is not None):
+        raise PeckerError("sample: --out is for many images, --png and --npz for few; give one")
+    if count is not None and per_class is not None:
+        raise PeckerError("sample: --count and --per-class both say how many images; give one")
+    for path in (png, npz):
+        if path is not None:
+            output_file(path, force)
+    pipeline = find_pipeline(model)
+    if pipeline is None and prompts:
+        raise PeckerError(f"sample: {model} is a class model; --prompt is for pipelines")
+    folder = find_model(model) if pipeline is None else pipeline
+    place = prepare(device, threads)
+
+    from pecker_fast.cli.drawing import Request, draw_classes, draw_prompts
+    from pecker_fast.distributed import Ranks
+
+    ranks = Ranks.join(place.type)
+    request = Request(
+        model=model,
+        out=out,
+        png=png,
+        npz=npz,
+        classes=classes,
+        prompts=prompts,
+        per_class=per_class,
+        count=count,
+        method=method,
+        steps=steps,
+        guidance=guidance,
+        eta=eta,
+        t_init=t_init,
+        seed=seed,
+        batch_size=batch_size,
+        force=force,
+    )
+    draw = draw_classes if pipeline is None else draw_prompts
+    draw(folder, request, place, ranks)

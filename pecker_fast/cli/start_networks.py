@@ -1,0 +1,161 @@
+"""Where generator and pseudo-score network of a run start, if not at the teacher."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from pecker_fast.cli.run_files import MODEL_NAME
+from pecker_fast.cli.run_models import find_model
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier_files import CONFIG_NAME, WEIGHTS_NAME, read_config
+from pecker_fast.models import ModelFolder
+from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
+
+__all__ = ["StartNetwork", "load_start"]
+
+Role: TypeAlias = Literal["generator", "pseudo_score"]
+
+
+@dataclass(frozen=True)
+class StartNetwork:
+    """A network that a run starts from.
+
+    Attributes:
+        network: itself.
+        facts: where it comes from, in plain types: `path` as it was given, `kind` (teacher,
+            generator, pseudo_score or the method of a baseline) and `fingerprint` of its weights;
+            as far as its run says, also `iterations` and `seconds` of training, `processes`,
+            `device_name`, and `start`: what that run itself started from.
+    """
+
+    network: nn.Module
+    facts: Mapping[str, Any]
+
+
+def load_start(
+    path: Path, role: Role, like: nn.Module, *, ranks: Ranks | None = None
+) -> StartNetwork:
+    """A network to start from.
+
+    Args:
+        path: a model folder, or the directory of an earlier run: its averaged generator, or the
+            pseudo-score network of its last checkpoint. Of a run that has no such network, a
+            teacher's or a baseline's, the model.
+        role: which of the two.
+        like: the teacher, whose architecture it must have.
+        ranks: the processes that share the run, all of which make this call. None: this one.
+
+    Raises:
+        PeckerError: neither of the two, a run that is not finished, or another architecture.
+    """
+    if _is_classifier(path):
+        raise PeckerError(
+            f"{path}: a classifier; --{role.replace('_', '-')} takes a model folder, or a run of "
+            "`erase` or `train-teacher`"
+        )
+    saved = None
+    if role == "pseudo_score" and (path / "run.lock").is_file():
+        # One process reads, since a run directory is locked meanwhile.
+        saved = (ranks or Ranks()).first(lambda: _saved_pseudo_score(path))
+    if saved is None:
+        model = ModelFolder.load(find_model(path))
+        network: nn.Module = model.unet
+        facts = {"kind": model.figures.get("method", model.kind), **_training(model.figures)}
+    else:
+        network = _pseudo_score(path, saved, like)
+        facts = {"kind": role, **saved["training"]}
+    ours = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    theirs = {name: tuple(p.shape) for name, p in like.named_parameters()}
+    if different := sorted(ours.items() ^ theirs.items()):
+        raise PeckerError(
+            f"{path}: the {role} must have the architecture of the model; parameter "
+            f"{different[0][0]!r} differs"
+        )
+    facts = {"path": str(path), **facts, "fingerprint": fingerprint(network)}
+    return StartNetwork(network.requires_grad_(True), facts)
+
+
+def _is_classifier(path: Path) -> bool:
+    """The directory of a classifier's run, finished or not, or a classifier's folder."""
+    if (path / CONFIG_NAME).is_file() and (path / WEIGHTS_NAME).is_file():
+        return "num_classes" in read_config(path)
+    if not (path / "config.yaml").is_file():
+        return False
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False  # what else is wrong with the run is said where its model is read
+    return isinstance(config, dict) and "arch" in config
+
+
+def _training(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's figures say of the training that made it; only what is there."""
+    training = figures.get("training", {})
+    found = {
+        "iterations": figures.get("iterations", training.get("iterations")),
+        "seconds": training.get("seconds"),
+        "processes": training.get("processes"),
+        "device_name": training.get("machine", {}).get("device_name"),
+        "start": figures.get("start"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _saved_pseudo_score(path: Path) -> dict[str, Any] | None:
+    """What a run's last checkpoint holds of the pseudo-score network; None: it has none.
+
+    Raises:
+        PeckerError: there is no checkpoint, or it cannot be read.
+    """
+    with RunDirectory(path) as directory:
+        saved = directory.load()
+    if saved is None:
+        raise PeckerError(
+            f"{path}: this run has no checkpoint, so no pseudo-score network; let it save one, or "
+            "give a model folder"
+        )
+    if "networks" not in saved:
+        return None
+    training = {"iterations": saved["iteration"]}
+    if "seconds" in saved:
+        training["seconds"] = round(saved["seconds"], 2)
+    if (path / MODEL_NAME).is_dir():
+        made = _training(ModelFolder.load(path / MODEL_NAME).figures)
+        # Of one state of the run: the model's figures say more, and count its seconds to the end.
+        if made.get("iterations") == saved["iteration"]:
+            training = made
+    return {
+        "values": saved["networks"]["pseudo_score"],
+        "indices": saved["ever_salient"]["indices"],
+        "training": training,
+    }
+
+
+@torch.no_grad()
+def _pseudo_score(path: Path, saved: Mapping[str, Any], like: nn.Module) -> nn.Module:
+    """The pseudo-score network that `_saved_pseudo_score` has read."""
+    values: dict[str, Tensor] = saved["values"]
+    network = copy.deepcopy(like)
+    shapes: dict[str, Any] = {name: value.shape for name, value in network.state_dict().items()}
+    if {name: value.shape for name, value in values.items()} == shapes:
+        network.load_state_dict(values)
+        return network
+    # A run whose networks shared one set of weights saved the salient values only.
+    for name, value in values.items():
+        try:
+            param = network.get_parameter(name)
+            param.view(-1)[saved["indices"][name].long()] = value.to(param)
+        except (AttributeError, KeyError, RuntimeError, IndexError):
+            raise PeckerError(
+                f"{path}: its pseudo-score network is not of the model's architecture ({name!r})"
+            ) from None
+    return network

@@ -1,1 +1,0 @@
-"""The sub-commands of `pecker-fast`, one module each. They parse, call, and print; no maths."""

@@ -1,0 +1,326 @@
+"""Labelled images in memory: CIFAR-10, STL-10, Fashion-MNIST, and images in CIFAR-10's files.
+
+CIFAR-10 and STL-10 come through torchvision, which compares every file with its published MD5 sum;
+nothing is downloaded unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pecker_fast.datasets import DATASETS, cifar_format
+from pecker_fast.errors import PeckerError
+
+__all__ = ["ImageSet", "load_images"]
+
+_STL10_SIDE = 64  # What the published STL-10 models see; the files hold 96x96 pixels.
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one size with a class label each.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64 on the CPU, in [0, len(class_names)).
+        class_names: One name per class, by label.
+        source: Where the images come from, in words, for reports.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise PeckerError(
+                "ImageSet: images must be uint8 (N, C, H, W), got "
+                f"{self.images.dtype} {tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise PeckerError(
+                f"ImageSet: expected int64 labels ({len(self.images)},), got "
+                f"{self.labels.dtype} {tuple(self.labels.shape)}"
+            )
+        if len(self.images) == 0:
+            raise PeckerError(f"ImageSet: no images are left ({self.source})")
+        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
+            raise PeckerError(
+                f"ImageSet: labels from {int(self.labels.min())} to {int(self.labels.max())}, but "
+                f"{len(self.class_names)} class names"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, those without an image included."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def batch(self, indices: Tensor, device: torch.device, flip: Tensor | None = None) -> Tensor:
+        """Images as a network sees them.
+
+        Args:
+            indices: (n,) int64, which.
+            device: Where the result is wanted.
+            flip: (n,) bool, which of them are mirrored left to right. None = none.
+
+        Returns:
+            (n, C, H, W) float32 in [-1, 1].
+        """
+        pixels = self.images[indices.to(self.images.device)].to(device)
+        if flip is not None:
+            pixels = torch.where(flip.to(device)[:, None, None, None], pixels.flip(-1), pixels)
+        return pixels.float() / 127.5 - 1.0
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The same with its pixels on a device, so that batches need not travel."""
+        return replace(self, images=self.images.to(device))
+
+    def without(self, label: int) -> ImageSet:
+        """All images but those of one class; the other labels keep their numbers.
+
+        Raises:
+            PeckerError: No such class, or nothing is left.
+        """
+        return self._where(self.labels != self._known(label), "without", label)
+
+    def only(self, label: int) -> ImageSet:
+        """The images of one class.
+
+        Raises:
+            PeckerError: No such class, or it has no images.
+        """
+        return self._where(self.labels == self._known(label), "only", label)
+
+    def select(self, indices: Tensor, what: str) -> ImageSet:
+        """These images in this order, (n,) int64; `what` goes into the source."""
+        images = self.images[indices.to(self.images.device)]
+        return replace(
+            self, images=images, labels=self.labels[indices], source=f"{self.source}, {what}"
+        )
+
+    def class_index(self, name: str | int) -> int:
+        """The label of a class given by its name (case does not matter) or number.
+
+        Raises:
+            PeckerError: No such class; the message lists the classes.
+        """
+        wanted = str(name).strip().lower()
+        for index, known in enumerate(self.class_names):
+            if wanted in (known.lower(), str(index)):
+                return index
+        listed = ", ".join(f"{i} {known!r}" for i, known in enumerate(self.class_names))
+        raise PeckerError(f"unknown class {name!r}; the classes of {self.source} are: {listed}")
+
+    def fingerprint(self) -> str:
+        """A hash (hex) of all pixels, labels and class names."""
+        digest = hashlib.blake2b(repr(self.class_names).encode(), digest_size=32)
+        for tensor in (self.images, self.labels):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _known(self, label: int) -> int:
+        if not 0 <= label < self.num_classes:
+            raise PeckerError(
+                f"ImageSet: label {label} is none of the {self.num_classes} classes of "
+                f"{self.source}"
+            )
+        return label
+
+    def _where(self, chosen: Tensor, word: str, label: int) -> ImageSet:
+        return self.select(chosen.nonzero()[:, 0], f"{word} {self.class_names[label]!r}")
+
+
+def load_images(
+    dataset: str,
+    root: Path | None,
+    split: str,
+    *,
+    download: bool = False,
+    side: int | None = None,
+) -> ImageSet:
+    """Read a data set into memory.
+
+    Args:
+        dataset: One of `DATASETS`. STL-10's 96x96 pixels are reduced to 64x64, as published.
+        root: The folder that torchvision calls its root, so the parent of `cifar-10-batches-py` or
+            `stl10_binary`; for Fashion-MNIST the folder with the four files, None = Debian's.
+        split: "train", "test", or "all": the training images before the test images.
+        download: Fetch CIFAR-10 (170 MB) or STL-10 (2.6 GB) into `root` if it is not there.
+        side: Height and width that STL-10 is reduced to instead; the others stay as they are.
+
+    Raises:
+        PeckerError: Nothing is there, a file is missing, truncated or of another data set, or
+            torchvision is not installed.
+    """
+    if dataset not in DATASETS:
+        raise PeckerError(f"unknown data set {dataset!r}; known are {', '.join(DATASETS)}")
+    if split not in ("train", "test", "all"):
+        raise PeckerError(f"split must be train, test or all, got {split!r}")
+    if side is not None and dataset != "stl10":
+        raise PeckerError(f"side is for stl10 only; the images of {dataset} stay as they are")
+    parts = ("train", "test") if split == "all" else (split,)
+    if dataset == "fashion-mnist":
+        images, labels, names = _fashion_mnist(root, parts)
+    else:
+        root = _existing(dataset, root, download)
+        if dataset == "cifar10":
+            images, labels, names = _cifar10(root, parts, download)
+        elif dataset == "stl10":
+            images, labels, names = _stl10(root, parts, download, side or _STL10_SIDE)
+        else:
+            images, labels, names = _cifar10_format(root, parts)
+    words = {"train": "training images", "test": "test images", "all": "training and test images"}
+    title = {"cifar10": "CIFAR-10", "stl10": "STL-10", "fashion-mnist": "Fashion-MNIST"}
+    name = title.get(dataset) or f"{(root or Path()).resolve().name} in CIFAR-10's format"
+    height, width = images.shape[2:]
+    source = f"{name}, {len(images):,} {words[split]}, {height}x{width}"
+    return ImageSet(images, labels, names, source)
+
+
+_Loaded = tuple[Tensor, Tensor, tuple[str, ...]]
+
+
+def _existing(dataset: str, root: Path | None, download: bool) -> Path:
+    if root is None:
+        raise PeckerError(f"--data-root is missing; name the folder where {dataset} lies")
+    if root.name in (cifar_format.FOLDER, "stl10_binary"):
+        raise PeckerError(f"--data-root {root}: name its parent, the folder that holds {root.name}")
+    if not root.is_dir() and not download:
+        raise PeckerError(f"--data-root {root}: no such folder")
+    return root
+
+
+def _cifar10(root: Path, parts: tuple[str, ...], download: bool) -> _Loaded:
+    cls = _torchvision("datasets").CIFAR10
+    sets = [_verified(cls, root, download, train=part == "train") for part in parts]
+    pixels = torch.cat([torch.from_numpy(one.data) for one in sets])
+    labels = [label for one in sets for label in one.targets]
+    images = pixels.permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor(labels, dtype=torch.int64), tuple(sets[0].classes)
+
+
+def _stl10(root: Path, parts: tuple[str, ...], download: bool, side: int) -> _Loaded:
+    cls = _torchvision("datasets").STL10
+    sets = [_verified(cls, root, download, split=part) for part in parts]
+    names = getattr(sets[0], "classes", None)
+    if names is None:
+        raise PeckerError(f"{root / cls.base_folder / cls.class_names_file} is missing")
+    pixels = [_reduced(torch.from_numpy(one.data), side) for one in sets]
+    labels = [torch.from_numpy(one.labels).long() for one in sets]
+    return torch.cat(pixels), torch.cat(labels), tuple(names)
+
+
+def _cifar10_format(root: Path, parts: tuple[str, ...]) -> _Loaded:
+    folder = root / cifar_format.FOLDER
+    if not folder.is_dir():
+        raise PeckerError(_not_here(root, cifar_format.FOLDER))
+    names = cifar_format.read_class_names(folder)
+    read = [cifar_format.read_split(folder, part, len(names)) for part in parts]
+    sizes = {tuple(images.shape[1:]) for images, _ in read}
+    if len(sizes) > 1:
+        raise PeckerError(f"{folder}: training and test images differ in size: {sorted(sizes)}")
+    return torch.cat([one for one, _ in read]), torch.cat([one for _, one in read]), names
+
+
+def _fashion_mnist(root: Path | None, parts: tuple[str, ...]) -> _Loaded:
+    from pecker_fast.datasets import fashion_mnist
+
+    folder = fashion_mnist.DEFAULT_FOLDER if root is None else root
+    read = [fashion_mnist.load_pixels(folder, part) for part in parts]
+    images, labels = (torch.cat(column) for column in zip(*read, strict=True))
+    return images, labels, fashion_mnist.CLASS_NAMES
+
+
+def _reduced(pixels: Tensor, side: int) -> Tensor:
+    """(N, 3, H, H) uint8 to (N, 3, side, side) by Pillow's bilinear filter, as published."""
+    if pixels.shape[-1] == side:
+        return pixels.contiguous()
+    import numpy as np
+    from PIL import Image
+
+    rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    reduced = [
+        np.asarray(Image.fromarray(row).resize((side, side), Image.Resampling.BILINEAR))
+        for row in rows
+    ]
+    return torch.from_numpy(np.stack(reduced)).permute(0, 3, 1, 2).contiguous()
+
+
+def _torchvision(module: str) -> Any:
+    try:
+        return importlib.import_module(f"torchvision.{module}")
+    except ImportError as error:
+        raise PeckerError(
+            f"CIFAR-10 and STL-10 are read with torchvision, which cannot be imported ({error}); "
+            "pip install 'pecker-fast[published]'"
+        ) from None
+
+
+def _verified(cls: Callable[..., Any], root: Path, download: bool, **options: Any) -> Any:
+    """A data set of torchvision, or what exactly is wrong with its files."""
+    try:
+        return cls(str(root), download=download, **options)
+    except RuntimeError as error:  # "Dataset not found or corrupted", whatever the matter is
+        raise PeckerError(_diagnosis(cls, root) or str(error)) from None
+    except OSError as error:  # URLError included
+        action = "cannot be downloaded" if download else "cannot be read"
+        raise PeckerError(f"{root}: {cls.__name__} {action} ({error})") from None
+
+
+def _diagnosis(cls: Any, root: Path) -> str | None:
+    """Which file torchvision does not want, and why."""
+    folder = root / cls.base_folder
+    if not folder.is_dir():
+        return f"{_not_here(root, cls.base_folder)}; --download fetches it"
+    expected = [*cls.train_list, *cls.test_list]
+    if hasattr(cls, "meta"):
+        expected.append([cls.meta["filename"], cls.meta["md5"]])
+    for name, md5 in expected:
+        file = folder / name
+        if not file.is_file():
+            return f"{file} is missing; copy it again, or fetch all with --download"
+        found = _torchvision("datasets.utils").calculate_md5(str(file))
+        if found != md5:
+            other = (
+                "; for other images in the same files use --dataset cifar10-format"
+                if cls.base_folder == cifar_format.FOLDER
+                else ""
+            )
+            return (
+                f"{file}: not the published file (MD5 {found}, expected {md5}; "
+                f"{file.stat().st_size:,} bytes); it may be truncated: delete {folder} and copy it "
+                f"again, or fetch it with --download{other}"
+            )
+    return None
+
+
+def _not_here(root: Path, wanted: str) -> str:
+    """That a folder is missing, and which other data set is there instead."""
+    others = {
+        cifar_format.FOLDER: "CIFAR-10",
+        "cifar-100-python": "CIFAR-100",
+        "stl10_binary": "STL-10",
+        "train-images-idx3-ubyte.gz": "Fashion-MNIST or MNIST",
+    }
+    found = [f"{name} ({title})" for name, title in others.items() if (root / name).exists()]
+    instead = f"; found {', '.join(found)}" if found else ""
+    return f"--data-root {root}: no {wanted} in it{instead}"

@@ -1,0 +1,1 @@
+"""Saliency masks: the value, how it is selected, scores from gradients, files, and proof."""

@@ -1,0 +1,264 @@
+"""Masks in files: our own safetensors bitmasks, and SalUn's dictionaries of 0/1 tensors.
+
+A mask file holds one uint8 tensor per parameter, 1 bit per entry in logical order, the first entry
+in the lowest bit. Its metadata name the format, its version, every shape and the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.files import replacing
+from pecker_fast.masks.checks import few
+from pecker_fast.masks.select import check_numel
+
+__all__ = [
+    "MaskContent",
+    "bitmask",
+    "digest_of",
+    "match_names",
+    "positions_from_dense",
+    "read_dense",
+    "read_mask",
+    "saved_by_torch",
+    "strip_prefixes",
+    "unpacked",
+    "write_mask",
+]
+
+FORMAT = "pecker_fast.mask"
+VERSION = "1"
+Bits = npt.NDArray[np.uint8]
+
+
+class MaskContent(NamedTuple):
+    """What a mask file holds, checked."""
+
+    indices: dict[str, Tensor]
+    shapes: dict[str, torch.Size]
+    granularity: str
+    block_size: int
+    digest: str
+
+
+def bitmask(positions: Tensor, numel: int) -> Bits:
+    """(ceil(numel / 8),) bytes; bit i % 8 of byte i // 8 is set where position i is salient."""
+    dense = np.zeros(numel, dtype=np.bool_)
+    dense[positions.numpy()] = True
+    return np.packbits(dense, bitorder="little")
+
+
+def unpacked(bits: Bits, numel: int) -> npt.NDArray[np.bool_]:
+    """(numel,) bool: the inverse of `bitmask`."""
+    return np.unpackbits(bits, count=numel, bitorder="little").view(np.bool_)
+
+
+def digest_of(shapes: Mapping[str, torch.Size], bits: Mapping[str, Bits]) -> str:
+    """SHA-256 of names, shapes and bitmasks; the order of the parameters does not matter."""
+    names = sorted(shapes)
+    digest = hashlib.sha256(json.dumps([[name, list(shapes[name])] for name in names]).encode())
+    for name in names:
+        digest.update(bits[name].data)
+    return digest.hexdigest()
+
+
+def write_mask(
+    path: str | os.PathLike[str],
+    bits: Mapping[str, Bits],
+    shapes: Mapping[str, torch.Size],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a mask file, whole or not at all.
+
+    Raises:
+        PeckerError: it cannot be written (no such folder, read-only, disk full).
+    """
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        # The safetensors header sorts tensors by name; this keeps the model's order.
+        "shapes": json.dumps([[name, list(shape)] for name, shape in shapes.items()]),
+        **metadata,
+    }
+    try:
+        with replacing(path) as temporary:
+            save_file(dict(bits), temporary, metadata=header)
+    except (OSError, SafetensorError) as error:
+        raise PeckerError(f"cannot write mask file {os.fspath(path)!r}: {error}") from error
+
+
+def read_mask(path: str | os.PathLike[str]) -> MaskContent:
+    """Read a mask file and check every part of it.
+
+    Raises:
+        PeckerError: no such file, truncated, not a mask, of a later version, or its content does
+            not match its digest.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise PeckerError(f"mask file {name!r} does not exist")
+    try:
+        with safe_open(name, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise PeckerError(
+                    f"{name!r} is a safetensors file but not a pecker_fast mask; expected one "
+                    "written by SaliencyMask.save"
+                )
+            if metadata.get("version") != VERSION:
+                raise PeckerError(
+                    f"mask file {name!r} has format version {metadata.get('version')!r}, this "
+                    f"pecker_fast reads version {VERSION!r}; update pecker_fast"
+                )
+            bits = {key: file.get_tensor(key) for key in file.keys()}
+        shapes = {key: torch.Size(shape) for key, shape in json.loads(metadata["shapes"])}
+        granularity, block_size = metadata["granularity"], int(metadata["block_size"])
+        digest = metadata["digest"]
+    except PeckerError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise PeckerError(
+            f"mask file {name!r} cannot be read, it is damaged or not a mask: {error}"
+        ) from error
+    expected = {key: ((shape.numel() + 7) // 8, np.uint8) for key, shape in shapes.items()}
+    found = {key: (value.size, value.dtype) for key, value in bits.items()}
+    if found != expected or digest_of(shapes, bits) != digest:
+        raise PeckerError(
+            f"mask file {name!r} is damaged: its content does not match its digest; make it again"
+        )
+    indices = {key: _positions(bits[key], shape.numel()) for key, shape in shapes.items()}
+    return MaskContent(indices, shapes, granularity, block_size, digest)
+
+
+def _positions(bits: Bits, numel: int) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(unpacked(bits, numel)).astype(np.int32))
+
+
+def saved_by_torch(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as one of `torch.save` does: as a zip archive or, long ago, a pickle.
+
+    A missing or unreadable file does not; whoever reads it says what is wrong with it.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError:
+        return False
+    # As the length of a safetensors header, either would mean 9 MB and more.
+    return start == b"PK\x03\x04" or start[:3] == b"\x80\x02\x8a"
+
+
+def read_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The dictionary of tensors in a SalUn mask file (`torch.save`), without running any pickle.
+
+    Raises:
+        PeckerError: no such file, not readable, or it holds anything but named tensors.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise PeckerError(f"mask file {name!r} does not exist")
+    try:
+        content = torch.load(name, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise PeckerError(
+            f"mask file {name!r} cannot be read: it is damaged, or not a dictionary of tensors "
+            "saved with torch.save"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise PeckerError(
+            f"mask file {name!r} holds a {type(content).__name__}; expected a dictionary from "
+            "parameter names to 0/1 tensors"
+        )
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise PeckerError(
+                f"mask file {name!r} holds {type(value).__name__} under {key!r}; expected a "
+                "dictionary from parameter names to 0/1 tensors"
+            )
+    return dict(content)
+
+
+def positions_from_dense(name: str, dense: Tensor) -> Tensor:
+    """Sorted int32 positions of the ones of a bool, integer or floating-point 0/1 tensor.
+
+    Raises:
+        TypeError: not a tensor.
+        PeckerError: a value other than 0 and 1.
+    """
+    if not isinstance(dense, Tensor):
+        raise TypeError(f"the mask of {name!r} must be a tensor, got {type(dense).__name__}")
+    check_numel(name, dense.shape)
+    flat = dense.detach().cpu().reshape(-1)
+    if flat.dtype != torch.bool:
+        salient = flat == 1
+        other = ~(salient | (flat == 0))
+        if other.any():
+            value = flat[other][0].item()
+            raise PeckerError(
+                f"the mask of {name!r} holds {value!r}; expected 0 (frozen) and 1 (salient) only. "
+                "For scores use SaliencyMask.from_scores"
+            )
+        flat = salient
+    return flat.nonzero().flatten().to(torch.int32)
+
+
+def match_names(
+    found: Iterable[str], wanted: Iterable[str], prefixes: Sequence[str]
+) -> dict[str, str]:
+    """Map names found in a file to a model's names, which may differ by prefixes on either side.
+
+    Raises:
+        PeckerError: a name that matches nothing, or two names that match the same parameter.
+    """
+    wanted = list(wanted)
+    exact = set(wanted)
+    bare: dict[str, str] = {}
+    for name in wanted:
+        stripped = strip_prefixes(name, prefixes)
+        if stripped in bare:
+            raise PeckerError(
+                f"the model's parameters {bare[stripped]!r} and {name!r} differ by a prefix only; "
+                f"pass prefixes=() to match names literally (prefixes are {few(prefixes)})"
+            )
+        bare[stripped] = name
+    matched, unmatched = {}, []
+    for name in found:
+        target = name if name in exact else bare.get(strip_prefixes(name, prefixes))
+        if target is None:
+            unmatched.append(name)
+        else:
+            matched[name] = target
+    if unmatched:
+        raise PeckerError(
+            f"{len(unmatched)} names of the mask are not in the model: {few(unmatched)}; the "
+            f"model has {few(wanted)}. Is it a mask of another model?"
+        )
+    sources: dict[str, str] = {}
+    for name, target in matched.items():
+        if target in sources:
+            raise PeckerError(
+                f"the mask's {sources[target]!r} and {name!r} both match the model's {target!r}"
+            )
+        sources[target] = name
+    return matched
+
+
+def strip_prefixes(name: str, prefixes: Sequence[str]) -> str:
+    """The name without any of the prefixes, which may be stacked (`module.model...`)."""
+    prefix = next((p for p in prefixes if p and name.startswith(p)), None)
+    return name if prefix is None else strip_prefixes(name[len(prefix) :], prefixes)

@@ -1,0 +1,225 @@
+"""Saliency scores: how much each parameter entry matters to a loss, from gradients of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.masks.checks import Model, few, trainable_parameters
+
+__all__ = ["LossFn", "Reduction", "saliency_scores"]
+
+LossFn: TypeAlias = Callable[[], Tensor]
+Reduction = Literal["abs_of_sum", "sum_of_abs", "sum_of_squares", "fisher_ratio"]
+
+
+def saliency_scores(
+    model: Model,
+    losses: Iterable[LossFn] | LossFn,
+    *,
+    reduction: Reduction = "abs_of_sum",
+    remain_losses: Iterable[LossFn] | LossFn | None = None,
+    clip_grad_norm: float | None = None,
+    parameters: Iterable[str] | None = None,
+) -> dict[str, Tensor]:
+    """One score per parameter entry from the gradients g of a number of batches.
+
+    - "abs_of_sum": |sum of g| (SalUn; the absolute value is taken after the sum)
+    - "sum_of_abs": sum of |g|
+    - "sum_of_squares": sum of g^2, the diagonal of the empirical Fisher information
+    - "fisher_ratio": sum of g^2 over `losses` / (sum of g^2 over `remain_losses` + tiny), where
+      tiny is the smallest normal float: 0 / 0 scores 0, and an entry that only the forgotten data
+      need scores very high or +inf
+
+    The model is left as it was: no `.grad` is written, and buffers, training modes and
+    requires_grad flags that the losses change are restored. Only the random state moves on, where a
+    loss draws from it.
+
+    Args:
+        model: a module, whose trainable parameters are scored, or name -> tensor that requires
+            grad.
+        losses: one function per batch, each of which runs the network and returns a scalar loss;
+            or a single function for a single batch. Consumed once, one batch at a time.
+        reduction: how the gradients of the batches become one score.
+        remain_losses: the batches of the data to keep; for "fisher_ratio" only.
+        clip_grad_norm: scale every batch's gradient to at most this norm over all scored parameters
+            before it is added (1.0 in SalUn's DDPM code). None = no clipping.
+        parameters: score these names only. None = all of them.
+
+    Returns:
+        name -> scores in the parameter's shape, contiguous, on its device; float32 (float64 for
+        float64 parameters). Parameters a loss does not depend on score 0.
+
+    Raises:
+        PeckerError: no batch, a loss that is not a scalar, not finite or that depends on none of
+            the parameters or freezes one of them, a gradient that is not finite (batch and
+            parameter are named), an unknown name, no trainable parameter, `remain_losses` missing
+            or not used.
+        TypeError: a loss that is not a tensor or not a function.
+    """
+    if reduction not in get_args(Reduction):
+        raise PeckerError(
+            f"reduction must be one of {', '.join(get_args(Reduction))}; got {reduction!r}"
+        )
+    if (reduction == "fisher_ratio") != (remain_losses is not None):
+        raise PeckerError(
+            "remain_losses are needed for reduction 'fisher_ratio' and for no other; "
+            f"got reduction {reduction!r} and {'no ' if remain_losses is None else ''}remain_losses"
+        )
+    if clip_grad_norm is not None and not clip_grad_norm > 0:
+        raise PeckerError(f"clip_grad_norm must be above 0 or None, got {clip_grad_norm}")
+    scored = _scored_parameters(model, parameters)
+    with _undisturbed(model), torch.enable_grad():
+        scores = _accumulate(scored, losses, reduction, clip_grad_norm, "losses")
+        if remain_losses is not None:
+            remain = _accumulate(scored, remain_losses, reduction, clip_grad_norm, "remain_losses")
+            for name, score in scores.items():
+                score.div_(remain[name].add_(torch.finfo(score.dtype).tiny))
+    for name, score in scores.items():
+        if torch.isnan(score).any():
+            raise PeckerError(
+                f"the scores of {name!r} overflow: squared gradients of both losses are infinite; "
+                "use clip_grad_norm"
+            )
+    return scores
+
+
+def _scored_parameters(model: Model, names: Iterable[str] | None) -> dict[str, Tensor]:
+    scored = trainable_parameters(model)
+    if names is not None:
+        wanted = list(names)
+        if unknown := [name for name in wanted if name not in scored]:
+            raise PeckerError(f"the model has no trainable parameter {few(unknown)}")
+        scored = {name: scored[name] for name in wanted}
+    for name, param in scored.items():
+        if not param.requires_grad:
+            raise PeckerError(f"{name!r} does not require grad, so it cannot be scored")
+    if not scored:
+        raise PeckerError(
+            f"{type(model).__name__} has no trainable parameter to score; call "
+            "requires_grad_(True) on the parameters the mask is for"
+        )
+    return scored
+
+
+def _accumulate(
+    scored: Mapping[str, Tensor],
+    losses: Iterable[LossFn] | LossFn,
+    reduction: Reduction,
+    clip_grad_norm: float | None,
+    what: str,
+) -> dict[str, Tensor]:
+    """The sum over batches of g, |g| or g^2; the absolute value of the sum for abs_of_sum."""
+    params = list(scored.values())
+    sums = {
+        name: torch.zeros(
+            param.shape,
+            dtype=torch.float64 if param.dtype == torch.float64 else torch.float32,
+            device=param.device,
+        )
+        for name, param in scored.items()
+    }
+    batch = -1
+    for batch, loss_fn in enumerate([losses] if callable(losses) else losses):
+        where = f"{what}[{batch}]"
+        loss = _checked_loss(loss_fn, where)
+        if frozen := [name for name, param in scored.items() if not param.requires_grad]:
+            raise PeckerError(f"{where} switched off requires_grad of {few(frozen)}")
+        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        found = {
+            name: (grad.to_dense() if grad.is_sparse else grad).to(sums[name].dtype)
+            for name, grad in zip(scored, grads, strict=True)
+            if grad is not None
+        }
+        if not found:
+            raise PeckerError(f"{where} depends on none of the {len(params)} parameters to score")
+        _add(sums, found, reduction, clip_grad_norm, where)
+    if batch < 0:
+        raise PeckerError(f"{what} is empty: at least one batch is needed to score parameters")
+    if reduction == "abs_of_sum":
+        for total in sums.values():
+            total.abs_()
+    return sums
+
+
+def _checked_loss(loss_fn: LossFn, where: str) -> Tensor:
+    if not callable(loss_fn):
+        raise TypeError(
+            f"{where} must be a function without arguments that returns the loss of a batch, got "
+            f"{type(loss_fn).__name__}"
+        )
+    loss = loss_fn()
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{where} must return a tensor, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise PeckerError(f"{where} must return a scalar, got shape {tuple(loss.shape)}")
+    if not loss.requires_grad:
+        raise PeckerError(
+            f"{where} does not depend on any parameter that requires grad; was it computed under "
+            "torch.no_grad or torch.inference_mode?"
+        )
+    if not torch.isfinite(loss).all():
+        raise PeckerError(
+            f"{where} is {loss.item()}: a saliency needs finite losses; check the data and the "
+            "checkpoint"
+        )
+    return loss
+
+
+def _add(
+    sums: Mapping[str, Tensor],
+    grads: Mapping[str, Tensor],
+    reduction: Reduction,
+    clip_grad_norm: float | None,
+    where: str,
+) -> None:
+    """Add one batch's gradients to the sums, after checking and clipping them."""
+    finite = [torch.isfinite(grad).all() for grad in grads.values()]
+    if not all(torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()):
+        bad = [name for name, flag in zip(grads, finite, strict=True) if not flag]
+        raise PeckerError(
+            f"the gradient of {where} is not finite for {few(bad)}; check the loss, or use a "
+            "wider dtype"
+        )
+    scale = None
+    if clip_grad_norm is not None:
+        norms = [torch.linalg.vector_norm(grad) for grad in grads.values()]
+        total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+        # As torch.nn.utils.clip_grad_norm_ does it, its 1e-6 included.
+        scale = (clip_grad_norm / (total + 1e-6)).clamp(max=1.0)
+    for name, grad in grads.items():
+        if scale is not None:
+            grad = grad * scale.to(grad.device)
+        if reduction == "abs_of_sum":
+            sums[name].add_(grad)
+        elif reduction == "sum_of_abs":
+            sums[name].add_(grad.abs())
+        else:
+            sums[name].addcmul_(grad, grad)
+
+
+@contextmanager
+def _undisturbed(model: Model) -> Iterator[None]:
+    """Put back what running a network changes: buffers, training modes, requires_grad flags."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    training = [(module, module.training) for module in model.modules()]
+    flags = [(param, param.requires_grad) for param in model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
+        for module, mode in training:
+            module.training = mode
+        for param, flag in flags:
+            param.requires_grad_(flag)

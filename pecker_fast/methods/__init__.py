@@ -1,0 +1,1 @@
+"""The methods that an erasure is compared with, and the training of teachers and judges."""

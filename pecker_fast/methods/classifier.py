@@ -1,0 +1,252 @@
+"""Train the classifier that judges images, and measure it on images that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pecker_fast.datasets.loading import ImageSet, load_images
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier import SmallClassifier
+from pecker_fast.evaluate.forgetting import classify
+from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.resnet import ResNetClassifier
+from pecker_fast.machine import machine_facts, versions
+from pecker_fast.methods.image_batches import ShuffledEpochs
+from pecker_fast.methods.training_config import ClassifierConfig
+from pecker_fast.methods.training_loop import LossOf, Training
+from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
+from pecker_fast.runs.randomness import IterationRandom
+
+__all__ = ["ClassifierTrainer", "MeasuredClassifier", "load_split_images"]
+
+
+@dataclass(frozen=True)
+class MeasuredClassifier:
+    """A trained classifier, on the CPU, and what is known of it.
+
+    Attributes:
+        network: In eval mode.
+        statistics: Of the images it was trained on, in its features.
+        card: Test accuracy, images, configuration, machine and versions, as plain types.
+    """
+
+    network: SmallClassifier | ResNetClassifier
+    statistics: ClassStatistics
+    card: Mapping[str, Any]
+
+
+class ClassifierTrainer:
+    """Trains a classifier; `run`, then `measure`."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: ClassifierConfig,
+        device: torch.device,
+        *,
+        weights: tuple[str, Mapping[str, Tensor]] | None = None,
+        directory: RunDirectory | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Take up the run that the directory holds, or start one.
+
+        Args:
+            images: To train on.
+            config: The run; where `iterations` is None, as many as its epochs need.
+            device: Where to train.
+            weights: Of torchvision's resnet34, to start from, and what they are called.
+                None = random ones.
+            directory: Where checkpoints go. None = nothing is written.
+            progress: Show progress bars.
+
+        Raises:
+            PeckerError: A class with fewer than two images, weights of another network, or a
+                directory that holds another run.
+        """
+        counts = torch.bincount(images.labels, minlength=images.num_classes)
+        for name, count in zip(images.class_names, counts.tolist(), strict=True):
+            if count < 2:
+                raise PeckerError(
+                    f"train-classifier: {images.source} has {count} images of {name!r}; at least "
+                    "2 of each class are needed"
+                )
+        self._images = images
+        self._config = config = config.resolved(len(images))
+        self._device = device
+        self._progress = progress
+        with torch.random.fork_rng(devices=[]):  # the seed of the run, whatever was drawn before
+            torch.manual_seed(config.seed)
+            network = _build(images, config)
+        self._started_from: dict[str, str] | None = None
+        identity = images.fingerprint()
+        if weights is not None:
+            name, values = weights
+            if not isinstance(network, ResNetClassifier):
+                raise PeckerError(f"{name}: pretrained weights are for resnet34, not {config.arch}")
+            network.start_from(values, name)
+            self._started_from = {"file": Path(name).name, "network": fingerprint(network)[:16]}
+            identity += f", started from {fingerprint(network)}"
+        self._network = network.to(device)
+        assert config.iterations is not None  # resolved
+        self._training = Training(
+            self._network,
+            _optimizer(self._network, config, device),
+            _classification(self._network, images, config, device),
+            config,
+            config.iterations,
+            identity=identity,
+            directory=directory,
+            progress="classifier" if progress else None,
+        )
+
+    @property
+    def training(self) -> Training:
+        """The loop, to step through."""
+        return self._training
+
+    def run(self) -> None:
+        """Train to the end; see `Training.run`."""
+        self._training.run()
+
+    def measure(self, test: ImageSet) -> MeasuredClassifier:
+        """Judge test images, and take the statistics of the training images. Call it at the end.
+
+        Raises:
+            PeckerError: The test images have other classes or another size.
+        """
+        ours = (self._images.class_names, self._images.image_shape)
+        if (test.class_names, test.image_shape) != ours:
+            raise PeckerError(
+                f"train-classifier: the test images ({test.source}) have other classes or another "
+                f"size than the training images ({self._images.source})"
+            )
+        network = self._network.eval().requires_grad_(False)
+        titles = ("test images", "statistics") if self._progress else (None, None)
+        tf32 = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False  # or the figures would be those of this card
+        try:
+            logits, _ = classify(network, test.images, progress=titles[0])
+            _, features = classify(network, self._images.images, progress=titles[1])
+        finally:
+            torch.backends.cudnn.allow_tf32 = tf32
+        correct = (logits.argmax(dim=1) == test.labels).double()
+        statistics = ClassStatistics.from_features(
+            features, self._images.labels, self._images.num_classes, source=self._images.source
+        )
+        of_class = [correct[test.labels == index] for index in range(test.num_classes)]
+        card = {
+            "arch": self._config.arch,
+            "class_names": list(test.class_names),
+            "test_accuracy": float(correct.mean()),
+            "test_count": len(test),
+            "test_images": test.source,
+            "class_test_accuracy": [float(c.mean()) if len(c) else None for c in of_class],
+            "train_count": len(self._images),
+            "train_images": self._images.source,
+            "started_from": self._started_from,
+            "iterations": self._training.iteration,
+            "seconds": round(self._training.stopwatch.seconds, 2),
+            "config": self._config.model_dump(mode="json"),
+            "machine": machine_facts(self._device),
+            "versions": versions(),
+        }
+        return MeasuredClassifier(network.cpu(), statistics, card)
+
+
+def load_split_images(
+    dataset: str, root: Path | None, config: ClassifierConfig, *, download: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and those to test on.
+
+    With `config.held_out` they are split anew, under the seed: both keep the order of the data set.
+
+    Raises:
+        PeckerError: See `load_images`; or nothing would be left to train on.
+    """
+    count = config.held_out
+    if count is None:
+        train = load_images(dataset, root, "train", download=download)
+        return train, load_images(dataset, root, "test")
+    everything = load_images(dataset, root, "all", download=download)
+    if count >= len(everything):
+        raise PeckerError(
+            f"held_out {count:,}: {everything.source} has {len(everything):,} images, and some "
+            "must be left to train on"
+        )
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(len(everything), generator=generator)
+    test, train_indices = order[:count].sort().values, order[count:].sort().values
+    return (
+        everything.select(train_indices, f"without {count:,} to test on"),
+        everything.select(test, f"{count:,} of them"),
+    )
+
+
+def _build(images: ImageSet, config: ClassifierConfig) -> SmallClassifier | ResNetClassifier:
+    channels = images.image_shape[0]
+    if config.arch == "small":
+        return SmallClassifier(images.num_classes, channels, config.width)
+    return ResNetClassifier(
+        images.num_classes, channels, config.width, config.stem, config.input_size
+    )
+
+
+def _optimizer(
+    network: SmallClassifier | ResNetClassifier, config: ClassifierConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Adam or AdamW with a learning rate of its own for the last layer."""
+    head = network.head if isinstance(network, SmallClassifier) else network.fc
+    in_head = {id(param) for param in head.parameters()}
+    body = [param for param in network.parameters() if id(param) not in in_head]
+    options = config.optimizer
+    kind = torch.optim.AdamW if config.decoupled_decay else torch.optim.Adam
+    groups: list[dict[str, Any]] = [
+        {"params": body},
+        {"params": list(head.parameters()), "lr": config.lr * config.head_lr_factor},
+    ]
+    return kind(
+        groups,
+        lr=config.lr,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        # torch's fused CPU kernel is wrong for mixed strides.
+        fused=device.type == "cuda",
+    )
+
+
+def _classification(
+    network: nn.Module, images: ImageSet, config: ClassifierConfig, device: torch.device
+) -> LossOf:
+    """The cross-entropy of an iteration's batch."""
+    if device.type == "cuda":
+        images = images.to(device)
+    order = ShuffledEpochs(len(images), config.batch_size, config.seed)
+    mixed = config.precision == "autocast"
+
+    def loss_of(iteration: int, random: IterationRandom) -> Tensor:
+        chosen = order.indices(iteration)
+        count = len(chosen)
+
+        def uniform() -> Tensor:
+            return torch.rand(count, generator=random.generator, device=device)
+
+        seen = images.batch(chosen, device, uniform() < 0.5 if config.flip else None)
+        if config.noise > 0:
+            noise = random.normal(tuple(seen.shape), torch.float32)
+            sizes = config.noise * uniform()
+            sizes[1::2] = 0
+            seen = seen + sizes[:, None, None, None] * noise
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            logits = network(seen)
+        labels = images.labels[chosen].to(device)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+
+    return loss_of

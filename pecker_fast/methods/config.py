@@ -1,0 +1,170 @@
+"""The configuration of a baseline: its method and every constant, from YAML and flags, checked.
+
+The defaults are SalUn's published CIFAR-10 recipe. A configuration with the key `method` is one of
+these, any other one is a distillation's (`pecker_fast.distill.config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from pecker_fast.distill.config import RECIPES as DISTILLATIONS
+from pecker_fast.distill.config import (
+    EmaSection,
+    LoggingSection,
+    MaskChoice,
+    OptimizerSection,
+    PeckerConfig,
+)
+from pecker_fast.runs.settings import (
+    Section,
+    Settings,
+    apply_overrides,
+    build,
+    read_settings,
+    recipes_in,
+)
+
+__all__ = [
+    "BaselineConfig",
+    "Method",
+    "baseline_names",
+    "load_baseline_config",
+    "names_a_baseline",
+]
+
+Method: TypeAlias = Literal["random_label", "negative_gradient", "fine_tune", "esd"]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Dataset: TypeAlias = Literal["cifar10", "stl10", "cifar10-format", "fashion-mnist"]
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class BaselineOptimizerSection(OptimizerSection):
+    """Adam; gradients are limited by their norm, as the published code has it."""
+
+    lr: NonNegativeFloat = 1e-4  # Learning rate at the first iteration.
+    beta1: Share = 0.9
+    clip_value: PositiveFloat | None = None  # Each gradient entry to +-this. null = off.
+    clip_grad_norm: PositiveFloat | None = 1.0  # Norm over all entries, frozen ones too. null = off
+
+    @model_validator(mode="after")
+    def _has_whole_gradients(self) -> BaselineOptimizerSection:
+        if self.release_grads and self.clip_grad_norm is not None:
+            raise ValueError(
+                "optimizer.clip_grad_norm is the norm over all entries, frozen ones too, which "
+                "optimizer.release_grads does not keep; set one of them to null or false"
+            )
+        return self
+
+
+class RealSaliencySection(Section):
+    """How the saliency mask is found: one pass over the real images of the class to forget."""
+
+    batch_size: PositiveInt = 128  # Images per gradient.
+    guidance: NonNegativeFloat = 2.0  # w in (1 + w) eps(c_f) - w eps(no class).
+    reduction: Literal["abs_of_sum", "sum_of_abs", "sum_of_squares"] = "abs_of_sum"
+    clip_grad_norm: PositiveFloat | None = 1.0  # Global norm limit per batch. null = off.
+
+
+class BaselineConfig(Settings):
+    """A run of one network on real images that stays a many-step model."""
+
+    # random_label = SalUn, or RL with mask.kind full. negative_gradient = NegGrad, gradient ascent.
+    # fine_tune = go on with the images to keep. esd = away from the class, by guidance.
+    method: Method = "random_label"
+    dataset: Dataset | None = None  # Images to train on. null = --dataset says which.
+    split: Literal["train", "all"] = "train"  # all = its test images too.
+    forget: int | str = 0  # The class to erase: index or name.
+    override: int | str | None = None  # random_label: the class imitated. null = the next class.
+    iterations: NonNegativeInt = 1_000
+    batch_size: PositiveInt = 128  # Images to keep and, again, to forget, per iteration.
+    seed: NonNegativeInt = 0
+    precision: Literal["fp32", "autocast"] = "fp32"  # autocast = bf16 inside the network.
+    accelerate: bool = True  # Fused blocks where they run (CUDA); the same method, other rounding.
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
+    lambda_forget: NonNegativeFloat = 1.0  # Weight of the forget term (batch mean).
+    lambda_remain: NonNegativeFloat = (
+        1e-3  # Weight of the remain term (batch mean); alpha in SalUn.
+    )
+    label_dropout: Share = 0.1  # Share of samples that are told "no class", as in pretraining.
+    flip: bool = True  # Mirror every other image, at random.
+    eta: NonNegativeFloat = 1.0  # esd: how far away from the class.
+    optimizer: BaselineOptimizerSection = BaselineOptimizerSection()
+    mask: MaskChoice = MaskChoice()
+    saliency: RealSaliencySection = RealSaliencySection()
+    ema: EmaSection = EmaSection(decay=None)
+    logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BaselineConfig:
+        if self.override is not None and self.method != "random_label":
+            raise ValueError(
+                f"method {self.method} puts no class in the place of the forgotten one: leave "
+                "override out"
+            )
+        if self.override is not None and self.forget == self.override:
+            raise ValueError(
+                f"forget and override are the same class {self.forget!r}: nothing would be "
+                "forgotten; choose another override"
+            )
+        if self.uses_forget_images and self.lambda_forget == 0:
+            raise ValueError(
+                f"method {self.method} with lambda_forget 0 forgets nothing; raise it, or choose "
+                "method fine_tune"
+            )
+        if not self.uses_forget_images and self.lambda_remain == 0:
+            raise ValueError("method fine_tune needs lambda_remain > 0: it has no other term")
+        return self
+
+    @property
+    def uses_forget_images(self) -> bool:
+        """Whether there is a forget term: all methods but fine_tune."""
+        return self.method != "fine_tune"
+
+    def learning(self) -> PeckerConfig:
+        """The part that a `Learner` reads, as it reads it: schedule, length and optimizer."""
+        return PeckerConfig(
+            iterations=self.iterations, lr_schedule=self.lr_schedule, optimizer=self.optimizer
+        )
+
+
+def baseline_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return recipes_in(RECIPES)
+
+
+def names_a_baseline(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> bool:
+    """Whether a file or recipe, or what is laid over it, has the key `method`.
+
+    Raises:
+        PeckerError: A file that cannot be read, or no such recipe of either kind.
+    """
+    if "method" in (overrides or {}):
+        return True
+    return path is not None and "method" in read_settings(Path(path), [DISTILLATIONS, RECIPES])
+
+
+def load_baseline_config(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> BaselineConfig:
+    """Read a configuration and lay flags over it; arguments as for `distill.load_config`.
+
+    Raises:
+        PeckerError: A file that cannot be read, an unknown key (the nearest valid one is named),
+            or a value out of range.
+    """
+    settings = {} if path is None else read_settings(Path(path), [DISTILLATIONS, RECIPES])
+    apply_overrides(BaselineConfig, settings, overrides or {})
+    return build(BaselineConfig, settings, path)

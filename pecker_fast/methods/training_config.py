@@ -1,0 +1,210 @@
+"""The configurations of teachers and classifiers: published constants as defaults, checked.
+
+cifar10_teacher, stl10_teacher      the DDPMs that SA, SalUn and SFD start from
+cifar10_retrain, stl10_retrain      the same without one class: retraining from scratch
+small_teacher                       a small network, to try the whole chain on a CPU
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from pecker_fast.distill.config import EmaSection, LoggingSection
+from pecker_fast.errors import PeckerError
+from pecker_fast.runs.settings import (
+    Section,
+    Settings,
+    apply_overrides,
+    build,
+    read_settings,
+    recipes_in,
+)
+
+__all__ = [
+    "CLASSIFIERS",
+    "ClassifierConfig",
+    "DenoiserSection",
+    "TeacherConfig",
+    "TrainingConfig",
+    "classifier_config",
+    "load_teacher_config",
+    "teacher_recipe_names",
+]
+
+RECIPES = Path(__file__).parent / "training_recipes"
+
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Dataset: TypeAlias = Literal["cifar10", "stl10", "cifar10-format", "fashion-mnist"]
+
+
+class AdamSection(Section):
+    """Adam and what is done to gradients before it."""
+
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    eps: NonNegativeFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = 1.0  # Norm of the whole gradient at most. null = off.
+
+
+class TrainingConfig(Settings):
+    """What training a teacher and training a classifier have in common."""
+
+    iterations: PositiveInt | None = None
+    batch_size: PositiveInt = 128  # Of all processes together.
+    seed: NonNegativeInt = 0
+    precision: Literal["fp32", "autocast"] = "fp32"  # autocast = bf16 inside the network.
+    lr: NonNegativeFloat
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
+    warmup: NonNegativeInt = 0  # Iterations in which the learning rate rises from 0 to lr.
+    flip: bool = True  # Half of the images are mirrored left to right, drawn anew each time.
+    optimizer: AdamSection = AdamSection()
+    logging: LoggingSection = LoggingSection()
+
+
+class DenoiserSection(Section):
+    """The noise predictor; image size and number of classes come from the data set."""
+
+    kind: Literal["ddpm", "unet2d"] = "ddpm"  # DDPMUNet, or diffusers' UNet2DModel.
+    channels: PositiveInt = 128  # Base width.
+    channel_mult: tuple[PositiveInt, ...] = (1, 2, 2, 2)  # Width of each level, finest first.
+    attention_levels: tuple[NonNegativeInt, ...] = (1,)  # Levels with attention.
+    blocks_per_level: PositiveInt = 2
+    norm_num_groups: PositiveInt = 32
+    dropout: Share = 0.1
+    patch_size: PositiveInt = 1  # Neighbouring pixels, a square of this side, become channels.
+    image_size: PositiveInt | None = None  # Side of the images it is made for. null = any.
+
+
+class TeacherConfig(TrainingConfig):
+    """Denoising training of a class-conditional DDPM. Defaults: CIFAR-10 as published."""
+
+    iterations: PositiveInt = 800_000
+    lr: NonNegativeFloat = 2e-4
+    accelerate: bool = True  # Fused blocks where they run (CUDA); the same method, other rounding.
+    # An image's loss is the sum over its pixels, as published, or their mean. The limit on the
+    # gradient's norm acts on what is chosen here.
+    loss: Literal["sum", "mean"] = "sum"
+    dataset: Dataset | None = None  # Images to train on. null = --dataset says which.
+    split: Literal["train", "all"] = "train"  # all = its test images too.
+    antithetic: bool = True  # Time steps in pairs t, T - 1 - t.
+    label_dropout: Share = 0.1  # Share that is trained under "no class".
+    without: int | str | None = None  # Class whose images are left out: index or name.
+    network: DenoiserSection = DenoiserSection()
+    ema: EmaSection = EmaSection()
+
+
+class ClassifierConfig(TrainingConfig):
+    """Training of the classifier that judges images.
+
+    Defaults: ResNet-34 as published, which is ImageNet's fine-tuned. `iterations` null means as
+    many as `epochs` need; `resolved` puts the number in.
+    """
+
+    arch: Literal["resnet34", "small"] = "resnet34"
+    epochs: PositiveInt = 10  # Passes over the images.
+    lr: NonNegativeFloat = 1e-5
+    head_lr_factor: PositiveFloat = 10.0  # The last layer learns this much faster.
+    width: PositiveInt = 64  # Channels of the first layers.
+    stem: Literal["imagenet", "cifar"] = "imagenet"  # Of ResNet-34: for large or small images.
+    input_size: PositiveInt | None = 224  # Images are resized to this first. null = as they are.
+    # So many of the training and test images together are drawn to test on, and not trained on.
+    # null = the test images of the data set.
+    held_out: PositiveInt | None = None
+    decoupled_decay: bool = False  # AdamW instead of Adam.
+    label_smoothing: Share = 0.0
+    # Every other image gets noise of a random size up to this: generated images are never as clean
+    # as real ones, and a brittle judge would report its own faults.
+    noise: NonNegativeFloat = 0.0
+    optimizer: AdamSection = AdamSection(weight_decay=5e-4, clip_norm=None)
+
+    def resolved(self, images: int) -> ClassifierConfig:
+        """The same with `iterations` filled in, and a warm-up of at most a tenth of them.
+
+        Args:
+            images: Number of images that are trained on.
+        """
+        count = self.iterations or math.ceil(self.epochs * images / self.batch_size)
+        warmup = min(self.warmup, count // 10)
+        return self.model_copy(update={"iterations": count, "warmup": warmup})
+
+
+CLASSIFIERS: Mapping[str, Mapping[str, Any]] = {
+    "resnet34": {
+        "lr": 1e-3,
+        "lr_schedule": "cosine",
+        "warmup": 1000,
+        "epochs": 60,
+        "head_lr_factor": 1.0,
+        "stem": "cifar",
+        "input_size": None,
+        "decoupled_decay": True,
+        "optimizer.weight_decay": 0.05,
+    },
+    "small": {
+        "flip": False,
+        "lr": 4e-3,
+        "lr_schedule": "cosine",
+        "warmup": 200,
+        "batch_size": 256,
+        "head_lr_factor": 1.0,
+        "width": 32,
+        "input_size": None,
+        "decoupled_decay": True,
+        "label_smoothing": 0.02,
+        "noise": 0.2,
+        "optimizer.weight_decay": 0.05,
+    },
+}
+"""What each kind of classifier sets apart from the defaults when it starts untrained."""
+
+
+def load_teacher_config(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> TeacherConfig:
+    """Read a teacher's configuration and lay flags over it.
+
+    Args:
+        path: A YAML file, or the name of a shipped recipe. None = the defaults.
+        overrides: Dotted keys, e.g. `{"network.channels": 64}`. They win over the file.
+
+    Raises:
+        PeckerError: A file that cannot be read, an unknown key (the nearest valid one is named),
+            or a value out of range.
+    """
+    settings = {} if path is None else read_settings(Path(path), [RECIPES])
+    apply_overrides(TeacherConfig, settings, overrides or {})
+    return build(TeacherConfig, settings, path)
+
+
+def classifier_config(
+    arch: str, overrides: Mapping[str, Any] | None = None, *, pretrained: bool = False
+) -> ClassifierConfig:
+    """The configuration of a kind of classifier, with dotted keys laid over it.
+
+    Args:
+        arch: One of `CLASSIFIERS`.
+        overrides: They win over what the kind sets.
+        pretrained: It starts from weights that it is given: the published constants.
+
+    Raises:
+        PeckerError: An unknown kind or key, or a value out of range.
+    """
+    if arch not in CLASSIFIERS:
+        raise PeckerError(f"unknown classifier {arch!r}; known are {', '.join(CLASSIFIERS)}")
+    settings: dict[str, Any] = {"arch": arch}
+    # The defaults of the section, since a single key would replace it by the section's own ones.
+    settings["optimizer"] = ClassifierConfig().optimizer.model_dump()
+    kind = {} if pretrained else CLASSIFIERS[arch]
+    apply_overrides(ClassifierConfig, settings, {**kind, **(overrides or {})})
+    return build(ClassifierConfig, settings, None)
+
+
+def teacher_recipe_names() -> list[str]:
+    """Names of the recipes for teachers that ship with the package."""
+    return recipes_in(RECIPES)

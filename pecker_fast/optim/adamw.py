@@ -1,0 +1,400 @@
+"""MaskedAdamW: groups, state, checkpoints and hooks. The maths is one backend call a step.
+
+`MaskedAdamW` with mask M does to `p[M]` what `torch.optim.AdamW` does to a dense tensor holding
+`p[M]`, and leaves `p[~M]` bit-identical, with no state. With no mask it *is* `torch.optim.AdamW`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from pecker_fast import backends
+from pecker_fast.backends.work import Hyperparameters
+from pecker_fast.errors import PeckerError
+from pecker_fast.optim.checkpoint import check_checkpoint, complete_checkpoint, held_part, restored
+from pecker_fast.optim.prepared import Batch, Prepared, ReleasedGrads, named_params
+from pecker_fast.optim.resolve import MaskLike, ResolvedMask, resolve_mask
+from pecker_fast.optim.sharded import Share, local_tensor
+from pecker_fast.optim.state import ParamState, carry_state, check_group, grow_state, init_state
+
+__all__ = ["MaskedAdamW"]
+
+
+class MaskedAdamW(Optimizer):
+    """AdamW on the salient entries of each parameter; a drop-in for torch.optim.AdamW.
+
+    Args:
+        params: tensors, groups, or named parameters (`model.named_parameters()`).
+        lr: learning rate, a float or a one-element tensor, of either kind at any time.
+        betas: coefficients of the running averages. With beta1 = 0 no exp_avg is kept.
+        eps: added to the denominator, after the bias correction.
+        weight_decay: decoupled; salient entries only.
+        amsgrad: use the maximum of all second moments so far.
+        mask: which entries may change. A SaliencyMask, or a mapping from name or parameter to a
+            bool tensor; names need named parameters. None: all of them.
+        maximize: ascend instead of descend.
+        capturable: keep `step` on the parameter's device, in checkpoints too.
+        differentiable: refused.
+        foreach, fused: accepted for compatibility, select nothing: the step always is fused.
+        master_weights: keep float32 copies of the salient entries of bfloat16 and float16
+            parameters. None: with a mask.
+        release_grads: keep only the salient gradients: a hook frees each dense gradient during
+            the backward pass. `step` uses them up; `p.grad` is None throughout.
+        clip_value: clamp each gradient entry to [-clip_value, clip_value] before use, without
+            changing `p.grad`. NaN stays NaN. Like every hyperparameter, may differ by group.
+        backend: "auto" or a name of `pecker_fast.backends.available()`.
+
+    State per parameter, from construction for parameters that require a gradient (from the first
+    gradient for others): see `optim_state.init_state`. State keeps C order of the positions.
+
+    On a GPU a step never waits for the device and can be captured in a CUDA graph, after one
+    ordinary step. A graph follows an `lr` that is a tensor on the device; other hyperparameters and
+    the mask are those of the capture.
+
+    Parameters may be sharded by `fully_shard` (FSDP2): each process keeps the state of the salient
+    entries that it holds. Masks are given whole. With a mask, making the optimizer, `set_mask` and
+    `state_dict` are then collective, `clip_grad_norm_` too.
+
+    With a GradScaler, unscaled gradients are written back to the entries of `p.grad` that are
+    read: the salient ones under a mask.
+
+    Raises:
+        PeckerError: a hyperparameter out of range, or a mask that does not fit (see
+            `optim_mask.resolve_mask`).
+    """
+
+    # While load_state_dict runs: the dict with its tensors as saved.
+    _incoming: dict[str, Any] | None = None
+    _constructed = False
+    # Work that holds until parameters, state or mask change; None: to be made at the next step.
+    _prepared: Prepared | None = None
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        mask: MaskLike | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        master_weights: bool | None = None,
+        release_grads: bool = False,
+        clip_value: float | None = None,
+        backend: str = "auto",
+    ) -> None:
+        if release_grads and mask is None:
+            raise PeckerError(
+                "release_grads=True needs a mask: without one every gradient entry is needed; "
+                "pass mask=SaliencyMask.full(model) to release the gradients of a dense step"
+            )
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": True,  # torch's Adam asks for it when it loads our state
+            "clip_value": clip_value,
+            "mask_digest": None,
+            "carried": 0,  # what `complete_checkpoint` counts, where a checkpoint is made
+        }
+        super().__init__(params, defaults)
+        self._backend_name = backend
+        self._master_weights = master_weights
+        # Salient positions of the local part of each parameter; empty without a mask. Not in
+        # `state`: load_state_dict would cast them to the parameter's dtype.
+        self._indices: dict[Tensor, Tensor] = {}
+        # Sharded parameter -> which slots of the whole compact state are held here.
+        self._shares: dict[Tensor, Share] = {}
+        self._released = ReleasedGrads(backend) if release_grads else None
+        self._attach(0, mask)
+        self._constructed = True
+
+    # ---- groups and masks
+
+    def add_param_group(self, param_group: dict[str, Any], mask: MaskLike | None = None) -> None:
+        """Add a group, as torch does.
+
+        Args:
+            param_group: "params" and any hyperparameters that differ from the defaults.
+            mask: for the new group's parameters. Required exactly if the optimizer has a mask.
+
+        Raises:
+            PeckerError: the group or its mask is not acceptable; nothing was added.
+        """
+        if self._constructed and (mask is None) != (not self._indices):
+            raise PeckerError(
+                "the optimizer has a mask: give the new group one, add_param_group(group, mask=...)"
+                if mask is None
+                else "the optimizer has no mask, so a new group cannot have one: use set_mask"
+            )
+        super().add_param_group(param_group)
+        if self._constructed:  # else the constructor attaches all groups at once
+            try:
+                self._attach(len(self.param_groups) - 1, mask)
+            except (PeckerError, TypeError):
+                self.param_groups.pop()
+                raise
+
+    def set_mask(self, mask: MaskLike | None, moments: Literal["reset", "carry"] = "reset") -> None:
+        """Replace the mask, between two steps.
+
+        Args:
+            mask: as in the constructor, for all groups.
+            moments: "reset" starts every entry anew. "carry" keeps the moments of entries that
+                stay salient; newly salient ones start with zero moments and a bias correction
+                of their own. Low-precision masters of new entries start from the parameter.
+
+        Raises:
+            PeckerError: the mask does not fit, released gradients are waiting for a step, or
+                "carry" without a mask.
+        """
+        if moments not in ("reset", "carry"):
+            raise PeckerError(f"moments must be 'reset' or 'carry', got {moments!r}")
+        if mask is None and (moments == "carry" or self._released is not None):
+            raise PeckerError(
+                "moments='carry' and release_grads need a mask: use SaliencyMask.full(model)"
+            )
+        if self._released:
+            raise PeckerError(
+                "released gradients of the old mask are waiting: call step() or zero_grad() "
+                "before set_mask"
+            )
+        resolved = ResolvedMask() if mask is None else resolve_mask(mask, self.param_groups)
+        if moments == "carry":
+            self._batches()  # refuses options that ask for moments whose history is lost
+        old_indices, self._indices, self._shares = self._indices, {}, {}
+        self._take(resolved, self.param_groups)
+        for _, _, group, param in named_params(self.param_groups):
+            old = self.state.get(param)
+            if old:
+                state = self._start(param, group)
+                if moments == "carry":
+                    carry_state(state, self._indices[param], old, old_indices.get(param))
+        self._prepared = None
+
+    @property
+    def backend(self) -> str:
+        """The backend in use, by name; several joined by "+" where devices differ."""
+        return "+".join(sorted({backends.name_of(batch.backend) for batch in self._batches()}))
+
+    def _attach(self, first_group: int, mask: MaskLike | None) -> None:
+        """Check the groups from `first_group` on, give them their mask and their first state."""
+        groups = self.param_groups[first_group:]
+        for number, group in enumerate(groups, first_group):
+            check_group(group, number)
+        for device in {param.device for group in groups for param in group["params"]}:
+            backends.select(self._backend_name, device)  # refuse a wrong one now, not at a step
+        resolved = ResolvedMask() if mask is None else resolve_mask(mask, groups, first_group)
+        self._take(resolved, groups)
+        for _, _, group, param in named_params(groups):
+            if param.requires_grad and param not in self.state:
+                self._start(param, group)
+        self._prepared = None
+
+    def _take(self, resolved: ResolvedMask, groups: list[dict[str, Any]]) -> None:
+        self._indices.update(resolved.indices)
+        self._shares.update(resolved.shares)
+        for number, group in enumerate(groups):
+            group["mask_digest"] = resolved.digests[number] if resolved.digests else None
+
+    # ---- one step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the salient entries of every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # GradScaler sets these two around the call.
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        batches = self._batches()
+        groups = [Hyperparameters.of(group) for group in self.param_groups]
+        for batch in batches:
+            batch.step(self._released, groups, grad_scale, found_inf)
+        if self._released is not None:
+            self._released.clear()
+        return loss
+
+    def _batches(self) -> tuple[Batch, ...]:
+        """The batches of this step, made anew if parameters, state or options are not as before."""
+        if self._prepared is None or not self._prepared.is_current(self.param_groups, self.state):
+            for label, _, group, param in named_params(self.param_groups):
+                if self.state.get(param):
+                    indices = self._indices.get(param)
+                    grow_state(label, self.state[param], local_tensor(param), indices, group)
+                elif param.grad is not None or param.requires_grad:
+                    self._start(param, group)
+            self._prepared = Prepared.of(
+                self.param_groups,
+                self.state,
+                self._indices,
+                self._backend_name,
+                compact_grads=self._released is not None,
+            )
+        return self._prepared.batches
+
+    def _start(self, param: Tensor, group: dict[str, Any]) -> ParamState:
+        """Give a parameter its first state, and its hook where gradients are released."""
+        state = self._new_state(param, group)
+        self.state[param] = state
+        if self._released is not None:
+            self._released.watch(param, self._indices[param])
+        return state
+
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> ParamState:
+        masked = bool(self._indices)
+        master = masked if self._master_weights is None else self._master_weights
+        return init_state(local_tensor(param), self._indices.get(param), group, master)
+
+    # ---- gradients
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, released ones included.
+
+        Args:
+            set_to_none: drop them; else make them zero, so that the next step still counts.
+        """
+        super().zero_grad(set_to_none)
+        if self._released is not None:
+            if set_to_none:
+                self._released.clear()
+            else:
+                self._released.zero_()
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale the released gradients so that their total 2-norm is at most `max_norm`.
+
+        The norm is over the salient entries: the others are gone. For dense gradients use
+        torch.nn.utils.clip_grad_norm_, whose norm is over all entries.
+
+        Returns:
+            () the total norm before clipping.
+
+        Raises:
+            PeckerError: without release_grads.
+        """
+        if self._released is None:
+            raise PeckerError(
+                "clip_grad_norm_ works on released gradients only: pass release_grads=True, or "
+                "use torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
+            )
+        return self._released.clip_norm_(max_norm)
+
+    @property
+    def releases_grads(self) -> bool:
+        """Whether dense gradients are freed during the backward pass."""
+        return self._released is not None
+
+    def release_into(
+        self, places: Mapping[Tensor, Tensor], on_release: Callable[[Tensor], None] | None
+    ) -> ReleasedGrads:
+        """Keep released gradients in the caller's memory, e.g. in what it sends to other processes.
+
+        A copy of the optimizer keeps its own again. Returns what knows which gradients there are.
+
+        Args:
+            places: parameter -> (nnz,) float32, float64 for a float64 parameter. Others as before.
+            on_release: called with a parameter, during the backward pass, whenever a gradient has
+                been added in its place. None: nobody is told.
+
+        Raises:
+            PeckerError: without release_grads, or while released gradients wait for a step.
+        """
+        if self._released is None:
+            raise PeckerError("release_into works on released gradients only: release_grads=True")
+        if self._released:
+            raise PeckerError(
+                "released gradients are waiting: call step() or zero_grad() before release_into"
+            )
+        self._released.keep_in(places, on_release)
+        return self._released
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tells GradScaler to hand `grad_scale` and `found_inf` to `step` instead of unscaling."""
+        if self._released is not None:
+            raise RuntimeError(
+                "release_grads=True does not work with a GradScaler, which must see the whole "
+                "gradients to look for infinities: use bfloat16, or release_grads=False"
+            )
+        return True
+
+    # ---- checkpoints, copies
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim.AdamW's, and loadable by it if there is no mask.
+
+        The mask is not part of it: keep it beside. "mask_digest" in each group tells which it was.
+        """
+        saved: dict[str, Any] = super().state_dict()
+        complete_checkpoint(saved, self.param_groups, self._shares)
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this class, or without a mask one of torch.optim.AdamW.
+
+        Values are copied, in the dtypes they were saved in. The optimizer must have been made
+        with the mask of the checkpoint.
+
+        Raises:
+            PeckerError: the checkpoint does not fit (see `optim_checkpoint.check_checkpoint`); the
+                optimizer is unchanged.
+        """
+
+        def keep(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+            check_checkpoint(self.param_groups, self._indices, self._shares, state_dict)
+            self._incoming = held_part(self.param_groups, self._shares, state_dict)
+
+        # Registered last, so it sees the dict after the user's hooks; __setstate__ then reads it.
+        handle = self.register_load_state_dict_pre_hook(keep)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._incoming = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        ours = ("_backend_name", "_master_weights", "_indices", "_shares", "_released")
+        return {**state, **{name: self.__dict__[name] for name in ours}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Called by load_state_dict (on a live optimizer), deepcopy and pickle (on a new one)."""
+        if self._incoming is not None:
+            groups = state["param_groups"]
+            for group, old_group in zip(groups, self.param_groups, strict=True):
+                for key, value in old_group.items():  # absent from torch's or older checkpoints
+                    group.setdefault(key, value)
+            new = restored(self._incoming, groups, self.state, self._new_state)
+            state = {**state, "state": new}
+        super().__setstate__(state)
+        self._prepared = None
+        self._constructed = True

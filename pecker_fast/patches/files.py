@@ -1,0 +1,273 @@
+"""Patch files: what an erased network differs from its base in.
+
+A safetensors file. For each tensor with salient entries it holds two:
+
+    mask.NAME    uint8, 1 bit per entry in logical order, as in a mask file
+    values.NAME  integers as wide as the tensor's dtype: the bits of the base's value XOR those of
+                 the erased value, one for each salient entry, in logical order
+
+Tensors without salient entries take a line of the metadata each: name, shape, dtype and digest of
+every parameter and persistent buffer of the base are there, with the digest of the result where it
+differs. The XOR takes the room of the erased values alone, works for every dtype, -0.0 and NaN
+included, and undoes itself; it means nothing without the base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.files import replacing
+from pecker_fast.masks.files import Bits, unpacked
+from pecker_fast.masks.stats import ParameterStats
+
+__all__ = [
+    "Patch",
+    "TensorRecord",
+    "digest_of_bits",
+    "flat_bits",
+    "integer_dtype",
+    "patch_bytes",
+    "read_patch",
+    "write_patch",
+]
+
+FORMAT = "pecker_fast.patch"
+VERSION = "1"
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class TensorRecord(NamedTuple):
+    """What a patch knows of one parameter or buffer.
+
+    Attributes:
+        shape: of the base's tensor.
+        dtype: of the base's tensor, as torch names it: "float32".
+        base: SHA-256 (hex) of the base's entries in logical order.
+        result: the same of the erased tensor; equal to `base` where nothing changes.
+    """
+
+    shape: torch.Size
+    dtype: str
+    base: str
+    result: str
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """The content of a patch file.
+
+    Attributes:
+        path: the file.
+        tensors: name -> record, for every parameter and persistent buffer of the base. Names are
+            without the prefixes of `pecker_fast.masks.mask.PREFIXES`.
+        bits: name -> (ceil(numel / 8),) uint8, for the tensors with salient entries.
+        values: name -> (nnz,) integers, base XOR erased; the same names.
+        about: what the author of the patch said about it.
+        package: version of pecker_fast that made it.
+        digest: SHA-256 (hex) of all of the above except the path.
+    """
+
+    path: str
+    tensors: Mapping[str, TensorRecord]
+    bits: Mapping[str, Bits]
+    values: Mapping[str, npt.NDArray[Any]]
+    about: Mapping[str, Any]
+    package: str
+    digest: str = ""
+
+    @cached_property
+    def nnz(self) -> int:
+        """The number of salient entries."""
+        return sum(values.size for values in self.values.values())
+
+    @cached_property
+    def numel(self) -> int:
+        """The number of entries of the base, salient and frozen."""
+        return sum(record.shape.numel() for record in self.tensors.values())
+
+    @cached_property
+    def base(self) -> str:
+        """Digest of the network that the patch may be applied to."""
+        return _digest_of_records((n, r, r.base) for n, r in self.tensors.items())
+
+    @cached_property
+    def result(self) -> str:
+        """Digest of the network that it makes of the base."""
+        return _digest_of_records((n, r, r.result) for n, r in self.tensors.items())
+
+    def salient(self, name: str) -> npt.NDArray[np.bool_]:
+        """(numel,) bool, True where the tensor `name` (one of `values`) is salient."""
+        return unpacked(self.bits[name], self.tensors[name].shape.numel())
+
+
+def integer_dtype(name: str, tensor: Tensor) -> torch.dtype:
+    """The integer type of the tensor's width.
+
+    Raises:
+        PeckerError: the dtype is wider than 8 bytes.
+    """
+    if tensor.element_size() not in _INTEGERS:
+        raise PeckerError(
+            f"{name!r} is {tensor.dtype}: a patch takes entries of 1, 2, 4 or 8 bytes; convert it"
+        )
+    return _INTEGERS[tensor.element_size()]
+
+
+def flat_bits(name: str, tensor: Tensor) -> Tensor:
+    """(numel,) integers on the CPU, in logical order; may share the tensor's memory."""
+    return tensor.detach().cpu().contiguous().view(integer_dtype(name, tensor)).flatten()
+
+
+def digest_of_bits(bits: Tensor) -> str:
+    """SHA-256 (hex) of a contiguous integer tensor on the CPU."""
+    return hashlib.sha256(bits.numpy().data).hexdigest()
+
+
+def patch_bytes(stats: Iterable[ParameterStats], element_size: int = 4) -> int:
+    """Bytes of positions and values in the patch of a mask, without the file's header.
+
+    Args:
+        stats: of the mask, from `SaliencyMask.stats`.
+        element_size: bytes of an entry of the network.
+    """
+    return sum((row.numel + 7) // 8 + row.nnz * element_size for row in stats if row.nnz)
+
+
+def write_patch(path: str | os.PathLike[str], patch: Patch) -> Patch:
+    """Write a patch file, whole or not at all, and return the patch with its digest.
+
+    Raises:
+        PeckerError: it cannot be written, or `about` holds what JSON cannot.
+    """
+    try:
+        about = json.dumps(dict(patch.about), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise PeckerError(
+            f"patch {os.fspath(path)!r}: what is said about it must be text and numbers ({error})"
+        ) from error
+    records = [
+        [name, list(r.shape), r.dtype, r.base, *([r.result] if r.result != r.base else [])]
+        for name, r in patch.tensors.items()
+    ]
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "package": patch.package,
+        "base": patch.base,
+        "result": patch.result,
+        "nnz": str(patch.nnz),
+        "about": about,
+        "tensors": json.dumps(records, separators=(",", ":")),
+    }
+    content: dict[str, npt.NDArray[Any]] = {f"mask.{n}": bits for n, bits in patch.bits.items()}
+    content.update({f"values.{name}": values for name, values in patch.values.items()})
+    digest = _digest_of_file(metadata, content)
+    metadata["digest"] = digest
+    try:
+        with replacing(path) as temporary:
+            save_file(content, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise PeckerError(f"cannot write patch file {os.fspath(path)!r}: {error}") from error
+    return replace(patch, digest=digest)
+
+
+def read_patch(path: str | os.PathLike[str]) -> Patch:
+    """Read a patch file and check every part of it.
+
+    Raises:
+        PeckerError: no such file, truncated, not a patch, of a later version, or its content does
+            not match its digest.
+    """
+    file_name = os.fspath(path)
+    if not Path(path).is_file():
+        raise PeckerError(f"patch file {file_name!r} does not exist")
+    try:
+        with safe_open(file_name, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            if metadata.get("format") != FORMAT:
+                raise PeckerError(
+                    f"{file_name!r} is a safetensors file but not a pecker_fast patch; expected "
+                    "one written by pecker_fast.save_patch"
+                )
+            if metadata.get("version") != VERSION:
+                raise PeckerError(
+                    f"patch file {file_name!r} has format version {metadata.get('version')!r}, "
+                    f"this pecker_fast reads version {VERSION!r}; update pecker_fast"
+                )
+            content = {key: file.get_tensor(key) for key in file.keys()}
+        digest = metadata.pop("digest")
+        intact = _digest_of_file(metadata, content) == digest
+        patch = Patch(
+            path=file_name,
+            tensors={
+                name: TensorRecord(torch.Size(shape), dtype, base, *(result or [base]))
+                for name, shape, dtype, base, *result in json.loads(metadata["tensors"])
+            },
+            bits=_with_prefix(content, "mask."),
+            values=_with_prefix(content, "values."),
+            about=json.loads(metadata["about"]),
+            package=metadata["package"],
+            digest=digest,
+        )
+        intact = intact and _consistent(patch)
+    except PeckerError:
+        raise
+    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:
+        raise PeckerError(
+            f"patch file {file_name!r} cannot be read, it is damaged or not a patch: {error}"
+        ) from error
+    if not intact:
+        raise PeckerError(
+            f"patch file {file_name!r} is damaged: its content does not match its digest; copy it "
+            "again"
+        )
+    return patch
+
+
+def _with_prefix(content: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+
+
+def _consistent(patch: Patch) -> bool:
+    """Whether positions and values are as many, and as wide, as the records say."""
+    if patch.bits.keys() != patch.values.keys():
+        return False
+    for name, bits in patch.bits.items():
+        record, values = patch.tensors[name], patch.values[name]
+        numel = record.shape.numel()
+        integer = _INTEGERS[getattr(torch, record.dtype).itemsize]
+        if bits.shape != ((numel + 7) // 8,) or bits.dtype != np.uint8:
+            return False
+        if values.ndim != 1 or values.dtype.name != str(integer).removeprefix("torch."):
+            return False
+        if np.count_nonzero(patch.salient(name)) != values.size:
+            return False
+    return True
+
+
+def _digest_of_records(records: Iterable[tuple[str, TensorRecord, str]]) -> str:
+    rows = sorted([name, list(r.shape), r.dtype, digest] for name, r, digest in records)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _digest_of_file(metadata: Mapping[str, str], content: Mapping[str, npt.NDArray[Any]]) -> str:
+    names = sorted(content)
+    digest = hashlib.sha256(json.dumps([sorted(metadata.items()), names]).encode())
+    for name in names:
+        digest.update(np.ascontiguousarray(content[name]).data)
+    return digest.hexdigest()

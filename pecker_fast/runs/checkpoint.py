@@ -1,0 +1,239 @@
+"""One run's directory: locked while in use, checkpoints written whole or not at all.
+
+    config.yaml                what the run was started with
+    mask.safetensors           the mask in use
+    start.json                 what the networks started from, and how long the mask took to find
+    checkpoint-00000500.pt     the newest checkpoint; the one before it is kept as well
+    run.lock                   held by the process that works here
+
+A checkpoint is written beside its final name, flushed to the disk and renamed. A process that is
+killed at any moment leaves the checkpoints that were there, and at most a temporary file that the
+next run removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.files import replacing, write_text
+from pecker_fast.masks.mask import SaliencyMask
+
+__all__ = ["RunDirectory", "agreed_mask", "fingerprint", "mask_state"]
+
+_FORMAT = 2
+_KEEP = 2
+_NAME = re.compile(r"checkpoint-(\d+)\.pt")
+
+
+class RunDirectory:
+    """A directory that one process at a time may write a run to.
+
+    Use it as a context manager, or call `close`. The lock goes with the process, however it ends.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Create the directory if need be, lock it, and clear what a killed run left half-written.
+
+        Raises:
+            PeckerError: Another process works there, or it cannot be written to.
+        """
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "run.lock", "a+", encoding="ascii")
+        except OSError as error:
+            raise PeckerError(
+                f"cannot write to {self.path}: {error.strerror}; choose another output directory"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise PeckerError(
+                f"{self.path} is in use by process {owner}; wait for it or choose another directory"
+            ) from None
+        except OSError as error:
+            self._lock.close()
+            raise PeckerError(
+                f"cannot lock {self.path}: {error.strerror}; choose a directory on a local disk"
+            ) from None
+        with self._reporting("the lock"):
+            self._lock.truncate(0)
+            self._lock.write(str(os.getpid()))
+            self._lock.flush()
+            for leftover in self.path.glob(".*.tmp*"):
+                leftover.unlink()
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def iterations(self) -> list[int]:
+        """The iterations of the checkpoints that are here, oldest first."""
+        matches = (_NAME.fullmatch(file.name) for file in self.path.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def standing(self) -> str:
+        """What a run that stops now leaves, for the end of an error message."""
+        try:
+            done = self.iterations()
+        except OSError:
+            return "what was saved before is untouched"
+        return f"the checkpoint of iteration {done[-1]} is intact" if done else "nothing was saved"
+
+    def save(self, iteration: int, state: Mapping[str, Any]) -> None:
+        """Write the checkpoint of an iteration and drop all but the one before it.
+
+        Args:
+            iteration: Iterations that are done.
+            state: Tensors, numbers, strings, and dicts and lists of them.
+
+        Raises:
+            PeckerError: The disk is full or cannot be written; the checkpoints are as they were.
+        """
+        with self._reporting(f"the checkpoint of iteration {iteration}"):
+            with replacing(self._file(iteration)) as temporary, open(temporary, "wb") as file:
+                torch.save({"format": _FORMAT, "iteration": iteration, **state}, file)
+                file.flush()
+            self._sync()
+            done = self.iterations()
+            kept = [other for other in done if other <= iteration][-_KEEP:]
+            for other in done:
+                # One beyond this iteration was damaged, or the run would have gone on from it.
+                if other not in kept:
+                    self._file(other).unlink()
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, on the CPU; None if there is none.
+
+        A damaged checkpoint is passed over with a warning.
+
+        Raises:
+            PeckerError: A checkpoint may not be read or is of another format, or all are damaged.
+        """
+        iterations = self.iterations()
+        for iteration in reversed(iterations):
+            file = self._file(iteration)
+            try:
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                found = state["format"]
+            except OSError as error:
+                raise PeckerError(f"cannot read {file}: {error.strerror}") from None
+            except MemoryError:
+                raise
+            except Exception as error:  # what a damaged zip or pickle raises is not specified
+                reason = str(error).split("\n", 1)[0]
+                warnings.warn(f"{file} cannot be read ({reason}); trying older", stacklevel=2)
+                continue
+            if found != _FORMAT:
+                raise PeckerError(
+                    f"{file} has format {found}, this version reads {_FORMAT}; resume it with the "
+                    "version that wrote it or choose another directory"
+                )
+            return state
+        if iterations:
+            raise PeckerError(
+                f"every checkpoint in {self.path} is damaged; delete them to start anew"
+            )
+        return None
+
+    def write_config(self, text: str) -> None:
+        """Write config.yaml.
+
+        Raises:
+            PeckerError: The disk is full or cannot be written.
+        """
+        with self._reporting("config.yaml"):
+            write_text(self.path / "config.yaml", text)
+
+    def write_mask(self, mask: SaliencyMask) -> None:
+        """Write mask.safetensors.
+
+        Raises:
+            PeckerError: The disk is full or cannot be written.
+        """
+        with self._reporting("mask.safetensors"):
+            mask.save(self.path / "mask.safetensors")
+
+    def _file(self, iteration: int) -> Path:
+        return self.path / f"checkpoint-{iteration:08d}.pt"
+
+    def _sync(self) -> None:
+        """Make the renames themselves survive a power failure."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _reporting(self, what: str) -> Iterator[None]:
+        """Turn an error of the file system into one line that says what is still there."""
+        try:
+            yield
+        except (OSError, RuntimeError) as raised:
+            # On a full disk torch.save's zip writer raises a RuntimeError over the OSError.
+            error = raised if isinstance(raised, OSError) else raised.__context__
+            if not isinstance(error, OSError):
+                raise
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            remedy = "free some space" if full else "make it writable"
+            raise PeckerError(
+                f"cannot write {what} to {self.path}: {error.strerror}; {self.standing()}; "
+                f"{remedy} and start the same command again to resume"
+            ) from error
+
+
+def fingerprint(*networks: nn.Module) -> str:
+    """A hash (hex) of every bit of the networks' weights and buffers, and of their names."""
+    digest = hashlib.blake2b(digest_size=32)
+    for network in dict.fromkeys(networks):  # the same network twice says nothing new
+        for name, value in network.state_dict().items():
+            digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def mask_state(mask: SaliencyMask) -> dict[str, Any]:
+    """A mask as the arguments of `SaliencyMask`, in types that a checkpoint may hold."""
+    return {
+        "indices": dict(mask.indices),
+        "shapes": {name: list(shape) for name, shape in mask.shapes.items()},
+        "granularity": mask.granularity,
+        "block_size": mask.block_size,
+    }
+
+
+def agreed_mask(mask: SaliencyMask, ranks: Ranks) -> SaliencyMask:
+    """The first process's: gradients on another card may rank two entries the other way."""
+    if ranks.alone:
+        return mask
+    return SaliencyMask(**ranks.broadcast(mask_state(mask)))

@@ -1,0 +1,147 @@
+"""The exponential average of a network, kept for its salient entries only.
+
+An average that starts at the initial weights never moves where the weights do not move, so the
+frozen entries need none: leaving them out is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pecker_fast.backends import select
+from pecker_fast.backends.layout import positions_on
+from pecker_fast.errors import PeckerError
+from pecker_fast.masks.mask import SaliencyMask
+
+__all__ = ["SalientEma", "slow_average"]
+
+
+class SalientEma:
+    """average <- decay * average + (1 - decay) * weight, on the entries of a mask."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mask: SaliencyMask,
+        decay: float,
+        backend: str = "auto",
+        masters: Callable[[], Mapping[str, tuple[Tensor | None, Tensor]]] = dict,
+    ) -> None:
+        """Start the average at the network's present weights.
+
+        Args:
+            network: The network to follow; its parameters are read at every `update`.
+            mask: Every entry that may change.
+            decay: In [0, 1), per update.
+            backend: As for the optimizer.
+            masters: () -> name -> (positions, float32 values) of the entries of low-precision
+                parameters that are known better than the parameters hold them: those are followed.
+                Positions None: all entries, in the parameter's shape.
+        """
+        self.decay = decay
+        self._network = network
+        self._masters = masters
+        device = next(network.parameters()).device
+        self._backend = select(backend, device)
+        self._positions: dict[str, Tensor | None] = {}  # int32; None = every entry
+        self._averages: dict[str, Tensor] = {}  # (nnz,) float32, or float64 for float64 weights
+        self.extend(mask)
+
+    @torch.no_grad()
+    def extend(self, mask: SaliencyMask) -> None:
+        """Follow the entries of a larger mask, which must contain the present ones.
+
+        Entries that join start at their present weight: until now they never moved.
+        """
+        masters = self._masters()
+        for name, param in self._network.named_parameters():
+            indices = mask.indices.get(name)
+            if indices is None or len(indices) == 0:
+                continue
+            indices = positions_on(indices, param.device)
+            whole = len(indices) == param.numel()
+            positions = None if whole else indices
+            average = self._values(param, positions, masters.get(name))
+            if name in self._averages:
+                kept = self._positions[name]
+                slots = slice(None) if kept is None else torch.searchsorted(indices, kept)
+                average[slots] = self._averages[name]
+            self._positions[name], self._averages[name] = positions, average
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the network's present weights into the average."""
+        followed: list[Tensor] = self._params(self._network)
+        where = list(self._positions.values())
+        masters = self._masters()
+        for i, (name, positions) in enumerate(self._positions.items()):
+            if name in masters:
+                followed[i] = self._values(followed[i], positions, masters[name], copy=False)
+                where[i] = None
+        self._backend.ema_salient_(list(self._averages.values()), followed, where, self.decay)
+
+    def _values(
+        self,
+        param: Tensor,
+        positions: Tensor | None,
+        master: tuple[Tensor | None, Tensor] | None,
+        copy: bool = True,
+    ) -> Tensor:
+        """The entries of a parameter at `positions` as a vector, as precisely as they are known.
+
+        Args:
+            param: The parameter.
+            positions: (nnz,) int32, None = all.
+            master: Of fewer entries, after a mask was refreshed, or of all of them.
+            copy: The vector must not be the master itself.
+        """
+        count = param.numel() if positions is None else len(positions)
+        if master is not None and master[1].numel() == count:
+            flat = master[1].reshape(-1)
+            return flat.clone() if copy else flat
+        dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+        values = torch.empty(count, dtype=dtype, device=param.device)
+        self._backend.gather_salient_([param], [positions], [values])
+        if master is not None and master[0] is not None:
+            kept = positions_on(master[0], param.device)
+            slots = kept if positions is None else torch.searchsorted(positions, kept)
+            values[slots.long()] = master[1]
+        return values
+
+    @torch.no_grad()
+    def copy_to(self, network: nn.Module) -> None:
+        """Write the average over the salient entries of `network`, rounded to its dtype."""
+        self._backend.scatter_salient_(
+            self._params(network), self._where(), list(self._averages.values())
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name: (nnz,) each. The mask is not among them."""
+        return dict(self._averages)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take averages over; the mask must be the one that they were saved under."""
+        if state.keys() != self._averages.keys():
+            raise PeckerError("the saved weight average belongs to another mask")
+        for name, average in self._averages.items():
+            average.copy_(state[name])
+
+    def _params(self, network: nn.Module) -> list[Tensor]:
+        return [network.get_parameter(name) for name in self._averages]
+
+    def _where(self) -> list[Tensor | None]:
+        return list(self._positions.values())
+
+
+def slow_average(decay: float | None, iterations: int) -> list[str]:
+    """A warning, in a line to show, where a run ends before its average has forgotten its start."""
+    if decay is None or (left := decay**iterations) < 0.01:
+        return []
+    warning = (
+        f"ema.decay {decay:g} is long for {iterations:,} iterations: {left:.0%} of the result will "
+        "be the first weights; lower it, e.g. with --set ema.decay=0.99"
+    )
+    return [warning]

@@ -1,0 +1,177 @@
+"""The commands on a user's own folders: what they write, what they print, their exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pecker_fast import cli
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.models import ModelFolder
+
+COMMANDS = ["demo", "mask", "erase", "sample", "evaluate", "info"]
+
+
+def process(*arguments, **options):
+    """Run the command line as a process of its own."""
+    command = [sys.executable, "-m", "pecker_fast.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_help_needs_no_torch():
+    script = (
+        "import sys; from pecker_fast import cli; code = cli.main(['--help']); "
+        "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in COMMANDS:
+        assert f"\n  {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_help_has_examples(run, command):
+    done = run(command, "--help")
+    assert done.code == 0
+    assert f"pecker-fast {command}" in done.out.split("Example")[1]
+
+
+def test_version(run):
+    assert run("--version").out.startswith("pecker-fast 0.")
+
+
+def test_waiting_threads_spin_only_for_a_moment():
+    script = (
+        "import os; from pecker_fast import cli; cli.main(['info']); "
+        "print(os.environ['GOMP_SPINCOUNT'])"
+    )
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert done.stdout.splitlines()[-1] == "2000"
+
+
+def test_info(run):
+    facts = json.loads(run("info", "--json").out)
+    assert facts["backends"]["reference"] is None
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+    assert facts["auto"]["cpu"] in facts["backends"]
+    text = run("info").out
+    for name, reason in facts["backends"].items():
+        assert f"{name} " in text and (reason is None or reason in text)
+
+
+def test_sample(run, files, tmp_path):
+    png, npz = tmp_path / "grid.png", tmp_path / "images.npz"
+    done = run("sample", files.model, "--png", png, "--npz", npz, "--per-class", 4, "--steps", 1)
+    assert done.code == 0, done.err
+    assert done.out.split() == [str(png), str(npz)]
+    assert Image.open(png).size[0] > 200
+    with np.load(npz) as content:
+        assert content["images"].shape == (12, 1, 8, 8) and content["images"].dtype == np.uint8
+        assert sorted(content["labels"]) == [0] * 4 + [1] * 4 + [2] * 4
+        assert list(content["class_names"]) == ["circle", "square", "star"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "images.npz"]
+
+
+def test_sample_is_reproducible_and_takes_classes(run, files, tmp_path):
+    for name in ("a", "b"):
+        arguments = ["--class", "star", "--class", "0", "--per-class", 2, "--steps", 3, "--seed", 7]
+        assert run("sample", files.model, "--npz", tmp_path / f"{name}.npz", *arguments).code == 0
+    first, second = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    assert (first["images"] == second["images"]).all()
+    assert first["labels"].tolist() == [2, 0, 2, 0]
+
+
+def test_evaluate(run, files, tmp_path):
+    path = tmp_path / "figures.json"
+    done = run(
+        "evaluate", files.model, "--classifier", files.classifier, "--statistics", files.statistics,
+        "--forget", "star", "--override", 0, "--per-class", 6, "--steps", 1, "--json", path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    figures = json.loads(path.read_text())
+    assert (figures["forget"], figures["override"]) == (2, 0)
+    assert (figures["forget_count"], figures["keep_count"]) == (6, 12)
+    assert figures["frechet"] > 0 and figures["steps"] == 1
+    assert f"keep accuracy        {figures['keep_accuracy']:.4f} of 12" in done.out
+
+
+def test_mask(run, files, tmp_path):
+    path = tmp_path / "mask.safetensors"
+    done = run(
+        "mask", files.model, "--forget", "star", "--override", "circle", "--density", 0.25,
+        "--set", "saliency.batches=2", "--set", "saliency.batch_size=4", "--out", path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    unet = ModelFolder.load(files.model).unet.requires_grad_(True)
+    mask = SaliencyMask.load(path, unet)
+    assert mask.nnz == round(0.25 * mask.numel)
+    assert f"{mask.nnz:,} of {mask.numel:,}" in done.out
+    assert Image.open(path.with_suffix(".png")).size[0] > 200
+
+
+def test_files_are_replaced_only_with_force(run, files, tmp_path):
+    png = tmp_path / "grid.png"
+    png.write_text("precious")
+    arguments = ("sample", files.model, "--png", png, "--per-class", 2, "--steps", 1)
+    done = run(*arguments)
+    assert done.code == 2 and "--force" in done.err and png.read_text() == "precious"
+    assert run(*arguments, "--force").code == 0
+    assert Image.open(png).format == "PNG"
+
+
+def test_internal_errors_exit_with_1_and_one_line(run, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelFolder, "load", lambda path: 1 / 0)
+    done = run("sample", files.model, "--png", tmp_path / "x.png")
+    assert done.code == 1 and done.out == ""
+    assert done.err.count("\n") == 1 and "ZeroDivisionError" in done.err
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
+    with pytest.raises(ZeroDivisionError):
+        run("sample", files.model, "--png", tmp_path / "x.png")
+
+
+def test_interruption_exits_with_130(run, files, tmp_path, monkeypatch):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ModelFolder, "load", interrupt)
+    done = run("sample", files.model, "--png", tmp_path / "x.png")
+    assert done.code == 130 and done.err.strip() == "pecker-fast: interrupted"
+
+
+def test_ctrl_c_in_a_real_process(files, tmp_path):
+    import signal
+
+    command = [sys.executable, "-m", "pecker_fast.cli", "sample", files.model]
+    command += ["--npz", str(tmp_path / "x.npz"), "--per-class", "100000", "--steps", "500"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        started = time.monotonic()
+        seen = ""
+        while "sampling" not in seen and time.monotonic() - started < 60:
+            seen += child.stderr.read(1)
+        child.send_signal(signal.SIGINT)
+        _, rest = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130, rest
+    assert "Traceback" not in rest and rest.endswith("pecker-fast: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_early(files):
+    command = f"{sys.executable} -m pecker_fast.cli info | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "versions\n" and done.stderr == ""
+
+
+def test_the_installed_command():
+    done = process("--version")
+    assert done.returncode == 0 and done.stdout.startswith("pecker-fast ")

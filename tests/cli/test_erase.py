@@ -1,0 +1,187 @@
+"""`pecker-fast erase` end to end on a tiny model: outputs, resumption, repetition."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.models import ModelFolder
+
+SMALL = [
+    "--forget", "star", "--override", "circle", "--density", "0.2",
+    "--set", "batch_size=2", "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
+    "--set", "generator.lr=1e-3", "--set", "generator.lambda_forget=1",
+]  # fmt: skip
+KEYS = {
+    "forget_accuracy_before", "keep_accuracy_teacher", "forget_accuracy_after",
+    "keep_accuracy_after", "frechet_teacher", "frechet_after", "frozen_parameters",
+    "frozen_changed", "density", "iterations", "wall_s", "backend", "seed",
+}  # fmt: skip
+
+
+def judge(files):
+    return [
+        "--classifier", files.classifier, "--statistics", files.statistics,
+        "--per-class", "4", "--teacher-steps", "2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    """A finished run with a report; read-only."""
+    from pecker_fast import cli
+
+    out = tmp_path_factory.mktemp("erase") / "run"
+    code = cli.main(
+        ["erase", files.model, "--out", str(out), *SMALL, "--iterations", "3", *judge(files)]
+    )
+    assert code == 0
+    return out
+
+
+def test_report_json(finished):
+    report = json.loads((finished / "report.json").read_text())
+    assert report.keys() >= KEYS
+    assert report["frozen_changed"] == 0
+    total = report["frozen_parameters"] + report["salient_parameters"]
+    assert report["density"] == pytest.approx(0.2, abs=1e-3)
+    assert report["salient_parameters"] == round(0.2 * total)
+    assert report["salient_changed"] > 0
+    assert (report["iterations"], report["seed"]) == (3, 0)
+    assert (report["forget"], report["override"]) == ("star", "circle")
+    assert [point["iteration"] for point in report["curve"]] == [0, 1, 2, 3]
+    seconds = [point["wall_s"] for point in report["curve"]]
+    assert seconds[0] == 0 and seconds == sorted(seconds) and seconds[-1] <= report["training_s"]
+    assert report["training_s"] <= report["stage_s"]["erase"] + 0.01
+    assert report["wall_s"] >= sum(report["stage_s"].values()) - 0.1
+    assert report["after"]["steps"] == 1 and report["teacher"]["steps"] == 2
+    assert report["teacher_figures"] == "measured"
+
+
+def test_frozen_parameters_against_the_model_on_disk(files, finished):
+    before = dict(ModelFolder.load(files.model).unet.named_parameters())
+    after = dict(ModelFolder.load(finished / "model").unet.named_parameters())
+    mask = SaliencyMask.load(finished / "mask.safetensors").to_dense()
+    moved = 0
+    for name, old in before.items():
+        assert torch.equal(old[~mask[name]], after[name][~mask[name]]), name
+        moved += int((old != after[name]).sum())
+    assert moved == json.loads((finished / "report.json").read_text())["salient_changed"]
+
+
+def test_report_html_is_one_file(finished):
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<h1[^>]*>star is (not )?gone: \d of 4 images asked for it", page)
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 3 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert not re.search(r'(href|src)="(?!data:)|@import|url\(', page)
+
+
+def test_pictures_and_nothing_half_written(finished):
+    for name in ("before_after.png", "accuracy.png", "density.png"):
+        image = Image.open(finished / name)
+        image.load()
+        assert min(image.size) > 200
+    hidden = [path.name for path in finished.rglob(".*")]
+    assert hidden == []
+
+
+def test_the_erased_model_is_a_generator(run, finished, tmp_path):
+    model = ModelFolder.load(finished / "model")
+    assert model.kind == "generator" and model.figures["t_init"] == 440
+    assert model.class_names == ("circle", "square", "star")
+    # Without --steps, an erased model is sampled in one step.
+    done = run("sample", finished / "model", "--npz", tmp_path / "x.npz", "--per-class", 1)
+    assert done.code == 0, done.err
+
+
+def test_the_same_command_again_changes_no_weight(run, files, finished, tmp_path):
+    weights = (finished / "model/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    arguments = ["--out", finished, *SMALL, "--iterations", "3", *judge(files)]
+    done = run("erase", files.model, *arguments)
+    assert done.code == 0, done.err
+    assert "resuming at iteration 3 of 3" in done.err
+    assert (finished / "model/unet/diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+
+def test_a_given_mask_file(run, files, tmp_path):
+    unet = ModelFolder.load(files.model).unet
+    mask = SaliencyMask.random(unet, 0.05, seed=3)
+    mask.save(tmp_path / "mask.safetensors")
+    done = run(
+        "erase", files.model, "--out", tmp_path / "run", *SMALL, "--iterations", 1,
+        "--mask-file", tmp_path / "mask.safetensors",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert SaliencyMask.load(tmp_path / "run" / "mask.safetensors") == mask
+    # No classifier, no report.
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_force_starts_anew(run, files, tmp_path):
+    out = tmp_path / "run"
+    assert run("erase", files.model, "--out", out, *SMALL, "--iterations", 2).code == 0
+    (out / "notes.txt").write_text("mine")
+    other = ["--seed", 5, "--iterations", 1]
+    done = run("erase", files.model, "--out", out, *SMALL, *other)
+    assert done.code == 2 and "seed" in done.err
+    assert run("erase", files.model, "--out", out, *SMALL, *other, "--force").code == 0
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-00000001.pt"]
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(run, files, tmp_path):
+    arguments = [*SMALL, "--iterations", "60", "--set", "logging.checkpoint_every=5"]
+    assert run("erase", files.model, "--out", tmp_path / "whole", *arguments).code == 0
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "pecker_fast.cli", "erase", files.model, "--out", str(out)]
+    child = subprocess.Popen(command + arguments, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 100
+        while not list(out.glob("checkpoint-*.pt")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+    finally:
+        child.kill()
+    assert not (out / "model").exists(), "the run ended before it was killed"
+    done = run("erase", files.model, "--out", out, *arguments)
+    assert done.code == 0 and "resuming at iteration" in done.err
+    name = "model/unet/diffusion_pytorch_model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+# ---- MODEL
+
+
+@pytest.mark.parametrize("command", ["erase", "mask"])
+def test_a_one_step_generator_cannot_teach(run, finished, tmp_path, command):
+    out = tmp_path / "out"
+    ended = run(command, finished, "--out", out, *SMALL)
+    assert ended.code == 2
+    assert f"{finished}: a one-step generator, which has no scores to learn from" in ended.err
+    assert not out.exists()
+
+
+def test_a_second_stage_without_the_first_is_refused_before_anything_is_computed(
+    run, files, tmp_path
+):
+    ended = run(
+        "erase", files.model, "--config", "cifar10_stage2", *SMALL, "--out", tmp_path / "run"
+    )
+    assert ended.code == 2
+    assert "second_stage" in ended.err and "--pseudo-score" in ended.err
+
+
+def test_an_average_that_has_not_moved_is_warned_of(run, files, tmp_path):
+    options = ["--set", "ema.decay=0.9999", "--iterations", "1"]
+    ended = run("erase", files.model, *SMALL, *options, "--out", tmp_path / "run")
+    assert ended.code == 0
+    assert "ema.decay 0.9999 is long for 1 iterations: 100% of the result" in ended.err

@@ -1,0 +1,252 @@
+"""`pecker-fast erase --pipeline` end to end on a tiny random pipeline, and what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from tiny_pipeline import save_tiny_pipeline
+
+from pecker_fast import apply_patch, remove_patch
+from pecker_fast.distill import load_config
+from pecker_fast.masks.mask import SaliencyMask
+
+QUICK = [
+    "--iterations", "2", "--density", "0.2", "--set", "batch_size=2", "--set", "micro_batch=null",
+    "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--set", "generator.lr=1e-3",
+    "--teacher-steps", "2",
+]  # fmt: skip
+OBJECT = ["--recipe", "object", "--name", "cat", "--override", "dog"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
+    save_tiny_pipeline(folder, length=48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(pipeline, tmp_path_factory):
+    """A finished run; read-only."""
+    from pecker_fast import cli
+
+    out = tmp_path_factory.mktemp("concept") / "run"
+    arguments = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK]
+    arguments += ["--neighbour", "a lion"]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    return out
+
+
+def network(folder):
+    return UNet2DConditionModel.from_pretrained(folder / "unet")
+
+
+def same(a, b):
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(n == m and torch.equal(x, y) for (n, x), (m, y) in pairs)
+
+
+def test_diffusers_loads_what_comes_out(finished):
+    pipe = StableDiffusionPipeline.from_pretrained(finished / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a cat", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
+    description = json.loads((finished / "pipeline" / "pecker_fast.json").read_text())
+    assert (description["kind"], description["t_init"]) == ("generator", 625)
+    assert "a photo of a cat at night" in description["forget"]
+
+
+def test_the_report(finished):
+    report = json.loads((finished / "report.json").read_text())
+    assert (report["concept"], report["override"], report["recipe"]) == ("cat", "dog", "object")
+    assert report["frozen_changed"] == 0 < report["salient_changed"]
+    # 0.2 of the entries and a bit for each; the rest is names, which a real network hardly feels.
+    assert report["patch_share"] < 0.6
+    assert "While it ran" in (finished / "report.html").read_text()
+    strip = load_file(finished / "previews.safetensors")
+    # The original, and the generator before and after each of two iterations, for 9 prompts.
+    assert sorted(strip, key=int) == ["-1", "0", "1", "2"]
+    assert len(strip["0"]) == 3 + 2 + 1 + 3
+    assert not torch.equal(strip["0"], strip["2"])
+
+
+def test_only_salient_entries_moved(pipeline, finished):
+    before, after = network(pipeline), network(finished / "pipeline")
+    mask = SaliencyMask.load(finished / "mask.safetensors", before)
+    assert mask.density == pytest.approx(0.2, abs=0.01)
+    moved = 0
+    for name, salient in mask.to_dense().items():
+        old, new = before.get_parameter(name), after.get_parameter(name)
+        assert torch.equal(old[~salient], new[~salient])
+        moved += int((old != new).sum())
+    assert moved > 0.9 * mask.nnz
+
+
+def test_the_patch_makes_it_of_the_original_and_back(pipeline, finished):
+    base, erased, patched = network(pipeline), network(finished / "pipeline"), network(pipeline)
+    apply_patch(patched, finished / "patch.safetensors")
+    assert same(patched, erased)
+    remove_patch(patched, finished / "patch.safetensors")
+    assert same(patched, base)
+
+
+def test_a_run_is_taken_up(pipeline, finished, run, tmp_path):
+    out = tmp_path / "run"
+    begun = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK, "--no-previews"]
+    assert run(*begun, "--iterations", "1").code == 0
+    again = run(*begun)
+    assert again.code == 0
+    assert "resuming at iteration 1 of 2" in again.err
+    assert same(network(finished / "pipeline"), network(out / "pipeline"))
+
+
+def test_a_one_step_generator_to_start_from(pipeline, finished, run, tmp_path):
+    """The run starts there, and its patch belongs to it."""
+    start, out = finished / "pipeline", tmp_path / "run"
+    arguments = ["--pipeline", pipeline, "--generator", start, "--out", out, *OBJECT, *QUICK]
+    done = run("erase", *arguments, "--set", "precision=fp32", "--no-previews")
+    assert done.code == 0, done.err
+    assert "0 of them changed" in done.out
+    patched = network(start)
+    apply_patch(patched, out / "patch.safetensors")
+    assert same(patched, network(out / "pipeline"))
+    assert not same(patched, network(start))
+
+
+def test_several_concepts(pipeline, run, tmp_path):
+    done = run(
+        "erase", "--pipeline", pipeline, "--recipe", "object", "--name", "cat", "--name", "car",
+        "--override", "dog", "--override", "bus", "--out", tmp_path / "run", *QUICK,
+        "--no-previews",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "72 prompts to forget" in done.err
+    text = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["text"]
+    assert [concept["concept"] for concept in text["concepts"]] == ["cat", "car"]
+
+
+@pytest.mark.parametrize("recipe", ["celebrity", "nudity", "object", "style"])
+def test_recipes_have_the_published_constants(recipe):
+    names = () if recipe == "nudity" else ("a",)
+    config = load_config(recipe, names=names, name_overrides=names and ("b",))
+    assert config.iterations * config.batch_size == 100_000
+    assert (config.alpha, config.optimizer.beta1, config.optimizer.eps) == (1.0, 0.0, 1e-6)
+    assert (config.pseudo_score.lr, config.generator.lr) == (3e-6, 1e-6)
+    time = config.diffusion
+    assert (time.t_init, time.t_min, time.t_max) == (625, 20, 980)
+    assert set(config.text.guidance.model_dump().values()) == {4.5}
+    terms = (config.generator, config.pseudo_score)
+    assert {(t.lambda_remain, t.lambda_forget) for t in terms} == {(1.0, 1.0)}
+    assert config.text.dropout == 0.1
+
+
+# ---- bad input: one line, nothing half-written
+
+
+def refused(done, *parts, out=None):
+    assert done.code == 2, done.err
+    lines = [line for line in done.err.splitlines() if line.startswith("pecker-fast: ")]
+    assert len(lines) == 1
+    for part in parts:
+        assert part in lines[0]
+    if out is not None:
+        assert not out.exists() or not list(out.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--recipe", "object"], ["needs --name"]),
+        (["--recipe", "object", "--name", "cat"], ["1 --name need as many --override"]),
+        (["--recipe", "nudity", "--name", "x"], ["names its concepts itself"]),
+        (["--recipe", "cifar10_forget", "--iterations", "1"], ["cifar10_forget is about classes"]),
+        (["--name", "cat", "--override", "dog"], ["--pipeline needs --recipe"]),
+        ([*OBJECT, "--forget", "cat"], ["--forget is for class models"]),
+        ([*OBJECT, "--config", "x.yaml"], ["the same option"]),
+        ([*OBJECT, "--nudity-detector", "nowhere.onnx"], ["nowhere.onnx"]),
+        ([*OBJECT, "--clip", "nowhere", "--no-previews"], ["--no-previews", "nothing to judge"]),
+        (["--recipe", "object", "--name", "cat", "--override", "CAT "],
+         ["forgetting", "changes nothing", "choose another override"]),
+    ],
+)  # fmt: skip
+def test_wrong_options(pipeline, run, tmp_path, options, parts):
+    out = tmp_path / "run"
+    refused(run("erase", "--pipeline", pipeline, "--out", out, *options), *parts, out=out)
+
+
+def test_neither_model_nor_pipeline(run, tmp_path):
+    refused(run("erase", "--out", tmp_path / "run", *OBJECT), "MODEL", "--pipeline FOLDER")
+
+
+def damage(folder, tmp_path, change):
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied)
+    change(copied)
+    return copied
+
+
+def kind(**parts):
+    def change(folder):
+        index = json.loads((folder / "model_index.json").read_text()) | parts
+        (folder / "model_index.json").write_text(json.dumps(index))
+
+    return change
+
+
+BROKEN = {
+    "no pipeline": (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
+    "no unet": (lambda f: shutil.rmtree(f / "unet"), "unet/ is missing"),
+    "truncated": (
+        lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x09\x00"),
+        "unet cannot be read",
+    ),
+    "SDXL": (kind(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]), "two text enc"),
+    "transformer": (kind(transformer=["diffusers", "FluxTransformer2DModel"]), "FluxTransformer"),
+    "another encoder": (kind(text_encoder=["transformers", "T5EncoderModel"]), "T5EncoderModel"),
+    "not JSON": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_folders_that_cannot_be_used(pipeline, run, tmp_path, change, message):
+    folder, out = damage(pipeline, tmp_path, change), tmp_path / "run"
+    done = run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK)
+    refused(done, str(folder), message, out=out)
+    assert not out.exists()
+
+
+def test_a_generator_of_another_architecture(pipeline, run, tmp_path):
+    other = UNet2DConditionModel(
+        sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, norm_num_groups=4,
+        block_out_channels=(8, 8), cross_attention_dim=8, attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    other.save_pretrained(tmp_path / "other")
+    done = run(
+        "erase", "--pipeline", pipeline, "--generator", tmp_path / "other",
+        "--out", tmp_path / "run", *OBJECT, *QUICK,
+    )  # fmt: skip
+    refused(done, "has shape", "same architecture")
+
+
+# ---- images of pipelines
+
+
+@pytest.mark.parametrize("steps", [[], ["--steps", "2", "--guidance", "2"]], ids=["one", "two"])
+def test_images_of_a_pipeline(finished, run, tmp_path, steps):
+    png = tmp_path / "cats.png"
+    prompts = ["--prompt", "a cat", "--prompt", "a dog", "--per-class", "3"]
+    done = run("sample", finished / "pipeline", *prompts, "--png", png, *steps)
+    assert done.code == 0, done.err
+    assert png.stat().st_size > 1000
+
+
+def test_classes_and_prompts_are_not_mixed(pipeline, finished, files, run, tmp_path):
+    png = tmp_path / "x.png"
+    refused(run("sample", pipeline, "--png", png), "text-to-image pipeline", "--prompt")
+    refused(run("sample", pipeline, "--prompt", "a", "--class", "b", "--png", png), "--prompt")
+    refused(run("sample", files.model, "--prompt", "a", "--png", png), "is a class model")

@@ -1,0 +1,100 @@
+"""What `pecker-fast mask` says about the arithmetic that a mask saves."""
+
+import re
+
+import pytest
+import torch
+
+from pecker_fast.cli.mask import describe_backward
+from pecker_fast.distill.config import load_config
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.models import ModelFolder
+from pecker_fast.nn.flops import BackwardFlops, NetworkFlops
+
+FULL = BackwardFlops(12_700_000_000, 12_200_000_000)
+
+
+def describe(masked, settings, mask):
+    return describe_backward(
+        NetworkFlops(10**10, 10**10, FULL, masked), mask, load_config(None, settings)
+    )
+
+
+def mask_of(granularity, density=0.5):
+    return SaliencyMask.random({"weight": torch.zeros(4, 4)}, density, 0, granularity=granularity)
+
+
+def test_the_line_of_a_mask_that_saves():
+    masked = BackwardFlops(12_202_000_000, 9_212_000_000)
+    # Of 24.9: 2.988 are weight gradients and 0.498 input gradients. An iteration is 5 x 10 + 2 x 10
+    # + 2 x 24.9 = 119.8.
+    assert describe(masked, {}, mask_of("out_channel")) == (
+        "backward of the generator: 21.4 of 24.9 GFLOP an image (14.0% skipped: weight gradients "
+        "12.0%, layers below the earliest salient one 2.0%); of an iteration: 2.9%"
+    )
+    both = {"mask.apply": "both", "share_generator_pass": True, "diff_instruct": True}
+    # 2 x 3.486 of 4 x 10 + 2 x 24.9
+    assert describe(masked, both, mask_of("tensor")).endswith("of an iteration: 7.8%")
+
+
+def test_a_part_that_saves_nothing_is_no_negative_number():
+    for weights in range(1, 400):
+        line = describe(BackwardFlops(FULL.input_gradients, weights), {}, mask_of("out_channel"))
+        assert "salient one 0.0%)" in line, weights
+
+
+def test_the_line_of_a_mask_that_saves_nothing():
+    start = "backward of the generator: 24.9 of 24.9 GFLOP an image: this mask "
+    remedy = "; mask.granularity out_channel or tensor can"
+    assert describe(FULL, {}, mask_of("element")) == (
+        f"{start}(element, density 0.5) skips no arithmetic{remedy}"
+    )
+    assert describe(FULL, {}, mask_of("element", 1.0)) == (
+        f"{start}(element, density 1) skips no arithmetic"
+    )
+    assert describe(FULL, {}, mask_of("out_channel")) == (
+        f"{start}(out_channel, density 0.5) skips no arithmetic"
+    )
+
+
+@pytest.fixture
+def find(run, files, tmp_path):
+    """Run the command; the line about the backward pass."""
+
+    def find(*options):
+        done = run(
+            "mask", files.model, "--forget", 0, "--override", 1, "--density", 0.5,
+            "--mask", "random", "--out", tmp_path / "mask.safetensors", "--force", *options,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        assert done.out.endswith(f"{tmp_path / 'mask.png'}\n")
+        (line,) = (text for text in done.out.splitlines() if text.startswith("backward"))
+        return line
+
+    return find
+
+
+def test_the_command_counts(find):
+    element, rows = (
+        find(),
+        find("--set", "mask.granularity=out_channel", "--set", "mask.apply=both"),
+    )
+    assert element.endswith("skips no arithmetic; mask.granularity out_channel or tensor can")
+    found = re.search(r"([\d.]+) of ([\d.]+) MFLOP .* iteration: ([\d.]+)%", rows)
+    masked, full, share = (float(number) for number in found.groups())
+    assert 0 < masked < full and share > 0
+
+
+def test_a_network_that_cannot_be_counted_is_no_error(find, monkeypatch):
+    load = ModelFolder.load
+
+    def deciding(path):
+        folder = load(path)
+        # A tensor's value decides: possible everywhere but on the meta device.
+        folder.unet.register_forward_pre_hook(lambda module, args: bool(args[0].sum() > 0) and None)
+        return folder
+
+    monkeypatch.setattr(ModelFolder, "load", deciding)
+    assert find().startswith(
+        "backward of the generator: the FLOPs of UNet2DModel cannot be counted"
+    )

@@ -1,0 +1,430 @@
+"""Images from disk: what is read, and what is refused in one clear line."""
+
+import gzip
+import hashlib
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+from cifar_files import (
+    FOLDER,
+    TRAIN,
+    batch,
+    fashion_in_colour,
+    random_images,
+    write_cifar,
+    write_pickle,
+)
+from PIL import Image
+
+from pecker_fast.datasets import DATASETS, fashion_mnist
+from pecker_fast.datasets.loading import ImageSet, load_images
+from pecker_fast.errors import PeckerError
+
+CPU = torch.device("cpu")
+NAMES = ("circle", "square", "star")
+torchvision = pytest.importorskip("torchvision")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """60 + 12 images of 3 classes in CIFAR-10's layout; the arrays that were written."""
+    train, test = random_images(60, 3), random_images(12, 3, seed=1)
+    write_cifar(tmp_path, train, test, NAMES)
+    return tmp_path, train, test
+
+
+def published_md5(monkeypatch, cls, root):
+    """Let torchvision take what lies under `root` for the published files."""
+
+    def md5(name):
+        content = (root / cls.base_folder / name).read_bytes()
+        return hashlib.md5(content).hexdigest()
+
+    for attribute in ("train_list", "test_list"):
+        renewed = [[name, md5(name)] for name, _ in getattr(cls, attribute)]
+        monkeypatch.setattr(cls, attribute, renewed)
+    if hasattr(cls, "meta"):
+        monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": md5(cls.meta["filename"])})
+
+
+# ---- CIFAR-10's layout with other images
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_layout_is_read_as_it_was_written(tmp_path, protocol):
+    train, test = random_images(25, 3), random_images(7, 3, seed=1)
+    write_cifar(tmp_path, train, test, NAMES, protocol)
+    images = load_images("cifar10-format", tmp_path, "train")
+    assert torch.equal(images.images, torch.from_numpy(train[0]))
+    assert torch.equal(images.labels, torch.from_numpy(train[1]))
+    assert images.class_names == NAMES
+    assert images.image_shape == (3, 8, 8)
+    assert "25 training images" in images.source
+    assert "8x8" in images.source
+    everything = load_images("cifar10-format", tmp_path, "all")
+    assert torch.equal(everything.images[25:], torch.from_numpy(test[0]))
+    assert torch.equal(everything.labels[25:], torch.from_numpy(test[1]))
+
+
+def test_a_pickle_of_python_2_is_read(files):
+    """As the published files are: text keys are bytes there, numpy's module has its old name."""
+    root, _, _ = files
+    # Written by hand: protocol 0 knows no bytes, so Python 2's `str` are the STRING opcodes here.
+    array = np.arange(2 * 192, dtype=np.uint8).reshape(2, 192) % 100
+    state = "".join(f"\\x{value:02x}" for value in array.ravel())
+    content = (
+        "(dS'data'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+        "(I1\n(I2\nI192\ntcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n"
+        f"S'{state}'\ntbsS'labels'\n(lI2\naI0\nas."
+    )
+    for name in TRAIN:
+        (root / FOLDER / name).write_bytes(content.encode("ascii"))
+    images = load_images("cifar10-format", root, "train")
+    assert torch.equal(images.images[:2].reshape(2, -1), torch.from_numpy(array))
+    assert images.labels.tolist() == [2, 0] * 5
+
+
+def test_a_pickle_that_would_run_code_is_refused(files):
+    root, _, _ = files
+    ran = root / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(ran),)
+
+    write_pickle(root / FOLDER / "data_batch_2", {"data": Evil(), "labels": []})
+    with pytest.raises(PeckerError, match=r"data_batch_2: asks for (posix|nt)\.mkdir.* not read"):
+        load_images("cifar10-format", root, "train")
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        b"cbuiltins\neval\n(S'1+1'\ntR.",
+        b"cnumpy\nload\n(S'/etc/passwd'\ntR.",
+        b"cnumpy.core.multiarray\nfromfile\n(S'/etc/passwd'\ntR.",
+        b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.",
+        b"c_codecs\nlookup\n(S'rot13'\ntR.",
+        # Protocol 4 resolves dotted names: an attribute of an allowed name is not allowed.
+        b"\x80\x04\x8c\x05numpy\x8c\x0cndarray.view\x93.",
+    ],
+)
+def test_only_what_arrays_need_is_looked_up(files, forbidden):
+    root, _, _ = files
+    (root / FOLDER / "test_batch").write_bytes(forbidden)
+    with pytest.raises(PeckerError, match="test_batch: asks for"):
+        load_images("cifar10-format", root, "test")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "data_batch_3").unlink(), r"data_batch_3 is missing; .*batches\.meta"),
+        (lambda f: (f / "batches.meta").unlink(), r"batches\.meta is missing"),
+        (
+            lambda f: os.truncate(f / "data_batch_1", (f / "data_batch_1").stat().st_size // 2),
+            "data_batch_1: not a complete pickle file",
+        ),
+        (lambda f: (f / "data_batch_1").write_text("hello"), "data_batch_1: not a complete pickle"),
+        (lambda f: (f / "data_batch_1").write_bytes(b""), "data_batch_1: not a complete pickle"),
+        (lambda f: write_pickle(f / "data_batch_1", [1]), "data_batch_1: expected a dict, got lis"),
+        (
+            lambda f: write_pickle(f / "data_batch_1", {"data": np.zeros((2, 192), np.uint8)}),
+            "data_batch_1: expected a list of 2 labels, got no list",
+        ),
+        (
+            lambda f: write_pickle(f / "data_batch_1", {"data": np.zeros((2, 192)), "labels": []}),
+            r"data_batch_1: expected data as uint8 .*side\), got float64 \(2, 192\)",
+        ),
+        (
+            lambda f: write_pickle(
+                f / "data_batch_1", {"data": np.zeros((2, 190), np.uint8), "labels": [0, 0]}
+            ),
+            "data_batch_1: rows of 190 bytes are no square colour images",
+        ),
+        (
+            lambda f: write_pickle(f / "data_batch_4", batch(*random_images(4, 2, side=16))),
+            "data_batch_4: rows of 768 bytes, those of data_batch_1 have 192",
+        ),
+        (
+            lambda f: write_pickle(f / "data_batch_1", batch(*random_images(5, 5))),
+            "data_batch_1: label 3 is none of the 3 classes",
+        ),
+        (
+            lambda f: write_pickle(f / "batches.meta", {"label_names": "abc"}),
+            r"batches\.meta: expected a list label_names",
+        ),
+    ],
+)
+def test_damaged_layout_names_the_file(files, damage, message):
+    root, _, _ = files
+    damage(root / FOLDER)
+    with pytest.raises(PeckerError, match=message):
+        load_images("cifar10-format", root, "train")
+
+
+def test_training_and_test_images_of_two_sizes_are_refused(files):
+    root, _, _ = files
+    write_pickle(root / FOLDER / "test_batch", batch(*random_images(4, 2, side=16)))
+    with pytest.raises(PeckerError, match="training and test images differ in size"):
+        load_images("cifar10-format", root, "all")
+
+
+# ---- CIFAR-10 and STL-10 through torchvision
+
+
+def test_cifar10_is_what_torchvision_reads(files, monkeypatch):
+    root, train, test = files
+    cls = torchvision.datasets.CIFAR10
+    # torchvision reads 32x32 only.
+    train, test = random_images(60, 3, side=32), random_images(12, 3, side=32, seed=1)
+    write_cifar(root, train, test, NAMES)
+    published_md5(monkeypatch, cls, root)
+    images = load_images("cifar10", root, "all")
+    assert torch.equal(images.images, torch.from_numpy(np.concatenate([train[0], test[0]])))
+    assert torch.equal(images.labels, torch.from_numpy(np.concatenate([train[1], test[1]])))
+    assert images.images.is_contiguous()
+    assert images.source == "CIFAR-10, 72 training and test images, 32x32"
+    torchvision_sees = cls(str(root))[17][0]
+    assert np.array_equal(np.asarray(torchvision_sees), images.images[17].permute(1, 2, 0).numpy())
+
+
+def test_other_images_are_not_taken_for_cifar10(files):
+    root, _, _ = files
+    with pytest.raises(
+        PeckerError, match=r"data_batch_1: not the published file \(MD5 \w+, expected c99caf.*"
+        r"--dataset cifar10-format"
+    ):  # fmt: skip
+        load_images("cifar10", root, "train")
+
+
+def test_truncated_download_names_the_file(files, monkeypatch):
+    root, _, _ = files
+    published_md5(monkeypatch, torchvision.datasets.CIFAR10, root)
+    os.truncate(root / FOLDER / "test_batch", 1000)
+    with pytest.raises(PeckerError, match=r"test_batch: not the published file.*1,000 bytes"):
+        load_images("cifar10", root, "train")
+    (root / FOLDER / "test_batch").unlink()
+    with pytest.raises(PeckerError, match="test_batch is missing"):
+        load_images("cifar10", root, "train")
+
+
+def write_stl10(root, counts=(6, 4)):
+    """Random STL-10 files; returns the images as PIL shows them, (N, 96, 96, 3), and labels."""
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    shown, labels = [], []
+    for part, count in zip(("train", "test"), counts, strict=True):
+        pixels = generator.integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
+        # The files hold colour, then columns, then rows; labels from 1.
+        (folder / f"{part}_X.bin").write_bytes(pixels.transpose(0, 3, 2, 1).tobytes())
+        numbers = (np.arange(count) % 3 + 1).astype(np.uint8)
+        (folder / f"{part}_y.bin").write_bytes(numbers.tobytes())
+        shown.append(pixels)
+        labels.append(numbers.astype(np.int64) - 1)
+    (folder / "unlabeled_X.bin").write_bytes(b"")
+    (folder / "class_names.txt").write_text("\n".join(NAMES))
+    return np.concatenate(shown), np.concatenate(labels)
+
+
+def test_stl10_is_reduced_as_published(tmp_path, monkeypatch):
+    """The published code: torchvision's Resize(64) of the PIL image, then its pixels."""
+    shown, labels = write_stl10(tmp_path)
+    published_md5(monkeypatch, torchvision.datasets.STL10, tmp_path)
+    images = load_images("stl10", tmp_path, "all")
+    assert images.image_shape == (3, 64, 64)
+    assert images.labels.tolist() == labels.tolist()
+    assert images.class_names == NAMES
+    resize = torchvision.transforms.Resize(64)
+    for image, pixels in zip(images.images, shown, strict=True):
+        expected = np.asarray(resize(Image.fromarray(pixels)))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+
+
+def test_stl10_keeps_its_96_pixels_on_request(tmp_path, monkeypatch):
+    shown, _ = write_stl10(tmp_path)
+    published_md5(monkeypatch, torchvision.datasets.STL10, tmp_path)
+    images = load_images("stl10", tmp_path, "test", side=96)
+    assert np.array_equal(images.images.permute(0, 2, 3, 1).numpy(), shown[6:])
+
+
+def test_stl10_without_labels_is_refused(tmp_path, monkeypatch):
+    write_stl10(tmp_path)
+    published_md5(monkeypatch, torchvision.datasets.STL10, tmp_path)
+    (tmp_path / "stl10_binary" / "train_y.bin").unlink()
+    with pytest.raises(PeckerError, match=r"train_y\.bin is missing"):
+        load_images("stl10", tmp_path, "train")
+
+
+# ---- where nothing is
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "stl10", "cifar10-format"])
+def test_missing_root(tmp_path, dataset):
+    with pytest.raises(PeckerError, match=r"--data-root .*nowhere: no such folder"):
+        load_images(dataset, tmp_path / "nowhere", "train")
+    with pytest.raises(PeckerError, match="--data-root is missing"):
+        load_images(dataset, None, "train")
+
+
+def test_files_of_another_data_set_are_named(files):
+    root, _, _ = files
+    with pytest.raises(PeckerError, match=r"no stl10_binary in it; found .*CIFAR-10.*--download"):
+        load_images("stl10", root, "train")
+    with pytest.raises(PeckerError, match="name its parent"):
+        load_images("cifar10-format", root / FOLDER, "train")
+
+
+@pytest.mark.parametrize(("dataset", "module"), [("cifar10", "cifar"), ("stl10", "stl10")])
+def test_nothing_is_downloaded_unless_asked_for(tmp_path, dataset, module, monkeypatch):
+    asked = []
+    fetch = f"torchvision.datasets.{module}.download_and_extract_archive"
+    monkeypatch.setattr(fetch, lambda *a, **k: asked.append(a))
+    with pytest.raises(PeckerError, match="--download fetches it"):
+        load_images(dataset, tmp_path, "train")
+    assert not asked
+    with pytest.raises(PeckerError):  # the pretended download brings nothing
+        load_images(dataset, tmp_path, "train", download=True)
+    assert len(asked) == 1
+
+
+def test_failed_download_is_one_line(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    with pytest.raises(PeckerError, match=r"CIFAR10 cannot be downloaded \(no route to host\)"):
+        load_images("cifar10", tmp_path, "train", download=True)
+
+
+def test_without_torchvision_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(PeckerError, match=r"pip install 'pecker-fast\[published\]'"):
+        load_images("cifar10", tmp_path, "train")
+
+
+def test_unknown_names(tmp_path):
+    with pytest.raises(PeckerError, match=f"unknown data set 'mnist'; known are {DATASETS[0]}"):
+        load_images("mnist", tmp_path, "train")
+    with pytest.raises(PeckerError, match="split must be train, test or all, got 'val'"):
+        load_images("cifar10", tmp_path, "val")
+    with pytest.raises(PeckerError, match="side is for stl10 only"):
+        load_images("cifar10", tmp_path, "train", side=64)
+
+
+# ---- Fashion-MNIST
+
+
+def test_fashion_mnist_pixels_and_their_values(tmp_path):
+    generator = np.random.default_rng(3)
+    pixels = generator.integers(0, 256, (4, 28, 28), dtype=np.uint8)
+    for name, header, body in (
+        ("t10k-images-idx3-ubyte.gz", 16, pixels.tobytes()),
+        ("t10k-labels-idx1-ubyte.gz", 8, bytes([9, 0, 3, 3])),
+    ):
+        head = b"\0" * 4 + (4).to_bytes(4, "big") + b"\0" * (header - 8)
+        (tmp_path / name).write_bytes(gzip.compress(head + body))
+    images = load_images("fashion-mnist", tmp_path, "test")
+    assert np.array_equal(images.images[:, 0].numpy(), pixels)
+    assert images.labels.tolist() == [9, 0, 3, 3]
+    as_network_sees, _ = fashion_mnist.load_split(tmp_path, "test")
+    assert torch.equal(images.batch(torch.arange(4), CPU), as_network_sees)
+
+
+@pytest.mark.skipif(
+    not fashion_mnist.DEFAULT_FOLDER.is_dir(), reason="no Debian package dataset-fashion-mnist"
+)
+def test_writer_of_the_tests_makes_real_images(tmp_path):
+    train, test = fashion_in_colour("train", 50, classes=4), fashion_in_colour("test", 8, classes=4)
+    write_cifar(tmp_path, train, test, fashion_mnist.CLASS_NAMES[:4])
+    images = load_images("cifar10-format", tmp_path, "train")
+    assert images.image_shape == (3, 32, 32)
+    assert len(images) == 50
+    assert sorted(set(images.labels.tolist())) == [0, 1, 2, 3]
+    grey = images.images
+    assert torch.equal(grey[:, 0], grey[:, 2])
+    assert int(grey[:, :, :2].max()) == 0  # the border
+
+
+# ---- what is done with images
+
+
+@pytest.fixture
+def images():
+    pixels, labels = random_images(12, 3)
+    return ImageSet(torch.from_numpy(pixels), torch.from_numpy(labels), NAMES, "a test")
+
+
+def test_batch_is_in_minus_one_to_one(images):
+    chosen = torch.tensor([3, 3, 0])
+    batch = images.batch(chosen, CPU)
+    assert batch.dtype == torch.float32
+    expected = images.images[chosen].double() / 255 * 2 - 1
+    torch.testing.assert_close(batch.double(), expected, rtol=0, atol=1e-7)
+    extremes = ImageSet(
+        torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1),
+        torch.tensor([0, 1]), ("a", "b"), "",
+    )  # fmt: skip
+    assert extremes.batch(torch.arange(2), CPU).flatten().tolist() == [-1.0, 1.0]
+
+
+def test_batch_mirrors_the_chosen_ones_only(images):
+    chosen, flip = torch.tensor([1, 2, 5]), torch.tensor([True, False, True])
+    plain, flipped = images.batch(chosen, CPU), images.batch(chosen, CPU, flip)
+    assert torch.equal(flipped[1], plain[1])
+    for row in (0, 2):
+        assert torch.equal(flipped[row], plain[row][:, :, torch.arange(7, -1, -1)])
+
+
+def test_without_and_only_are_the_two_parts(images):
+    kept, gone = images.without(1), images.only(1)
+    assert len(kept) + len(gone) == len(images)
+    assert set(kept.labels.tolist()) == {0, 2}
+    assert set(gone.labels.tolist()) == {1}
+    assert torch.equal(gone.images, images.images[1::3])
+    assert kept.class_names == gone.class_names == NAMES
+    assert kept.source == "a test, without 'square'"
+    assert gone.source == "a test, only 'square'"
+    with pytest.raises(PeckerError, match=r"no images are left \(a test, without 'square', only"):
+        kept.only(1)
+    with pytest.raises(PeckerError, match="label 3 is none of the 3 classes of a test"):
+        images.without(3)
+
+
+def test_classes_go_by_name_or_number(images):
+    assert [images.class_index(name) for name in ("Square", "2", 0)] == [1, 2, 0]
+    with pytest.raises(PeckerError, match="unknown class 'cube'; the classes of a test are: 0 'c"):
+        images.class_index("cube")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "message"),
+    [
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), "must be uint8"),
+        (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "N, C, H, W"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2), "expected int64 labels"),
+        (
+            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+            torch.zeros(3, dtype=torch.int64),
+            r"int64 labels \(2,\), got torch.int64 \(3,\)",
+        ),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 3]), "from 0 to 3, but 3 cl"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([-1, 0]), "labels from -1"),
+    ],
+)
+def test_images_and_labels_must_fit(pixels, labels, message):
+    with pytest.raises(PeckerError, match=message):
+        ImageSet(pixels, labels, NAMES, "")
+
+
+def test_pickles_of_the_writer_load_with_plain_pickle(files):
+    """The writer's files are ordinary: others read them too."""
+    root, train, _ = files
+    content = pickle.loads((root / FOLDER / "data_batch_1").read_bytes())
+    assert np.array_equal(content["data"], train[0][:12].reshape(12, -1))

@@ -1,0 +1,310 @@
+"""A run directory: one user at a time, whole checkpoints, and only the run that it holds."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from toys import assert_same_bits, toy_objective
+
+from pecker_fast.distill import PeckerTrainer, RunDirectory
+from pecker_fast.runs import checkpoint as checkpoint_module
+from pecker_fast.runs.checkpoint import fingerprint
+from pecker_fast.errors import PeckerError
+from pecker_fast.masks.mask import SaliencyMask
+
+
+def train(path, overrides=None, *, stop=None, seed=0, **options):
+    """Train into a directory, to the end or until `stop` iterations are done."""
+    with RunDirectory(path) as directory:
+        trainer = PeckerTrainer(
+            toy_objective(overrides, seed=seed), run_directory=directory, **options
+        )
+        first = trainer.iteration
+        for metrics in trainer.run():
+            if metrics.iteration == stop:
+                break
+    return trainer, first
+
+
+def saved_state(path):
+    """The newest checkpoint without the time that it took, which is another every time."""
+    with RunDirectory(path) as directory:
+        state = directory.load()
+    assert state.pop("seconds") > 0
+    return state
+
+
+@contextmanager
+def file_size_limit(size):
+    """No file may grow beyond `size` bytes: write() fails in the kernel, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def shared_path():
+    """A directory that everybody may enter; pytest's own are closed to other users."""
+    with tempfile.TemporaryDirectory() as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+@contextmanager
+def unprivileged():
+    """Without root's right to write everywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def names(path):
+    return sorted(file.name for file in path.iterdir())
+
+
+def test_what_a_run_leaves_behind(tmp_path):
+    trainer, _ = train(tmp_path / "a" / "run")
+    assert names(tmp_path / "a" / "run") == [
+        "checkpoint-00000003.pt",
+        "checkpoint-00000006.pt",
+        "config.yaml",
+        "mask.safetensors",
+        "run.lock",
+    ]
+    assert SaliencyMask.load(tmp_path / "a" / "run" / "mask.safetensors") == trainer.mask
+    assert "density: 0.3" in (tmp_path / "a" / "run" / "config.yaml").read_text()
+
+
+def test_only_two_checkpoints_are_kept(tmp_path):
+    train(tmp_path, {"iterations": 9, "logging.checkpoint_every": 2})
+    with RunDirectory(tmp_path) as directory:
+        assert directory.iterations() == [8, 9]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mask.refresh_every": 2, "mask.apply": "both", "optimizer.beta1": 0.9},
+        {"mask.kind": "full", "lr_schedule": "cosine"},
+        {"ema.decay": None, "share_generator_pass": True, "override": "random"},
+        {"optimizer.release_grads": True, "micro_batch": 3, "mask.refresh_every": 4},
+    ],
+)
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, options):
+    whole, _ = train(tmp_path / "whole", options)
+    assert train(tmp_path / "parts", options, stop=4)[1] == 0
+    parts, first = train(tmp_path / "parts", options)
+    assert first == 3
+    assert whole.iteration == parts.iteration == 6
+    assert_same_bits(whole.mask.to_dense(), parts.mask.to_dense())
+    assert_same_bits(whole.ema_generator().state_dict(), parts.ema_generator().state_dict())
+    whole_state, parts_state = (saved_state(tmp_path / path) for path in ("whole", "parts"))
+    assert_same_bits(whole_state, parts_state)
+    assert whole_state["iteration"] == 6
+    assert (whole_state["ema"] is None) == ("ema.decay" in options)
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    done, _ = train(tmp_path)
+    again, first = train(tmp_path)
+    assert first == again.iteration == 6
+    assert_same_bits(done.generator.state_dict(), again.generator.state_dict())
+    assert again.verify_frozen() == done.verify_frozen()
+
+
+def test_a_run_can_be_prolonged(tmp_path):
+    train(tmp_path / "short")
+    longer, first = train(tmp_path / "short", {"iterations": 8})
+    assert first == 6
+    assert "iterations: 8" in (tmp_path / "short" / "config.yaml").read_text()
+    whole, _ = train(tmp_path / "whole", {"iterations": 8})
+    assert_same_bits(whole.generator.state_dict(), longer.generator.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"overrides": {"generator.lr": 2e-3}}, r"a run with generator\.lr 0\.001, this one has"),
+        ({"overrides": {"iterations": 2}}, "a run of 6 iterations, more than the 2"),
+        ({"seed": 1}, "a run of another model"),
+        ({"mask": True}, "a run under another mask"),
+    ],
+)
+def test_another_run_is_not_taken_up(tmp_path, change, message):
+    trainer, _ = train(tmp_path)
+    before = names(tmp_path)
+    if "mask" in change:
+        change = {"mask": ~trainer.mask}
+    with pytest.raises(PeckerError, match=rf"{tmp_path} holds {message}"):
+        train(tmp_path, **change)
+    assert names(tmp_path) == before
+
+
+def test_the_same_mask_given_again_resumes(tmp_path):
+    trainer, _ = train(tmp_path, stop=4)
+    _, first = train(tmp_path, mask=trainer.mask)
+    assert first == 3
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    whole, _ = train(tmp_path)
+    newest = tmp_path / "checkpoint-00000006.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=r"checkpoint-00000006\.pt cannot be read .* older"):
+        again, first = train(tmp_path)
+    assert first == 3
+    assert_same_bits(whole.generator.state_dict(), again.generator.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_a_damaged_checkpoint_is_not_counted_as_saved(tmp_path):
+    train(tmp_path)
+    (tmp_path / "checkpoint-00000006.pt").write_bytes(b"")
+    train(tmp_path, {"logging.checkpoint_every": 1}, stop=4)
+    with RunDirectory(tmp_path) as directory:
+        assert directory.iterations() == [3, 4]
+        assert directory.standing() == "the checkpoint of iteration 4 is intact"
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path, content):
+    train(tmp_path)
+    for file in tmp_path.glob("*.pt"):
+        file.write_bytes(content)
+    with pytest.raises(PeckerError, match=rf"every checkpoint in {tmp_path} is damaged; delete"):
+        train(tmp_path)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "_FORMAT", 9)
+        train(tmp_path)
+    with pytest.raises(PeckerError, match="has format 9, this version reads 2"):
+        train(tmp_path)
+
+
+def test_half_written_files_are_cleared(tmp_path):
+    train(tmp_path, stop=4)
+    (tmp_path / ".checkpoint-00000006.123.tmp.pt").write_bytes(b"half")
+    (tmp_path / "my-notes.tmp.pt").write_bytes(b"mine")
+    RunDirectory(tmp_path).close()
+    assert "my-notes.tmp.pt" in names(tmp_path)
+    assert not any(name.startswith(".") for name in names(tmp_path))
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+    with (
+        RunDirectory(tmp_path),
+        pytest.raises(PeckerError, match=rf"^{tmp_path} is in use by process {os.getpid()}; "),
+    ):
+        RunDirectory(tmp_path)
+    RunDirectory(tmp_path).close()
+
+
+def test_a_directory_in_use_by_another_process_is_refused(tmp_path):
+    hold = (
+        "import sys; from pecker_fast.runs.checkpoint import RunDirectory;"
+        "run = RunDirectory(sys.argv[1]); print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(PeckerError, match=f"is in use by process {other.pid};"):
+            RunDirectory(tmp_path)
+        other.kill()  # SIGKILL: nobody cleans up, and yet the lock is gone
+    RunDirectory(tmp_path).close()
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path):
+    whole, _ = train(tmp_path / "whole")
+    run = tmp_path / "run"
+    train(run, stop=4)
+    size = (run / "checkpoint-00000003.pt").stat().st_size
+    before = names(run)
+    message = (
+        rf"^cannot write the checkpoint of iteration 6 to {run}: File too large; the checkpoint "
+        "of iteration 3 is intact; free some space and start the same command again to resume$"
+    )
+    with file_size_limit(size // 2), pytest.raises(PeckerError, match=message):
+        train(run)
+    assert names(run) == before
+    resumed, first = train(run)
+    assert first == 3
+    assert_same_bits(whole.generator.state_dict(), resumed.generator.state_dict())
+
+
+def test_no_space_left_is_said_so(tmp_path, monkeypatch):
+    def full(state, file):
+        file.write(b"x" * 100)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with RunDirectory(tmp_path) as directory:
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(
+            PeckerError, match="No space left on device; nothing was saved; free some space"
+        ):
+            directory.save(3, {})
+        assert names(tmp_path) == ["run.lock"]
+
+
+def test_a_read_only_place_is_refused(shared_path):
+    sealed = shared_path / "sealed"
+    sealed.mkdir(mode=0o555)
+    with unprivileged():
+        for path in (sealed, sealed / "run"):
+            with pytest.raises(PeckerError, match=f"^cannot write to {path}: Permission denied; "):
+                RunDirectory(path)
+    assert names(sealed) == []
+
+
+def test_a_directory_that_becomes_read_only_stops_the_run(shared_path):
+    run = shared_path / "run"
+    train(run, stop=4)
+    before = names(run)
+    message = "checkpoint of iteration 6 .*: Permission denied; .* 3 is intact; make it writable"
+    with RunDirectory(run) as directory:
+        trainer = PeckerTrainer(toy_objective(), run_directory=directory)
+        run.chmod(0o555)
+        with unprivileged(), pytest.raises(PeckerError, match=message):
+            list(trainer.run())
+        run.chmod(0o755)
+    assert names(run) == before
+
+
+def test_a_file_in_the_place_of_a_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(PeckerError, match=f"cannot write to {path}"):
+            RunDirectory(path)
+
+
+def test_the_fingerprint_sees_every_bit():
+    network = torch.nn.BatchNorm1d(2)
+    base = fingerprint(network)
+    assert fingerprint(network) == fingerprint(network, network) == base
+    with torch.no_grad():
+        network.bias[0] = -0.0
+    assert fingerprint(network) != base
+    network.running_mean[0] = 1e-30
+    assert len({base, fingerprint(network), fingerprint(network.to(torch.bfloat16))}) == 3

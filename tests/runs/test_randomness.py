@@ -1,0 +1,53 @@
+import itertools
+
+import pytest
+import torch
+
+from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom
+from pecker_fast.distill.schedule import NoiseSchedule
+
+CPU = torch.device("cpu")
+
+
+def numbers(seed, iteration, purpose):
+    random = IterationRandom(seed, iteration, CPU, purpose)
+    draws = random.normal((8,), torch.float32)
+    with random.global_streams():
+        return draws, torch.rand(8)
+
+
+def test_seed_iteration_and_purpose_decide_everything():
+    keys = list(itertools.product((0, 1), (0, 1, 2), (TRAINING, SALIENCY)))
+    drawn = [numbers(*key) for key in keys]
+    torch.manual_seed(99)
+    for key, (draws, dropout) in zip(keys, drawn, strict=True):
+        again, dropout_again = numbers(*key)
+        assert torch.equal(draws, again)
+        assert torch.equal(dropout, dropout_again)
+    for one, other in itertools.combinations(drawn, 2):
+        assert not torch.equal(one[0], other[0])
+        assert not torch.equal(one[1], other[1])
+
+
+def test_the_callers_random_state_comes_back_even_after_an_error():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        IterationRandom(0, 0, CPU, TRAINING).global_streams(),
+    ):
+        torch.rand(2)
+        raise RuntimeError("stop")
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_timesteps_are_uniform_over_the_half_open_range():
+    abar = torch.linspace(0.99, 0.01, 50, dtype=torch.float64)
+    schedule = NoiseSchedule(abar, t_init=20, t_min=10, t_max=14)
+    t = IterationRandom(0, 0, CPU, TRAINING).timesteps(4000, schedule)
+    assert t.dtype == torch.int64
+    counts = torch.bincount(t, minlength=50)
+    assert counts[:10].sum() == counts[14:].sum() == 0
+    # 1,000 each, standard deviation 27; 5 of them.
+    assert ((counts[10:14] - 1000).abs() < 137).all()
