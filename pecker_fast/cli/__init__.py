@@ -29,8 +29,8 @@ from pecker_fast.cli import (
     train_pipeline,
     train_teacher,
 )
-from pecker_fast.distributed.launcher import processes
 from pecker_fast.errors import PeckerError
+from pecker_fast.launcher import processes
 
 __all__ = ["group", "main"]
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if alone:
         return _run(arguments)
-    from pecker_fast.distributed.stopping import a_last_word
+    from pecker_fast.cli.stopping import a_last_word
 
     with _one_voice(), a_last_word(_who(), _why_stopped):
         return _run(arguments)
@@ -187,7 +187,7 @@ def _fail(message: str, code: int, error: Exception | None = None) -> int:
     if processes() == 1:
         print(f"pecker-fast: {message}", file=sys.stderr)
         return code
-    from pecker_fast.distributed.stopping import speaking_last
+    from pecker_fast.cli.stopping import speaking_last
 
     with speaking_last():
         print(f"{_who()}: {message}", file=sys.__stderr__, flush=True)

@@ -27,12 +27,12 @@ from pecker_fast.cli.run_files import (
     save_folder,
 )
 from pecker_fast.cli.start_networks import StartNetwork
+from pecker_fast.cli.stopping import saving_at_interrupt
 from pecker_fast.distill.conditions import ClassConditions
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.distributed import Ranks
-from pecker_fast.distributed.stopping import saving_at_interrupt
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import Curve
 from pecker_fast.evaluate.judge import Judge

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from pecker_fast import backends
 from pecker_fast.cli.run_files import Clock, run_directory
+from pecker_fast.cli.stopping import saving_at_interrupt
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.distributed import Ranks
-from pecker_fast.distributed.stopping import saving_at_interrupt
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.models.pipeline import PipelineFolder

@@ -11,7 +11,7 @@ import click
 
 from pecker_fast.cli.common import config_overrides, machine_options, prepare
 from pecker_fast.cli.data_options import data_options
-from pecker_fast.distributed.stopping import saving_at_interrupt
+from pecker_fast.cli.stopping import saving_at_interrupt
 from pecker_fast.errors import PeckerError
 
 __all__ = ["train_teacher"]

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pecker_fast.distributed.launcher import number
 from pecker_fast.errors import PeckerError
+from pecker_fast.launcher import number
 
 __all__ = ["Meeting", "launch_store", "refuse"]
 

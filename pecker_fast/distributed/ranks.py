@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pecker_fast.distributed.launcher import number, processes
 from pecker_fast.distributed.meeting import Meeting, launch_store
 from pecker_fast.distributed.watch import GO_ON, Watch, farewell, watch
 from pecker_fast.errors import PeckerError
+from pecker_fast.launcher import number, processes
 
 __all__ = ["Ranks"]
 

@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
+from pecker_fast.cli.stopping import Interrupted, a_last_word, saving_at_interrupt
 from pecker_fast.distributed import Ranks
-from pecker_fast.distributed.stopping import Interrupted, a_last_word, saving_at_interrupt
 
 WAITING = """
 import sys, threading
-from pecker_fast.distributed.stopping import a_last_word, speaking_last
+from pecker_fast.cli.stopping import a_last_word, speaking_last
 with a_last_word("rank 3", lambda: "rank 1 was killed"):
     if sys.argv[1] == "said":
         with speaking_last():
@@ -53,7 +53,7 @@ def test_one_that_has_said_why_it_ends_is_silent():
 
 SLOW_REASON = """
 import os, signal, threading, time
-from pecker_fast.distributed.stopping import a_last_word, speaking_last
+from pecker_fast.cli.stopping import a_last_word, speaking_last
 asked = threading.Event()
 def reason():
     asked.set()
