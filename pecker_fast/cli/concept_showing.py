@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.cli.erasing_concept import Erased
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.text_config import ConceptSection
@@ -173,7 +172,7 @@ class Previews:
 
 
 def write_report(
-    erased: Erased,
+    erased: Any,
     pipeline: PipelineFolder,
     recipe: str,
     previews: Previews,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pecker_fast.cli.run_files import PICTURE_NAMES
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
 from pecker_fast.evaluate.grid import plot_accuracy, plot_before_after
@@ -13,6 +12,7 @@ from pecker_fast.evaluate.report import Picture
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
+from pecker_fast.runs.outputs import PICTURE_NAMES
 
 __all__ = ["draw_pictures"]
 

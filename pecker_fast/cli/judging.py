@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pecker_fast.cli.common import load_statistics
 from pecker_fast.datasets.loading import ImageSet, load_images
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
@@ -27,6 +26,7 @@ from pecker_fast.evaluate.kept import check_same_classes, kept_images, with_clas
 from pecker_fast.evaluate.sample_folder import write_samples
 from pecker_fast.evaluate.sample_plan import class_plan
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
+from pecker_fast.evaluate.statistics_files import load_statistics
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import fingerprint
 

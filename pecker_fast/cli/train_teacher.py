@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import config_overrides, machine_options, prepare
+from pecker_fast.cli.common import config_values, machine_options, prepare
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.cli.stopping import saving_at_interrupt
 from pecker_fast.errors import PeckerError
@@ -112,7 +112,7 @@ def train_teacher(
             "is for the shipped model, so without --config; a configuration has --iterations, "
             "--dataset and --set batch_size=N",
         )
-        values = config_overrides(None, None, None, None, seed, settings, iterations)
+        values = config_values({"settings": settings, "seed": seed, "iterations": iterations})
         if without is not None:
             values["without"] = without
         _train(out, config_path, values, (dataset, data_root, download), force, device, threads)
@@ -169,10 +169,11 @@ def _train(
     import torch
 
     from pecker_fast.cli.data_options import read_images
-    from pecker_fast.cli.run_files import MODEL_NAME, run_directory, save_folder
     from pecker_fast.distributed import Ranks
     from pecker_fast.methods.teacher import TeacherTrainer, build_network
     from pecker_fast.methods.training_config import load_teacher_config
+    from pecker_fast.runs.finding import MODEL_NAME
+    from pecker_fast.runs.outputs import run_directory
 
     config = load_teacher_config(config_path, values)
     dataset, root, download = data
@@ -206,7 +207,7 @@ def _train(
         for _ in steps:
             pass
         model = trainer.model()
-        ranks.first(lambda: save_folder(model, out / MODEL_NAME))
+        ranks.first(lambda: model.save_whole(out / MODEL_NAME))
     click.echo(f"trained on    {model.figures['training']['images']}")
     click.echo(f"iterations    {config.iterations:,}")
     click.echo(f"teacher       {out / MODEL_NAME}")

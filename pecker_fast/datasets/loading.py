@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pecker_fast.datasets import DATASETS, cifar_format
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.classes import class_index
 
 __all__ = ["ImageSet", "load_images"]
 
@@ -122,12 +123,7 @@ class ImageSet:
         Raises:
             PeckerError: No such class; the message lists the classes.
         """
-        wanted = str(name).strip().lower()
-        for index, known in enumerate(self.class_names):
-            if wanted in (known.lower(), str(index)):
-                return index
-        listed = ", ".join(f"{i} {known!r}" for i, known in enumerate(self.class_names))
-        raise PeckerError(f"unknown class {name!r}; the classes of {self.source} are: {listed}")
+        return class_index(name, self.class_names, self.source)
 
     def fingerprint(self) -> str:
         """A hash (hex) of all pixels, labels and class names."""
