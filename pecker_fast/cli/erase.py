@@ -114,11 +114,11 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
     from pecker_fast.erasure.request import Request
 
     started = time.monotonic()
-    recipe = options.pop("recipe")
-    if recipe is not None and options["config"] is not None:
+    recipe, config = options.pop("recipe"), options.pop("config")
+    if recipe is not None and config is not None:
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
     request = Request(
-        config=recipe or options.pop("config"),
+        config=recipe or config,
         settings=config_values(options),
         previews=not options.pop("no_previews"),
         device=device,
