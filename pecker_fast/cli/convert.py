@@ -36,7 +36,7 @@ Examples:
     type=click.IntRange(min=1),
     help="Height and width of the images.  [default: so that attention is at 16x16]",
 )
-@click.option("--force", is_flag=True, help="Replace what is at --out.")
+@click.option("--force", is_flag=True, help="Replace the model folder that is at --out.")
 def convert(
     checkpoint: Path,
     out: Path,

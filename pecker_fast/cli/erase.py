@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -35,10 +36,11 @@ Examples:
 
 \b
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
-model as a folder `model`. With --classifier also report.html, report.json and pictures. A run that
-was interrupted goes on where it was when the same command is started again. A text-to-image
-pipeline gives an erased pipeline folder `pipeline`, which makes images in one step, and
-`patch.safetensors`, which turns the original network into it.
+model as a folder `model` and frozen.json, which says how many frozen parameters changed, compared
+bit by bit; unless it is 0, they are named and the exit code is 3. With --classifier also
+report.html, report.json and pictures. A run that was interrupted goes on where it was when the same
+command is started again. A text-to-image pipeline gives an erased pipeline folder `pipeline`, which
+makes images in one step, and `patch.safetensors`, which turns the original network into it.
 
 \b
 Methods to compare with, trained on the real images of --dataset: SalUn (cifar10_salun), gradient
@@ -133,19 +135,22 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
 
 
 def say(erasure: Erasure[Any]) -> None:
-    """Print what happened, what was frozen, the figures, and where everything is."""
+    """Print what happened, what was frozen, the figures, and where everything is.
+
+    Raises:
+        FrozenChangedError: a frozen entry has changed.
+    """
     from pecker_fast.erasure.concepts import patch_sizes
     from pecker_fast.runs.outputs import PATCH_NAME
 
-    out, report, frozen = erasure.out, erasure.report, erasure.frozen
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process speaks for all
+    out, report = erasure.out, erasure.report
     if report is not None:
         click.echo(report.headline())
         if kept := report.kept_sentence():
             click.echo(kept)
-    click.echo(
-        f"{frozen.frozen:,} of {frozen.frozen + frozen.salient:,} parameters were frozen; "
-        f"{frozen.frozen_changed:,} of them changed, compared bit by bit."
-    )
+    click.echo(erasure.frozen.sentence())
     if report is not None:
         for table in report.tables()[:1]:
             width = max(len(row[0]) for row in table.rows)
@@ -162,3 +167,4 @@ def say(erasure: Erasure[Any]) -> None:
         patch, network = patch_sizes(out)
         share = f"{patch / network:.1%} of the network's file"
         click.echo(f"patch            {out / PATCH_NAME} ({share})")
+    erasure.frozen.require_unchanged(out)

@@ -24,7 +24,9 @@ _APPLIED = click.option(
     multiple=True,
     help="A patch that MODEL carries; may be given again, in the order they were applied.",
 )
-_FORCE = click.option("--force", is_flag=True, help="Replace a folder that exists.")
+_FORCE = click.option(
+    "--force", is_flag=True, help="Replace a copy of the model that exists, MODEL too."
+)
 
 
 @click.group(
@@ -122,7 +124,7 @@ def apply(
             )
         )
 
-    change_weights(model, out, change, force=force)
+    change_weights(model, out, change, patches=[file, *applied], force=force)
     for one in found:
         click.echo(f"overlap: {one}")
     click.echo(out)
@@ -142,5 +144,5 @@ def remove(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force:
     def change(weights: dict[str, Tensor]) -> None:
         remove_patch(weights, file, applied=applied or None)
 
-    change_weights(model, out, change, force=force)
+    change_weights(model, out, change, patches=[file, *applied], force=force)
     click.echo(out)

@@ -26,7 +26,7 @@ __all__ = [
     "SeparateNetworks",
     "SharedNetworks",
     "alias",
-    "network_from",
+    "restored_network",
     "saved_network",
 ]
 
@@ -215,7 +215,7 @@ def alias(network: nn.Module) -> nn.Module:
 
 
 def saved_network(checkpoint: Mapping[str, Any], role: Role) -> dict[str, Any] | None:
-    """What the checkpoint of a distillation holds of one network, for `network_from`.
+    """What the checkpoint of a distillation holds of one network, for `restored_network`.
 
     Returns:
         Tensors only; None where it is the checkpoint of another kind of run.
@@ -230,7 +230,7 @@ def saved_network(checkpoint: Mapping[str, Any], role: Role) -> dict[str, Any] |
 
 
 @torch.no_grad()
-def network_from(saved: Mapping[str, Any], like: nn.Module) -> nn.Module:
+def restored_network(saved: Mapping[str, Any], like: nn.Module) -> nn.Module:
     """The network that `saved_network` has found, as a copy of `like` with its values.
 
     Args:

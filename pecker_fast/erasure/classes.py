@@ -19,6 +19,7 @@ from pecker_fast.evaluate.curve import Curve
 from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.report import ErasureReport
 from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objective import BaselineObjective
 from pecker_fast.methods.trainer import BaselineTrainer
@@ -77,7 +78,9 @@ class _ClassTask(Task[T, ModelFolder]):
             trainer.iteration, trainer.stopwatch.seconds, lambda: self.finish(trainer)
         )
 
-    def save(self, trainer: T, model: ModelFolder, facts: Mapping[str, Any]) -> ModelFolder:
+    def save(
+        self, trainer: T, model: ModelFolder, frozen: FrozenCheck, facts: Mapping[str, Any]
+    ) -> ModelFolder:
         """Write the model folder."""
         model = replace(model, figures={**model.figures, **facts})
         self.site.ranks.first(lambda: model.save_whole(self.site.out / MODEL_NAME))

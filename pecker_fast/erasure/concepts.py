@@ -18,6 +18,7 @@ from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task
 from pecker_fast.evaluate.concept import ConceptFigures
 from pecker_fast.evaluate.concept_report import ConceptReport
+from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.patches.patch import save_patch
 from pecker_fast.runs.checkpoint import RunDirectory
@@ -133,14 +134,20 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         return replace(self.pipeline, path=path, unet=unet, description=description)
 
     def save(
-        self, trainer: PeckerTrainer, model: PipelineFolder, facts: Mapping[str, Any]
+        self,
+        trainer: PeckerTrainer,
+        model: PipelineFolder,
+        frozen: FrozenCheck,
+        facts: Mapping[str, Any],
     ) -> PipelineFolder:
-        """Write pipeline and patch."""
+        """Write the pipeline, and the patch unless a frozen entry has changed: it holds none."""
         model = replace(model, description={**model.description, **facts})
         about = {"iterations": trainer.iteration, "t_init": trainer.config.diffusion.t_init}
 
         def write() -> None:
             self.pipeline.save_with(model.unet, model.path, model.description)
+            if frozen.frozen_changed:
+                return
             patch = self.site.out / PATCH_NAME
             save_patch(patch, trainer.start, model.unet, trainer.ever_salient, **about)
 
@@ -150,7 +157,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
     def judge(self, erasure: Erasure[PipelineFolder]) -> ConceptReport | None:
         """Pictures before and after, what was given to judge them, and the page about them."""
         showing, previews, site = self._showing, self._previews, self.site
-        if showing is None or previews is None:
+        if showing is None or previews is None or erasure.frozen.frozen_changed:
             return None
         unet = erasure.model.unet.to(site.device)
         images = previews.compare(unet, site.ranks)

@@ -11,7 +11,7 @@ from torch import nn
 
 from pecker_fast.cli.concept_showing import Previews
 from pecker_fast.data import pipeline_folder, teacher_folder
-from pecker_fast.distill.config import load_config
+from pecker_fast.distill.config import RECIPES, load_config
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.erasure.classes import Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
@@ -61,7 +61,7 @@ def demo(
         >>> demo(Path("demo"), {"iterations": 1}).report.gone
         False
     """
-    config = load_config("demo", settings)
+    config = load_config(RECIPES / "demo.yaml", settings)
     site = Site(out=out, device=usable_device(device), force=force, clock=Clock(started))
     model = ModelFolder.load(teacher_folder())
     judge = Judge(
@@ -83,7 +83,7 @@ def demo_concept(
 ) -> Erasure[PipelineFolder]:
     """Erase sneakers, named by prompt, from the shipped pipeline; arguments as for `demo`."""
     recipe = "demo_concept"
-    config = load_config(recipe, settings)
+    config = load_config(RECIPES / f"{recipe}.yaml", settings)
     place = usable_device(device)
     site = Site(out=out, device=place, force=force, clock=Clock(started))
     pipeline = PipelineFolder.load(pipeline_folder())

@@ -32,7 +32,14 @@ from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
 from pecker_fast.runs.metrics import Metrics
-from pecker_fast.runs.outputs import PATCH_NAME, REPORT_NAMES, START_NAME, Clock, run_directory
+from pecker_fast.runs.outputs import (
+    FROZEN_NAME,
+    PATCH_NAME,
+    REPORT_NAMES,
+    START_NAME,
+    Clock,
+    run_directory,
+)
 from pecker_fast.runs.stopwatch import Stopwatch
 
 __all__ = ["Erasure", "Site", "Task", "Trainer", "carry_out", "tell"]
@@ -169,8 +176,8 @@ class Task(ABC, Generic[T, M]):
         """The erased model as it is now."""
 
     @abstractmethod
-    def save(self, trainer: T, model: M, facts: Mapping[str, Any]) -> M:
-        """Write the model, which holds `facts` from now on; on the first process alone written."""
+    def save(self, trainer: T, model: M, frozen: FrozenCheck, facts: Mapping[str, Any]) -> M:
+        """The model with `facts` in it, which the first process writes."""
 
     def notes(self, trainer: T) -> Sequence[str]:
         """What is said as the run starts."""
@@ -208,7 +215,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         if resumed_at:
             tell(f"resuming at iteration {resumed_at} of {config.iterations}")
         if ranks.is_first:
-            for name in (*REPORT_NAMES, PATCH_NAME):
+            for name in (FROZEN_NAME, PATCH_NAME, *REPORT_NAMES):
                 # Of an earlier state: must not stand beside a new one.
                 (site.out / name).unlink(missing_ok=True)
         with clock.stage("erase"):
@@ -227,7 +234,9 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
                 facts["start"] = dict(task.starts)
             model = task.finish(trainer)
             frozen = trainer.verify_frozen(model.unet)
-            model = task.save(trainer, model, facts)
+            proof = json.dumps(frozen.to_dict(), indent=2) + "\n"
+            ranks.first(lambda: write_text(site.out / FROZEN_NAME, proof))
+            model = task.save(trainer, model, frozen, facts)
         erasure = Erasure(
             out=site.out,
             model=model,

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import yaml
 from torch import nn
 
-from pecker_fast.distill.network_set import network_from, saved_network
+from pecker_fast.distill.network_set import restored_network, saved_network
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import CONFIG_NAME, WEIGHTS_NAME, read_config
@@ -86,7 +86,7 @@ def load_start(
         facts = {"kind": model.figures.get("method", model.kind), **_training(model.figures)}
     else:
         try:
-            network = network_from(saved["network"], like)
+            network = restored_network(saved["network"], like)
         except PeckerError as error:
             raise PeckerError(f"{path}: its pseudo-score network {error}") from None
         facts = {"kind": role, **saved["training"]}

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import check_output_folder
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.models.folder import FILES
 from pecker_fast.models.published import (
     CLASS_NAMES,
     T_INIT,
@@ -51,16 +53,14 @@ def convert_checkpoint(
             average, else the network itself.
         classes: cifar10, stl10, or names by label: "ant,bee,cat". None: as the sizes tell.
         size: height and width of the images. None: so that attention is at 16x16.
-        force: replace what is at `out`.
+        force: replace the model folder that is at `out`.
 
     Raises:
-        PeckerError: `out` exists or has no folder to lie in, a file that cannot be read, a slot
-            that it does not have, or as many class names as the network does not know.
+        PeckerError: `out` exists, holds other things or has no folder to lie in, a file that cannot
+            be read, a slot that it does not have, or as many class names as the network does not
+            know.
     """
-    if out.exists() and not force:
-        raise PeckerError(f"{out}: exists; add --force to replace it")
-    if not out.parent.is_dir():
-        raise PeckerError(f"{out.parent}: no such folder; make it first")
+    check_output_folder(out, force, writes=FILES, reads=[checkpoint])
     read = read_checkpoint(checkpoint)
     chosen = read.choose(slot)
     network = read.network(chosen, sample_size=size)

@@ -32,6 +32,13 @@ __all__ = ["ModelFolder"]
 
 DESCRIPTION = "pecker_fast.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FILES = (
+    DESCRIPTION,
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    f"unet/{WEIGHTS}",
+)
+"""What `ModelFolder.save` writes; a test holds the two together."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,13 +11,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing_folder
+from pecker_fast.files import check_output_folder, replacing_folder
 
 __all__ = ["change_weights"]
 
 
 def change_weights(
-    model: Path, out: Path, change: Callable[[dict[str, Tensor]], None], *, force: bool = False
+    model: Path,
+    out: Path,
+    change: Callable[[dict[str, Tensor]], None],
+    *,
+    patches: Sequence[Path] = (),
+    force: bool = False,
 ) -> None:
     """Copy a model folder with changed weights, whole or not at all.
 
@@ -26,18 +31,15 @@ def change_weights(
             alone.
         out: the copy; may be `model` itself.
         change: changes the weights by name in place, such as `lambda w: apply_patch(w, file)`.
-        force: replace a folder that exists.
+        patches: the files that `change` reads, which must not be replaced.
+        force: replace a copy of the model that exists, `model` itself too.
 
     Raises:
-        PeckerError: `out` exists, is a file, lies in `model` or in no folder; or the weights are
-            not in one .safetensors file that can be read.
+        PeckerError: `out` exists, holds other things, is a file, lies in `model` or in no folder;
+            or the weights are not in one .safetensors file that can be read.
     """
-    if out.exists() and not force:
-        raise PeckerError(f"{out}: exists; add --force to replace it")
-    if out.is_file():
-        raise PeckerError(f"{out}: is a file; give the name of a folder")
-    if not out.absolute().parent.is_dir():
-        raise PeckerError(f"{out.absolute().parent}: no such folder; make it first")
+    copied = {found.relative_to(model).as_posix() for found in model.rglob("*")}
+    check_output_folder(out, force, writes=copied, reads=[model, *patches])
     if model.resolve() in out.resolve().parents:
         raise PeckerError(f"{out}: lies in {model}, which is to be copied; choose another folder")
     file = _weights_file(model)
