@@ -1,4 +1,4 @@
-"""What is not installed is said in one line, and the core needs torch, numpy and safetensors only."""
+"""A missing package is said in one line; the core needs torch, numpy and safetensors only."""
 
 import subprocess
 import sys
