@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 from cifar_files import random_images, write_cifar
+from tiny_models import tiny_scheduler
 
 from pecker_fast import cli
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.train_teacher import build_scheduler
 from pecker_fast.runs.checkpoint import RunDirectory
 
 NAMES = ("circle", "square", "star")
@@ -47,7 +47,7 @@ def made(tmp_path_factory):
     with torch.no_grad():  # the last layer is zero at first: nothing below it would have a gradient
         for param in unet.parameters():
             param.add_(0.05 * torch.randn_like(param))
-    ModelFolder(unet, build_scheduler(), NAMES).save(root / "model")
+    ModelFolder(unet, tiny_scheduler(), NAMES).save(root / "model")
     SmallClassifier(3, in_channels=3, width=4).save(root / "classifier")
     train, test = random_images(60, 3), random_images(12, 3, seed=1)
     write_cifar(root / "data", train, test, NAMES)

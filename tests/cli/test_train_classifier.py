@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 from cifar_files import random_images, write_cifar
+from tiny_models import tiny_scheduler, tiny_unet
 from training.jobs import tiny_images
 
 from pecker_fast import cli
@@ -16,7 +17,6 @@ from pecker_fast.evaluate.forgetting import classify
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.resnet import ResNetClassifier
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
 from pecker_fast.runs.checkpoint import RunDirectory
 
 NAMES = ("circle", "square", "star")
@@ -60,10 +60,9 @@ def finished(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     torch.manual_seed(0)
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    unet = build_unet(recipe, num_classes=3, image_shape=(3, 8, 8)).eval()
+    unet = tiny_unet(3, (3, 8, 8))
     path = tmp_path_factory.mktemp("model") / "model"
-    ModelFolder(unet, build_scheduler(), NAMES).save(path)
+    ModelFolder(unet, tiny_scheduler(), NAMES).save(path)
     return path
 
 
