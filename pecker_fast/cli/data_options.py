@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def data_options(function: F) -> F:
     """Add --dataset, --data-root and --download; the first two are None where not given.
 
-    They are what `training.datasets.load_images` takes.
+    They are what `datasets.loading.load_images` takes.
     """
     for option in reversed(
         (
@@ -31,7 +31,8 @@ def data_options(function: F) -> F:
                 "--data-root",
                 type=click.Path(path_type=Path),
                 help="Folder that holds cifar-10-batches-py or stl10_binary; for fashion-mnist, "
-                "its four files.",
+                "its four files; for images, the folders train and test with a sub-folder per "
+                "class, or train.npz and test.npz.",
             ),
             click.option(
                 "--download",
@@ -51,7 +52,7 @@ def read_images(
     """Read images on every process; only the first may download, and the others wait for it.
 
     Raises:
-        PeckerError: see `training.datasets.load_images`.
+        PeckerError: see `datasets.loading.load_images`.
     """
     from pecker_fast.datasets.loading import load_images
 

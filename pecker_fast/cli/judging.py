@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from pecker_fast.cli.common import load_statistics
-from pecker_fast.datasets.loading import ImageSet, load_images
+from pecker_fast.datasets.image_files import (
+    ImageFiles,
+    load_image_files,
+)
+from pecker_fast.datasets.loading import ImageSet, load_images, with_classes
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier, load_classifier
@@ -19,11 +23,7 @@ from pecker_fast.evaluate.classifier_files import statistics_beside
 from pecker_fast.evaluate.fidelity import FidelityFigures, Inception, fidelity_figures
 from pecker_fast.evaluate.forgetting import Evaluation, evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics
-from pecker_fast.evaluate.image_files import (
-    ImageFiles,
-    load_image_files,
-)
-from pecker_fast.evaluate.kept import check_same_classes, kept_images, with_classes
+from pecker_fast.evaluate.kept import check_same_classes, kept_images
 from pecker_fast.evaluate.sample_folder import write_samples
 from pecker_fast.evaluate.sample_plan import class_plan
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny_models import tiny_scheduler
 
-from pecker_fast.evaluate.image_files import load_image_files
+from pecker_fast.datasets.image_files import load_image_files
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from tiny_models import tiny_unet
 
+from pecker_fast.datasets.image_files import load_image_files
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.image_files import load_image_files
 from pecker_fast.evaluate.sample_folder import write_samples
 from pecker_fast.evaluate.sample_npz import write_npz
 from pecker_fast.evaluate.sample_plan import class_plan, numbered_files
