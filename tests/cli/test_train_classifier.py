@@ -153,7 +153,7 @@ def test_resnet_starts_from_a_weights_file(run, data, tmp_path):
     assert done.code == 0, done.err
     network = load_classifier(tmp_path / "c")
     assert isinstance(network, ResNetClassifier)
-    assert (network.stem, network.input_size, network.num_classes) == ("imagenet", 16, 3)
+    assert (network.config["stem"], network.input_size, network.num_classes) == ("imagenet", 16, 3)
     card = json.loads((tmp_path / "c/card.json").read_text())
     assert card["started_from"]["file"] == "w.pth"
     assert card["config"]["lr"] == 1e-5

@@ -186,7 +186,7 @@ def test_it_learns_and_its_figures_are_those_of_its_files(tmp_path):
     loaded = SmallClassifier.load(tmp_path)
     x = train.batch(torch.arange(90), CPU)
     with torch.no_grad():
-        features = loaded.features(x)
+        features = loaded.logits_and_features(x)[1]
     expected = ClassStatistics.from_features(features, train.labels, 3)
     # Batches of another size, so other sums.
     torch.testing.assert_close(measured.statistics.mean, expected.mean, rtol=1e-5, atol=1e-6)
