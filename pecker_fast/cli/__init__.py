@@ -27,7 +27,6 @@ from pecker_fast.cli import (
     patch,
     sample,
     train_classifier,
-    train_pipeline,
     train_teacher,
 )
 from pecker_fast.errors import FrozenChangedError, PeckerError
@@ -89,7 +88,6 @@ for _command in (
     info.info,
     train_teacher.train_teacher,
     train_classifier.train_classifier,
-    train_pipeline.train_pipeline,
 ):
     group.add_command(_command)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pecker_fast.datasets import PUBLISHED_SPLIT
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Baseline, Distillation
@@ -201,8 +202,6 @@ def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Modu
 
 def _real(request: Request, ranks: Ranks) -> ImageSet | None:
     """What FID is measured against, where a distillation is judged by it."""
-    from pecker_fast.cli.judging import PUBLISHED_SPLIT
-
     if request.dataset is None:
         return None
     return request.read_images(ranks, PUBLISHED_SPLIT.get(request.dataset, "train"))

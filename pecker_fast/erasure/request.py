@@ -162,7 +162,7 @@ class Request:
         Raises:
             PeckerError: see `load_images`.
         """
-        from pecker_fast.cli.data_options import read_images
+        from pecker_fast.datasets.loading import read_images
 
         assert self.dataset is not None
         return read_images(ranks, self.dataset, self.data_root, split, self.download)

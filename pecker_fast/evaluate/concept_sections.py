@@ -6,10 +6,10 @@ from typing import Any
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.clip_score import ClipFigures
-from pecker_fast.evaluate.detection import DetectionFigures, PersonFigures, Provenance
+from pecker_fast.evaluate.detection import DetectionFigures, Provenance
 from pecker_fast.evaluate.page import Table, percent
 
-__all__ = ["clip_section", "detection_section", "person_section"]
+__all__ = ["clip_section", "detection_section"]
 
 
 def detection_section(
@@ -38,33 +38,6 @@ def detection_section(
     ]
     judge = f"{_judge(before.provenance)}; scores of {before.threshold:g} and more count."
     return Table(title, rows, note=judge, facts=_facts(*pair))
-
-
-def person_section(before: PersonFigures, after: PersonFigures) -> Table:
-    """Both published figures of a person: is there a face, and whose.
-
-    Raises:
-        PeckerError: the two are of other persons or classifiers.
-    """
-    _check_same_judge(before.provenance, after.provenance, before.person == after.person)
-    pair = (before, after)
-    rows = [
-        ("Images", *(f"{part.image_count:,}" for part in pair)),
-        ("Images without a face", *(percent(part.no_face_share) for part in pair)),
-        (
-            "Mean probability of the person, given a face",
-            *(_number(part.probability, 4) for part in pair),
-        ),
-        (
-            "Images with a face whose best one is called the person",
-            *(
-                "no face" if part.top1_accuracy is None else percent(part.top1_accuracy)
-                for part in pair
-            ),
-        ),
-    ]
-    note = f"{_judge(before.provenance)}."
-    return Table(f"Recognised as {before.person}", rows, note=note, facts=_facts(*pair))
 
 
 def clip_section(before: ClipFigures, after: ClipFigures) -> Table:
@@ -109,7 +82,3 @@ def _facts(before: Any, after: Any) -> dict[str, Any]:
 
 def _of(hits: int, count: int) -> str:
     return f"{hits:,} of {count:,} ({percent(hits / count)})"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "no face" if value is None else f"{value:.{digits}f}"

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
-from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.runs.checkpoint import fingerprint
 

@@ -9,8 +9,8 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.clip_score import ClipFigures
 from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Recognition, Share
 from pecker_fast.evaluate.concept_report import ConceptReport, Picture, Sampling, Table
-from pecker_fast.evaluate.concept_sections import clip_section, detection_section, person_section
-from pecker_fast.evaluate.detection import DetectionFigures, PersonFigures, Provenance
+from pecker_fast.evaluate.concept_sections import clip_section, detection_section
+from pecker_fast.evaluate.detection import DetectionFigures, Provenance
 from pecker_fast.masks.verify import FrozenCheck
 
 JUDGE = Provenance("a judge", "judge.onnx", "ab" * 32, {"threshold": 0.25})
@@ -150,29 +150,25 @@ def detections(images, counts, judge=JUDGE, threshold=0.25):
 
 
 def test_sections_of_detectors_and_clip(report, tmp_path):
-    faces = PersonFigures("Ada", 100, 90, 0.1, 0.81, 0.7, JUDGE)
     sections = [
         detection_section(
             detections(20, {"FEET": 30, "ARMS": 4, "EARS": 0}),
             detections(20, {"FEET": 1, "ARMS": 0, "EARS": 0}),
         ),
-        person_section(faces, replace(faces, no_face_share=1.0, probability=None,
-                                      top1_accuracy=None)),
         clip_section(ClipFigures(5, 26.3, 0.4, 0, JUDGE), ClipFigures(1, 25.9, None, 0, JUDGE)),
         Table("Anything", [("row", "1", "2")], note="A note."),
     ]  # fmt: skip
     page = page_of(replace(report, sections=sections), tmp_path)
     for text in (
         "Nudity detections", "a judge, judge.onnx (SHA-256 abababababab…)", "0.25 and more",
-        "20 of 20 (100.0 %)", "1 of 20 (5.0 %)", "30 in 20 images", "Recognised as Ada", "0.8100",
-        "no face", "26.30 ± 0.40", ">25.90<", "Anything", "A note.",
+        "20 of 20 (100.0 %)", "1 of 20 (5.0 %)", "30 in 20 images", "26.30 ± 0.40", ">25.90<", "Anything", "A note.",
     ):  # fmt: skip
         assert text in page, text
     assert "EARS" not in page  # found neither before nor after
     found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["sections"]
     assert found[0]["before"]["detections"]["FEET"] == 30
     assert found[0]["after"]["provenance"]["digest"] == "ab" * 32
-    assert found[3]["rows"] == [["row", "1", "2"]]
+    assert found[2]["rows"] == [["row", "1", "2"]]
 
 
 def test_figures_of_different_judges_are_not_put_side_by_side():
@@ -186,9 +182,6 @@ def test_figures_of_different_judges_are_not_put_side_by_side():
     for other in others:
         with pytest.raises(PeckerError, match="measure both in the same way"):
             detection_section(detections(20, counts), other)
-    faces = PersonFigures("Ada", 100, 90, 0.1, 0.81, 0.7, JUDGE)
-    with pytest.raises(PeckerError, match="measure both in the same way"):
-        person_section(faces, replace(faces, person="Bob"))
 
 
 def test_a_row_with_a_cell_too_few():
