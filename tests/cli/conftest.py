@@ -43,3 +43,18 @@ def run(capfd):
         return SimpleNamespace(code=code, out=out, err=err)
 
     return run
+
+
+@pytest.fixture
+def refused():
+    """Check how a command was refused: code 2, one line on stderr, which names the words given."""
+
+    def refused(done, *words):
+        assert done.code == 2, (done.code, done.err)
+        assert "Traceback" not in done.err and done.out == ""
+        messages = [line for line in done.err.splitlines() if line.startswith("pecker-fast: ")]
+        assert len(messages) == 1 and done.err.endswith(messages[0] + "\n"), done.err
+        for word in words:
+            assert str(word) in messages[0], (word, messages[0])
+
+    return refused
