@@ -78,7 +78,7 @@ STOPPED = {"pecker", "both", "bf16_both", "refresh", "salun", "random_label"}  #
 TEACHER = (
     f"train-teacher --config cifar10_teacher {IMAGES} --set network.image_size=8 "
     "--set network.channels=4 --set network.channel_mult=[1,2] --set network.blocks_per_level=1 "
-    "--set network.norm_num_groups=2 --set batch_size=4 --set ema.decay=0.5"
+    "--set network.norm_num_groups=2 --set batch_size=4 --set ema.decay=null"
 )
 CLASSIFIER = f"train-classifier {IMAGES} {LENGTH} --set batch_size=4"
 
