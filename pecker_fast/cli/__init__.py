@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
@@ -28,7 +29,7 @@ from pecker_fast.cli import (
     train_pipeline,
     train_teacher,
 )
-from pecker_fast.cli.several import has_report, is_first, one_voice, recorded, several
+from pecker_fast.cli.torchrun import has_report, is_first, one_voice, recorded, several
 from pecker_fast.errors import PeckerError
 
 __all__ = ["group", "main"]
@@ -102,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        command = recorded(group.main, _explain) if several() else group.main
+        command: Callable[..., Any] = group.main
+        if several():
+            command = recorded(command, _explain)
         command(None if arguments is None else list(arguments), standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code

@@ -64,7 +64,7 @@ def test_what_torchrun_sets_is_missing(monkeypatch, missing):
     ("name", "text"),
     [
         ("WORLD_SIZE", "two"),
-        *((TIMEOUT_VARIABLE, text) for text in ("", "soon", "0", "nan", "1e9")),
+        *(("PECKER_FAST_TIMEOUT", text) for text in ("", "soon", "0", "nan", "1e9")),
     ],
 )
 def test_a_variable_that_is_no_number(monkeypatch, name, text):

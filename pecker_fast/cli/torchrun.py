@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -64,7 +63,7 @@ def recorded(
 
     class Handler(ErrorHandler):
         def initialize(self) -> None:
-            faulthandler.enable(sys.__stderr__)  # sys.stderr may lead nowhere
+            faulthandler.enable(2)  # sys.stderr may lead nowhere
 
         def record_exception(self, e: BaseException) -> None:
             line, code = explain(e)
