@@ -29,7 +29,7 @@ def saving_at_interrupt(
 ) -> Iterator[T]:
     """The same steps, until Ctrl-C: then the step is finished and saved. A second one ends at once.
 
-    Several processes end at the first: to stop after the same step they would have to agree in each.
+    Several processes end at once: to stop after the same step they would have to agree in each.
 
     Args:
         steps: a training run.
