@@ -16,8 +16,8 @@ from pecker_fast.cli.common import (
     settings_option,
 )
 from pecker_fast.cli.data_options import data_options
-from pecker_fast.cli.stopping import saving_at_interrupt
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.interrupts import saving_at_interrupt
 
 __all__ = ["train_classifier"]
 
