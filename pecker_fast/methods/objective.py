@@ -107,10 +107,9 @@ class BaselineObjective:
         terms: list[Term] = ["remain"] if config.lambda_remain > 0 else []
         self.terms: list[Term] = [*terms, "forget"] if config.uses_forget_images else terms
 
-    def draw(self, term: Term, iteration: int, random: IterationRandom) -> Batch:
+    def draw(self, term: Term, random: IterationRandom) -> Batch:
         """The images of a term; all terms of an iteration are drawn in the order of `terms`."""
-        draw = self.images.remain if term == "remain" else self.images.to_forget
-        return draw(iteration, random)
+        return self.images.remain(random) if term == "remain" else self.images.to_forget(random)
 
     def weight(self, term: Term) -> float:
         """Its lambda."""

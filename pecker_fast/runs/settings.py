@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["Section", "Settings", "apply_overrides", "build", "read_settings", "recipes_in"]
+__all__ = ["Section", "Settings", "apply_overrides", "build", "load", "read_settings", "recipes_in"]
 
 S = TypeVar("S", bound="Settings")
 
@@ -70,6 +70,29 @@ class Settings(Section):
 def recipes_in(folder: Path) -> list[str]:
     """Names of the recipes in a folder of the package."""
     return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def load(
+    kind: type[S],
+    path: str | Path | None,
+    overrides: Mapping[str, Any] | None,
+    folders: Sequence[Path],
+) -> S:
+    """Read a configuration and lay flags over it.
+
+    Args:
+        kind: What it is a configuration of.
+        path: A YAML file, or the name of a shipped recipe. None = the defaults.
+        overrides: Dotted keys, e.g. `{"mask.density": 0.1}`. They win over the file.
+        folders: Where recipes are.
+
+    Raises:
+        PeckerError: A file that cannot be read, an unknown key (the nearest valid one is named),
+            or a value out of range.
+    """
+    settings = {} if path is None else read_settings(Path(path), folders)
+    apply_overrides(kind, settings, overrides or {})
+    return build(kind, settings, path)
 
 
 def read_settings(path: Path, folders: Sequence[Path]) -> dict[str, Any]:
