@@ -36,9 +36,6 @@ class Conditions(Rows):
     training: Tensor | None = None
     weight: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.student)
-
     @property
     def learning(self) -> Tensor:
         """What the pseudo-score is told while it learns."""

@@ -280,8 +280,9 @@ class Run(ABC, Generic[Batch]):
             theirs = dict.fromkeys(self._identity, theirs)
         for what, fingerprint in self._identity.items():
             if theirs.get(what) != fingerprint:
+                on = "on" if what == "images" else "of"
                 raise PeckerError(
-                    f"{where} holds a run of {_another(what)}; resume it with the {what} that it "
+                    f"{where} holds a run {on} {_another(what)}; resume it with the {what} that it "
                     "was started with, or choose another directory"
                 )
         self.config.check_resumes(saved["config"], saved["iteration"], str(where))
@@ -304,4 +305,4 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
 
 
 def _another(what: str) -> str:
-    return f"other {what}" if what.endswith("s") else f"another {what}"
+    return "other images" if what == "images" else f"another {what}"

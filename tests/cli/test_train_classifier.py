@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 from cifar_files import random_images, write_cifar
-from training.jobs import tiny_images
+from methods.training_jobs import tiny_images
 
 from pecker_fast import cli
 from pecker_fast.cli.train_classifier import HELD_OUT

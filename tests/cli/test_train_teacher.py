@@ -10,7 +10,7 @@ import yaml
 from cifar_files import random_images, write_cifar
 from safetensors.torch import load_file
 from training import jobs
-from training.jobs import command_line_killed_at_the_second_checkpoint
+from methods.training_jobs import command_line_killed_at_the_second_checkpoint
 
 from pecker_fast.methods.training_config import load_teacher_config
 from pecker_fast.models import ModelFolder
