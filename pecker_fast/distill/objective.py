@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -27,50 +26,11 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
 
-__all__ = ["DiffusionModel", "Draws", "Objective", "TextToImageModel"]
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+    from pecker_fast.models.pipeline import PipelineFolder
 
-
-class DiffusionModel(Protocol):
-    """What `Objective.from_model` needs to know of a model; `ModelFolder` is one."""
-
-    @property
-    def unet(self) -> Any:
-        """The class-conditional noise predictor."""
-
-    @property
-    def scheduler(self) -> Any:
-        """Its diffusers scheduler."""
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """One name per class."""
-
-    @property
-    def network_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network sees."""
-
-
-class TextToImageModel(Protocol):
-    """What `Objective.from_pipeline` needs to know of a model; `PipelineFolder` is one."""
-
-    @property
-    def unet(self) -> Any:
-        """The noise predictor that is conditioned on text embeddings."""
-
-    @property
-    def scheduler_config(self) -> Mapping[str, Any]:
-        """The configuration of its diffusers scheduler."""
-
-    @property
-    def prediction_type(self) -> str:
-        """What it predicts."""
-
-    @property
-    def network_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a latent image."""
-
-    def encode(self, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
-        """(P, L, D) embeddings of prompts, on the CPU."""
+__all__ = ["Draws", "Objective"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +108,7 @@ class Objective:
 
     @classmethod
     def from_model(
-        cls, model: DiffusionModel, config: PeckerConfig, device: torch.device | None = None
+        cls, model: ModelFolder, config: PeckerConfig, device: torch.device | None = None
     ) -> Objective:
         """The objective of a model folder, on `device` (None = where the model is).
 
@@ -162,7 +122,7 @@ class Objective:
 
     @classmethod
     def from_pipeline(
-        cls, pipeline: TextToImageModel, config: PeckerConfig, device: torch.device | None = None
+        cls, pipeline: PipelineFolder, config: PeckerConfig, device: torch.device | None = None
     ) -> Objective:
         """The objective of a text-to-image model, whose prompts `config.text` describes.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from pecker_fast.distill.graph import CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration, IterationInputs
 from pecker_fast.distill.mask_finding import find_mask
 from pecker_fast.distill.network_set import NetworkSet, Role, SeparateNetworks, SharedNetworks
-from pecker_fast.distill.objective import DiffusionModel, Objective
+from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
@@ -28,6 +28,9 @@ from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.metrics import LOSS_NAMES
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.run import Stateful, fused_blocks
+
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
 
 __all__ = ["PeckerTrainer"]
 
@@ -115,7 +118,7 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
     @classmethod
     def from_model(
         cls,
-        model: DiffusionModel,
+        model: ModelFolder,
         config: PeckerConfig,
         device: torch.device | None = None,
         **options: Any,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,28 +16,12 @@ from pecker_fast.methods.image_batches import ShuffledEpochs, antithetic_timeste
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
 
-__all__ = ["Batch", "ImageModel", "RealImages"]
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["Batch", "RealImages"]
 
 _REMAIN, _FORGET = 0, 1  # Each has a shuffling of its own.
-
-
-class ImageModel(Protocol):
-    """What has to be known of a model to show it real images; `ModelFolder` is one."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name per class."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-
-    @property
-    def null_label(self) -> int | None:
-        """The label that means no class, if the network knows one."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """What the network sees of images."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +55,7 @@ class RealImages:
     def __init__(
         self,
         images: ImageSet,
-        model: ImageModel,
+        model: ModelFolder,
         config: BaselineConfig,
         num_timesteps: int,
         device: torch.device,
@@ -159,7 +143,7 @@ class RealImages:
         return Batch(seen, noise, t, labels, imitated)
 
 
-def _check_fits(images: ImageSet, model: ImageModel) -> None:
+def _check_fits(images: ImageSet, model: ModelFolder) -> None:
     if images.image_shape != model.image_shape:
         raise PeckerError(
             f"the images ({images.source}) are {images.image_shape}, the model was made for "
