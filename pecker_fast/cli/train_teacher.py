@@ -91,14 +91,10 @@ def train_teacher(
         )
         for note in trainer.notes:
             click.echo(note, err=True)
-        done = trainer.training.iteration
+        done = trainer.iteration
         if done:
             click.echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
-        training = trainer.training
-        steps = saving_at_interrupt(
-            training.steps(), lambda: training.iteration, training.save, ranks
-        )
-        for _ in steps:
+        for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
             pass
         model = trainer.model()
         ranks.first(lambda: model.save_whole(out / MODEL_NAME))
