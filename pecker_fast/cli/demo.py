@@ -123,13 +123,12 @@ def _demo_concept(
     started: float,
 ) -> None:
     """The demo with prompts."""
-    from pecker_fast.cli.concept_showing import (
-        Judges,
-        Previews,
-        prompt_groups,
+    from pecker_fast.cli.erasing_concept import (
+        PATCH_NAME,
+        PIPELINE_NAME,
+        erase_concept,
         write_report,
     )
-    from pecker_fast.cli.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
     from pecker_fast.data import pipeline_folder, teacher_folder
     from pecker_fast.distill.config import load_config
     from pecker_fast.distill.prompts import TextConditions
@@ -137,6 +136,7 @@ def _demo_concept(
     from pecker_fast.evaluate.concept import ConceptFigures, Recognition
     from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images
     from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+    from pecker_fast.evaluate.previews import Previews, prompt_groups
     from pecker_fast.models.pipeline import PipelineFolder
 
     config = load_config(CONCEPT_RECIPE, values)
@@ -169,9 +169,9 @@ def _demo_concept(
     figures = ConceptFigures(
         captions, recognised(before, how.original()), recognised(after, how.erased())
     )
-    report = write_report(erased, pipeline, CONCEPT_RECIPE, shown[0], out, place, Judges(), figures)
-    click.echo(report.headline())
-    click.echo(report.kept_sentence())
+    report = write_report(erased, CONCEPT_RECIPE, shown[0], place, figures=figures)
+    click.echo(report.headline)
+    click.echo(report.kept_sentence)
     click.echo(f"report           {out / 'report.html'}")
     click.echo(f"erased pipeline  {out / PIPELINE_NAME}")
     click.echo(f"patch            {out / PATCH_NAME}")

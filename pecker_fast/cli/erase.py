@@ -289,16 +289,16 @@ def _erase_concept(
     common: dict[str, Any],
 ) -> None:
     """The half of the command that is about prompts."""
-    from pecker_fast.cli.concept_showing import (
-        Judges,
-        Previews,
-        load_judges,
-        prompt_groups,
+    from pecker_fast.cli.erasing_concept import (
+        PATCH_NAME,
+        PIPELINE_NAME,
+        erase_concept,
         write_report,
     )
-    from pecker_fast.cli.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
     from pecker_fast.distill.config import load_config
     from pecker_fast.distributed import Ranks
+    from pecker_fast.evaluate.concept_report import Measure, load_measures
+    from pecker_fast.evaluate.previews import Previews, prompt_groups
     from pecker_fast.models.pipeline import PipelineFolder, load_unet
 
     config = load_config(config_path, values, names=names, name_overrides=overrides)
@@ -311,10 +311,11 @@ def _erase_concept(
     generator = None
     if generator_path is not None:
         generator = load_unet(generator_path, like=pipeline.unet)
-    judges, shown = Judges(), []
+    measures: list[Measure] = []
+    shown: list[Previews] = []
     if showing is not None:
         neighbours, detector, clip, steps = showing
-        judges = load_judges(detector, clip, place)
+        measures = load_measures(detector, clip, place)
 
     def previews(conditions: TextConditions) -> Previews:
         groups = prompt_groups(conditions, neighbours)
@@ -328,7 +329,7 @@ def _erase_concept(
     if not ranks.is_first:
         return
     if shown:
-        write_report(erased, pipeline, config_path, shown[0], out, place, judges)
+        write_report(erased, config_path, shown[0], place, measures)
     frozen = erased.frozen
     click.echo(
         f"{frozen.frozen:,} of {frozen.frozen + frozen.salient:,} parameters were frozen; "
@@ -344,22 +345,18 @@ def _erase_concept(
 
 def print_report(report: object, out: Path) -> None:
     """Print what happened, the table of the page, and where the page is."""
-    from pecker_fast.evaluate.report import ErasureReport
+    from pecker_fast.evaluate.report import Report
 
-    if not isinstance(report, ErasureReport):
-        raise TypeError(f"expected an ErasureReport, got {type(report).__name__}")
-    click.echo(report.headline())
-    click.echo(report.kept_sentence())
-    frozen = report.frozen
-    click.echo(
-        f"{frozen.frozen:,} of {frozen.frozen + frozen.salient:,} parameters were frozen; "
-        f"{frozen.frozen_changed:,} of them changed, compared bit by bit."
-    )
+    if not isinstance(report, Report):
+        raise TypeError(f"expected a Report, got {type(report).__name__}")
+    click.echo(report.headline)
+    click.echo(report.kept_sentence)
+    click.echo(report.run.frozen_sentence())
     click.echo()
-    rows = [("", "original", "erased"), *report.rows()]
+    rows = [("", "original", "erased"), *report.tables[0].rows]
     width = max(len(row[0]) for row in rows)
     for name, before, after in rows:
         click.echo(f"{name:{width}}  {before:>12}  {after:>12}")
     click.echo()
-    click.echo(f"wall time     {report.wall_s:.0f} s")
+    click.echo(f"wall time     {report.run.wall_s:.0f} s")
     click.echo(f"report        {out / 'report.html'}")

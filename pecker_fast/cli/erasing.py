@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from pecker_fast import backends
-from pecker_fast.cli.erasure_pictures import draw_pictures
 from pecker_fast.cli.run_files import (
     CURVE_NAME,
     MODEL_NAME,
@@ -34,9 +33,10 @@ from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.class_pictures import draw_pictures
 from pecker_fast.evaluate.curve import Curve
 from pecker_fast.evaluate.judge import Judge
-from pecker_fast.evaluate.report import ErasureReport
+from pecker_fast.evaluate.report import Report, RunFacts, class_report
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.files import write_text
 from pecker_fast.machine import machine_facts, versions
@@ -68,7 +68,7 @@ def erase_class(
     ranks: Ranks | None = None,
     generator: StartNetwork | None = None,
     pseudo_score: StartNetwork | None = None,
-) -> ErasureReport | None:
+) -> Report | None:
     """Erase `config.forget` from `model` into the run directory `out`.
 
     Args:
@@ -187,7 +187,7 @@ def carry_out(
     judge: Judge | None,
     started: float | None,
     ranks: Ranks,
-) -> ErasureReport | None:
+) -> Report | None:
     """Train, save, judge and report.
 
     Args:
@@ -257,10 +257,7 @@ def carry_out(
             pictures = draw_pictures(
                 model, erased, trainer.mask, teacher, after, curve.points, erasure.sampler, out
             )
-        report = ErasureReport(
-            class_names=model.class_names,
-            teacher=teacher,
-            after=after,
+        run = RunFacts(
             frozen=frozen,
             mask_kind=config.mask.kind if mask is None else "given",
             density=trainer.mask.density,
@@ -274,8 +271,14 @@ def carry_out(
             machine=machine_facts(device),
             versions=versions(),
             config=config.flat(),
-            curve=curve.points,
             resumed_at=resumed_at,
+        )
+        report = class_report(
+            run,
+            model.class_names,
+            teacher,
+            after,
+            curve.points,
             teacher_ships=judge.teacher is not None,
             images=erasure.images,
         )

@@ -17,7 +17,7 @@ from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.judge import Judge
-from pecker_fast.evaluate.report import ErasureReport
+from pecker_fast.evaluate.report import Report
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.config import BaselineConfig
@@ -71,7 +71,7 @@ def erase_by_baseline(
     judge: Judge | None = None,
     started: float | None = None,
     ranks: Ranks | None = None,
-) -> ErasureReport | None:
+) -> Report | None:
     """Erase `config.forget` from `model` by `config.method` into the run directory `out`.
 
     Args:

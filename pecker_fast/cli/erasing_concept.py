@@ -6,7 +6,7 @@ Everything goes into one run directory; the same call on the same directory resu
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,12 +23,17 @@ from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.distributed import Ranks
+from pecker_fast.evaluate.concept import ConceptFigures
+from pecker_fast.evaluate.concept_report import Measure
+from pecker_fast.evaluate.previews import Previews
+from pecker_fast.evaluate.report import Report, RunFacts
+from pecker_fast.machine import machine_facts, versions
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.patches.patch import save_patch
 
-__all__ = ["PATCH_NAME", "PIPELINE_NAME", "Erased", "Preview", "erase_concept"]
+__all__ = ["PATCH_NAME", "PIPELINE_NAME", "Erased", "Preview", "erase_concept", "write_report"]
 
 PIPELINE_NAME = "pipeline"
 PATCH_NAME = "patch.safetensors"
@@ -163,6 +168,43 @@ def erase_concept(
         backend,
         conditions,
         images,
+    )
+
+
+def write_report(
+    erased: Erased,
+    recipe: str,
+    previews: Previews,
+    device: torch.device,
+    measures: Sequence[Measure] = (),
+    figures: ConceptFigures | None = None,
+) -> Report:
+    """The report on what a run made with these previews; see `Previews.report`."""
+    assert erased.images is not None  # this is the first process
+    config = erased.trainer.config
+    run = RunFacts(
+        frozen=erased.frozen,
+        mask_kind=config.mask.kind,
+        density=erased.trainer.mask.density,
+        iterations=erased.trainer.iteration,
+        seed=config.seed,
+        backend=erased.backend,
+        wall_s=erased.wall_s,
+        stage_s=erased.stage_s,
+        machine=machine_facts(device),
+        versions=versions(),
+        config=config.flat(),
+        resumed_at=erased.resumed_at,
+    )
+    return previews.report(
+        run,
+        erased.images,
+        recipe=recipe,
+        mask_digest=erased.trainer.mask.digest,
+        patch_bytes=erased.patch_bytes,
+        unet_bytes=erased.unet_bytes,
+        measures=measures,
+        figures=figures,
     )
 
 
