@@ -199,12 +199,12 @@ def write_report(
     return previews.report(
         run,
         erased.images,
+        measures,
+        figures,
         recipe=recipe,
         mask_digest=erased.trainer.mask.digest,
         patch_bytes=erased.patch_bytes,
         unet_bytes=erased.unet_bytes,
-        measures=measures,
-        figures=figures,
     )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.drawing import FORGET_COLOR, KEEP_COLOR
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
@@ -103,17 +102,8 @@ def plot_accuracy(
 ) -> None:
     """Write a PNG: forget and keep accuracy over the iterations, the teacher's levels as lines.
 
-    Args:
-        path: the PNG file.
-        points: at least one.
-        name: of the class to forget.
-        teacher: the original model's figures.
-        forget: index of the class to forget.
-        original: how the original model's images were drawn, in words.
-        how: how those of the points were drawn.
+    `original` and `how` say how the images of the teacher and of the points were drawn.
     """
-    if not points:
-        raise PeckerError("accuracy plot: there is no measured point to plot")
     kept = [(float(point.iteration), 100 * point.keep_accuracy) for point in points]
     forgot = [(float(point.iteration), 100 * point.forget_accuracy) for point in points]
     series = []

@@ -130,7 +130,6 @@ class Recognition:
         classifier: Classifier,
         sampler: str = "given images",
         seed: int | None = None,
-        progress: str | None = None,
     ) -> Recognition:
         """Classify one image per caption.
 
@@ -141,13 +140,12 @@ class Recognition:
             classifier: the judge.
             sampler: how the images were drawn; recorded.
             seed: of their noise; recorded.
-            progress: title of a progress bar on stderr; None for no bar.
 
         Raises:
             PeckerError: images that are not finite.
         """
         labels = captions.labels
-        logits, _ = classify(classifier, images, progress=progress)
+        logits, _ = classify(classifier, images)
         predicted = logits.argmax(dim=1)
         right = predicted == labels
         parts = [captions.trained, captions.held_back, captions.neighbours, captions.others]

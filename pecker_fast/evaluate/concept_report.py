@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.clip_score import ClipFigures, ClipScorer, measure_clip_score
 from pecker_fast.evaluate.concept import ConceptFigures, Hits
 from pecker_fast.evaluate.detection import DetectionFigures, Provenance
@@ -107,8 +106,10 @@ def concept_report(
     if figures is not None:
         headline = figures.headline(name)
         kept_sentence = figures.kept_sentence()
-        rows = [_compared(*row) for row in figures.rows()]
-        by_class = [_compared(*row) for row in figures.class_rows()]
+        rows, by_class = (
+            [(name, _cell(before), _cell(after)) for name, before, after in found]
+            for found in (figures.rows(), figures.class_rows())
+        )
     frozen = run.frozen
     rows += [
         ("Network evaluations per image", str(sampling.evaluations), "1"),
@@ -182,82 +183,44 @@ def load_measures(nudity: Path | None, clip: Path | None, device: torch.device) 
     return found
 
 
-def detection_table(
-    before: DetectionFigures, after: DetectionFigures, title: str = "Nudity detections"
-) -> Table:
-    """Detections and images with detections, in all and per counted class.
-
-    Raises:
-        PeckerError: the two were counted by other detectors, thresholds or classes.
-    """
-    alike = (before.threshold, before.counted) == (after.threshold, after.counted)
-    note = f"{_by(before, after, alike)}; scores of {before.threshold:g} and more count."
+def detection_table(before: DetectionFigures, after: DetectionFigures) -> Table:
+    """Detections and images with detections, in all and per counted class, of one detector."""
+    pair = (before, after)
     rows = [
-        _row("Images", before, after, lambda part: f"{part.image_count:,}"),
-        _row("Detections", before, after, lambda part: f"{part.counted_detections:,}"),
-        _row("Images with a detection", before, after,
-             lambda part: f"{_of(part.counted_images, part.image_count)} "
-                          f"({percent(part.counted_images / part.image_count)})"),
-    ]  # fmt: skip
-    for name in before.counted:
-        if before.images[name] or after.images[name]:
-            rows.append(
-                _row(name, before, after,
-                     lambda part, name=name:
-                         f"{part.detections[name]:,} in {part.images[name]:,} images")
-            )  # fmt: skip
-    return Table(title, rows, note=note, facts=_facts(before, after))
+        ("Images", *(f"{part.image_count:,}" for part in pair)),
+        ("Detections", *(f"{part.counted_detections:,}" for part in pair)),
+        (
+            "Images with a detection",
+            *(
+                f"{_of(part.counted_images, part.image_count)} "
+                f"({percent(part.counted_images / part.image_count)})"
+                for part in pair
+            ),
+        ),
+    ]
+    rows += [
+        (name, *(f"{part.detections[name]:,} in {part.images[name]:,} images" for part in pair))
+        for name in before.counted
+        if before.images[name] or after.images[name]
+    ]
+    note = f"{_judge(before.provenance)}; scores of {before.threshold:g} and more count."
+    return Table("Nudity detections", rows, note=note, facts=_facts(before, after))
 
 
 def clip_table(before: ClipFigures, after: ClipFigures) -> Table:
-    """Mean cosine of images and their prompts, times 100.
-
-    Raises:
-        PeckerError: the two are of other CLIP models.
-    """
-
-    def score(part: ClipFigures) -> str:
-        error = "" if part.standard_error is None else f" ± {part.standard_error:.2f}"
-        return f"{part.score:.2f}{error}"
-
-    note = f"{_by(before, after, True)}."
+    """Mean cosine of images and their prompts, times 100, of one CLIP model."""
+    pair = (before, after)
+    errors = ("" if p.standard_error is None else f" ± {p.standard_error:.2f}" for p in pair)
+    scores = (f"{part.score:.2f}{error}" for part, error in zip(pair, errors, strict=True))
     rows = [
-        _row("CLIP score (higher is closer to the prompt)", before, after, score),
-        _row("Images", before, after, lambda part: f"{part.image_count:,}"),
+        ("CLIP score (higher is closer to the prompt)", *scores),
+        ("Images", *(f"{part.image_count:,}" for part in pair)),
     ]
+    note = f"{_judge(before.provenance)}."
     return Table("CLIP score", rows, note=note, facts=_facts(before, after))
 
 
-def _row(name: str, before: Any, after: Any, words: Callable[[Any], str]) -> tuple[str, str, str]:
-    return name, words(before), words(after)
-
-
-def _compared(name: str, before: Hits, after: Hits) -> tuple[str, str, str]:
-    """A row of shares, each with its counts."""
-
-    def cell(seen: Hits) -> str:
-        return f"{seen} ({_of(seen.hits, seen.count)})" if seen.count else str(seen)
-
-    return _row(name, before, after, cell)
-
-
-def _by(before: Any, after: Any, asked_alike: bool) -> str:
-    """The judge of both in words.
-
-    Raises:
-        PeckerError: it is not the same one, or was not asked the same.
-    """
-    one, other = before.provenance, after.provenance
-    same = (one.name, one.digest, one.settings) == (other.name, other.digest, other.settings)
-    if not same or not asked_alike:
-        raise PeckerError(
-            f"report: figures before are by {_words(one)}, figures after by {_words(other)}, "
-            "or they count other things; measure both in the same way"
-        )
-    return _words(one)
-
-
-def _words(provenance: Provenance) -> str:
+def _judge(provenance: Provenance) -> str:
     file = f", {provenance.file}" if provenance.file else ""
     digest = f" (SHA-256 {provenance.digest[:12]}…)" if provenance.digest else ""
     return f"{provenance.name}{file}{digest}"
@@ -265,6 +228,11 @@ def _words(provenance: Provenance) -> str:
 
 def _facts(before: Any, after: Any) -> dict[str, Any]:
     return {"before": before.to_dict(), "after": after.to_dict()}
+
+
+def _cell(seen: Hits) -> str:
+    """A share with its counts."""
+    return f"{seen} ({_of(seen.hits, seen.count)})" if seen.count else str(seen)
 
 
 def _of(hits: int, count: int) -> str:

@@ -225,8 +225,11 @@ def plot_rows(
                 y += heights[row] + _GAP
                 row += 1
             if group.forgotten and group.prompts:
-                for left, end in _framed(lefts, widths, space):
-                    _frame(ax, left - _GAP / 2, start - _GAP / 2, end - left + _GAP, y - start)
+                boxes = list(zip(lefts, widths, strict=True))
+                if space <= _GAP:  # blocks that touch are framed as one
+                    boxes = [(lefts[0], right - lefts[0])]
+                for left, wide in boxes:
+                    _frame(ax, left - _GAP / 2, start - _GAP / 2, wide + _GAP, y - start)
 
 
 def drawable(images: Tensor, what: str) -> Tensor:
@@ -268,14 +271,6 @@ def _frame(ax: Axes, x: float, y: float, width: float, height: float) -> None:
 
     box = Rectangle((x, y), width, height, fill=False, edgecolor=FORGET_COLOR, linewidth=2.5)
     ax.add_patch(box).set_clip_on(False)
-
-
-def _framed(
-    lefts: Sequence[float], widths: Sequence[float], space: float
-) -> list[tuple[float, float]]:
-    """Left and right end of each frame: blocks that touch are framed as one."""
-    ends = [left + wide for left, wide in zip(lefts, widths, strict=True)]
-    return [(lefts[0], ends[-1])] if space <= _GAP else list(zip(lefts, ends, strict=True))
 
 
 def _wrap(text: str, letters: int, lines: int | None = None) -> str:

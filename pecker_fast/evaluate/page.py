@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 from markupsafe import Markup, escape
 
-from pecker_fast.errors import PeckerError
 from pecker_fast.files import write_text
 
 __all__ = ["Charts", "Picture", "Section", "Sentence", "Table", "Terms", "marked", "write_page"]
@@ -68,14 +67,6 @@ class Table:
     note: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     numbers: frozenset[int] = frozenset()
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise PeckerError(
-                    f"report: table {self.title!r} has {len(self.columns)} columns, but a row of "
-                    f"{len(row)}: {list(row)}"
-                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -134,32 +134,22 @@ class Previews:
         generator.train(training)
         return self._sampler.images(latents, ranks=ranks)
 
-    def _texts(self, columns: int) -> list[str]:
-        return [prompt for prompt in self.prompts for _ in range(columns)]
-
     def report(
         self,
         run: RunFacts,
         images: tuple[Tensor, Tensor],
-        *,
-        recipe: str,
-        mask_digest: str,
-        patch_bytes: int,
-        unet_bytes: int,
         measures: Sequence[Measure] = (),
         figures: ConceptFigures | None = None,
+        **facts: Any,
     ) -> Report:
         """Plot before and after, let the judges look, write report.html and report.json.
 
         Args:
             run: what was done.
             images: those of `compare`, on the first process.
-            recipe: its name.
-            mask_digest: of the mask.
-            patch_bytes: size of the patch.
-            unet_bytes: size of the network's file.
             measures: what looks at the images besides the reader, see `load_measures`.
             figures: a classifier's.
+            facts: recipe, mask_digest, patch_bytes and unet_bytes of `concept_report`.
         """
         path = self._out / "before_after.png"
         plot_before_after(path, self.groups, *images)
@@ -188,16 +178,16 @@ class Previews:
             concept=_words(words),
             override=_words([section.override for section in self._concepts]),
             model=str(self._pipeline.path),
-            recipe=recipe,
-            mask_digest=mask_digest,
-            patch_bytes=patch_bytes,
-            unet_bytes=unet_bytes,
             sampling=self.sampling,
             figures=figures,
             sections=[measure(*images, texts) for measure in measures],
+            **facts,
         )
         report.write(self._out, pictures)
         return report
+
+    def _texts(self, columns: int) -> list[str]:
+        return [prompt for prompt in self.prompts for _ in range(columns)]
 
 
 def _words(names: Sequence[str]) -> str:

@@ -99,15 +99,6 @@ def test_methods_are_called_as_in_the_literature(tmp_path, config, method):
     assert run.forget == (None if method == "training" else "airplane")
 
 
-def test_a_teacher(tmp_path):
-    figures = {"training": {"iterations": 7, "machine": {"device_name": "H200"}}}
-    path = write_run(tmp_path / "run", teacher(), report=False, density=None, figures=figures)
-    (run,) = read_runs([path])
-    assert (run.iterations, run.device, run.mask) == (7, "H200", None)
-    (unfinished,) = Comparison([run]).unfinished()
-    assert unfinished == f"run: 7 of {teacher().iterations:,} steps are done."
-
-
 def test_a_file_of_evaluate_is_a_row(tmp_path):
     path = write_json(tmp_path / "original.json", judgement(trained={"kind": "teacher"}).to_dict())
     (run,) = read_runs([path])
@@ -131,11 +122,16 @@ def test_a_run_that_goes_on_is_where_its_curve_is(tmp_path):
     assert (run.iterations, run.planned, run.wall_s) == (500, 1000, 40.0)
 
 
-def test_several_processes_are_another_device(tmp_path):
+def test_what_a_run_was_trained_on(tmp_path):
     training = {"seconds": 5.0, "processes": 4, "machine": {"device_name": "H100"}}
     figures = {"iterations": 1000, "training": training}
     path = write_run(tmp_path / "a", pecker(), report=False, figures=figures)
     assert read_runs([path])[0].device == "4 x H100"
+    figures = {"training": {"iterations": 7, "machine": {"device_name": "H200"}}}
+    path = write_run(tmp_path / "b", teacher(), report=False, density=None, figures=figures)
+    (run,) = read_runs([path])
+    assert (run.iterations, run.device, run.mask) == (7, "H200", None)
+    assert Comparison([run]).unfinished() == [f"b: 7 of {teacher().iterations:,} steps are done."]
 
 
 def test_the_class_that_a_retrained_model_never_saw(tmp_path):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from pages import Page
 
-from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.clip_score import ClipFigures
 from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Hits, Recognition
 from pecker_fast.evaluate.concept_report import (
@@ -187,17 +186,3 @@ def test_tables_of_detectors_and_clip(tmp_path):
     assert page.tables["CLIP score"][1][1:] == ["26.30 ± 0.40", "25.90"]
     assert figures["sections"][0]["before"]["detections"]["FEET"] == 30
     assert figures["sections"][1]["rows"][0][1] == "26.30 ± 0.40"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        detections({"FEET": 3}, replace(JUDGE, digest="cd" * 32)),
-        detections({"FEET": 3}, replace(JUDGE, settings={"threshold": 0.5})),
-        detections({"FEET": 3}, threshold=0.5),
-        detections({"ARMS": 3}),
-    ],
-)
-def test_figures_of_different_judges_are_not_put_side_by_side(other):
-    with pytest.raises(PeckerError, match="by a judge"):
-        detection_table(detections({"FEET": 3}), other)
