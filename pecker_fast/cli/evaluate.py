@@ -230,10 +230,10 @@ def _drawing(
 ) -> Subject:
     """The model at `path` and how it draws."""
     from pecker_fast.cli.judging import Subject
-    from pecker_fast.cli.run_models import find_model
     from pecker_fast.cli.sample_defaults import default_steps
     from pecker_fast.evaluate.sampling import Sampler
     from pecker_fast.models import ModelFolder
+    from pecker_fast.runs.finding import find_model
 
     model = ModelFolder.load(find_model(path))
     if steps is None:

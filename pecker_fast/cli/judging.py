@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pecker_fast.cli.common import load_statistics
-from pecker_fast.datasets.loading import ImageSet, load_images
+from pecker_fast.datasets import PUBLISHED_SPLIT
+from pecker_fast.datasets.image_files import (
+    ImageFiles,
+    load_image_files,
+)
+from pecker_fast.datasets.loading import ImageSet, load_images, with_classes
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier, load_classifier
@@ -19,21 +23,15 @@ from pecker_fast.evaluate.classifier_files import statistics_beside
 from pecker_fast.evaluate.fidelity import FidelityFigures, Inception, fidelity_figures
 from pecker_fast.evaluate.forgetting import Evaluation, evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics
-from pecker_fast.evaluate.image_files import (
-    ImageFiles,
-    load_image_files,
-)
-from pecker_fast.evaluate.kept import check_same_classes, kept_images, with_classes
+from pecker_fast.evaluate.kept import check_same_classes, kept_images
 from pecker_fast.evaluate.sample_folder import write_samples
 from pecker_fast.evaluate.sample_plan import class_plan
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
+from pecker_fast.evaluate.statistics_files import load_statistics
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import fingerprint
 
 __all__ = ["Judges", "Subject", "read_real"]
-
-PUBLISHED_SPLIT = {"stl10": "all"}
-"""The real images behind published figures: training images, and of STL-10 the test images too."""
 
 _LONG = ("teacher", "training")  # figures of a model folder that are no part of a report
 

@@ -16,6 +16,7 @@ from pecker_fast.evaluate.page import Picture
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
+from pecker_fast.runs.outputs import PICTURE_NAMES
 
 __all__ = ["draw_pictures", "plot_accuracy"]
 
@@ -32,7 +33,8 @@ def draw_pictures(
     sampler: Sampler,
     out: Path,
 ) -> list[Picture]:
-    """Write before_after.png, accuracy.png and density.png, in the order of the report."""
+    """Write the pictures of the report, in its order."""
+    before_after, accuracy, density = (out / picture for picture in PICTURE_NAMES)
     name = model.class_names[after.forget]
     how = "one step" if sampler.steps == 1 else f"{sampler.steps} steps"
     labels = balanced_labels(model.num_classes, PICTURE_COLUMNS)
@@ -47,7 +49,7 @@ def draw_pictures(
         return ["" if share is None else f"{100 * share:.0f} %" for share in shares]
 
     plot_before_after(
-        out / "before_after.png",
+        before_after,
         class_groups(model.class_names, after.forget),
         drawn(Sampler(teacher.steps, sampler.seed), model, "pictures"),
         drawn(sampler, erased),
@@ -56,7 +58,7 @@ def draw_pictures(
     )
     pictures = [
         Picture(
-            out / "before_after.png",
+            before_after,
             "Before and after",
             "Every row was asked for one class, left and right from the same noise. The marked row "
             f"was asked for {name}. The figures beside the rows say how many images of each class, "
@@ -66,23 +68,23 @@ def draw_pictures(
     ]
     if curve:
         original = f"original model, {teacher.steps} steps"
-        plot_accuracy(out / "accuracy.png", curve, name, teacher, after.forget, original, how)
+        plot_accuracy(accuracy, curve, name, teacher, after.forget, original, how)
         start = "Iteration 0 is the original model"
         if sampler.steps == 1:
             start += ", which was never made for one step"
         few = f"{curve[-1].forget_count} and {curve[-1].keep_count}"
         pictures.append(
             Picture(
-                out / "accuracy.png",
+                accuracy,
                 "Forgetting and keeping, iteration by iteration",
                 f"Images in {how} of the model as it was after so many iterations, {few} of them "
                 f"for a point; the table above rests on more. {start}.",
             )
         )
-    mask.plot(out / "density.png")
+    mask.plot(density)
     pictures.append(
         Picture(
-            out / "density.png",
+            density,
             "Where the mask lets the model change",
             "Share of the parameters of each layer that were allowed to change. All others kept "
             "their bits.",

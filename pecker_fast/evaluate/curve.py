@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.forgetting import evaluate_images
-from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.files import write_text

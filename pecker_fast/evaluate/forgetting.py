@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pecker_fast.datasets.pixels import to_float
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
 from pecker_fast.evaluate.sampling import Sampler
@@ -108,7 +109,7 @@ def classify(
     batches = tqdm(
         torch.split(images, batch_size), desc=progress, unit="batch", disable=progress is None
     )
-    parts = [classifier.logits_and_features(_floats(part.to(weight.device))) for part in batches]
+    parts = [classifier.logits_and_features(to_float(part.to(weight.device))) for part in batches]
     logits = torch.cat([part[0] for part in parts]).float().cpu()
     features = torch.cat([part[1] for part in parts]).float().cpu()
     if not torch.isfinite(logits).all():
@@ -293,11 +294,6 @@ class TeacherFigures:
 def percent(share: float) -> str:
     """0.9731 -> '97.3 %'."""
     return f"{100 * share:.1f} %"
-
-
-def _floats(images: Tensor) -> Tensor:
-    """uint8 images as the floats in [-1, 1] that classifiers take; floats as they are."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 def _name(classifier: Classifier) -> str:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier
 from pecker_fast.evaluate.fidelity import Inception
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures, evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics
-from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.kept import check_same_classes
 from pecker_fast.evaluate.kept_fid import KeptFid
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels

@@ -11,28 +11,8 @@ from torch import Tensor
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.image_files import ImageFiles
 
-__all__ = ["check_same_classes", "kept_images", "with_classes"]
-
-_UNNAMED = "class {}"  # as a model folder without names calls them
-
-
-def with_classes(files: ImageFiles) -> ImageSet:
-    """Images on disk as a labelled set; classes without names get numbers.
-
-    Raises:
-        PeckerError: the images have no classes.
-    """
-    if files.labels is None:
-        raise PeckerError(
-            f"{files.source}: the images have no classes; expected one sub-folder per class, or "
-            "an .npz with labels"
-        )
-    names = files.class_names
-    if names is None:
-        names = tuple(_UNNAMED.format(i) for i in range(int(files.labels.max()) + 1))
-    return ImageSet(files.images, files.labels, names, files.source)
+__all__ = ["check_same_classes", "kept_images"]
 
 
 def kept_images(images: ImageSet, forget: str | None) -> Tensor:

@@ -63,10 +63,7 @@ class RunFacts:
     def to_dict(self) -> dict[str, Any]:
         """What report.json says of the run, in plain types."""
         return {
-            "frozen_parameters": self.frozen.frozen,
-            "frozen_changed": self.frozen.frozen_changed,
-            "salient_parameters": self.frozen.salient,
-            "salient_changed": self.frozen.salient_changed,
+            **self.frozen.to_dict(),
             "mask": self.mask_kind,
             "density": self.density,
             "iterations": self.iterations,
@@ -97,16 +94,6 @@ class RunFacts:
             ("Wall time", f"{self.wall_s:.0f} s ({stages})"),
             ("Software", packages),
         ]
-
-    def frozen_sentence(self) -> str:
-        """Whether the frozen parameters kept their bits."""
-        frozen, everything = self.frozen.frozen, self.frozen.frozen + self.frozen.salient
-        if not frozen:
-            return "No parameter was frozen: the mask is full."
-        return (
-            f"{frozen:,} of {everything:,} parameters were frozen; "
-            f"{self.frozen.frozen_changed:,} of them changed, compared bit by bit."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +129,9 @@ class Report:
 
     def write(self, folder: Path, pictures: Sequence[Picture]) -> None:
         """Write report.json and the self-contained report.html into `folder`."""
-        changed = bool(self.run.frozen.frozen_changed)
-        sentences = [Sentence(self.run.frozen_sentence(), "muted", changed)]
+        frozen = self.run.frozen
+        proof = frozen.sentence() if frozen.frozen else "No parameter was frozen: the mask is full."
+        sentences = [Sentence(proof, "muted", bool(frozen.frozen_changed))]
         if self.kept_sentence:
             sentences.insert(0, Sentence(self.kept_sentence, bad=self.kept is False))
         sections: list[Section] = [

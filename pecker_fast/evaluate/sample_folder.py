@@ -25,9 +25,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from pecker_fast.datasets.image_files import SAMPLES_FILE
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.image_files import SAMPLES_FILE, to_uint8
 from pecker_fast.evaluate.sample_plan import SamplePlan
 from pecker_fast.files import write_text
 from pecker_fast.machine import machine_facts, versions

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distill.losses import one_step_sample
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.reverse_steps import (
     Tell,
     class_guided,

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from pecker_fast.datasets import Dataset
 from pecker_fast.distill.config import RECIPES as DISTILLATIONS
 from pecker_fast.distill.config import (
     EmaSection,
@@ -46,7 +47,6 @@ __all__ = [
 
 Method: TypeAlias = Literal["random_label", "negative_gradient", "fine_tune", "esd"]
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
-Dataset: TypeAlias = Literal["cifar10", "stl10", "cifar10-format", "fashion-mnist"]
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from pecker_fast.datasets import Dataset
 from pecker_fast.distill.config import EmaSection, LoggingSection
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.settings import (
@@ -39,7 +40,6 @@ __all__ = [
 RECIPES = Path(__file__).parent / "training_recipes"
 
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
-Dataset: TypeAlias = Literal["cifar10", "stl10", "cifar10-format", "fashion-mnist"]
 
 
 class AdamSection(Section):

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cifar_files import random_images, write_cifar
+from image_data import random_images, write_images
+from tiny_models import tiny_scheduler
 
 from pecker_fast import cli
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.train_teacher import build_scheduler
 from pecker_fast.runs.checkpoint import RunDirectory
 
 NAMES = ("circle", "square", "star")
@@ -47,17 +48,17 @@ def made(tmp_path_factory):
     with torch.no_grad():  # the last layer is zero at first: nothing below it would have a gradient
         for param in unet.parameters():
             param.add_(0.05 * torch.randn_like(param))
-    ModelFolder(unet, build_scheduler(), NAMES).save(root / "model")
+    ModelFolder(unet, tiny_scheduler(), NAMES).save(root / "model")
     SmallClassifier(3, in_channels=3, width=4).save(root / "classifier")
     train, test = random_images(60, 3), random_images(12, 3, seed=1)
-    write_cifar(root / "data", train, test, NAMES)
+    write_images(root / "data", train, test, NAMES)
     np.savez(root / "real.npz", images=train[0], labels=train[1])
     return SimpleNamespace(
         root=root,
         model=root / "model",
         classifier=root / "classifier",
         statistics=root / "real.npz",
-        data=("--dataset", "cifar10-format", "--data-root", root / "data"),
+        data=("--dataset", "images", "--data-root", root / "data"),
     )
 
 
@@ -72,6 +73,20 @@ def salun(made, tmp_path_factory):
     return out
 
 
+def moved(finish):
+    """A trainer's method that makes its result, with one frozen entry changed."""
+
+    def result(trainer):
+        network = finish(trainer)
+        frozen = {name: ~salient for name, salient in trainer.mask.to_dense().items()}
+        name = next(name for name, entries in frozen.items() if entries.any())
+        place = tuple(frozen[name].nonzero()[0].tolist())
+        network.get_parameter(name)[place] += 1
+        return network
+
+    return result
+
+
 def weights_of(folder):
     return dict(ModelFolder.load(folder).unet.named_parameters())
 
@@ -84,7 +99,7 @@ def test_the_run_directory_is_that_of_a_distillation(salun):
         "checkpoint-00000004.pt",
     }  # fmt: skip
     config = yaml.safe_load((salun / "config.yaml").read_text())
-    assert (config["method"], config["dataset"]) == ("random_label", "cifar10-format")
+    assert (config["method"], config["dataset"]) == ("random_label", "images")
     assert (config["forget"], config["override"]) == (2, 0)  # the next class, which is the first
     points = json.loads((salun / "curve.json").read_text())
     assert [point["iteration"] for point in points] == [0, 1, 2, 3, 4]
@@ -97,7 +112,7 @@ def test_the_report_compares_many_steps_with_many_steps(salun):
     assert (report["teacher"]["steps"], report["after"]["steps"]) == (3, 3)
     assert (report["forget"], report["override"]) == ("star", "circle")
     assert report["config"]["method"] == "random_label"
-    assert report["images"] == "data in CIFAR-10's format, 60 training images, 8x8"
+    assert report["images"] == "data, 60 training images, 8x8"
     assert (report["mask"], report["iterations"]) == ("saliency", 4)
     assert report["density"] == pytest.approx(0.5, abs=1e-3)
     assert report["frozen_changed"] == 0 < report["salient_changed"]
@@ -191,7 +206,7 @@ def test_mask_makes_the_mask_that_the_run_finds(run, made, salun, tmp_path):
     assert done.code == 0, done.err
     assert SaliencyMask.load(out) == SaliencyMask.load(salun / "mask.safetensors")
     assert "salient for 'star' (density 0.5, saliency)" in done.out
-    assert "found on star in data in CIFAR-10's format, 60 training images" in done.out
+    assert "found on star in data, 60 training images" in done.out
     assert out.with_suffix(".png").is_file()
 
 
@@ -232,6 +247,20 @@ def test_mask_files_that_do_not_fit(run, made, salun, tmp_path):
                    *SMALL, "--mask-file", file)  # fmt: skip
         assert done.code == 2 and message in done.err, (message, done.err)
         assert not out.exists()
+
+
+def test_a_frozen_entry_that_changed_ends_with_code_3(run, made, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    command = ("erase", made.model, "--config", "cifar10_salun", "--out", out, *made.data, *SMALL)
+    done = run(*command)
+    assert done.code == 0, done.err
+    assert "; 0 of them changed, compared bit by bit.\n" in done.out
+    assert json.loads((out / "frozen.json").read_text())["frozen_changed"] == 0
+    monkeypatch.setattr(BaselineTrainer, "erased_network", moved(BaselineTrainer.erased_network))
+    done = run(*command)
+    assert done.code == 3 and "; 1 of them changed" in done.out
+    (name,) = json.loads((out / "frozen.json").read_text())["frozen_changed_in"]
+    assert f"1 frozen entry of {name!r}" in done.err
 
 
 # ---- what is refused

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from pecker_fast.cli.mask import describe_backward
 from pecker_fast.distill.config import load_config
+from pecker_fast.erasure.masks import describe_backward
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 from pecker_fast.nn.flops import BackwardFlops, NetworkFlops

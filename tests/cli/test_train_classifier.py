@@ -5,7 +5,8 @@ import signal
 
 import pytest
 import torch
-from cifar_files import random_images, write_cifar
+from image_data import random_images, write_images
+from tiny_models import tiny_scheduler, tiny_unet
 from training.jobs import tiny_images
 
 from pecker_fast import cli
@@ -16,7 +17,6 @@ from pecker_fast.evaluate.forgetting import classify
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.resnet import ResNetClassifier
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
 from pecker_fast.runs.checkpoint import RunDirectory
 
 NAMES = ("circle", "square", "star")
@@ -29,10 +29,10 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Colours that a small network tells apart, in CIFAR-10's files; read-only."""
+    """Colours that a small network tells apart; read-only."""
     root = tmp_path_factory.mktemp("data")
     train, test = tiny_images(60), tiny_images(24)
-    write_cifar(
+    write_images(
         root,
         (train.images.numpy(), train.labels.numpy()),
         (test.images.numpy(), test.labels.numpy()),
@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 def command(data, out, *arguments):
     return [
-        "train-classifier", "--dataset", "cifar10-format", "--data-root", data, "--out", out,
+        "train-classifier", "--dataset", "images", "--data-root", data, "--out", out,
         *arguments,
     ]  # fmt: skip
 
@@ -60,10 +60,9 @@ def finished(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     torch.manual_seed(0)
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    unet = build_unet(recipe, num_classes=3, image_shape=(3, 8, 8)).eval()
+    unet = tiny_unet(3, (3, 8, 8))
     path = tmp_path_factory.mktemp("model") / "model"
-    ModelFolder(unet, build_scheduler(), NAMES).save(path)
+    ModelFolder(unet, tiny_scheduler(), NAMES).save(path)
     return path
 
 
@@ -79,12 +78,12 @@ def test_card_and_statistics_are_those_of_the_network(finished, data):
     network = load_classifier(finished)
     assert isinstance(network, SmallClassifier)
     card = json.loads((finished / "card.json").read_text())
-    test = load_images("cifar10-format", data, "test")
+    test = load_images("images", data, "test")
     logits, _ = classify(network, test.images)
     accuracy = float((logits.argmax(1) == test.labels).float().mean())
     assert card["test_accuracy"] == accuracy > 0.9
     assert (card["test_count"], card["class_names"]) == (24, list(NAMES))
-    train = load_images("cifar10-format", data, "train")
+    train = load_images("images", data, "train")
     _, features = classify(network, train.images)
     expected = ClassStatistics.from_features(features, train.labels, 3)
     found = ClassStatistics.load(finished / "statistics.safetensors")
@@ -154,7 +153,7 @@ def test_resnet_starts_from_a_weights_file(run, data, tmp_path):
     assert done.code == 0, done.err
     network = load_classifier(tmp_path / "c")
     assert isinstance(network, ResNetClassifier)
-    assert (network.stem, network.input_size, network.num_classes) == ("imagenet", 16, 3)
+    assert (network.config["stem"], network.input_size, network.num_classes) == ("imagenet", 16, 3)
     card = json.loads((tmp_path / "c/card.json").read_text())
     assert card["started_from"]["file"] == "w.pth"
     assert card["config"]["lr"] == 1e-5
@@ -183,7 +182,7 @@ def test_stl10_holds_out_what_published_classifiers_were_tested_on():
         (["--dataset", "cifar10", "--epochs", "0"], ["epochs must be greater than 0, got 0"]),
         (["--dataset", "cifar10", "--set", "lr=fast"], ["lr", "'fast'"]),
         (
-            ["--dataset", "cifar10-format", "--data-root", "DATA", "--set", "held_out=99"],
+            ["--dataset", "images", "--data-root", "DATA", "--set", "held_out=99"],
             ["held_out 99", "84 images"],
         ),
     ],
@@ -196,7 +195,7 @@ def test_bad_input(run, data, tmp_path, arguments, words):
 
 def test_truncated_file(run, tmp_path):
     images = random_images(30, 3)
-    batch = write_cifar(tmp_path, images, images, NAMES) / "test_batch"
+    batch = write_images(tmp_path, images, images, NAMES) / "test_batch"
     batch.write_bytes(batch.read_bytes()[:-100])
     done = run(*command(tmp_path, tmp_path / "c", *SMALL))
     refused(done, batch, "not a complete pickle file")
@@ -207,7 +206,7 @@ def test_directory_of_another_run(run, data, tmp_path):
     with RunDirectory(tmp_path / "erased") as directory:
         directory.save(1, {"networks": {}})
     refused(run(*command(data, tmp_path / "erased", *SMALL)), "a run of another kind")
-    words = ["train-teacher", "--config", "small_teacher", "--dataset", "cifar10-format"]
+    words = ["train-teacher", "--config", "small_teacher", "--dataset", "images"]
     words += ["--data-root", data, "--out", tmp_path / "teacher", "--iterations", 1]
     words += ["--set", "network.channels=8", "--set", "batch_size=2", "--threads", 1]
     assert run(*words).code == 0

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pecker_fast.cli.start_networks import load_start
 from pecker_fast.distill import RunDirectory
+from pecker_fast.erasure.starts import load_start
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import fingerprint

@@ -31,7 +31,7 @@ def run_commands(folder, arguments, faults, *, patience=PATIENCE, **variables):
     size = len(faults)
     each = arguments if isinstance(arguments[0], list) else [arguments] * size
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, "pecker_fast.cli.erasing"])
+    context.set_forkserver_preload([*PRELOADED, "pecker_fast.erasure.api"])
     port = _free_port()
     said = [folder / f"rank{rank}.txt" for rank in range(size)]
     processes = [

@@ -1,18 +1,17 @@
 """The small run that the tests of faults disturb."""
 
 import torch
+from tiny_models import tiny_scheduler, tiny_unet
 from toys import assert_same_bits
 
 from pecker_fast.distill import RunDirectory
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
 
 
 def build(path, seed=0):
     torch.manual_seed(seed)
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    unet = build_unet(recipe, num_classes=3, image_shape=(1, 8, 8)).eval()
-    ModelFolder(unet, build_scheduler(), ("circle", "square", "star")).save(path)
+    unet = tiny_unet()
+    ModelFolder(unet, tiny_scheduler(), ("circle", "square", "star")).save(path)
     return path
 
 

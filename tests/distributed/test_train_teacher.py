@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cifar_files import random_images, write_cifar
 from fault_processes import run_commands
+from image_data import random_images, write_images
 from safetensors.torch import load_file
 
 from pecker_fast import cli
@@ -19,13 +19,13 @@ SETTINGS = (
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     images = random_images(30, 3)
-    write_cifar(root, images, images, ("circle", "square", "star"))
+    write_images(root, images, images, ("circle", "square", "star"))
     return root
 
 
 def command(data, out, iterations):
     words = [
-        "train-teacher", "--config", "small_teacher", "--dataset", "cifar10-format",
+        "train-teacher", "--config", "small_teacher", "--dataset", "images",
         "--data-root", data, "--out", out, "--iterations", iterations,
         "--device", "cpu", "--threads", 1, *(w for s in SETTINGS for w in ("--set", s)),
     ]  # fmt: skip

@@ -8,11 +8,11 @@ import torch
 from inception_weights import write_inception_weights
 
 from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import Curve, read_curve
 from pecker_fast.evaluate.fidelity import Inception, fidelity_figures
-from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.forgetting import (
@@ -14,7 +15,6 @@ from pecker_fast.evaluate.forgetting import (
     evaluate_images,
 )
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
-from pecker_fast.evaluate.image_files import to_uint8
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 
 

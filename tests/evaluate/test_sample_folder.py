@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import tiny_unet
 
+from pecker_fast.datasets.image_files import load_image_files
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.image_files import load_image_files
 from pecker_fast.evaluate.sample_folder import write_samples
 from pecker_fast.evaluate.sample_npz import write_npz
 from pecker_fast.evaluate.sample_plan import class_plan, numbered_files
@@ -93,10 +94,8 @@ def test_a_folder_of_png_files_that_says_what_drew_them(plan, pixels, tiny_model
 
 
 def test_colour(tiny_model, tmp_path):
-    from pecker_fast.models.train_teacher import TeacherRecipe, build_unet
 
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    model = replace(tiny_model, unet=build_unet(recipe, 3, (3, 8, 8)).eval())
+    model = replace(tiny_model, unet=tiny_unet(3, (3, 8, 8)))
     write_samples(tmp_path / "a", plan_of(model))
     expected = (SAMPLER.sample(model, LABELS)[1] + 1) * 127.5
     with Image.open(tmp_path / "a" / FILES[1]) as image:

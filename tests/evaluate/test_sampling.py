@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_unet
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels, default_t_init
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.train_teacher import TeacherRecipe, build_unet
 
 LABELS = torch.tensor([0, 1, 2, 2, 1])
 KINDS = [
@@ -78,8 +78,7 @@ def assert_images(drawn, expected, tolerance=1e-5):
 @pytest.fixture
 def with_null(tiny_model):
     """The same with one more row in the table, for "no class"."""
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    unet = build_unet(recipe, num_classes=4, image_shape=(1, 8, 8)).eval()
+    unet = tiny_unet(4, (1, 8, 8))
     return sensible(replace(tiny_model, unet=unet, null_label=3))
 
 

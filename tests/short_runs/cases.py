@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import sys
 import traceback
@@ -39,7 +38,7 @@ DISTIL = f"{BATCH} {RATES} --set saliency.batches=2 --set ema.decay=0.9"
 FORGET = f"{DISTIL} --forget star --override circle --set generator.lambda_forget=1"
 MASKED = f"{FORGET} --mask saliency --density 0.1"
 BOTH = f"{MASKED} --set mask.apply=both"
-UNLEARN = f"{BATCH} --forget star --dataset cifar10-format --data-root DATA"
+UNLEARN = f"{BATCH} --forget star --dataset images --data-root DATA"
 CARRIED = "--set optimizer.beta1=0.5 --set optimizer.weight_decay=0.01"
 
 # Name -> model and options of `erase`. DATA stands for a folder.
@@ -140,20 +139,19 @@ def root():
 
 @cache
 def data():
-    """Noise in CIFAR-10's files: 30 training and 9 test images of three classes, 3x8x8."""
-    folder = root() / "data" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
+    """Noise: 30 training and 9 test images of three classes, 3x8x8."""
+    folder = root() / "data"
+    folder.mkdir()
     random = np.random.default_rng(0)
-    for name, count in [*((f"data_batch_{part}", 6) for part in range(1, 6)), ("test_batch", 9)]:
-        pixels = random.integers(0, 256, (count, 3 * 8 * 8), dtype=np.uint8)
-        batch = {"data": pixels, "labels": [index % 3 for index in range(count)]}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(NAMES)}, protocol=2))
-    return folder.parent
+    for name, count in (("train", 30), ("test", 9)):
+        pixels = random.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+        arrays = {"images": pixels, "labels": np.arange(count) % 3, "class_names": NAMES}
+        np.savez(folder / f"{name}.npz", **arrays)
+    return folder
 
 
 TEACHER = (
-    "train-teacher --config cifar10_teacher --dataset cifar10-format --data-root DATA "
+    "train-teacher --config cifar10_teacher --dataset images --data-root DATA "
     "--set network.image_size=8 --set network.channels=4 --set network.channel_mult=[1,2] "
     "--set network.blocks_per_level=1 --set network.norm_num_groups=2 --set batch_size=4 "
 )
@@ -235,7 +233,7 @@ def train_unet2d_teacher(out):
 
 
 def train_classifier(out, options):
-    base = f"train-classifier --dataset cifar10-format --data-root DATA {LENGTH}"
+    base = f"train-classifier --dataset images --data-root DATA {LENGTH}"
     options = f"{base} --set batch_size=4 {options}"
     run(options, "--out", out)
     found = digest(load_file(out / "model.safetensors"))

@@ -1,4 +1,4 @@
-"""Writes data sets in CIFAR-10's file layout, for tests: Fashion-MNIST as 32x32 colour images."""
+"""Writes data sets for tests, as .npz files and in CIFAR-10's layout; Fashion-MNIST in colour."""
 
 import pickle
 
@@ -10,29 +10,22 @@ FOLDER = "cifar-10-batches-py"
 TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
 
 
-def write_cifar(root, train, test, names, protocol=2):
-    """Write pairs of images, uint8 (N, 3, S, S), and labels (N,) as CIFAR-10 is laid out."""
+def write_images(root, train, test, names):
+    """Write pairs of images, uint8 (N, 3, S, S), and labels (N,) for `--dataset images`."""
+    root.mkdir(parents=True, exist_ok=True)
+    for part, (images, labels) in (("train", train), ("test", test)):
+        np.savez(root / f"{part}.npz", images=images, labels=labels, class_names=np.array(names))
+
+
+def write_cifar(root, train, test, names):
+    """The same as CIFAR-10 is laid out, for torchvision."""
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     parts = zip(np.array_split(train[0], 5), np.array_split(train[1], 5), strict=True)
     for name, (images, labels) in [*zip(TRAIN, parts, strict=True), ("test_batch", test)]:
-        write_pickle(folder / name, batch(images, labels, name), protocol)
-    meta = {"num_cases_per_batch": len(train[0]) // 5, "label_names": list(names)}
-    write_pickle(folder / "batches.meta", meta, protocol)
-    return folder
-
-
-def batch(images, labels, name="a batch"):
-    return {
-        "batch_label": name,
-        "labels": [int(label) for label in labels],
-        "data": np.ascontiguousarray(images.reshape(len(images), -1)),
-        "filenames": [f"{index}.png" for index in range(len(images))],
-    }
-
-
-def write_pickle(file, content, protocol=2):
-    file.write_bytes(pickle.dumps(content, protocol=protocol))
+        batch = {"labels": labels.tolist(), "data": images.reshape(len(images), -1)}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(names)}))
 
 
 def fashion_in_colour(split, count, classes=10):

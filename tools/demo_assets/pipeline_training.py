@@ -1,31 +1,20 @@
 """Train the small text-to-image pipeline that ships: autoencoder first, then U-Net with its words.
 
-This is what made `pecker_fast/data/pipeline`. `pecker-fast train-pipeline` runs it. All random
-numbers of a step come from (seed, step), so a run that was killed and goes on from its last
-checkpoint ends with the bits of an uninterrupted one on the same number of threads.
+All random numbers of a step come from (seed, step): the same number of threads gives the same bits.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import string
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import tqdm
-from transformers import CLIPTextModel, CLIPTokenizer
-
-from pecker_fast.datasets.fashion_captions import Traits, training_captions
-from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing
-from pecker_fast.models.pipeline_networks import (
+from pipeline_networks import (
     AutoencoderRecipe,
     DenoiserRecipe,
     build_autoencoder,
@@ -34,11 +23,44 @@ from pecker_fast.models.pipeline_networks import (
     build_unet,
     with_border,
 )
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
 
-__all__ = ["Captioner", "encode", "train_autoencoder", "train_denoiser"]
+from pecker_fast.datasets.fashion_captions import training_captions
 
-_CHECKPOINT_EVERY = 100  # steps
+__all__ = ["Captioner", "Traits", "encode", "measure_traits", "train_autoencoder", "train_denoiser"]
+
 _AUTOENCODER, _DENOISER = 0, 1  # which of the two draws random numbers
+
+# Pixels above this are the piece, the rest is background; images are in [-1, 1].
+_BACKGROUND = -0.8
+# Thirds of all training images: brightness of a piece in [0, 1], and the mean difference between
+# neighbours on it, which stripes and prints raise.
+_TONE_BOUNDS = (0.561, 0.721)
+_TEXTURE_BOUNDS = (0.096, 0.130)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Which words fit each image: 0 the first ("dark", "plain"), 1 neither, 2 the last."""
+
+    tone: np.ndarray[tuple[int], np.dtype[np.int64]]  # (N,)
+    texture: np.ndarray[tuple[int], np.dtype[np.int64]]  # (N,)
+
+
+def measure_traits(images: torch.Tensor) -> Traits:
+    """Brightness and texture of the piece in each image (N, 1, H, W), float32 in [-1, 1]."""
+    piece = (images > _BACKGROUND).float()
+    brightness = (images + 1) / 2
+    tone = (brightness * piece).sum((1, 2, 3)) / piece.sum((1, 2, 3)).clamp(min=1)
+    both = piece[..., 1:] * piece[..., :-1]
+    steps = (brightness[..., 1:] - brightness[..., :-1]).abs() * both
+    texture = steps.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
+    return Traits(
+        np.digitize(tone.numpy(), _TONE_BOUNDS), np.digitize(texture.numpy(), _TEXTURE_BOUNDS)
+    )
 
 
 class Captioner:
@@ -73,7 +95,7 @@ class Captioner:
 
 
 def train_autoencoder(
-    images: Tensor, recipe: AutoencoderRecipe, device: torch.device, checkpoint: Path | None = None
+    images: Tensor, recipe: AutoencoderRecipe, device: torch.device
 ) -> AutoencoderKL:
     """Train on reconstruction and set the scaling factor so that latents have unit variance.
 
@@ -81,13 +103,10 @@ def train_autoencoder(
         images: (N, 1, 28, 28) float32 in [-1, 1].
         recipe: sizes and hyperparameters.
         device: where to train.
-        checkpoint: file to go on from and to leave progress in; None for none.
 
     Returns:
         The autoencoder in eval mode, on the CPU.
 
-    Raises:
-        PeckerError: the checkpoint belongs to another recipe.
     """
     torch.manual_seed(recipe.seed)
     vae = build_autoencoder(recipe).to(device)
@@ -103,7 +122,7 @@ def train_autoencoder(
         loss: Tensor = F.l1_loss(restored, x) + recipe.kl_weight * divergence
         return loss
 
-    vae.load_state_dict(_train(vae, loss_of, recipe, checkpoint, "autoencoder"))
+    vae.load_state_dict(_train(vae, loss_of, recipe, "autoencoder"))
     vae.eval()
     vae.register_to_config(scaling_factor=1.0)
     mean, std = encode(vae, images[:10_000], device)
@@ -132,7 +151,6 @@ def train_denoiser(
     tokenizer: CLIPTokenizer,
     recipe: DenoiserRecipe,
     device: torch.device,
-    checkpoint: Path | None = None,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train U-Net and text encoder together on denoising (DDPM eq. 14).
 
@@ -142,13 +160,10 @@ def train_denoiser(
         tokenizer: of the captions.
         recipe: sizes and hyperparameters.
         device: where to train.
-        checkpoint: file to go on from and to leave progress in; None for none.
 
     Returns:
         The averages of both over training, in eval mode, on the CPU.
 
-    Raises:
-        PeckerError: the checkpoint belongs to another recipe.
     """
     torch.manual_seed(recipe.seed)
     unet, text_encoder = build_unet(recipe), build_text_encoder(recipe, tokenizer)
@@ -176,7 +191,7 @@ def train_denoiser(
         noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
         return F.mse_loss(unet(noisy, t, encoder_hidden_states=words).sample, noise)
 
-    both.load_state_dict(_train(both, loss_of, recipe, checkpoint, "text to image"))
+    both.load_state_dict(_train(both, loss_of, recipe, "text to image"))
     both.cpu().eval()
     return unet, text_encoder
 
@@ -185,7 +200,6 @@ def _train(
     module: nn.Module,
     loss_of: Callable[[int], Tensor],
     recipe: AutoencoderRecipe | DenoiserRecipe,
-    checkpoint: Path | None,
     title: str,
 ) -> Mapping[str, Tensor]:
     """Adam with warm-up and half a cosine; returns the exponential average of the weights."""
@@ -194,11 +208,8 @@ def _train(
     # The fused CPU kernel of torch is wrong for mixed strides, so only CUDA uses the fused one.
     optimizer = torch.optim.Adam(parameters, recipe.learning_rate, fused=parameters[0].is_cuda)
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    done = 0
-    if checkpoint is not None and checkpoint.is_file():
-        done = _resume(checkpoint, recipe, module, optimizer, average)
-    bar = tqdm(total=recipe.steps, initial=done, desc=title, unit="step", mininterval=1.0)
-    for step in range(done, recipe.steps):
+    bar = tqdm(total=recipe.steps, desc=title, unit="step", mininterval=1.0)
+    for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe.steps)
         loss = loss_of(step)
@@ -214,39 +225,8 @@ def _train(
         bar.update()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
-        if checkpoint is not None and (step + 1) % _CHECKPOINT_EVERY == 0:
-            state = {
-                "recipe": dataclasses.asdict(recipe),
-                "done": step + 1,
-                "module": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-            }
-            with replacing(checkpoint) as temporary:
-                torch.save(state, temporary)
     bar.close()
     return average
-
-
-def _resume(
-    checkpoint: Path,
-    recipe: AutoencoderRecipe | DenoiserRecipe,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-) -> int:
-    """Take everything from a checkpoint; returns the number of steps done."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if state["recipe"] != dataclasses.asdict(recipe):
-        raise PeckerError(
-            f"{checkpoint}: belongs to a run with another recipe; repeat that run's options, or "
-            "remove the folder to start anew"
-        )
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["average"].items():
-        average[name].copy_(value)
-    return int(state["done"])
 
 
 def _schedule(step: int, steps: int) -> float:

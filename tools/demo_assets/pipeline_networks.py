@@ -20,12 +20,12 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from pipeline_tokenizer import END, START, learn_bpe
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pecker_fast.files import write_text
-from pecker_fast.models.pipeline_tokenizer import END, START, learn_bpe
 
 __all__ = [
     "BORDER",

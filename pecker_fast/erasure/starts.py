@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
-from pecker_fast.cli.run_files import MODEL_NAME
-from pecker_fast.cli.run_models import find_model
+from pecker_fast.distill.network_set import restored_network, saved_network
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import CONFIG_NAME, WEIGHTS_NAME, read_config
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
+from pecker_fast.runs.finding import LOCK_NAME, MODEL_NAME, find_model
 
-__all__ = ["StartNetwork", "load_start"]
+__all__ = ["StartNetwork", "load_original", "load_start"]
 
 Role: TypeAlias = Literal["generator", "pseudo_score"]
 
@@ -39,6 +37,22 @@ class StartNetwork:
 
     network: nn.Module
     facts: Mapping[str, Any]
+
+
+def load_original(model: Path | ModelFolder) -> ModelFolder:
+    """The model that a class is to be erased from: a folder, a run that made one, or in memory.
+
+    Raises:
+        PeckerError: no model, or one that draws in one step, which cannot teach.
+    """
+    folder = model if isinstance(model, ModelFolder) else ModelFolder.load(find_model(model))
+    if folder.kind == "generator":
+        name = "model" if isinstance(model, ModelFolder) else str(model)
+        raise PeckerError(
+            f"{name}: a one-step generator, which has no scores to learn from; give the model that "
+            "it was distilled from, and this one as --generator of `erase` if it is the start"
+        )
+    return folder
 
 
 def load_start(
@@ -63,7 +77,7 @@ def load_start(
             "`erase` or `train-teacher`"
         )
     saved = None
-    if role == "pseudo_score" and (path / "run.lock").is_file():
+    if role == "pseudo_score" and (path / LOCK_NAME).is_file():
         # One process reads, since a run directory is locked meanwhile.
         saved = (ranks or Ranks()).first(lambda: _saved_pseudo_score(path))
     if saved is None:
@@ -71,7 +85,10 @@ def load_start(
         network: nn.Module = model.unet
         facts = {"kind": model.figures.get("method", model.kind), **_training(model.figures)}
     else:
-        network = _pseudo_score(path, saved, like)
+        try:
+            network = restored_network(saved["network"], like)
+        except PeckerError as error:
+            raise PeckerError(f"{path}: its pseudo-score network {error}") from None
         facts = {"kind": role, **saved["training"]}
     ours = {name: tuple(p.shape) for name, p in network.named_parameters()}
     theirs = {name: tuple(p.shape) for name, p in like.named_parameters()}
@@ -111,7 +128,7 @@ def _training(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _saved_pseudo_score(path: Path) -> dict[str, Any] | None:
-    """What a run's last checkpoint holds of the pseudo-score network; None: it has none.
+    """The pseudo-score network of a run's last checkpoint and its training; None: it has none.
 
     Raises:
         PeckerError: there is no checkpoint, or it cannot be read.
@@ -123,7 +140,8 @@ def _saved_pseudo_score(path: Path) -> dict[str, Any] | None:
             f"{path}: this run has no checkpoint, so no pseudo-score network; let it save one, or "
             "give a model folder"
         )
-    if "networks" not in saved:
+    network = saved_network(saved, "pseudo_score")
+    if network is None:
         return None
     training = {"iterations": saved["iteration"]}
     if "seconds" in saved:
@@ -133,29 +151,4 @@ def _saved_pseudo_score(path: Path) -> dict[str, Any] | None:
         # Of one state of the run: the model's figures say more, and count its seconds to the end.
         if made.get("iterations") == saved["iteration"]:
             training = made
-    return {
-        "values": saved["networks"]["pseudo_score"],
-        "indices": saved["ever_salient"]["indices"],
-        "training": training,
-    }
-
-
-@torch.no_grad()
-def _pseudo_score(path: Path, saved: Mapping[str, Any], like: nn.Module) -> nn.Module:
-    """The pseudo-score network that `_saved_pseudo_score` has read."""
-    values: dict[str, Tensor] = saved["values"]
-    network = copy.deepcopy(like)
-    shapes: dict[str, Any] = {name: value.shape for name, value in network.state_dict().items()}
-    if {name: value.shape for name, value in values.items()} == shapes:
-        network.load_state_dict(values)
-        return network
-    # A run whose networks shared one set of weights saved the salient values only.
-    for name, value in values.items():
-        try:
-            param = network.get_parameter(name)
-            param.view(-1)[saved["indices"][name].long()] = value.to(param)
-        except (AttributeError, KeyError, RuntimeError, IndexError):
-            raise PeckerError(
-                f"{path}: its pseudo-score network is not of the model's architecture ({name!r})"
-            ) from None
-    return network
+    return {"network": network, "training": training}

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from pipeline_networks import without_border
 from torch import Tensor
 from tqdm import tqdm
 
 from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
 from pecker_fast.evaluate.classifier import Classifier
 from pecker_fast.evaluate.forgetting import classify
-from pecker_fast.models.pipeline_networks import without_border
 
 __all__ = ["T_INIT", "CaptionFigures", "draw_images", "measure"]
 

@@ -1,6 +1,6 @@
 """Images on disk: folders of PNG or JPEG files, flat or one sub-folder per class, and .npz files.
 
-All are read as 8 bits a channel, what a PNG holds; `to_uint8` gives drawn images the same pixels.
+All are read as 8 bits a channel, what a PNG holds.
 A folder that `pecker-fast sample` wrote says in its `samples.json` which sub-folder is which class
 of the model; in any other the classes are the sub-folders, in the order of their names, as
 torchvision's `ImageFolder` numbers them.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -20,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from pecker_fast.datasets.pixels import open_image
 from pecker_fast.errors import PeckerError
 
-__all__ = ["SAMPLES_FILE", "ImageFiles", "load_image_files", "to_uint8"]
+__all__ = ["SAMPLES_FILE", "ImageFiles", "load_image_files"]
 
 SAMPLES_FILE = "samples.json"
 """Where a folder of samples says what made them."""
@@ -76,11 +75,6 @@ def load_image_files(path: str | os.PathLike[str], progress: str | None = None) 
     if path.suffix.lower() != ".npz":
         raise PeckerError(f"{path}: expected a folder of PNG or JPEG images, or an .npz file")
     return _load_npz(path)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] with 8 bits a channel, rounded to the nearest: the pixels of their PNGs."""
-    return ((images.clamp(-1.0, 1.0) + 1) * 127.5).round().to(torch.uint8)
 
 
 def _load_folder(root: Path, progress: str | None) -> ImageFiles:
@@ -189,19 +183,13 @@ def _read_all(files: list[Path], progress: str | None) -> Tensor:
 
 def _read(path: Path) -> Tensor:
     """(1 or 3, H, W) uint8."""
-    try:
-        with Image.open(path) as image:
-            if image.mode in GREY_MODES:
-                pixels = np.array(image.convert("L"))[..., None]
-            elif image.mode in COLOUR_MODES:
-                pixels = np.array(image.convert("RGB"))
-            else:  # Pillow would clip 16 bits to 8
-                raise PeckerError(f"{path}: expected 8 bits a channel, got mode {image.mode}")
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        # What Pillow's plug-ins raise for broken files.
-        raise PeckerError(
-            f"{path}: cannot be read as an image ({error}); remove it or copy it again"
-        ) from error
+    image = open_image(path)
+    if image.mode in GREY_MODES:
+        pixels = np.array(image.convert("L"))[..., None]
+    elif image.mode in COLOUR_MODES:
+        pixels = np.array(image.convert("RGB"))
+    else:  # Pillow would clip 16 bits to 8
+        raise PeckerError(f"{path}: expected 8 bits a channel, got mode {image.mode}")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

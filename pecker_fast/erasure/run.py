@@ -1,0 +1,293 @@
+"""One erasure, of whatever from whatever: mask, training, result, proof, judgement.
+
+Everything goes into one run directory; the same call on the same directory resumes. What kinds of
+erasure differ in is a `Task`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from pecker_fast import backends
+from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.report import Report, RunFacts
+from pecker_fast.files import write_text
+from pecker_fast.machine import machine_facts, versions
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.masks.verify import FrozenCheck
+from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
+from pecker_fast.runs.metrics import Metrics
+from pecker_fast.runs.outputs import (
+    FROZEN_NAME,
+    PATCH_NAME,
+    REPORT_NAMES,
+    START_NAME,
+    Clock,
+    run_directory,
+)
+from pecker_fast.runs.stopwatch import Stopwatch
+
+__all__ = ["Erasure", "Site", "Task", "Trainer", "carry_out", "tell"]
+
+
+class Trainer(Protocol):
+    """What a run asks of a trainer."""
+
+    iteration: int
+    stopwatch: Stopwatch
+    mask: SaliencyMask
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """How iterations are run, in lines to show."""
+
+    def run(self) -> Iterator[Metrics]:
+        """Train to the end, one iteration per item."""
+
+    def save(self) -> None:
+        """Write a checkpoint, between two iterations."""
+
+    def verify_frozen(self, network: nn.Module | None = None) -> FrozenCheck:
+        """Compare a network with the start, bit by bit."""
+
+
+T = TypeVar("T", bound=Trainer)
+M = TypeVar("M", ModelFolder, PipelineFolder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a run takes place, and what it is given.
+
+    Attributes:
+        out: where everything goes; the run that it holds is taken up.
+        device: where to work.
+        ranks: the processes that share the run, each of which does all of it.
+        mask: instead of the one that the configuration describes.
+        force: delete the run that `out` holds instead.
+        clock: runs since the start of the command.
+    """
+
+    out: Path
+    device: torch.device
+    ranks: Ranks = field(default_factory=Ranks)
+    mask: SaliencyMask | None = None
+    force: bool = False
+    clock: Clock = field(default_factory=Clock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasure(Generic[M]):
+    """What a run has made.
+
+    Attributes:
+        out: the run directory, with all of it.
+        model: the erased model or pipeline, as it lies in `out`.
+        mask: the entries that the run might change, at its end.
+        frozen: the bit-by-bit comparison of the frozen entries before and after.
+        config: the run.
+        iterations: that it has.
+        resumed_at: iteration at which this process took the run up.
+        backend: of the optimizer.
+        training: seconds of training over all starts, processes, machine and versions.
+        stage_s: seconds by stage.
+        wall_s: seconds until the model was written.
+        report: the figures, as in report.html; None where nothing judged or showed the images,
+            and on all processes but the first.
+    """
+
+    out: Path
+    model: M
+    mask: SaliencyMask
+    frozen: FrozenCheck
+    config: PeckerConfig | BaselineConfig
+    iterations: int
+    resumed_at: int
+    backend: str
+    training: Mapping[str, Any]
+    stage_s: Mapping[str, float]
+    wall_s: float
+    report: Report | None = None
+
+    @property
+    def kind(self) -> str:
+        """What was erased from: model or pipeline, which is also its folder's name in `out`."""
+        return PIPELINE_NAME if isinstance(self.model, PipelineFolder) else MODEL_NAME
+
+    def about(self, site: Site) -> RunFacts:
+        """What a report of any kind says of the run."""
+        return RunFacts(
+            frozen=self.frozen,
+            mask_kind=self.config.mask.kind if site.mask is None else "given",
+            density=self.mask.density,
+            iterations=self.iterations,
+            seed=self.config.seed,
+            backend=self.backend,
+            wall_s=self.wall_s,
+            stage_s=self.stage_s,
+            machine=self.training["machine"],
+            versions=self.training["versions"],
+            config=self.config.flat(),
+            resumed_at=self.resumed_at,
+            training_s=self.training["seconds"],
+            processes=self.training["processes"],
+        )
+
+
+class Task(ABC, Generic[T, M]):
+    """What is erased from what, and how: what kinds of erasure differ in.
+
+    Attributes:
+        site: where.
+        config: the run.
+        original: the network before it.
+        starts: by role, where the networks come from that start elsewhere than at the original.
+    """
+
+    site: Site
+    config: PeckerConfig | BaselineConfig
+    original: nn.Module
+    starts: Mapping[str, Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def start(self, directory: RunDirectory | None) -> T:
+        """A trainer, which takes up what the run directory holds.
+
+        The directory is None on all processes but the first.
+        """
+
+    @abstractmethod
+    def finish(self, trainer: T) -> M:
+        """The erased model as it is now."""
+
+    @abstractmethod
+    def save(self, trainer: T, model: M, frozen: FrozenCheck, facts: Mapping[str, Any]) -> M:
+        """The model with `facts` in it, which the first process writes."""
+
+    def notes(self, trainer: T) -> Sequence[str]:
+        """What is said as the run starts."""
+        return trainer.notes
+
+    def watch(self, trainer: T) -> Callable[[], None]:
+        """What looks at the model before the first and after each iteration, on all processes."""
+        return lambda: None
+
+    def judge(self, erasure: Erasure[M]) -> Report | None:
+        """Look at what was made and write the report; None without one."""
+        return None
+
+
+def carry_out(task: Task[T, M]) -> Erasure[M]:
+    """Find the mask, train, save, compare the frozen entries, judge; on every process of a run.
+
+    Raises:
+        PeckerError: an unknown backend, a mask of another model, a directory that holds another
+            run or other things, a loss that is not finite.
+    """
+    site, config, clock, ranks = task.site, task.config, task.site.clock, task.site.ranks
+    backend = backends.name_of(backends.select(config.optimizer.backend, site.device))
+    if site.mask is not None:
+        site.mask.check(dict(task.original.named_parameters()))
+    with run_directory(site.out, site.force, ranks) as directory:
+        is_new = directory is not None and not directory.iterations()
+        with clock.stage("mask"):
+            trainer = task.start(directory)
+        searched = site.mask is None and config.mask.kind == "saliency"
+        took = clock.stages["mask"] if searched else None
+        ranks.first(lambda: _write_start(site.out, task.starts, took) if is_new else None)
+        tell("; ".join(task.notes(trainer)))
+        resumed_at = trainer.iteration
+        if resumed_at:
+            tell(f"resuming at iteration {resumed_at} of {config.iterations}")
+        if ranks.is_first:
+            for name in (FROZEN_NAME, PATCH_NAME, *REPORT_NAMES):
+                # Of an earlier state: must not stand beside a new one.
+                (site.out / name).unlink(missing_ok=True)
+        with clock.stage("erase"):
+            _train(trainer, task.watch(trainer), ranks)
+        with clock.stage("save"):
+            training = {
+                "seconds": round(trainer.stopwatch.seconds, 2),
+                "processes": ranks.size,
+                "machine": machine_facts(site.device),
+                "versions": versions(),
+            }
+            if (seconds := _mask_seconds(site.out)) is not None:
+                training["mask_seconds"] = seconds
+            facts: dict[str, Any] = {"training": training}
+            if task.starts:
+                facts["start"] = dict(task.starts)
+            model = task.finish(trainer)
+            frozen = trainer.verify_frozen(model.unet)
+            proof = json.dumps(frozen.to_dict(), indent=2) + "\n"
+            ranks.first(lambda: write_text(site.out / FROZEN_NAME, proof))
+            model = task.save(trainer, model, frozen, facts)
+        erasure = Erasure(
+            out=site.out,
+            model=model,
+            mask=trainer.mask,
+            frozen=frozen,
+            config=config,
+            iterations=trainer.iteration,
+            resumed_at=resumed_at,
+            backend=backend,
+            training={**training, "seconds": trainer.stopwatch.seconds},
+            stage_s=clock.stages,
+            wall_s=clock.total(),
+        )
+        return replace(erasure, report=task.judge(erasure))
+
+
+def tell(line: str) -> None:
+    """A line on stderr, where progress is shown as well."""
+    print(line, file=sys.stderr)
+
+
+def _train(trainer: Trainer, visit: Callable[[], None], ranks: Ranks) -> None:
+    """Train to the end, with a look at the model wherever one is due."""
+    from pecker_fast.cli.stopping import saving_at_interrupt
+
+    if trainer.iteration == 0:
+        visit()
+    for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
+        visit()
+
+
+def _write_start(
+    out: Path, starts: Mapping[str, Mapping[str, Any]], mask_seconds: float | None
+) -> None:
+    """Keep how a run began: a later start of it neither finds a mask nor times that."""
+    begun: dict[str, Any] = {"start": dict(starts)}
+    if mask_seconds is not None:
+        begun["mask_seconds"] = round(mask_seconds, 2)
+    write_text(out / START_NAME, json.dumps(begun, indent=2) + "\n")
+
+
+def _mask_seconds(out: Path) -> float | None:
+    """What finding the run's mask took, networks and optimizers made around it included.
+
+    None where it was not searched for: given, drawn at random, full, or nobody timed it.
+    """
+    file = out / START_NAME
+    if not file.is_file():
+        return None
+    try:
+        seconds: float | None = json.loads(file.read_text(encoding="utf-8")).get("mask_seconds")
+    except (ValueError, AttributeError) as error:
+        raise PeckerError(f"{file}: not a JSON object ({error}); remove it") from error
+    return seconds
