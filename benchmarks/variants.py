@@ -295,7 +295,7 @@ class Problem:
         objective = self.teacher.objective(config, self.device, network)
         predictors = self.teacher.predictors(self.device)
         dense = None if variant.masked_optimizer else self._dense()
-        masked = masked_adamw(config)
+        masked = masked_adamw(config.optimizer)
 
         def make(network: nn.Module, is_generator: bool, lr: float) -> PublishedAdam | MaskedAdamW:
             has_mask = is_generator or config.mask.apply == "both"

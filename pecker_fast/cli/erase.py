@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from pecker_fast.cli.common import config_values, machine_options, prepare, training_options
 from pecker_fast.cli.data_options import data_options
+from pecker_fast.cli.torchrun import is_first
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def say(erasure: Erasure[Any]) -> None:
     from pecker_fast.erasure.concepts import patch_sizes
     from pecker_fast.runs.outputs import PATCH_NAME
 
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return  # one process speaks for all
     out, report = erasure.out, erasure.report
     if report is not None:

@@ -16,8 +16,8 @@ from pecker_fast.cli.common import (
     settings_option,
 )
 from pecker_fast.cli.data_options import data_options
-from pecker_fast.cli.stopping import saving_at_interrupt
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.interrupts import saving_at_interrupt
 
 __all__ = ["train_classifier"]
 
@@ -114,14 +114,12 @@ def train_classifier(
         trainer = ClassifierTrainer(
             images, config, place, weights=weights, directory=directory, progress=True
         )
-        done = trainer.training.iteration
+        done = trainer.iteration
         if done:
             click.echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
-        training = trainer.training
-        steps = saving_at_interrupt(
-            training.steps(), lambda: training.iteration, training.save, Ranks()
-        )
-        for _ in steps:
+        for _ in saving_at_interrupt(
+            trainer.run(), lambda: trainer.iteration, trainer.save, Ranks()
+        ):
             pass
         measured = trainer.measure(test)
         measured.statistics.save(out / STATISTICS_NAME)

@@ -15,8 +15,8 @@ from pecker_fast.cli.common import (
     settings_option,
 )
 from pecker_fast.cli.data_options import data_options
-from pecker_fast.cli.stopping import saving_at_interrupt
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.interrupts import saving_at_interrupt
 
 __all__ = ["train_teacher"]
 
@@ -91,14 +91,10 @@ def train_teacher(
         )
         for note in trainer.notes:
             click.echo(note, err=True)
-        done = trainer.training.iteration
+        done = trainer.iteration
         if done:
             click.echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
-        training = trainer.training
-        steps = saving_at_interrupt(
-            training.steps(), lambda: training.iteration, training.save, ranks
-        )
-        for _ in steps:
+        for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
             pass
         model = trainer.model()
         ranks.first(lambda: model.save_whole(out / MODEL_NAME))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.classes import class_index
 from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.rows import Rows
 
 __all__ = ["RANDOM_OVERRIDE", "ClassConditions", "Conditions", "DrawsConditions"]
 
@@ -20,7 +21,7 @@ RANDOM_OVERRIDE = "random"
 
 
 @dataclass(frozen=True)
-class Conditions:
+class Conditions(Rows):
     """What the networks are told in one batch of 2B samples: the remain half, then the forget half.
 
     Attributes:
@@ -36,24 +37,10 @@ class Conditions:
     training: Tensor | None = None
     weight: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.student)
-
-    def __getitem__(self, rows: slice) -> Conditions:
-        """The conditions of some rows."""
-        return Conditions.of([None if part is None else part[rows] for part in self.parts()])
-
-    def parts(self) -> list[Tensor | None]:
-        """The fields, in order."""
-        return [getattr(self, field.name) for field in fields(self)]
-
-    @classmethod
-    def of(cls, parts: Sequence[Tensor | None]) -> Conditions:
-        """The same from `parts()`."""
-        student, teacher, training, weight = parts
-        if student is None or teacher is None:
-            raise TypeError("conditions need what student and teacher are told")
-        return cls(student, teacher, training, weight)
+    @property
+    def learning(self) -> Tensor:
+        """What the pseudo-score is told while it learns."""
+        return self.student if self.training is None else self.training
 
 
 class DrawsConditions(Protocol):

@@ -31,6 +31,7 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
+from pecker_fast.runs.interrupts import saving_at_interrupt
 from pecker_fast.runs.metrics import Metrics
 from pecker_fast.runs.outputs import (
     FROZEN_NAME,
@@ -260,8 +261,6 @@ def tell(line: str) -> None:
 
 def _train(trainer: Trainer, visit: Callable[[], None], ranks: Ranks) -> None:
     """Train to the end, with a look at the model wherever one is due."""
-    from pecker_fast.cli.stopping import saving_at_interrupt
-
     if trainer.iteration == 0:
         visit()
     for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):

@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 from image_data import random_images, write_images
+from methods.training_jobs import tiny_images
 from tiny_models import tiny_scheduler, tiny_unet
-from training.jobs import tiny_images
 
 from pecker_fast import cli
 from pecker_fast.cli.train_classifier import HELD_OUT

@@ -232,16 +232,10 @@ def test_a_setting_of_another_version_is_named():
 # ---- what a run needs beside its configuration
 
 
-def test_every_process_needs_a_sample():
-    load_config(None, {"batch_size": 4}).check_start(processes=4, starts=0)
-    with pytest.raises(PeckerError, match="batch_size 4 for 5 processes: each needs one sample"):
-        load_config(None, {"batch_size": 4}).check_start(processes=5, starts=0)
-
-
 def test_a_second_stage_needs_the_first():
     second = load_config("cifar10_stage2")
-    second.check_start(processes=1, starts=2)
+    second.check_start(starts=2)
     for starts in (0, 1):
         with pytest.raises(PeckerError, match="give --generator and --pseudo-score its run"):
-            second.check_start(1, starts)
-    load_config("cifar10_stage1").check_start(1, 0)
+            second.check_start(starts)
+    load_config("cifar10_stage1").check_start(0)

@@ -11,7 +11,7 @@ from pecker_fast.distill import PeckerTrainer, load_config
 from pecker_fast.distill.networks import predict_noise
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.runs.learner import learning_rate_factor
+from pecker_fast.runs.config import learning_rate_factor
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 

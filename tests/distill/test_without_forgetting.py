@@ -39,13 +39,12 @@ def test_it_is_the_remain_term_alone():
     def labels(batch_size, random):
         remain = plain.conditions.draw(batch_size, random)
         rest = draw(batch_size, IterationRandom(9, 9, random.device, TRAINING))[batch_size:]
-        parts = zip(remain.parts(), rest.parts(), strict=True)
-        return remain.of([None if a is None else torch.cat([a, b]) for a, b in parts])
+        parts = zip(remain.tensors(), rest.tensors(), strict=True)
+        return remain.with_tensors([torch.cat(pair) for pair in parts])
 
     def numbers(random, count):
         remain = plain.draw(random, count // 2)
-        parts = (remain.noise, remain.e, remain.t)
-        return type(remain)(*(torch.cat([part, part]) for part in parts))
+        return remain.map(lambda part: torch.cat([part, part]))
 
     forgetting.conditions.draw, forgetting.draw = labels, numbers
     with_zeros, _ = train(forgetting)

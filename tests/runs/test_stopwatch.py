@@ -32,13 +32,13 @@ def test_blocks_add_up_and_pauses_do_not(clock):
 
 def test_a_run_that_is_taken_up_goes_on_counting(clock, tmp_path, monkeypatch):
     changes = {"iterations": 4, "logging.checkpoint_every": 2}
-    iterate = PeckerTrainer._iterate
+    advance = PeckerTrainer.advance
 
-    def slow(trainer):
+    def slow(trainer, batch):
         clock[0] += 10
-        return iterate(trainer)
+        return advance(trainer, batch)
 
-    monkeypatch.setattr(PeckerTrainer, "_iterate", slow)
+    monkeypatch.setattr(PeckerTrainer, "advance", slow)
     with RunDirectory(tmp_path / "run") as directory:
         trainer = PeckerTrainer(toy_objective(changes), run_directory=directory)
         for _ in itertools.islice(trainer.run(), 3):

@@ -49,7 +49,7 @@ def train_tiny(ranks, changes, directory=None):
     trainer = TeacherTrainer(
         tiny_images(), tiny_config(**changes), CPU, ranks=ranks, directory=directory
     )
-    trainer.run()
+    list(trainer.run())
     return dict(trainer.model().unet.state_dict())
 
 

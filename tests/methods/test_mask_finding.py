@@ -18,8 +18,8 @@ def salun_mask(objective, density):
     random = IterationRandom(objective.config.seed, 0, torch.device("cpu"), SALIENCY)
     abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     totals = {name: 0 for name, _ in network.named_parameters()}
-    for draw in objective.images.saliency_batches():
-        batch = draw(random)
+    for part in objective.images.saliency_parts():
+        batch = objective.images.to_score(part, random)
         a = abar[batch.t].view(-1, 1, 1, 1)
         x_t = a.sqrt() * batch.images + (1 - a).sqrt() * batch.noise
         nothing = torch.full_like(batch.labels, 4)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from methods.training_jobs import CPU, TINY, tiny_config, tiny_images, train_tiny
 from torch import nn
-from training.jobs import CPU, TINY, tiny_config, tiny_images, train_tiny
 
 from pecker_fast.datasets import DATASETS
 from pecker_fast.distributed import Ranks
@@ -117,7 +117,7 @@ def recorded(monkeypatch, images, iterations=1, **changes):
     losses = []
     for iteration in range(iterations):
         random = IterationRandom(config.seed, iteration, CPU, TRAINING)
-        losses.append(trainer.training._loss_of(iteration, random).item())
+        losses.append(trainer.advance(trainer.draw(random))[0].item())
     return network.calls, losses
 
 
@@ -197,7 +197,7 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path):
     whole = train_tiny(Ranks(), changes)
     with RunDirectory(tmp_path) as directory:
         trainer = TeacherTrainer(tiny_images(), tiny_config(**changes), CPU, directory=directory)
-        for metrics in trainer.training.steps():
+        for metrics in trainer.run():
             if metrics.iteration == 3:
                 break
         resumed = train_tiny(Ranks(), changes, directory)
@@ -244,7 +244,7 @@ def test_processes_have_dropout_of_their_own():
 def test_model_folder_comes_back_whole(tmp_path, kind):
     network = {**TINY["network"], "kind": kind, "patch_size": 2, "channel_mult": [1, 1]}
     trainer = TeacherTrainer(tiny_images(), tiny_config(network=network), CPU)
-    trainer.run()
+    list(trainer.run())
     model = trainer.model()
     model.save(tmp_path)
     loaded = ModelFolder.load(tmp_path)
@@ -277,7 +277,7 @@ def test_teacher_learns_to_denoise_and_to_listen():
         network=network, iterations=100, batch_size=24, lr=5e-3, ema={"decay": 0.9}, flip=False
     )
     trainer = TeacherTrainer(tiny_images(120), config, CPU)
-    trainer.run()
+    list(trainer.run())
     unet = trainer.model().unet
     generator = torch.Generator().manual_seed(9)
     clean = tiny_images(60)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from image_data import random_images, write_images
+from methods.training_jobs import CPU, tiny_images
 from torch.nn import functional as F
-from training.jobs import CPU, tiny_images
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
@@ -24,7 +24,7 @@ def tiny(arch="small", **changes):
 
 
 def weights(trainer):
-    return {name: value.clone() for name, value in trainer.training.network.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
 
 
 # ---- configurations
@@ -89,7 +89,7 @@ def recorded(monkeypatch, images, iterations=1, **changes):
     config = tiny(**changes)
     trainer = ClassifierTrainer(images, config, CPU)
     losses = [
-        trainer.training._loss_of(i, IterationRandom(config.seed, i, CPU, TRAINING)).item()
+        trainer.advance(trainer.draw(IterationRandom(config.seed, i, CPU, TRAINING)))[0].item()
         for i in range(iterations)
     ]
     return torch.cat(network.seen), losses
@@ -126,7 +126,7 @@ def test_the_last_layer_learns_faster():
     images = tiny_images(40)
     start = weights(ClassifierTrainer(images, tiny(**changes), CPU))
     trainer = ClassifierTrainer(images, tiny(**changes), CPU)
-    trainer.run()
+    list(trainer.run())
     after = weights(trainer)
     moved = {name: float((after[name] - start[name]).abs().max()) for name in start}
     assert moved["head.weight"] == pytest.approx(1e-2, rel=1e-3)
@@ -140,11 +140,10 @@ def test_decay_is_in_the_gradient_or_beside_it(decoupled):
     changes = {"decoupled_decay": decoupled, "optimizer.weight_decay": 0.5, "iterations": 1}
     changes["optimizer.eps"] = 1e-20  # or the smallest weights would move by less
     trainer = ClassifierTrainer(images, tiny(**changes), CPU)
-    trainer.training._loss_of = lambda iteration, random: (
-        trainer.training.network.head.weight * 0
-    ).sum()
+    nothing = trainer.network.head.weight
+    trainer.network.forward = lambda seen: (nothing * 0).sum().expand(len(seen), 3)
     before = weights(trainer)["head.weight"]
-    trainer.run()
+    list(trainer.run())
     after = weights(trainer)["head.weight"]
     expected = before * (1 - 1e-3 * 0.5) if decoupled else before - 1e-3 * before.sign()
     torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-7)
@@ -158,15 +157,15 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path, arch):
     """Statistics of batch norm included."""
     images = tiny_images()
     whole = ClassifierTrainer(images, tiny(arch), CPU)
-    whole.run()
+    list(whole.run())
     with RunDirectory(tmp_path) as directory:
         trainer = ClassifierTrainer(images, tiny(arch), CPU, directory=directory)
-        for metrics in trainer.training.steps():
+        for metrics in trainer.run():
             if metrics.iteration == 3:
                 break
         resumed = ClassifierTrainer(images, tiny(arch), CPU, directory=directory)
-        assert resumed.training.iteration == 2
-        resumed.run()
+        assert resumed.iteration == 2
+        list(resumed.run())
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(resumed)[name]), name
 
@@ -175,7 +174,7 @@ def test_it_learns_and_its_figures_are_those_of_its_files(tmp_path):
     train, test = tiny_images(90), tiny_images(33)
     test.labels[0] = 1  # wrong on purpose: one of 33 cannot be right
     trainer = ClassifierTrainer(train, tiny(iterations=60, lr=1e-2, batch_size=15), CPU)
-    trainer.run()
+    list(trainer.run())
     measured = trainer.measure(test)
     card = measured.card
     assert card["test_accuracy"] == pytest.approx(32 / 33)
@@ -198,16 +197,16 @@ def test_grey_images_train_a_resnet():
     images = tiny_images()
     grey = type(images)(images.images[:, :1], images.labels, images.class_names, "grey")
     trainer = ClassifierTrainer(grey, tiny("resnet34", iterations=1), CPU)
-    trainer.run()
+    list(trainer.run())
     assert trainer.measure(grey).network.in_channels == 1
 
 
 def test_autocast_computes_in_bf16_and_keeps_fp32_weights():
     seen = []
     trainer = ClassifierTrainer(tiny_images(), tiny(precision="autocast", iterations=1), CPU)
-    head = trainer.training.network.head
+    head = trainer.network.head
     head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    trainer.run()
+    list(trainer.run())
     assert seen == [torch.bfloat16]
     assert all(value.dtype == torch.float32 for value in weights(trainer).values())
 
@@ -223,14 +222,15 @@ def test_pretrained_weights_are_the_start(tmp_path):
     ours = weights(trainer)
     assert all(torch.equal(ours[name], start[name]) for name in start if "fc." not in name)
     assert ours["fc.weight"].shape == (3, 32)
-    trainer.run()
+    list(trainer.run())
     assert trainer.measure(tiny_images()).card["started_from"]["file"] == "w.pth"
     with RunDirectory(tmp_path) as directory:
-        ClassifierTrainer(
+        trainer = ClassifierTrainer(
             tiny_images(), config, CPU, weights=("w.pth", start), directory=directory
-        ).run()
+        )
+        list(trainer.run())
         start["conv1.weight"] += 1
-        with pytest.raises(PeckerError, match="on other images or with another network"):
+        with pytest.raises(PeckerError, match="holds a run of another start"):
             ClassifierTrainer(
                 tiny_images(), config, CPU, weights=("w.pth", start), directory=directory
             )

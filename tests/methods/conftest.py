@@ -1,4 +1,4 @@
-"""Makes tests/baselines/small.py and tests/distill/toys.py importable from the tests."""
+"""Makes tests/methods/small.py and tests/distill/toys.py importable from the tests."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The training loop against a plain one; resumed runs against uninterrupted ones."""
+"""A run of any method against a plain loop; resumed runs against uninterrupted ones."""
 
 import copy
 
@@ -6,11 +6,53 @@ import pytest
 import torch
 from torch import nn
 
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.methods.training_config import TeacherConfig
-from pecker_fast.methods.training_loop import Training
+from pecker_fast.methods.training_config import TrainingConfig
 from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.ema import FullEma
+from pecker_fast.runs.learner import Learner
+from pecker_fast.runs.metrics import ONE_LOSS
+from pecker_fast.runs.run import Run
 from pecker_fast.runs.stopwatch import Stopwatch
+
+CPU = torch.device("cpu")
+
+
+class ToyRun(Run):
+    """The smallest method: a loss of (network, random numbers), Adam, an average."""
+
+    lower = "lr"
+    terms = (ONE_LOSS,)
+
+    def __init__(self, network, loss_of, config, *, identity="toy", directory=None, ranks=None):
+        super().__init__(
+            config, CPU, lambda: {"images": identity}, directory=directory, ranks=ranks
+        )
+        self.network, self.loss_of = network, loss_of
+        self.ema = FullEma(network, 0.9)
+        clip = config.optimizer.clip_norm
+        make = lambda network, mask, lr: torch.optim.Adam(network.parameters(), lr)  # noqa: E731
+        self.learner = Learner(network, None, config.lr, make, clip_norm=clip)
+        self.learners.append(self.learner)
+        self.begin()
+
+    def draw(self, random):
+        return random
+
+    def advance(self, random):
+        self.learner.learn()
+        loss = self.loss_of(self.network, random)
+        loss.backward()
+        self.learner.step()
+        self.ema.update()
+        return [loss]
+
+    def networks(self):
+        yield "", self.network
+
+    def parts(self):
+        return {"network": self.network, "optimizer": self.learner, "average": self.ema}
 
 
 def toy():
@@ -18,37 +60,33 @@ def toy():
     return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.SiLU(), nn.Linear(8, 2))
 
 
-def toy_loss(network):
+def toy_loss(network, random):
     """Something that depends on the iteration, its random numbers and dropout."""
-
-    def loss_of(iteration, random):
-        x = random.normal((4, 3), torch.float32) + iteration
-        return network(x).square().sum() * 10
-
-    return loss_of
+    x = random.normal((4, 3), torch.float32) + random.iteration
+    return network(x).square().sum() * 10
 
 
 def settings(**changes):
     base = {"iterations": 12, "lr": 0.01, "logging": {"every": 3, "checkpoint_every": 4}}
-    return TeacherConfig.model_validate({**base, **changes})
+    return TrainingConfig.model_validate({**base, **changes})
 
 
-def training(directory=None, config=None, network=None, loss_of=None, **options):
-    config = config or settings()
-    network = network or toy()
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
-    options = {"identity": "toy", "ema_decay": 0.9, **options}
-    return Training(
-        network, optimizer, loss_of or toy_loss(network), config, config.iterations,
-        directory=directory, **options,
-    )  # fmt: skip
+def training(directory=None, config=None, network=None, loss_of=toy_loss, **options):
+    network = toy() if network is None else network
+    return ToyRun(network, loss_of, config or settings(), directory=directory, **options)
+
+
+def trained(*arguments, **options):
+    run = training(*arguments, **options)
+    list(run.run())
+    return run
 
 
 def assert_same_bits(first, second):
     for name, value in first.network.state_dict().items():
         assert torch.equal(value, second.network.state_dict()[name]), name
-    for name, value in first.averages().items():
-        assert torch.equal(value, second.averages()[name]), name
+    for name, value in first.ema.averages.items():
+        assert torch.equal(value, second.ema.averages[name]), name
 
 
 def plain_loop(network, losses, lr_of, decay, clip):
@@ -82,10 +120,9 @@ def test_equals_a_plain_loop(schedule):
         scale = 100.0 if iteration % 2 else 0.01  # gradients above and below the limit
         return network(data[iteration].double()).square().mean() * scale
 
-    ours = training(
-        config=config, network=network, loss_of=lambda iteration, _: loss_of(network, iteration)
+    ours = trained(
+        config=config, network=network, loss_of=lambda n, random: loss_of(n, random.iteration)
     )
-    ours.run()
 
     def lr_of(iteration):
         if iteration < 3:
@@ -97,44 +134,40 @@ def test_equals_a_plain_loop(schedule):
     assert min(norms) < 0.5 < max(norms)
     for ours_p, theirs in zip(network.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours_p, theirs, rtol=1e-5, atol=1e-7)  # torch adds 1e-6 to norms
-    for ours_a, theirs in zip(ours.averages().values(), average, strict=True):
+    for ours_a, theirs in zip(ours.ema.averages.values(), average, strict=True):
         torch.testing.assert_close(ours_a, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path):
-    undisturbed = training()
-    undisturbed.run()
+    undisturbed = trained()
     with RunDirectory(tmp_path) as directory:
-        first = training(directory)
-        for metrics in first.steps():
+        for metrics in training(directory).run():
             if metrics.iteration == 7:  # the last checkpoint is of iteration 4
                 break
     with RunDirectory(tmp_path) as directory:
         second = training(directory)
         assert second.iteration == 4
-        second.run()
+        list(second.run())
         assert directory.iterations() == [8, 12]
-    assert_same_bits(undisturbed, second)
-
-
-def test_a_finished_run_is_not_trained_further(tmp_path):
-    with RunDirectory(tmp_path) as directory:
-        done = training(directory)
-        done.run()
         again = training(directory)
-        assert list(again.steps()) == []
-        assert_same_bits(done, again)
+        assert list(again.run()) == []
+        longer = trained(directory, settings(iterations=16))
+        assert len(directory.iterations()) == 2
+    assert_same_bits(undisturbed, second)
+    assert_same_bits(undisturbed, again)
+    assert_same_bits(trained(config=settings(iterations=16)), longer)
 
 
-def test_a_longer_run_goes_on(tmp_path):
-    undisturbed = training(config=settings(iterations=16))
-    undisturbed.run()
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_resumed_where_the_warm_up_ends(tmp_path, schedule):
+    """The learning rate that the checkpoint holds is another one than that of the next step."""
+    config = settings(warmup=4, lr_schedule=schedule)
     with RunDirectory(tmp_path) as directory:
-        training(directory).run()
-        longer = training(directory, settings(iterations=16))
-        assert longer.iteration == 12
-        longer.run()
-    assert_same_bits(undisturbed, longer)
+        for metrics in training(directory, config).run():
+            if metrics.iteration == 4:
+                break
+        resumed = trained(directory, config)
+    assert_same_bits(trained(config=config), resumed)
 
 
 @pytest.mark.parametrize(
@@ -147,71 +180,83 @@ def test_a_longer_run_goes_on(tmp_path):
 )
 def test_another_run_is_not_taken_up(tmp_path, change, message):
     with RunDirectory(tmp_path) as directory:
-        training(directory).run()
+        trained(directory)
         with pytest.raises(PeckerError, match=message):
             training(directory, **change)
 
 
+def test_a_checkpoint_whose_identity_has_no_name_is_taken_up(tmp_path):
+    """As teachers, classifiers and distillations once wrote it."""
+    with RunDirectory(tmp_path) as directory:
+        done = trained(directory)
+        state = directory.load()
+        directory.save(12, {**state, "identity": "toy"})
+        assert training(directory).iteration == done.iteration
+        directory.save(12, {**state, "identity": "other"})
+        with pytest.raises(PeckerError, match="holds a run on other images"):
+            training(directory)
+
+
+def test_every_process_needs_a_sample():
+    with pytest.raises(PeckerError, match="batch_size 4 for 5 processes: each needs one sample"):
+        training(config=settings(batch_size=4), ranks=Ranks(rank=0, size=5))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops(tmp_path, value):
-    network = toy()
-    good = toy_loss(network)
-
-    def loss_of(iteration, random):
-        return good(iteration, random) * (value if iteration == 6 else 1)
+    def loss_of(network, random):
+        return toy_loss(network, random) * (value if random.iteration == 6 else 1)
 
     with RunDirectory(tmp_path) as directory:
-        run = training(directory, network=network, loss_of=loss_of)
-        with pytest.raises(PeckerError, match=r"at iteration 7: stopped; the checkpoint of iterat"):
-            run.run()
+        with pytest.raises(
+            PeckerError,
+            match=rf"^the loss is {value} at iteration 7: stopped; the checkpoint of iteration 4 "
+            "is intact; lower lr$",
+        ):
+            trained(directory, loss_of=loss_of)
         assert directory.iterations() == [4]
 
 
 def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
-    network = toy()
-
-    def loss_of(iteration, random):
-        if iteration == 5:
+    def loss_of(network, random):
+        if random.iteration == 5:
             network[0].weight.data[0, 0] = float("inf")
         return network[3].bias.square().sum()  # stays finite
 
     with RunDirectory(tmp_path) as directory:
-        run = training(directory, network=network, loss_of=loss_of)
         with pytest.raises(PeckerError, match=r"the weight '0\.weight' is not finite after iterat"):
-            run.run()
+            trained(directory, loss_of=loss_of)
         assert directory.iterations() == [4]
 
 
 def test_losses_are_means_over_what_was_not_yet_read(tmp_path):
     pytest.importorskip("tensorboard")
-    network = toy()
 
-    def loss_of(iteration, random):
-        return network[3].bias.sum() * 0 + iteration
+    def loss_of(network, random):
+        return network[3].bias.sum() * 0 + random.iteration
 
     config = settings(logging={"every": 3, "checkpoint_every": 100, "tensorboard": True})
     with RunDirectory(tmp_path) as directory:
-        training(directory, config, network=network, loss_of=loss_of).run()
+        metrics = list(training(directory, config, loss_of=loss_of).run())
+    read = [(m.iteration, m.losses["loss"]) for m in metrics if m.losses is not None]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     points = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert points == [(3, 1.0), (6, 4.0), (9, 7.0), (12, 10.0)]
+    assert points == read == [(3, 1.0), (6, 4.0), (9, 7.0), (12, 10.0)]
 
 
-def test_without_an_average_the_last_weights_count():
-    run = training(ema_decay=None)
-    run.run()
-    for name, param in run.network.named_parameters():
-        assert torch.equal(run.averages()[name], param)
+def test_losses_are_read_before_a_checkpoint_too():
+    metrics = training(config=settings(logging={"every": 5, "checkpoint_every": 4})).run()
+    assert [m.iteration for m in metrics if m.losses is not None] == [4, 5, 8, 10, 12]
 
 
 def test_seconds_of_training_go_on_after_a_resumption(tmp_path):
     with RunDirectory(tmp_path) as directory:
         first = training(directory)
         first.stopwatch = Stopwatch(1000.0)
-        for metrics in first.steps():
+        for metrics in first.run():
             if metrics.iteration == 4:
                 break
         assert 1000 < first.stopwatch.seconds < 2000

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from methods.training_jobs import train_tiny
 from small import small_config, small_images, small_model, small_objective, train
 from torch.nn import functional as F
 from toys import ToyDenoiser, assert_same_bits, toy_objective, weights
-from training.jobs import train_tiny
 
 from pecker_fast.distill import PeckerTrainer
 from pecker_fast.distributed import Ranks
@@ -15,7 +15,6 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.objective import BaselineObjective
 from pecker_fast.methods.trainer import BaselineTrainer
-from pecker_fast.runs import stopwatch
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
@@ -32,7 +31,7 @@ def written_out_run(objective, mask, clip):
     dense = mask.to_dense()
     for iteration in range(config.iterations):
         random = IterationRandom(config.seed, iteration, CPU, TRAINING)
-        remain = objective.draw("remain", iteration, random) if config.lambda_remain else None
+        remain = objective.draw("remain", random) if config.lambda_remain else None
         loss = 0.0
         if remain is not None:
             a = abar[remain.t].view(-1, 1, 1, 1)
@@ -40,7 +39,7 @@ def written_out_run(objective, mask, clip):
             error = remain.noise - network(x_t, remain.t, remain.labels)
             loss = config.lambda_remain * error.square().sum(dim=(1, 2, 3)).mean()
         if config.method != "fine_tune":
-            forget = objective.draw("forget", iteration, random)
+            forget = objective.draw("forget", random)
             a = abar[forget.t].view(-1, 1, 1, 1)
             x_t = a.sqrt() * forget.images + (1 - a).sqrt() * forget.noise
             predicted = network(x_t, forget.t, forget.labels)
@@ -116,30 +115,6 @@ def test_resumed_anywhere_a_run_ends_with_the_same_bits(method, tmp_path):
     assert SaliencyMask.load(tmp_path / "3" / "mask.safetensors") == whole.mask
 
 
-def test_seconds_of_training_go_on_where_a_run_is_taken_up(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
-    iterate = BaselineTrainer._iterate
-
-    def slow(trainer):
-        now[0] += 10
-        return iterate(trainer)
-
-    monkeypatch.setattr(BaselineTrainer, "_iterate", slow)
-    with RunDirectory(tmp_path) as directory:
-        trainer = BaselineTrainer(small_objective(), run_directory=directory)
-        for done in trainer.run():
-            now[0] += 1000  # the caller judges images
-            if done.iteration == 4:
-                break
-        assert trainer.stopwatch.seconds == 40
-    with RunDirectory(tmp_path) as directory:
-        trainer = BaselineTrainer(small_objective(), run_directory=directory)
-        assert trainer.stopwatch.seconds == 30  # of the checkpoint: iteration 4 is done again
-        list(trainer.run())
-        assert trainer.stopwatch.seconds == 60
-
-
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others():
     runs = [train(small_objective({"seed": seed, "mask.kind": "full"}))[0] for seed in (0, 0, 1)]
     assert_same_bits(weights(runs[0].network), weights(runs[1].network))
@@ -196,7 +171,7 @@ def test_losses_are_means_since_the_last_reading():
     for iteration in range(3):
         random = IterationRandom(0, iteration, CPU, TRAINING)
         for term, values in expected.items():
-            batch = objective.draw(term, iteration, random)
+            batch = objective.draw(term, random)
             values.append(float(objective.losses(term, trainer.network, batch).mean()))
     for term, values in expected.items():
         assert metrics[2].losses[term] == pytest.approx(sum(values) / 3, rel=1e-5)

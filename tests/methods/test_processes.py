@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from baselines.jobs import train_small, train_with_other_images
 from distributed.processes import run_processes
+from methods.jobs import train_small, train_with_other_images
 
 from pecker_fast.distributed import Ranks
 

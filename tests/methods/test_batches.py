@@ -40,7 +40,7 @@ def test_an_epoch_shows_every_image_once_under_its_label():
     ):
         seen = []
         for iteration in range(len(wanted)):  # 5 images each: five epochs
-            batch = draw(iteration, IterationRandom(0, iteration, CPU, TRAINING))
+            batch = draw(IterationRandom(0, iteration, CPU, TRAINING))
             found = originals(batch, images)
             assert batch.labels.tolist() == images.labels[found].tolist()
             seen += found
@@ -50,7 +50,7 @@ def test_an_epoch_shows_every_image_once_under_its_label():
 def test_images_labels_times_and_noise_of_a_batch():
     drawn = real_images({"batch_size": 4000, "label_dropout": 0.25, "forget": 2})
     random = IterationRandom(3, 0, CPU, TRAINING)
-    batch = drawn.to_forget(0, random)
+    batch = drawn.to_forget(random)
     assert batch.images.shape == batch.noise.shape == (4000, 1, 8, 8)
     assert -1 <= batch.images.min() < -0.9 and 0.9 < batch.images.max() <= 1
     # Half of the times are drawn, the others are their mirror images.
@@ -68,7 +68,7 @@ def test_half_of_the_images_are_mirrored_and_none_without_flip():
     images = small_images()
     for flip, expected in ((True, 0.5), (False, 0.0)):
         drawn = real_images({"batch_size": 400, "flip": flip})
-        batch = drawn.to_forget(0, IterationRandom(0, 0, CPU, TRAINING))
+        batch = drawn.to_forget(IterationRandom(0, 0, CPU, TRAINING))
         pixels = ((batch.images + 1) * 127.5).round().to(torch.uint8)
         same = (pixels == images.images[originals(batch, images)]).flatten(1).all(1)
         assert abs(1 - float(same.float().mean()) - expected) < 0.1
@@ -77,7 +77,7 @@ def test_half_of_the_images_are_mirrored_and_none_without_flip():
 def test_the_saliency_sees_every_image_of_the_class_once():
     drawn = real_images({"forget": 1})
     random = IterationRandom(0, 0, CPU, SALIENCY)
-    batches = [draw(random) for draw in drawn.saliency_batches()]
+    batches = [drawn.to_score(part, random) for part in drawn.saliency_parts()]
     assert [len(batch) for batch in batches] == [4, 4, 3]
     seen = [index for batch in batches for index in originals(batch, small_images())]
     assert seen == list(range(1, 44, 4))
@@ -91,7 +91,7 @@ def test_the_class_that_is_imitated(forget, override, expected):
     changes = {"forget": forget, "label_dropout": 0.0}
     drawn = real_images(changes if override is None else {**changes, "override": override})
     assert drawn.override == expected
-    batch = drawn.to_forget(0, IterationRandom(0, 0, CPU, TRAINING))
+    batch = drawn.to_forget(IterationRandom(0, 0, CPU, TRAINING))
     assert set(batch.imitated.tolist()) == {expected}
 
 
@@ -140,5 +140,5 @@ def test_a_class_that_is_unknown_or_the_same():
 
 def test_batches_are_in_the_networks_precision():
     objective = small_objective(dtype=torch.float64)
-    batch = objective.draw("remain", 0, IterationRandom(0, 0, CPU, TRAINING))
+    batch = objective.draw("remain", IterationRandom(0, 0, CPU, TRAINING))
     assert batch.images.dtype == batch.noise.dtype == torch.float64
