@@ -147,18 +147,18 @@ def say(erasure: Erasure[Any]) -> None:
         return  # one process speaks for all
     out, report = erasure.out, erasure.report
     if report is not None:
-        click.echo(report.headline())
-        if kept := report.kept_sentence():
+        click.echo(report.headline)
+        if kept := report.kept_sentence:
             click.echo(kept)
     click.echo(erasure.frozen.sentence())
     if report is not None:
-        for table in report.tables()[:1]:
+        for table in report.tables[:1]:
             width = max(len(row[0]) for row in table.rows)
             click.echo()
             for name, before, after in [("", "original", "erased"), *table.rows]:
                 click.echo(f"{name:{width}}  {before:>12}  {after:>12}")
             click.echo()
-    wall_s = erasure.wall_s if report is None else report.wall_s
+    wall_s = erasure.wall_s if report is None else report.run.wall_s
     click.echo(f"wall time        {wall_s:.0f} s")
     if report is not None:
         click.echo(f"report           {out / 'report.html'}")

@@ -159,7 +159,7 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
 
 
 def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
-    from pecker_fast.cli.concept_showing import load_judges
+    from pecker_fast.evaluate.concept_report import load_measures
 
     config = request.read_config()
     assert not isinstance(config, BaselineConfig)
@@ -179,7 +179,7 @@ def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
             str(request.config),
             request.neighbours,
             request.teacher_steps,
-            load_judges(request.nudity_detector, request.clip, device),
+            load_measures(request.nudity_detector, request.clip, device),
         )
     return carry_out(Concept(site, pipeline, config, showing, generator))
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pecker_fast.cli.erasure_pictures import draw_pictures
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distill.conditions import ClassConditions
 from pecker_fast.distill.config import PeckerConfig
@@ -15,9 +14,10 @@ from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task, Trainer
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.class_pictures import draw_pictures
 from pecker_fast.evaluate.curve import Curve
 from pecker_fast.evaluate.judge import Judge
-from pecker_fast.evaluate.report import ErasureReport
+from pecker_fast.evaluate.report import Report, class_report
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
@@ -86,7 +86,7 @@ class _ClassTask(Task[T, ModelFolder]):
         self.site.ranks.first(lambda: model.save_whole(self.site.out / MODEL_NAME))
         return model
 
-    def judge(self, erasure: Erasure[ModelFolder]) -> ErasureReport | None:
+    def judge(self, erasure: Erasure[ModelFolder]) -> Report | None:
         """The figures of both models, pictures, and the page about them."""
         site, model, judge, curve = self.site, self.model, self._judge, self._curve
         if judge is None or self.forget is None or curve is None:
@@ -109,12 +109,12 @@ class _ClassTask(Task[T, ModelFolder]):
                 self._sampler,
                 site.out,
             )
-        report = ErasureReport(
-            **{**erasure.about(site), "wall_s": clock.total()},
-            class_names=model.class_names,
-            teacher=teacher,
-            after=after,
-            curve=curve.points,
+        report = class_report(
+            replace(erasure.about(site), wall_s=clock.total()),
+            model.class_names,
+            teacher,
+            after,
+            curve.points,
             teacher_ships=judge.teacher is not None,
             images=self.images,
         )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
 
-from pecker_fast.cli.concept_showing import Judges, Previews, prompt_groups, write_report
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task
 from pecker_fast.evaluate.concept import ConceptFigures
-from pecker_fast.evaluate.concept_report import ConceptReport
+from pecker_fast.evaluate.concept_report import Measure
+from pecker_fast.evaluate.previews import Previews, prompt_groups
+from pecker_fast.evaluate.report import Report
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.patches.patch import save_patch
@@ -38,14 +38,14 @@ class Showing:
         recipe: name of the recipe, for the report.
         neighbours: prompts near to the concept that are shown as well.
         steps: of the original model.
-        judges: what looks at the images besides the reader.
+        measures: what looks at the images besides the reader.
         measure: a classifier's figures of the original and of the erased network.
     """
 
     recipe: str
     neighbours: Sequence[str] = ()
     steps: int = 50
-    judges: Judges = field(default_factory=Judges)
+    measures: Sequence[Measure] = ()
     measure: Callable[[Previews, TextConditions, nn.Module], ConceptFigures] | None = None
 
 
@@ -154,7 +154,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         self.site.ranks.first(write)
         return model
 
-    def judge(self, erasure: Erasure[PipelineFolder]) -> ConceptReport | None:
+    def judge(self, erasure: Erasure[PipelineFolder]) -> Report | None:
         """Pictures before and after, what was given to judge them, and the page about them."""
         showing, previews, site = self._showing, self._previews, self.site
         if showing is None or previews is None or erasure.frozen.frozen_changed:
@@ -167,16 +167,16 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         figures = None
         if showing.measure is not None:
             figures = showing.measure(previews, self.conditions, unet)
-        erased = SimpleNamespace(
-            **erasure.about(site), images=images, patch_bytes=patch, unet_bytes=network,
-            trainer=SimpleNamespace(
-                config=self.config, mask=erasure.mask, iteration=erasure.iterations
-            ),
-        )  # fmt: skip
-        return write_report(
-            erased, self.pipeline, showing.recipe, previews, site.out, site.device,
-            showing.judges, figures,
-        )  # fmt: skip
+        return previews.report(
+            erasure.about(site),
+            images,
+            showing.measures,
+            figures,
+            recipe=showing.recipe,
+            mask_digest=erasure.mask.digest,
+            patch_bytes=patch,
+            unet_bytes=network,
+        )
 
 
 def patch_sizes(out: Path) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pecker_fast.cli.concept_showing import Previews
 from pecker_fast.data import pipeline_folder, teacher_folder
 from pecker_fast.distill.config import RECIPES, load_config
 from pecker_fast.distill.prompts import TextConditions
@@ -23,6 +22,7 @@ from pecker_fast.evaluate.forgetting import TeacherFigures
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.previews import Previews
 from pecker_fast.machine import usable_device
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder

@@ -21,7 +21,7 @@ from pecker_fast import backends
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.page import RunReport
+from pecker_fast.evaluate.report import Report, RunFacts
 from pecker_fast.files import write_text
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.masks.mask import SaliencyMask
@@ -102,31 +102,31 @@ class Erasure(Generic[M]):
     training: Mapping[str, Any]
     stage_s: Mapping[str, float]
     wall_s: float
-    report: RunReport | None = None
+    report: Report | None = None
 
     @property
     def kind(self) -> str:
         """What was erased from: model or pipeline, which is also its folder's name in `out`."""
         return PIPELINE_NAME if isinstance(self.model, PipelineFolder) else MODEL_NAME
 
-    def about(self, site: Site) -> dict[str, Any]:
-        """What a report of any kind says of the run, as arguments."""
-        return {
-            "frozen": self.frozen,
-            "mask_kind": self.config.mask.kind if site.mask is None else "given",
-            "density": self.mask.density,
-            "iterations": self.iterations,
-            "seed": self.config.seed,
-            "backend": self.backend,
-            "wall_s": self.wall_s,
-            "stage_s": self.stage_s,
-            "machine": self.training["machine"],
-            "versions": self.training["versions"],
-            "config": self.config.flat(),
-            "resumed_at": self.resumed_at,
-            "training_s": self.training["seconds"],
-            "processes": self.training["processes"],
-        }
+    def about(self, site: Site) -> RunFacts:
+        """What a report of any kind says of the run."""
+        return RunFacts(
+            frozen=self.frozen,
+            mask_kind=self.config.mask.kind if site.mask is None else "given",
+            density=self.mask.density,
+            iterations=self.iterations,
+            seed=self.config.seed,
+            backend=self.backend,
+            wall_s=self.wall_s,
+            stage_s=self.stage_s,
+            machine=self.training["machine"],
+            versions=self.training["versions"],
+            config=self.config.flat(),
+            resumed_at=self.resumed_at,
+            training_s=self.training["seconds"],
+            processes=self.training["processes"],
+        )
 
 
 class Task(ABC, Generic[T, M]):
@@ -167,7 +167,7 @@ class Task(ABC, Generic[T, M]):
         """What looks at the model before the first and after each iteration, on all processes."""
         return lambda: None
 
-    def judge(self, erasure: Erasure[M]) -> RunReport | None:
+    def judge(self, erasure: Erasure[M]) -> Report | None:
         """Look at what was made and write the report; None without one."""
         return None
 

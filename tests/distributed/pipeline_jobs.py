@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from pecker_fast.cli import drawing
-from pecker_fast.cli.concept_showing import Previews
 from pecker_fast.distill import load_config
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate import pipeline_sampling
-from pecker_fast.evaluate.concept_pictures import PromptGroup
+from pecker_fast.evaluate.grid import PromptGroup
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.previews import Previews
 from pecker_fast.models.pipeline import PipelineFolder
 
 PROMPTS = ["a cat", "a red dog", "", "a cat", "trees", "a lion", "two cats"]

@@ -27,3 +27,15 @@ def detector(tmp_path):
         return NudeNetDetector(path, threshold, **arguments)
 
     return make
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Collects the matplotlib figures that are written."""
+    from matplotlib.figure import Figure
+
+    found, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kw: (found.append(self), save(self, *args, **kw))
+    )
+    return found
