@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from jobs import train_toy
 from processes import run_processes
+from toy_jobs import train_toy
 from toys import toy_objective, weights
 
 from pecker_fast.distributed import Ranks
