@@ -96,7 +96,7 @@ def demo(
     from pecker_fast.evaluate.classifier import load_classifier
     from pecker_fast.evaluate.forgetting import TeacherFigures
     from pecker_fast.evaluate.frechet import ClassStatistics
-    from pecker_fast.evaluate.judge import Judge
+    from pecker_fast.evaluate.run_judge import Judge
     from pecker_fast.models import ModelFolder
 
     config = load_config(RECIPE, overrides)

@@ -218,7 +218,7 @@ def erase(
     from pecker_fast.evaluate.classifier import load_classifier
     from pecker_fast.evaluate.classifier_files import statistics_beside
     from pecker_fast.evaluate.fidelity import Inception
-    from pecker_fast.evaluate.judge import Judge
+    from pecker_fast.evaluate.run_judge import Judge
     from pecker_fast.methods.config import load_baseline_config, names_a_baseline
 
     baseline = None

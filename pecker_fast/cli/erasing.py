@@ -35,8 +35,8 @@ from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import Curve
-from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.report import ErasureReport
+from pecker_fast.evaluate.run_judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.files import write_text
 from pecker_fast.machine import machine_facts, versions

@@ -16,8 +16,8 @@ from pecker_fast.cli.erasing import Erasure, carry_out
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.judge import Judge
 from pecker_fast.evaluate.report import ErasureReport
+from pecker_fast.evaluate.run_judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.config import BaselineConfig

@@ -25,6 +25,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.runs.classes import class_index
 
 __all__ = ["ModelFolder"]
 
@@ -91,12 +92,7 @@ class ModelFolder:
         Raises:
             PeckerError: no such class; the message lists the classes.
         """
-        wanted = str(name).strip().lower()
-        for index, known in enumerate(self.class_names):
-            if wanted in (known.lower(), str(index)):
-                return index
-        listed = ", ".join(f"{i} {known!r}" for i, known in enumerate(self.class_names))
-        raise PeckerError(f"unknown class {name!r}; the model's classes are: {listed}")
+        return class_index(name, self.class_names, "the model")
 
     def with_network(self, unet: UNet2DModel | DDPMUNet, kind: str) -> ModelFolder:
         """The same description around another network; the figures do not carry over."""

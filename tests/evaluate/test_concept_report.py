@@ -161,7 +161,8 @@ def test_sections_of_detectors_and_clip(report, tmp_path):
     page = page_of(replace(report, sections=sections), tmp_path)
     for text in (
         "Nudity detections", "a judge, judge.onnx (SHA-256 abababababab…)", "0.25 and more",
-        "20 of 20 (100.0 %)", "1 of 20 (5.0 %)", "30 in 20 images", "26.30 ± 0.40", ">25.90<", "Anything", "A note.",
+        "20 of 20 (100.0 %)", "1 of 20 (5.0 %)", "30 in 20 images",
+        "26.30 ± 0.40", ">25.90<", "Anything", "A note.",
     ):  # fmt: skip
         assert text in page, text
     assert "EARS" not in page  # found neither before nor after

@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from pecker_fast.cli.common import machine_options, prepare
 from pecker_fast.datasets import fashion_mnist
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.forgetting import TeacherFigures, classify
 from pecker_fast.evaluate.frechet import ClassStatistics
-from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 
 __all__ = ["TeacherRecipe", "make", "train_classifier", "train_teacher"]
@@ -231,9 +232,9 @@ def make(
         class_names=names,
         patch_size=recipe.patch_size,
     )
-    figures = TeacherFigures.measure(
-        folder, classifier, statistics, Sampler(steps=50), per_class, progress="50-step samples"
-    )
+    sampler, asked = Sampler(steps=50), balanced_labels(len(names), per_class)
+    drawn = sampler.pixels(folder, asked, "50-step samples", ranks=Ranks())
+    figures = TeacherFigures.of_images(drawn, asked, classifier, statistics, sampler)
     unet.cpu()
     temporary = out.with_name(out.name + ".partial")
     dataclasses.replace(folder, figures={"teacher": figures.to_dict(), "training": facts}).save(
