@@ -329,7 +329,7 @@ def test_what_cannot_be_drawn_comes_out_before_anything_is_written(tiny_model):
     for sampler, labels, words in (
         (SAMPLER, torch.tensor([3]), r"labels must lie in \[0, 3\)"),
         (replace(SAMPLER, guidance=1.0), LABELS, "guidance needs a model"),
-        (replace(SAMPLER, steps=2000), LABELS, "at most the 1000 steps"),
+        (replace(SAMPLER, steps=2000), LABELS, "1 .. 1000"),
         (Sampler(t_init=1000), LABELS, "t_init must be in 0 .. 999"),
     ):
         with pytest.raises(PeckerError, match=words):
