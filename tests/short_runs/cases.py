@@ -1,8 +1,8 @@
-"""Short runs of every training method by the command line, and digests of what they leave on disk.
+"""Short runs of every method by the command line, and digests of what they leave on disk.
 
 Run as a program (`make.Session` does) it reads names of cases, one a line, and answers each with a
-line of JSON. It knows the package by its commands, its public names and its files only, so that
-modules can be moved and merged below it.
+line of JSON. It knows the package by commands, public names and files only, so that modules can be
+moved and merged below it.
 """
 
 import gzip
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tiny_pipeline.py
@@ -26,20 +27,21 @@ import pecker_fast
 from pecker_fast import ModelFolder, SaliencyMask
 from pecker_fast.cli import main
 
+ROOT = Path(os.environ["SHORT_RUNS"])  # an empty folder
 NAMES = ("circle", "square", "star")
 STATISTICS = "statistics.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-MACHINE = "--device cpu --threads 1"
 
 LENGTH = "--iterations 4 --set logging.checkpoint_every=2"
 BATCH = f"{LENGTH} --set batch_size=3 --set saliency.batch_size=4"
-RATES = "--set generator.lr=1e-3 --set pseudo_score.lr=2e-3"
-DISTIL = f"{BATCH} {RATES} --set saliency.batches=2 --set ema.decay=0.9"
+RATES = "--set generator.lr=1e-3 --set pseudo_score.lr=2e-3 --set saliency.batches=2"
+DISTIL = f"{BATCH} {RATES} --set ema.decay=0.5"
 FORGET = f"{DISTIL} --forget star --override circle --set generator.lambda_forget=1"
 MASKED = f"{FORGET} --mask saliency --density 0.1"
 BOTH = f"{MASKED} --set mask.apply=both"
-UNLEARN = f"{BATCH} --forget star --dataset images --data-root DATA"
 CARRIED = "--set optimizer.beta1=0.5 --set optimizer.weight_decay=0.01"
+IMAGES = "--dataset images --data-root DATA"
+UNLEARN = f"{BATCH} --forget star {IMAGES}"
 
 # Name -> model and options of `erase`. DATA stands for a folder.
 ERASURES = {
@@ -66,18 +68,24 @@ ERASURES = {
     "diff_instruct": ("ddpm", f"{MASKED} --set diff_instruct=true"),
     "override_random": ("ddpm", f"{MASKED} --override random"),
     "salun": ("ddpm", f"--config cifar10_salun {UNLEARN} --override circle"),
-    "random_label": ("ddpm", f"--config cifar10_salun {UNLEARN} --mask full --set ema.decay=0.9"),
+    "random_label": ("ddpm", f"--config cifar10_salun {UNLEARN} --mask full --set ema.decay=0.5"),
     "neggrad": ("ddpm", f"--config cifar10_neggrad {UNLEARN}"),
     "finetune": ("ddpm", f"--config cifar10_finetune {UNLEARN} --set lr_schedule=linear"),
     "esd": ("ddpm", f"--config cifar10_esd {UNLEARN} --mask saliency --density 0.1"),
 }
 STOPPED = {"pecker", "both", "bf16_both", "refresh", "salun", "random_label"}  # and resumed
+TEACHER = (
+    f"train-teacher --config cifar10_teacher {IMAGES} --set network.image_size=8 "
+    "--set network.channels=4 --set network.channel_mult=[1,2] --set network.blocks_per_level=1 "
+    "--set network.norm_num_groups=2 --set batch_size=4 --set ema.decay=null"
+)
+CLASSIFIER = f"train-classifier {IMAGES} {LENGTH} --set batch_size=4"
 
 
 def run(options, *paths):
     """A command line in this process; `paths` are options that may hold blanks."""
-    words = [{"DATA": str(data())}.get(word, word) for word in options.split()]
-    if main([*words, *map(str, paths), *MACHINE.split()]) != 0:
+    words = [str(data()) if word == "DATA" else word for word in options.split()]
+    if main([*words, *map(str, paths), "--device", "cpu", "--threads", "1"]) != 0:
         raise RuntimeError(f"failed: pecker-fast {options} {' '.join(map(str, paths))}")
 
 
@@ -105,18 +113,21 @@ def digests(out):
     return found
 
 
-def figures(report, skipped=("machine", "versions", "config", "processes")):
-    """A report without seconds, machine and settings."""
-    if isinstance(report, dict):
-        return {
-            key: figures(value)
-            for key, value in report.items()
-            if key not in skipped and not key.endswith("_s")
-        }
-    return [figures(value) for value in report] if isinstance(report, list) else report
+def figures(report):
+    """The numbers of a report by their names; without words, seconds, machine and settings."""
+    if isinstance(report, list):
+        return [figures(value) for value in report if not isinstance(value, str)]
+    if not isinstance(report, dict):
+        return report
+    return {
+        name: figures(value)
+        for name, value in report.items()
+        if not (isinstance(value, str) or value is None or name.endswith("_s"))
+        and name not in ("machine", "versions", "config", "classes")
+    }
 
 
-def leaves(out, options, *paths, stopped=False):
+def train(out, options, *paths, stopped=False):
     """The digests of a run; where it is also `stopped` half-way and resumed, that must not show."""
     run(options, *paths, "--out", out)
     found = digests(out)
@@ -133,40 +144,30 @@ def leaves(out, options, *paths, stopped=False):
 # ---- what runs start from
 
 
-def root():
-    return Path(os.environ["SHORT_RUNS"])
+def noise(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).numpy()
 
 
 @cache
 def data():
     """Noise: 30 training and 9 test images of three classes, 3x8x8."""
-    folder = root() / "data"
+    folder = ROOT / "data"
     folder.mkdir()
-    random = np.random.default_rng(0)
-    for name, count in (("train", 30), ("test", 9)):
-        pixels = random.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
-        arrays = {"images": pixels, "labels": np.arange(count) % 3, "class_names": NAMES}
-        np.savez(folder / f"{name}.npz", **arrays)
+    parts = [noise(6, 3, 8, 8, seed=part) for part in range(5)]
+    for name, pixels in (("train", np.concatenate(parts)), ("test", noise(9, 3, 8, 8, seed=5))):
+        arrays = {"images": pixels, "labels": np.arange(len(pixels)) % 3}
+        np.savez(folder / f"{name}.npz", class_names=np.array(NAMES), **arrays)
     return folder
-
-
-TEACHER = (
-    "train-teacher --config cifar10_teacher --dataset images --data-root DATA "
-    "--set network.image_size=8 --set network.channels=4 --set network.channel_mult=[1,2] "
-    "--set network.blocks_per_level=1 --set network.norm_num_groups=2 --set batch_size=4 "
-)
 
 
 @cache
 def model(kind):
     """A folder with one of two small networks, whose weights depend on their names alone."""
-    folder = root() / kind
     if kind == "ddpm":
-        run(f"{TEACHER} --iterations 1", "--out", root() / "architecture")
-        started = ModelFolder.load(root() / "architecture" / "model")
+        run(f"{TEACHER} --iterations 1", "--out", ROOT / "architecture")
+        started = ModelFolder.load(ROOT / "architecture" / "model")
     else:
-        from diffusers import DDPMScheduler, UNet2DModel
-
         unet = UNet2DModel(
             sample_size=4, in_channels=4, out_channels=4, layers_per_block=1, dropout=0.1,
             block_out_channels=(8, 8), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
@@ -180,84 +181,104 @@ def model(kind):
         for name, param in sorted(started.unet.named_parameters()):
             scale = name.endswith("weight") and param.ndim == 1  # of a norm
             param.copy_(0.2 * torch.randn(param.shape, generator=generator) + scale)
-    ModelFolder(started.unet, started.scheduler, NAMES, started.patch_size).save(folder)
-    return folder
+    ModelFolder(started.unet, started.scheduler, NAMES, started.patch_size).save(ROOT / kind)
+    return ROOT / kind
 
 
-# ---- the cases that are more than one erasure
+# ---- the cases
+
+
+def erase(out, kind, options):
+    return train(out, f"erase {model(kind)} {options}", stopped=out.name in STOPPED)
 
 
 def two_stages(out):
-    run(f"erase {model('ddpm')} --config cifar10_stage1 {DISTIL}", "--out", out / "1")
+    found = train(out / "1", f"erase {model('ddpm')} --config cifar10_stage1 {DISTIL}")
     start = ("--generator", out / "1", "--pseudo-score", out / "1")
     second = f"erase {model('ddpm')} --config cifar10_stage2 {FORGET} --mask random"
-    return {"stage1": digests(out / "1"), "stage2": leaves(out / "2", second, *start, stopped=True)}
+    return {"stage1": found, "stage2": train(out / "2", second, *start, stopped=True)}
 
 
 def concept(out):
     """As the recipe has it: bf16, both networks under a mask, guidance in four places."""
     save_tiny_pipeline(out / "tiny", length=32)
-    options = f"erase --recipe object --no-previews {BATCH} {RATES} --set saliency.batches=2"
-    words = ("--name", "church", "--override", "barn")
-    return leaves(out / "run", options, "--pipeline", out / "tiny", *words, stopped=True)
+    options = f"erase --recipe object --no-previews {BATCH} {RATES}"
+    words = ("--name", "church", "--override", "barn", "--pipeline", out / "tiny")
+    return train(out / "run", options, *words, stopped=True)
 
 
 def concepts_in_fp32(out):
-    """Two of them, negative prompts, v-prediction, scales that differ; the mask on one network."""
+    """Two of them, negative prompt, v-prediction, scales that differ, one mask; previews."""
     save_tiny_pipeline(out / "tiny", prediction_type="v_prediction", length=32)
-    options = f"erase --recipe object --no-previews {DISTIL} --set precision=fp32"
+    options = f"erase --recipe object --teacher-steps 2 {DISTIL} --set precision=fp32"
     options += " --set mask.apply=generator --set text.guidance.kappa1=1 --set micro_batch=null"
     options += " --set text.guidance.kappa3=2 --set text.negative.kappa4=blurred"
     words = ("--name", "church", "--override", "barn", "--name", "dog", "--override", "cat")
-    return leaves(out / "run", options, "--pipeline", out / "tiny", *words)
+    found = train(out / "run", options, *words, "--pipeline", out / "tiny")
+    return {**found, "previews": digest(load_file(out / "run" / "previews.safetensors"))}
 
 
 def train_teacher(out):
-    return leaves(out, f"{TEACHER} {LENGTH} --set warmup=2 --without star", stopped=True)
+    return train(out, f"{TEACHER} {LENGTH} --set warmup=2 --without star", stopped=True)
 
 
 def train_unet2d_teacher(out):
     """The kind of the shipped teacher, on noise in Fashion-MNIST's files."""
-    random, files = np.random.default_rng(0), root() / "fashion"
-    files.mkdir()
-    for name, header, shape in (("images-idx3", 16, (20, 784)), ("labels-idx1", 8, 20)):
-        body = random.integers(0, 256 if header == 16 else 10, shape, dtype=np.uint8)
+    pixels, labels = noise(20, 784), noise(20) % 10
+    for name, body, header in (("images-idx3", pixels, 16), ("labels-idx1", labels, 8)):
         head = bytes(4) + (20).to_bytes(4, "big") + bytes(header - 8)
-        (files / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(head + body.tobytes()))
+        (ROOT / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(head + body.tobytes()))
     options = (
         "train-teacher --config small_teacher --dataset fashion-mnist --set network.kind=unet2d "
         "--set network.patch_size=2 --set network.channels=8 --set network.channel_mult=[1,1] "
-        f"--set network.attention_levels=[] --set loss=mean --set batch_size=4 {LENGTH}"
+        f"--set network.attention_levels=[] --set loss=mean --set batch_size=4 {LENGTH} "
+        "--set ema.decay=0.5"
     )
-    return leaves(out, options, "--data-root", files, stopped=True)
+    return train(out, options, "--data-root", ROOT, stopped=True)
 
 
 def train_classifier(out, options):
-    base = f"train-classifier --dataset images --data-root DATA {LENGTH}"
-    options = f"{base} --set batch_size=4 {options}"
-    run(options, "--out", out)
-    found = digest(load_file(out / "model.safetensors"))
-    found["statistics"] = digest(load_file(out / STATISTICS))
-    return found
+    run(f"{CLASSIFIER} {options}", "--out", out)
+    files = {"model": "model.safetensors", "statistics": STATISTICS}
+    return {name: digest(load_file(out / file)) for name, file in files.items()}
 
 
 def report(out):
-    """The demo on fewer images than its command judges, and with the original's judged as well."""
+    """The demo on fewer images than its command judges, with those of the original judged too."""
     shipped = Path(pecker_fast.__file__).parent / "data" / "teacher"
     few = "--per-class 3 --teacher-steps 2 --curve-per-class 2 --iterations 3 --set batch_size=2"
     judge = ("--classifier", shipped / "classifier", "--statistics", shipped / STATISTICS)
-    mask = "--set saliency.batches=1 --set saliency.batch_size=4"
+    mask = "--set saliency.batches=1 --set saliency.batch_size=4 --set ema.decay=0.5"
     run(f"erase {shipped} --config demo {few} {mask}", *judge, "--out", out)
-    found = json.loads((out / "report.json").read_text())
-    return {**digests(out), "report": figures(found)}
+    return {**digests(out), "report": figures(json.loads((out / "report.json").read_text()))}
 
 
-def erasure(out, kind, options):
-    return leaves(out, f"erase {model(kind)} {options}", stopped=out.name in STOPPED)
+def images(file):
+    with np.load(file) as arrays:
+        return digest({name: torch.from_numpy(arrays[name]) for name in ("images", "labels")})
+
+
+def sample_and_evaluate(out):
+    """Every sampler; the figures of what the last of them draws."""
+    run(f"{CLASSIFIER} --arch small --set width=4", "--out", out / "classifier")
+    samplers = {
+        "one_step": "--sampler one-step --t-init 440",
+        "ddim": "--sampler ddim --steps 3 --guidance 2",
+        "ddpm": "--sampler ddpm --steps 4",
+    }
+    found = {}
+    for name, options in samplers.items():
+        file = out / f"{name}.npz"
+        run(f"sample {model('ddpm')} --per-class 2 {options}", "--npz", file)
+        found[name] = images(file)
+    judge = ("--classifier", out / "classifier", "--json", out / "figures.json")
+    options = f"--forget star --override circle --per-class 4 {samplers['ddpm']}"
+    run(f"evaluate {model('ddpm')} {options}", *judge)
+    return {**found, "evaluation": figures(json.loads((out / "figures.json").read_text()))}
 
 
 CASES = {
-    **{name: (erasure, *arguments) for name, arguments in ERASURES.items()},
+    **{name: (erase, *arguments) for name, arguments in ERASURES.items()},
     "two_stages": (two_stages,),
     "concept": (concept,),
     "concepts_in_fp32": (concepts_in_fp32,),
@@ -266,22 +287,22 @@ CASES = {
     "train_small_classifier": (train_classifier, "--arch small --set width=4"),
     "train_resnet34": (train_classifier, "--set width=2 --set warmup=1"),
     "report": (report,),
+    "sample_and_evaluate": (sample_and_evaluate,),
 }
 
 
 def serve():
-    # Blocking is by cache sizes in oneDNN, and NNPACK chooses by processor: MKL is left, which
-    # MKL_CBWR holds to one order of addition everywhere.
+    # oneDNN blocks by the size of caches and NNPACK chooses by the processor. That leaves MKL,
+    # which MKL_CBWR holds to one order of addition everywhere.
     torch.backends.mkldnn.set_flags(False)
     torch.backends.nnpack.set_flags(False)
-    torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what commands print
+    os.dup2(2, 1)  # for what commands print
     print(json.dumps(list(CASES)), file=answers, flush=True)
     for line in sys.stdin:
         function, *arguments = CASES[line.strip()]
         try:
-            answer = function(root() / "runs" / line.strip(), *arguments)
+            answer = function(ROOT / "runs" / line.strip(), *arguments)
         except Exception:
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)
