@@ -210,7 +210,6 @@ def erase(
 
     from pecker_fast.cli.erasing import erase_class
     from pecker_fast.cli.erasing_baseline import baseline_images, erase_by_baseline
-    from pecker_fast.cli.judging import PUBLISHED_SPLIT
     from pecker_fast.cli.run_files import MODEL_NAME
     from pecker_fast.cli.start_networks import load_start
     from pecker_fast.distill.config import load_config
@@ -218,6 +217,7 @@ def erase(
     from pecker_fast.evaluate.classifier import load_classifier
     from pecker_fast.evaluate.classifier_files import statistics_beside
     from pecker_fast.evaluate.fidelity import Inception
+    from pecker_fast.evaluate.judging import PUBLISHED_SPLIT
     from pecker_fast.evaluate.run_judge import Judge
     from pecker_fast.methods.config import load_baseline_config, names_a_baseline
 

@@ -64,9 +64,10 @@ class ClipScorer:
         if not Path(folder).is_dir():
             raise PeckerError(f"CLIP folder {folder}: no such folder; {expected}")
         try:
-            model, found = transformers.CLIPModel.from_pretrained(
+            loaded: Any = transformers.CLIPModel.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
+            model, found = loaded
             self._processor: Any = transformers.CLIPProcessor.from_pretrained(
                 folder, local_files_only=True
             )

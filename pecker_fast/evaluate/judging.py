@@ -38,7 +38,7 @@ from pecker_fast.runs.checkpoint import fingerprint
 from pecker_fast.runs.classes import class_index
 from pecker_fast.runs.finding import find_model
 
-__all__ = ["judge"]
+__all__ = ["PUBLISHED_SPLIT", "judge"]
 
 PUBLISHED_SPLIT = {"stl10": "all"}
 """The real images behind published figures: training images, and of STL-10 the test images too."""

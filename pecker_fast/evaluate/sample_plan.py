@@ -102,7 +102,7 @@ def numbered_files(
     digits = max(2, len(str(len(names) - 1)))
     folders: dict[str, dict[str, Any]] = {}
     files = [""] * len(labels)
-    for index in labels.unique().tolist():
+    for index in sorted(set(labels.tolist())):
         plain = re.sub(r"[^\w.-]+", "-", names[index]).strip("-.")[:60]
         folder = f"{index:0{digits}d}_{plain}" if plain else f"{index:0{digits}d}"
         places = (labels == index).nonzero()[:, 0].tolist()

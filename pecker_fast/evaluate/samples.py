@@ -128,7 +128,7 @@ def write_npz(
 
     def pack() -> None:
         packing = None if progress is None else "packing"
-        arrays = {
+        arrays: dict[str, Any] = {
             "arr_0": read_back(parts, plan.labels, packing).permute(0, 2, 3, 1).numpy(),
             "labels": plan.labels.numpy(),
             "class_names": np.array(plan.facts["class_names"]),
