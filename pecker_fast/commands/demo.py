@@ -92,14 +92,14 @@ def demo(
     from pecker_fast.commands.erasing import erase_class
     from pecker_fast.commands.run_files import MODEL_NAME
     from pecker_fast.data import teacher_folder
-    from pecker_fast.distill.config import load_config
+    from pecker_fast.distill.config import RECIPES, load_config
     from pecker_fast.evaluate.classifier import load_classifier
     from pecker_fast.evaluate.forgetting import TeacherFigures
     from pecker_fast.evaluate.frechet import ClassStatistics
     from pecker_fast.evaluate.judge import Judge
     from pecker_fast.models import ModelFolder
 
-    config = load_config(RECIPE, overrides)
+    config = load_config(RECIPES / f"{RECIPE}.yaml", overrides)
     place = prepare(device, threads)
     shipped = teacher_folder()
     folder = ModelFolder.load(shipped)
@@ -131,7 +131,7 @@ def _demo_concept(
     )
     from pecker_fast.commands.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
     from pecker_fast.data import pipeline_folder, teacher_folder
-    from pecker_fast.distill.config import load_config
+    from pecker_fast.distill.config import RECIPES, load_config
     from pecker_fast.distill.prompts import TextConditions
     from pecker_fast.evaluate.classifier import load_classifier
     from pecker_fast.evaluate.concept import ConceptFigures, Recognition
@@ -139,7 +139,7 @@ def _demo_concept(
     from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
     from pecker_fast.models.pipeline import PipelineFolder
 
-    config = load_config(CONCEPT_RECIPE, values)
+    config = load_config(RECIPES / f"{CONCEPT_RECIPE}.yaml", values)
     place = prepare(device, threads)
     pipeline = PipelineFolder.load(pipeline_folder())
     classifier = load_classifier(teacher_folder() / "classifier").to(place)
