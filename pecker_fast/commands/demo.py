@@ -90,6 +90,7 @@ def demo(
 
     from pecker_fast.commands.erase import print_report
     from pecker_fast.commands.erasing import erase_class
+    from pecker_fast.commands.proof import conclude
     from pecker_fast.commands.run_files import MODEL_NAME
     from pecker_fast.data import teacher_folder
     from pecker_fast.distill.config import RECIPES, load_config
@@ -109,9 +110,12 @@ def demo(
         PER_CLASS,
         teacher=TeacherFigures.from_dict(folder.figures["teacher"]),
     )
-    report = erase_class(folder, config, out, place, force=force, judge=judge, started=started)
+    frozen, report = erase_class(
+        folder, config, out, place, force=force, judge=judge, started=started
+    )
     print_report(report, out)
     click.echo(f"erased model  {out / MODEL_NAME}")
+    conclude(frozen, out)
 
 
 def _demo_concept(
@@ -130,6 +134,7 @@ def _demo_concept(
         write_report,
     )
     from pecker_fast.commands.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
+    from pecker_fast.commands.proof import conclude
     from pecker_fast.data import pipeline_folder, teacher_folder
     from pecker_fast.distill.config import RECIPES, load_config
     from pecker_fast.distill.prompts import TextConditions
@@ -175,3 +180,4 @@ def _demo_concept(
     click.echo(f"report           {out / 'report.html'}")
     click.echo(f"erased pipeline  {out / PIPELINE_NAME}")
     click.echo(f"patch            {out / PATCH_NAME}")
+    conclude(erased.frozen, out)

@@ -92,7 +92,7 @@ def test_frozen_parameters_did_not_change(demo):
 def test_what_it_writes(demo):
     names = {path.name for path in demo.iterdir()}
     assert names >= {"report.json", "report.html", "before_after.png", "accuracy.png"}
-    assert names >= {"density.png", "model", "mask.safetensors", "config.yaml"}
+    assert names >= {"density.png", "model", "mask.safetensors", "config.yaml", "frozen.json"}
     assert not any(name.startswith(".") for name in names)
     page = (demo / "report.html").read_text(encoding="utf-8")
     assert page.index("<h1>Ankle boot is gone: ") < page.index("The other 9 classes are kept")
