@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.distill.config import LoggingSection
+from pecker_fast.errors import PeckerError
+from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.metrics import ONE_LOSS, LossRecord, Metrics, open_tensorboard
 from pecker_fast.runs.stopwatch import Stopwatch
-from pecker_fast.errors import PeckerError
 
 __all__ = ["Loop", "Resumable"]
 

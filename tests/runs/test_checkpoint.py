@@ -14,10 +14,10 @@ import torch
 from toys import assert_same_bits, toy_objective
 
 from pecker_fast.distill import PeckerTrainer, RunDirectory
-from pecker_fast.runs import checkpoint as checkpoint_module
-from pecker_fast.runs.checkpoint import fingerprint
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.runs import checkpoint as checkpoint_module
+from pecker_fast.runs.checkpoint import fingerprint
 
 
 def train(path, overrides=None, *, stop=None, seed=0, **options):

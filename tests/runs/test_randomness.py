@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom
 from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom
 
 CPU = torch.device("cpu")
 

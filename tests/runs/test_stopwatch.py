@@ -5,10 +5,10 @@ import itertools
 import pytest
 from toys import toy_objective
 
+from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.runs import stopwatch
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.stopwatch import Stopwatch
-from pecker_fast.distill.trainer import PeckerTrainer
 
 
 @pytest.fixture
