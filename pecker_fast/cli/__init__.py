@@ -31,6 +31,7 @@ from pecker_fast.cli import (
 )
 from pecker_fast.cli.torchrun import has_report, is_first, one_voice, recorded, several
 from pecker_fast.errors import FrozenChangedError, PeckerError
+from pecker_fast.extras import missing_package
 
 __all__ = ["group", "main"]
 
@@ -151,11 +152,12 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error.__cause__ or error) or "interrupted", 130
     if isinstance(error, click.ClickException):
         return error.format_message(), 2
-    if isinstance(error, FrozenChangedError):
-        return str(error), 3
     # SafetensorError is how safetensors reports a full disk.
     if isinstance(error, PeckerError) or type(error).__name__ == "SafetensorError":
-        return " ".join(str(error).split()), 2
+        code = 3 if isinstance(error, FrozenChangedError) else 2
+        return " ".join(str(error).split()), code
+    if isinstance(error, ModuleNotFoundError) and (line := missing_package(error)):
+        return f"this command {line}", 2
     if isinstance(error, OSError):
         return _describe(error), 2
     message = f"internal error: {type(error).__name__}: {error}".splitlines()[0]

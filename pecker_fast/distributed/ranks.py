@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ class Ranks:
                 dist.init_process_group(backend, init_method="env://", timeout=STARTING)
             else:
                 rank = int(os.environ["RANK"])
-                store = _attempt_store(launch, rank)
+                store = _attempt_store(launch, rank, size)
                 dist.init_process_group(
                     backend, store=store, rank=rank, world_size=size, timeout=STARTING
                 )
@@ -270,41 +270,35 @@ def _launch_store() -> Any:
     """The store that torchrun keeps for all attempts of this launch; None without it."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    return dist.PrefixStore("pecker-fast", _store(int(os.environ["MASTER_PORT"])))  # type: ignore[attr-defined]
-
-
-def _attempt_store(launch: Any, rank: int) -> Any:
-    """A store of this attempt, which the first process holds.
-
-    In torchrun's own there are still the addresses of the attempt before, and torch 2.13 with
-    `--max-restarts` goes there as often as not. The count of restarts does not tell attempts apart:
-    on several machines each counts for itself. So the first process leaves the port of its store in
-    torchrun's; where nobody answers, it is an old one.
-    """
-    if rank == 0:
-        store = _store(0, is_master=True)
-        launch.set("port", str(store.port))
-        return store
-    until = time.monotonic() + STARTING.total_seconds()
-    while True:
-        port = int(launch.get("port"))
-        try:
-            socket.create_connection((os.environ["MASTER_ADDR"], port), 5).close()
-            return _store(port)
-        except OSError as error:
-            if time.monotonic() > until:
-                raise RuntimeError(f"nobody answers at port {port}") from error
-            time.sleep(0.1)
-
-
-def _store(port: int, *, is_master: bool = False) -> Any:
-    return dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        port,
-        is_master=is_master,
-        wait_for_workers=False,
-        timeout=STARTING,
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=False, wait_for_workers=False, timeout=STARTING
     )
+    return dist.PrefixStore("pecker-fast", store)  # type: ignore[attr-defined]
+
+
+def _attempt_store(launch: Any, rank: int, size: int) -> Any:
+    """The part of torchrun's store that is this attempt's.
+
+    Elsewhere there are still the addresses of the attempt before: torch 2.13 reads them in two of
+    three restarts. The count of restarts does not tell attempts apart, since on several machines
+    each counts for itself. So the first process makes a name up. It answers every question, under
+    the name that the other process made up for it: one may be of the attempt before.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        launch.set(f"question of {rank}", name)
+        name = launch.get(f"answer to {name}").decode()
+        launch.add(f"heard of {name}", 1)
+    until = time.monotonic() + STARTING.total_seconds()
+    while rank == 0 and launch.add(f"heard of {name}", 0) < size - 1:
+        for other in range(1, size):
+            if launch.check([f"question of {other}"]):
+                launch.set(f"answer to {launch.get(f'question of {other}').decode()}", name)
+        if time.monotonic() > until:
+            raise RuntimeError(f"not all of them came in {STARTING.total_seconds():.0f} s")
+        time.sleep(0.1)
+    return dist.PrefixStore(name, launch)  # type: ignore[attr-defined]
 
 
 def _first_line(error: Exception) -> str:

@@ -66,6 +66,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _read_report(path: Path, name: str) -> Run:
     judgement = _judgement(path)
+    evaluation = judgement.evaluation
     drawer = judgement.trained.get("kind")
     method = "images" if judgement.from_files else f"{drawer or 'model'}, as it is"
     return Run(
@@ -73,8 +74,8 @@ def _read_report(path: Path, name: str) -> Run:
         path=str(path),
         method=method,
         forget=_forgotten(judgement),
-        override=_name(judgement, judgement.evaluation and judgement.evaluation.override),
-        evaluation=judgement.evaluation,
+        override=_name(judgement, None if evaluation is None else evaluation.override),
+        evaluation=evaluation,
         fidelity=judgement.fidelity,
         versions=_words(judgement.versions),
     )
