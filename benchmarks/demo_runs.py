@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import machine, write_results
+from machine import machine
+from rows import write_results
 
 CASES = {
     "saliency": [],

@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from live_memory import LiveMemory, cuda_autocast_rules, saved_by_module
+from live_memory import LiveMemory, cuda_autocast_rules
 from networks import Teacher
 from published_loop import PublishedDraws, PublishedLoop, TermDraws
 from torch import Tensor, nn
@@ -41,13 +41,11 @@ class Computed:
         peak_bytes: the most that was alive at once.
         at_peak: kind -> bytes at that moment.
         between: kind -> bytes that stay from one iteration to the next.
-        saved: class of module -> bytes that a pass of the generator saves for its backward.
     """
 
     peak_bytes: int
     at_peak: dict[str, int]
     between: dict[str, int]
-    saved: dict[str, int]
 
 
 def compute(preset: str, batch_size: int, density: float, layout: Variant) -> Computed:
@@ -66,11 +64,10 @@ def compute(preset: str, batch_size: int, density: float, layout: Variant) -> Co
         config = configuration(teacher, batch_size, density, settings)
         simulate = _trainer if layout.trainer else _published
         with LiveMemory() as memory:
-            run, network, forward = simulate(teacher, config, memory)
-            run()
+            alive = simulate(teacher, config, memory)
             between = _sizes(memory.live_bytes)
-        saved = saved_by_module(network, forward)
-    return Computed(memory.peak_bytes, _sizes(memory.at_peak), between, _sizes(saved))
+            del alive
+    return Computed(memory.peak_bytes, _sizes(memory.at_peak), between)
 
 
 def _sizes(found: Counter[str]) -> dict[str, int]:
@@ -192,14 +189,8 @@ def _trainer(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> Any:
         average.values = [torch.empty(len(indices)) for indices in positions.values()]
         memory.label(average.values, "weight average")
     iteration = Iteration(objective, networks, psi, learner, average)
-    inputs = _inputs(config, teacher.network.sample_shape)
-
-    def forward() -> None:
-        learner.learn()
-        rows = slice(0, config.micro_batch or 2 * config.batch_size)
-        objective.sample(theta, inputs.generator.noise[rows], inputs.labels[rows])
-
-    return lambda: iteration.compute(inputs), theta, forward
+    iteration.compute(_inputs(config, teacher.network.sample_shape))
+    return iteration
 
 
 def _round_weights(network: nn.Module) -> None:
@@ -290,12 +281,6 @@ def _published(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> An
     ]
     draws = PublishedDraws(labels, labels, labels, *phases)
 
-    def forward() -> None:
-        loop.generator.train().requires_grad_(True)
-        loop._generate(draws.generator[0].noise, labels)
-
-    def run() -> None:
-        loop.iterate(draws)  # the moments are there from its end on, the gradients stay
-        loop.iterate(draws)
-
-    return run, loop.generator, forward
+    loop.iterate(draws)  # the moments are there from its end on, the gradients stay
+    loop.iterate(draws)
+    return loop

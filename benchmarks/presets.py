@@ -1,7 +1,7 @@
 """Parameter shapes of real networks: what the benchmarks run on.
 
-They are data (benchmarks/shapes, written by make_shapes.py), so that no network library is needed
-to measure.
+They are data (benchmarks/shapes), so that no network library is needed to measure; a test holds
+them to the networks of `networks.CONFIGS`.
 """
 
 from __future__ import annotations

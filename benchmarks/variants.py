@@ -30,7 +30,7 @@ from pecker_fast.optim.adamw import MaskedAdamW
 from pecker_fast.runs.learner import masked_adamw
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
-__all__ = ["VARIANTS", "Agreement", "Problem", "Running", "Variant", "configuration"]
+__all__ = ["ONE_SET", "VARIANTS", "Agreement", "Problem", "Variant", "configuration"]
 
 # What the published loop does, in the words of the trainer's configuration.
 _PLAIN: dict[str, Any] = {
@@ -42,7 +42,7 @@ _PLAIN: dict[str, Any] = {
     "mask.share_weights": False,
 }
 _FASTEST = {"precision": "bf16", "accelerate": True, "graph": "auto"}
-_ONE_SET = {"mask.apply": "both", "mask.share_weights": True}
+ONE_SET = {"mask.apply": "both", "mask.share_weights": True}
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,6 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Running:
-    """A variant that runs.
-
-    Attributes:
-        step: one iteration.
-        notes: what the trainer says about how it iterates; empty for the published loop.
-    """
-
-    step: Callable[[], object]
-    notes: Callable[[], list[str]]
-
-
 VARIANTS: tuple[Variant, ...] = (
     Variant("as published", trainer=False, masked_optimizer=False),
     Variant("remain and forget in one batch", masked_optimizer=False),
@@ -85,11 +72,11 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("trainer, fused blocks", settings={"accelerate": True}),
     Variant("trainer, one CUDA graph", settings={"graph": "auto"}),
     Variant("trainer, shared generator pass", settings={"share_generator_pass": True}),
-    Variant("trainer, one set of weights", settings=_ONE_SET),
+    Variant("trainer, one set of weights", settings=ONE_SET),
     Variant("trainer, recomputed for memory", settings={"recompute": True}),
     Variant("all, algorithm unchanged", settings=_FASTEST),
     Variant("all, shared generator pass", settings={**_FASTEST, "share_generator_pass": True}),
-    Variant("all, one set of weights", settings={**_FASTEST, **_ONE_SET}),
+    Variant("all, one set of weights", settings={**_FASTEST, **ONE_SET}),
 )
 
 
@@ -174,14 +161,17 @@ class Problem:
             return "the fused blocks are for CUDA: on a CPU they change nothing"
         return "a CUDA graph needs CUDA" if variant.settings.get("graph") == "auto" else None
 
-    def start(self, variant: Variant) -> Running:
-        """Make everything that the variant needs."""
+    def start(self, variant: Variant) -> tuple[Callable[[], object], Callable[[], list[str]]]:
+        """Make everything that the variant needs.
+
+        Returns:
+            One iteration, and what the trainer says about how it iterates.
+        """
         settings = {"precision": self.precision(variant)}
         if variant.trainer:
             trainer = self._trainer(variant, settings, dropout=True)
-            return Running(partial(next, trainer.run()), lambda: trainer.notes)
-        loop = self._loop(variant, settings, dropout=True)[0]
-        return Running(partial(next, loop.run()), list)
+            return partial(next, trainer.run()), lambda: trainer.notes
+        return partial(next, self._loop(variant, settings, dropout=True)[0].run()), list
 
     def precision(self, variant: Variant) -> str:
         """The precision that a variant is timed in: as published, unless it changes that.
@@ -196,11 +186,12 @@ class Problem:
         """Compare a few iterations with those of the published loop."""
         with _exact_fp32():
             reference = self._reference(variant)
-            found = self._result(variant, reference)
-        scales: dict[str, float] = {}
-        for losses in reference.losses:
-            for name, value in losses.items():
-                scales[name] = max(scales.get(name, 0.0), abs(value))
+            published = variant == VARIANTS[0]
+            found = reference if published else self._result(variant, {})
+        scales = {
+            name: max(abs(losses[name]) for losses in reference.losses)
+            for name in reference.losses[0]
+        }
         loss_error = max(
             abs(ours[name] - value) / scales[name]
             for ours, losses in zip(found.losses, reference.losses, strict=True)
@@ -218,48 +209,43 @@ class Problem:
         }
         key = tuple(sorted(algorithm))
         if key not in self._references:
-            self._references[key] = self._run_loop(VARIANTS[0], algorithm)
+            self._references[key] = self._result(VARIANTS[0], algorithm)
         return self._references[key]
 
-    def _result(self, variant: Variant, reference: _Result) -> _Result:
-        if not variant.trainer:
-            return self._run_loop(variant, {}) if variant.masked_optimizer else reference
-        trainer = self._trainer(variant, self._gate, dropout=False)
-        # One after the other: where they share their weights, asking for one puts it in place.
-        before = {"generator": _values(trainer.generator)}
-        before["pseudo_score"] = _values(trainer.pseudo_score)
-        losses = [dict(metrics.losses or {}) for metrics in trainer.run()]
-        after = {"generator": _values(trainer.generator)}
-        after["pseudo_score"] = _values(trainer.pseudo_score)
+    def _result(self, variant: Variant, algorithm: Mapping[str, Any]) -> _Result:
+        settings = {**self._gate, **algorithm}
+        views: dict[str, Callable[[], nn.Module]]
+        losses: Iterable[Mapping[str, float]]
+        if variant.trainer:
+            trainer = self._trainer(variant, settings, dropout=False)
+            config = trainer.config
+            # Where they share their weights, asking for one puts it in place.
+            views = {
+                "generator": lambda: trainer.generator,
+                "pseudo_score": lambda: trainer.pseudo_score,
+                "average": lambda: trainer.ema_generator(),
+            }
+            losses = (dict(metrics.losses or {}) for metrics in trainer.run())
+        else:
+            loop, objective, config = self._loop(variant, settings, dropout=False)
+            views = {
+                "generator": lambda: loop.generator,
+                "pseudo_score": lambda: loop.pseudo_score,
+                "average": lambda: loop.average,
+            }
+            losses = (
+                loop.iterate(_published_draws(objective, config, iteration))
+                for iteration in range(_GATE_ITERATIONS)
+            )
+        before = {name: _values(view()) for name, view in views.items() if name != "average"}
         before["average"] = _values(self.teacher.copy())
-        after["average"] = _values(trainer.ema_generator())
-        return self._compare(before, after, losses, trainer.config)
-
-    def _run_loop(self, variant: Variant, algorithm: Mapping[str, Any]) -> _Result:
-        loop, objective, config = self._loop(variant, {**self._gate, **algorithm}, dropout=False)
-        networks = {"generator": loop.generator, "pseudo_score": loop.pseudo_score}
-        networks["average"] = loop.average
-        before = {name: _values(network) for name, network in networks.items()}
-        losses = [
-            loop.iterate(_published_draws(objective, config, iteration))
-            for iteration in range(_GATE_ITERATIONS)
-        ]
-        after = {name: _values(network) for name, network in networks.items()}
-        return self._compare(before, after, losses, config)
-
-    def _compare(
-        self,
-        before: Mapping[str, dict[str, Tensor]],
-        after: Mapping[str, dict[str, Tensor]],
-        losses: list[dict[str, float]],
-        config: PeckerConfig,
-    ) -> _Result:
+        found = list(losses)
+        after = {name: _values(view()) for name, view in views.items()}
         salient = self.mask.to_dense()
-        masked = ["generator", "average"]
-        if config.mask.apply == "both":
-            masked.append("pseudo_score")
         frozen_changed = sum(
-            check_frozen(before[name], after[name], salient).frozen_changed for name in masked
+            check_frozen(before[name], after[name], salient).frozen_changed
+            for name in after
+            if name != "pseudo_score" or config.mask.apply == "both"
         )
         changes, rounding = {}, {}
         for name, values in after.items():
@@ -269,7 +255,7 @@ class Problem:
             rounding[name] = math.sqrt(_GATE_ITERATIONS) * _norm(
                 value.float() * torch.finfo(value.dtype).eps for value in values.values()
             )
-        return _Result(losses, changes, rounding, frozen_changed)
+        return _Result(found, changes, rounding, frozen_changed)
 
     # ---- building
 
@@ -324,7 +310,7 @@ class Problem:
 class _Result:
     """What a few iterations of the check gave."""
 
-    losses: list[dict[str, float]]
+    losses: list[Mapping[str, float]]
     changes: dict[str, dict[str, Tensor]]  # network -> parameter -> float32 on the CPU
     # network -> norm of a unit in the last place of every weight, once a step; roundings of several
     # steps are independent and add up as their root
