@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 
-.PHONY: demo test test-gpu test-oldest lint format bench bench-gpu package check clean help
+.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package lean check clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
@@ -12,8 +12,13 @@ help:            ## this list
 demo: .venv/installed  ## erase a class of the shipped model; about three minutes on two cores
 	$(BIN)/pecker-fast demo --out demo
 
-test: .venv/installed-test  ## the whole suite, without a GPU
-	$(BIN)/python -m pytest -n auto
+test: .venv/installed-test  ## what a change could break, without a GPU; five minutes on two cores
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: .venv/installed-test  ## the rest: whole chains, several processes, every ahead-of-time compilation
+	$(BIN)/python -m pytest -n auto -m slow
+
+test-all: test test-slow  ## both
 
 test-gpu: .venv/installed-test  ## the same with GPU skips turned into failures
 	PECKER_REQUIRE_GPU=1 $(BIN)/python -m pytest
@@ -26,10 +31,11 @@ build/oldest/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --target build/oldest diffusers==0.31.0 triton==3.6.0
 	touch $@
 
-lint: .venv/installed-lint  ## ruff, mypy --strict, clang-format
+lint: .venv/installed-lint  ## ruff, mypy --strict, clang-format, and the layers of CONTRIBUTING.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 format: .venv/installed-lint  ## put the sources into shape
@@ -54,7 +60,13 @@ package: .venv/installed-lint  ## build sdist and wheel; install the wheel elsew
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel-check dist/*.whl
 	cd build/wheel-check && PYTHONPATH=. ../../$(BIN)/python ../../tests/check_wheel.py .
 
-check: lint test test-oldest package  ## what must be green before a change lands
+lean: package  ## the wheel beside torch, numpy and safetensors only
+	rm -rf build/lean
+	$(BIN)/python -m venv build/lean
+	build/lean/bin/python -m pip install --quiet dist/*.whl
+	cd build/lean && bin/python ../../tests/check_lean.py ../../README.md
+
+check: lint test-all test-oldest lean  ## what must be green before a change lands
 
 clean:           ## remove everything that was built
 	rm -rf .venv build dist demo *.egg-info pecker_fast/_C*.so pecker_fast/_build_report.json
@@ -66,7 +78,7 @@ clean:           ## remove everything that was built
 	  { rm -rf .venv; echo "make: no venv module; install Debian's package python3-venv"; exit 2; }
 
 .venv/installed: .venv/bin/python pyproject.toml setup.py $(SOURCES)
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet -e '.[evaluate]'
 	touch $@
 
 .venv/installed-test: .venv/installed

@@ -40,7 +40,9 @@ class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Build, or leave the reason why not beside the package."""
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        work = Path(self.build_temp, ext.name).resolve()
+        # In the source tree, so that a later installation compiles only what changed; pip's own
+        # folder is new each time.
+        work = ROOT / "build" / "objects" / f"{sys.implementation.cache_tag}-{ext.name}"
         work.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         backend, compile_it = {
@@ -122,6 +124,10 @@ def host_compiler() -> tuple[str, str]:
     """A C++ compiler and its -I options."""
     import pybind11
 
+    # Not on the command line: where build isolation puts it changes each time, and ninja would
+    # compile everything anew.
+    before = os.environ.get("CPLUS_INCLUDE_PATH")
+    os.environ["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, (pybind11.get_include(), before)))
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
     cxx = next((path for name in names if name and (path := shutil.which(name))), None)
     if cxx is None:
@@ -129,7 +135,7 @@ def host_compiler() -> tuple[str, str]:
     python = sysconfig.get_paths()["include"]
     if not Path(python, "Python.h").exists():
         raise OSError(f"no Python.h in {python}; on Debian: apt install python3-dev")
-    return cxx, f"-I{python} -I{pybind11.get_include()} -I{ROOT / 'csrc'}"
+    return cxx, f"-I{python} -I{ROOT / 'csrc'}"
 
 
 def build(work: Path, output: Path, link: str, commands: list[tuple[Path, str]]) -> None:

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pecker_fast.kernels import tables as at
 from pecker_fast.kernels.elements import (
     OPTIONS,
     SLOTS_PER_BLOCK,
@@ -96,22 +97,22 @@ def _update(
     exp_avg_ptr = pointer_to(exp_avg, T, WHOLE)
     exp_avg_sq_ptr = pointer_to(exp_avg_sq, T, WHOLE)
 
-    decay = tl.load(row_ptr)
-    exp_avg_weight = tl.full([BLOCK_SIZE], tl.load(row_ptr + 1), T)
-    exp_avg_rest = tl.load(row_ptr + 2)
-    beta2 = tl.load(row_ptr + 3)
-    exp_avg_sq_weight = tl.load(row_ptr + 4)
-    eps = tl.load(row_ptr + 5)
-    step_size = tl.full([BLOCK_SIZE], tl.load(row_ptr + 6), T)
-    bias_correction2_sqrt = tl.full([BLOCK_SIZE], tl.load(row_ptr + 7), T)
-    clip_value = tl.load(row_ptr + 8)
-    sign = tl.load(row_ptr + 9)
+    decay = tl.load(row_ptr + at.DECAY)
+    exp_avg_weight = tl.full([BLOCK_SIZE], tl.load(row_ptr + at.EXP_AVG_WEIGHT), T)
+    exp_avg_rest = tl.load(row_ptr + at.EXP_AVG_REST)
+    beta2 = tl.load(row_ptr + at.ROW_BETA2)
+    exp_avg_sq_weight = tl.load(row_ptr + at.EXP_AVG_SQ_WEIGHT)
+    eps = tl.load(row_ptr + at.ROW_EPS)
+    step_size = tl.full([BLOCK_SIZE], tl.load(row_ptr + at.STEP_SIZE), T)
+    bias_correction2_sqrt = tl.full([BLOCK_SIZE], tl.load(row_ptr + at.BIAS_CORRECTION2_SQRT), T)
+    clip_value = tl.load(row_ptr + at.CLIP_VALUE)
+    sign = tl.load(row_ptr + at.SIGN)
     if EXTRAS:
         if start_class != 0:  # entries that joined later have corrections of their own
             start_class_ptr = pointer_to(start_class, tl.int32, WHOLE)
             row = tl.load(start_class_ptr + slot, mask=valid, other=0).to(tl.int64) * ROW_STRIDE
-            step_size = tl.load(row_ptr + row + 6)
-            bias_correction2_sqrt = tl.load(row_ptr + row + 7)
+            step_size = tl.load(row_ptr + row + at.STEP_SIZE)
+            bias_correction2_sqrt = tl.load(row_ptr + row + at.BIAS_CORRECTION2_SQRT)
 
     # The state first: its addresses do not wait for the offsets.
     has_exp_avg = valid & present(exp_avg, slot)
@@ -142,7 +143,7 @@ def _update(
     store_as(exp_avg_ptr, slot, first, has_exp_avg)
     store_as(exp_avg_sq_ptr, slot, second, valid)
     if EXTRAS:
-        amsgrad = valid & (tl.full([BLOCK_SIZE], tl.load(row_ptr + 10), T) != 0.0)
+        amsgrad = valid & (tl.full([BLOCK_SIZE], tl.load(row_ptr + at.AMSGRAD), T) != 0.0)
         largest_ptr = pointer_to(max_exp_avg_sq, T, WHOLE)
         largest = load_as(largest_ptr, slot, amsgrad, T)
         largest = tl.where((second > largest) | (second != second), second, largest)  # NaN wins
@@ -169,7 +170,7 @@ def _masked_adamw_kernel(
     BLOCK_SIZE: tl.constexpr,
 ):
     T: tl.constexpr = tl.float64 if PARAM == tl.float64 else tl.float32
-    ROW_STRIDE: tl.constexpr = 12 if PARAM == tl.float64 else 24  # a row is 96 bytes
+    ROW_STRIDE: tl.constexpr = at.ROW_DOUBLES if PARAM == tl.float64 else at.ROW_FLOATS
     block = tl.program_id(0).to(tl.int64)
     tensor = tl.load(blocks_ptr + 2 * block).to(tl.int64)
     begin = tl.load(blocks_ptr + 2 * block + 1).to(tl.int64) * BLOCK_SIZE
@@ -177,17 +178,19 @@ def _masked_adamw_kernel(
     if found_inf_ptr is not None:
         grad = tl.where(tl.load(found_inf_ptr) > 0, 0, grad)
     if grad != 0:
-        table = tensors_ptr + tensor * 10
-        param = tl.load(table)
-        param_offsets = tl.load(table + 1)
-        grad_offsets = tl.load(table + 2)
-        exp_avg = tl.load(table + 3)
-        exp_avg_sq = tl.load(table + 4)
-        max_exp_avg_sq = tl.load(table + 5)
-        master = tl.load(table + 6)
-        start_class = tl.load(table + 7)
-        row_ptr = rows_ptr.to(tl.pointer_type(T)) + tl.load(table + 8) * ROW_STRIDE
-        nnz = tl.load(table + 9)
+        table = tensors_ptr + tensor * at.TENSOR_COLUMNS
+        param = tl.load(table + at.PARAM_ADDRESS)
+        param_offsets = tl.load(table + at.PARAM_OFFSETS)
+        grad_offsets = tl.load(table + at.GRAD_OFFSETS)
+        exp_avg = tl.load(table + at.EXP_AVG)
+        exp_avg_sq = tl.load(table + at.EXP_AVG_SQ)
+        max_exp_avg_sq = tl.load(table + at.MAX_EXP_AVG_SQ)
+        master = tl.load(table + at.MASTER)
+        start_class = tl.load(table + at.START_CLASS)
+        row_ptr = (
+            rows_ptr.to(tl.pointer_type(T)) + tl.load(table + at.TENSOR_FIRST_ROW) * ROW_STRIDE
+        )
+        nnz = tl.load(table + at.NNZ)
 
         offsets = param_offsets | grad_offsets
         slots = offsets | exp_avg | exp_avg_sq | max_exp_avg_sq | master | start_class

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from pecker_fast.kernels import tables as at
 from pecker_fast.kernels.elements import OPTIONS
 
 if TYPE_CHECKING:
@@ -38,8 +39,12 @@ def _power(base, exponent):
 def _store_scalar(rows_ptr, row, column, value, is_double, valid):
     """Write one column of rows of 96 bytes, whose numbers are of the arithmetic's type."""
     single_ptr = rows_ptr.to(tl.pointer_type(tl.float32))
-    tl.store(rows_ptr + row * 12 + column, value, mask=valid & is_double)
-    tl.store(single_ptr + row * 24 + column, value.to(tl.float32), mask=valid & (is_double == 0))
+    tl.store(rows_ptr + row * at.ROW_DOUBLES + column, value, mask=valid & is_double)
+    tl.store(
+        single_ptr + row * at.ROW_FLOATS + column,
+        value.to(tl.float32),
+        mask=valid & (is_double == 0),
+    )
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -63,18 +68,20 @@ def _advance_kernel(
     step = tl.load(steps_ptr + entry, mask=valid, other=0.0) + 1.0
     tl.store(steps_ptr + entry, step, mask=valid)
 
-    group_ptr = groups_ptr + tl.load(entries_ptr + entry * 4, mask=valid, other=0) * 8
-    first_row = tl.load(entries_ptr + entry * 4 + 1, mask=valid, other=0)
-    row_count = tl.load(entries_ptr + entry * 4 + 2, mask=valid, other=0)
-    is_double = tl.load(entries_ptr + entry * 4 + 3, mask=valid, other=0) != 0
-    lr = tl.load(group_ptr, mask=valid, other=0.0)
-    beta1 = tl.load(group_ptr + 1, mask=valid, other=0.0)
-    beta2 = tl.load(group_ptr + 2, mask=valid, other=0.0)
-    eps = tl.load(group_ptr + 3, mask=valid, other=0.0)
-    weight_decay = tl.load(group_ptr + 4, mask=valid, other=0.0)
-    clip_value = tl.load(group_ptr + 5, mask=valid, other=0.0)
-    sign = tl.load(group_ptr + 6, mask=valid, other=0.0)
-    amsgrad = tl.load(group_ptr + 7, mask=valid, other=0.0)
+    entry_ptr = entries_ptr + entry * at.ENTRY_COLUMNS
+    group = tl.load(entry_ptr + at.GROUP, mask=valid, other=0)
+    group_ptr = groups_ptr + group * at.GROUP_COLUMNS
+    first_row = tl.load(entry_ptr + at.ENTRY_FIRST_ROW, mask=valid, other=0)
+    row_count = tl.load(entry_ptr + at.ROW_COUNT, mask=valid, other=0)
+    is_double = tl.load(entry_ptr + at.IS_DOUBLE, mask=valid, other=0) != 0
+    lr = tl.load(group_ptr + at.LR, mask=valid, other=0.0)
+    beta1 = tl.load(group_ptr + at.BETA1, mask=valid, other=0.0)
+    beta2 = tl.load(group_ptr + at.BETA2, mask=valid, other=0.0)
+    eps = tl.load(group_ptr + at.EPS, mask=valid, other=0.0)
+    weight_decay = tl.load(group_ptr + at.WEIGHT_DECAY, mask=valid, other=0.0)
+    clip_value = tl.load(group_ptr + at.GROUP_CLIP_VALUE, mask=valid, other=0.0)
+    sign = tl.load(group_ptr + at.GROUP_SIGN, mask=valid, other=0.0)
+    amsgrad = tl.load(group_ptr + at.GROUP_AMSGRAD, mask=valid, other=0.0)
     exp_avg_weight = 1.0 - beta1
 
     i = 0
@@ -84,18 +91,20 @@ def _advance_kernel(
         t = (step - tl.load(starts_ptr + row, mask=here, other=0.0)).to(tl.int64)
         correction1 = 1.0 - _power(beta1, t)
         correction2 = 1.0 - _power(beta2, t)
-        _store_scalar(rows_ptr, row, 0, 1.0 - lr * weight_decay, is_double, here)
-        _store_scalar(rows_ptr, row, 1, exp_avg_weight, is_double, here)
-        _store_scalar(rows_ptr, row, 2, 1.0 - exp_avg_weight, is_double, here)
-        _store_scalar(rows_ptr, row, 3, beta2, is_double, here)
-        _store_scalar(rows_ptr, row, 4, 1.0 - beta2, is_double, here)
-        _store_scalar(rows_ptr, row, 5, eps, is_double, here)
-        _store_scalar(rows_ptr, row, 6, lr / correction1, is_double, here)
-        _store_scalar(rows_ptr, row, 7, tl.sqrt(correction2), is_double, here)
-        _store_scalar(rows_ptr, row, 8, clip_value, is_double, here)
-        _store_scalar(rows_ptr, row, 9, sign, is_double, here)
-        _store_scalar(rows_ptr, row, 10, amsgrad, is_double, here)
-        _store_scalar(rows_ptr, row, 11, lr * 0.0, is_double, here)
+        _store_scalar(rows_ptr, row, at.DECAY, 1.0 - lr * weight_decay, is_double, here)
+        _store_scalar(rows_ptr, row, at.EXP_AVG_WEIGHT, exp_avg_weight, is_double, here)
+        _store_scalar(rows_ptr, row, at.EXP_AVG_REST, 1.0 - exp_avg_weight, is_double, here)
+        _store_scalar(rows_ptr, row, at.ROW_BETA2, beta2, is_double, here)
+        _store_scalar(rows_ptr, row, at.EXP_AVG_SQ_WEIGHT, 1.0 - beta2, is_double, here)
+        _store_scalar(rows_ptr, row, at.ROW_EPS, eps, is_double, here)
+        _store_scalar(rows_ptr, row, at.STEP_SIZE, lr / correction1, is_double, here)
+        _store_scalar(
+            rows_ptr, row, at.BIAS_CORRECTION2_SQRT, tl.sqrt(correction2), is_double, here
+        )
+        _store_scalar(rows_ptr, row, at.CLIP_VALUE, clip_value, is_double, here)
+        _store_scalar(rows_ptr, row, at.SIGN, sign, is_double, here)
+        _store_scalar(rows_ptr, row, at.AMSGRAD, amsgrad, is_double, here)
+        _store_scalar(rows_ptr, row, at.UNUSED, lr * 0.0, is_double, here)
         i += 1
 
 
