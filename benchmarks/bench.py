@@ -266,7 +266,7 @@ def command(
             traceback.print_exc()
             failure = f"{case}: {type(error).__name__}: {error}".splitlines()[0]
             result["failures"].append(failure)
-        print_rows(result["rows"][first:], case.baselines)
+        print_rows(result["rows"][first:], case)
         result["complete"] = number + 1 == len(cases)
         _write(path, result)
         _free(setup.device)
@@ -305,61 +305,39 @@ def start(arguments: argparse.Namespace, cases: Sequence[Case]) -> tuple[Setup, 
 # ---- output
 
 
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f}"
+_UNPRINTED = ("benchmark", "settings", "notes", "floor_bytes", "floor_ms")
 
 
-def _largest(sizes: Mapping[str, float]) -> str:
-    """The largest parts: shares of a time, or bytes."""
-    largest = sorted(sizes.items(), key=lambda item: -item[1])[:4]
-    return ", ".join(f"{k} {v:.0%}" if v <= 1 else f"{k} {v / 2**30:.2f} GiB" for k, v in largest)
+def _cell(key: str, value: Any) -> str:
+    """A figure as its column's name says: shares in per cent, bytes in MB."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):  # the largest parts: shares of a time, or bytes
+        largest = sorted(value.items(), key=lambda item: -item[1])[:4]
+        part = "_share" if max(value.values()) <= 1 else "_bytes"
+        return ", ".join(f"{name} {_cell(part, size)}" for name, size in largest)
+    if key.endswith("_share"):
+        return f"{value:.0%}"
+    if "bytes" in key:
+        return f"{value / 1e6:,.1f}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
 
 
-_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("provider", "", str),
-    ("match", "match", str),
-    ("ties", "ties", str),
-    ("p50_ms", "ms", "{:.3f}".format),
-    ("p20_ms", "p20", "{:.3f}".format),
-    ("p80_ms", "p80", "{:.3f}".format),
-    ("min_ms", "min", "{:.3f}".format),
-    ("host_us", "host us", "{:.0f}".format),
-    ("wall_ms", "wall ms", "{:.3f}".format),
-    ("lines", "lines", "{:.3f}".format),
-    ("bytes_moved", "MB", _mb),
-    ("gb_per_s", "GB/s", "{:.1f}".format),
-    ("roof_share", "of roof", "{:.0%}".format),
-    ("floor_share", "of floor", "{:.0%}".format),
-    ("state_bytes", "state MB", _mb),
-    ("mask_bytes", "mask MB", _mb),
-    ("peak_extra_bytes", "peak MB", _mb),
-    ("extra_bytes_without_result", "- result", _mb),
-    ("images_per_s", "images/s", "{:.1f}".format),
-    ("run_hours", "h a run", "{:.1f}".format),
-    ("setup_s", "set-up s", "{:.1f}".format),
-    ("computed_peak_bytes", "computed MB", _mb),
-    ("measured_peak_bytes", "measured MB", _mb),
-    ("peak_bytes", "peak MB", _mb),
-)
-_NOTES: tuple[tuple[str, Callable[[Any], str]], ...] = (
-    ("kinds", _largest),
-    ("parts", _largest),
-    ("skipped", str),
-)
-
-
-def print_rows(rows: Sequence[Row], baselines: Sequence[str]) -> None:
-    """A table of a case's rows with their speed-ups; columns that are empty are left out."""
-    columns = [c for c in _COLUMNS if any(row.get(c[0]) is not None for row in rows)]
-    over = [name for name in baselines if any(row["provider"] == name for row in rows)]
-    lines = [[title for _, title, _ in columns] + [f"x {name}" for name in over]]
-    notes = [""]
+def print_rows(rows: Sequence[Row], case: Case) -> None:
+    """A table of a case's rows with their speed-ups; bytes are in MB."""
+    hidden = {*_UNPRINTED, *asdict(case)}
+    over = [name for name in case.baselines if any(row["provider"] == name for row in rows)]
+    table = []
     for row in rows:
-        cells = [show(row[key]) if row.get(key) is not None else "" for key, _, show in columns]
-        factors = [speed_up(row, rows, name) for name in over]
-        lines.append(cells + ["" if x is None else f"{x:.2f}" for x in factors])
-        notes.append("; ".join(show(row[key]) for key, show in _NOTES if row.get(key)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line, note in zip(lines, notes, strict=True):
-        text = "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        print(f"{text}  {note}".rstrip(), flush=True)
+        factors = {f"x {name}": speed_up(row, rows, name) for name in over}
+        shown = {key: _cell(key, value) for key, value in (row | factors).items()}
+        table.append({key: text for key, text in shown.items() if text and key not in hidden})
+    # What is text goes last, and takes no width from the others.
+    texts = ("kinds", "parts", "skipped")
+    columns = dict.fromkeys(key for row in table for key in row if key not in texts)
+    width = {key: max(len(key), *(len(row.get(key, "")) for row in table)) for key in columns}
+    for row in [{key: key for key in columns}, *table]:
+        cells = [row.get(key, "").rjust(width[key]) for key in columns]
+        print("  ".join([*cells, *(row[key] for key in texts if key in row)]).rstrip(), flush=True)

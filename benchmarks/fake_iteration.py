@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from live_memory import LiveMemory, cuda_autocast_rules
 from networks import Teacher
-from published_loop import PublishedDraws, PublishedLoop, TermDraws
+from published_loop import PublishedLoop, Term
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -253,34 +253,25 @@ class _Loop(PublishedLoop):
 def _published(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> Any:
     phi = teacher.copy()
     objective = teacher.objective(config, "cpu", network=phi)
-    predictors = teacher.predictors("cpu")
-    loop = _Loop(
-        phi,
-        objective.schedule.alphas_cumprod,
-        config,
-        teacher.network.sample_shape,
-        (teacher.conditions.num_classes, 0, 1),
-        lambda network, is_generator, _: _Adam(network, is_generator, memory),
-        predictors.teacher,
-        predictors.generator,
-    )
+
+    def make(network: nn.Module, mask: object, _: float) -> Any:
+        return _Adam(network, mask is not None, memory)
+
+    loop = _Loop(objective, teacher, "a mask", make)
     for network in (phi, loop.generator, loop.pseudo_score):
         memory.label(network.parameters(), "weights")
     if loop.average is not None:
         memory.label(loop.average.parameters(), "weight average")
     inputs = _inputs(config, teacher.network.sample_shape)
-    size = config.batch_size
+    size, label = config.batch_size, inputs.labels.student[: config.batch_size]
 
-    def term(draws: Draws, first: int) -> TermDraws:
+    def term(draws: Draws, first: int) -> Term:
         rows = draws[first : first + size]
-        return TermDraws(rows.noise, rows.e, rows.t)
+        return Term(rows.noise, rows.e, rows.t, label, label)
 
-    labels = inputs.labels.student[:size]
-    phases = [
+    phases = tuple(
         (term(draws, 0), term(draws, size)) for draws in (inputs.pseudo_score, inputs.generator)
-    ]
-    draws = PublishedDraws(labels, labels, labels, *phases)
-
-    loop.iterate(draws)  # the moments are there from its end on, the gradients stay
-    loop.iterate(draws)
+    )
+    loop.iterate(phases)  # the moments are there from its end on, the gradients stay
+    loop.iterate(phases)
     return loop

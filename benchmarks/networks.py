@@ -39,20 +39,6 @@ _TINY = {
     "norm_num_groups": 4,
 }
 
-# What google/ddpm-cifar10-32 and the published class-conditional DDPMs have in common.
-_DDPM = {
-    "layers_per_block": 2,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-    "norm_num_groups": 32,
-    "attention_head_dim": None,
-    "dropout": 0.1,
-    "num_class_embeds": _CLASSES + 1,  # ten classes and "no class"
-}
-
-# Preset -> the diffusers class and its arguments.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": (
         "UNet2DModel",
@@ -62,31 +48,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "UNet2DConditionModel",
         _TINY | {"attention_head_dim": 2, "cross_attention_dim": 16},
     ),
-    # 35,751,939 parameters in 329 tensors: google/ddpm-cifar10-32 with a class embedding.
-    "ddpm_cifar10": (
-        "UNet2DModel",
-        _DDPM
-        | {
-            "sample_size": 32,
-            "block_out_channels": (128, 256, 256, 256),
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", *2 * ("DownBlock2D",)),
-            "up_block_types": (*2 * ("UpBlock2D",), "AttnUpBlock2D", "UpBlock2D"),
-        },
-    ),
-    # 78,706,435 in 391: channel multipliers 1, 2, 2, 2, 4 and attention at 16 x 16, for 64 x 64.
-    "ddpm_stl10": (
-        "UNet2DModel",
-        _DDPM
-        | {
-            "sample_size": 64,
-            "block_out_channels": (128, 256, 256, 256, 512),
-            "down_block_types": (
-                *2 * ("DownBlock2D",), "AttnDownBlock2D", *2 * ("DownBlock2D",),
-            ),
-            "up_block_types": (*2 * ("UpBlock2D",), "AttnUpBlock2D", *2 * ("UpBlock2D",)),
-        },
-    ),
-    # 859,520,964 in 686: the U-Net of Stable Diffusion 1.5. 3.2 GiB in float32.
+    # 859,520,964 parameters in 686 tensors: the U-Net of Stable Diffusion 1.5. 3.2 GiB in float32.
     "sd15": ("UNet2DConditionModel", {"cross_attention_dim": 768, "attention_head_dim": 8}),
     # 2,567,463,684 in 1,680: the U-Net of the Stable Diffusion XL base model. 9.6 GiB in float32.
     "sdxl": (

@@ -1,25 +1,25 @@
 """Ways to take an optimizer step: ours on every backend, checked first, and what people run today.
 
-Another package's kernel that can take a masked step is gsplat's. Looked at and left out:
-bitsandbytes' `skip_zeros` (it skips wherever the gradient is zero, salient or not), sparse and lazy
-Adams (whole rows), and dense fused AdamWs, of which torch's is here already.
+Looked at and left out: gsplat's SelectiveAdam (a launch for each parameter, dense moments, neither
+weight decay nor bias correction), bitsandbytes' `skip_zeros` (it skips wherever the gradient is
+zero, salient or not), sparse and lazy Adams (whole rows), and dense fused AdamWs, of which torch's
+is here already.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import cache, partial
 
 import torch
 from bench import Builder, NotApplicable, Provider
-from inputs import LINE_BYTES, Masks, Params, StepInput, bytes_floor, nbytes, touched_lines
+from inputs import Masks, Params, StepInput, bytes_floor, nbytes, touched_lines
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.adamw import MaskedAdamW
 
-__all__ = ["GSPLAT", "baselines", "checked_ours", "frozen_kept", "gate", "gsplat", "ours"]
+__all__ = ["baselines", "checked_ours", "frozen_kept", "gate", "ours"]
 
 # rtol and atol by dtype, as in the tests: low precision may round to either neighbour.
 TOLERANCES = {
@@ -206,56 +206,3 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 def _copies(params: Params) -> dict[str, Tensor]:
     return {name: param.detach().clone() for name, param in params.items()}
-
-
-# ---- gsplat
-
-GSPLAT = "gsplat SelectiveAdam"
-
-
-def gsplat(made: StepInput) -> Provider:
-    """SelectiveAdam of gsplat, which updates the Gaussians (rows) that are visible.
-
-    A parameter seen as a vector has rows of one entry, so its visibility is an element mask. There
-    is one launch for each parameter, moments are dense, and the maths is Adam's without weight
-    decay and bias correction: less than a masked AdamW step does, which favours this row.
-    """
-    if importlib.util.find_spec("gsplat") is None:
-        raise NotApplicable("gsplat is not installed")
-    if made.masks is None or made.dtype != torch.float32:
-        raise NotApplicable("gsplat SelectiveAdam takes float32 only, under a mask")
-    from gsplat.optimizers import SelectiveAdam
-
-    lr, betas = made.options["lr"], made.options["betas"]
-    steps = []
-    for name, param in made.params.items():
-        flat = torch.nn.Parameter(param.detach().view(-1))
-        optimizer = SelectiveAdam([{"params": [flat], "lr": lr}], eps=1e-8, betas=betas)
-        steps.append((param, flat, optimizer, made.masks[name].view(-1)))
-
-    def step() -> None:
-        for param, flat, optimizer, visible in steps:
-            flat.grad = param.grad.view(-1)
-            optimizer.step(visible)
-
-    before = _copies(made.params)
-    step()
-    masks = nbytes(made.masks.values())
-    # parameter and moments read and written, gradient read; the mask
-    moved = 7 * LINE_BYTES * touched_lines(made)[0] + masks
-    state = sum(_state_bytes(optimizer) for _, _, optimizer, _ in steps)
-    match = frozen_kept(made.params, before, made.masks) and _is_gsplats_adam(made, before)
-    return _provider(made, step, moved, state, masks, match)
-
-
-def _is_gsplats_adam(made: StepInput, before: dict[str, Tensor]) -> bool:
-    """Whether the first step is that of Adam without bias correction."""
-    lr, (beta1, beta2) = made.options["lr"], made.options["betas"]
-    for name, param in made.params.items():
-        exp_avg = (1 - beta1) * param.grad
-        exp_avg_sq = (1 - beta2) * param.grad.square()
-        expected = before[name] - lr * exp_avg / (exp_avg_sq.sqrt() + 1e-8)
-        salient = made.masks[name]
-        if not torch.allclose(param[salient], expected[salient], rtol=1e-5, atol=1e-7):
-            return False
-    return True

@@ -27,7 +27,7 @@ import torch
 from bench import Builder, Case, Setup, command, make_parser
 from inputs import make_input, one_tensor
 from presets import PRESETS
-from providers import GSPLAT, baselines, checked_ours, gsplat
+from providers import baselines, checked_ours
 
 __all__ = ["StepCase", "main"]
 
@@ -60,8 +60,6 @@ class StepCase(Case):
         }
         if self.layout == "model":
             builders |= baselines(made)
-            if setup.timer is not None:
-                builders[GSPLAT] = partial(gsplat, made)
         return builders
 
 

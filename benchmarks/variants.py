@@ -18,15 +18,14 @@ from typing import Any
 
 import torch
 from networks import Teacher, make_mask
-from published_loop import PublishedAdam, PublishedDraws, PublishedLoop, TermDraws
+from published_loop import Phases, PublishedAdam, PublishedLoop, Term
 from torch import Tensor, nn
 
 from pecker_fast.distill import PeckerConfig, PeckerTrainer, load_config
 from pecker_fast.distill.graph import WARM_UP
-from pecker_fast.distill.objective import Draws, Objective
+from pecker_fast.distill.objective import Objective
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import check_frozen
-from pecker_fast.optim.adamw import MaskedAdamW
 from pecker_fast.runs.learner import masked_adamw
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
@@ -146,7 +145,6 @@ class Problem:
         self.device, self.batch_size, self.density = device, batch_size, density
         self.teacher = Teacher(preset)
         self.mask = make_mask(self.teacher.shapes(), density, device)
-        self._config = partial(configuration, self.teacher, batch_size, density)
         # Steps that change the outputs of a network by about as much, however many weights it has:
         # larger ones make chaos out of rounding, smaller ones leave p - s to rounding.
         root = math.sqrt(sum(shape.numel() for shape in self.teacher.shapes().values()))
@@ -227,15 +225,15 @@ class Problem:
             }
             losses = (dict(metrics.losses or {}) for metrics in trainer.run())
         else:
-            loop, objective, config = self._loop(variant, settings, dropout=False)
+            loop, objective = self._loop(variant, settings, dropout=False)
+            config = objective.config
             views = {
                 "generator": lambda: loop.generator,
                 "pseudo_score": lambda: loop.pseudo_score,
                 "average": lambda: loop.average,
             }
             losses = (
-                loop.iterate(_published_draws(objective, config, iteration))
-                for iteration in range(_GATE_ITERATIONS)
+                loop.iterate(_phases(objective, iteration)) for iteration in range(_GATE_ITERATIONS)
             )
         before = {name: _values(view()) for name, view in views.items() if name != "average"}
         before["average"] = _values(self.teacher.copy())
@@ -262,48 +260,32 @@ class Problem:
     def _trainer(
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
     ) -> PeckerTrainer:
-        config = self._config({**variant.settings, **settings})
-        make: Callable[..., torch.optim.Optimizer] | None = None
-        if not variant.masked_optimizer:
-            # The trainer's own condition: a network without a mask gets None.
-            def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> PublishedAdam:
-                return PublishedAdam(network, None if mask is None else self._dense(), lr, config)
-
-        network = self.teacher.copy(dropout)
-        objective = self.teacher.objective(config, self.device, network)
+        objective, make = self._parts(variant, settings, dropout)
         return PeckerTrainer(objective, mask=self.mask, make_optimizer=make)
 
     def _loop(
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
-    ) -> tuple[PublishedLoop, Objective, PeckerConfig]:
-        config = self._config({**variant.settings, **settings})
-        network = self.teacher.copy(dropout)
-        objective = self.teacher.objective(config, self.device, network)
-        predictors = self.teacher.predictors(self.device)
-        dense = None if variant.masked_optimizer else self._dense()
-        masked = masked_adamw(config)
+    ) -> tuple[PublishedLoop, Objective]:
+        objective, make = self._parts(variant, settings, dropout)
+        return PublishedLoop(objective, self.teacher, self.mask, make), objective
 
-        def make(network: nn.Module, is_generator: bool, lr: float) -> PublishedAdam | MaskedAdamW:
-            has_mask = is_generator or config.mask.apply == "both"
-            if variant.masked_optimizer:
-                return masked(network, self.mask if has_mask else None, lr)
-            return PublishedAdam(network, dense if has_mask else None, lr, config)
+    def _parts(
+        self, variant: Variant, settings: Mapping[str, Any], dropout: bool
+    ) -> tuple[Objective, Callable[..., torch.optim.Optimizer]]:
+        """The objective, and (network, its mask or None, learning rate) -> optimizer."""
+        settings = {**variant.settings, **settings}
+        config = configuration(self.teacher, self.batch_size, self.density, settings)
+        objective = self.teacher.objective(config, self.device, self.teacher.copy(dropout))
+        if variant.masked_optimizer:
+            return objective, masked_adamw(config)
 
-        conditions = self.teacher.conditions
-        loop = PublishedLoop(
-            objective.teacher,
-            objective.schedule.alphas_cumprod,
-            config,
-            self.teacher.network.sample_shape,
-            (conditions.num_classes, conditions.forget, conditions.override),
-            make,
-            predictors.teacher,
-            predictors.generator,
-        )
-        return loop, objective, config
+        def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> PublishedAdam:
+            dense = None
+            if mask is not None:
+                dense = {name: one.to(self.device) for name, one in mask.to_dense().items()}
+            return PublishedAdam(network, dense, lr, config)
 
-    def _dense(self) -> dict[str, Tensor]:
-        return {name: mask.to(self.device) for name, mask in self.mask.to_dense().items()}
+        return objective, make
 
 
 @dataclass(frozen=True)
@@ -330,27 +312,22 @@ class _Result:
         return max(0.0, norm - self.rounding[network]) / _norm(expected.values())
 
 
-def _published_draws(objective: Objective, config: PeckerConfig, iteration: int) -> PublishedDraws:
+def _phases(objective: Objective, iteration: int) -> Phases:
     """The random numbers of the trainer's iteration, cut into terms."""
-    size = config.batch_size
+    config, size = objective.config, objective.config.batch_size
     random = IterationRandom(config.seed, iteration, objective.device, TRAINING)
     labels = objective.conditions.draw(size, random)
     shared = objective.draw(random, 2 * size).noise if config.share_generator_pass else None
 
-    def phase() -> tuple[TermDraws, TermDraws]:
+    def phase() -> tuple[Term, Term]:
         draws = objective.draw(random, 2 * size)
         noise = draws.noise if shared is None else shared
-        halves = (Draws(noise, draws.e, draws.t)[rows] for rows in _halves(size))
-        remain, forget = (TermDraws(half.noise, half.e, half.t) for half in halves)
+        parts = (noise, draws.e, draws.t, labels.student, labels.teacher)
+        halves = slice(0, size), slice(size, 2 * size)
+        remain, forget = (Term(*(part[rows] for part in parts)) for rows in halves)
         return remain, forget
 
-    pseudo_score, generator = phase(), phase()
-    remain, forget = (labels.student[rows] for rows in _halves(size))
-    return PublishedDraws(remain, forget, labels.teacher[size:], pseudo_score, generator)
-
-
-def _halves(size: int) -> tuple[slice, slice]:
-    return slice(0, size), slice(size, 2 * size)
+    return phase(), phase()
 
 
 def _values(network: nn.Module) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ def problem(preset="tiny", batch_size=2):
     return Problem(preset, batch_size, 0.1, "cpu")
 
 
+@pytest.mark.slow
 def test_rows_are_checked_and_timed(run):
     from iteration import IterationCase
 
@@ -47,6 +48,7 @@ def test_rows_are_checked_and_timed(run):
         assert row["peak_bytes"] is None  # resident memory would say nothing about one variant
 
 
+@pytest.mark.slow
 def test_every_variant_agrees_with_the_published_loop():
     from variants import VARIANTS
 
@@ -139,15 +141,17 @@ def test_one_frozen_entry_that_moves_is_found_out(monkeypatch):
 def test_the_published_loop_draws_what_the_method_asks_for():
     """Kept labels only, the override for the teacher, time steps in their range, fresh noise."""
     compared = problem(batch_size=64)
-    loop, _, config = compared._loop(variant("as published"), {}, dropout=True)
-    draws = loop._draw()
-    assert set(draws.remain.tolist()) == set(range(1, 10))
-    assert set(draws.forget.tolist()) == {0} and set(draws.override.tolist()) == {1}
+    loop, objective = compared._loop(variant("as published"), {}, dropout=True)
+    diffusion = objective.config.diffusion
     noises = []
-    for term in (*draws.pseudo_score, *draws.generator):
-        assert config.diffusion.t_min <= int(term.t.min()) <= int(term.t.max())
-        assert int(term.t.max()) < config.diffusion.t_max
-        noises += [term.noise, term.e]
+    for remain, forget in loop._draw():
+        assert set(remain.label.tolist()) == set(range(1, 10))
+        assert torch.equal(remain.label, remain.teacher_label)
+        assert set(forget.label.tolist()) == {0} and set(forget.teacher_label.tolist()) == {1}
+        for term in (remain, forget):
+            assert diffusion.t_min <= int(term.t.min()) <= int(term.t.max())
+            assert int(term.t.max()) < diffusion.t_max
+            noises += [term.noise, term.e]
     assert len({float(noise.sum()) for noise in noises}) == 8
 
 

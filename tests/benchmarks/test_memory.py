@@ -95,6 +95,7 @@ def expected_parts(name, shapes):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["as published", "three networks, bf16", "one set, released gradients"]
 )

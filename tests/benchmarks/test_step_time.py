@@ -1,7 +1,4 @@
-"""benchmarks/step_time.py gives no time to a wrong result, and other packages are checked, too."""
-
-import sys
-from types import ModuleType
+"""benchmarks/step_time.py: a wrong step is found out, and the figures are what they say."""
 
 import pytest
 import torch
@@ -105,67 +102,3 @@ def test_gradients_are_new_tensors_at_every_call_on_a_gpu():
     provider.prepare()
     after = [param.grad for param in made.params.values()]
     assert all(a is not b and torch.equal(a, b) for a, b in zip(after, before, strict=True))
-
-
-# ---- gsplat
-
-
-class SelectiveAdam(torch.optim.Adam):
-    """What gsplat documents, in torch: visible rows only, no bias correction."""
-
-    touches_hidden = False
-
-    def __init__(self, params, eps, betas):
-        super().__init__(params=params, eps=eps, betas=betas)
-
-    @torch.no_grad()
-    def step(self, visibility):
-        for group in self.param_groups:
-            (param,) = group["params"]
-            state = self.state[param]
-            if not state:
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), 0 * param
-            beta1, beta2 = group["betas"]
-            exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * param.grad
-            exp_avg_sq = beta2 * state["exp_avg_sq"] + (1 - beta2) * param.grad**2
-            update = group["lr"] * exp_avg / (exp_avg_sq.sqrt() + group["eps"])
-            seen = visibility | self.touches_hidden
-            param.sub_(torch.where(seen, update, 0.0))
-            state["exp_avg"].copy_(torch.where(seen, exp_avg, state["exp_avg"]))
-            state["exp_avg_sq"].copy_(torch.where(seen, exp_avg_sq, state["exp_avg_sq"]))
-
-
-@pytest.fixture
-def package(monkeypatch):
-    made, optimizers = ModuleType("gsplat"), ModuleType("gsplat.optimizers")
-    optimizers.SelectiveAdam = SelectiveAdam
-    made.__spec__ = object()
-    monkeypatch.setitem(sys.modules, "gsplat", made)
-    monkeypatch.setitem(sys.modules, "gsplat.optimizers", optimizers)
-
-
-@pytest.mark.parametrize("hidden", [False, True])
-def test_gsplat_takes_element_masks_and_is_checked(package, monkeypatch, hidden):
-    from providers import gsplat
-
-    monkeypatch.setattr(SelectiveAdam, "touches_hidden", hidden)
-    made = make_input()
-    provider = gsplat(made)
-    assert provider.match is not hidden
-    assert provider.columns["state_bytes"] == 8 * NUMEL
-    before = made.params["odd"].detach().clone()
-    provider.call()
-    moved = made.params["odd"].detach() != before
-    assert torch.equal(moved, made.masks["odd"]) is not hidden
-
-
-def test_what_gsplat_cannot_do_is_said(package, monkeypatch):
-    from bench import NotApplicable
-    from providers import gsplat
-
-    for made in (make_input("none"), make_input(dtype=torch.bfloat16)):
-        with pytest.raises(NotApplicable):
-            gsplat(made)
-    monkeypatch.setitem(sys.modules, "gsplat", None)
-    with pytest.raises(NotApplicable, match="not installed"):
-        gsplat(make_input())
