@@ -12,7 +12,7 @@ looks at, and prompts are embeddings that are there already (see networks.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,7 @@ class PublishedAdam(torch.optim.Adam):
     def __init__(
         self,
         network: nn.Module,
-        masks: Mapping[str, Tensor] | None,
+        mask: Any,
         lr: float,
         config: Any,
     ) -> None:
@@ -60,7 +60,7 @@ class PublishedAdam(torch.optim.Adam):
 
         Args:
             network: what learns.
-            masks: name -> bool, which entries may change. None: all.
+            mask: a `SaliencyMask`: which entries may change. None: all.
             lr: learning rate.
             config: a `PeckerConfig`; its `optimizer` section counts.
         """
@@ -69,7 +69,9 @@ class PublishedAdam(torch.optim.Adam):
             network.parameters(), lr, betas=(options.beta1, options.beta2), eps=options.eps
         )
         self._named = dict(network.named_parameters())
-        self._masks = masks
+        device = next(network.parameters()).device
+        dense = {} if mask is None else mask.to_dense()
+        self._masks = {name: one.to(device) for name, one in dense.items()}
         self._clip_value = options.clip_value
 
     @torch.no_grad()
@@ -80,7 +82,7 @@ class PublishedAdam(torch.optim.Adam):
                 continue
             if self._clip_value is not None:
                 param.grad.clamp_(-self._clip_value, self._clip_value)
-            if self._masks is not None:
+            if self._masks:
                 param.grad *= self._masks[name]
         super().step()
 

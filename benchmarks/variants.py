@@ -26,7 +26,7 @@ from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.distill.objective import Objective
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import check_frozen
-from pecker_fast.runs.learner import masked_adamw
+from pecker_fast.optim.adamw import MaskedAdamW
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 __all__ = ["ONE_SET", "VARIANTS", "Agreement", "Problem", "Variant", "configuration"]
@@ -261,7 +261,8 @@ class Problem:
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
     ) -> PeckerTrainer:
         objective, make = self._parts(variant, settings, dropout)
-        return PeckerTrainer(objective, mask=self.mask, make_optimizer=make)
+        own = None if variant.masked_optimizer else make  # MaskedAdamW is the trainer's default
+        return PeckerTrainer(objective, mask=self.mask, make_optimizer=own)
 
     def _loop(
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
@@ -276,14 +277,16 @@ class Problem:
         settings = {**variant.settings, **settings}
         config = configuration(self.teacher, self.batch_size, self.density, settings)
         objective = self.teacher.objective(config, self.device, self.teacher.copy(dropout))
-        if variant.masked_optimizer:
-            return objective, masked_adamw(config)
 
-        def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> PublishedAdam:
-            dense = None
-            if mask is not None:
-                dense = {name: one.to(self.device) for name, one in mask.to_dense().items()}
-            return PublishedAdam(network, dense, lr, config)
+        def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> torch.optim.Optimizer:
+            if not variant.masked_optimizer:
+                return PublishedAdam(network, mask, lr, config)
+            options = config.optimizer
+            betas = options.beta1, options.beta2
+            fixed = {"eps": options.eps, "weight_decay": options.weight_decay}
+            named = network.named_parameters()
+            clip = options.clip_value
+            return MaskedAdamW(named, lr=lr, betas=betas, mask=mask, clip_value=clip, **fixed)
 
         return objective, make
 
