@@ -310,8 +310,6 @@ _UNPRINTED = ("benchmark", "settings", "notes", "floor_bytes", "floor_ms")
 
 def _cell(key: str, value: Any) -> str:
     """A figure as its column's name says: shares in per cent, bytes in MB."""
-    if value is None:
-        return ""
     if isinstance(value, dict):  # the largest parts: shares of a time, or bytes
         largest = sorted(value.items(), key=lambda item: -item[1])[:4]
         part = "_share" if max(value.values()) <= 1 else "_bytes"
@@ -332,8 +330,8 @@ def print_rows(rows: Sequence[Row], case: Case) -> None:
     table = []
     for row in rows:
         factors = {f"x {name}": speed_up(row, rows, name) for name in over}
-        shown = {key: _cell(key, value) for key, value in (row | factors).items()}
-        table.append({key: text for key, text in shown.items() if text and key not in hidden})
+        shown = {key: value for key, value in (row | factors).items() if key not in hidden}
+        table.append({key: _cell(key, value) for key, value in shown.items() if value is not None})
     # What is text goes last, and takes no width from the others.
     texts = ("kinds", "parts", "skipped")
     columns = dict.fromkeys(key for row in table for key in row if key not in texts)
