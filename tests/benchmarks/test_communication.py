@@ -52,7 +52,7 @@ def test_the_page_has_the_formulas_figures():
     from presets import shapes
     from tables import ROOT
 
-    page = (ROOT / "docs" / "scaling.md").read_text()
+    page = (ROOT / "docs" / "many-gpus.md").read_text()
     sizes = [sum(map(math.prod, shapes(preset).values())) for preset in ("sd15", "sdxl")]
     names = {"DistributedDataParallel": 8, "mask on the generator": 4 * 1.1, "mask on both": 0.8}
     for name, factor in names.items():
