@@ -1,6 +1,7 @@
 """The command `pecker-fast`: sub-commands, exit codes, and one line for every foreseeable error.
 
-Exit codes: 0 done, 1 a fault of the program, 2 bad input or surroundings, 130 interrupted.
+Exit codes: 0 done, 1 a fault of the program, 2 bad input or surroundings, 3 parameters that were to
+stay frozen have changed, 130 interrupted.
 Nothing heavy is imported here: `--help` answers before torch is loaded, and the OpenMP settings
 below must be in place when it is.
 """
@@ -28,7 +29,7 @@ from pecker_fast.cli import (
     train_classifier,
     train_teacher,
 )
-from pecker_fast.errors import PeckerError
+from pecker_fast.errors import FrozenChangedError, PeckerError
 from pecker_fast.launcher import processes
 
 __all__ = ["group", "main"]
@@ -61,7 +62,8 @@ class _InOrder(click.Group):
     pecker-fast erase MODEL --out RUN --forget cat --override dog
     """,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 3 frozen parameters changed, "
+    "130 interrupted.",
 )
 @click.version_option(package_name="pecker-fast", message="pecker-fast %(version)s")
 @click.pass_context
@@ -145,7 +147,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except PeckerError as error:
-        return _fail(" ".join(str(error).split()), 2, error)
+        code = 3 if isinstance(error, FrozenChangedError) else 2
+        return _fail(" ".join(str(error).split()), code, error)
     except BrokenPipeError:
         # The reader of our output has left (`pecker-fast info | head -1`): not worth a word, but
         # the interpreter would complain when it flushes stdout at exit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +29,7 @@ __all__ = [
     "load_statistics",
     "machine_options",
     "output_file",
+    "output_folder",
     "prepare",
     "training_options",
 ]
@@ -182,6 +183,44 @@ def output_file(path: Path, force: bool) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise PeckerError(f"{path.parent}: cannot be written to; choose another folder")
     return path
+
+
+def output_folder(
+    path: Path, force: bool, *, writes: Collection[str], reads: Sequence[Path]
+) -> None:
+    """Check before any work is done that `path` can become a folder, or replace one.
+
+    Args:
+        path: the folder.
+        force: whether one that is there may be deleted: only if it holds nothing but files that
+            the command writes.
+        writes: these files, relative to the folder.
+        reads: files and folders that the command reads, which must outlive it.
+
+    Raises:
+        PeckerError: it exists (without `force`), holds other files or what is read, is a file or a
+            link, or its parent is missing.
+    """
+    if path.is_symlink():
+        raise PeckerError(f"{path}: is a link; name the folder itself")
+    if path.exists() and not path.is_dir():
+        raise PeckerError(f"{path}: is a file; give the name of a folder")
+    if path.exists() and not force:
+        raise PeckerError(f"{path}: exists; add --force to replace it")
+    if not path.absolute().parent.is_dir():
+        raise PeckerError(f"{path.absolute().parent}: no such folder; make it first")
+    for read in reads:
+        if path.resolve() in read.resolve().parents:
+            raise PeckerError(
+                f"{read}: lies in {path}, which --force deletes; choose another --out"
+            )
+    for found in sorted(path.rglob("*")):
+        name = found.relative_to(path).as_posix()
+        if name not in writes and (found.is_symlink() or not found.is_dir()):
+            raise PeckerError(
+                f"{path}: holds {name!r}, which this command does not write; --force replaces only "
+                "what it wrote: choose another --out, or delete the folder yourself"
+            )
 
 
 def check_data_free(command: str, dataset: str | None, root: Path | None, download: bool) -> None:

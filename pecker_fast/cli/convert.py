@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pecker_fast.cli.common import output_folder
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ __all__ = ["convert"]
 
 # `published.SLOTS`, which only torch can import; a test holds the two together.
 _SLOTS = ("ema", "model", "generator", "pseudo-score")
+
+# What `ModelFolder.save` writes; a test holds the two together.
+_FILES = (
+    "pecker_fast.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+)
 
 
 @click.command(
@@ -43,7 +52,7 @@ Examples:
     type=click.IntRange(min=1),
     help="Height and width of the images.  [default: so that attention is at 16x16]",
 )
-@click.option("--force", is_flag=True, help="Replace what is at --out.")
+@click.option("--force", is_flag=True, help="Replace the model folder that is at --out.")
 def convert(
     checkpoint: Path,
     out: Path,
@@ -58,10 +67,7 @@ def convert(
     safetensors file of the network's weights. No code in it is run; a file that cannot be read
     otherwise is refused.
     """
-    if out.exists() and not force:
-        raise PeckerError(f"{out}: exists; add --force to replace it")
-    if not out.parent.is_dir():
-        raise PeckerError(f"{out.parent}: no such folder; make it first")
+    output_folder(out, force, writes=_FILES, reads=[checkpoint])
 
     from pecker_fast.files import replacing_folder
     from pecker_fast.models import ModelFolder

@@ -90,16 +90,17 @@ def demo(
 
     from pecker_fast.cli.erase import print_report
     from pecker_fast.cli.erasing import erase_class
+    from pecker_fast.cli.proof import conclude
     from pecker_fast.cli.run_files import MODEL_NAME
     from pecker_fast.data import teacher_folder
-    from pecker_fast.distill.config import load_config
+    from pecker_fast.distill.config import RECIPES, load_config
     from pecker_fast.evaluate.classifier import load_classifier
     from pecker_fast.evaluate.forgetting import TeacherFigures
     from pecker_fast.evaluate.frechet import ClassStatistics
     from pecker_fast.evaluate.run_judge import Judge
     from pecker_fast.models import ModelFolder
 
-    config = load_config(RECIPE, overrides)
+    config = load_config(RECIPES / f"{RECIPE}.yaml", overrides)
     place = prepare(device, threads)
     shipped = teacher_folder()
     folder = ModelFolder.load(shipped)
@@ -109,9 +110,12 @@ def demo(
         PER_CLASS,
         teacher=TeacherFigures.from_dict(folder.figures["teacher"]),
     )
-    report = erase_class(folder, config, out, place, force=force, judge=judge, started=started)
+    frozen, report = erase_class(
+        folder, config, out, place, force=force, judge=judge, started=started
+    )
     print_report(report, out)
     click.echo(f"erased model  {out / MODEL_NAME}")
+    conclude(frozen, out)
 
 
 def _demo_concept(
@@ -130,8 +134,9 @@ def _demo_concept(
         write_report,
     )
     from pecker_fast.cli.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
+    from pecker_fast.cli.proof import conclude
     from pecker_fast.data import pipeline_folder, teacher_folder
-    from pecker_fast.distill.config import load_config
+    from pecker_fast.distill.config import RECIPES, load_config
     from pecker_fast.distill.prompts import TextConditions
     from pecker_fast.evaluate.classifier import load_classifier
     from pecker_fast.evaluate.concept import ConceptFigures, Recognition
@@ -139,7 +144,7 @@ def _demo_concept(
     from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
     from pecker_fast.models.pipeline import PipelineFolder
 
-    config = load_config(CONCEPT_RECIPE, values)
+    config = load_config(RECIPES / f"{CONCEPT_RECIPE}.yaml", values)
     place = prepare(device, threads)
     pipeline = PipelineFolder.load(pipeline_folder())
     classifier = load_classifier(teacher_folder() / "classifier").to(place)
@@ -175,3 +180,4 @@ def _demo_concept(
     click.echo(f"report           {out / 'report.html'}")
     click.echo(f"erased pipeline  {out / PIPELINE_NAME}")
     click.echo(f"patch            {out / PATCH_NAME}")
+    conclude(erased.frozen, out)

@@ -42,10 +42,11 @@ Examples:
 
 \b
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
-model as a folder `model`. With --classifier also report.html, report.json and pictures. A run that
-was interrupted goes on where it was when the same command is started again. A text-to-image
-pipeline gives an erased pipeline folder `pipeline`, which makes images in one step, and
-`patch.safetensors`, which turns the original network into it.
+model as a folder `model` and frozen.json, which says how many frozen parameters changed, compared
+bit by bit; unless it is 0, they are named and the exit code is 3. With --classifier also
+report.html, report.json and pictures. A run that was interrupted goes on where it was when the same
+command is started again. A text-to-image pipeline gives an erased pipeline folder `pipeline`, which
+makes images in one step, and `patch.safetensors`, which turns the original network into it.
 
 \b
 Methods to compare with, trained on the real images of --dataset: SalUn (cifar10_salun), gradient
@@ -210,6 +211,7 @@ def erase(
 
     from pecker_fast.cli.erasing import erase_class
     from pecker_fast.cli.erasing_baseline import baseline_images, erase_by_baseline
+    from pecker_fast.cli.proof import conclude
     from pecker_fast.cli.run_files import MODEL_NAME
     from pecker_fast.cli.start_networks import load_start
     from pecker_fast.distill.config import load_config
@@ -260,7 +262,7 @@ def erase(
             judge = replace(judge, inception=Inception.load(inception, place), real=images)
         common["judge"] = judge
     if baseline is not None and images is not None:
-        report = erase_by_baseline(folder, images, baseline, out, place, **common)
+        frozen, report = erase_by_baseline(folder, images, baseline, out, place, **common)
     else:
         if generator_path is not None:
             common["generator"] = load_start(generator_path, "generator", folder.unet, ranks=ranks)
@@ -268,10 +270,13 @@ def erase(
             common["pseudo_score"] = load_start(
                 pseudo_score_path, "pseudo_score", folder.unet, ranks=ranks
             )
-        report = erase_class(folder, config, out, place, **common)
+        frozen, report = erase_class(folder, config, out, place, **common)
+    if not ranks.is_first:
+        return
     if report is not None:
         print_report(report, out)
     click.echo(f"erased model  {out / MODEL_NAME}")
+    conclude(frozen, out)
 
 
 def _erase_concept(
@@ -297,6 +302,7 @@ def _erase_concept(
         write_report,
     )
     from pecker_fast.cli.erasing_concept import PATCH_NAME, PIPELINE_NAME, erase_concept
+    from pecker_fast.cli.proof import conclude
     from pecker_fast.distill.config import load_config
     from pecker_fast.distributed import Ranks
     from pecker_fast.models.pipeline import PipelineFolder, load_unet
@@ -329,17 +335,13 @@ def _erase_concept(
         return
     if shown:
         write_report(erased, pipeline, config_path, shown[0], out, place, judges)
-    frozen = erased.frozen
-    click.echo(
-        f"{frozen.frozen:,} of {frozen.frozen + frozen.salient:,} parameters were frozen; "
-        f"{frozen.frozen_changed:,} of them changed, compared bit by bit."
-    )
     share = erased.patch_bytes / erased.unet_bytes
     click.echo(f"wall time        {erased.wall_s:.0f} s")
     click.echo(f"erased pipeline  {out / PIPELINE_NAME}")
     if shown:
         click.echo(f"report           {out / 'report.html'}")
     click.echo(f"patch            {out / PATCH_NAME} ({share:.1%} of the network's file)")
+    conclude(erased.frozen, out)
 
 
 def print_report(report: object, out: Path) -> None:
@@ -350,11 +352,6 @@ def print_report(report: object, out: Path) -> None:
         raise TypeError(f"expected an ErasureReport, got {type(report).__name__}")
     click.echo(report.headline())
     click.echo(report.kept_sentence())
-    frozen = report.frozen
-    click.echo(
-        f"{frozen.frozen:,} of {frozen.frozen + frozen.salient:,} parameters were frozen; "
-        f"{frozen.frozen_changed:,} of them changed, compared bit by bit."
-    )
     click.echo()
     rows = [("", "original", "erased"), *report.rows()]
     width = max(len(row[0]) for row in rows)

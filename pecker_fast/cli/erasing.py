@@ -18,8 +18,10 @@ from torch import nn
 
 from pecker_fast import backends
 from pecker_fast.cli.erasure_pictures import draw_pictures
+from pecker_fast.cli.proof import prove_frozen
 from pecker_fast.cli.run_files import (
     CURVE_NAME,
+    FROZEN_NAME,
     MODEL_NAME,
     REPORT_NAMES,
     Clock,
@@ -68,7 +70,7 @@ def erase_class(
     ranks: Ranks | None = None,
     generator: StartNetwork | None = None,
     pseudo_score: StartNetwork | None = None,
-) -> ErasureReport | None:
+) -> tuple[FrozenCheck, ErasureReport | None]:
     """Erase `config.forget` from `model` into the run directory `out`.
 
     Args:
@@ -85,7 +87,7 @@ def erase_class(
         pseudo_score: where the pseudo-score network starts. None: the teacher.
 
     Returns:
-        The report, or None without a judge and on all processes but the first.
+        The proof, and the report: None without a judge and on all processes but the first.
     """
     ranks = ranks or Ranks()
     # What is wrong with classes, time constants, backend or mask comes out before any writing.
@@ -187,7 +189,7 @@ def carry_out(
     judge: Judge | None,
     started: float | None,
     ranks: Ranks,
-) -> ErasureReport | None:
+) -> tuple[FrozenCheck, ErasureReport | None]:
     """Train, save, judge and report.
 
     Args:
@@ -201,7 +203,7 @@ def carry_out(
         ranks: the processes that share the run, all of which make this call.
 
     Returns:
-        The report, or None without a judge and on all processes but the first.
+        The proof, and the report: None without a judge and on all processes but the first.
     """
     clock = Clock(started)
     model, config, forget = erasure.model, erasure.config, erasure.forget
@@ -220,7 +222,8 @@ def carry_out(
         if resumed_at:
             click.echo(f"resuming at iteration {resumed_at} of {config.iterations}", err=True)
         if ranks.is_first:
-            for name in REPORT_NAMES:  # of an earlier state: must not stand beside a new one
+            # Those of an earlier state must not stand beside a new one.
+            for name in (FROZEN_NAME, *REPORT_NAMES):
                 (out / name).unlink(missing_ok=True)
         with clock.stage("erase"):
             curve = None
@@ -243,16 +246,16 @@ def carry_out(
                 figures["start"] = dict(erasure.starts)
             erased = erasure.finish(trainer)
             erased = replace(erased, figures={**erased.figures, **figures})
-            frozen = trainer.verify_frozen(erased.unet)
+            frozen = prove_frozen(trainer, erased.unet, out, ranks)
             ranks.first(lambda: save_folder(erased, out / MODEL_NAME))
         if judge is None or forget is None or curve is None:
-            return None
+            return frozen, None
         model.unet.to(device)  # only now: the run has a copy in its own precision
         with clock.stage("evaluate"):
             teacher = judge.of_teacher(model, config.seed, ranks)
             after = judge.of_erased(erased, forget, erasure.override, erasure.sampler, ranks)
         if teacher is None or after is None:
-            return None  # the first process writes the report
+            return frozen, None  # the first process writes the report
         with clock.stage("pictures"):
             pictures = draw_pictures(
                 model, erased, trainer.mask, teacher, after, curve.points, erasure.sampler, out
@@ -280,7 +283,7 @@ def carry_out(
             images=erasure.images,
         )
         report.write(out, pictures)
-    return report
+    return frozen, report
 
 
 def train(

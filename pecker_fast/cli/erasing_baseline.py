@@ -20,6 +20,7 @@ from pecker_fast.evaluate.report import ErasureReport
 from pecker_fast.evaluate.run_judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.mask_finding import find_mask
 from pecker_fast.methods.objective import BaselineObjective
@@ -71,7 +72,7 @@ def erase_by_baseline(
     judge: Judge | None = None,
     started: float | None = None,
     ranks: Ranks | None = None,
-) -> ErasureReport | None:
+) -> tuple[FrozenCheck, ErasureReport | None]:
     """Erase `config.forget` from `model` by `config.method` into the run directory `out`.
 
     Args:
@@ -87,7 +88,7 @@ def erase_by_baseline(
         ranks: the processes that share the run, all of which make this call. None: this one.
 
     Returns:
-        The report, or None without a judge and on all processes but the first.
+        The proof, and the report: None without a judge and on all processes but the first.
 
     Raises:
         PeckerError: images that do not fit the model, a class that it does not have, a mask of

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast import backends
-from pecker_fast.cli.run_files import Clock, run_directory
+from pecker_fast.cli.proof import conclude, prove_frozen
+from pecker_fast.cli.run_files import FROZEN_NAME, Clock, run_directory
 from pecker_fast.cli.stopping import saving_at_interrupt
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
@@ -32,7 +33,7 @@ __all__ = ["PATCH_NAME", "PIPELINE_NAME", "Erased", "Preview", "erase_concept"]
 
 PIPELINE_NAME = "pipeline"
 PATCH_NAME = "patch.safetensors"
-OUTPUTS = (PATCH_NAME, "report.json", "report.html", "before_after.png")
+OUTPUTS = (FROZEN_NAME, PATCH_NAME, "report.json", "report.html", "before_after.png")
 
 
 class Preview(Protocol):
@@ -108,6 +109,9 @@ def erase_concept(
         count: how often.
         started: `time.monotonic()` at the start of the command. None: now.
         ranks: the processes that share the run, all of which make this call. None: this one.
+
+    Raises:
+        FrozenChangedError: A frozen entry has changed; there is a pipeline but no patch.
     """
     ranks = ranks or Ranks()
     clock = Clock(started)
@@ -147,8 +151,8 @@ def erase_concept(
             _train(trainer, preview, count, ranks)
         with clock.stage("save"):
             unet = trainer.ema_generator().to("cpu")
-            frozen = trainer.verify_frozen(unet)
-            sizes = ranks.first(lambda: _save(pipeline, trainer, unet, conditions, out))
+            frozen = prove_frozen(trainer, unet, out, ranks)
+            sizes = ranks.first(lambda: _save(pipeline, trainer, unet, frozen, conditions, out))
     wall_s = clock.total()
     images = None if preview is None else preview.compare(unet.to(device), ranks)
     return Erased(
@@ -183,10 +187,15 @@ def _save(
     pipeline: PipelineFolder,
     trainer: PeckerTrainer,
     unet: nn.Module,
+    frozen: FrozenCheck,
     conditions: TextConditions,
     out: Path,
 ) -> list[int]:
-    """Write the erased pipeline and the patch; returns the bytes of patch and network."""
+    """Write the erased pipeline and the patch; returns the bytes of patch and network.
+
+    Raises:
+        FrozenChangedError: A frozen entry has changed, which no patch can hold.
+    """
     t_init = trainer.config.diffusion.t_init
     description = {
         **pipeline.description,
@@ -197,6 +206,8 @@ def _save(
         "mask_digest": trainer.mask.digest,
     }
     pipeline.save_with(unet, out / PIPELINE_NAME, description)
+    if frozen.frozen_changed:
+        conclude(frozen, out)
     about = {"iterations": trainer.iteration, "t_init": t_init}
     save_patch(out / PATCH_NAME, trainer.start, unet, trainer.ever_salient, **about)
     network = (out / PIPELINE_NAME / "unet").glob("*.safetensors")

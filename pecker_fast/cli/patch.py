@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from pecker_fast.cli.common import output_folder
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ _APPLIED = click.option(
     multiple=True,
     help="A patch that MODEL carries; may be given again, in the order they were applied.",
 )
-_FORCE = click.option("--force", is_flag=True, help="Replace a folder that exists.")
+_FORCE = click.option(
+    "--force", is_flag=True, help="Replace a copy of the model that exists, MODEL too."
+)
 
 
 @click.group(
@@ -125,7 +128,7 @@ def apply(
             )
         )
 
-    _rewrite(model, out, force, change)
+    _rewrite(model, out, force, [file, *applied], change)
     for one in found:
         click.echo(f"overlap: {one}")
     click.echo(out)
@@ -141,22 +144,23 @@ def remove(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force:
     """Write MODEL without the patch FILE into another folder."""
     from pecker_fast.patches.patch import remove_patch
 
-    _rewrite(
-        model, out, force, lambda weights: remove_patch(weights, file, applied=applied or None)
-    )
+    def change(weights: dict[str, Tensor]) -> None:
+        remove_patch(weights, file, applied=applied or None)
+
+    _rewrite(model, out, force, [file, *applied], change)
     click.echo(out)
 
 
 def _rewrite(
-    model: Path, out: Path, force: bool, change: Callable[[dict[str, Tensor]], None]
+    model: Path,
+    out: Path,
+    force: bool,
+    patches: Sequence[Path],
+    change: Callable[[dict[str, Tensor]], None],
 ) -> None:
-    """Copy a model folder with changed weights, whole or not at all."""
-    if out.exists() and not force:
-        raise PeckerError(f"{out}: exists; add --force to replace it")
-    if out.is_file():
-        raise PeckerError(f"{out}: is a file; give the name of a folder")
-    if not out.absolute().parent.is_dir():
-        raise PeckerError(f"{out.absolute().parent}: no such folder; make it first")
+    """Copy a model folder with changed weights, whole or not at all; onto itself with --force."""
+    copied = {found.relative_to(model).as_posix() for found in model.rglob("*")}
+    output_folder(out, force, writes=copied, reads=[model, *patches])
     if model.resolve() in out.resolve().parents:
         raise PeckerError(f"{out}: lies in {model}, which is to be copied; choose another folder")
     file = _weights_file(model)

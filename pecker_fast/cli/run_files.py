@@ -16,6 +16,7 @@ from pecker_fast.runs.checkpoint import RunDirectory
 
 __all__ = [
     "CURVE_NAME",
+    "FROZEN_NAME",
     "MODEL_NAME",
     "PICTURE_NAMES",
     "REPORT_NAMES",
@@ -25,6 +26,7 @@ __all__ = [
     "save_folder",
 ]
 
+FROZEN_NAME = "frozen.json"
 MODEL_NAME = "model"
 CURVE_NAME = "curve.json"
 REPORT_NAMES = ("report.json", "report.html")
@@ -33,6 +35,7 @@ _OUTPUTS = (
     *REPORT_NAMES,
     *PICTURE_NAMES,
     CURVE_NAME,
+    FROZEN_NAME,
     "config.yaml",
     "mask.safetensors",
     "start.json",

@@ -4,6 +4,7 @@ config.yaml              method, mask, seed, length; every run has it
 mask.safetensors         density
 model/pecker_fast.json   iterations, forgotten class, class names, what the run started from
 start.json               the same of a run that goes on, and how long finding the mask took
+frozen.json              frozen parameters, and how many of them changed; else report.json
 report.json              training time, machine, the run's own figures
 curve.json               measurements during the run
 evaluate.json            figures of `pecker-fast evaluate RUN --json RUN/evaluate.json`, which
@@ -83,6 +84,7 @@ def _read_report(path: Path, name: str) -> Run:
 def _read_run(path: Path, name: str) -> Run:
     config = _config(path)
     report = _json(path / "report.json") or {}
+    proof = _json(path / "frozen.json") or report
     description = _json(path / "model" / "pecker_fast.json") or {}
     names = description.get("class_names") or []
     figures = description.get("figures", {})
@@ -120,8 +122,8 @@ def _read_run(path: Path, name: str) -> Run:
         override=_class_name(config.get("override"), names),
         mask=mask,
         density=_density(path / "mask.safetensors"),
-        frozen=report.get("frozen_parameters"),
-        frozen_changed=report.get("frozen_changed"),
+        frozen=proof.get("frozen_parameters"),
+        frozen_changed=proof.get("frozen_changed"),
         iterations=done,
         planned=config.get("iterations"),
         wall_s=seconds,

@@ -133,8 +133,8 @@ def plot_accuracy(
     )
     for name, values, teacher, color in curves:
         if teacher is not None:
-            label = f"{name}: {teacher_label}"
-            ax.axhline(teacher, color=color, linestyle="--", linewidth=1, alpha=0.7, label=label)
+            level = f"{name}: {teacher_label}"
+            ax.axhline(teacher, color=color, linestyle="--", linewidth=1, alpha=0.7, label=level)
         ax.plot(iterations, values, color=color, marker="o", markersize=4, label=f"{name}: {label}")
     ax.set_ylim(-0.04, 1.04)
     ax.set_xlim(min(0, iterations[0]), max(iterations[-1], 1) * 1.02)

@@ -117,10 +117,7 @@ class RunReport(ABC):
     def to_dict(self) -> dict[str, Any]:
         """What report.json says of the run, in plain types."""
         return {
-            "frozen_parameters": self.frozen.frozen,
-            "frozen_changed": self.frozen.frozen_changed,
-            "salient_parameters": self.frozen.salient,
-            "salient_changed": self.frozen.salient_changed,
+            **self.frozen.to_dict(),
             "mask": self.mask_kind,
             "density": self.density,
             "iterations": self.iterations,

@@ -3,6 +3,7 @@
     config.yaml                what the run was started with
     mask.safetensors           the mask in use
     start.json                 what the networks started from, and how long the mask took to find
+    frozen.json                at the end: how many frozen parameters changed, bit by bit
     checkpoint-00000500.pt     the newest checkpoint; the one before it is kept as well
     run.lock                   held by the process that works here
 

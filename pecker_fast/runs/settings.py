@@ -76,22 +76,24 @@ def read_settings(path: Path, folders: Sequence[Path]) -> dict[str, Any]:
     """What a YAML file holds, or the shipped recipe of that name.
 
     Args:
-        path: The file, or the bare name of a recipe.
+        path: The file, or the bare name of a recipe. A file of that name wins over the recipe; a
+            folder (`demo` is also where the demo's run lies) never counts.
         folders: Where recipes are.
 
     Raises:
-        PeckerError: No such file or recipe, not readable, not YAML, or not `key: value` lines.
+        PeckerError: No such file or recipe, a folder, not readable, not YAML, or not `key: value`
+            lines.
     """
-    if path.suffix == "" and not path.exists():
+    if path.parts == (path.name,) and path.suffix == "" and not path.is_file():
         shipped = (folder / f"{path.name}.yaml" for folder in folders)
         path = next((file for file in shipped if file.is_file()), path)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError) as error:
         names = sorted(name for folder in folders for name in recipes_in(folder))
-        raise PeckerError(
-            f"no configuration file {path}; shipped recipes are {', '.join(names)}"
-        ) from None
+        is_folder = isinstance(error, IsADirectoryError)
+        wrong = f"{path} is a folder" if is_folder else f"no configuration file {path}"
+        raise PeckerError(f"{wrong}; shipped recipes are {', '.join(names)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PeckerError(f"cannot read the configuration {path}: {error}") from None
     except yaml.YAMLError as error:

@@ -76,6 +76,56 @@ def test_frozen_parameters_against_the_model_on_disk(files, finished):
     assert moved == json.loads((finished / "report.json").read_text())["salient_changed"]
 
 
+# ---- the proof
+
+
+def proof(out):
+    return json.loads((out / "frozen.json").read_text())
+
+
+def move_a_frozen_entry(out):
+    """Change one bit of the newest checkpoint outside the mask; the parameter it is in."""
+    file = max(out.glob("checkpoint-*.pt"))
+    state = torch.load(file)
+    dense = SaliencyMask.load(out / "mask.safetensors").to_dense()
+    name = next(name for name, salient in dense.items() if not salient.all())
+    weight = state["networks"]["generator"][name]
+    place = (~dense[name]).nonzero()[0].tolist()
+    weight[tuple(place)] = torch.nextafter(weight[tuple(place)], torch.tensor(9.0))
+    torch.save(state, file)
+    return name
+
+
+def test_the_proof_is_written_and_printed_with_and_without_a_report(run, files, finished, tmp_path):
+    report = json.loads((finished / "report.json").read_text())
+    kept = proof(finished)
+    assert kept["frozen_changed"] == 0 and kept["frozen_changed_in"] == {}
+    assert kept == {key: report[key] for key in kept}
+    done = run("erase", files.model, "--out", tmp_path / "run", *SMALL, "--iterations", 3)
+    assert done.code == 0, done.err
+    assert proof(tmp_path / "run") == kept
+    frozen, salient = kept["frozen_parameters"], kept["salient_parameters"]
+    said = f"{frozen:,} of {frozen + salient:,} parameters were frozen; 0 of them changed"
+    assert said in done.out
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_frozen_entry_that_changed_is_named_and_ends_with_code_3(run, files, tmp_path, judged):
+    out = tmp_path / "run"
+    command = ["erase", files.model, "--out", out, *SMALL, "--iterations", 2]
+    command += judge(files) if judged else []
+    assert run(*command).code == 0
+    name = move_a_frozen_entry(out)
+    done = run(*command)
+    assert done.code == 3
+    assert "; 1 of them changed" in done.out
+    assert done.err.splitlines()[-1].startswith(f"pecker-fast: {out}: 1 frozen entry of {name!r}")
+    kept = proof(out)
+    assert (kept["frozen_changed"], kept["frozen_changed_in"]) == (1, {name: 1})
+    if judged:
+        assert json.loads((out / "report.json").read_text())["frozen_changed"] == 1
+
+
 def test_report_html_is_one_file(finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert re.search(r"<h1[^>]*>star is (not )?gone: \d of 4 images asked for it", page)

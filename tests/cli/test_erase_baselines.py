@@ -16,6 +16,7 @@ from tiny_models import tiny_scheduler
 from pecker_fast import cli
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.runs.checkpoint import RunDirectory
@@ -70,6 +71,20 @@ def salun(made, tmp_path_factory):
     arguments = ["erase", made.model, "--config", "cifar10_salun", "--out", out, *made.data, *SMALL]
     assert cli.main([str(argument) for argument in (*arguments, *judge)]) == 0
     return out
+
+
+def moved(finish):
+    """A trainer's method that makes its result, with one frozen entry changed."""
+
+    def result(trainer):
+        network = finish(trainer)
+        frozen = {name: ~salient for name, salient in trainer.mask.to_dense().items()}
+        name = next(name for name, entries in frozen.items() if entries.any())
+        place = tuple(frozen[name].nonzero()[0].tolist())
+        network.get_parameter(name)[place] += 1
+        return network
+
+    return result
 
 
 def weights_of(folder):
@@ -232,6 +247,20 @@ def test_mask_files_that_do_not_fit(run, made, salun, tmp_path):
                    *SMALL, "--mask-file", file)  # fmt: skip
         assert done.code == 2 and message in done.err, (message, done.err)
         assert not out.exists()
+
+
+def test_a_frozen_entry_that_changed_ends_with_code_3(run, made, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    command = ("erase", made.model, "--config", "cifar10_salun", "--out", out, *made.data, *SMALL)
+    done = run(*command)
+    assert done.code == 0, done.err
+    assert "; 0 of them changed, compared bit by bit.\n" in done.out
+    assert json.loads((out / "frozen.json").read_text())["frozen_changed"] == 0
+    monkeypatch.setattr(BaselineTrainer, "erased_network", moved(BaselineTrainer.erased_network))
+    done = run(*command)
+    assert done.code == 3 and "; 1 of them changed" in done.out
+    (name,) = json.loads((out / "frozen.json").read_text())["frozen_changed_in"]
+    assert f"1 frozen entry of {name!r}" in done.err
 
 
 # ---- what is refused

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast import apply_patch, remove_patch
-from pecker_fast.distill import load_config
+from pecker_fast.distill import PeckerTrainer, load_config
 from pecker_fast.masks.mask import SaliencyMask
 
 QUICK = [
@@ -114,6 +114,31 @@ def test_a_one_step_generator_to_start_from(pipeline, finished, run, tmp_path):
     apply_patch(patched, out / "patch.safetensors")
     assert same(patched, network(out / "pipeline"))
     assert not same(patched, network(start))
+
+
+def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_patch(
+    pipeline, run, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    command = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK, "--no-previews"]
+    done = run(*command)
+    assert done.code == 0, done.err
+    assert "; 0 of them changed, compared bit by bit.\n" in done.out
+    assert json.loads((out / "frozen.json").read_text())["frozen_changed"] == 0
+    finish = PeckerTrainer.ema_generator
+
+    def moved(trainer):
+        network = finish(trainer)
+        network.conv_in.weight += 1.0
+        return network
+
+    monkeypatch.setattr(PeckerTrainer, "ema_generator", moved)
+    done = run(*command)
+    assert done.code == 3 and "'conv_in.weight' changed" in done.err
+    changed = json.loads((out / "frozen.json").read_text())["frozen_changed_in"]
+    assert list(changed) == ["conv_in.weight"]
+    assert f"; {changed['conv_in.weight']} of them changed" in done.out
+    assert (out / "pipeline").is_dir() and not (out / "patch.safetensors").exists()
 
 
 def test_several_concepts(pipeline, run, tmp_path):

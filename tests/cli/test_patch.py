@@ -141,6 +141,44 @@ def test_bad_input_is_one_line_and_writes_nothing(root, capsys, spoil, expected)
     assert files_in(root) == before
 
 
+@pytest.mark.parametrize("command", ["apply", "remove"])
+def test_force_leaves_what_is_no_copy_of_the_model(root, capsys, command):
+    pipe, a, out = root / "pipe", root / "a.safetensors", root / "out"
+    (out / "unet").mkdir(parents=True)
+    (out / "unet" / "config.json").write_text("{}")
+    (out / "unet" / "thesis.tex").write_text("precious")
+    before = files_in(root)
+    assert run(command, pipe, a, "--out", out, "--force") == 2
+    assert "'unet/thesis.tex'" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert files_in(root) == before
+
+
+@pytest.mark.parametrize("command", ["apply", "remove"])
+def test_force_leaves_the_model_and_the_patches(root, capsys, command):
+    pipe, a = root / "pipe", root / "a.safetensors"
+    before = files_in(root)
+    assert run(command, pipe, a, "--out", root, "--force") == 2
+    assert f"{pipe}: lies in {root}" in capsys.readouterr().err
+    assert files_in(root) == before
+    shutil.copytree(pipe, root / "other")
+    a.rename(root / "other" / "unet" / "config.json")
+    before = files_in(root)
+    patch = root / "other" / "unet" / "config.json"
+    assert run(command, pipe, patch, "--out", root / "other", "--force") == 2
+    assert f"{patch}: lies in" in capsys.readouterr().err
+    assert files_in(root) == before
+
+
+def test_force_replaces_an_earlier_result(root):
+    pipe, erased = root / "pipe", root / "erased"
+    assert run("apply", pipe, root / "a.safetensors", "--out", erased) == 0
+    first = files_in(erased)
+    assert run("apply", pipe, root / "b.safetensors", "--out", erased, "--force") == 0
+    assert files_in(erased) != first
+    assert run("apply", pipe, root / "a.safetensors", "--out", erased, "--force") == 0
+    assert files_in(erased) == first
+
+
 def test_places_where_no_folder_can_be_written(root, capsys):
     pipe, a = root / "pipe", root / "a.safetensors"
     before = files_in(root)

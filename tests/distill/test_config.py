@@ -2,7 +2,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pecker_fast.distill.config import PeckerConfig, load_config, recipe_names
+from pecker_fast.distill.config import RECIPES, PeckerConfig, load_config, recipe_names
 from pecker_fast.errors import PeckerError
 
 
@@ -166,6 +166,31 @@ def test_a_missing_file_is_refused_with_the_recipes(tmp_path):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(PeckerError, match="no configuration file cifar11"):
         load_config("cifar11")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_folder_with_the_name_of_a_recipe_is_no_configuration(tmp_path, monkeypatch, name):
+    named = {"names": ["a"], "name_overrides": ["b"]} if name in OPEN else {}
+    recipe = load_config(RECIPES / f"{name}.yaml", **named)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert load_config(name, **named) == recipe
+    (tmp_path / name / "config.yaml").write_text("seed: 7\n")
+    assert load_config(name, **named) == recipe
+
+
+def test_a_file_without_a_suffix_wins_over_the_recipe_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text("seed: 7\n")
+    assert load_config("demo").seed == 7
+
+
+def test_a_folder_is_refused_and_so_is_a_recipe_in_one(tmp_path):
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(PeckerError, match=r"demo is a folder.*shipped recipes are .*demo"):
+        load_config(tmp_path / "demo")
+    with pytest.raises(PeckerError, match=r"no configuration file .*runs/style"):
+        load_config(tmp_path / "runs" / "style")
 
 
 @pytest.mark.parametrize(

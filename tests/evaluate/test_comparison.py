@@ -77,6 +77,13 @@ def test_what_nobody_measured_is_empty_and_not_zero(tmp_path):
     assert (values["iterations"], values["wall_s"], values["fid"]) == ("0", "", "")
 
 
+def test_the_proof_of_a_run_without_a_report(tmp_path):
+    path = write_run(tmp_path / "run", pecker(), report=False)
+    write_json(path / "frozen.json", {"frozen_parameters": 90, "frozen_changed": 0})
+    (run,) = read_runs([path])
+    assert (run.frozen, run.frozen_changed) == (90, 0)
+
+
 @pytest.mark.parametrize(
     ("config", "method"),
     [

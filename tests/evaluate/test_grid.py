@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate import grid
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.grid import plot_accuracy, plot_before_after, plot_grid
 
@@ -92,6 +93,22 @@ def test_accuracy_plot(tmp_path):
     with pytest.raises(PeckerError, match="no measured point"):
         plot_accuracy(tmp_path / "c.png", [], "star", None, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_the_legend_says_how_the_images_of_each_line_were_drawn(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(grid, "save_figure", lambda figure, path: figures.append(figure))
+    points = [CurvePoint(0, 0.9, 0.5), CurvePoint(10, 0.0, 0.8)]
+    drawn = {"teacher_label": "teacher, 50 steps", "label": "20 steps"}
+    plot_accuracy(tmp_path / "a.png", points, "star", 0.97, 0.93, **drawn)
+    handles, labels = figures[0].axes[0].get_legend_handles_labels()
+    shown = dict(zip(labels, (list(line.get_ydata()) for line in handles), strict=True))
+    assert shown == {
+        "other classes: teacher, 50 steps": [0.93, 0.93],
+        "other classes: 20 steps": [0.5, 0.8],
+        "star: teacher, 50 steps": [0.97, 0.97],
+        "star: 20 steps": [0.9, 0.0],
+    }
 
 
 @pytest.mark.parametrize(
