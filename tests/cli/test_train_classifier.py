@@ -171,7 +171,7 @@ def test_stl10_holds_out_what_published_classifiers_were_tested_on():
     [
         ([], ["--dataset is missing", "--data-root FOLDER"]),
         (["--dataset", "cifar10"], ["--data-root is missing", "cifar10"]),
-        (["--dataset", "cifar10", "--data-root", "DATA"], ["not the published file"]),
+        (["--dataset", "cifar10", "--data-root", "DATA"], ["no cifar-10-batches-py"]),
         (["--dataset", "stl10", "--data-root", "DATA"], ["no stl10_binary", "--download"]),
         (
             ["--dataset", "cifar10", "--arch", "small", "--pretrained", "x"],
@@ -195,10 +195,11 @@ def test_bad_input(run, data, tmp_path, arguments, words):
 
 def test_truncated_file(run, tmp_path):
     images = random_images(30, 3)
-    batch = write_images(tmp_path, images, images, NAMES) / "test_batch"
-    batch.write_bytes(batch.read_bytes()[:-100])
+    write_images(tmp_path, images, images, NAMES)
+    file = tmp_path / "test.npz"
+    file.write_bytes(file.read_bytes()[:-100])
     done = run(*command(tmp_path, tmp_path / "c", *SMALL))
-    refused(done, batch, "not a complete pickle file")
+    refused(done, file, "cannot be read")
     assert not (tmp_path / "c").exists()
 
 
