@@ -122,17 +122,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         return _fail(error)
     finally:
-        if "torch.distributed" in sys.modules:
-            _leave()
+        # Good-bye to the other processes, or torch complains that nobody said it.
+        distributed = sys.modules.get("torch.distributed")
+        if distributed and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
     return 0
-
-
-def _leave() -> None:
-    """Say good-bye to the other processes, or torch complains that nobody did."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _fail(error: BaseException) -> int:

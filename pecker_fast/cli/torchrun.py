@@ -16,12 +16,6 @@ __all__ = ["has_report", "is_first", "one_voice", "recorded", "several"]
 _REPORT = "TORCHELASTIC_ERROR_FILE"
 """Environment variable: the file in which torchrun expects to read why this process failed."""
 
-_HEAD_START = 5.0
-"""Seconds in which the first process can fail for the same reason and say so.
-
-torchrun ends it as soon as one of the others has ended.
-"""
-
 
 def several() -> bool:
     """Whether this is one of several processes; without importing torch."""
@@ -61,6 +55,8 @@ def recorded(
     """
     from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
 
+    from pecker_fast.distributed import ranks
+
     class Handler(ErrorHandler):
         def initialize(self) -> None:
             faulthandler.enable(2)  # sys.stderr may lead nowhere
@@ -73,6 +69,7 @@ def recorded(
                 report = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
                 Path(os.environ[_REPORT]).write_text(json.dumps({"message": report}))
             if has_report() and not is_first():
-                time.sleep(_HEAD_START)
+                # The first process may fail for the same reason, and has to say so.
+                time.sleep(ranks.HEAD_START)
 
     return record(command, Handler())

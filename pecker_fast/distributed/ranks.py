@@ -37,9 +37,9 @@ STARTING = timedelta(minutes=10)
 """How long is waited for all processes to start."""
 
 HEAD_START = 5.0
-"""Seconds in which torchrun ends a process that lost another one: it then names the other one.
+"""Seconds until a process fails that is not the cause: torchrun ends it as soon as the cause fails.
 
-It looks ten times a second, and reports those that have ended when it finds the first.
+It looks ten times a second, and names those that have ended when it finds the first.
 """
 
 _CHUNK = 2**28
@@ -299,7 +299,11 @@ def _attempt_store(launch: Any, rank: int) -> Any:
 
 def _store(port: int, *, is_master: bool = False) -> Any:
     return dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"], port, is_master=is_master, wait_for_workers=False
+        os.environ["MASTER_ADDR"],
+        port,
+        is_master=is_master,
+        wait_for_workers=False,
+        timeout=STARTING,
     )
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
 from pecker_fast.runs.interrupts import saving_at_interrupt
-from pecker_fast.runs.metrics import Metrics
+from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.outputs import (
     FROZEN_NAME,
     PATCH_NAME,
@@ -41,32 +41,11 @@ from pecker_fast.runs.outputs import (
     Clock,
     run_directory,
 )
-from pecker_fast.runs.stopwatch import Stopwatch
 
 __all__ = ["Erasure", "Site", "Task", "Trainer", "carry_out", "tell"]
 
 
-class Trainer(Protocol):
-    """What a run asks of a trainer."""
-
-    iteration: int
-    stopwatch: Stopwatch
-    mask: SaliencyMask
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """How iterations are run, in lines to show."""
-
-    def run(self) -> Iterator[Metrics]:
-        """Train to the end, one iteration per item."""
-
-    def save(self) -> None:
-        """Write a checkpoint, between two iterations."""
-
-    def verify_frozen(self, network: nn.Module | None = None) -> FrozenCheck:
-        """Compare a network with the start, bit by bit."""
-
-
+Trainer: TypeAlias = MaskedRun[Any]
 T = TypeVar("T", bound=Trainer)
 M = TypeVar("M", ModelFolder, PipelineFolder)
 

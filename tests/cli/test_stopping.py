@@ -6,8 +6,7 @@ import threading
 
 import pytest
 
-from pecker_fast.cli import torchrun
-from pecker_fast.distributed import Ranks
+from pecker_fast.distributed import Ranks, ranks
 from pecker_fast.runs.interrupts import Interrupted, saving_at_interrupt
 
 
@@ -34,7 +33,7 @@ def test_bad_input_of_several_processes(run, monkeypatch, tmp_path, rank, under_
     """The first says it, and torchrun of all of them; without torchrun each says its own."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setattr(torchrun, "_HEAD_START", 0.0)
+    monkeypatch.setattr(ranks, "HEAD_START", 0.0)
     report = tmp_path / "error.json"
     if under_torchrun:
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(report))

@@ -73,6 +73,16 @@ def test_flags_win_over_the_file(tmp_path):
     assert config.forget == "boot"
 
 
+def test_a_file_builds_on_a_recipe_or_on_a_file_beside_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: stl10_forget\ngenerator: {lr: 0.5}\n")
+    (tmp_path / "last.yaml").write_text("base: mine.yaml\nmask: {kind: full}\n")
+    expected = {"generator.lr": 0.5, "mask.kind": "full"}
+    assert load_config(tmp_path / "last.yaml") == load_config("stl10_forget", expected)
+    (tmp_path / "mine.yaml").write_text("base: last.yaml\n")
+    with pytest.raises(PeckerError, match=r"last\.yaml builds on itself"):
+        load_config(tmp_path / "last.yaml")
+
+
 def test_yaml_round_trip(tmp_path):
     config = load_config(None, {"ema.decay": None, "forget": "bag", "generator.lr": 3e-5})
     file = tmp_path / "config.yaml"

@@ -21,7 +21,6 @@ from pecker_fast.methods.training_config import (
 )
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 # ---- recipes
@@ -190,28 +189,6 @@ def test_left_out_class_is_never_seen_but_keeps_its_label(monkeypatch):
 
 
 # ---- whole runs
-
-
-def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path):
-    changes = {"network": {**TINY["network"], "dropout": 0.3}}
-    whole = train_tiny(Ranks(), changes)
-    with RunDirectory(tmp_path) as directory:
-        trainer = TeacherTrainer(tiny_images(), tiny_config(**changes), CPU, directory=directory)
-        for metrics in trainer.run():
-            if metrics.iteration == 3:
-                break
-        resumed = train_tiny(Ranks(), changes, directory)
-    for name, value in whole.items():
-        assert torch.equal(value, resumed[name]), name
-
-
-def test_other_images_do_not_resume(tmp_path):
-    with RunDirectory(tmp_path) as directory:
-        train_tiny(Ranks(), {}, directory)
-        other = tiny_images()
-        other.images[0, 0, 0, 0] += 1
-        with pytest.raises(PeckerError, match="holds a run on other images"):
-            TeacherTrainer(other, tiny_config(), CPU, directory=directory)
 
 
 @pytest.mark.parametrize("size", [2, 3])

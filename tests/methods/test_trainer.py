@@ -93,9 +93,8 @@ def test_the_norm_is_over_frozen_entries_too():
         torch.testing.assert_close(param, expected[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_resumed_anywhere_a_run_ends_with_the_same_bits(method, tmp_path):
-    overrides = {"ema.decay": 0.9, "lr_schedule": "cosine"}
+def test_resumed_anywhere_a_run_ends_with_the_same_bits(tmp_path):
+    overrides, method = {"ema.decay": 0.9, "lr_schedule": "cosine"}, "random_label"
     whole, metrics = train(small_objective(overrides, method))
     for stop in (3, 4):
         # Iteration 4 was not saved: it is done again.
@@ -113,15 +112,6 @@ def test_resumed_anywhere_a_run_ends_with_the_same_bits(method, tmp_path):
         assert trainer.mask == whole.mask
         assert rest[-1].losses == metrics[-1].losses
     assert SaliencyMask.load(tmp_path / "3" / "mask.safetensors") == whole.mask
-
-
-def test_the_same_seed_gives_the_same_bits_and_another_gives_others():
-    runs = [train(small_objective({"seed": seed, "mask.kind": "full"}))[0] for seed in (0, 0, 1)]
-    assert_same_bits(weights(runs[0].network), weights(runs[1].network))
-    assert any(
-        not torch.equal(one, runs[2].network.get_parameter(name))
-        for name, one in runs[0].network.named_parameters()
-    )
 
 
 def test_a_run_leaves_the_model_and_the_random_state_alone():
@@ -185,22 +175,6 @@ def test_autocast_stays_near_fp32():
     )
     assert full != low
     assert low["remain"] == pytest.approx(full["remain"], rel=0.02)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    objective = small_objective({"mask.kind": "full", "logging.every": 1})
-    with RunDirectory(tmp_path) as directory:
-        trainer = BaselineTrainer(objective, run_directory=directory)
-        with pytest.raises(
-            PeckerError,
-            match=r"^the remain loss is nan at iteration 4: stopped; the checkpoint of iteration 3 "
-            r"is intact; lower optimizer\.lr$",
-        ):
-            for done in trainer.run():
-                if done.iteration == 3:
-                    with torch.no_grad():
-                        trainer.network.conv_in.weight[0] = float("nan")
-        assert directory.iterations() == [3]
 
 
 @pytest.mark.parametrize(

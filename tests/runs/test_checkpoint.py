@@ -120,23 +120,6 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, options):
     assert ("ema" in whole_state) == ("ema.decay" not in options)
 
 
-def test_a_finished_run_has_nothing_left_to_do(tmp_path):
-    done, _ = train(tmp_path)
-    again, first = train(tmp_path)
-    assert first == again.iteration == 6
-    assert_same_bits(done.generator.state_dict(), again.generator.state_dict())
-    assert again.verify_frozen() == done.verify_frozen()
-
-
-def test_a_run_can_be_prolonged(tmp_path):
-    train(tmp_path / "short")
-    longer, first = train(tmp_path / "short", {"iterations": 8})
-    assert first == 6
-    assert "iterations: 8" in (tmp_path / "short" / "config.yaml").read_text()
-    whole, _ = train(tmp_path / "whole", {"iterations": 8})
-    assert_same_bits(whole.generator.state_dict(), longer.generator.state_dict())
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,6 +9,7 @@ from torch import nn
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.methods.training_config import TrainingConfig
+from pecker_fast.runs import stopwatch
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.ema import FullEma
 from pecker_fast.runs.learner import Learner
@@ -252,13 +253,38 @@ def test_losses_are_read_before_a_checkpoint_too():
     assert [m.iteration for m in metrics if m.losses is not None] == [4, 5, 8, 10, 12]
 
 
-def test_seconds_of_training_go_on_after_a_resumption(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands until it is told to go on."""
+    now = [100.0]
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_blocks_add_up_and_pauses_do_not(clock):
+    watch = Stopwatch(5.0)
+    with watch:
+        clock[0] += 2
+        assert watch.seconds == 7.0
+    clock[0] += 50
+    with watch:
+        clock[0] += 1
+    assert watch.seconds == 8.0
+
+
+def test_seconds_of_training_go_on_after_a_resumption(tmp_path, clock):
+    def slow_loss(network, random):
+        clock[0] += 10
+        return toy_loss(network, random)
+
     with RunDirectory(tmp_path) as directory:
-        first = training(directory)
-        first.stopwatch = Stopwatch(1000.0)
+        first = training(directory, loss_of=slow_loss)
         for metrics in first.run():
-            if metrics.iteration == 4:
+            clock[0] += 1000  # the caller judges images
+            if metrics.iteration == 5:
                 break
-        assert 1000 < first.stopwatch.seconds < 2000
-        resumed = training(directory)
-        assert 1000 < resumed.stopwatch.seconds <= first.stopwatch.seconds
+        assert first.stopwatch.seconds == 50
+        resumed = training(directory, loss_of=slow_loss)
+        assert resumed.stopwatch.seconds == 40  # of the checkpoint: iteration 5 is done again
+        list(resumed.run())
+        assert resumed.stopwatch.seconds == 120

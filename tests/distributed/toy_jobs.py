@@ -1,19 +1,9 @@
 """What the processes of the tests do: importable by name."""
 
-import hashlib
-
 import torch
 from toys import toy_objective, weights
 
 from pecker_fast.distill import PeckerTrainer, RunDirectory
-
-
-def digest(network):
-    """One string for all bits of a network."""
-    hashed = hashlib.sha256()
-    for value in network.state_dict().values():
-        hashed.update(value.numpy().tobytes())
-    return hashed.hexdigest()
 
 
 def train_toy(ranks, settings, directory=None, until=None):
@@ -33,7 +23,6 @@ def train_toy(ranks, settings, directory=None, until=None):
         "generator": weights(trainer.generator),
         "pseudo_score": weights(trainer.pseudo_score),
         "average": weights(trainer.ema_generator()),
-        "digest": digest(trainer.generator) + digest(trainer.pseudo_score),
         "mask": trainer.mask.digest,
         "frozen_changed": trainer.verify_frozen().frozen_changed,
     }
