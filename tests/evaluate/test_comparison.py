@@ -177,12 +177,11 @@ def test_figures_on_other_grounds_are_marked():
     assert letters("IS") == "aabac"
     assert letters("Wall time") == "aab--"
     assert letters("Steps") == letters("Sampler") == "-----"
-    by_title = {note.title: note for note in comparison.notes()}
-    assert list(by_title["Wall time"].letters.items()) == [("H100", "a"), ("H200", "b")]
-    assert "b: another, 500 images of the class, 1,000 of the others" in (
-        by_title["UA, P(class), entropy, others kept"].sentence()
-    )
-    assert Comparison(runs[:1] * 2).notes() == []
+    notes = comparison.notes()
+    assert notes["Wall time"] == {"H100": "a", "H200": "b"}
+    judged = notes["UA, P(class), entropy, others kept"]
+    assert judged["another, 500 images of the class, 1,000 of the others"] == "b"
+    assert Comparison(runs[:1] * 2).notes() == {}
 
 
 def test_runs_of_different_classes_are_refused(tmp_path):
@@ -350,8 +349,7 @@ def test_a_start_that_nobody_timed_is_said(tmp_path):
     shown = row(Comparison(runs), 0)
     assert (shown["Method"], shown["Steps"]) == ("SFD, two stages", "? + 1,000")
     assert shown["Wall time"] == "? + 2 mina"  # of another device than b's, for all that is known
-    (note,) = Comparison(runs).notes()
-    assert list(note.letters) == ["unknown, then H100", "H100"]
+    assert list(Comparison(runs).notes()["Wall time"]) == ["unknown, then H100", "H100"]
     page, _ = written(runs, tmp_path)
     assert "a: c does not say how long" in page.text
 
