@@ -7,7 +7,6 @@ nothing is downloaded unless it is asked for.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,8 +186,7 @@ def load_images(
         side: Height and width that STL-10 is reduced to instead; the others stay as they are.
 
     Raises:
-        PeckerError: Nothing is there, a file is missing, truncated or of another data set, or
-            torchvision is not installed.
+        PeckerError: Nothing is there, or a file is missing, truncated or of another data set.
     """
     if dataset not in DATASETS:
         raise PeckerError(f"unknown data set {dataset!r}; known are {', '.join(DATASETS)}")
@@ -249,7 +247,8 @@ def _existing(dataset: str, root: Path | None, download: bool) -> Path:
 
 
 def _cifar10(root: Path, parts: tuple[str, ...], download: bool) -> _Loaded:
-    cls = _torchvision("datasets").CIFAR10
+    from torchvision.datasets import CIFAR10 as cls
+
     sets = [_verified(cls, root, download, train=part == "train") for part in parts]
     pixels = torch.cat([torch.from_numpy(one.data) for one in sets])
     labels = [label for one in sets for label in one.targets]
@@ -258,7 +257,8 @@ def _cifar10(root: Path, parts: tuple[str, ...], download: bool) -> _Loaded:
 
 
 def _stl10(root: Path, parts: tuple[str, ...], download: bool, side: int) -> _Loaded:
-    cls = _torchvision("datasets").STL10
+    from torchvision.datasets import STL10 as cls
+
     sets = [_verified(cls, root, download, split=part) for part in parts]
     names = getattr(sets[0], "classes", None)
     if names is None:
@@ -314,16 +314,6 @@ def _reduced(pixels: Tensor, side: int) -> Tensor:
     return torch.from_numpy(np.stack(reduced)).permute(0, 3, 1, 2).contiguous()
 
 
-def _torchvision(module: str) -> Any:
-    try:
-        return importlib.import_module(f"torchvision.{module}")
-    except ImportError as error:
-        raise PeckerError(
-            f"CIFAR-10 and STL-10 are read with torchvision, which cannot be imported ({error}); "
-            "pip install 'pecker-fast[published]'"
-        ) from None
-
-
 def _verified(cls: Callable[..., Any], root: Path, download: bool, **options: Any) -> Any:
     """A data set of torchvision, or what exactly is wrong with its files."""
     try:
@@ -347,7 +337,7 @@ def _diagnosis(cls: Any, root: Path) -> str | None:
         file = folder / name
         if not file.is_file():
             return f"{file} is missing; copy it again, or fetch all with --download"
-        found = _torchvision("datasets.utils").calculate_md5(str(file))
+        found = hashlib.md5(file.read_bytes()).hexdigest()
         if found != md5:
             return (
                 f"{file}: not the published file (MD5 {found}, expected {md5}; "

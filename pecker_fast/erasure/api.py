@@ -23,7 +23,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.classifier_files import statistics_beside
 from pecker_fast.evaluate.fidelity import Inception
-from pecker_fast.evaluate.judge import Judge
+from pecker_fast.evaluate.run_judge import Judge
 from pecker_fast.evaluate.statistics_files import load_statistics
 from pecker_fast.machine import usable_device
 from pecker_fast.masks.files import saved_by_torch

@@ -52,26 +52,22 @@ class ClipScorer:
         device: where it computes, in float32.
 
     Raises:
-        PeckerError: transformers is missing, or the folder is, or it holds another model or a part
-            of one.
+        PeckerError: the folder is missing, or holds another model or a part of one.
     """
 
     def __init__(self, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
-        try:
-            import transformers
-        except ImportError:
-            raise PeckerError(
-                "the CLIP score needs the package transformers: pip install transformers"
-            ) from None
+        import transformers
+
         self.folder = str(folder)
         self.device = torch.device(device)
         expected = "expected what save_pretrained of CLIPModel and CLIPProcessor writes"
         if not Path(folder).is_dir():
             raise PeckerError(f"CLIP folder {folder}: no such folder; {expected}")
         try:
-            model, found = transformers.CLIPModel.from_pretrained(
+            loaded: Any = transformers.CLIPModel.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
+            model, found = loaded
             self._processor: Any = transformers.CLIPProcessor.from_pretrained(
                 folder, local_files_only=True
             )

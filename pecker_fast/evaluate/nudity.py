@@ -72,8 +72,7 @@ class NudeNetDetector:
         providers: of onnxruntime, most wanted first.
 
     Raises:
-        PeckerError: onnxruntime or torchvision is missing, the file is missing or of another
-            format, or an argument is out of range.
+        PeckerError: the file is missing or of another format, or an argument is out of range.
     """
 
     def __init__(
@@ -92,14 +91,9 @@ class NudeNetDetector:
             raise PeckerError(
                 f'NudeNetDetector: channel_order must be "rgb" or "bgr", got {channel_order!r}'
             )
-        try:
-            import onnxruntime
-            from torchvision.ops import nms
-        except ImportError as error:
-            raise PeckerError(
-                f"NudeNetDetector needs onnxruntime and torchvision ({error}): pip install "
-                "onnxruntime torchvision"
-            ) from None
+        import onnxruntime
+        from torchvision.ops import nms
+
         self.path = Path(path)
         if not self.path.is_file():
             raise PeckerError(f"NudeNet file {path}: no such file; {_WANTED}")

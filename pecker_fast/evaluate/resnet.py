@@ -35,7 +35,7 @@ class ResNetClassifier(SavedClassifier):
             they stay as they are.
 
     Raises:
-        PeckerError: torchvision is missing, or an argument is out of range.
+        PeckerError: an argument is out of range.
     """
 
     arch: ClassVar[str | None] = "resnet34"
@@ -66,13 +66,8 @@ class ResNetClassifier(SavedClassifier):
             stem=stem,
             input_size=input_size,
         )
-        try:
-            from torchvision.models.resnet import BasicBlock, conv1x1
-        except ImportError as error:
-            raise PeckerError(
-                f"ResNet-34 is torchvision's, which cannot be imported ({error}); "
-                "pip install 'pecker-fast[published]'"
-            ) from None
+        from torchvision.models.resnet import BasicBlock, conv1x1
+
         self.input_size = input_size
         large = stem == "imagenet"
         size, stride, padding = (7, 2, 3) if large else (3, 1, 1)

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -211,12 +210,6 @@ def test_failed_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
     with pytest.raises(PeckerError, match=r"CIFAR10 cannot be downloaded \(no route to host\)"):
         load_images("cifar10", tmp_path, "train", download=True)
-
-
-def test_without_torchvision_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(PeckerError, match=r"pip install 'pecker-fast\[published\]'"):
-        load_images("cifar10", tmp_path, "train")
 
 
 def test_unknown_names(tmp_path):

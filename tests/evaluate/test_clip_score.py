@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -179,9 +178,3 @@ def test_weights_with_nan_are_no_score(copied):
     model.save_pretrained(copied)
     with pytest.raises(PeckerError, match="CLIP score: NaN or infinite; the weights"):
         ClipScorer(copied).cosines([torch.rand(3, 16, 16)], ["a"])
-
-
-def test_without_transformers_one_line_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(PeckerError, match="needs the package transformers: pip install"):
-        ClipScorer(folder)

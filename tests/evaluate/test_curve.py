@@ -13,7 +13,7 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import Curve, read_curve
 from pecker_fast.evaluate.fidelity import Inception, fidelity_figures
-from pecker_fast.evaluate.judge import Judge
+from pecker_fast.evaluate.run_judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 
 

@@ -286,10 +286,3 @@ def test_what_is_no_file_of_onnx_is_refused(tmp_path):
 def test_arguments_out_of_range_are_refused(detector, arguments):
     with pytest.raises(PeckerError, match=next(iter(arguments))):
         detector((8, 8, 4, 4, BREAST, 0.5), **arguments)
-
-
-@pytest.mark.parametrize("package", ["onnxruntime", "torchvision.ops"])
-def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(PeckerError, match="pip install onnxruntime torchvision"):
-        NudeNetDetector(tmp_path / "d.onnx")

@@ -346,10 +346,10 @@ def test_balanced_labels():
     [
         ({"steps": 0}, LABELS, "steps must be at least 1"),
         ({"batch_size": 0}, LABELS, "batch_size must be at least 1"),
-        ({"steps": 1001}, LABELS, "at most the 1000 steps"),
+        ({"steps": 1001}, LABELS, "1 .. 1000"),
         ({"steps": 600}, LABELS, "would start at time step 599 of 1000; take .* divides 1000"),
         ({"steps": 300, "method": "ddpm"}, LABELS, "DDPM steps must divide the 1000 time steps"),
-        ({"steps": 2000, "method": "ddpm"}, LABELS, "at most the 1000 steps"),
+        ({"steps": 2000, "method": "ddpm"}, LABELS, "1 .. 1000"),
         ({"seed": -1}, LABELS, "seed must be at least 0"),
         ({"method": "euler"}, LABELS, "unknown method 'euler'; known are one-step, ddim, ddpm"),
         ({"method": "one-step", "steps": 2}, LABELS, "one-step takes 1 step, got 2"),

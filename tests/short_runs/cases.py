@@ -153,11 +153,11 @@ def noise(*shape, seed=0):
 def data():
     """Noise: 30 training and 9 test images of three classes, 3x8x8."""
     folder = ROOT / "data"
-    folder.mkdir(parents=True)
-    parts = [noise(6 if part < 5 else 9, 3, 8, 8, seed=part) for part in range(6)]
-    for name, images in {"train": np.concatenate(parts[:5]), "test": parts[5]}.items():
-        arrays = {"images": images, "labels": np.arange(len(images)) % 3, "class_names": NAMES}
-        np.savez(folder / f"{name}.npz", **arrays)
+    folder.mkdir()
+    parts = [noise(6, 3, 8, 8, seed=part) for part in range(5)]
+    for name, pixels in (("train", np.concatenate(parts)), ("test", noise(9, 3, 8, 8, seed=5))):
+        arrays = {"images": pixels, "labels": np.arange(len(pixels)) % 3}
+        np.savez(folder / f"{name}.npz", class_names=np.array(NAMES), **arrays)
     return folder
 
 

@@ -232,10 +232,9 @@ def make(
         class_names=names,
         patch_size=recipe.patch_size,
     )
-    sampler, labels = Sampler(steps=50), balanced_labels(len(names), per_class)
-    pixels = sampler.pixels(folder, labels, "50-step samples", ranks=Ranks())
-    assert pixels is not None  # one process
-    figures = TeacherFigures.of_images(pixels, labels, classifier, statistics, sampler)
+    sampler, asked = Sampler(steps=50), balanced_labels(len(names), per_class)
+    drawn = sampler.pixels(folder, asked, "50-step samples", ranks=Ranks())
+    figures = TeacherFigures.of_images(drawn, asked, classifier, statistics, sampler)
     unet.cpu()
     temporary = out.with_name(out.name + ".partial")
     dataclasses.replace(folder, figures={"teacher": figures.to_dict(), "training": facts}).save(

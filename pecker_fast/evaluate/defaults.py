@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["BATCH_SIZE", "PER_CLASS", "TEACHER_STEPS", "default_steps"]
+__all__ = ["BATCH_SIZE", "JUDGED_PER_CLASS", "PER_CLASS", "TEACHER_STEPS", "default_steps"]
 
 TEACHER_STEPS = 50
 PER_CLASS = 10
+JUDGED_PER_CLASS = 500
 BATCH_SIZE = 250
 
 

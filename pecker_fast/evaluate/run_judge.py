@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from pecker_fast.datasets.loading import ImageSet
-from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
-from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier
 from pecker_fast.evaluate.fidelity import Inception
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures, evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics
-from pecker_fast.evaluate.kept import check_same_classes
-from pecker_fast.evaluate.kept_fid import KeptFid
+from pecker_fast.evaluate.kept import KeptFid, check_same_classes, check_same_size
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 
 if TYPE_CHECKING:
@@ -64,12 +61,9 @@ class Judge:
         """
         if self.inception is None or self.real is None:
             return None
-        if self.real.images.shape[2:] != model.image_shape[1:]:
-            sizes = [f"{h}x{w}" for h, w in (self.real.images.shape[2:], model.image_shape[1:])]
-            raise PeckerError(
-                f"{self.real.source}: images of {sizes[0]} pixels, but the model draws {sizes[1]}; "
-                "FID between sizes measures the scaling"
-            )
+        check_same_size(
+            self.real.images, self.real.source, model.image_shape, "but the model draws"
+        )
         name = model.class_names[forget]
         every = torch.arange(model.num_classes)
         check_same_classes(model.class_names, every, "the model", self.real, name)
@@ -128,12 +122,12 @@ class Judge:
     ) -> T | None:
         """What `judge` says of `per_class` images of every class, drawn by all processes."""
         labels = balanced_labels(model.num_classes, self.per_class)
-        images = sampler.sample(model, labels, progress, ranks=ranks)
+        images = sampler.pixels(model, labels, progress, ranks=ranks)
         found: list[T] = []
 
         def look() -> None:
             assert images is not None  # this is the first process
-            found.append(judge(to_uint8(images), labels))
+            found.append(judge(images, labels))
 
         ranks.first(look)
         return found[0] if found else None

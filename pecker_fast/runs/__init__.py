@@ -1,0 +1,1 @@
+"""What every training run shares: directory and checkpoints, settings, randomness, learners."""
