@@ -53,6 +53,7 @@ def convert(
     """
     from pecker_fast.models.conversion import convert_checkpoint
 
-    for line in convert_checkpoint(checkpoint, out, slot, classes, size, force=force).lines:
+    _, lines = convert_checkpoint(checkpoint, out, slot, classes, size, force=force)
+    for line in lines:
         click.echo(line)
     click.echo(f"wrote {out}")

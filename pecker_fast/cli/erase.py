@@ -158,8 +158,8 @@ def say(erasure: Erasure[Any]) -> None:
             for name, before, after in [("", "original", "erased"), *table.rows]:
                 click.echo(f"{name:{width}}  {before:>12}  {after:>12}")
             click.echo()
-    wall_s = erasure.wall_s if report is None else report.run.wall_s
-    click.echo(f"wall time        {wall_s:.0f} s")
+    facts = erasure.facts if report is None else report.run
+    click.echo(f"wall time        {facts.wall_s:.0f} s")
     if report is not None:
         click.echo(f"report           {out / 'report.html'}")
     click.echo(f"erased {erasure.kind:9} {out / erasure.kind}")

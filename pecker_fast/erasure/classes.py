@@ -34,7 +34,14 @@ T = TypeVar("T", bound=Trainer)
 
 
 class _ClassTask(Task[T, ModelFolder]):
-    """What both ways share: a model folder, its judge, the curve, the report."""
+    """What both ways share: a model folder, its judge, the curve, the report.
+
+    Attributes:
+        model: the original.
+        forget: index of the class to forget, or None.
+        override: index of the class in its place, or None.
+        images: the real images that it is trained on, in words, or None.
+    """
 
     def __init__(
         self,
@@ -45,16 +52,7 @@ class _ClassTask(Task[T, ModelFolder]):
         forget: int | None,
         override: int | None,
     ) -> None:
-        """Take the pieces.
-
-        Args:
-            site: where the run takes place.
-            model: the original.
-            judge: None for no evaluation and no report.
-            sampler: how the erased model draws images.
-            forget: index of the class to forget, or None.
-            override: index of the class in its place, or None.
-        """
+        """As the attributes say; without a judge there is no evaluation and no report."""
         self.site, self.model, self.original = site, model, model.unet
         self.forget, self.override = forget, override
         self.images: str | None = None
@@ -79,10 +77,10 @@ class _ClassTask(Task[T, ModelFolder]):
         )
 
     def save(
-        self, trainer: T, model: ModelFolder, frozen: FrozenCheck, facts: Mapping[str, Any]
+        self, trainer: T, model: ModelFolder, frozen: FrozenCheck, figures: Mapping[str, Any]
     ) -> ModelFolder:
         """Write the model folder."""
-        model = replace(model, figures={**model.figures, **facts})
+        model = replace(model, figures={**model.figures, **figures})
         self.site.ranks.first(lambda: model.save_whole(self.site.out / MODEL_NAME))
         return model
 
@@ -100,17 +98,11 @@ class _ClassTask(Task[T, ModelFolder]):
             return None  # the first process writes the report
         with clock.stage("pictures"):
             pictures = draw_pictures(
-                model,
-                erasure.model,
-                erasure.mask,
-                teacher,
-                after,
-                curve.points,
-                self._sampler,
+                model, erasure.model, erasure.mask, teacher, after, curve.points, self._sampler,
                 site.out,
-            )
+            )  # fmt: skip
         report = class_report(
-            replace(erasure.about(site), wall_s=clock.total()),
+            replace(erasure.facts, wall_s=clock.total()),
             model.class_names,
             teacher,
             after,

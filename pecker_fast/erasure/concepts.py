@@ -138,10 +138,10 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         trainer: PeckerTrainer,
         model: PipelineFolder,
         frozen: FrozenCheck,
-        facts: Mapping[str, Any],
+        figures: Mapping[str, Any],
     ) -> PipelineFolder:
         """Write the pipeline, and the patch unless a frozen entry has changed: it holds none."""
-        model = replace(model, description={**model.description, **facts})
+        model = replace(model, description={**model.description, **figures})
         about = {"iterations": trainer.iteration, "t_init": trainer.config.diffusion.t_init}
 
         def write() -> None:
@@ -168,7 +168,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         if showing.measure is not None:
             figures = showing.measure(previews, self.conditions, unet)
         return previews.report(
-            erasure.about(site),
+            erasure.facts,
             images,
             showing.measures,
             figures,

@@ -42,7 +42,7 @@ from pecker_fast.runs.outputs import (
     run_directory,
 )
 
-__all__ = ["Erasure", "Site", "Task", "Trainer", "carry_out", "tell"]
+__all__ = ["Erasure", "Site", "Task", "Trainer", "carry_out"]
 
 
 Trainer: TypeAlias = MaskedRun[Any]
@@ -80,13 +80,7 @@ class Erasure(Generic[M]):
         model: the erased model or pipeline, as it lies in `out`.
         mask: the entries that the run might change, at its end.
         frozen: the bit-by-bit comparison of the frozen entries before and after.
-        config: the run.
-        iterations: that it has.
-        resumed_at: iteration at which this process took the run up.
-        backend: of the optimizer.
-        training: seconds of training over all starts, processes, machine and versions.
-        stage_s: seconds by stage.
-        wall_s: seconds until the model was written.
+        facts: how the run went: iterations, seconds, backend, machine, configuration.
         report: the figures, as in report.html; None where nothing judged or showed the images,
             and on all processes but the first.
     """
@@ -95,38 +89,13 @@ class Erasure(Generic[M]):
     model: M
     mask: SaliencyMask
     frozen: FrozenCheck
-    config: PeckerConfig | BaselineConfig
-    iterations: int
-    resumed_at: int
-    backend: str
-    training: Mapping[str, Any]
-    stage_s: Mapping[str, float]
-    wall_s: float
+    facts: RunFacts
     report: Report | None = None
 
     @property
     def kind(self) -> str:
         """What was erased from: model or pipeline, which is also its folder's name in `out`."""
         return PIPELINE_NAME if isinstance(self.model, PipelineFolder) else MODEL_NAME
-
-    def about(self, site: Site) -> RunFacts:
-        """What a report of any kind says of the run."""
-        return RunFacts(
-            frozen=self.frozen,
-            mask_kind=self.config.mask.kind if site.mask is None else "given",
-            density=self.mask.density,
-            iterations=self.iterations,
-            seed=self.config.seed,
-            backend=self.backend,
-            wall_s=self.wall_s,
-            stage_s=self.stage_s,
-            machine=self.training["machine"],
-            versions=self.training["versions"],
-            config=self.config.flat(),
-            resumed_at=self.resumed_at,
-            training_s=self.training["seconds"],
-            processes=self.training["processes"],
-        )
 
 
 class Task(ABC, Generic[T, M]):
@@ -156,8 +125,8 @@ class Task(ABC, Generic[T, M]):
         """The erased model as it is now."""
 
     @abstractmethod
-    def save(self, trainer: T, model: M, frozen: FrozenCheck, facts: Mapping[str, Any]) -> M:
-        """The model with `facts` in it, which the first process writes."""
+    def save(self, trainer: T, model: M, frozen: FrozenCheck, figures: Mapping[str, Any]) -> M:
+        """The model with `figures` in it, which the first process writes."""
 
     def notes(self, trainer: T) -> Sequence[str]:
         """What is said as the run starts."""
@@ -188,72 +157,65 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         with clock.stage("mask"):
             trainer = task.start(directory)
         searched = site.mask is None and config.mask.kind == "saliency"
-        took = clock.stages["mask"] if searched else None
-        ranks.first(lambda: _write_start(site.out, task.starts, took) if is_new else None)
-        tell("; ".join(task.notes(trainer)))
+        begun: dict[str, Any] = {"start": dict(task.starts)}
+        if searched:
+            begun["mask_seconds"] = round(clock.stages["mask"], 2)
+        # A later start neither finds a mask nor times that.
+        ranks.first(lambda: _write_json(site.out / START_NAME, begun) if is_new else None)
+        print("; ".join(task.notes(trainer)), file=sys.stderr)
         resumed_at = trainer.iteration
         if resumed_at:
-            tell(f"resuming at iteration {resumed_at} of {config.iterations}")
+            print(f"resuming at iteration {resumed_at} of {config.iterations}", file=sys.stderr)
         if ranks.is_first:
             for name in (FROZEN_NAME, PATCH_NAME, *REPORT_NAMES):
                 # Of an earlier state: must not stand beside a new one.
                 (site.out / name).unlink(missing_ok=True)
         with clock.stage("erase"):
-            _train(trainer, task.watch(trainer), ranks)
+            look = task.watch(trainer)
+            if resumed_at == 0:
+                look()
+            steps = trainer.run()
+            for _ in saving_at_interrupt(steps, lambda: trainer.iteration, trainer.save, ranks):
+                look()
         with clock.stage("save"):
+            machine, software = machine_facts(site.device), versions()
             training = {
                 "seconds": round(trainer.stopwatch.seconds, 2),
                 "processes": ranks.size,
-                "machine": machine_facts(site.device),
-                "versions": versions(),
+                "machine": machine,
+                "versions": software,
             }
             if (seconds := _mask_seconds(site.out)) is not None:
                 training["mask_seconds"] = seconds
-            facts: dict[str, Any] = {"training": training}
+            figures: dict[str, Any] = {"training": training}
             if task.starts:
-                facts["start"] = dict(task.starts)
+                figures["start"] = dict(task.starts)
             model = task.finish(trainer)
             frozen = trainer.verify_frozen(model.unet)
-            proof = json.dumps(frozen.to_dict(), indent=2) + "\n"
-            ranks.first(lambda: write_text(site.out / FROZEN_NAME, proof))
-            model = task.save(trainer, model, frozen, facts)
-        erasure = Erasure(
-            out=site.out,
-            model=model,
-            mask=trainer.mask,
+            ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))
+            model = task.save(trainer, model, frozen, figures)
+        facts = RunFacts(
             frozen=frozen,
-            config=config,
+            mask_kind=config.mask.kind if site.mask is None else "given",
+            density=trainer.mask.density,
             iterations=trainer.iteration,
-            resumed_at=resumed_at,
+            seed=config.seed,
             backend=backend,
-            training={**training, "seconds": trainer.stopwatch.seconds},
-            stage_s=clock.stages,
             wall_s=clock.total(),
+            stage_s=clock.stages,
+            machine=machine,
+            versions=software,
+            config=config.flat(),
+            resumed_at=resumed_at,
+            training_s=trainer.stopwatch.seconds,
+            processes=ranks.size,
         )
+        erasure = Erasure(out=site.out, model=model, mask=trainer.mask, frozen=frozen, facts=facts)
         return replace(erasure, report=task.judge(erasure))
 
 
-def tell(line: str) -> None:
-    """A line on stderr, where progress is shown as well."""
-    print(line, file=sys.stderr)
-
-
-def _train(trainer: Trainer, visit: Callable[[], None], ranks: Ranks) -> None:
-    """Train to the end, with a look at the model wherever one is due."""
-    if trainer.iteration == 0:
-        visit()
-    for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
-        visit()
-
-
-def _write_start(
-    out: Path, starts: Mapping[str, Mapping[str, Any]], mask_seconds: float | None
-) -> None:
-    """Keep how a run began: a later start of it neither finds a mask nor times that."""
-    begun: dict[str, Any] = {"start": dict(starts)}
-    if mask_seconds is not None:
-        begun["mask_seconds"] = round(mask_seconds, 2)
-    write_text(out / START_NAME, json.dumps(begun, indent=2) + "\n")
+def _write_json(file: Path, facts: Mapping[str, Any]) -> None:
+    write_text(file, json.dumps(facts, indent=2) + "\n")
 
 
 def _mask_seconds(out: Path) -> float | None:

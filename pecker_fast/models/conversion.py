@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from pecker_fast.errors import PeckerError
@@ -18,20 +17,7 @@ from pecker_fast.models.published import (
     read_checkpoint,
 )
 
-__all__ = ["Conversion", "convert_checkpoint"]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What was made of a checkpoint.
-
-    Attributes:
-        model: as it was written.
-        lines: what was taken, and what it is good for.
-    """
-
-    model: ModelFolder
-    lines: tuple[str, ...]
+__all__ = ["convert_checkpoint"]
 
 
 def convert_checkpoint(
@@ -42,7 +28,7 @@ def convert_checkpoint(
     size: int | None = None,
     *,
     force: bool = False,
-) -> Conversion:
+) -> tuple[ModelFolder, list[str]]:
     """Make a model folder of a checkpoint of SA, SalUn, SFD or EraseDiff.
 
     Args:
@@ -54,6 +40,9 @@ def convert_checkpoint(
         classes: cifar10, stl10, or names by label: "ant,bee,cat". None: as the sizes tell.
         size: height and width of the images. None: so that attention is at 16x16.
         force: replace the model folder that is at `out`.
+
+    Returns:
+        The model as it was written, and lines on what was taken and what it is good for.
 
     Raises:
         PeckerError: `out` exists, holds other things or has no folder to lie in, a file that cannot
@@ -75,7 +64,7 @@ def convert_checkpoint(
     )
     model.save_whole(out)
     named = f"classes: {', '.join(model.class_names)}"
-    return Conversion(model, (*_describe(read, chosen, network), named))
+    return model, [*_describe(read, chosen, network), named]
 
 
 def _class_names(classes: str | None, network: DDPMUNet) -> tuple[str, ...]:

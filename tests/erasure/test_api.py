@@ -39,7 +39,7 @@ def test_it_does_what_the_command_does(model, tmp_path):
         assert torch.equal(value.cpu(), ours[name])
     assert erased.frozen.frozen_changed == 0 < erased.frozen.salient_changed
     assert (erased.model.kind, erased.model.figures["forget"]) == ("generator", "star")
-    assert (erased.iterations, erased.report, erased.out) == (2, None, tmp_path / "here")
+    assert (erased.facts.iterations, erased.report, erased.out) == (2, None, tmp_path / "here")
 
 
 def test_a_model_and_a_mask_in_memory(model, tmp_path):
@@ -48,7 +48,7 @@ def test_a_model_and_a_mask_in_memory(model, tmp_path):
     erased = pecker_fast.erase(folder, 2, 0, out=tmp_path / "run", mask=mask, **CLASS)
     assert erased.mask == mask and erased.frozen.salient == mask.nnz
     again = pecker_fast.erase(folder, 2, 0, out=tmp_path / "run", mask=mask, **CLASS)
-    assert again.resumed_at == 2
+    assert again.facts.resumed_at == 2
 
 
 def test_a_pipeline(tmp_path):
