@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 from cifar_files import random_images, write_cifar
-from safetensors.torch import load_file
-from training import jobs
+from methods import training_jobs as jobs
 from methods.training_jobs import command_line_killed_at_the_second_checkpoint
+from safetensors.torch import load_file
 
 from pecker_fast.methods.training_config import load_teacher_config
 from pecker_fast.models import ModelFolder
