@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.classes import class_index
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
 
@@ -89,18 +90,10 @@ class ClassConditions:
             raise PeckerError("a model with one class has nothing left to keep")
 
     def _resolve(self, value: int | str, key: str) -> int:
-        if isinstance(value, str):
-            lowered = [name.lower() for name in self.class_names]
-            if value.lower() in lowered:
-                return lowered.index(value.lower())
-            # From a command line an index arrives as text.
-            index = int(value) if value.isdecimal() else -1
-        else:
-            index = value
-        if not 0 <= index < self.num_classes:
-            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.class_names))
-            raise PeckerError(f"{key}: unknown class {value!r}; the model knows: {known}")
-        return index
+        try:
+            return class_index(value, self.class_names, "the model")
+        except PeckerError as error:
+            raise PeckerError(f"{key}: {error}") from None
 
     def draw(self, batch_size: int, random: IterationRandom) -> Conditions:
         """Draw the labels of one iteration.

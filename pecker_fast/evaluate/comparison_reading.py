@@ -35,7 +35,6 @@ _BASELINES = {
     "fine_tune": "fine-tuning",
     "esd": "ESD",
 }
-_METHODS = {"random_label": "random labels"}  # where the mask, which SalUn is named after, is full
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -67,6 +66,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _read_report(path: Path, name: str) -> Run:
     judgement = _judgement(path)
+    evaluation = judgement.evaluation
     drawer = judgement.trained.get("kind")
     method = "images" if judgement.from_files else f"{drawer or 'model'}, as it is"
     return Run(
@@ -74,8 +74,8 @@ def _read_report(path: Path, name: str) -> Run:
         path=str(path),
         method=method,
         forget=_forgotten(judgement),
-        override=_override(judgement),
-        evaluation=judgement.evaluation,
+        override=_name(judgement, None if evaluation is None else evaluation.override),
+        evaluation=evaluation,
         fidelity=judgement.fidelity,
         versions=_words(judgement.versions),
     )
@@ -123,7 +123,7 @@ def _read_run(path: Path, name: str) -> Run:
         mask=mask,
         density=_density(path / "mask.safetensors"),
         frozen=proof.get("frozen_parameters"),
-        frozen_changed=proof.get("frozen_changed"),
+        frozen_changed=proof.get("frozen_changed") if proof.get("frozen_parameters") else None,
         iterations=done,
         planned=config.get("iterations"),
         wall_s=seconds,
@@ -175,7 +175,7 @@ def _start(given: Mapping[str, Any]) -> Start | None:
     counts = dict.fromkeys((facts.get("iterations"), facts.get("seconds")) for facts in trained)
     iterations = [count for count, _ in counts if count is not None]
     wall = [seconds for _, seconds in counts if seconds is not None]
-    devices = dict.fromkeys(_device_words(facts) for facts in trained)
+    devices = dict.fromkeys(_device(facts) for facts in trained)
     return Start(
         path=", ".join(dict.fromkeys(str(facts["path"]) for facts in _trained(given, deep=False))),
         iterations=sum(iterations) if len(iterations) == len(counts) else None,
@@ -199,8 +199,8 @@ def _method(
     """As the literature calls it."""
     if "method" in config:
         method = str(config["method"])
-        if mask == "full":
-            return _METHODS.get(method, _BASELINES.get(method, method))
+        if mask == "full" and method == "random_label":
+            return "random labels"  # SalUn is named after its mask
         return _BASELINES.get(method, method)
     if "generator" not in config:  # of train-teacher
         without = _class_name(config.get("without"), names)
@@ -263,28 +263,18 @@ def _class_name(given: Any, names: Sequence[str]) -> str | None:
 
 
 def _forgotten(judgement: Judgement) -> str | None:
-    return None if judgement.forget is None else judgement.class_names[judgement.forget]
+    return _name(judgement, judgement.forget)
 
 
-def _override(judgement: Judgement) -> str | None:
-    found = judgement.evaluation
-    if found is None or found.override is None:
-        return None
-    return judgement.class_names[found.override]
+def _name(judgement: Judgement, index: int | None) -> str | None:
+    return None if index is None else judgement.class_names[index]
 
 
-def _device(training: Mapping[str, Any]) -> str | None:
-    if "machine" not in training:
-        return None
-    return _device_words({**training, "device_name": training["machine"]["device_name"]})
-
-
-def _device_words(facts: Mapping[str, Any]) -> str | None:
-    if "device_name" not in facts:
-        return None
+def _device(facts: Mapping[str, Any]) -> str | None:
+    """What training ran on, of the facts of a network or of what a run says of its training."""
+    name = facts.get("machine", facts).get("device_name")
     processes = facts.get("processes", 1)
-    name = str(facts["device_name"])
-    return name if processes == 1 else f"{processes} x {name}"
+    return name if name is None or processes == 1 else f"{processes} x {name}"
 
 
 def _words(versions: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from pecker_fast.datasets import Dataset
 from pecker_fast.distill.config import RECIPES as DISTILLATIONS
 from pecker_fast.runs.config import EmaSection, Fraction, MaskedConfig, OptimizerSection
 from pecker_fast.runs.settings import Section, load, read_settings, recipes_in
@@ -26,7 +27,6 @@ __all__ = [
 ]
 
 Method: TypeAlias = Literal["random_label", "negative_gradient", "fine_tune", "esd"]
-Dataset: TypeAlias = Literal["cifar10", "stl10", "cifar10-format", "fashion-mnist"]
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from pecker_fast.datasets import Dataset
 from pecker_fast.errors import PeckerError
-from pecker_fast.methods.config import Dataset
 from pecker_fast.runs.config import EmaSection, Fraction, RunConfig, learning_rate_factor
 from pecker_fast.runs.settings import Section, apply_overrides, build, load, recipes_in
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cifar_files import random_images, write_cifar
+from image_data import random_images, write_images
 from methods.training_jobs import CPU, tiny_images
 from torch.nn import functional as F
 
@@ -185,7 +185,7 @@ def test_it_learns_and_its_figures_are_those_of_its_files(tmp_path):
     loaded = SmallClassifier.load(tmp_path)
     x = train.batch(torch.arange(90), CPU)
     with torch.no_grad():
-        features = loaded.features(x)
+        features = loaded.logits_and_features(x)[1]
     expected = ClassStatistics.from_features(features, train.labels, 3)
     # Batches of another size, so other sums.
     torch.testing.assert_close(measured.statistics.mean, expected.mean, rtol=1e-5, atol=1e-6)
@@ -244,19 +244,19 @@ def test_pretrained_weights_are_the_start(tmp_path):
 
 
 def test_held_out_images_are_not_trained_on(tmp_path):
-    write_cifar(tmp_path, random_images(30, 3), random_images(12, 3, seed=1), ("a", "b", "c"))
-    train, test = load_split_images("cifar10-format", tmp_path, tiny(held_out=10))
+    write_images(tmp_path, random_images(30, 3), random_images(12, 3, seed=1), ("a", "b", "c"))
+    train, test = load_split_images("images", tmp_path, tiny(held_out=10))
     assert (len(train), len(test)) == (32, 10)
     rows = [tuple(image.flatten().tolist()) for image in torch.cat([train.images, test.images])]
     assert len(set(rows)) == 42
-    same = load_split_images("cifar10-format", tmp_path, tiny(held_out=10))[1]
-    other = load_split_images("cifar10-format", tmp_path, tiny(held_out=10, seed=1))[1]
+    same = load_split_images("images", tmp_path, tiny(held_out=10))[1]
+    other = load_split_images("images", tmp_path, tiny(held_out=10, seed=1))[1]
     assert torch.equal(same.images, test.images)
     assert not torch.equal(other.images, test.images)
-    plain = load_split_images("cifar10-format", tmp_path, tiny())
+    plain = load_split_images("images", tmp_path, tiny())
     assert [len(part) for part in plain] == [30, 12]
     with pytest.raises(PeckerError, match=r"held_out 42: .* has 42 images"):
-        load_split_images("cifar10-format", tmp_path, tiny(held_out=42))
+        load_split_images("images", tmp_path, tiny(held_out=42))
 
 
 def test_images_that_do_not_do():

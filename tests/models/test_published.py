@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pecker_fast.cli import convert, main
 from pecker_fast.errors import PeckerError
-from pecker_fast.models import ModelFolder, published
+from pecker_fast.models import ModelFolder, folder, published
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.published import network_from, read_checkpoint
 
@@ -438,7 +438,7 @@ def test_force_replaces_a_model_folder_and_nothing_else(
     assert run(capsys, *arguments)[0] == 0
     assert json.loads((out / "pecker_fast.json").read_text())["null_label"] == 3
     found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
-    assert found == set(convert._FILES)
+    assert found == set(folder.FILES)
     (out / "unet" / "thesis.tex").write_text("precious")
     code, _, err = run(capsys, *arguments)
     assert code == 2 and "'unet/thesis.tex'" in err and err.count("\n") == 1
