@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 
-.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package lean check clean help
+.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package lean docs check clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
@@ -48,7 +48,6 @@ bench: .venv/installed-test  ## optimizer step, top-k and training iteration her
 	$(BIN)/python benchmarks/topk.py
 	$(BIN)/python benchmarks/iteration.py
 	$(BIN)/python benchmarks/memory.py --preset sd15
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
 
 bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/<card>.json
 	$(BIN)/python benchmarks/gpu.py
@@ -66,7 +65,10 @@ lean: package  ## the wheel beside torch, numpy and safetensors only
 	build/lean/bin/python -m pip install --quiet dist/*.whl
 	cd build/lean && bin/python ../../tests/check_lean.py ../../README.md
 
-check: lint test-all test-oldest lean  ## what must be green before a change lands
+docs: .venv/installed-docs  ## the site of docs/ in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+check: lint test-all test-oldest docs lean  ## what must be green before a change lands
 
 clean:           ## remove everything that was built
 	rm -rf .venv build dist demo *.egg-info pecker_fast/_C*.so pecker_fast/_build_report.json
@@ -87,4 +89,8 @@ clean:           ## remove everything that was built
 
 .venv/installed-lint: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@

@@ -15,9 +15,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from live_memory import LiveMemory, cuda_autocast_rules, saved_by_module
+from live_memory import LiveMemory, cuda_autocast_rules
 from networks import Teacher
-from published_loop import PublishedDraws, PublishedLoop, TermDraws
+from published_loop import PublishedLoop, Term
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -41,13 +41,11 @@ class Computed:
         peak_bytes: the most that was alive at once.
         at_peak: kind -> bytes at that moment.
         between: kind -> bytes that stay from one iteration to the next.
-        saved: class of module -> bytes that a pass of the generator saves for its backward.
     """
 
     peak_bytes: int
     at_peak: dict[str, int]
     between: dict[str, int]
-    saved: dict[str, int]
 
 
 def compute(preset: str, batch_size: int, density: float, layout: Variant) -> Computed:
@@ -66,11 +64,10 @@ def compute(preset: str, batch_size: int, density: float, layout: Variant) -> Co
         config = configuration(teacher, batch_size, density, settings)
         simulate = _trainer if layout.trainer else _published
         with LiveMemory() as memory:
-            run, network, forward = simulate(teacher, config, memory)
-            run()
+            alive = simulate(teacher, config, memory)
             between = _sizes(memory.live_bytes)
-        saved = saved_by_module(network, forward)
-    return Computed(memory.peak_bytes, _sizes(memory.at_peak), between, _sizes(saved))
+            del alive
+    return Computed(memory.peak_bytes, _sizes(memory.at_peak), between)
 
 
 def _sizes(found: Counter[str]) -> dict[str, int]:
@@ -192,14 +189,8 @@ def _trainer(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> Any:
         average.values = [torch.empty(len(indices)) for indices in positions.values()]
         memory.label(average.values, "weight average")
     iteration = Iteration(objective, networks, psi, learner, average)
-    inputs = _inputs(config, teacher.network.sample_shape)
-
-    def forward() -> None:
-        learner.learn()
-        rows = slice(0, config.micro_batch or 2 * config.batch_size)
-        objective.sample(theta, inputs.generator.noise[rows], inputs.labels[rows])
-
-    return lambda: iteration.compute(inputs), theta, forward
+    iteration.compute(_inputs(config, teacher.network.sample_shape))
+    return iteration
 
 
 def _round_weights(network: nn.Module) -> None:
@@ -262,40 +253,25 @@ class _Loop(PublishedLoop):
 def _published(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> Any:
     phi = teacher.copy()
     objective = teacher.objective(config, "cpu", network=phi)
-    predictors = teacher.predictors("cpu")
-    loop = _Loop(
-        phi,
-        objective.schedule.alphas_cumprod,
-        config,
-        teacher.network.sample_shape,
-        (teacher.conditions.num_classes, 0, 1),
-        lambda network, is_generator, _: _Adam(network, is_generator, memory),
-        predictors.teacher,
-        predictors.generator,
-    )
+
+    def make(network: nn.Module, mask: object, _: float) -> Any:
+        return _Adam(network, mask is not None, memory)
+
+    loop = _Loop(objective, teacher, "a mask", make)
     for network in (phi, loop.generator, loop.pseudo_score):
         memory.label(network.parameters(), "weights")
     if loop.average is not None:
         memory.label(loop.average.parameters(), "weight average")
     inputs = _inputs(config, teacher.network.sample_shape)
-    size = config.batch_size
+    size, label = config.batch_size, inputs.labels.student[: config.batch_size]
 
-    def term(draws: Draws, first: int) -> TermDraws:
+    def term(draws: Draws, first: int) -> Term:
         rows = draws[first : first + size]
-        return TermDraws(rows.noise, rows.e, rows.t)
+        return Term(rows.noise, rows.e, rows.t, label, label)
 
-    labels = inputs.labels.student[:size]
-    phases = [
+    phases = tuple(
         (term(draws, 0), term(draws, size)) for draws in (inputs.pseudo_score, inputs.generator)
-    ]
-    draws = PublishedDraws(labels, labels, labels, *phases)
-
-    def forward() -> None:
-        loop.generator.train().requires_grad_(True)
-        loop._generate(draws.generator[0].noise, labels)
-
-    def run() -> None:
-        loop.iterate(draws)  # the moments are there from its end on, the gradients stay
-        loop.iterate(draws)
-
-    return run, loop.generator, forward
+    )
+    loop.iterate(phases)  # the moments are there from its end on, the gradients stay
+    loop.iterate(phases)
+    return loop

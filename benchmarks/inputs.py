@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,12 @@ from presets import shapes
 from torch import Tensor
 
 __all__ = [
-    "Case",
+    "LINE_BYTES",
+    "StepInput",
     "bytes_floor",
-    "make_case",
+    "make_input",
     "make_masks",
-    "make_params",
+    "nbytes",
     "one_tensor",
     "random_scores",
     "salient_entries",
@@ -30,16 +31,12 @@ Masks = dict[str, Tensor]
 
 
 @dataclass
-class Case:
-    """One network under one mask."""
+class StepInput:
+    """Parameters with gradients under one mask."""
 
-    preset: str
-    dtype: torch.dtype
-    mask: str  # none, random or heavy
-    density: float
     params: Params
     masks: Masks | None
-    layout: str = "model"  # or "one tensor"
+    dtype: torch.dtype = torch.float32
     beta1: float = 0.9
 
     @property
@@ -58,29 +55,23 @@ class Case:
             param.grad = -param.grad
 
 
-def make_case(
+def make_input(
     preset: str,
     dtype: torch.dtype,
     mask: str,
     density: float,
     device: str,
     beta1: float = 0.9,
-) -> Case:
-    """Mask, parameters and gradients, made on the device from fixed seeds."""
+) -> StepInput:
+    """Mask, parameters and gradients as a training step leaves them, on the device, from seeds."""
     masks = make_masks(mask, shapes(preset), density, device)
     torch.manual_seed(0)
-    params = make_params(preset, dtype, device)
-    return Case(preset, dtype, mask, density, params, masks, beta1=beta1)
-
-
-def make_params(preset: str, dtype: torch.dtype, device: str) -> Params:
-    """Parameters with gradients, as a training step leaves them."""
     params = {}
     for name, shape in shapes(preset).items():
         weight = 0.02 * torch.randn(shape, device=device)
         params[name] = torch.nn.Parameter(weight.to(dtype))
         params[name].grad = torch.randn(shape, device=device).to(dtype)
-    return params
+    return StepInput(params, masks, dtype, beta1)
 
 
 def make_masks(
@@ -130,12 +121,12 @@ def random_scores(shape: torch.Size, distribution: str, generator: torch.Generat
     return score
 
 
-def one_tensor(case: Case) -> Case:
+def one_tensor(made: StepInput) -> StepInput:
     """The same step in one tensor: as many salient entries in as many lines, one parameter.
 
     Under a mask every parameter keeps its alignment, by entries between that are not salient.
     """
-    per_line = 1 if case.masks is None else LINE_BYTES // case.dtype.itemsize
+    per_line = 1 if made.masks is None else LINE_BYTES // made.dtype.itemsize
 
     def join(tensors: list[Tensor]) -> Tensor:
         parts = []
@@ -144,50 +135,52 @@ def one_tensor(case: Case) -> Case:
             parts.append(torch.nn.functional.pad(flat, (0, -flat.numel() % per_line)))
         return torch.cat(parts)
 
-    param = torch.nn.Parameter(join(list(case.params.values())))
-    param.grad = join([p.grad for p in case.params.values()])
+    param = torch.nn.Parameter(join(list(made.params.values())))
+    param.grad = join([p.grad for p in made.params.values()])
     masks = None
-    if case.masks is not None:
-        masks = {"all": join([case.masks[name] for name in case.params])}
-    return Case(
-        case.preset, case.dtype, case.mask, case.density, {"all": param}, masks, "one tensor",
-        case.beta1,
-    )  # fmt: skip
+    if made.masks is not None:
+        masks = {"all": join([made.masks[name] for name in made.params])}
+    return StepInput({"all": param}, masks, made.dtype, made.beta1)
 
 
 # ---- what a step must move
 
 
-def salient_entries(case: Case) -> int:
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def salient_entries(made: StepInput) -> int:
     """The number of entries that change."""
-    if case.masks is None:
-        return sum(param.numel() for param in case.params.values())
-    return int(torch.stack([mask.sum() for mask in case.masks.values()]).sum())
+    if made.masks is None:
+        return sum(param.numel() for param in made.params.values())
+    return int(torch.stack([mask.sum() for mask in made.masks.values()]).sum())
 
 
-def touched_lines(case: Case) -> tuple[int, int]:
+def touched_lines(made: StepInput) -> tuple[int, int]:
     """How many 64-byte lines of the parameters hold a salient entry, and how many there are."""
-    per_line = LINE_BYTES // case.dtype.itemsize
-    total = sum(math.ceil(param.numel() / per_line) for param in case.params.values())
-    if case.masks is None:
+    per_line = LINE_BYTES // made.dtype.itemsize
+    total = sum(math.ceil(param.numel() / per_line) for param in made.params.values())
+    if made.masks is None:
         return total, total
     touched = []
-    for mask in case.masks.values():
+    for mask in made.masks.values():
         flat = mask.flatten()
         padded = torch.nn.functional.pad(flat, (0, -flat.numel() % per_line))
         touched.append(padded.view(-1, per_line).any(dim=1).sum())
     return int(torch.stack(touched).sum()), total
 
 
-def bytes_floor(case: Case) -> int:
+def bytes_floor(made: StepInput) -> int:
     """What a step with compact state must move.
 
     Touched lines of the parameter (read and written) and of the gradient (read); for every salient
     entry its position (4 bytes, none without a mask) and each moment twice, 4 bytes each (one
     moment at beta1 = 0); under a mask the float32 master of a low-precision parameter, twice.
     """
-    touched, _ = touched_lines(case)
-    per_entry = 8 if case.beta1 == 0 else 16
-    if case.masks is not None:
-        per_entry += 4 + (8 if case.dtype.itemsize == 2 else 0)
-    return 3 * LINE_BYTES * touched + per_entry * salient_entries(case)
+    touched, _ = touched_lines(made)
+    per_entry = 8 if made.beta1 == 0 else 16
+    if made.masks is not None:
+        per_entry += 4 + (8 if made.dtype.itemsize == 2 else 0)
+    return 3 * LINE_BYTES * touched + per_entry * salient_entries(made)

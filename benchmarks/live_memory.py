@@ -17,14 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["LiveMemory", "cuda_autocast_rules", "saved_by_module"]
+__all__ = ["LiveMemory", "cuda_autocast_rules"]
 
 OTHER = "activations and temporaries"
 CASTS = "bf16 copies of weights"
@@ -90,40 +86,6 @@ class LiveMemory(TorchDispatchMode):
     def _remove(self, key: int, size: int) -> None:
         self.live_bytes[self._kinds.pop(key)] -= size
         self._sum -= size
-
-
-def saved_by_module(network: nn.Module, run: Any) -> Counter[str]:
-    """Bytes that the forward pass `run()` saves for its backward, by class of the module.
-
-    The innermost module that runs gets them. A storage counts once, parameters do not count.
-    """
-    found: Counter[str] = Counter()
-    running: list[str] = []
-    seen = {param.untyped_storage()._cdata for param in network.parameters()}
-    alive: list[Tensor] = []  # an address must not be used again while it is compared
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen.add(storage._cdata)
-            alive.append(tensor)
-            found[running[-1] if running else "loss"] += storage.nbytes()
-        return tensor
-
-    def leave(*_: Any) -> None:
-        running.pop()
-
-    handles = (
-        register_module_forward_pre_hook(lambda module, _: running.append(type(module).__name__)),
-        register_module_forward_hook(leave),
-    )
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 @contextmanager

@@ -14,28 +14,26 @@ Measured figures are what torch's allocator had handed out at the peak of a few 
 
 from __future__ import annotations
 
-import argparse
-import gc
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from bench import Builder, Case, Provider, Setup, command, make_parser
 from fake_iteration import compute
-from measure import machine, write_results
 from networks import NETWORKS
-from variants import Problem, Variant
+from rows import Row
+from variants import ONE_SET, Problem, Variant
 
-__all__ = ["LAYOUTS", "Row", "main", "print_row", "rows_of"]
+__all__ = ["LAYOUTS", "MemoryCase", "main"]
 
 _RELEASE = {"optimizer.release_grads": True}
 _MICRO = {"micro_batch": 1}
-_ONE_SET = {"mask.apply": "both", "mask.share_weights": True}
 _BF16 = {"precision": "bf16"}
-_FUSED = {"accelerate": True, "graph": "auto"}
-_RECOMPUTE = {"recompute": True}
+_LEAST = {**ONE_SET, **_BF16, **_RELEASE, **_MICRO}
+_RECOMPUTED = {**_LEAST, "recompute": True}
+
 
 LAYOUTS: tuple[Variant, ...] = (
     Variant("as published", trainer=False, masked_optimizer=False),
@@ -44,132 +42,77 @@ LAYOUTS: tuple[Variant, ...] = (
     Variant("three networks, one image at a time", settings=_MICRO),
     Variant("three networks, bf16", settings=_BF16),
     Variant("three networks, bf16, both", settings={**_BF16, **_RELEASE, **_MICRO}),
-    Variant("one set of weights", settings=_ONE_SET),
-    Variant("one set, released gradients", settings={**_ONE_SET, **_RELEASE}),
-    Variant("one set, released, one image", settings={**_ONE_SET, **_RELEASE, **_MICRO}),
-    Variant("one set, bf16", settings={**_ONE_SET, **_BF16}),
-    Variant("one set, bf16, released", settings={**_ONE_SET, **_BF16, **_RELEASE}),
-    Variant(
-        "one set, bf16, released, one image",
-        settings={**_ONE_SET, **_BF16, **_RELEASE, **_MICRO},
-    ),
-    Variant(
-        "the same, recomputed",
-        settings={**_ONE_SET, **_BF16, **_RELEASE, **_MICRO, **_RECOMPUTE},
-    ),
+    Variant("one set of weights", settings=ONE_SET),
+    Variant("one set, released gradients", settings={**ONE_SET, **_RELEASE}),
+    Variant("one set, released, one image", settings={**ONE_SET, **_RELEASE, **_MICRO}),
+    Variant("one set, bf16", settings={**ONE_SET, **_BF16}),
+    Variant("one set, bf16, released", settings={**ONE_SET, **_BF16, **_RELEASE}),
+    Variant("one set, bf16, released, one image", settings=_LEAST),
+    Variant("the same, recomputed", settings=_RECOMPUTED),
     Variant(
         "the same, fused blocks, CUDA graph",
-        settings={**_ONE_SET, **_BF16, **_RELEASE, **_MICRO, **_RECOMPUTE, **_FUSED},
+        settings={**_RECOMPUTED, "accelerate": True, "graph": "auto"},
     ),
 )
-
-
-@dataclass
-class Row:
-    """One layout of one network."""
-
-    preset: str
-    batch_size: int  # remain images, and as many forget images
-    density: float
-    layout: str
-    precision: str
-    settings: dict[str, Any]
-    computed_peak_bytes: int | None = None
-    parts: dict[str, int] = field(default_factory=dict)  # of the computed peak: what was alive
-    saved: dict[str, int] = field(default_factory=dict)  # by a pass of the generator, by module
-    measured_start_bytes: int | None = None  # after construction
-    measured_peak_bytes: int | None = None
-    skipped: str | None = None  # why it was not measured
-
-
-def measure(row: Row, problem: Problem, layout: Variant) -> None:
-    """What torch's allocator hands out on the device, in place of `skipped`."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(problem.device)
-    before = torch.cuda.memory_allocated(problem.device)
-    try:
-        running = problem.start(layout)
-        row.measured_start_bytes = torch.cuda.memory_allocated(problem.device) - before
-        for _ in range(_MEASURED_ITERATIONS):
-            running.step()
-        torch.cuda.synchronize(problem.device)
-    except torch.OutOfMemoryError as error:
-        row.skipped = ". ".join(str(error).split(". ")[:2])
-        return
-    row.measured_peak_bytes = torch.cuda.max_memory_allocated(problem.device) - before
-
-
 _MEASURED_ITERATIONS = 5  # with a CUDA graph the last ones are replays
 
 
-def rows_of(
-    preset: str,
-    batch_size: int,
-    density: float,
-    device: str,
-    layouts: Sequence[Variant] = LAYOUTS,
-) -> Iterator[Row]:
-    """Layout by layout, computed and, on a CUDA device, measured."""
-    on_gpu = torch.device(device).type == "cuda"
-    problem = Problem(preset, batch_size, density, device) if on_gpu else None
-    published = NETWORKS[preset].published_precision
-    for layout in layouts:
-        precision = layout.settings.get("precision", published)
-        row = Row(preset, batch_size, density, layout.name, precision, dict(layout.settings))
+def measure(problem: Problem, layout: Variant) -> Row:
+    """What torch's allocator hands out on the device."""
+    torch.cuda.reset_peak_memory_stats(problem.device)
+    before = torch.cuda.memory_allocated(problem.device)
+    try:
+        step, _ = problem.start(layout)
+        start = torch.cuda.memory_allocated(problem.device) - before
+        for _ in range(_MEASURED_ITERATIONS):
+            step()
+        torch.cuda.synchronize(problem.device)
+    except torch.OutOfMemoryError as error:
+        return {"skipped": ". ".join(str(error).split(". ")[:2])}
+    peak = torch.cuda.max_memory_allocated(problem.device) - before
+    return {"measured_start_bytes": start, "measured_peak_bytes": peak}
+
+
+@dataclass(frozen=True)
+class MemoryCase(Case):
+    """One network: B remain images, and as many forget images."""
+
+    benchmark = "memory"
+
+    batch_size: int = 1
+    density: float = 0.1
+
+    def providers(self, setup: Setup) -> dict[str, Builder]:
+        """Every layout; there is nothing to time."""
+        problem = None
+        if torch.device(setup.device).type == "cuda":
+            problem = Problem(self.preset, self.batch_size, self.density, setup.device)
+        return {layout.name: partial(self._build, layout, problem) for layout in LAYOUTS}
+
+    def _build(self, layout: Variant, problem: Problem | None) -> Provider:
+        published = NETWORKS[self.preset].published_precision
+        row: Row = {
+            "precision": layout.settings.get("precision", published),
+            "settings": dict(layout.settings),
+        }
         if not layout.settings.get("accelerate"):
-            computed = compute(preset, batch_size, density, layout)
-            row.computed_peak_bytes, row.parts = computed.peak_bytes, computed.at_peak
-            row.saved = computed.saved
-        if problem is None:
-            row.skipped = "measured on a CUDA device only"
-        else:
-            measure(row, problem, layout)
-        yield row
-
-
-def print_row(row: Row) -> None:
-    """Peaks, then parts of the computed one."""
-    line = f"  {row.layout:36} {row.precision:8}"
-    if row.computed_peak_bytes is not None:
-        line += f" computed {_gib(row.computed_peak_bytes)}"
-    if row.measured_peak_bytes is not None:
-        line += f" measured {_gib(row.measured_peak_bytes)}"
-        line += f" (after construction {_gib(row.measured_start_bytes)})"
-    elif row.computed_peak_bytes is None:
-        line += f" {row.skipped}"
-    print(line)
-    for title, sizes in (("at the peak", row.parts), ("saved by a pass", row.saved)):
-        if sizes:
-            text = ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in sizes.items())
-            print(f"      {title}: {text}", flush=True)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+            computed = compute(self.preset, self.batch_size, self.density, layout)
+            row |= {"computed_peak_bytes": computed.peak_bytes, "parts": computed.at_peak}
+        if problem is None and "parts" not in row:
+            row["skipped"] = "measured on a CUDA device only"
+        if problem is not None:
+            row |= measure(problem, layout)
+        return Provider(None, columns=row)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, repeats=1)
     parser.add_argument("--preset", nargs="+", choices=NETWORKS, default=["sd15", "sdxl"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--density", type=float, default=0.1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    arguments = parser.parse_args(argv)
-    about = machine(arguments.device)
-    rows: list[Row] = []
-    for preset in arguments.preset:
-        print(f"{preset}, batch {arguments.batch}, density {arguments.density:g}", flush=True)
-        for row in rows_of(preset, arguments.batch, arguments.density, arguments.device):
-            print_row(row)
-            rows.append(row)
-            if arguments.json:  # after every row: the whole may take long
-                result = {"machine": about, "rows": [asdict(row) for row in rows]}
-                write_results(arguments.json, result)
-    return 0
+    options = parser.parse_args(argv)
+    cases = [MemoryCase(preset, options.batch, options.density) for preset in options.preset]
+    return command(options, cases)
 
 
 if __name__ == "__main__":

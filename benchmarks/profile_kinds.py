@@ -1,22 +1,16 @@
-"""Where an iteration spends its time: shares by kind of kernel, and of the optimizers."""
+"""Where an iteration spends its time: shares by kind of kernel."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 from torch.profiler import ProfilerActivity, profile, record_function
 
-__all__ = ["KINDS", "OptimizerClock", "kind_of", "shares"]
+__all__ = ["KINDS", "kind_of", "shares"]
 
 # (kind, what is in the name of its ATen operations (CPU) or of its kernels (GPU)). The first that
 # matches counts: a kernel that normalises and applies SiLU is a normalisation, an implicit GEMM of
@@ -95,53 +89,3 @@ def _inside(event: Any, names: tuple[str, ...]) -> bool:
             return True
         event = event.cpu_parent
     return False
-
-
-class OptimizerClock:
-    """Time between the beginning and the end of every `optimizer.step()` while it is open.
-
-    A step that a CUDA graph replays is not seen.
-    """
-
-    def __init__(self, device: str) -> None:
-        self._on_gpu = torch.device(device).type == "cuda"
-        self._depth = 0  # an optimizer's step may call that of its base class
-        self._marks: list[Any] = []
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Watch all optimizers of the process meanwhile."""
-        handles = (
-            register_optimizer_step_pre_hook(lambda *_: self._enter()),
-            register_optimizer_step_post_hook(lambda *_: self._leave()),
-        )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def total_ms(self) -> float:
-        """The sum of all steps in ms."""
-        pairs = zip(self._marks[::2], self._marks[1::2], strict=True)
-        if not self._on_gpu:
-            return sum(1e3 * (end - begin) for begin, end in pairs)
-        torch.cuda.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in pairs)
-
-    def _enter(self) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._marks.append(self._now())
-
-    def _leave(self) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._marks.append(self._now())
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event

@@ -1,29 +1,25 @@
-"""What step_time.py times: ours on every backend, checked first, and what people run today."""
+"""Ways to take an optimizer step: ours on every backend, checked first, and what people run today.
+
+Looked at and left out: gsplat's SelectiveAdam (a launch for each parameter, dense moments, neither
+weight decay nor bias correction), bitsandbytes' `skip_zeros` (it skips wherever the gradient is
+zero, salient or not), sparse and lazy Adams (whole rows), and dense fused AdamWs, of which torch's
+is here already.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache, partial
 
 import torch
-from inputs import Case, Masks, Params, bytes_floor
+from bench import Builder, NotApplicable, Provider
+from inputs import Masks, Params, StepInput, bytes_floor, nbytes, touched_lines
 from torch import Tensor
 
-from pecker_fast import backends
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.adamw import MaskedAdamW
 
-__all__ = [
-    "Builder",
-    "NotApplicable",
-    "Provider",
-    "baselines",
-    "frozen_kept",
-    "gate",
-    "ours",
-    "usable_backends",
-]
+__all__ = ["baselines", "checked_ours", "frozen_kept", "gate", "ours"]
 
 # rtol and atol by dtype, as in the tests: low precision may round to either neighbour.
 TOLERANCES = {
@@ -33,72 +29,30 @@ TOLERANCES = {
 }
 
 
-@dataclass
-class Provider:
-    """One way to take a step."""
-
-    step: Callable[[], object]
-    bytes_moved: int  # what it must move at least
-    state_bytes: int  # the optimizer's state
-    mask_bytes: int  # positions, masks, copies to restore from
-    match: bool | None = None  # passed its check; None: nothing to check it against
-
-
-Builder = Callable[[], Provider]
-
-
-class NotApplicable(Exception):
-    """A provider cannot do this case; the message says why."""
-
-
-def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of all tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 # ---- ours
 
 
-def usable_backends(requested: list[str] | None, device: str) -> list[str]:
-    """The backends to measure: those asked for, else every optimized one for `device`.
-
-    Raises:
-        PeckerError: one that was asked for cannot be used.
-    """
-    if requested:
-        return [backends.name_of(backends.select(name, device)) for name in requested]
-    # On the CPU, GPU kernels run for tests only.
-    names = ("cpu",) if torch.device(device).type == "cpu" else ("cuda", "triton")
-    reasons = backends.available()
-    return [name for name in names if reasons.get(name, "") is None] or ["reference"]
-
-
-def ours(case: Case, backend: str) -> MaskedAdamW:
+def ours(made: StepInput, backend: str) -> MaskedAdamW:
     """The optimizer under test."""
-    return MaskedAdamW(case.params.items(), **case.options, mask=case.masks, backend=backend)
+    return MaskedAdamW(made.params.items(), **made.options, mask=made.masks, backend=backend)
 
 
-def checked_ours(case: Case, backend: str) -> Provider:
+def checked_ours(made: StepInput, backend: str) -> Provider:
     """The optimizer after three steps that were compared with the reference's."""
-    before = {name: param.detach().clone() for name, param in case.params.items()}
+    before = _copies(made.params)
     try:
-        optimizer = ours(case, backend)
+        optimizer = ours(made, backend)
     except PeckerError as error:  # e.g. a tensor too large for int32 positions
         raise NotApplicable(str(error)) from None
-    match = gate(case, optimizer, before)
-    positions = 0 if case.masks is None else 4 * sum(
-        optimizer.state[param]["exp_avg_sq"].numel() for param in case.params.values()
-    )  # fmt: skip
-    return Provider(
-        optimizer.step,
-        bytes_floor(case),
-        nbytes(tensor for state in optimizer.state.values() for tensor in state.values()),
-        positions,
-        match,
+    match = gate(made, optimizer, before)
+    salient = sum(optimizer.state[param]["exp_avg_sq"].numel() for param in made.params.values())
+    positions = 0 if made.masks is None else 4 * salient
+    return _provider(
+        made, optimizer.step, bytes_floor(made), _state_bytes(optimizer), positions, match
     )
 
 
-def gate(case: Case, optimizer: MaskedAdamW, before: dict[str, Tensor]) -> bool:
+def gate(made: StepInput, optimizer: MaskedAdamW, before: dict[str, Tensor]) -> bool:
     """Three steps: parameters and state as the reference's, and every frozen bit kept.
 
     Each step finds new gradient tensors of the opposite sign: one that was remembered by its
@@ -108,28 +62,28 @@ def gate(case: Case, optimizer: MaskedAdamW, before: dict[str, Tensor]) -> bool:
     a network that fills half of the memory.
 
     Args:
-        case: its parameters, which `optimizer` will change.
+        made: its parameters, which `optimizer` will change.
         optimizer: made, no step taken.
         before: copies of the parameters; the reference starts from them and changes them.
     """
     for step in range(3):
         if step > 0:
-            case.negate_grads()
+            made.negate_grads()
         optimizer.step()
-    if not frozen_kept(case.params, before, case.masks):
+    if not frozen_kept(made.params, before, made.masks):
         return False
-    for name, param in case.params.items():
-        masks = None if case.masks is None else {name: case.masks[name]}
+    for name, param in made.params.items():
+        masks = None if made.masks is None else {name: made.masks[name]}
         if masks is not None and not masks[name].any():
             continue  # frozen as a whole
         expected = torch.nn.Parameter(before[name])
         expected.grad = param.grad
-        reference = MaskedAdamW([(name, expected)], **case.options, mask=masks, backend="reference")
+        reference = MaskedAdamW([(name, expected)], **made.options, mask=masks, backend="reference")
         for step in range(3):
             if step > 0:
                 expected.grad = -expected.grad
             reference.step()
-        if not torch.allclose(param, expected, *TOLERANCES[case.dtype]):
+        if not torch.allclose(param, expected, *TOLERANCES[made.dtype]):
             return False
         state = optimizer.state[param]
         for key, value in reference.state[expected].items():
@@ -154,79 +108,101 @@ def frozen_kept(params: Params, before: dict[str, Tensor], masks: Masks | None) 
 # ---- what people run today
 
 
-def baselines(case: Case) -> dict[str, Builder]:
+def baselines(made: StepInput) -> dict[str, Builder]:
     """The optimizers of torch, alone and after `grad *= mask`, with and without restoring."""
-    params = list(case.params.values())
+    params, masks = list(made.params.values()), made.masks
     size, numel = nbytes(params), sum(param.numel() for param in params)
     step_bytes = 7 * size  # parameter and moments read and written, gradient read
 
-    @cache  # those that use it share it: only the time of a step matters
-    def fused() -> torch.optim.AdamW:
-        return _stepped(torch.optim.AdamW(params, **case.options, fused=True))
+    def stepped(**kind: bool) -> torch.optim.AdamW:
+        optimizer = torch.optim.AdamW(params, **made.options, **kind)
+        optimizer.step()  # its state is there to be counted
+        return optimizer
+
+    fused = cache(partial(stepped, fused=True))  # only the time of a step matters: they share it
 
     def foreach() -> Provider:
-        optimizer = _stepped(torch.optim.AdamW(params, **case.options, foreach=True))
-        return Provider(optimizer.step, step_bytes, _state_bytes(optimizer), 0)
+        optimizer = stepped(foreach=True)
+        return _provider(made, optimizer.step, step_bytes, _state_bytes(optimizer), 0)
 
-    def alone() -> Provider:
-        return Provider(fused().step, step_bytes, _state_bytes(fused()), 0)
+    def after(change: Callable[[], object], moved: int, mask_bytes: int) -> Provider:
+        def step() -> None:
+            change()
+            fused().step()
+
+        return _provider(made, step, step_bytes + moved, _state_bytes(fused()), mask_bytes)
 
     # foreach first: it is the only one with a state of its own, which can go before the others come
-    builders: dict[str, Builder] = {"torch_foreach": foreach, "torch_fused": alone}
-    if case.masks is None:
+    builders: dict[str, Builder] = {
+        "torch_foreach": foreach,
+        "torch_fused": lambda: after(lambda: None, 0, 0),
+    }
+    if masks is None:
         return builders
 
     def gradmask(dtype: torch.dtype) -> Provider:
-        masks = {name: mask.to(dtype) for name, mask in case.masks.items()}
+        own = {name: mask.to(dtype) for name, mask in masks.items()}
 
-        def step() -> None:
-            for name, param in case.params.items():
-                param.grad.mul_(masks[name])
-            fused().step()
+        def multiply() -> None:
+            for name, param in made.params.items():
+                param.grad.mul_(own[name])
 
-        moved = step_bytes + 2 * size + numel * dtype.itemsize
-        return Provider(step, moved, _state_bytes(fused()), nbytes(masks.values()))
+        return after(multiply, 2 * size + numel * dtype.itemsize, nbytes(own.values()))
 
     def gradmask_foreach() -> Provider:
-        masks = [mask.to(case.dtype) for mask in case.masks.values()]
+        own = [mask.to(made.dtype) for mask in masks.values()]
 
-        def step() -> None:
-            torch._foreach_mul_([param.grad for param in params], masks)
-            fused().step()
+        def multiply() -> None:
+            torch._foreach_mul_([param.grad for param in params], own)
 
-        return Provider(step, step_bytes + 3 * size, _state_bytes(fused()), nbytes(masks))
+        return after(multiply, 3 * size, nbytes(own))
 
     def restore() -> Provider:
-        originals = {name: param.detach().clone() for name, param in case.params.items()}
+        originals = _copies(made.params)
         masked = gradmask(torch.bool)
 
         @torch.no_grad()
         def step() -> None:
-            masked.step()
-            for name, param in case.params.items():
-                param.copy_(torch.where(case.masks[name], param, originals[name]))
+            masked.call()
+            for name, param in made.params.items():
+                param.copy_(torch.where(masks[name], param, originals[name]))
 
         step()
-        return Provider(
-            step,
-            masked.bytes_moved + 5 * size + numel,
-            masked.state_bytes,
-            masked.mask_bytes + nbytes(originals.values()),
-            frozen_kept(case.params, originals, case.masks),
-        )
+        held = masked.columns["mask_bytes"] + nbytes(originals.values())
+        moved = masked.columns["bytes_moved"] + 5 * size + numel
+        kept = frozen_kept(made.params, originals, masks)
+        return _provider(made, step, moved, masked.columns["state_bytes"], held, kept)
 
-    builders["gradmask_fused"] = partial(gradmask, torch.bool)
-    builders["gradmask_int64_fused"] = partial(gradmask, torch.int64)  # as SalUn's files have them
-    builders["gradmask_foreach_fused"] = gradmask_foreach
-    builders["gradmask_fused_restore"] = restore
-    return builders
+    return builders | {
+        "gradmask_fused": partial(gradmask, torch.bool),
+        "gradmask_int64_fused": partial(gradmask, torch.int64),  # as SalUn's files have them
+        "gradmask_foreach_fused": gradmask_foreach,
+        "gradmask_fused_restore": restore,
+    }
 
 
-def _stepped(optimizer: torch.optim.AdamW) -> torch.optim.AdamW:
-    """After one step, so that its state is there to be counted."""
-    optimizer.step()
-    return optimizer
+def _provider(
+    made: StepInput,
+    step: Callable[[], object],
+    bytes_moved: int,
+    state_bytes: int,
+    mask_bytes: int,  # positions, masks, copies to restore from
+    match: bool | None = None,
+) -> Provider:
+    touched, total = touched_lines(made)
+    columns = {
+        "lines": touched / total,  # share of the 64-byte lines that hold a salient entry
+        "bytes_moved": bytes_moved,
+        "floor_bytes": bytes_floor(made),
+        "state_bytes": state_bytes,
+        "mask_bytes": mask_bytes,
+    }
+    return Provider(step, match, columns, made.fresh_grads)
 
 
-def _state_bytes(optimizer: torch.optim.AdamW) -> int:
+def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return nbytes(tensor for state in optimizer.state.values() for tensor in state.values())
+
+
+def _copies(params: Params) -> dict[str, Tensor]:
+    return {name: param.detach().clone() for name, param in params.items()}

@@ -12,7 +12,7 @@ looks at, and prompts are embeddings that are there already (see networks.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,44 +20,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PublishedAdam", "PublishedDraws", "PublishedLoop", "TermDraws"]
-
-Predict = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-"""(network, x_t, t, condition) -> predicted noise."""
+__all__ = ["Phases", "PublishedAdam", "PublishedLoop", "Term"]
 
 
 @dataclass(frozen=True)
-class TermDraws:
-    """The random numbers of one term in one phase, for B samples.
+class Term:
+    """What one term sees in one phase, for B samples.
 
     Attributes:
         noise: (B, C, H, W) the generator's input.
         e: (B, C, H, W) the noise that is added to its images.
         t: (B,) int64, how much of it.
+        label: (B,) int64, what the generator and the pseudo-score are told.
+        teacher_label: (B,) int64, what the teacher is told: the override, of the forget term.
     """
 
     noise: Tensor
     e: Tensor
     t: Tensor
+    label: Tensor
+    teacher_label: Tensor
 
 
-@dataclass(frozen=True)
-class PublishedDraws:
-    """All random numbers of an iteration.
-
-    Attributes:
-        remain: (B,) int64 labels to keep.
-        forget: (B,) int64, the label to forget.
-        override: (B,) int64, the label in its place.
-        pseudo_score: of the pseudo-score phase: remain term, forget term.
-        generator: of the generator phase: remain term, forget term.
-    """
-
-    remain: Tensor
-    forget: Tensor
-    override: Tensor
-    pseudo_score: tuple[TermDraws, TermDraws]
-    generator: tuple[TermDraws, TermDraws]
+Phases = tuple[tuple[Term, Term], tuple[Term, Term]]
+"""Remain and forget term of the pseudo-score's phase, then of the generator's."""
 
 
 class PublishedAdam(torch.optim.Adam):
@@ -66,7 +52,7 @@ class PublishedAdam(torch.optim.Adam):
     def __init__(
         self,
         network: nn.Module,
-        masks: Mapping[str, Tensor] | None,
+        mask: Any,
         lr: float,
         config: Any,
     ) -> None:
@@ -74,7 +60,7 @@ class PublishedAdam(torch.optim.Adam):
 
         Args:
             network: what learns.
-            masks: name -> bool, which entries may change. None: all.
+            mask: a `SaliencyMask`: which entries may change. None: all.
             lr: learning rate.
             config: a `PeckerConfig`; its `optimizer` section counts.
         """
@@ -83,7 +69,9 @@ class PublishedAdam(torch.optim.Adam):
             network.parameters(), lr, betas=(options.beta1, options.beta2), eps=options.eps
         )
         self._named = dict(network.named_parameters())
-        self._masks = masks
+        device = next(network.parameters()).device
+        dense = {} if mask is None else mask.to_dense()
+        self._masks = {name: one.to(device) for name, one in dense.items()}
         self._clip_value = options.clip_value
 
     @torch.no_grad()
@@ -94,7 +82,7 @@ class PublishedAdam(torch.optim.Adam):
                 continue
             if self._clip_value is not None:
                 param.grad.clamp_(-self._clip_value, self._clip_value)
-            if self._masks is not None:
+            if self._masks:
                 param.grad *= self._masks[name]
         super().step()
 
@@ -110,49 +98,44 @@ class PublishedLoop:
 
     def __init__(
         self,
-        teacher: nn.Module,
-        alphas_cumprod: Tensor,
-        config: Any,
-        sample_shape: tuple[int, int, int],
-        labels: tuple[int, int, int],
-        make_optimizer: Callable[[nn.Module, bool, float], torch.optim.Optimizer],
-        predict: Predict,
-        predict_unguided: Predict,
+        objective: Any,
+        described: Any,
+        mask: Any,
+        make_optimizer: Callable[[nn.Module, Any, float], torch.optim.Optimizer],
     ) -> None:
         """Copy the teacher twice and make both optimizers.
 
         Args:
-            teacher: phi; its parameters stop requiring gradients.
-            alphas_cumprod: (T,) float64, abar_t.
-            config: a `PeckerConfig`, for the constants of the method and `precision`.
-            sample_shape: (C, H, W).
-            labels: their number, the one to forget, the one in its place.
-            make_optimizer: (network, is it the generator, learning rate) -> optimizer.
-            predict: calls teacher and pseudo-score.
-            predict_unguided: calls the generator.
+            objective: the trainer's, of which the teacher, abar_t and the configuration count.
+            described: the `networks.Teacher` it is of: shapes, classes, how networks are called.
+            mask: of the generator, and of the pseudo-score where `config.mask.apply` is "both".
+            make_optimizer: (network, its mask or None, learning rate) -> optimizer.
         """
+        config, teacher = objective.config, objective.teacher
+        alphas_cumprod = objective.schedule.alphas_cumprod
         self.generator = copy.deepcopy(teacher).requires_grad_(True)
         self.pseudo_score = copy.deepcopy(teacher).requires_grad_(True)
         self.average = None if config.ema.decay is None else copy.deepcopy(teacher)
         self._teacher = teacher.eval().requires_grad_(False)
         self._config = config
-        self._shape = sample_shape
-        self._num_labels, self._forget, self._override = labels
+        self._shape = described.network.sample_shape
+        self._classes = described.conditions
         self._device = next(teacher.parameters()).device
         self._a = alphas_cumprod.sqrt().to(self._device, torch.float32)
         self._b = (1 - alphas_cumprod).sqrt().to(self._device, torch.float32)
-        self._predict, self._predict_unguided = predict, predict_unguided
-        self._psi = make_optimizer(self.pseudo_score, False, config.pseudo_score.lr)
-        self._theta = make_optimizer(self.generator, True, config.generator.lr)
+        self._predict = described.predictors(self._device)
+        masked = mask if config.mask.apply == "both" else None
+        self._psi = make_optimizer(self.pseudo_score, masked, config.pseudo_score.lr)
+        self._theta = make_optimizer(self.generator, mask, config.generator.lr)
 
     def run(self) -> Iterator[dict[str, float]]:
         """Iterate without end on drawn numbers; yields the losses of each iteration."""
         while True:
             yield self.iterate(self._draw())
 
-    def iterate(self, draws: PublishedDraws) -> dict[str, float]:
+    def iterate(self, phases: Phases) -> dict[str, float]:
         """One iteration; the four losses, means over their samples, without their weights."""
-        losses = self._pseudo_score_phase(draws) | self._generator_phase(draws)
+        losses = self._pseudo_score_phase(phases[0]) | self._generator_phase(phases[1])
         if self.average is not None:
             decay = self._config.ema.decay
             with torch.no_grad(), torch.profiler.record_function("weight average"):
@@ -161,43 +144,39 @@ class PublishedLoop:
                     average.mul_(decay).add_(param, alpha=1 - decay)
         return losses
 
-    def _pseudo_score_phase(self, draws: PublishedDraws) -> dict[str, float]:
+    def _pseudo_score_phase(self, terms: tuple[Term, Term]) -> dict[str, float]:
         self.generator.eval().requires_grad_(False)
         self.pseudo_score.train().requires_grad_(True)
         self._psi.zero_grad()
         section = self._config.pseudo_score
         losses = {}
-        for name, label, weight, numbers in (
-            ("remain", draws.remain, section.lambda_remain, draws.pseudo_score[0]),
-            ("forget", draws.forget, section.lambda_forget, draws.pseudo_score[1]),
-        ):
+        weights = {"remain": section.lambda_remain, "forget": section.lambda_forget}
+        for (name, weight), term in zip(weights.items(), terms, strict=True):
             with torch.no_grad():
-                x_g = self._generate(numbers.noise, label)
-            x_t = self._add_noise(x_g, numbers)
-            eps = self._eps(self.pseudo_score, x_t, numbers.t, label)
-            loss = (numbers.e - eps).square().sum(dim=(1, 2, 3)).mean()
+                x_g = self._generate(term)
+            x_t = self._add_noise(x_g, term)
+            eps = self._eps(self.pseudo_score, x_t, term.t, term.label)
+            loss = (term.e - eps).square().sum(dim=(1, 2, 3)).mean()
             (weight * loss).backward()
             losses[f"pseudo_score/{name}"] = self._read(loss)
         self._psi.step()
         return losses
 
-    def _generator_phase(self, draws: PublishedDraws) -> dict[str, float]:
+    def _generator_phase(self, terms: tuple[Term, Term]) -> dict[str, float]:
         self.pseudo_score.eval().requires_grad_(False)
         self.generator.train().requires_grad_(True)
         self._theta.zero_grad()
         section = self._config.generator
         losses = {}
-        for name, label, teacher_label, weight, numbers in (
-            ("remain", draws.remain, draws.remain, section.lambda_remain, draws.generator[0]),
-            ("forget", draws.forget, draws.override, section.lambda_forget, draws.generator[1]),
-        ):
-            x_g = self._generate(numbers.noise, label)
-            x_t = self._add_noise(x_g, numbers)
-            s = self._denoise(self.pseudo_score, x_t, numbers.t, label)
-            p = self._denoise(self._teacher, x_t, numbers.t, teacher_label)
+        weights = {"remain": section.lambda_remain, "forget": section.lambda_forget}
+        for (name, weight), term in zip(weights.items(), terms, strict=True):
+            x_g = self._generate(term)
+            x_t = self._add_noise(x_g, term)
+            s = self._denoise(self.pseudo_score, x_t, term.t, term.label)
+            p = self._denoise(self._teacher, x_t, term.t, term.teacher_label)
             omega = (p - x_g).detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-5)
-            terms = (p - s) * ((p - x_g) - self._config.alpha * (p - s)) / omega
-            loss = terms.sum(dim=(1, 2, 3)).mean()
+            values = (p - s) * ((p - x_g) - self._config.alpha * (p - s)) / omega
+            loss = values.sum(dim=(1, 2, 3)).mean()
             (weight * loss).backward()
             losses[f"generator/{name}"] = self._read(loss)
         self._theta.step()
@@ -208,18 +187,18 @@ class PublishedLoop:
 
     # ---- one-step generation, noise, denoised means
 
-    def _generate(self, noise: Tensor, label: Tensor) -> Tensor:
+    def _generate(self, term: Term) -> Tensor:
         """x_g = (z - b eps(z)) / a at t_init, where z = b n."""
-        t = torch.full((len(noise),), self._config.diffusion.t_init, device=self._device)
+        t = torch.full((len(term.noise),), self._config.diffusion.t_init, device=self._device)
         a, b = self._coefficients(t)
-        z = b * noise
+        z = b * term.noise
         with self._autocast():
-            eps = self._predict_unguided(self.generator, z, t, label)
+            eps = self._predict.generator(self.generator, z, t, term.label)
         return (z - b * eps.float()) / a
 
-    def _add_noise(self, x: Tensor, numbers: TermDraws) -> Tensor:
-        a, b = self._coefficients(numbers.t)
-        return a * x + b * numbers.e
+    def _add_noise(self, x: Tensor, term: Term) -> Tensor:
+        a, b = self._coefficients(term.t)
+        return a * x + b * term.e
 
     def _denoise(self, network: nn.Module, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         a, b = self._coefficients(t)
@@ -227,7 +206,7 @@ class PublishedLoop:
 
     def _eps(self, network: nn.Module, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         with self._autocast():
-            return self._predict(network, x_t, t, label).float()
+            return self._predict.teacher(network, x_t, t, label).float()
 
     def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self._a[t].view(-1, 1, 1, 1), self._b[t].view(-1, 1, 1, 1)
@@ -239,23 +218,25 @@ class PublishedLoop:
 
     # ---- random numbers
 
-    def _draw(self) -> PublishedDraws:
-        size = self._config.batch_size
-        kept = torch.randint(self._num_labels - 1, (size,), device=self._device)
-        remain = kept + (kept >= self._forget)
-        return PublishedDraws(
-            remain,
-            torch.full_like(remain, self._forget),
-            torch.full_like(remain, self._override),
-            (self._draw_term(size), self._draw_term(size)),
-            (self._draw_term(size), self._draw_term(size)),
-        )
+    def _draw(self) -> Phases:
+        size, classes = self._config.batch_size, self._classes
+        kept = torch.randint(classes.num_classes - 1, (size,), device=self._device)
+        remain = kept + (kept >= classes.forget)
+        forget = torch.full_like(remain, classes.forget)
+        override = torch.full_like(remain, classes.override)
 
-    def _draw_term(self, size: int) -> TermDraws:
+        def phase() -> tuple[Term, Term]:
+            return self._draw_term(remain, remain), self._draw_term(forget, override)
+
+        return phase(), phase()
+
+    def _draw_term(self, label: Tensor, teacher_label: Tensor) -> Term:
         diffusion = self._config.diffusion
-        shape = (size, *self._shape)
-        return TermDraws(
+        shape = (len(label), *self._shape)
+        return Term(
             torch.randn(shape, device=self._device),
             torch.randn(shape, device=self._device),
-            torch.randint(diffusion.t_min, diffusion.t_max, (size,), device=self._device),
+            torch.randint(diffusion.t_min, diffusion.t_max, (len(label),), device=self._device),
+            label,
+            teacher_label,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["GpuTimer", "Timing", "bandwidth", "in_turns", "time_ms"]
+__all__ = ["Call", "GpuTimer", "Timing", "back_to_back", "bandwidth", "in_turns"]
 
 Call = Callable[[], object]
 _FLUSH_BYTES = 2**28  # more than twice the L2 cache of any card
@@ -25,28 +26,16 @@ class Timing:
     host_us: float | None = None  # median time until the call returned; GPU only
     wall_ms: float | None = None  # median time until an idle GPU was done with it; GPU only
 
-    @property
-    def p50(self) -> float:
-        """The median in ms."""
-        return statistics.median(self.ms)
-
-    @property
-    def p20_p80(self) -> tuple[float, float]:
-        """The second and the eighth decile in ms."""
-        if len(self.ms) == 1:
-            return self.ms[0], self.ms[0]
-        deciles = statistics.quantiles(self.ms, n=10, method="inclusive")
-        return deciles[1], deciles[7]
-
-
-def time_ms(run: Call, min_runs: int, min_seconds: float = 0.0) -> list[float]:
-    """CPU times of at least `min_runs` runs and `min_seconds`. The caller has run it once."""
-    times: list[float] = []
-    while len(times) < min_runs or sum(times) < 1e3 * min_seconds:
-        start = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
+    def columns(self) -> dict[str, float | None]:
+        """The columns of a row: median, second and eighth decile, minimum."""
+        low = high = self.ms[0]
+        if len(self.ms) > 1:
+            deciles = statistics.quantiles(self.ms, n=10, method="inclusive")
+            low, high = deciles[1], deciles[7]
+        return {
+            "p50_ms": statistics.median(self.ms), "p20_ms": low, "p80_ms": high,
+            "min_ms": min(self.ms), "host_us": self.host_us, "wall_ms": self.wall_ms,
+        }  # fmt: skip
 
 
 def in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, Timing]:
@@ -54,10 +43,22 @@ def in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, Timing]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 2):  # the first two warm up
         for name, call in calls.items():
-            taken = time_ms(call, min_runs=1)
+            start = time.perf_counter()
+            call()
             if turn >= 2:
-                times[name] += taken
+                times[name].append(1e3 * (time.perf_counter() - start))
     return {name: Timing(taken) for name, taken in times.items()}
+
+
+def back_to_back(call: Call, repeats: int) -> Timing:
+    """GPU times between events around calls that follow each other without waiting."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    torch.cuda.synchronize()
+    return Timing([begin.elapsed_time(end) for begin, end in itertools.pairwise(events)])
 
 
 class GpuTimer:
@@ -153,6 +154,6 @@ def bandwidth(timer: GpuTimer | None, device: str, repeats: int = 15) -> dict[st
     else:
         times = {name: timer.measure(call, repeats) for name, call in calls.items()}
     moved = 2 * source.numel() * source.element_size()
-    found = {name: moved / timing.p50 / 1e6 for name, timing in times.items()}
+    found = {name: moved / statistics.median(timing.ms) / 1e6 for name, timing in times.items()}
     found["roof_gb_per_s"] = max(found.values()) if timer is None else found["copy_gb_per_s"]
     return {name: round(value, 1) for name, value in found.items()}

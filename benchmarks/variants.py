@@ -18,19 +18,18 @@ from typing import Any
 
 import torch
 from networks import Teacher, make_mask
-from published_loop import PublishedAdam, PublishedDraws, PublishedLoop, TermDraws
+from published_loop import Phases, PublishedAdam, PublishedLoop, Term
 from torch import Tensor, nn
 
 from pecker_fast.distill import PeckerConfig, PeckerTrainer, load_config
 from pecker_fast.distill.graph import WARM_UP
-from pecker_fast.distill.objective import Draws, Objective
+from pecker_fast.distill.objective import Objective
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import check_frozen
 from pecker_fast.optim.adamw import MaskedAdamW
-from pecker_fast.runs.learner import masked_adamw
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
-__all__ = ["VARIANTS", "Agreement", "Problem", "Running", "Variant", "configuration"]
+__all__ = ["ONE_SET", "VARIANTS", "Agreement", "Problem", "Variant", "configuration"]
 
 # What the published loop does, in the words of the trainer's configuration.
 _PLAIN: dict[str, Any] = {
@@ -42,7 +41,7 @@ _PLAIN: dict[str, Any] = {
     "mask.share_weights": False,
 }
 _FASTEST = {"precision": "bf16", "accelerate": True, "graph": "auto"}
-_ONE_SET = {"mask.apply": "both", "mask.share_weights": True}
+ONE_SET = {"mask.apply": "both", "mask.share_weights": True}
 
 
 @dataclass(frozen=True)
@@ -62,19 +61,6 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Running:
-    """A variant that runs.
-
-    Attributes:
-        step: one iteration.
-        notes: what the trainer says about how it iterates; empty for the published loop.
-    """
-
-    step: Callable[[], object]
-    notes: Callable[[], list[str]]
-
-
 VARIANTS: tuple[Variant, ...] = (
     Variant("as published", trainer=False, masked_optimizer=False),
     Variant("remain and forget in one batch", masked_optimizer=False),
@@ -85,11 +71,11 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("trainer, fused blocks", settings={"accelerate": True}),
     Variant("trainer, one CUDA graph", settings={"graph": "auto"}),
     Variant("trainer, shared generator pass", settings={"share_generator_pass": True}),
-    Variant("trainer, one set of weights", settings=_ONE_SET),
+    Variant("trainer, one set of weights", settings=ONE_SET),
     Variant("trainer, recomputed for memory", settings={"recompute": True}),
     Variant("all, algorithm unchanged", settings=_FASTEST),
     Variant("all, shared generator pass", settings={**_FASTEST, "share_generator_pass": True}),
-    Variant("all, one set of weights", settings={**_FASTEST, **_ONE_SET}),
+    Variant("all, one set of weights", settings={**_FASTEST, **ONE_SET}),
 )
 
 
@@ -159,7 +145,6 @@ class Problem:
         self.device, self.batch_size, self.density = device, batch_size, density
         self.teacher = Teacher(preset)
         self.mask = make_mask(self.teacher.shapes(), density, device)
-        self._config = partial(configuration, self.teacher, batch_size, density)
         # Steps that change the outputs of a network by about as much, however many weights it has:
         # larger ones make chaos out of rounding, smaller ones leave p - s to rounding.
         root = math.sqrt(sum(shape.numel() for shape in self.teacher.shapes().values()))
@@ -174,14 +159,17 @@ class Problem:
             return "the fused blocks are for CUDA: on a CPU they change nothing"
         return "a CUDA graph needs CUDA" if variant.settings.get("graph") == "auto" else None
 
-    def start(self, variant: Variant) -> Running:
-        """Make everything that the variant needs."""
+    def start(self, variant: Variant) -> tuple[Callable[[], object], Callable[[], list[str]]]:
+        """Make everything that the variant needs.
+
+        Returns:
+            One iteration, and what the trainer says about how it iterates.
+        """
         settings = {"precision": self.precision(variant)}
         if variant.trainer:
             trainer = self._trainer(variant, settings, dropout=True)
-            return Running(partial(next, trainer.run()), lambda: trainer.notes)
-        loop = self._loop(variant, settings, dropout=True)[0]
-        return Running(partial(next, loop.run()), list)
+            return partial(next, trainer.run()), lambda: trainer.notes
+        return partial(next, self._loop(variant, settings, dropout=True)[0].run()), list
 
     def precision(self, variant: Variant) -> str:
         """The precision that a variant is timed in: as published, unless it changes that.
@@ -196,11 +184,12 @@ class Problem:
         """Compare a few iterations with those of the published loop."""
         with _exact_fp32():
             reference = self._reference(variant)
-            found = self._result(variant, reference)
-        scales: dict[str, float] = {}
-        for losses in reference.losses:
-            for name, value in losses.items():
-                scales[name] = max(scales.get(name, 0.0), abs(value))
+            published = variant == VARIANTS[0]
+            found = reference if published else self._result(variant, {})
+        scales = {
+            name: max(abs(losses[name]) for losses in reference.losses)
+            for name in reference.losses[0]
+        }
         loss_error = max(
             abs(ours[name] - value) / scales[name]
             for ours, losses in zip(found.losses, reference.losses, strict=True)
@@ -218,48 +207,43 @@ class Problem:
         }
         key = tuple(sorted(algorithm))
         if key not in self._references:
-            self._references[key] = self._run_loop(VARIANTS[0], algorithm)
+            self._references[key] = self._result(VARIANTS[0], algorithm)
         return self._references[key]
 
-    def _result(self, variant: Variant, reference: _Result) -> _Result:
-        if not variant.trainer:
-            return self._run_loop(variant, {}) if variant.masked_optimizer else reference
-        trainer = self._trainer(variant, self._gate, dropout=False)
-        # One after the other: where they share their weights, asking for one puts it in place.
-        before = {"generator": _values(trainer.generator)}
-        before["pseudo_score"] = _values(trainer.pseudo_score)
-        losses = [dict(metrics.losses or {}) for metrics in trainer.run()]
-        after = {"generator": _values(trainer.generator)}
-        after["pseudo_score"] = _values(trainer.pseudo_score)
+    def _result(self, variant: Variant, algorithm: Mapping[str, Any]) -> _Result:
+        settings = {**self._gate, **algorithm}
+        views: dict[str, Callable[[], nn.Module]]
+        losses: Iterable[Mapping[str, float]]
+        if variant.trainer:
+            trainer = self._trainer(variant, settings, dropout=False)
+            config = trainer.config
+            # Where they share their weights, asking for one puts it in place.
+            views = {
+                "generator": lambda: trainer.generator,
+                "pseudo_score": lambda: trainer.pseudo_score,
+                "average": lambda: trainer.ema_generator(),
+            }
+            losses = (dict(metrics.losses or {}) for metrics in trainer.run())
+        else:
+            loop, objective = self._loop(variant, settings, dropout=False)
+            config = objective.config
+            views = {
+                "generator": lambda: loop.generator,
+                "pseudo_score": lambda: loop.pseudo_score,
+                "average": lambda: loop.average,
+            }
+            losses = (
+                loop.iterate(_phases(objective, iteration)) for iteration in range(_GATE_ITERATIONS)
+            )
+        before = {name: _values(view()) for name, view in views.items() if name != "average"}
         before["average"] = _values(self.teacher.copy())
-        after["average"] = _values(trainer.ema_generator())
-        return self._compare(before, after, losses, trainer.config)
-
-    def _run_loop(self, variant: Variant, algorithm: Mapping[str, Any]) -> _Result:
-        loop, objective, config = self._loop(variant, {**self._gate, **algorithm}, dropout=False)
-        networks = {"generator": loop.generator, "pseudo_score": loop.pseudo_score}
-        networks["average"] = loop.average
-        before = {name: _values(network) for name, network in networks.items()}
-        losses = [
-            loop.iterate(_published_draws(objective, config, iteration))
-            for iteration in range(_GATE_ITERATIONS)
-        ]
-        after = {name: _values(network) for name, network in networks.items()}
-        return self._compare(before, after, losses, config)
-
-    def _compare(
-        self,
-        before: Mapping[str, dict[str, Tensor]],
-        after: Mapping[str, dict[str, Tensor]],
-        losses: list[dict[str, float]],
-        config: PeckerConfig,
-    ) -> _Result:
+        found = list(losses)
+        after = {name: _values(view()) for name, view in views.items()}
         salient = self.mask.to_dense()
-        masked = ["generator", "average"]
-        if config.mask.apply == "both":
-            masked.append("pseudo_score")
         frozen_changed = sum(
-            check_frozen(before[name], after[name], salient).frozen_changed for name in masked
+            check_frozen(before[name], after[name], salient).frozen_changed
+            for name in after
+            if name != "pseudo_score" or config.mask.apply == "both"
         )
         changes, rounding = {}, {}
         for name, values in after.items():
@@ -269,62 +253,49 @@ class Problem:
             rounding[name] = math.sqrt(_GATE_ITERATIONS) * _norm(
                 value.float() * torch.finfo(value.dtype).eps for value in values.values()
             )
-        return _Result(losses, changes, rounding, frozen_changed)
+        return _Result(found, changes, rounding, frozen_changed)
 
     # ---- building
 
     def _trainer(
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
     ) -> PeckerTrainer:
-        config = self._config({**variant.settings, **settings})
-        make: Callable[..., torch.optim.Optimizer] | None = None
-        if not variant.masked_optimizer:
-            # The trainer's own condition: a network without a mask gets None.
-            def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> PublishedAdam:
-                return PublishedAdam(network, None if mask is None else self._dense(), lr, config)
-
-        network = self.teacher.copy(dropout)
-        objective = self.teacher.objective(config, self.device, network)
-        return PeckerTrainer(objective, mask=self.mask, make_optimizer=make)
+        objective, make = self._parts(variant, settings, dropout)
+        own = None if variant.masked_optimizer else make  # MaskedAdamW is the trainer's default
+        return PeckerTrainer(objective, mask=self.mask, make_optimizer=own)
 
     def _loop(
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
-    ) -> tuple[PublishedLoop, Objective, PeckerConfig]:
-        config = self._config({**variant.settings, **settings})
-        network = self.teacher.copy(dropout)
-        objective = self.teacher.objective(config, self.device, network)
-        predictors = self.teacher.predictors(self.device)
-        dense = None if variant.masked_optimizer else self._dense()
-        masked = masked_adamw(config.optimizer)
+    ) -> tuple[PublishedLoop, Objective]:
+        objective, make = self._parts(variant, settings, dropout)
+        return PublishedLoop(objective, self.teacher, self.mask, make), objective
 
-        def make(network: nn.Module, is_generator: bool, lr: float) -> PublishedAdam | MaskedAdamW:
-            has_mask = is_generator or config.mask.apply == "both"
-            if variant.masked_optimizer:
-                return masked(network, self.mask if has_mask else None, lr)
-            return PublishedAdam(network, dense if has_mask else None, lr, config)
+    def _parts(
+        self, variant: Variant, settings: Mapping[str, Any], dropout: bool
+    ) -> tuple[Objective, Callable[..., torch.optim.Optimizer]]:
+        """The objective, and (network, its mask or None, learning rate) -> optimizer."""
+        settings = {**variant.settings, **settings}
+        config = configuration(self.teacher, self.batch_size, self.density, settings)
+        objective = self.teacher.objective(config, self.device, self.teacher.copy(dropout))
 
-        conditions = self.teacher.conditions
-        loop = PublishedLoop(
-            objective.teacher,
-            objective.schedule.alphas_cumprod,
-            config,
-            self.teacher.network.sample_shape,
-            (conditions.num_classes, conditions.forget, conditions.override),
-            make,
-            predictors.teacher,
-            predictors.generator,
-        )
-        return loop, objective, config
+        def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> torch.optim.Optimizer:
+            if not variant.masked_optimizer:
+                return PublishedAdam(network, mask, lr, config)
+            options = config.optimizer
+            betas = options.beta1, options.beta2
+            fixed = {"eps": options.eps, "weight_decay": options.weight_decay}
+            named = network.named_parameters()
+            clip = options.clip_value
+            return MaskedAdamW(named, lr=lr, betas=betas, mask=mask, clip_value=clip, **fixed)
 
-    def _dense(self) -> dict[str, Tensor]:
-        return {name: mask.to(self.device) for name, mask in self.mask.to_dense().items()}
+        return objective, make
 
 
 @dataclass(frozen=True)
 class _Result:
     """What a few iterations of the check gave."""
 
-    losses: list[dict[str, float]]
+    losses: list[Mapping[str, float]]
     changes: dict[str, dict[str, Tensor]]  # network -> parameter -> float32 on the CPU
     # network -> norm of a unit in the last place of every weight, once a step; roundings of several
     # steps are independent and add up as their root
@@ -344,27 +315,22 @@ class _Result:
         return max(0.0, norm - self.rounding[network]) / _norm(expected.values())
 
 
-def _published_draws(objective: Objective, config: PeckerConfig, iteration: int) -> PublishedDraws:
+def _phases(objective: Objective, iteration: int) -> Phases:
     """The random numbers of the trainer's iteration, cut into terms."""
-    size = config.batch_size
+    config, size = objective.config, objective.config.batch_size
     random = IterationRandom(config.seed, iteration, objective.device, TRAINING)
     labels = objective.conditions.draw(size, random)
     shared = objective.draw(random, 2 * size).noise if config.share_generator_pass else None
 
-    def phase() -> tuple[TermDraws, TermDraws]:
+    def phase() -> tuple[Term, Term]:
         draws = objective.draw(random, 2 * size)
         noise = draws.noise if shared is None else shared
-        halves = (Draws(noise, draws.e, draws.t)[rows] for rows in _halves(size))
-        remain, forget = (TermDraws(half.noise, half.e, half.t) for half in halves)
+        parts = (noise, draws.e, draws.t, labels.student, labels.teacher)
+        halves = slice(0, size), slice(size, 2 * size)
+        remain, forget = (Term(*(part[rows] for part in parts)) for rows in halves)
         return remain, forget
 
-    pseudo_score, generator = phase(), phase()
-    remain, forget = (labels.student[rows] for rows in _halves(size))
-    return PublishedDraws(remain, forget, labels.teacher[size:], pseudo_score, generator)
-
-
-def _halves(size: int) -> tuple[slice, slice]:
-    return slice(0, size), slice(size, 2 * size)
+    return phase(), phase()
 
 
 def _values(network: nn.Module) -> dict[str, Tensor]:

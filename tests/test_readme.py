@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, and does what the text says; its tables are current."""
+"""Every Python block of README and docs/ runs, and does what the text says; tables are current."""
 
 import os
 import re
@@ -11,25 +11,35 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.fixture(scope="module")
-def namespace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def run_blocks(page: Path, folder: Path) -> dict[str, object]:
+    """Run a page's blocks one after the other; what they leave behind."""
     torch.manual_seed(0)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    assert len(blocks) == 4
     names: dict[str, object] = {}
     home = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("readme"))
+    os.chdir(folder)
     try:
-        for block in blocks:
-            exec(compile(block, str(README), "exec"), names)
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
+            exec(compile(block, str(page), "exec"), names)
     finally:
         os.chdir(home)
     return names
 
 
-def test_step_equals_the_plain_torch_in_the_readme(namespace: dict) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    names = run_blocks(page, tmp_path)
+    assert bool(names) == ("```python" in page.read_text())
+
+
+def test_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_step_equals_the_plain_torch_in_the_readme(tmp_path: Path) -> None:
+    namespace = run_blocks(README, tmp_path)
     frozen = 0
     for name, param in namespace["model"].named_parameters():
         expected, salient = namespace["expected"][name], namespace["salient"][name]
@@ -39,13 +49,14 @@ def test_step_equals_the_plain_torch_in_the_readme(namespace: dict) -> None:
     assert frozen > 0.8 * sum(p.numel() for p in namespace["model"].parameters())
 
 
-def test_trainer_block_leaves_frozen_parameters_alone(namespace: dict) -> None:
-    check = namespace["trainer"].verify_frozen()
+def test_trainer_block_leaves_frozen_parameters_alone(tmp_path: Path) -> None:
+    check = run_blocks(ROOT / "docs" / "erase-a-class.md", tmp_path)["trainer"].verify_frozen()
     assert check.frozen > 0
     assert check.frozen_changed == 0
 
 
-def test_patch_block_makes_the_erased_network_and_the_model_again(namespace: dict) -> None:
+def test_patch_block_makes_the_erased_network_and_the_model_again(tmp_path: Path) -> None:
+    namespace = run_blocks(ROOT / "docs" / "erase-a-concept.md", tmp_path)
     model, erased = namespace["model"], namespace["erased"]
     after = {name: param.detach() for name, param in erased.named_parameters()}
     moved = {n: int((p.detach() != after[n]).sum()) for n, p in model.named_parameters()}

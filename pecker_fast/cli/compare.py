@@ -49,7 +49,10 @@ def compare(runs: tuple[Path, ...], out: Path, force: bool) -> None:
     comparison = Comparison(read_runs(runs))
     out.mkdir(parents=True, exist_ok=True)
     write_comparison(comparison, out)
-    for sentence in [*(note.sentence() for note in comparison.notes()), *comparison.unfinished()]:
+    for title, letters in comparison.notes().items():
+        listed = "; ".join(f"{letter}: {words}" for words, letter in letters.items())
+        click.echo(f"note: {title}: not comparable where letters differ. {listed}.")
+    for sentence in comparison.unfinished():
         click.echo(f"note: {sentence}")
     for name in FILES:
         click.echo(out / name)

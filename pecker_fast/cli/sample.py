@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -11,9 +11,6 @@ from pecker_fast.cli.common import MODEL_ARGUMENT, machine_options, output_file,
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import BATCH_SIZE, PER_CLASS
 from pecker_fast.runs.finding import find_model, find_pipeline
-
-if TYPE_CHECKING:
-    from pecker_fast.evaluate.sampling import Method
 
 __all__ = ["sample"]
 
@@ -94,27 +91,9 @@ same images, on any number of processes.
 )
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @machine_options
-def sample(
-    model: Path,
-    out: Path | None,
-    png: Path | None,
-    npz: Path | None,
-    classes: tuple[str, ...],
-    prompts: tuple[str, ...],
-    per_class: int | None,
-    count: int | None,
-    method: Method | None,
-    steps: int | None,
-    guidance: float | None,
-    eta: float | None,
-    t_init: int | None,
-    seed: int,
-    batch_size: int | None,
-    force: bool,
-    device: str,
-    threads: int | None,
-) -> None:
+def sample(model: Path, device: str, threads: int | None, **options: Any) -> None:
     """Draw images from MODEL: a model folder, a pipeline, or the run that made one."""
+    out, png, npz = options["out"], options["png"], options["npz"]
     if out is None and png is None and npz is None:
         raise PeckerError(
             "sample: nowhere to write to; give --out FOLDER, --out FILE.npz, --png FILE or "
@@ -122,13 +101,13 @@ def sample(
         )
     if out is not None and (png is not None or npz is not None):
         raise PeckerError("sample: --out is for many images, --png and --npz for few; give one")
-    if count is not None and per_class is not None:
+    if options["count"] is not None and options["per_class"] is not None:
         raise PeckerError("sample: --count and --per-class both say how many images; give one")
     for path in (png, npz):
         if path is not None:
-            output_file(path, force)
+            output_file(path, options["force"])
     pipeline = find_pipeline(model)
-    if pipeline is None and prompts:
+    if pipeline is None and options["prompts"]:
         raise PeckerError(f"sample: {model} is a class model; --prompt is for pipelines")
     folder = find_model(model) if pipeline is None else pipeline
     place = prepare(device, threads)
@@ -136,24 +115,5 @@ def sample(
     from pecker_fast.cli.drawing import Request, draw_classes, draw_prompts
     from pecker_fast.distributed import Ranks
 
-    ranks = Ranks.join(place.type)
-    request = Request(
-        model=model,
-        out=out,
-        png=png,
-        npz=npz,
-        classes=classes,
-        prompts=prompts,
-        per_class=per_class,
-        count=count,
-        method=method,
-        steps=steps,
-        guidance=guidance,
-        eta=eta,
-        t_init=t_init,
-        seed=seed,
-        batch_size=batch_size,
-        force=force,
-    )
     draw = draw_classes if pipeline is None else draw_prompts
-    draw(folder, request, place, ranks)
+    draw(folder, Request(model, **options), place, Ranks.join(place.type))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.line_chart import seconds
 
-__all__ = ["COLUMNS", "Column", "Comparison", "Note", "Run", "Start"]
+__all__ = ["COLUMNS", "Column", "Comparison", "Run", "Start"]
 
 MISSING = "–"
 UNKNOWN = "?"
@@ -137,24 +137,6 @@ class Column:
             return self.words(value)
         before = look_up(run, self.before)
         return f"{UNKNOWN if before is None else self.words(before)} + {self.words(value)}"
-
-
-@dataclass(frozen=True)
-class Note:
-    """Figures that must not be compared where their letters differ.
-
-    Attributes:
-        title: which figures.
-        letters: by what they rest on.
-    """
-
-    title: str
-    letters: Mapping[str, str]
-
-    def sentence(self) -> str:
-        """For a terminal."""
-        listed = "; ".join(f"{letter}: {words}" for words, letter in self.letters.items())
-        return f"{self.title}: not comparable where letters differ. {listed}."
 
 
 def look_up(run: Run, figure: str) -> Any:
@@ -317,11 +299,14 @@ class Comparison:
 
         return [[(c.shown(run), mark(run, c)) for c in COLUMNS] for run in self.runs]
 
-    def notes(self) -> list[Note]:
-        """Which figures cannot be compared and why."""
+    def notes(self) -> dict[str, dict[str, str]]:
+        """Figures that must not be compared where their letters differ: basis -> words -> letter.
+
+        Bases of which there is one alone are left out.
+        """
         bases = dict.fromkeys(column.basis for column in COLUMNS if column.basis)
-        found = [Note(basis.title, self._letters(basis)) for basis in bases]
-        return [note for note in found if note.letters]
+        found = {basis.title: self._letters(basis) for basis in bases}
+        return {title: letters for title, letters in found.items() if letters}
 
     def unfinished(self) -> list[str]:
         """Runs that have not come to their end, a sentence each."""

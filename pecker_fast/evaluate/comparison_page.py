@@ -112,7 +112,9 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     sections: list[Section] = [table]
     if notes:
         rests = [
-            (note.title, mark, words) for note in notes for words, mark in note.letters.items()
+            (title, letter, words)
+            for title, letters in notes.items()
+            for words, letter in letters.items()
         ]
         sections.append(Table("What the letters mean", rests, ("Figures", "Letter", "Rest on")))
     panels = _panels(comparison)

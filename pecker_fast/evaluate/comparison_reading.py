@@ -66,16 +66,15 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _read_report(path: Path, name: str) -> Run:
     judgement = _judgement(path)
-    evaluation = judgement.evaluation
-    drawer = judgement.trained.get("kind")
+    found, drawer = judgement.evaluation, judgement.trained.get("kind")
     method = "images" if judgement.from_files else f"{drawer or 'model'}, as it is"
     return Run(
         name=name,
         path=str(path),
         method=method,
         forget=_forgotten(judgement),
-        override=_name(judgement, None if evaluation is None else evaluation.override),
-        evaluation=evaluation,
+        override=None if found is None else _name(judgement, found.override),
+        evaluation=found,
         fidelity=judgement.fidelity,
         versions=_words(judgement.versions),
     )
@@ -153,13 +152,9 @@ def _config(path: Path) -> Mapping[str, Any]:
         raise PeckerError(f"{file}: not valid YAML ({error}); start the run again") from error
     if not isinstance(config, dict) or not {"iterations", "seed"} <= config.keys():
         raise PeckerError(f"{file}: not the configuration of a run; give the folder of a run")
-    if config.get("text") is not None:
-        raise PeckerError(
-            f"compare: {path}: a run that erases a concept from a text-to-image pipeline; compare "
-            "runs that erase a class"
-        )
-    if "arch" in config:
-        raise PeckerError(f"compare: {path}: trains a classifier; compare runs that erase a class")
+    if config.get("text") is not None or "arch" in config:
+        found = "trains a classifier" if "arch" in config else "erases a concept from a pipeline"
+        raise PeckerError(f"compare: {path}: {found}; compare runs that erase a class")
     return config
 
 

@@ -148,18 +148,19 @@ class Recognition:
         logits, _ = classify(classifier, images)
         predicted = logits.argmax(dim=1)
         right = predicted == labels
-        parts = [captions.trained, captions.held_back, captions.neighbours, captions.others]
-        trained, held_back, neighbours, others = torch.split(right, [len(part) for part in parts])
+        groups = (captions.trained, captions.held_back, captions.neighbours, captions.others)
+        trained, held_back, neighbours, others = map(
+            Hits.of, torch.split(right, [len(group) for group in groups])
+        )
+        override = None
+        if captions.override is not None:
+            override = Hits.of(predicted[labels == captions.forget].eq(captions.override))
         return cls(
-            forget_trained=Hits.of(trained),
-            forget_held_back=Hits.of(held_back),
-            override=(
-                None
-                if captions.override is None
-                else Hits.of(predicted[labels == captions.forget].eq(captions.override))
-            ),
-            neighbours=Hits.of(neighbours),
-            others=Hits.of(others),
+            trained,
+            held_back,
+            override,
+            neighbours,
+            others,
             classes={
                 captions.class_names[index]: Hits.of(right[labels == index])
                 for index in sorted(set(labels.tolist()) - {captions.forget})

@@ -18,13 +18,10 @@ from pecker_fast.distill.networks import (
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.methods.batches import Batch, RealImages
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.losses import (
-    Ask,
-    denoising_loss,
-    esd_loss,
-    guided_denoising_loss,
-    random_label_loss,
-)
+from pecker_fast.methods.denoising import Ask, denoising_loss, guided_denoising_loss
+from pecker_fast.methods.esd import esd_loss
+from pecker_fast.methods.negative_gradient import negative_gradient_loss
+from pecker_fast.methods.random_label import random_label_loss
 from pecker_fast.runs.randomness import IterationRandom
 
 if TYPE_CHECKING:
@@ -112,7 +109,7 @@ class BaselineObjective:
         if term == "remain":
             return denoising_loss(batch.noise, ask(network, labels))
         if self.config.method == "negative_gradient":
-            return -denoising_loss(batch.noise, ask(network, labels))
+            return negative_gradient_loss(batch.noise, ask(network, labels))
         no_class = self.images.no_class_like(labels)
         if self.frozen is None or no_class is None:  # RealImages refuses esd without one
             return random_label_loss(ask, network, labels, batch.imitated)

@@ -6,14 +6,14 @@ import torch
 
 def by_hand(dtype=torch.float32, masked=True, beta1=0.9):
     """40 entries; 1, 2, 9 and 35 are salient."""
-    from inputs import Case
+    from inputs import StepInput
 
     param = torch.nn.Parameter(torch.zeros(40, dtype=dtype))
     param.grad = torch.ones_like(param)
     mask = torch.zeros(40, dtype=torch.bool)
     mask[[1, 2, 9, 35]] = True
     masks = {"p": mask} if masked else None
-    return Case("none", dtype, "random", 0.1, {"p": param}, masks, beta1=beta1)
+    return StepInput({"p": param}, masks, dtype, beta1)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_masks_have_their_density(kind, density, monkeypatch):
 
 
 def test_heavy_masks_touch_fewer_lines():
-    from inputs import make_case, touched_lines
+    from inputs import make_input, touched_lines
 
-    random, heavy = (make_case("tiny", torch.float32, m, 0.1, "cpu") for m in ("random", "heavy"))
+    random, heavy = (make_input("tiny", torch.float32, m, 0.1, "cpu") for m in ("random", "heavy"))
     assert touched_lines(heavy)[0] < 0.5 * touched_lines(random)[0]
 
 
@@ -81,10 +81,10 @@ def test_heavy_masks_touch_fewer_lines():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_tensor_is_the_same_step(mask, dtype):
     """As many entries in as many lines; and after a step the same values."""
-    from inputs import make_case, one_tensor, salient_entries, touched_lines
+    from inputs import make_input, one_tensor, salient_entries, touched_lines
     from providers import ours
 
-    case = make_case("tiny", dtype, mask, 0.1, "cpu")
+    case = make_input("tiny", dtype, mask, 0.1, "cpu")
     single = one_tensor(case)
     assert salient_entries(single) == salient_entries(case)
     if mask == "random":

@@ -1,9 +1,8 @@
-"""benchmarks/timing.py and measure.py: what is measured, and between what."""
+"""benchmarks/timing.py and machine.py: what is measured, and between what."""
 
 import itertools
 import json
 
-import pytest
 import torch
 
 
@@ -15,8 +14,9 @@ def test_turns_and_quantiles():
     assert order == 5 * ["a", "b"]  # two turns warm up
     assert len(times["a"].ms) == 3 and times["a"].host_us is None
     timing = Timing([float(i) for i in range(11)])
-    assert (timing.p50, timing.p20_p80) == (5.0, (2.0, 8.0))
-    assert Timing([4.0]).p20_p80 == (4.0, 4.0)
+    found = timing.columns()
+    assert (found["p50_ms"], found["p20_ms"], found["p80_ms"], found["min_ms"]) == (5, 2, 8, 0)
+    assert set(Timing([4.0]).columns().values()) == {4.0, None}
 
 
 class FakeEvent:
@@ -100,48 +100,39 @@ def test_bandwidth_of_the_cpu():
     assert found["roof_gb_per_s"] == max(found["copy_gb_per_s"], found["in_place_gb_per_s"]) > 0
 
 
-def test_machine_facts_are_json_and_name_the_device():
-    from measure import machine, slug
+def test_back_to_back_is_one_event_between_calls(monkeypatch):
+    import timing
 
-    about = machine()
-    assert json.loads(json.dumps(about)) == about
-    assert about["device"] == about["cpu"] and about["commit"] and about["threads"] >= 1
-    assert slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    durations = iter([3.0, 5.0])
 
+    def call():
+        FakeEvent.now += next(durations)
 
-def test_a_result_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
-    import measure
-
-    path = tmp_path / "new" / "card.json"
-    measure.write_results(path, {"machine": {"device": "x"}, "rows": [{"a": 1}, {"a": 2}]})
-    assert json.loads(path.read_text()) == {
-        "machine": {"device": "x"},
-        "rows": [{"a": 1}, {"a": 2}],
-    }
-    with pytest.raises(TypeError):
-        measure.write_results(path, {"machine": {}, "rows": [{"a": torch.ones(1)}]})
-    assert len(json.loads(path.read_text())["rows"]) == 2
+    assert timing.back_to_back(call, 2).ms == [3.0, 5.0]
 
 
 def test_machine_facts_of_a_card(monkeypatch):
     from types import SimpleNamespace
 
-    import measure
+    import machine
 
+    assert machine.machine()["device"] == machine.machine()["cpu"]
     card = SimpleNamespace(total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    about = measure.machine("cuda:0")
+    about = machine.machine("cuda:0")
     assert about["device"] == "NVIDIA H100" and about["memory_gib"] == 80.0
     assert {"driver", "cuda", "triton", "torch", "commit", "cpu"} <= about.keys()
     assert json.loads(json.dumps(about)) == about
 
 
 def test_peak_memory_of_a_card_is_what_the_allocator_handed_out(monkeypatch):
-    import measure
+    import machine
 
     for name in ("synchronize", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 175)
-    assert measure.peak_memory(lambda: "result", "cuda") == ("result", 75)
+    assert machine.peak_memory(lambda: "result", "cuda") == ("result", 75)

@@ -15,6 +15,7 @@ import torch
 from inception_weights import write_inception_weights
 from PIL import Image
 
+import pecker_fast.evaluate
 from pecker_fast.evaluate.fidelity import WEIGHTS_SHA256, Inception
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.judgement import Judgement
@@ -168,6 +169,9 @@ def test_an_erased_model_says_what_it_forgot(run, files, tmp_path):
     assert (found["forget_class"], found["steps"], found["processes"]) == ("star", 1, 1)
     assert found["trained"] == {"kind": "generator", "forget": "Star"}
     assert found["frechet"] > 0  # against the statistics beside the classifier
+    by_hand = pecker_fast.evaluate.judge(tmp_path / "run", classifier=judge, per_class=2)
+    same = json.loads(json.dumps(by_hand.to_dict()))
+    assert {**same, "machine": None} == {**found, "machine": None}
 
     done = run("sample", tmp_path / "run", "--out", tmp_path / "drawn", "--per-class", 2)
     assert done.code == 0, done.err
@@ -202,6 +206,7 @@ def test_a_published_classifier_is_a_judge(run, tmp_path):
     assert found[0]["judge"].startswith("ResNetClassifier ")
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_figures_of_one(run, files, tmp_path):
     arguments = ["evaluate", files.model, "--classifier", files.classifier, "--forget", "1",
                  "--per-class", "4", "--json"]  # fmt: skip

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from tiny_models import tiny_scheduler
 
-from pecker_fast.datasets.image_files import load_image_files
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
@@ -82,6 +81,7 @@ def whole(run, files, tmp_path, monkeypatch):
     return images_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_killed_and_started_again_draw_the_images_of_one(
     run, files, whole, tmp_path
 ):
@@ -101,20 +101,6 @@ def test_two_processes_that_are_killed_and_started_again_draw_the_images_of_one(
     assert content["starts"][1]["images"] == 40 - len(there)
     done = run(*arguments)
     assert done.code == 0 and "40 of 40 images were there" in done.err
-
-
-def test_an_npz_whose_process_is_killed(run, files, whole, tmp_path):
-    out, parts = tmp_path / "samples.npz", tmp_path / "samples.npz.parts"
-    kill_after_some_images(start(1, "sample", files.model, "--out", out, *SLOW), parts)
-    assert not out.exists() and 0 < len(images_of(parts)) < 40
-    done = run("sample", files.model, "--out", out, *SLOW)
-    assert done.code == 0 and done.out == f"{out}\n", done.err
-    assert not parts.exists()
-    drawn, expected = load_image_files(out), load_image_files(tmp_path / "whole")
-    order = drawn.labels.argsort(stable=True)
-    assert torch.equal(drawn.images[order], expected.images)
-    assert torch.equal(drawn.labels[order], expected.labels)
-    assert drawn.provenance["sampler"] == expected.provenance["sampler"]
 
 
 def test_every_option_of_the_sampler_counts(run, tmp_path):
@@ -233,34 +219,3 @@ def test_force_deletes_no_image_of_its_own_launch(run, files, tmp_path, launch):
     done = run(*arguments)  # as torchrun restarts it
     assert done.code == 0 and "7 of 8 images were there" in done.err, done.err
     assert [file.stat().st_mtime_ns for file in first[1:]] == times and first[0].exists()
-
-
-def test_force_deletes_no_npz_of_its_own_launch(run, files, tmp_path, launch):
-    out = tmp_path / "out.npz"
-    out.write_text("an earlier run")
-    for there in (0, 8):
-        done = run(
-            "sample", files.model, "--steps", 1, "--count", 8, "--out", out, "--force"
-        )  # fmt: skip
-        assert done.code == 0, done.err
-        assert ("8 of 8 images were there" in done.err) == bool(there), done.err
-    assert len(np.load(out)["arr_0"]) == 8
-
-
-def test_a_disk_that_fills_up(run, files, tmp_path):
-    # No file may grow beyond a limit: PNGs stay below it, the .npz does not.
-    out, parts = tmp_path / "x.npz", tmp_path / "x.npz.parts"
-    arguments = ("sample", files.model, "--out", out, "--count", 60, "--steps", 1)
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "
-        "from pecker_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    codes, outs, errs = finish(start(1, *arguments, command=[sys.executable, "-c", script]))
-    assert (codes, outs) == ([2], [""])
-    last = errs[0].splitlines()[-1]
-    assert "File too large" in last and f"all images are in {parts}" in last
-    assert sorted(os.listdir(tmp_path)) == ["x.npz.parts"] and len(images_of(parts)) == 60
-    done = run(*arguments)
-    assert done.code == 0 and "60 of 60 images were there" in done.err
-    assert os.listdir(tmp_path) == ["x.npz"]

@@ -10,6 +10,8 @@ from toys import assert_same_bits
 
 from pecker_fast.distill import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parent / "killed_run.py"
 
 CHAIN = [

@@ -9,11 +9,7 @@ import torch
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
-from pecker_fast.evaluate.forgetting import (
-    TeacherFigures,
-    classify,
-    evaluate_images,
-)
+from pecker_fast.evaluate.forgetting import TeacherFigures, classify, evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 
@@ -84,13 +80,9 @@ def test_where_a_figure_comes_from():
     assert result.frechet_source == "real"
     assert result.judge.startswith("SmallClassifier ")
     assert result.judge != evaluate_images(images, labels, other, None, 0).judge
-    assert result.to_dict()["unlearning_accuracy"] == 1 - result.forget_accuracy
-
-
-def test_a_result_is_json(tiny_model):
-    labels = torch.tensor([0, 1])
-    result = evaluate_images(images_of([0, 1]), labels, Written(), None, forget=0)
-    assert json.loads(json.dumps(result.to_dict()))["class_accuracy"] == [1.0, 1.0, None]
+    values = json.loads(json.dumps(result.to_dict()))
+    assert values["unlearning_accuracy"] == 1 - result.forget_accuracy
+    assert len(values["class_accuracy"]) == 3
 
 
 def test_teacher_figures_agree_with_an_evaluation(tiny_model):

@@ -57,6 +57,13 @@ BEFORE = recognition(49, 48, 0, 90, 92)
 FIGURES = ConceptFigures(CAPTIONS, BEFORE, recognition(0, 2, 91, 88, 91))
 
 
+RUN_KEYS = [
+    "frozen_parameters", "frozen_changed", "frozen_changed_in", "salient_parameters",
+    "salient_changed", "mask", "density", "iterations", "resumed_at", "wall_s", "training_s",
+    "processes", "stage_s", "backend", "seed", "machine", "versions", "config",
+]  # fmt: skip
+
+
 def written(report, folder, pictures=()):
     report.write(folder, pictures)
     figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -82,6 +89,11 @@ def test_a_class_that_is_gone(tmp_path):
     }  # fmt: skip
     assert {key: figures[key] for key in expected} == expected
     assert [point["iteration"] for point in figures["curve"]] == [0, 60]
+    assert list(figures) == [
+        "summary", "forget_accuracy_before", "keep_accuracy_teacher", "forget_accuracy_after",
+        "keep_accuracy_after", "frechet_teacher", "frechet_after", "classes", "forget", "override",
+        "after", "teacher", "teacher_figures", "images", "curve", *RUN_KEYS,
+    ]  # fmt: skip
     assert figures["after"]["class_accuracy"] == [0.9, 0.96, 0.004]
 
 
@@ -101,6 +113,10 @@ def test_a_concept_that_is_gone(tmp_path):
     before, after = figures["sampling"]["before"], figures["sampling"]["after"]
     assert before == {"steps": 25, "guidance": 4.5, "negative": "", "evaluations": 50}
     assert after == {"steps": 1, "t_init": 625, "evaluations": 1}
+    assert list(figures) == [
+        "summary", "concept", "override", "figures", "sections", "patch_bytes", "unet_bytes",
+        "patch_share", "model", "recipe", "mask_digest", "sampling", *RUN_KEYS,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("forget", "keep"), [(0.022, 0.93), (0.004, 0.91)])

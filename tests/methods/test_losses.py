@@ -7,12 +7,10 @@ import torch
 from toys import ToyDenoiser
 
 from pecker_fast.distill.schedule import NoiseSchedule
-from pecker_fast.methods.losses import (
-    denoising_loss,
-    esd_loss,
-    guided_denoising_loss,
-    random_label_loss,
-)
+from pecker_fast.methods.denoising import denoising_loss, guided_denoising_loss
+from pecker_fast.methods.esd import esd_loss
+from pecker_fast.methods.negative_gradient import negative_gradient_loss
+from pecker_fast.methods.random_label import random_label_loss
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 
@@ -55,11 +53,13 @@ def ask(network, x_t, t, label):
 def test_denoising_sums_over_pixels(case):
     network, ask_all, noise, t, x_t = case
     labels = [0, 1, 2, 3, 4, 0]
-    ours = denoising_loss(noise, ask_all(network, torch.tensor(labels)))
+    predicted = ask_all(network, torch.tensor(labels))
+    ours = denoising_loss(noise, predicted)
     expected = [
         sum((noise[i] - ask(network, x_t[i], t[i], labels[i])).flatten() ** 2) for i in range(6)
     ]
     agree(network, ours, expected)
+    agree(network, negative_gradient_loss(noise, predicted), [-loss for loss in expected])
 
 
 def test_random_label_is_a_mean_over_pixels_without_a_gradient_of_its_target(case):

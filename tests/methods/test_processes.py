@@ -7,6 +7,8 @@ from methods.jobs import train_small, train_with_other_images
 
 from pecker_fast.distributed import Ranks
 
+pytestmark = pytest.mark.slow
+
 # SGD-like steps: Adam's first ones divide rounding by itself where a gradient is almost 0.
 STEPS = {"optimizer.eps": 1.0, "optimizer.lr": 0.05}
 CASES = {

@@ -191,6 +191,7 @@ def test_left_out_class_is_never_seen_but_keeps_its_label(monkeypatch):
 # ---- whole runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_processes_train_as_one(size):
     from distributed.processes import run_processes
@@ -208,6 +209,7 @@ def test_several_processes_train_as_one(size):
     assert moved > 1e-3  # or the comparison above says nothing
 
 
+@pytest.mark.slow
 def test_processes_have_dropout_of_their_own():
     from distributed.processes import run_processes
 

@@ -177,40 +177,6 @@ def test_autocast_stays_near_fp32():
     assert low["remain"] == pytest.approx(full["remain"], rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"overrides": {"seed": 1}}, "holds a run with seed 0, this one has 1"),
-        ({"method": "fine_tune"}, "method 'random_label', this one has 'fine_tune'"),
-        ({"images": small_images(seed=9)}, "holds a run on other images"),
-        ({"dropout": 0.2}, None),  # a module's settings are no part of its weights
-    ],
-)
-def test_another_run_is_not_resumed(tmp_path, change, message):
-    with RunDirectory(tmp_path) as directory:
-        train(small_objective(), run_directory=directory)
-    with RunDirectory(tmp_path) as directory:
-        objective = small_objective(**change)
-        if message is None:
-            assert BaselineTrainer(objective, run_directory=directory).iteration == 6
-            return
-        with pytest.raises(PeckerError, match=message):
-            BaselineTrainer(objective, run_directory=directory)
-
-
-def test_another_model_or_mask_is_not_resumed(tmp_path):
-    with RunDirectory(tmp_path) as directory:
-        trainer, _ = train(small_objective(), run_directory=directory)
-        other = small_model()
-        with torch.no_grad():
-            other.unet.conv_in.bias[0] += 1
-        with pytest.raises(PeckerError, match="holds a run of another model"):
-            BaselineTrainer(small_objective(model=other), run_directory=directory)
-        mask = SaliencyMask.random(trainer.network.requires_grad_(True), 0.3, seed=7)
-        with pytest.raises(PeckerError, match="holds a run under another mask"):
-            BaselineTrainer(small_objective(), run_directory=directory, mask=mask)
-
-
 def test_runs_of_other_kinds_are_not_resumed(tmp_path):
     def refused(make):
         with pytest.raises(PeckerError, match="holds a run of another kind; choose another dir"):
@@ -225,15 +191,6 @@ def test_runs_of_other_kinds_are_not_resumed(tmp_path):
     with RunDirectory(tmp_path / "teacher") as directory:
         train_tiny(Ranks(), {}, directory)
         refused(lambda: BaselineTrainer(small_objective(), run_directory=directory))
-
-
-def test_a_given_mask_is_used():
-    model = small_model()
-    mask = SaliencyMask.random(model.unet, 0.05, seed=3)
-    trainer, _ = train(small_objective(model=model), mask=mask)
-    assert trainer.mask == mask
-    check = trainer.verify_frozen()
-    assert check.salient == mask.nnz and check.frozen_changed == 0
 
 
 def test_an_objective_on_another_device_needs_a_copy_for_esd():

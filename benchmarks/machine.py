@@ -1,12 +1,10 @@
-"""What every benchmark needs: the machine it runs on, peak memory, result files."""
+"""The machine that a benchmark runs on, and the peak of its memory."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,12 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from pecker_fast.files import write_text
-
-__all__ = ["RESULTS", "machine", "peak_memory", "slug", "write_results"]
+__all__ = ["machine", "peak_memory"]
 
 T = TypeVar("T")
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -39,7 +34,9 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         about = {
             "device": torch.cuda.get_device_name(device),
             "memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1),
-            "driver": _driver(),
+            "driver": _first_line(
+                "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+            ),
             "cuda": torch.version.cuda,
             "triton": _version("triton"),
         }
@@ -50,7 +47,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _commit(),
+        "commit": _first_line("git", "describe", "--always", "--dirty", "--exclude", "*"),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -81,20 +78,6 @@ def peak_memory(run: Callable[[], T], device: str = "cpu") -> tuple[T, int | Non
     return run(), _status("VmHWM") - before
 
 
-def write_results(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
-    """Write a result file, whole or not at all: the machine, then one line per row."""
-    rows = ",\n".join("    " + json.dumps(row) for row in result["rows"])
-    head = {key: value for key, value in result.items() if key != "rows"}
-    text = json.dumps(head, indent=2)[:-2] + f',\n  "rows": [\n{rows}\n  ]\n}}\n'
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
-
-
-def slug(name: str) -> str:
-    """A card's name as a file name: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
@@ -111,24 +94,14 @@ def _cpu_model() -> str:
     )
 
 
-def _commit() -> str:
-    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return _output_of(git, "unknown")
-
-
-def _driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return _output_of(query, "unknown").partition("\n")[0]
-
-
-def _output_of(command: list[str], otherwise: str) -> str:
+def _first_line(*command: str) -> str:
     try:
         found = subprocess.run(
-            command, cwd=RESULTS.parent, capture_output=True, text=True, check=True
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return otherwise
-    return found.stdout.strip()
+        return "unknown"
+    return found.stdout.partition("\n")[0].strip()
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,200 @@
+"""The tables of whole runs: the demo, training iterations, their memory, what processes send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import mean, median
+from typing import Any
+
+from rows import Row, speed_up
+from table_parts import Cell, Result, gib, largest, measured_on, network, on, rows_of, span, table
+
+__all__ = [
+    "communication",
+    "communication_in_short",
+    "demo",
+    "demo_settings",
+    "iteration",
+    "memory",
+]
+
+_BEFORE = ("forget_accuracy_before", "keep_accuracy_teacher", "frechet_teacher")
+_AFTER = ("forget_accuracy_after", "keep_accuracy_after", "frechet_after")
+
+
+def _figures(*heads: str) -> list[tuple[str, Cell]]:
+    """Columns of some runs: the mean and the range of two accuracies and of a distance."""
+
+    def column(key: str, form: str) -> Cell:
+        def cell(runs: list[Row]) -> str:
+            values = [run[key] for run in runs]
+            ends = f" ({form.format(min(values))} to {form.format(max(values))})"
+            return form.format(mean(values)) + (ends if len(values) > 1 else "")
+
+        return cell
+
+    forms = ("{:.3f}", "{:.3f}", "{:.1f}")
+    return [(head, column(*one)) for head, *one in zip(heads, _AFTER, forms, strict=True)]
+
+
+def demo(result: Result) -> str:
+    """Original model and each kind of mask, averaged over the seeds."""
+    rows = result["rows"]
+    names = {
+        "original": "original, 50 steps",
+        "saliency": "erased, most salient 10 %, one step",
+        "random": "control: a random 10 %, one step",
+        "full": "control: all parameters, one step",
+    }
+    before = dict(zip(_AFTER, (rows[0][key] for key in _BEFORE), strict=True))
+    original = {**before, "mask": "original"}
+    seconds = {
+        kind: f"{median(row['wall_s'] for row in rows if row['mask'] == kind):.0f} s"
+        for kind in {row["mask"] for row in rows}
+    }
+    frozen = next(row["frozen_parameters"] for row in rows if row["mask"] == "saliency")
+    return table(
+        [[row for row in (original, *rows) if row["mask"] == kind] for kind in names],
+        [
+            (f"{rows[0]['forget']} -> {rows[0]['override']}", lambda runs: names[runs[0]["mask"]]),
+            *_figures("still recognised as such", "other classes recognised", "Fréchet distance"),
+            ("whole demo", lambda runs: seconds.get(runs[0]["mask"], "ships with it")),
+        ],
+        f"Mean of {len({row['seed'] for row in rows})} seeds (range in brackets), median time, "
+        "5,000 samples each; Fréchet distance of the other classes in the features of the shipped "
+        f"classifier. In every run under a mask all {frozen:,} frozen parameters kept their bits. "
+        f"{on(result)}",
+    )
+
+
+def demo_settings(result: Result) -> str:
+    """The demo with a mask on both networks and in bf16, against the usual one."""
+    names = {
+        "saliency": "mask on the generator, dense pseudo-score, fp32",
+        "both": "mask on both, one set of weights, fp32",
+        "bf16": "mask on the generator, bf16 weights",
+    }
+    return table(
+        [[row for row in result["rows"] if row["case"] == case] for case in names],
+        [
+            ("the demo, density 0.1", lambda runs: names[runs[0]["case"]]),
+            *_figures("still recognised", "others recognised", "Fréchet"),
+            ("seeds", lambda runs: str(len(runs))),
+        ],
+        f"As in the first table; its runs are on another machine. {on(result)}",
+    )
+
+
+def iteration(result: Result) -> str:
+    """One line per variant, one column per network and batch size."""
+    rows = [row for row in rows_of(result, "iteration") if row.get("p50_ms")]
+
+    def time(row: Row) -> str:
+        text = f"{row['p50_ms']:,.0f}" if row["p50_ms"] >= 100 else f"{row['p50_ms']:.1f}"
+        factor = speed_up(row, rows, "as published")
+        return text if factor is None else f"{text} ({factor:.2f} x)"
+
+    def note(found: list[Row]) -> str:
+        best = min(found, key=lambda row: row["p50_ms"])
+        batch = best["batch_size"]
+        published = best.get("published_batch", batch)
+        text = f"fastest line: {best['run_hours'] * published / batch:,.1f} h for 50,000 iterations"
+        if published != batch:
+            text += f" of batch {published}, projected from this one"
+        if best.get("peak_bytes") is not None:
+            text += f", {gib(best['peak_bytes'])} at the peak"
+        text += f", {best['optimizer_share']:.1%} of it optimizers"
+        return f"{text}, set-up {best['setup_s']:.0f} s; {largest(best['kinds'], '{:.0%}')}"
+
+    caption = "Medians, in one process; every line was first checked against the first."
+    return _by_network(result, rows, ("ms per iteration (times faster)", time), caption, note)
+
+
+def memory(result: Result) -> str:
+    """One line per layout, one column per network."""
+    rows = rows_of(result, "memory")
+
+    def peaks(row: Row) -> str:
+        computed, measured = row.get("computed_peak_bytes"), row.get("measured_peak_bytes")
+        texts = [gib(computed)] if computed else []
+        return ", ".join([*texts, f"measured {gib(measured)}"] if measured else texts) or "-"
+
+    def note(found: list[Row]) -> str:
+        computed = [row for row in found if row.get("computed_peak_bytes")]
+        best = min(computed, key=lambda row: row["computed_peak_bytes"])
+        parts = {kind: size / 2**30 for kind, size in best["parts"].items()}
+        return f"{best['provider']}: {largest(parts, '{:.1f} GiB')}"
+
+    caption = (
+        "Computed from shapes and lifetimes with torch's blocks, without what happens inside an "
+        "operation; measured where it says so."
+    )
+    return _by_network(result, rows, ("peak of an iteration", peaks), caption, note)
+
+
+def _by_network(
+    result: Result,
+    rows: list[Row],
+    figure: tuple[str, Cell],
+    caption: str,
+    note: Callable[[list[Row]], str],
+) -> str:
+    """A line per provider and a column per network; lines without a figure are left out."""
+    head, cell = figure
+    networks: dict[str, list[Row]] = {}
+    for row in rows:
+        networks.setdefault(f"{network(row)}, batch {row['batch_size']}", []).append(row)
+
+    def column(found: list[Row]) -> Cell:
+        cells = {row["provider"]: cell(row) for row in found}
+        return lambda name: cells.get(name, "-")
+
+    columns = [(name, column(found)) for name, found in networks.items()]
+    providers = dict.fromkeys(row["provider"] for row in rows)
+    notes = " ".join(f"{name}, {note(found)}." for name, found in networks.items())
+    return table(
+        [name for name in providers if any(made(name) != "-" for _, made in columns)],
+        [(head, str), *columns],
+        f"{caption} {notes} {measured_on(result)}",
+    )
+
+
+_SHORT = ("DistributedDataParallel", "density 0.5", "density 0.1", "density 0.01", "mask on both")
+_NAMES = {"no mask": "ours, no mask", "mask on both": "mask on both networks, density 0.1"}
+
+
+def communication_in_short(result: Result) -> str:
+    """The lines that say it."""
+    return communication(result, _SHORT)
+
+
+def communication(result: Result, names: tuple[str, ...] | None = None) -> str:
+    """One line per row of communication.py, MB of each process by number of processes."""
+    rows = [r for r in result["rows"] if r["payload_bytes"] and (not names or r["name"] in names)]
+    if any(row["wire_bytes"] is None for row in rows):
+        raise SystemExit(f"rows that were not counted: {result['wire']}")
+    lines: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        lines.setdefault((row["what"], row["name"]), {})[row["processes"]] = row
+
+    def named(line: Any) -> str:
+        what, name = line[0]
+        return f"{what}: {_NAMES.get(name, name)}"
+
+    def sent(size: int) -> list[tuple[str, Cell]]:
+        return [
+            (f"{size} processes, MB", lambda line: f"{line[1][size]['wire_bytes'] / 1e6:.1f}"),
+            ("of DDP", lambda line: f"{line[1][size]['share_of_ddp']:.1%}"),
+        ]
+
+    sizes = sorted({row["processes"] for row in rows})
+    ratios = [row["wire_of_ring"] for row in rows if row["name"] != "fully_shard"]
+    return table(
+        lines.items(),
+        [("sent by each process", named), *(pair for size in sizes for pair in sent(size))],
+        f"gloo, {rows[0]['parameters'] / 1e6:.1f} M parameters (CIFAR-10 as published), fp32; an "
+        "iteration is compared with two DDP steps, since two networks learn. Counted by the "
+        "loopback device of a private network, headers included: "
+        f"{span(ratios, '{:.3f}')} of 2 (N-1)/N payloads. Every line's sums were "
+        f"first checked. {measured_on(result)}",
+    )
