@@ -48,6 +48,7 @@ bench: .venv/installed-test  ## optimizer step, top-k and training iteration her
 	$(BIN)/python benchmarks/topk.py
 	$(BIN)/python benchmarks/iteration.py
 	$(BIN)/python benchmarks/memory.py --preset sd15
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
 
 bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/<card>.json
 	$(BIN)/python benchmarks/gpu.py
