@@ -10,7 +10,7 @@ help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
 
 demo: .venv/installed  ## erase a class of the shipped model; about three minutes on two cores
-	$(BIN)/pecker-fast demo --out demo
+	$(BIN)/pecker-fast demo --out demo $(DEMO_OPTIONS)
 
 test: .venv/installed-test  ## what a change could break, without a GPU; five minutes on two cores
 	$(BIN)/python -m pytest -n auto -m "not slow"

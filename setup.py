@@ -127,7 +127,9 @@ def host_compiler() -> tuple[str, str]:
     # Not on the command line: where build isolation puts it changes each time, and ninja would
     # compile everything anew.
     before = os.environ.get("CPLUS_INCLUDE_PATH")
-    os.environ["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, (pybind11.get_include(), before)))
+    os.environ["CPLUS_INCLUDE_PATH"] = os.pathsep.join(
+        filter(None, (pybind11.get_include(), before))
+    )
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
     cxx = next((path for name in names if name and (path := shutil.which(name))), None)
     if cxx is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pecker_fast.distill.config import PeckerConfig, load_config
     from pecker_fast.distill.trainer import PeckerTrainer
+    from pecker_fast.erasure.api import erase
     from pecker_fast.errors import PeckerError
     from pecker_fast.masks.mask import SaliencyMask
     from pecker_fast.masks.scores import saliency_scores
@@ -33,6 +34,7 @@ __all__ = [
     "accelerate_",
     "apply_patch",
     "decelerate_",
+    "erase",
     "load_config",
     "remove_patch",
     "saliency_scores",
@@ -49,6 +51,7 @@ _HOMES = {
     "accelerate_": "nn.accelerate",
     "apply_patch": "patches.patch",
     "decelerate_": "nn.accelerate",
+    "erase": "erasure.api",
     "load_config": "distill.config",
     "remove_patch": "patches.patch",
     "saliency_scores": "masks.scores",

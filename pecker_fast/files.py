@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "replacing_folder", "write_text"]
+from pecker_fast.errors import PeckerError
+
+__all__ = ["check_output_folder", "replacing", "replacing_folder", "write_text"]
 
 
 @contextmanager
@@ -64,3 +66,41 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_output_folder(
+    path: Path, force: bool, *, writes: Collection[str], reads: Sequence[Path]
+) -> None:
+    """Check before any work is done that `path` can become a folder, or replace one.
+
+    Args:
+        path: the folder.
+        force: whether one that is there may be deleted: only if it holds nothing but files that
+            the caller writes.
+        writes: these files, relative to the folder.
+        reads: files and folders that the caller reads, which must outlive it.
+
+    Raises:
+        PeckerError: it exists (without `force`), holds other files or what is read, is a file or a
+            link, or its parent is missing.
+    """
+    if path.is_symlink():
+        raise PeckerError(f"{path}: is a link; name the folder itself")
+    if path.exists() and not path.is_dir():
+        raise PeckerError(f"{path}: is a file; give the name of a folder")
+    if path.exists() and not force:
+        raise PeckerError(f"{path}: exists; add --force to replace it")
+    if not path.absolute().parent.is_dir():
+        raise PeckerError(f"{path.absolute().parent}: no such folder; make it first")
+    for read in reads:
+        if path.resolve() in read.resolve().parents:
+            raise PeckerError(
+                f"{read}: lies in {path}, which --force deletes; choose another --out"
+            )
+    for found in sorted(path.rglob("*")):
+        name = found.relative_to(path).as_posix()
+        if name not in writes and (found.is_symlink() or not found.is_dir()):
+            raise PeckerError(
+                f"{path}: holds {name!r}, which this command does not write; --force replaces only "
+                "what it wrote: choose another --out, or delete the folder yourself"
+            )

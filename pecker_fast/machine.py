@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["machine_facts", "usable_cores", "versions"]
+from pecker_fast.errors import PeckerError
+
+__all__ = ["machine_facts", "usable_cores", "usable_device", "versions"]
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _PACKAGES = (
@@ -42,6 +44,43 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    return found
+
+
+def usable_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of that name, made the current one if it is a CUDA device.
+
+    Args:
+        device: auto (a CUDA device if there is one), cpu, cuda (in a process that torchrun has
+            started the one of its own) or cuda:N.
+
+    Raises:
+        PeckerError: no such device on this machine.
+
+    Example:
+        >>> usable_device("cpu")
+        device(type='cpu')
+    """
+    name = str(device)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise PeckerError(
+            f"--device {name}: unknown device; give auto, cpu, cuda or cuda:N"
+        ) from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise PeckerError(
+            f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; "
+            "use --device cpu"
+        )
+    if found.type not in ("cpu", "cuda"):
+        raise PeckerError(f"--device {name}: only cpu and cuda are supported")
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
     return found
 
 

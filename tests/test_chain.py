@@ -1,4 +1,4 @@
-"""The whole chain by the command line, on real images in CIFAR-10's files: from data to comparison.
+"""The whole chain by the command line, on real images: from data to comparison.
 
 Networks, runs and numbers of images are small: held to account is that the commands fit together,
 that figures count and name what they rest on, and that training learns at all. Two minutes on one
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cifar_files import fashion_in_colour, write_cifar
+from image_data import fashion_in_colour, write_images
 from inception_weights import write_inception_weights
 
 from pecker_fast import cli
@@ -26,8 +26,8 @@ from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 
 NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress")
-DATA = "--dataset cifar10-format --data-root data"
-FEW = "--dataset cifar10-format --data-root few"  # 5 of each class: Inception is slow
+DATA = "--dataset images --data-root data"
+FEW = "--dataset images --data-root few"  # 5 of each class: Inception is slow
 TEACHER = (
     "train-teacher --config small_teacher --set batch_size=16 --set lr=2e-3 --set ema.decay=0.9 "
     "--set lr_schedule=constant --set network.channels=32 --set network.channel_mult=[1,1] "
@@ -68,8 +68,8 @@ def test_from_image_files_to_a_comparison(run):
         pytest.skip("no Fashion-MNIST: install Debian's package dataset-fashion-mnist")
     train, test = fashion_in_colour("train", 1000, 4), fashion_in_colour("test", 200, 4)
     few = np.concatenate([np.flatnonzero(train[1] == label)[:5] for label in range(4)])
-    write_cifar(Path("data"), train, test, NAMES)
-    write_cifar(Path("few"), (train[0][few], train[1][few]), test, NAMES)
+    write_images(Path("data"), train, test, NAMES)
+    write_images(Path("few"), (train[0][few], train[1][few]), test, NAMES)
     np.savez("test.npz", images=test[0], labels=test[1], class_names=np.array(NAMES))
     train_teachers(run)
     train_classifier(run)
@@ -97,7 +97,7 @@ def train_teachers(run):
 @torch.no_grad()
 def denoising_loss(folder):
     """Of the test images, per pixel: 1 for a network that predicts nothing."""
-    model, images = ModelFolder.load(folder), load_images("cifar10-format", Path("data"), "test")
+    model, images = ModelFolder.load(folder), load_images("images", Path("data"), "test")
     assert (model.class_names, model.image_shape) == (images.class_names, images.image_shape)
     x = model.encode(images.batch(torch.arange(200), torch.device("cpu")))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))

@@ -66,3 +66,14 @@ def test_a_missing_package_is_named_with_what_brings_it(module, package, extra):
 def test_a_package_of_no_extra_is_nobodys_remedy():
     assert missing_package(ModuleNotFoundError("", name="colorama")) is None
     assert missing_package(ModuleNotFoundError("")) is None
+
+
+def test_a_command_without_a_package_of_its_own_says_what_to_install(tmp_path):
+    code = (
+        "from pecker_fast.data import teacher_folder; from pecker_fast.cli import main\n"
+        "sys.exit(main(['sample', str(teacher_folder()), '--per-class', '1', '--steps', '1',"
+        "'--png', sys.argv[1]]))"
+    )
+    done = run(code, tmp_path / "grid.png", without=("matplotlib",))
+    assert done.returncode == 2
+    assert "pecker-fast[evaluate]" in done.stderr and not (tmp_path / "grid.png").exists()

@@ -1,6 +1,7 @@
 """The command `pecker-fast`: sub-commands, exit codes, and one line for every foreseeable error.
 
-Exit codes: 0 done, 1 a fault of the program, 2 bad input or surroundings, 130 interrupted.
+Exit codes: 0 done, 1 a fault of the program, 2 bad input or surroundings, 3 parameters that were to
+stay frozen have changed, 130 interrupted.
 Nothing heavy is imported here: `--help` answers before torch is loaded, and the OpenMP settings
 below must be in place when it is.
 """
@@ -10,8 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
@@ -26,20 +27,15 @@ from pecker_fast.cli import (
     patch,
     sample,
     train_classifier,
-    train_pipeline,
     train_teacher,
 )
-from pecker_fast.errors import PeckerError
-from pecker_fast.launcher import processes
+from pecker_fast.cli.torchrun import has_report, is_first, one_voice, recorded, several
+from pecker_fast.errors import FrozenChangedError, PeckerError
+from pecker_fast.extras import missing_package
 
 __all__ = ["group", "main"]
 
 DEBUG_VARIABLE = "PECKER_FAST_DEBUG"
-
-_STOPPED = (
-    "torchrun sends it when another process of the run has ended, whose own message says why, or "
-    "when it is stopped itself"
-)
 
 _SHARED = {"erase", "evaluate", "sample", "train-teacher"}
 """Commands that several processes can share."""
@@ -62,13 +58,14 @@ class _InOrder(click.Group):
     pecker-fast erase MODEL --out RUN --forget cat --override dog
     """,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 3 frozen parameters changed, "
+    "130 interrupted.",
 )
 @click.version_option(package_name="pecker-fast", message="pecker-fast %(version)s")
 @click.pass_context
 def group(ctx: click.Context) -> None:
     """The command line."""
-    if processes() > 1 and ctx.invoked_subcommand not in _SHARED:
+    if several() and ctx.invoked_subcommand not in _SHARED:
         raise PeckerError(
             f"{ctx.invoked_subcommand}: runs in one process; start it without torchrun, which is "
             f"for {', '.join(sorted(_SHARED))}"
@@ -87,7 +84,6 @@ for _command in (
     info.info,
     train_teacher.train_teacher,
     train_classifier.train_classifier,
-    train_pipeline.train_pipeline,
 ):
     group.add_command(_command)
 
@@ -102,105 +98,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What transformers says of packages that nothing here needs, and its bars over weights of 2 MB.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        alone = processes() == 1
-    except PeckerError as error:
-        print(f"pecker-fast: {error}", file=sys.stderr)
-        return 2
-    if alone:
+    with one_voice():
         return _run(arguments)
-    from pecker_fast.cli.stopping import a_last_word
-
-    with _one_voice(), a_last_word(_who(), _why_stopped):
-        return _run(arguments)
-
-
-def _why_stopped() -> str:
-    """Why torchrun has stopped this process; takes some seconds if another was killed."""
-    watching = sys.modules.get("pecker_fast.distributed.watch")
-    return (None if watching is None else watching.explain()) or _STOPPED
-
-
-@contextmanager
-def _one_voice() -> Iterator[None]:
-    """Of several processes only the first reports; the others can still name an error."""
-    if os.environ.get("RANK", "0") == "0":
-        yield
-        return
-    os.environ["TQDM_DISABLE"] = "1"
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        group.main(None if arguments is None else list(arguments), standalone_mode=False)
+        command: Callable[..., Any] = group.main
+        if several():
+            command = recorded(command, _explain)
+        command(None if arguments is None else list(arguments), standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except (click.Abort, KeyboardInterrupt) as stop:  # click makes an Abort of the other
-        return _fail(str(stop.__cause__ or stop) or "interrupted", 130)
     except click.UsageError as error:
-        if processes() > 1:
-            return _fail(error.format_message(), 2)
+        if several():
+            return _fail(error)
         error.show()
         return 2
-    except click.ClickException as error:
-        return _fail(error.format_message(), 2)
-    except PeckerError as error:
-        return _fail(" ".join(str(error).split()), 2, error)
     except BrokenPipeError:
         # The reader of our output has left (`pecker-fast info | head -1`): not worth a word, but
         # the interpreter would complain when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        return _fail(_describe(error), 2, error)
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":  # how safetensors reports a full disk
-            return _fail(" ".join(str(error).split()), 2, error)
-        message = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
-        return _fail(f"{message}; set {DEBUG_VARIABLE}=1 for the traceback", 1, error)
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(error)
     finally:
-        if "torch.distributed" in sys.modules:
-            _leave()
+        # Good-bye to the other processes, or torch complains that nobody said it.
+        distributed = sys.modules.get("torch.distributed")
+        if distributed and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
     return 0
 
 
-def _leave() -> None:
-    """Say good-bye to the other processes, or torch complains that nobody did."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        from pecker_fast.distributed.watch import farewell
-
-        farewell()
-        distributed.destroy_process_group()
-
-
-def _fail(message: str, code: int, error: Exception | None = None) -> int:
-    if error is not None and os.environ.get(DEBUG_VARIABLE):
+def _fail(error: BaseException) -> int:
+    line, code = _explain(error)
+    is_foreseen = isinstance(error, (click.ClickException, click.Abort, KeyboardInterrupt))
+    if not is_foreseen and os.environ.get(DEBUG_VARIABLE):
         raise error
     if "tqdm" in sys.modules:
         # A bar that the error left open would share its line with the message.
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
-    if processes() == 1:
-        print(f"pecker-fast: {message}", file=sys.stderr)
-        return code
-    from pecker_fast.cli.stopping import speaking_last
-
-    with speaking_last():
-        print(f"{_who()}: {message}", file=sys.__stderr__, flush=True)
-    if "pecker_fast.distributed.watch" in sys.modules:
-        sys.modules["pecker_fast.distributed.watch"].farewell(message)
-    from pecker_fast.distributed.meeting import refuse
-
-    refuse(message)
+    if is_first():
+        print(f"pecker-fast: {line}", file=sys.stderr, flush=True)
+    elif not has_report():
+        print(f"pecker-fast (rank {os.environ['RANK']}): {line}", file=sys.__stderr__, flush=True)
     return code
 
 
-def _who() -> str:
-    return f"pecker-fast (rank {os.environ.get('RANK', '0')})"
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What is said of an error, in one line, and the exit code."""
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):  # click makes an Abort of the other
+        return str(error.__cause__ or error) or "interrupted", 130
+    if isinstance(error, click.ClickException):
+        return error.format_message(), 2
+    # SafetensorError is how safetensors reports a full disk.
+    if isinstance(error, PeckerError) or type(error).__name__ == "SafetensorError":
+        code = 3 if isinstance(error, FrozenChangedError) else 2
+        return " ".join(str(error).split()), code
+    if isinstance(error, ModuleNotFoundError) and (line := missing_package(error)):
+        return f"this command {line}", 2
+    if isinstance(error, OSError):
+        return _describe(error), 2
+    message = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
+    return f"{message}; set {DEBUG_VARIABLE}=1 for the traceback", 1
 
 
 def _describe(error: OSError) -> str:

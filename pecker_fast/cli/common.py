@@ -14,22 +14,15 @@ from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-
-    from pecker_fast.evaluate.classifier import Classifier
-    from pecker_fast.evaluate.frechet import ClassStatistics
-    from pecker_fast.masks.mask import SaliencyMask
-    from pecker_fast.models import ModelFolder
 
 __all__ = [
     "MODEL_ARGUMENT",
-    "check_data_free",
-    "config_overrides",
-    "load_mask",
-    "load_statistics",
+    "config_values",
     "machine_options",
     "output_file",
     "prepare",
+    "seed_option",
+    "settings_option",
     "training_options",
 ]
 
@@ -48,18 +41,18 @@ def machine_options(function: F) -> F:
     )(function)
 
 
-def training_options(function: F, *, many_overrides: bool = False) -> F:
-    """Add the options that lay values over a configuration; None where they are not given.
+def training_options(function: F) -> F:
+    """Add the options that lay values over a configuration; None or () where not given.
 
-    With `many_overrides`, --override may be given again, and arrives as the tuple `overrides`.
+    --override may be given again, and arrives as the tuple `overrides`.
     """
     for option in reversed(
         (
             click.option("--forget", help="Class to erase: name or index."),
             click.option(
                 "--override",
-                "overrides" if many_overrides else "override",
-                multiple=many_overrides,
+                "overrides",
+                multiple=True,
                 help="Class in its place: name, index, or 'random'.",
             ),
             click.option("--density", type=float, help="Share of the parameters that may change."),
@@ -69,30 +62,43 @@ def training_options(function: F, *, many_overrides: bool = False) -> F:
                 type=click.Choice(["saliency", "random", "full"]),
                 help="Which of them: the most salient, random ones, or all.",
             ),
-            click.option("--seed", type=int, help="Seed of everything random."),
-            click.option(
-                "--set",
-                "settings",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="Any other setting, e.g. --set generator.lr=1e-4. May be given again.",
-            ),
+            seed_option,
+            settings_option("generator.lr=1e-4"),
         )
     ):
         function = option(function)
     return function
 
 
-def config_overrides(
-    forget: str | None,
-    override: str | None,
-    density: float | None,
-    kind: str | None,
-    seed: int | None,
-    settings: tuple[str, ...],
-    iterations: int | None = None,
-) -> dict[str, Any]:
-    """The options of `training_options` as dotted keys for `load_config`.
+def seed_option(function: F) -> F:
+    """Add --seed."""
+    return click.option("--seed", type=int, help="Seed of everything random.")(function)
+
+
+def settings_option(example: str) -> Callable[[F], F]:
+    """Adds --set, whose help shows this example."""
+    return click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help=f"Any other setting, e.g. --set {example}. May be given again.",
+    )
+
+
+_KEYS = {
+    "density": "mask.density",
+    "kind": "mask.kind",
+    "seed": "seed",
+    "iterations": "iterations",
+    "epochs": "epochs",
+    "without": "without",
+}
+"""Options that have a key of the configuration each, all that a command may have."""
+
+
+def config_values(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that lay values over a configuration, taken out of `options`, as dotted keys.
 
     Raises:
         PeckerError: a density outside (0, 1], a --set without an equals sign, or with a value that
@@ -100,14 +106,14 @@ def config_overrides(
     """
     import yaml
 
+    density = options.get("density")
     if density is not None and not 0 < density <= 1:
         raise PeckerError(
             f"--density {density:g}: must be above 0 and at most 1, the share of the parameters "
             "that may change; 0.1 is a good start"
         )
-
     values: dict[str, Any] = {}
-    for setting in settings:
+    for setting in options.pop("settings"):
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise PeckerError(f"--set {setting}: expected KEY=VALUE, e.g. --set generator.lr=1e-4")
@@ -115,14 +121,7 @@ def config_overrides(
             values[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise PeckerError(f"--set {setting}: the value is not valid YAML") from error
-    named = {
-        "forget": forget,
-        "override": override,
-        "mask.density": density,
-        "mask.kind": kind,
-        "seed": seed,
-        "iterations": iterations,
-    }
+    named = {key: options.pop(option, None) for option, key in _KEYS.items()}
     return values | {key: value for key, value in named.items() if value is not None}
 
 
@@ -137,33 +136,14 @@ def prepare(device: str, threads: int | None) -> torch.device:
 
     import torch
 
-    from pecker_fast.machine import usable_cores
+    from pecker_fast.machine import usable_cores, usable_device
 
     if threads is not None:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ:
         # torch counts the machine's cores; a container may be allowed fewer.
         torch.set_num_threads(usable_cores())
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a card for each process
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise PeckerError(
-            f"--device {device}: unknown device; give auto, cpu, cuda or cuda:N"
-        ) from error
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise PeckerError(
-            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices here; "
-            "use --device cpu"
-        )
-    if resolved.type not in ("cpu", "cuda"):
-        raise PeckerError(f"--device {device}: only cpu and cuda are supported")
-    if resolved.type == "cuda":
-        torch.cuda.set_device(resolved)
-    return resolved
+    return usable_device(device)
 
 
 def output_file(path: Path, force: bool) -> Path:
@@ -182,79 +162,3 @@ def output_file(path: Path, force: bool) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise PeckerError(f"{path.parent}: cannot be written to; choose another folder")
     return path
-
-
-def check_data_free(command: str, dataset: str | None, root: Path | None, download: bool) -> None:
-    """Refuse the options of `data_options` where no real image is needed.
-
-    Raises:
-        PeckerError: one of them is given.
-    """
-    options = {"--dataset": dataset, "--data-root": root, "--download": download or None}
-    if given := [name for name, value in options.items() if value is not None]:
-        raise PeckerError(
-            f"{command}: {given[0]} is for methods that are trained on real images, such as "
-            "--config cifar10_salun; this one needs none: leave it out"
-        )
-
-
-def load_mask(path: Path | None, network: nn.Module) -> SaliencyMask | None:
-    """Read --mask-file: what `pecker-fast mask` wrote, or SalUn's file of 0/1 tensors.
-
-    Args:
-        path: None gives None.
-        network: what the mask is for; names and shapes must be its own.
-
-    Raises:
-        PeckerError: missing, truncated, no mask, or of another network.
-    """
-    if path is None:
-        return None
-    from pecker_fast.masks.files import saved_by_torch
-    from pecker_fast.masks.mask import SaliencyMask
-
-    if saved_by_torch(path):
-        return SaliencyMask.from_dense(path, network)
-    return SaliencyMask.load(path, network)
-
-
-def load_statistics(path: Path, model: ModelFolder, classifier: Classifier) -> ClassStatistics:
-    """Read per-class feature statistics, or compute them from real images.
-
-    Args:
-        path: a file of `ClassStatistics.save`, or an .npz with `images` (N, C, H, W), uint8 or
-            floats in [-1, 1], and `labels` (N,).
-        model: for its classes and the size of its images.
-        classifier: gives the features of the real images.
-
-    Raises:
-        PeckerError: missing, truncated, or of other classes or sizes.
-    """
-    import numpy as np
-    import torch
-
-    from pecker_fast.evaluate.forgetting import classify
-    from pecker_fast.evaluate.frechet import ClassStatistics
-
-    if path.suffix != ".npz":
-        return ClassStatistics.load(path)
-    try:
-        with np.load(path) as file:
-            pixels, numbers = file["images"], file["labels"]
-    except FileNotFoundError as error:
-        raise PeckerError(f"{path}: no such file") from error
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise PeckerError(
-            f"{path}: cannot be read ({error}); expected an .npz with arrays images and labels"
-        ) from error
-    images = torch.from_numpy(pixels).float()
-    if pixels.dtype == np.uint8:
-        images = images / 127.5 - 1.0
-    if images.shape[1:] != model.image_shape or numbers.shape != images.shape[:1]:
-        raise PeckerError(
-            f"{path}: expected images (N, {', '.join(map(str, model.image_shape))}) and N labels, "
-            f"got {tuple(images.shape)} and {tuple(numbers.shape)}"
-        )
-    _, features = classify(classifier, images, progress="real images")
-    labels = torch.from_numpy(numbers.astype(np.int64))
-    return ClassStatistics.from_features(features, labels, model.num_classes, source=path.name)

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-from pecker_fast.errors import PeckerError
-
-if TYPE_CHECKING:
-    from pecker_fast.models.ddpm import DDPMUNet
-    from pecker_fast.models.published import PublishedCheckpoint
 
 __all__ = ["convert"]
 
@@ -43,7 +36,7 @@ Examples:
     type=click.IntRange(min=1),
     help="Height and width of the images.  [default: so that attention is at 16x16]",
 )
-@click.option("--force", is_flag=True, help="Replace what is at --out.")
+@click.option("--force", is_flag=True, help="Replace the model folder that is at --out.")
 def convert(
     checkpoint: Path,
     out: Path,
@@ -58,74 +51,9 @@ def convert(
     safetensors file of the network's weights. No code in it is run; a file that cannot be read
     otherwise is refused.
     """
-    if out.exists() and not force:
-        raise PeckerError(f"{out}: exists; add --force to replace it")
-    if not out.parent.is_dir():
-        raise PeckerError(f"{out.parent}: no such folder; make it first")
+    from pecker_fast.models.conversion import convert_checkpoint
 
-    from pecker_fast.files import replacing_folder
-    from pecker_fast.models import ModelFolder
-    from pecker_fast.models.published import T_INIT, published_scheduler, read_checkpoint
-
-    read = read_checkpoint(checkpoint)
-    chosen = read.choose(slot)
-    network = read.network(chosen, sample_size=size)
-    names = _class_names(classes, network)
-    one_step = read.is_generator(chosen)
-    origin = {"file": checkpoint.name, "slot": chosen, "step": read.step}
-    folder = ModelFolder(
-        unet=network,
-        scheduler=published_scheduler(),
-        class_names=names,
-        figures={"converted_from": origin} | ({"t_init": T_INIT} if one_step else {}),
-        kind="generator" if one_step else "teacher",
-    )
-    with replacing_folder(out) as partial:
-        folder.save(partial)
-    click.echo(_describe(read, chosen, network))
-    click.echo(f"classes: {', '.join(names)}")
+    _, lines = convert_checkpoint(checkpoint, out, slot, classes, size, force=force)
+    for line in lines:
+        click.echo(line)
     click.echo(f"wrote {out}")
-
-
-def _class_names(classes: str | None, network: DDPMUNet) -> tuple[str, ...]:
-    """The names asked for, or those of the data set that has a network of these sizes."""
-    from pecker_fast.models.published import CLASS_NAMES
-
-    if classes is None:
-        sizes = (network.config.sample_size, network.num_classes)
-        known = {(32, 10): "cifar10", (64, 10): "stl10"}.get(sizes)
-        if known is None:
-            return tuple(f"class {index}" for index in range(network.num_classes))
-        return CLASS_NAMES[known]
-    names = CLASS_NAMES.get(classes.strip().lower()) or tuple(
-        name.strip() for name in classes.split(",")
-    )
-    if len(names) != network.num_classes or len(set(names)) != len(names) or "" in names:
-        raise PeckerError(
-            f"--classes {classes}: the network has {network.num_classes} classes; give cifar10, "
-            "stl10 or as many different names, separated by commas"
-        )
-    return names
-
-
-def _describe(read: PublishedCheckpoint, chosen: str, network: DDPMUNet) -> str:
-    """What was taken, and what it is good for."""
-    config = network.config
-    parameters = sum(param.numel() for param in network.parameters())
-    after = "" if read.step is None else f", step {read.step:,}"
-    image = f"{config.in_channels}x{config.sample_size}x{config.sample_size}"
-    levels = ", ".join(map(str, config.channel_mult))
-    lines = [
-        f"{read.path}: took slot {chosen} of {', '.join(read.slots)}{after}",
-        f"network: {parameters:,} parameters, {image} images, width {config.channels} x {levels}",
-    ]
-    if read.is_generator(chosen):
-        lines.append("a one-step generator, which `pecker-fast sample` draws from as such")
-    elif read.is_distilled:
-        lines.append(
-            "the pseudo-score network of a distilled generator: it knows the generator's images, "
-            "and is not the teacher"
-        )
-    if network.null_label is None:
-        lines.append("no null vector in it: it cannot be guided")
-    return "\n".join(lines)

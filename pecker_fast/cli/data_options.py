@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from pecker_fast.datasets import DATASETS
 
-if TYPE_CHECKING:
-    from pecker_fast.datasets.loading import ImageSet
-    from pecker_fast.distributed import Ranks
-
-__all__ = ["data_options", "read_images"]
+__all__ = ["data_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def data_options(function: F) -> F:
     """Add --dataset, --data-root and --download; the first two are None where not given.
 
-    They are what `training.datasets.load_images` takes.
+    They are what `datasets.loading.load_images` takes.
     """
     for option in reversed(
         (
@@ -31,7 +27,8 @@ def data_options(function: F) -> F:
                 "--data-root",
                 type=click.Path(path_type=Path),
                 help="Folder that holds cifar-10-batches-py or stl10_binary; for fashion-mnist, "
-                "its four files.",
+                "its four files; for images, the folders train and test with a sub-folder per "
+                "class, or train.npz and test.npz.",
             ),
             click.option(
                 "--download",
@@ -43,18 +40,3 @@ def data_options(function: F) -> F:
     ):
         function = option(function)
     return function
-
-
-def read_images(
-    ranks: Ranks, dataset: str, root: Path | None, split: str, download: bool
-) -> ImageSet:
-    """Read images on every process; only the first may download, and the others wait for it.
-
-    Raises:
-        PeckerError: see `training.datasets.load_images`.
-    """
-    from pecker_fast.datasets.loading import load_images
-
-    read: list[ImageSet] = []
-    ranks.first(lambda: read.append(load_images(dataset, root, split, download=download)))
-    return read[0] if read else load_images(dataset, root, split)

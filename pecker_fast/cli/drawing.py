@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pecker_fast.cli.sample_defaults import BATCH_SIZE, PER_CLASS, default_steps
+from pecker_fast.datasets.pixels import to_float
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.defaults import BATCH_SIZE, PER_CLASS, default_steps
 from pecker_fast.evaluate.grid import plot_grid
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
-from pecker_fast.evaluate.sample_folder import write_samples
-from pecker_fast.evaluate.sample_npz import write_npz
 from pecker_fast.evaluate.sample_plan import SamplePlan, class_plan
+from pecker_fast.evaluate.samples import write_npz, write_samples
 from pecker_fast.evaluate.sampling import Method, Sampler
 from pecker_fast.files import replacing
 from pecker_fast.models import ModelFolder
@@ -190,5 +190,6 @@ def _draw_grid(
     """A grid of the first images of each class; pixels are (N, C, H, W) uint8."""
     first = torch.cat([torch.where(labels == k)[0][:MOST_COLUMNS] for k in range(len(names))])
     columns = min(int(labels.bincount().max()), MOST_COLUMNS)
-    shown = pixels[first].float() / 127.5 - 1.0
-    plot_grid(path, shown, labels[first], names, title, forget=forget, columns=columns)
+    plot_grid(
+        path, to_float(pixels[first]), labels[first], names, title, forget=forget, columns=columns
+    )

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from pecker_fast.cli.common import machine_options, output_file, prepare
 from pecker_fast.cli.data_options import data_options
-from pecker_fast.errors import PeckerError
-
-if TYPE_CHECKING:
-    from pecker_fast.cli.judging import Subject
-    from pecker_fast.evaluate.sampling import Method
+from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 
 __all__ = ["evaluate"]
-
-PER_CLASS = 500
 
 
 @click.command(
@@ -67,7 +61,9 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
     "--inception", type=click.Path(path_type=Path), help="File of the Inception weights, for FID."
 )
 @click.option(
-    "--per-class", type=click.IntRange(min=2), help=f"Images each.  [default: {PER_CLASS}]"
+    "--per-class",
+    type=click.IntRange(min=2),
+    help=f"Images each.  [default: {JUDGED_PER_CLASS}]",
 )
 @click.option(
     "--steps",
@@ -91,152 +87,22 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
 @click.option("--force", is_flag=True, help="Replace a file that exists, or other --samples.")
 @machine_options
 def evaluate(
-    model: Path | None,
-    images: Path | None,
-    classifier: Path | None,
-    statistics: Path | None,
-    forget: str | None,
-    override: str | None,
-    real: Path | None,
-    dataset: str | None,
-    data_root: Path | None,
-    download: bool,
-    inception: Path | None,
-    per_class: int | None,
-    steps: int | None,
-    method: Method | None,
-    guidance: float | None,
-    seed: int | None,
-    samples: Path | None,
-    json_path: Path | None,
-    force: bool,
-    device: str,
-    threads: int | None,
+    json_path: Path | None, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:
     """Judge images of MODEL, a model folder or a run, or images on disk."""
-    drawing = (per_class, steps, method, guidance, seed, samples)
-    _check_subject(model, images, any(value is not None for value in drawing))
-    _check_judges(classifier, statistics, override)
-    _check_real(classifier, real, dataset, inception)
     if json_path is not None:
         output_file(json_path, force)
 
-    from pecker_fast.cli.judging import Judges, Subject, read_real
     from pecker_fast.distributed import Ranks
-    from pecker_fast.evaluate.judgement import Judgement
+    from pecker_fast.evaluate import judge
     from pecker_fast.files import write_text
-    from pecker_fast.machine import machine_facts, versions
 
     place = prepare(device, threads)
-    ranks = Ranks.join(place.type)
-    if images is not None:
-        if not ranks.is_first:
-            return  # images on disk are judged by the first process alone
-        ranks, subject = Ranks(), Subject.of_files(images)
-    else:
-        assert model is not None  # checked above
-        subject = _drawing(model, per_class or PER_CLASS, steps, method, guidance, seed or 0)
-    forget = subject.forgotten() if forget is None else forget
-    if classifier is not None and forget is None:
-        raise PeckerError("evaluate: --classifier needs --forget CLASS, the forgotten class")
-    forgotten = None if forget is None else subject.class_index(forget)
-    instead = None if override is None else subject.class_index(override)
-    if forgotten is not None and instead == forgotten:
-        raise PeckerError(
-            f"evaluate: --forget and --override are the same class "
-            f"{subject.class_names[forgotten]!r}; name another override or leave it out"
-        )
-    judges = Judges()
-
-    def load() -> None:  # before hours of drawing: what is wrong with a file comes out now
-        nonlocal judges
-        shown = read_real(real, dataset, data_root, download)
-        judges = Judges.load(subject, classifier, statistics, inception, shown, place)
-        judges.check(subject, forgotten)
-
-    ranks.first(load)
-    judged = subject.draw(place, ranks, samples, force)
-    if judged is None:
+    found = judge(**options, force=force, device=place, ranks=Ranks.join(place.type))
+    if found is None:
         return  # the first process judges what all have drawn
-    result = Judgement(
-        source=subject.source,
-        from_files=model is None,
-        class_names=subject.class_names,
-        forget=forgotten,
-        drawn=subject.drawn,
-        network=subject.network(),
-        trained=subject.trained(),
-        evaluation=judges.evaluate(judged, subject, forgotten, instead),
-        fidelity=judges.fidelity(judged, subject, forgotten),
-        machine=machine_facts(place),
-        processes=ranks.size,
-        versions=versions(),
-    )
-    for line in result.lines():
+    for line in found.lines():
         click.echo(line)
     if json_path is not None:
-        content = json.dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        content = json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(json_path, content + "\n")
-
-
-def _check_subject(model: Path | None, images: Path | None, draws: bool) -> None:
-    if (model is None) == (images is None):
-        raise PeckerError(
-            "evaluate: give a model folder MODEL or --images FOLDER, and not both: the one draws "
-            "images, the other has them"
-        )
-    if images is not None and draws:
-        raise PeckerError(
-            "evaluate: --per-class, --steps, --sampler, --guidance, --seed and --samples say how a "
-            f"model draws, but {images} has its images already; leave them out"
-        )
-
-
-def _check_judges(classifier: Path | None, statistics: Path | None, override: str | None) -> None:
-    for option, value in (("--statistics", statistics), ("--override", override)):
-        if value is not None and classifier is None:
-            raise PeckerError(f"evaluate: {option} needs --classifier")
-
-
-def _check_real(
-    classifier: Path | None, real: Path | None, dataset: str | None, inception: Path | None
-) -> None:
-    if real is not None and dataset is not None:
-        raise PeckerError("evaluate: give the real images as --real or as --dataset, not both")
-    if real is None and dataset is None:
-        if inception is not None:
-            raise PeckerError(
-                "evaluate: --inception needs real images: --real FOLDER, or --dataset NAME with "
-                "--data-root"
-            )
-        if classifier is None:
-            raise PeckerError(
-                "evaluate: nothing to judge by; give --classifier, or real images (--real or "
-                "--dataset) and --inception"
-            )
-    elif inception is None:
-        from pecker_fast.evaluate.fidelity import WEIGHTS_WANTED
-
-        raise PeckerError(f"evaluate: FID needs --inception FILE, {WEIGHTS_WANTED}")
-
-
-def _drawing(
-    path: Path,
-    per_class: int,
-    steps: int | None,
-    method: Method | None,
-    guidance: float | None,
-    seed: int,
-) -> Subject:
-    """The model at `path` and how it draws."""
-    from pecker_fast.cli.judging import Subject
-    from pecker_fast.cli.run_models import find_model
-    from pecker_fast.cli.sample_defaults import default_steps
-    from pecker_fast.evaluate.sampling import Sampler
-    from pecker_fast.models import ModelFolder
-
-    model = ModelFolder.load(find_model(path))
-    if steps is None:
-        steps = default_steps(model.kind, method)
-    sampler = Sampler(steps=steps, seed=seed, method=method, guidance=guidance or 0.0)
-    return Subject.of_model(path, sampler, model, per_class)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-
-from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +24,9 @@ _APPLIED = click.option(
     multiple=True,
     help="A patch that MODEL carries; may be given again, in the order they were applied.",
 )
-_FORCE = click.option("--force", is_flag=True, help="Replace a folder that exists.")
+_FORCE = click.option(
+    "--force", is_flag=True, help="Replace a copy of the model that exists, MODEL too."
+)
 
 
 @click.group(
@@ -111,6 +109,7 @@ def apply(
     model: Path, file: Path, out: Path, applied: tuple[Path, ...], overlap: str, force: bool
 ) -> None:
     """Write MODEL with the patch FILE applied to it into another folder."""
+    from pecker_fast.patches.folders import change_weights
     from pecker_fast.patches.patch import Overlap, apply_patch
 
     found: list[Overlap] = []
@@ -125,7 +124,7 @@ def apply(
             )
         )
 
-    _rewrite(model, out, force, change)
+    change_weights(model, out, change, patches=[file, *applied], force=force)
     for one in found:
         click.echo(f"overlap: {one}")
     click.echo(out)
@@ -139,63 +138,11 @@ def apply(
 @_FORCE
 def remove(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force: bool) -> None:
     """Write MODEL without the patch FILE into another folder."""
+    from pecker_fast.patches.folders import change_weights
     from pecker_fast.patches.patch import remove_patch
 
-    _rewrite(
-        model, out, force, lambda weights: remove_patch(weights, file, applied=applied or None)
-    )
+    def change(weights: dict[str, Tensor]) -> None:
+        remove_patch(weights, file, applied=applied or None)
+
+    change_weights(model, out, change, patches=[file, *applied], force=force)
     click.echo(out)
-
-
-def _rewrite(
-    model: Path, out: Path, force: bool, change: Callable[[dict[str, Tensor]], None]
-) -> None:
-    """Copy a model folder with changed weights, whole or not at all."""
-    if out.exists() and not force:
-        raise PeckerError(f"{out}: exists; add --force to replace it")
-    if out.is_file():
-        raise PeckerError(f"{out}: is a file; give the name of a folder")
-    if not out.absolute().parent.is_dir():
-        raise PeckerError(f"{out.absolute().parent}: no such folder; make it first")
-    if model.resolve() in out.resolve().parents:
-        raise PeckerError(f"{out}: lies in {model}, which is to be copied; choose another folder")
-    file = _weights_file(model)
-
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
-
-    from pecker_fast.files import replacing_folder
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata()
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (OSError, SafetensorError) as error:
-        raise PeckerError(f"{file}: cannot be read ({error}); copy the model again") from error
-    change(weights)
-
-    def stale(folder: str, names: list[str]) -> list[str]:
-        return [file.name] if Path(folder) == file.parent else []
-
-    with replacing_folder(out) as partial:
-        shutil.copytree(model, partial, ignore=stale)
-        save_file(weights, partial / file.relative_to(model), metadata=metadata)
-
-
-def _weights_file(model: Path) -> Path:
-    """The one file with the weights of the U-Net in a pipeline, or of a network alone."""
-    folder = model / "unet" if (model / "unet").is_dir() else model
-    if not folder.is_dir():
-        raise PeckerError(
-            f"{model}: no such folder; give one that diffusers' save_pretrained wrote"
-        )
-    found = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".pt")]
-    if not found:
-        raise PeckerError(f"{folder}: holds no .safetensors file with weights")
-    if len(found) > 1 or found[0].suffix != ".safetensors":
-        names = ", ".join(f.name for f in found)
-        raise PeckerError(
-            f"{folder}: expected its weights in one .safetensors file, found {names}; load the "
-            "network with diffusers and save it again with save_pretrained, alone in its folder"
-        )
-    return found[0]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from pecker_fast.cli.common import MODEL_ARGUMENT, machine_options, output_file, prepare
-from pecker_fast.cli.run_models import find_model, find_pipeline
-from pecker_fast.cli.sample_defaults import BATCH_SIZE, PER_CLASS
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.defaults import BATCH_SIZE, PER_CLASS
+from pecker_fast.runs.finding import find_model, find_pipeline
 
 if TYPE_CHECKING:
     from pecker_fast.evaluate.sampling import Method

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pecker_fast.cli.common import config_overrides, machine_options, prepare
+from pecker_fast.cli.common import (
+    config_values,
+    machine_options,
+    prepare,
+    seed_option,
+    settings_option,
+)
 from pecker_fast.cli.data_options import data_options
-from pecker_fast.cli.stopping import saving_at_interrupt
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.interrupts import saving_at_interrupt
 
 __all__ = ["train_classifier"]
 
@@ -53,14 +60,8 @@ was interrupted goes on where it was when the same command is started again.
 @data_options
 @click.option("--epochs", type=int, help="Passes over the images.")
 @click.option("--iterations", type=int, help="Length of the run, in place of --epochs.")
-@click.option("--seed", type=int, help="Seed of everything random.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Any other setting, e.g. --set batch_size=64. May be given again.",
-)
+@seed_option
+@settings_option("batch_size=64")
 @click.option("--force", is_flag=True, help="Delete the run that --out holds and start anew.")
 @machine_options
 def train_classifier(
@@ -70,13 +71,10 @@ def train_classifier(
     dataset: str | None,
     data_root: Path | None,
     download: bool,
-    epochs: int | None,
-    iterations: int | None,
-    seed: int | None,
-    settings: tuple[str, ...],
     force: bool,
     device: str,
     threads: int | None,
+    **options: Any,
 ) -> None:
     """Train a classifier on a data set; `evaluate` and `erase` take its folder as --classifier."""
     if dataset is None:
@@ -85,14 +83,11 @@ def train_classifier(
         )
     if pretrained is not None and arch != "resnet34":
         raise PeckerError(f"train-classifier: --pretrained is for --arch resnet34, not {arch}")
-    if epochs is not None and iterations is not None:
+    if None not in (options["epochs"], options["iterations"]):
         raise PeckerError("train-classifier: give --epochs or --iterations, not both")
-    values = config_overrides(None, None, None, None, seed, settings, iterations)
-    if epochs is not None:
-        values["epochs"] = epochs
+    values = config_values(options)
     values.setdefault("held_out", HELD_OUT.get(dataset))
 
-    from pecker_fast.cli.run_files import run_directory
     from pecker_fast.distributed import Ranks
     from pecker_fast.evaluate.classifier_files import (
         CARD_NAME,
@@ -104,6 +99,7 @@ def train_classifier(
     from pecker_fast.methods.classifier import ClassifierTrainer, load_split_images
     from pecker_fast.methods.training_config import classifier_config
     from pecker_fast.models.published import read_checkpoint
+    from pecker_fast.runs.outputs import run_directory
 
     config = classifier_config(arch, values, pretrained=pretrained is not None)
     place = prepare(device, threads)
@@ -113,21 +109,17 @@ def train_classifier(
         weights = (str(pretrained), checkpoint.slots[checkpoint.choose()])
     images, test = load_split_images(dataset, data_root, config, download=download)
     config = config.resolved(len(images))
-    with run_directory(out, force, Ranks()) as directory:
-        if force:
-            for name in (CONFIG_NAME, WEIGHTS_NAME, STATISTICS_NAME, CARD_NAME):
-                (out / name).unlink(missing_ok=True)
+    files = (CONFIG_NAME, WEIGHTS_NAME, STATISTICS_NAME, CARD_NAME)
+    with run_directory(out, force, Ranks(), also=files) as directory:
         trainer = ClassifierTrainer(
             images, config, place, weights=weights, directory=directory, progress=True
         )
-        done = trainer.training.iteration
+        done = trainer.iteration
         if done:
             click.echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
-        training = trainer.training
-        steps = saving_at_interrupt(
-            training.steps(), lambda: training.iteration, training.save, Ranks()
-        )
-        for _ in steps:
+        for _ in saving_at_interrupt(
+            trainer.run(), lambda: trainer.iteration, trainer.save, Ranks()
+        ):
             pass
         measured = trainer.measure(test)
         measured.statistics.save(out / STATISTICS_NAME)

@@ -2,10 +2,10 @@
 
 `teacher/` is a model folder (see `pecker_fast.models.folder`) with two more parts: `classifier/`,
 which judges the samples, and `statistics.safetensors`, the classifier's features of real images.
-`pecker-fast train-teacher` made all three.
+`tools/demo_assets/make_teacher.py` made all three.
 
 `pipeline/` is a text-to-image pipeline in Stable Diffusion's format, which diffusers loads; its
-`pecker_fast.json` holds its figures. `pecker-fast train-pipeline` made it.
+`pecker_fast.json` holds its figures. `make_pipeline.py` there made it.
 
 Both learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """

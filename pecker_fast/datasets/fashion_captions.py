@@ -1,7 +1,7 @@
 """What can truly be said of a Fashion-MNIST image, and captions kept back for evaluation.
 
 A caption names the class in one of several ways, in one of several sentences, and may say whether
-the piece is light or dark, plain or patterned, which is measured in the image. The captions that
+the piece is light or dark, plain or patterned. The captions that
 are kept back share the names but no sentence with those, and mention colours and places that
 training never does.
 """
@@ -11,14 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 __all__ = [
-    "Traits",
     "all_training_captions",
     "held_back_captions",
-    "measure_traits",
     "named_captions",
     "training_captions",
 ]
@@ -72,37 +67,15 @@ _HELD_BACK_FRAMES = (
 _TONES = ("dark", "", "light")
 _TEXTURES = ("plain", "", "patterned")
 
-# Pixels above this are the piece, the rest is background; images are in [-1, 1].
-_BACKGROUND = -0.8
-# Thirds of all training images: brightness of a piece in [0, 1], and the mean difference between
-# neighbours on it, which stripes and prints raise.
-_TONE_BOUNDS = (0.561, 0.721)
-_TEXTURE_BOUNDS = (0.096, 0.130)
-
-
-@dataclass(frozen=True)
-class Traits:
-    """Which words fit each image: 0 the first ("dark", "plain"), 1 neither, 2 the last."""
-
-    tone: np.ndarray[tuple[int], np.dtype[np.int64]]  # (N,)
-    texture: np.ndarray[tuple[int], np.dtype[np.int64]]  # (N,)
-
-
-def measure_traits(images: torch.Tensor) -> Traits:
-    """Brightness and texture of the piece in each image (N, 1, H, W), float32 in [-1, 1]."""
-    piece = (images > _BACKGROUND).float()
-    brightness = (images + 1) / 2
-    tone = (brightness * piece).sum((1, 2, 3)) / piece.sum((1, 2, 3)).clamp(min=1)
-    both = piece[..., 1:] * piece[..., :-1]
-    steps = (brightness[..., 1:] - brightness[..., :-1]).abs() * both
-    texture = steps.sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(min=1)
-    return Traits(
-        np.digitize(tone.numpy(), _TONE_BOUNDS), np.digitize(texture.numpy(), _TEXTURE_BOUNDS)
-    )
-
 
 def training_captions(label: int, tone: int, texture: int) -> list[str]:
-    """Every caption that training may use for an image of this class with these traits."""
+    """Every caption that training may use for an image of this class with these traits.
+
+    Args:
+        label: the class.
+        tone: 0 dark, 1 neither, 2 light.
+        texture: 0 plain, 1 neither, 2 patterned.
+    """
     described = {"", _TONES[tone], _TEXTURES[texture]}
     if _TONES[tone] and _TEXTURES[texture]:
         described.add(f"{_TEXTURES[texture]} {_TONES[tone]}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pecker_fast.datasets.pixels import to_float
 from pecker_fast.errors import PeckerError
 
 __all__ = ["CLASS_NAMES", "DEFAULT_FOLDER", "load_pixels", "load_split"]
@@ -34,7 +35,7 @@ def load_split(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         PeckerError: a file is missing, truncated or not an IDX file.
     """
     pixels, labels = load_pixels(folder, split)
-    return pixels.float() / 127.5 - 1.0, labels
+    return to_float(pixels), labels
 
 
 def load_pixels(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Labelled images in memory: CIFAR-10, STL-10, Fashion-MNIST, and images in CIFAR-10's files.
+"""Labelled images in memory: CIFAR-10, STL-10, Fashion-MNIST, and images of one's own.
 
 CIFAR-10 and STL-10 come through torchvision, which compares every file with its published MD5 sum;
 nothing is downloaded unless it is asked for.
@@ -7,7 +7,6 @@ nothing is downloaded unless it is asked for.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pecker_fast.datasets import DATASETS, cifar_format
+from pecker_fast.datasets import DATASETS
+from pecker_fast.datasets.image_files import ImageFiles, load_image_files
+from pecker_fast.datasets.pixels import to_float
+from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.classes import class_index
 
-__all__ = ["ImageSet", "load_images"]
+__all__ = ["ImageSet", "load_images", "read_images", "with_classes"]
 
+_CIFAR10_FOLDER = "cifar-10-batches-py"
 _STL10_SIDE = 64  # What the published STL-10 models see; the files hold 96x96 pixels.
 
 
@@ -87,7 +91,7 @@ class ImageSet:
         pixels = self.images[indices.to(self.images.device)].to(device)
         if flip is not None:
             pixels = torch.where(flip.to(device)[:, None, None, None], pixels.flip(-1), pixels)
-        return pixels.float() / 127.5 - 1.0
+        return to_float(pixels)
 
     def to(self, device: torch.device) -> ImageSet:
         """The same with its pixels on a device, so that batches need not travel."""
@@ -122,12 +126,7 @@ class ImageSet:
         Raises:
             PeckerError: No such class; the message lists the classes.
         """
-        wanted = str(name).strip().lower()
-        for index, known in enumerate(self.class_names):
-            if wanted in (known.lower(), str(index)):
-                return index
-        listed = ", ".join(f"{i} {known!r}" for i, known in enumerate(self.class_names))
-        raise PeckerError(f"unknown class {name!r}; the classes of {self.source} are: {listed}")
+        return class_index(name, self.class_names, self.source)
 
     def fingerprint(self) -> str:
         """A hash (hex) of all pixels, labels and class names."""
@@ -149,6 +148,23 @@ class ImageSet:
         return self.select(chosen.nonzero()[:, 0], f"{word} {self.class_names[label]!r}")
 
 
+def with_classes(files: ImageFiles) -> ImageSet:
+    """Images on disk as a labelled set; classes without names get numbers.
+
+    Raises:
+        PeckerError: the images have no classes.
+    """
+    if files.labels is None:
+        raise PeckerError(
+            f"{files.source}: the images have no classes; expected one sub-folder per class, or "
+            "an .npz with labels"
+        )
+    names = files.class_names
+    if names is None:  # as a model folder without names calls them
+        names = tuple(f"class {index}" for index in range(int(files.labels.max()) + 1))
+    return ImageSet(files.images, files.labels, names, files.source)
+
+
 def load_images(
     dataset: str,
     root: Path | None,
@@ -162,14 +178,15 @@ def load_images(
     Args:
         dataset: One of `DATASETS`. STL-10's 96x96 pixels are reduced to 64x64, as published.
         root: The folder that torchvision calls its root, so the parent of `cifar-10-batches-py` or
-            `stl10_binary`; for Fashion-MNIST the folder with the four files, None = Debian's.
+            `stl10_binary`; for Fashion-MNIST the folder with the four files, None = Debian's; for
+            one's own "images" the parent of the folders `train` and `test`, one sub-folder per
+            class in each, or of the files `train.npz` and `test.npz`.
         split: "train", "test", or "all": the training images before the test images.
         download: Fetch CIFAR-10 (170 MB) or STL-10 (2.6 GB) into `root` if it is not there.
         side: Height and width that STL-10 is reduced to instead; the others stay as they are.
 
     Raises:
-        PeckerError: Nothing is there, a file is missing, truncated or of another data set, or
-            torchvision is not installed.
+        PeckerError: Nothing is there, or a file is missing, truncated or of another data set.
     """
     if dataset not in DATASETS:
         raise PeckerError(f"unknown data set {dataset!r}; known are {', '.join(DATASETS)}")
@@ -187,13 +204,33 @@ def load_images(
         elif dataset == "stl10":
             images, labels, names = _stl10(root, parts, download, side or _STL10_SIDE)
         else:
-            images, labels, names = _cifar10_format(root, parts)
+            images, labels, names = _own_images(root, parts)
     words = {"train": "training images", "test": "test images", "all": "training and test images"}
     title = {"cifar10": "CIFAR-10", "stl10": "STL-10", "fashion-mnist": "Fashion-MNIST"}
-    name = title.get(dataset) or f"{(root or Path()).resolve().name} in CIFAR-10's format"
+    name = title.get(dataset) or (root or Path()).resolve().name
     height, width = images.shape[2:]
     source = f"{name}, {len(images):,} {words[split]}, {height}x{width}"
     return ImageSet(images, labels, names, source)
+
+
+def read_images(
+    ranks: Ranks, dataset: str, root: Path | None, split: str, download: bool
+) -> ImageSet:
+    """Read images on every process; only the first may download, and the others wait for it.
+
+    Args:
+        ranks: The processes, all of which make this call.
+        dataset: As for `load_images`, and so are the others.
+        root: Where the images are.
+        split: Which of them.
+        download: Whether they may be fetched.
+
+    Raises:
+        PeckerError: see `load_images`.
+    """
+    read: list[ImageSet] = []
+    ranks.first(lambda: read.append(load_images(dataset, root, split, download=download)))
+    return read[0] if read else load_images(dataset, root, split)
 
 
 _Loaded = tuple[Tensor, Tensor, tuple[str, ...]]
@@ -202,7 +239,7 @@ _Loaded = tuple[Tensor, Tensor, tuple[str, ...]]
 def _existing(dataset: str, root: Path | None, download: bool) -> Path:
     if root is None:
         raise PeckerError(f"--data-root is missing; name the folder where {dataset} lies")
-    if root.name in (cifar_format.FOLDER, "stl10_binary"):
+    if root.name in (_CIFAR10_FOLDER, "stl10_binary"):
         raise PeckerError(f"--data-root {root}: name its parent, the folder that holds {root.name}")
     if not root.is_dir() and not download:
         raise PeckerError(f"--data-root {root}: no such folder")
@@ -210,7 +247,8 @@ def _existing(dataset: str, root: Path | None, download: bool) -> Path:
 
 
 def _cifar10(root: Path, parts: tuple[str, ...], download: bool) -> _Loaded:
-    cls = _torchvision("datasets").CIFAR10
+    from torchvision.datasets import CIFAR10 as cls
+
     sets = [_verified(cls, root, download, train=part == "train") for part in parts]
     pixels = torch.cat([torch.from_numpy(one.data) for one in sets])
     labels = [label for one in sets for label in one.targets]
@@ -219,7 +257,8 @@ def _cifar10(root: Path, parts: tuple[str, ...], download: bool) -> _Loaded:
 
 
 def _stl10(root: Path, parts: tuple[str, ...], download: bool, side: int) -> _Loaded:
-    cls = _torchvision("datasets").STL10
+    from torchvision.datasets import STL10 as cls
+
     sets = [_verified(cls, root, download, split=part) for part in parts]
     names = getattr(sets[0], "classes", None)
     if names is None:
@@ -229,16 +268,26 @@ def _stl10(root: Path, parts: tuple[str, ...], download: bool, side: int) -> _Lo
     return torch.cat(pixels), torch.cat(labels), tuple(names)
 
 
-def _cifar10_format(root: Path, parts: tuple[str, ...]) -> _Loaded:
-    folder = root / cifar_format.FOLDER
-    if not folder.is_dir():
-        raise PeckerError(_not_here(root, cifar_format.FOLDER))
-    names = cifar_format.read_class_names(folder)
-    read = [cifar_format.read_split(folder, part, len(names)) for part in parts]
-    sizes = {tuple(images.shape[1:]) for images, _ in read}
-    if len(sizes) > 1:
-        raise PeckerError(f"{folder}: training and test images differ in size: {sorted(sizes)}")
-    return torch.cat([one for one, _ in read]), torch.cat([one for _, one in read]), names
+def _own_images(root: Path, parts: tuple[str, ...]) -> _Loaded:
+    sets = []
+    for part in parts:
+        places = [root / part, root / f"{part}.npz"]
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            raise PeckerError(
+                f"--data-root {root}: neither {part}/ with a sub-folder per class nor {part}.npz "
+                "with arrays images, labels and class_names in it"
+            )
+        sets.append(with_classes(load_image_files(found)))
+    first = sets[0]
+    for other in sets[1:]:
+        if (other.class_names, other.image_shape) != (first.class_names, first.image_shape):
+            raise PeckerError(
+                f"--data-root {root}: training and test images differ in classes or size: "
+                f"{first.class_names} {first.image_shape}, {other.class_names} {other.image_shape}"
+            )
+    images, labels = (torch.cat([getattr(s, f) for s in sets]) for f in ("images", "labels"))
+    return images, labels, first.class_names
 
 
 def _fashion_mnist(root: Path | None, parts: tuple[str, ...]) -> _Loaded:
@@ -265,16 +314,6 @@ def _reduced(pixels: Tensor, side: int) -> Tensor:
     return torch.from_numpy(np.stack(reduced)).permute(0, 3, 1, 2).contiguous()
 
 
-def _torchvision(module: str) -> Any:
-    try:
-        return importlib.import_module(f"torchvision.{module}")
-    except ImportError as error:
-        raise PeckerError(
-            f"CIFAR-10 and STL-10 are read with torchvision, which cannot be imported ({error}); "
-            "pip install 'pecker-fast[published]'"
-        ) from None
-
-
 def _verified(cls: Callable[..., Any], root: Path, download: bool, **options: Any) -> Any:
     """A data set of torchvision, or what exactly is wrong with its files."""
     try:
@@ -298,17 +337,12 @@ def _diagnosis(cls: Any, root: Path) -> str | None:
         file = folder / name
         if not file.is_file():
             return f"{file} is missing; copy it again, or fetch all with --download"
-        found = _torchvision("datasets.utils").calculate_md5(str(file))
+        found = hashlib.md5(file.read_bytes()).hexdigest()
         if found != md5:
-            other = (
-                "; for other images in the same files use --dataset cifar10-format"
-                if cls.base_folder == cifar_format.FOLDER
-                else ""
-            )
             return (
                 f"{file}: not the published file (MD5 {found}, expected {md5}; "
                 f"{file.stat().st_size:,} bytes); it may be truncated: delete {folder} and copy it "
-                f"again, or fetch it with --download{other}"
+                f"again, or fetch it with --download"
             )
     return None
 
@@ -316,7 +350,7 @@ def _diagnosis(cls: Any, root: Path) -> str | None:
 def _not_here(root: Path, wanted: str) -> str:
     """That a folder is missing, and which other data set is there instead."""
     others = {
-        cifar_format.FOLDER: "CIFAR-10",
+        _CIFAR10_FOLDER: "CIFAR-10",
         "cifar-100-python": "CIFAR-100",
         "stl10_binary": "STL-10",
         "train-images-idx3-ubyte.gz": "Fashion-MNIST or MNIST",

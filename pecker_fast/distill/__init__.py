@@ -1,4 +1,4 @@
-"""Score forgetting distillation under a saliency mask: the method itself, free of kernels."""
+"""Score forgetting distillation under a saliency mask: the method itself."""
 
 from pecker_fast.distill.conditions import ClassConditions
 from pecker_fast.distill.config import PeckerConfig, load_config, recipe_names

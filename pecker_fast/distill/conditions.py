@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.classes import class_index
 from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.rows import Rows
 
 __all__ = ["RANDOM_OVERRIDE", "ClassConditions", "Conditions", "DrawsConditions"]
 
@@ -19,7 +21,7 @@ RANDOM_OVERRIDE = "random"
 
 
 @dataclass(frozen=True)
-class Conditions:
+class Conditions(Rows):
     """What the networks are told in one batch of 2B samples: the remain half, then the forget half.
 
     Attributes:
@@ -35,24 +37,10 @@ class Conditions:
     training: Tensor | None = None
     weight: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.student)
-
-    def __getitem__(self, rows: slice) -> Conditions:
-        """The conditions of some rows."""
-        return Conditions.of([None if part is None else part[rows] for part in self.parts()])
-
-    def parts(self) -> list[Tensor | None]:
-        """The fields, in order."""
-        return [getattr(self, field.name) for field in fields(self)]
-
-    @classmethod
-    def of(cls, parts: Sequence[Tensor | None]) -> Conditions:
-        """The same from `parts()`."""
-        student, teacher, training, weight = parts
-        if student is None or teacher is None:
-            raise TypeError("conditions need what student and teacher are told")
-        return cls(student, teacher, training, weight)
+    @property
+    def learning(self) -> Tensor:
+        """What the pseudo-score is told while it learns."""
+        return self.student if self.training is None else self.training
 
 
 class DrawsConditions(Protocol):
@@ -102,18 +90,10 @@ class ClassConditions:
             raise PeckerError("a model with one class has nothing left to keep")
 
     def _resolve(self, value: int | str, key: str) -> int:
-        if isinstance(value, str):
-            lowered = [name.lower() for name in self.class_names]
-            if value.lower() in lowered:
-                return lowered.index(value.lower())
-            # From a command line an index arrives as text.
-            index = int(value) if value.isdecimal() else -1
-        else:
-            index = value
-        if not 0 <= index < self.num_classes:
-            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.class_names))
-            raise PeckerError(f"{key}: unknown class {value!r}; the model knows: {known}")
-        return index
+        try:
+            return class_index(value, self.class_names, "the model")
+        except PeckerError as error:
+            raise PeckerError(f"{key}: {error}") from None
 
     def draw(self, batch_size: int, random: IterationRandom) -> Conditions:
         """Draw the labels of one iteration.

@@ -7,41 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pecker_fast.distill.text_config import TextSection, name_concepts
 from pecker_fast.errors import PeckerError
-from pecker_fast.runs.settings import (
-    Section,
-    Settings,
-    apply_overrides,
-    build,
-    read_settings,
-    recipes_in,
-)
+from pecker_fast.runs.config import MaskChoice, MaskedConfig
+from pecker_fast.runs.settings import Section, apply_overrides, build, read_settings, recipes_in
 
-__all__ = [
-    "EmaSection",
-    "LoggingSection",
-    "MaskChoice",
-    "OptimizerSection",
-    "PeckerConfig",
-    "SaliencySection",
-    "load_config",
-    "recipe_names",
-]
-
-Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
-Density: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+__all__ = ["PeckerConfig", "load_config", "recipe_names"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -68,28 +43,6 @@ class NetworkSection(Section):
     lambda_forget: NonNegativeFloat = 0.01  # Weight of the forget term (batch mean).
 
 
-class OptimizerSection(Section):
-    """Adam, for both networks."""
-
-    beta1: Decay = 0.0  # 0 = no first moment is kept at all.
-    beta2: Decay = 0.999
-    eps: NonNegativeFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0  # Decoupled, as in AdamW.
-    clip_value: PositiveFloat | None = 1.0  # Each gradient entry to +-this. null = off.
-    release_grads: bool = False  # Free a dense gradient as soon as its salient entries are kept.
-    backend: str = "auto"  # auto, or one of `pecker-fast info`.
-
-
-class MaskChoice(Section):
-    """Which entries of a network may change."""
-
-    kind: Literal["saliency", "random", "full"] = "saliency"
-    density: Density = 0.5  # Fraction of all entries that may change.
-    scope: Literal["global", "per_tensor"] = "global"  # One ranking, or one per parameter.
-    granularity: Literal["element", "out_channel", "block", "tensor"] = "element"
-    block_size: PositiveInt = 64  # Entries in a block, with granularity block.
-
-
 class MaskSection(MaskChoice):
     """Which entries may change, of which networks."""
 
@@ -111,21 +64,7 @@ class SaliencySection(Section):
     clip_grad_norm: PositiveFloat | None = 1.0  # Global norm limit per batch. null = off.
 
 
-class EmaSection(Section):
-    """Average of the generator's salient entries."""
-
-    decay: Decay | None = 0.9999  # Per iteration. null = off.
-
-
-class LoggingSection(Section):
-    """What is written down and when; changes no result."""
-
-    every: PositiveInt = 10  # Iterations between two readings of the losses.
-    checkpoint_every: PositiveInt = 500  # Iterations between two checkpoints.
-    tensorboard: bool = False  # Event files in the run directory.
-
-
-class PeckerConfig(Settings):
+class PeckerConfig(MaskedConfig):
     """A run of PECKER: score forgetting distillation under a saliency mask."""
 
     # The class to erase: index or name. null = none: the model is only distilled into one step.
@@ -134,15 +73,12 @@ class PeckerConfig(Settings):
     iterations: NonNegativeInt = 50_000
     batch_size: PositiveInt = 128  # B: remain images and, again, forget images per iteration.
     micro_batch: PositiveInt | None = None  # Images per pass out of the 2B. null = all.
-    seed: NonNegativeInt = 0
     # The second of two stages: generator and pseudo-score must start from networks that are given.
     second_stage: bool = False
     # autocast = bf16 inside the networks, weights in fp32. bf16 = weights in bf16, and fp32 masters
     # of the entries that may change. Losses, images and schedule are fp32 in every case.
     precision: Literal["fp32", "autocast", "bf16"] = "fp32"
-    accelerate: bool = True  # Fused blocks where they run (CUDA); the same method, other rounding.
     graph: Literal["auto", "off"] = "auto"  # auto = one CUDA graph per iteration, on CUDA.
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
     alpha: float = 1.2  # Weight of the score difference in the generator loss.
     share_generator_pass: bool = False  # One generator pass for both phases: near-exact, faster.
     # In the generator phase only one network's graph lives at a time, and forward passes run twice:
@@ -152,11 +88,8 @@ class PeckerConfig(Settings):
     diffusion: DiffusionSection = DiffusionSection()
     generator: NetworkSection = NetworkSection()
     pseudo_score: NetworkSection = NetworkSection()
-    optimizer: OptimizerSection = OptimizerSection()
     mask: MaskSection = MaskSection()
     saliency: SaliencySection = SaliencySection()
-    ema: EmaSection = EmaSection()
-    logging: LoggingSection = LoggingSection()
     text: TextSection | None = None  # Text-to-image models: prompts instead of classes.
 
     @model_validator(mode="after")
@@ -192,21 +125,12 @@ class PeckerConfig(Settings):
             )
         return self
 
-    def check_start(self, processes: int, starts: int) -> None:
-        """Look at what else a run needs, before anything is computed.
+    def check_start(self, starts: int) -> None:
+        """Refuse a second stage without the first.
 
         Args:
-            processes: That share it.
             starts: Networks that are given a start other than the teacher, of the two.
-
-        Raises:
-            PeckerError: More processes than samples, or a second stage without the first.
         """
-        if self.batch_size < processes:
-            raise PeckerError(
-                f"batch_size {self.batch_size} for {processes} processes: each needs one sample at "
-                "least; raise batch_size or start fewer"
-            )
         if self.second_stage and starts < 2:
             raise PeckerError(
                 "second_stage: generator and pseudo-score network start where the first stage "

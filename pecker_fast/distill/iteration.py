@@ -6,28 +6,27 @@ is random from `IterationInputs`, so they can be captured in a CUDA graph once a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.config import NetworkSection
-from pecker_fast.distill.losses import term_weights
+from pecker_fast.distill.losses import generator_loss, pseudo_score_loss, term_weights
 from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.objective import Draws, Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.runs.ema import SalientEma
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.rows import Rows
 
 __all__ = ["Iteration", "IterationInputs"]
 
 
 @dataclass(frozen=True)
-class IterationInputs:
+class IterationInputs(Rows):
     """What differs from one iteration to the next: 2B samples, the remain half first.
 
     Attributes:
@@ -42,37 +41,12 @@ class IterationInputs:
     generator: Draws
     shared_noise: Tensor | None
 
-    def tensors(self) -> list[Tensor]:
-        """All of them, in a fixed order."""
-        return [part for part in self._parts() if part is not None]
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> IterationInputs:
-        """The same parts, made of other tensors."""
-        rest = iter(tensors)
-        parts = [None if part is None else next(rest) for part in self._parts()]
-        draws = cast(list[Tensor], parts[4:10])
-        return IterationInputs(
-            Conditions.of(parts[:4]), Draws(*draws[:3]), Draws(*draws[3:]), parts[10]
-        )
-
-    def rows(self, rows: Tensor) -> IterationInputs:
-        """Some of the samples, by number."""
-        return self.with_tensors([tensor[rows] for tensor in self.tensors()])
-
-    def _parts(self) -> list[Tensor | None]:
-        phases = [(d.noise, d.e, d.t) for d in (self.pseudo_score, self.generator)]
-        return [*self.labels.parts(), *phases[0], *phases[1], self.shared_noise]
-
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 class Iteration:
-    """Both phases, for one set of networks and their optimizers.
-
-    Attributes:
-        share: This process's part of every batch, 1 where there is no other.
-    """
+    """Both phases, for one set of networks and their optimizers."""
 
     def __init__(
         self,
@@ -86,7 +60,7 @@ class Iteration:
         """Keep them.
 
         Args:
-            objective: The losses and the configuration.
+            objective: What the losses are made of, and the configuration.
             networks: Says whose weights are in place. Rests with the generator's.
             pseudo_score: Steps psi.
             generator: Steps theta.
@@ -105,7 +79,6 @@ class Iteration:
         part = torch.arange(size)[self._ranks.rows(size)]
         halves = [half * size + part for half in range(self._config.halves)]
         self._rows = torch.cat(halves).to(objective.device)
-        self.share = len(part) / size
 
     def draw(self, random: IterationRandom) -> IterationInputs:
         """Labels and noise of one iteration: of the whole batch, of which a process keeps its rows.
@@ -119,7 +92,7 @@ class Iteration:
         inputs = IterationInputs(
             labels, objective.draw(random, count), objective.draw(random, count), shared
         )
-        return inputs if self._ranks.alone else inputs.rows(self._rows)
+        return inputs if self._ranks.alone else inputs[self._rows]
 
     def compute(self, inputs: IterationInputs) -> tuple[Tensor, Tensor]:
         """Two optimizer steps; returns the losses of pseudo-score and generator, (2B,) each."""
@@ -136,6 +109,7 @@ class Iteration:
 
     def _pseudo_score_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
         """The pseudo-score network learns to denoise the generator's present samples."""
+        objective = self._objective
         weight = self._weights(self._config.pseudo_score, inputs)
         self._psi.learn()
         losses = []
@@ -146,11 +120,18 @@ class Iteration:
             if shared is None:
                 with torch.no_grad():
                     generator = self._networks.use("generator")
-                    x_g = self._objective.sample(generator, draws.noise, labels)
+                    x_g = objective.sample(generator, draws.noise, labels)
             else:
                 x_g = shared.detach()
-            pseudo_score = self._networks.use("pseudo_score")
-            loss = self._objective.pseudo_score_loss(pseudo_score, x_g, draws, labels)
+            loss = pseudo_score_loss(
+                self._networks.use("pseudo_score"),
+                x_g,
+                draws.e,
+                draws.t,
+                labels.learning,
+                objective.schedule,
+                predict=objective.predictors.training,
+            )
             (weight[rows] * loss).sum().backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         self._psi.step()
@@ -159,7 +140,8 @@ class Iteration:
 
     def _generator_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
         """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
-        weight = self._weights(self._config.generator, inputs)
+        objective, config = self._objective, self._config
+        weight = self._weights(config.generator, inputs)
         self._theta.learn()
         losses = []
         for rows in self._slices():
@@ -168,18 +150,29 @@ class Iteration:
             draws, labels = inputs.generator[rows], inputs.labels[rows]
             generator = self._networks.use("generator")
             # A second pass would draw other dropout: then the first one's graph is kept.
-            again = self._config.recompute and not _draws_dropout(generator)
+            again = config.recompute and not _draws_dropout(generator)
             if shared is None:
                 with torch.set_grad_enabled(not again):
-                    x_g = self._objective.sample(generator, draws.noise, labels)
+                    x_g = objective.sample(generator, draws.noise, labels)
             else:
                 x_g = shared
-            loss, gradient = self._objective.generator_loss(
-                self._networks, x_g, draws, labels, weight[rows]
+            loss, gradient = generator_loss(
+                x_g,
+                draws.e,
+                draws.t,
+                self._networks,
+                labels.teacher,
+                labels.student,
+                objective.schedule,
+                weight[rows],
+                alpha=config.alpha,
+                predictors=objective.predictors,
+                diff_instruct=config.diff_instruct,
+                recompute=config.recompute,
             )
             self._networks.use("generator")
             if again:
-                x_g = self._objective.sample(generator, draws.noise, labels)
+                x_g = objective.sample(generator, draws.noise, labels)
             x_g.backward(gradient)  # type: ignore[no-untyped-call]
             losses.append(loss)
         self._theta.step()

@@ -15,10 +15,12 @@ share one batch, and a weight per sample (`term_weights`) makes the two out of i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.network_set import NetworkSet
+from pecker_fast.distill.network_set import NetworkSet, Role
 from pecker_fast.distill.networks import NoisePredictor, Predictors, predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 
@@ -131,44 +133,72 @@ def generator_loss(
     Returns:
         (N,) losses without their weights, and (N, C, H, W) the gradient of sum(weight * losses).
     """
-    predictors = predictors or Predictors.all(predict_noise)
+    call = predictors or Predictors.all(predict_noise)
     x_g = x_g.detach()
     x_t = schedule.add_noise(x_g, noise, t).requires_grad_(not diff_instruct)
+    keep = not (diff_instruct or recompute)
+    phi = _Predictions(networks, "teacher", [call.teacher], x_t, t, teacher_condition, keep)
+    of_psi = [call.difference] if call.residual is None else [call.difference, call.residual]
+    psi = _Predictions(networks, "pseudo_score", of_psi, x_t, t, pseudo_score_condition, keep)
 
-    def teacher() -> Tensor:
-        return predictors.teacher(networks.use("teacher"), x_t, t, teacher_condition)
-
-    def pseudo_score() -> list[Tensor]:
-        psi = networks.use("pseudo_score")
-        places = [predictors.difference, predictors.residual]
-        return [p(psi, x_t, t, pseudo_score_condition) for p in places if p is not None]
-
-    with torch.set_grad_enabled(not (diff_instruct or recompute)):
-        eps_p, eps_psi = teacher(), pseudo_score()
     with torch.no_grad():
-        p, s, r = (schedule.denoised(x_t, e, t) for e in (eps_p, eps_psi[0], eps_psi[-1]))
+        (p,), (s, *other) = phi.denoised(schedule), psi.denoised(schedule)
+        r = other[0] if other else s
         losses = distillation_loss(p, s, x_g, alpha, r)
         scale = weight.view((-1,) + (1,) * (x_g.dim() - 1))
-        gradients = distillation_loss_gradients(p, s, x_g, alpha, r)
-        g_p, g_s, g_r, g_x = (scale * gradient for gradient in gradients)
-        if diff_instruct:
-            return losses, g_x
-        a, b = schedule.coefficients(t, x_g)
-        g_phi = g_p / a
-        g_psi = [total / a for total in ([g_s + g_r] if len(eps_psi) == 1 else [g_s, g_r])]
-        del p, s, r
-    if recompute:
-        with torch.enable_grad():
-            eps_psi = pseudo_score()
-    networks.use("pseudo_score")
-    (through_psi,) = torch.autograd.grad(eps_psi, x_t, [-b * total for total in g_psi])
-    del eps_psi
-    if recompute:
-        with torch.enable_grad():
-            eps_p = teacher()
-    networks.use("teacher")
-    (through_phi,) = torch.autograd.grad(eps_p, x_t, -b * g_phi)
-    return losses, g_x + a * (g_phi + sum(g_psi) + through_psi + through_phi)
+        g_p, g_s, g_r, g_x = (scale * g for g in distillation_loss_gradients(p, s, x_g, alpha, r))
+        del p, s, r, other
+    if diff_instruct:
+        return losses, g_x
+    # p = (x_t - b eps_phi) / a, and s likewise: each score passes its gradient on directly and
+    # through its network. x_t = a x_g + b e brings the factor a.
+    a, b = schedule.coefficients(t, x_g)
+    g_phi = [g_p / a]
+    g_psi = [(g_s + g_r) / a] if call.residual is None else [g_s / a, g_r / a]
+    through_psi = psi.backward([-b * g for g in g_psi])
+    through_phi = phi.backward([-b * g for g in g_phi])
+    return losses, g_x + a * (g_phi[0] + sum(g_psi) + through_psi + through_phi)
+
+
+class _Predictions:
+    """What a network predicts of x_t, and its backward pass, which may come later.
+
+    In between another network's weights may be in place: each pass puts the right ones there.
+    """
+
+    def __init__(
+        self,
+        networks: NetworkSet,
+        role: Role,
+        predict: Sequence[NoisePredictor],
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor,
+        keep_graph: bool,
+    ) -> None:
+        """Call the network once by each of `predict`; `backward` does so again without a graph."""
+        self._networks, self._role, self._predict = networks, role, predict
+        self._x_t, self._t, self._condition = x_t, t, condition
+        with torch.set_grad_enabled(keep_graph):
+            self._eps = self._forward()
+
+    def _forward(self) -> list[Tensor]:
+        network = self._networks.use(self._role)
+        return [predict(network, self._x_t, self._t, self._condition) for predict in self._predict]
+
+    def denoised(self, schedule: NoiseSchedule) -> list[Tensor]:
+        """The clean images that each prediction implies."""
+        return [schedule.denoised(self._x_t, eps, self._t) for eps in self._eps]
+
+    def backward(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The gradient with respect to x_t, from those with respect to the predictions. Once."""
+        eps, self._eps = self._eps, []
+        if not eps[0].requires_grad:
+            with torch.enable_grad():
+                eps = self._forward()
+        self._networks.use(self._role)
+        (through,) = torch.autograd.grad(eps, self._x_t, gradients)
+        return through
 
 
 def distillation_loss(

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pecker_fast.distill.conditions import Conditions
+from pecker_fast.distill.losses import generator_loss, pseudo_score_loss
 from pecker_fast.distill.network_set import NetworkSet, SeparateNetworks, alias
 from pecker_fast.distill.objective import Objective
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.scores import saliency_scores
+from pecker_fast.runs.masked import choose_mask
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
 __all__ = ["find_mask"]
@@ -49,53 +52,41 @@ def find_mask(
     Raises:
         PeckerError: A loss or score is not finite, or no entry has any saliency.
     """
-    settings, saliency = objective.config.mask, objective.config.saliency
+    config, saliency = objective.config, objective.config.saliency
     if networks is None:
         teacher = objective.teacher
         networks = SeparateNetworks(teacher, alias(teacher).requires_grad_(True), alias(teacher))
-    generator = networks.use("generator")
-    if settings.kind == "full":
-        return SaliencyMask.full(generator)
-    if settings.kind == "random":
-        return SaliencyMask.random(
-            generator,
-            settings.density,
-            objective.config.seed + iteration,
-            settings.scope,
-            settings.granularity,
-            settings.block_size,
-        )
-    generator.eval()
-    pseudo_score = networks.use("pseudo_score").eval()
-    random = IterationRandom(objective.config.seed, iteration, objective.device, SALIENCY)
 
-    def batches(half: slice, title: str) -> Iterator[Callable[[], Tensor]]:
-        for _ in tqdm(
-            range(saliency.batches), desc=title, unit="batch", leave=False, disable=not progress
-        ):
-            labels = objective.conditions.draw(saliency.batch_size, random)[half]
-            yield lambda labels=labels: _loss(  # type: ignore[misc]
-                objective, networks, labels, random
+    def scores() -> dict[str, Tensor]:
+        generator = networks.use("generator").eval()
+        pseudo_score = networks.use("pseudo_score").eval()
+        random = IterationRandom(config.seed, iteration, objective.device, SALIENCY)
+
+        def batches(half: slice, title: str) -> Iterator[Callable[[], Tensor]]:
+            for _ in tqdm(
+                range(saliency.batches), desc=title, unit="batch", leave=False, disable=not progress
+            ):
+                labels = objective.conditions.draw(saliency.batch_size, random)[half]
+                yield partial(_loss, objective, networks, labels, random)
+
+        forget = batches(slice(saliency.batch_size, None), "saliency")
+        remain = batches(slice(saliency.batch_size), "saliency of the rest")
+        with _without_gradients(pseudo_score):
+            found = saliency_scores(
+                generator,
+                forget,
+                reduction=saliency.reduction,
+                remain_losses=remain if saliency.reduction == "fisher_ratio" else None,
+                clip_grad_norm=saliency.clip_grad_norm,
             )
+        if not any(bool(score.any()) for score in found.values()):
+            raise PeckerError(
+                f"every saliency is 0: the gradient of {saliency.loss} vanishes at these weights, "
+                "so it ranks nothing; choose another saliency.loss or mask.kind"
+            )
+        return found
 
-    forget = batches(slice(saliency.batch_size, None), "saliency")
-    remain = batches(slice(saliency.batch_size), "saliency of the rest")
-    with _without_gradients(pseudo_score):
-        scores = saliency_scores(
-            generator,
-            forget,
-            reduction=saliency.reduction,
-            remain_losses=remain if saliency.reduction == "fisher_ratio" else None,
-            clip_grad_norm=saliency.clip_grad_norm,
-        )
-    if not any(bool(score.any()) for score in scores.values()):
-        raise PeckerError(
-            f"every saliency is 0: the gradient of {saliency.loss} vanishes at these weights, so "
-            "it ranks nothing; choose another saliency.loss or mask.kind"
-        )
-    return SaliencyMask.from_scores(
-        scores, settings.density, settings.scope, settings.granularity, settings.block_size
-    )
+    return choose_mask(config.mask, networks.use("generator"), config.seed + iteration, scores)
 
 
 @contextmanager
@@ -114,17 +105,34 @@ def _loss(
     objective: Objective, networks: NetworkSet, labels: Conditions, random: IterationRandom
 ) -> Tensor:
     """The loss of one batch whose gradient is the saliency; a scalar."""
+    config = objective.config
     draws = objective.draw(random, len(labels))
     generator = networks.use("generator")
-    if objective.config.saliency.loss == "denoise":
+    if config.saliency.loss == "denoise":
         with torch.no_grad():
             x_g = objective.sample(generator, draws.noise, labels)
-        return objective.pseudo_score_loss(generator, x_g, draws, labels).mean()
+        predict = objective.predictors.training
+        return pseudo_score_loss(
+            generator, x_g, draws.e, draws.t, labels.learning, objective.schedule, predict=predict
+        ).mean()
     x_g = objective.sample(generator, draws.noise, labels)
-    share = objective.config.generator.lambda_forget / len(labels)
-    weight = torch.full_like(x_g[:, 0, 0, 0], share, requires_grad=False)
-    losses, gradient = objective.generator_loss(networks, x_g, draws, labels, weight)
+    weight = x_g.new_full((len(labels),), config.generator.lambda_forget / len(labels))
+    losses, gradient = generator_loss(
+        x_g,
+        draws.e,
+        draws.t,
+        networks,
+        labels.teacher,
+        labels.student,
+        objective.schedule,
+        weight,
+        alpha=config.alpha,
+        predictors=objective.predictors,
+        diff_instruct=config.diff_instruct,
+        recompute=config.recompute,
+    )
     networks.use("generator")
-    # The value of the loss, with a graph through the generator alone.
-    through_x_g = (x_g * gradient).sum()
-    return (weight * losses).sum() + (through_x_g - through_x_g.detach())
+    # `saliency_scores` wants a scalar to differentiate: the value of the loss, whose gradient goes
+    # through the generator alone. `generator_loss` has passed the other two networks already.
+    surrogate = (x_g * gradient).sum()
+    return (weight * losses).sum() + (surrogate - surrogate.detach())

@@ -1,19 +1,17 @@
-"""What stays the same through a run: the teacher, the schedule, the classes and the two losses."""
+"""What stays the same through a run: the teacher, its schedule, what to forget, how to call."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import ClassConditions, Conditions, DrawsConditions
 from pecker_fast.distill.config import PeckerConfig
-from pecker_fast.distill.losses import generator_loss, one_step_sample, pseudo_score_loss
-from pecker_fast.distill.network_set import NetworkSet
+from pecker_fast.distill.losses import one_step_sample
 from pecker_fast.distill.networks import (
     NoisePredictor,
     Predictors,
@@ -26,55 +24,17 @@ from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.rows import Rows
 
-__all__ = ["DiffusionModel", "Draws", "Objective", "TextToImageModel"]
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+    from pecker_fast.models.pipeline import PipelineFolder
 
-
-class DiffusionModel(Protocol):
-    """What `Objective.from_model` needs to know of a model; `ModelFolder` is one."""
-
-    @property
-    def unet(self) -> Any:
-        """The class-conditional noise predictor."""
-
-    @property
-    def scheduler(self) -> Any:
-        """Its diffusers scheduler."""
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """One name per class."""
-
-    @property
-    def network_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network sees."""
-
-
-class TextToImageModel(Protocol):
-    """What `Objective.from_pipeline` needs to know of a model; `PipelineFolder` is one."""
-
-    @property
-    def unet(self) -> Any:
-        """The noise predictor that is conditioned on text embeddings."""
-
-    @property
-    def scheduler_config(self) -> Mapping[str, Any]:
-        """The configuration of its diffusers scheduler."""
-
-    @property
-    def prediction_type(self) -> str:
-        """What it predicts."""
-
-    @property
-    def network_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a latent image."""
-
-    def encode(self, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
-        """(P, L, D) embeddings of prompts, on the CPU."""
+__all__ = ["Draws", "Objective"]
 
 
 @dataclass(frozen=True)
-class Draws:
+class Draws(Rows):
     """The random numbers of one phase for N samples.
 
     Attributes:
@@ -87,13 +47,9 @@ class Draws:
     e: Tensor
     t: Tensor
 
-    def __getitem__(self, rows: slice) -> Draws:
-        """The numbers of some samples."""
-        return Draws(self.noise[rows], self.e[rows], self.t[rows])
-
 
 class Objective:
-    """The generator's samples and both losses, for one teacher and one configuration.
+    """What the losses are made of, for one teacher and one configuration.
 
     Attributes:
         original: The teacher as it was given: put in eval mode, its parameters stop requiring
@@ -103,6 +59,7 @@ class Objective:
         schedule: Its noise schedule.
         conditions: What to forget and what takes its place.
         config: The run.
+        predictors: Call the networks, in each place of the method.
         sample_shape: (C, H, W) of what the networks see.
         device: Where the run takes place.
         dtype: Of images, noise and losses: float32, or float64 for a float64 teacher.
@@ -145,13 +102,13 @@ class Objective:
         if (self.device, dtype) != (first.device, first.dtype):
             # nn.Module's `to`: diffusers' own warns of every cast.
             self.teacher = nn.Module.to(copy.deepcopy(teacher), self.device, dtype)
-        self._predictors = predict if isinstance(predict, Predictors) else Predictors.all(predict)
+        self.predictors = predict if isinstance(predict, Predictors) else Predictors.all(predict)
         if config.precision == "autocast":
-            self._predictors = self._predictors.map(lambda p: with_autocast(p, self.device))
+            self.predictors = self.predictors.map(lambda p: with_autocast(p, self.device))
 
     @classmethod
     def from_model(
-        cls, model: DiffusionModel, config: PeckerConfig, device: torch.device | None = None
+        cls, model: ModelFolder, config: PeckerConfig, device: torch.device | None = None
     ) -> Objective:
         """The objective of a model folder, on `device` (None = where the model is).
 
@@ -165,7 +122,7 @@ class Objective:
 
     @classmethod
     def from_pipeline(
-        cls, pipeline: TextToImageModel, config: PeckerConfig, device: torch.device | None = None
+        cls, pipeline: PipelineFolder, config: PeckerConfig, device: torch.device | None = None
     ) -> Objective:
         """The objective of a text-to-image model, whose prompts `config.text` describes.
 
@@ -205,7 +162,7 @@ class Objective:
         return Draws(
             random.normal(shape, self.dtype),
             random.normal(shape, self.dtype),
-            random.timesteps(count, self.schedule),
+            random.integers(self.schedule.t_min, self.schedule.t_max, count),
         )
 
     def sample(self, generator: nn.Module, noise: Tensor, labels: Conditions) -> Tensor:
@@ -216,39 +173,5 @@ class Objective:
             self.schedule.t_init,
             labels.student,
             self.schedule,
-            predict=self._predictors.generator,
-        )
-
-    def pseudo_score_loss(
-        self, network: nn.Module, x_g: Tensor, draws: Draws, labels: Conditions
-    ) -> Tensor:
-        """Denoising loss of `network` on x_g, (N,)."""
-        told = labels.student if labels.training is None else labels.training
-        return pseudo_score_loss(
-            network,
-            x_g,
-            draws.e,
-            draws.t,
-            told,
-            self.schedule,
-            predict=self._predictors.training,
-        )
-
-    def generator_loss(
-        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Distillation loss ell of x_g, (N,), and the gradient of the weighted sum, as x_g."""
-        return generator_loss(
-            x_g,
-            draws.e,
-            draws.t,
-            networks,
-            labels.teacher,
-            labels.student,
-            self.schedule,
-            weight,
-            alpha=self.config.alpha,
-            predictors=self._predictors,
-            diff_instruct=self.config.diff_instruct,
-            recompute=self.config.recompute,
+            predict=self.predictors.generator,
         )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,36 +21,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pecker_fast.distributed.meeting import Meeting, launch_store
-from pecker_fast.distributed.watch import GO_ON, Watch, farewell, watch
 from pecker_fast.errors import PeckerError
-from pecker_fast.launcher import number, processes
 
 __all__ = ["Ranks"]
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(seconds=45)
-"""How long a step waits for the others before it says that one of them is gone.
-
-With what torchrun takes to end the rest, a run has ended about a minute after one process hangs.
-"""
-
-TIMEOUT_VARIABLE = "PECKER_FAST_TIMEOUT"
-"""Environment variable that overrides `TIMEOUT`, in seconds."""
-
-_CHUNK = 2**28
-"""Bytes that are sent at once."""
+TIMEOUT_VARIABLE, TIMEOUT = "PECKER_FAST_TIMEOUT", "45"
+"""Environment variable, and its default: seconds that a step waits for the other processes."""
 
 PATIENCE = timedelta(hours=12)
 """How long is waited where one process works and the others do not: files, judging, sampling."""
 
-
 STARTING = timedelta(minutes=10)
 """How long is waited for all processes to start."""
 
-_LINE = 400
-"""Bytes of a line that a process tells all others."""
+HEAD_START = 5.0
+"""Seconds until a process fails that is not the cause: torchrun ends it as soon as the cause fails.
+
+It looks ten times a second, and names those that have ended when it finds the first.
+"""
+
+_CHUNK = 2**28
+"""Bytes that are sent at once."""
 
 
 @dataclass(frozen=True)
@@ -59,68 +53,53 @@ class Ranks:
     Attributes:
         rank: Which one this is.
         size: How many there are.
-        local_rank: Which one on its machine: the number of its GPU.
-        group: What they talk through; None for one process.
+        group: What they talk through in a step; None for one process.
         patient: The same with a long time limit, on the CPU.
-        watch: Knows which of the others have stopped; None for one process.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     group: dist.ProcessGroup | None = None
     patient: dist.ProcessGroup | None = None
-    watch: Watch | None = None
 
     @classmethod
     def join(cls, device_type: str) -> Ranks:
         """Join the processes that `torchrun` started; a run of one process without it.
 
         A step waits 45 s for the others; the environment variable PECKER_FAST_TIMEOUT sets other
-        seconds. Where another process gives no sign of life for so long (10 s at the least),
-        this one ends, whatever it waits for.
+        seconds. Of a process that ends meanwhile the others hear at once.
 
         Args:
             device_type: cpu (gloo) or cuda (NCCL).
 
         Raises:
-            PeckerError: The others do not come, a variable of the environment is no number, or
-                this is not the first call.
+            PeckerError: The others do not come, or a variable of the environment is not set or no
+                number.
         """
-        if processes() == 1:
-            return cls()
-        timeout = _timeout()
-        if dist.is_initialized():
-            raise PeckerError(
-                "Ranks.join: torch.distributed is initialised already; call it once, before that"
-            )
-        meeting = None
         try:
-            meeting = Meeting(STARTING)
-            rank, size = meeting.rank, meeting.size
-            dist.init_process_group(
-                "nccl" if device_type == "cuda" else "gloo",
-                store=meeting.store,
-                rank=rank,
-                world_size=size,
-                timeout=STARTING,
-            )
-            watching = watch(meeting, timeout.total_seconds())
-            group = dist.new_group(timeout=timeout)
+            size = int(os.environ.get("WORLD_SIZE") or 1)
+            if size == 1:
+                return cls()
+            seconds = float(os.environ.get(TIMEOUT_VARIABLE, TIMEOUT))
+            if not 0 < seconds <= PATIENCE.total_seconds():
+                raise ValueError(f"{TIMEOUT_VARIABLE}={seconds}")
+            backend = "nccl" if device_type == "cuda" else "gloo"
+            if (launch := _launch_store()) is None:
+                dist.init_process_group(backend, init_method="env://", timeout=STARTING)
+            else:
+                rank = int(os.environ["RANK"])
+                store = _attempt_store(launch, rank, size)
+                dist.init_process_group(
+                    backend, store=store, rank=rank, world_size=size, timeout=STARTING
+                )
+            group = dist.new_group(timeout=timedelta(seconds=seconds))
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        except PeckerError:
-            raise
         except (RuntimeError, ValueError) as error:
-            if meeting is not None:
-                meeting.check()
-            reason = str(error).splitlines()[0]
             raise PeckerError(
-                f"the processes of this run did not find each other ({reason}); start them "
-                "with torchrun, with one address and port for all nodes"
+                f"the processes of this run did not find each other ({_first_line(error)}); start "
+                f"them with torchrun, and {TIMEOUT_VARIABLE}, if set, with a number of seconds"
             ) from error
-        watching.start()
-        local_rank = number("LOCAL_RANK", default=0)
-        return cls(rank, size, local_rank, group, patient, watching)
+        return cls(dist.get_rank(), size, group, patient)
 
     @property
     def is_first(self) -> bool:
@@ -186,8 +165,11 @@ class Ranks:
             try:
                 outcome = {"value": work(), "error": None}
             except Exception as error:
+                told = str(error)
+                if not isinstance(error, PeckerError):
+                    told = f"rank 0 has stopped: {type(error).__name__}: {error}"
                 with suppress(PeckerError):  # somebody else has stopped: the first error counts
-                    self.broadcast({"value": None, "error": _told(error)})
+                    self.broadcast({"value": None, "error": told})
                 raise
         outcome = self.broadcast(outcome)
         if outcome["error"] is not None:
@@ -206,10 +188,9 @@ class Ranks:
             work: What is done.
         """
         with self.reporting():
-            store = launch_store()
-            done = store is not None and store.check([what])
-        if done:
-            return
+            store = _launch_store()
+            if store is not None and store.check([what]):
+                return
         work()
         if store is not None:
             with self.reporting():
@@ -227,25 +208,16 @@ class Ranks:
         """
         if self.alone:
             return
-        theirs: str = self.broadcast(value)
-        line = ""
-        if theirs != value:
-            line = f"rank {self.rank} has {what} than rank 0{_first_difference(value, theirs)}"
-        if said := [line for line in self._all_say(line) if line]:
-            others = f", and {len(said) - 1} more differ" if len(said) > 1 else ""
-            raise PeckerError(
-                f"the processes of this run do not agree: {said[0]}{others}; start all of them "
-                "with the same command and the same files"
-            )
-
-    def any(self, flag: bool) -> bool:
-        """Whether one of the processes at least says so."""
-        if self.alone:
-            return flag
-        said = torch.tensor([int(flag)])
+        values: list[str] = [""] * self.size
         with self.reporting():
-            dist.all_reduce(said, dist.ReduceOp.MAX, group=self.patient)
-        return bool(said)
+            dist.all_gather_object(values, value, group=self.patient)
+        for rank, theirs in enumerate(values):
+            if theirs != values[0]:
+                raise PeckerError(
+                    f"the processes of this run do not agree: rank {rank} has {what} than rank 0"
+                    f"{_first_difference(theirs, values[0])}; start all of them with the same "
+                    "command and the same files"
+                )
 
     def gather(self, rows: Tensor, total: int) -> Tensor | None:
         """All rows of which each process has its `rows(total)`: on the first; None on the others.
@@ -267,16 +239,6 @@ class Ranks:
         counts = [total * (i + 1) // self.size - total * i // self.size for i in range(self.size)]
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
-    def _all_say(self, line: str) -> list[str]:
-        """A short line of each, on all of them."""
-        mine = torch.zeros(_LINE, dtype=torch.uint8)
-        content = line.encode()[:_LINE]
-        mine[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
-        lines = [torch.empty_like(mine) for _ in range(self.size)]
-        with self.reporting():
-            dist.all_gather(lines, mine, group=self.patient)
-        return [bytes(one.tolist()).rstrip(b"\0").decode(errors="replace") for one in lines]
-
     def wait(self) -> None:
         """Wait until all are here, however long the first one works."""
         if not self.alone:
@@ -285,7 +247,6 @@ class Ranks:
 
     def leave(self) -> None:
         """The run is over."""
-        farewell()
         if not self.alone and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -295,51 +256,59 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:  # gloo's and NCCL's, DistBackendError included
-            reason = str(error).strip().splitlines()[0]
-            told = None if self.watch is None else self.watch.explain()
-            if told is None and ("timed out" in reason.lower() or "timeout" in reason.lower()):
-                told = (
-                    f"rank {self.rank} waited for the others in vain, which all live: one of them "
-                    f"needs more time ({TIMEOUT_VARIABLE} in seconds) or waits for something else"
-                )
-            elif told is None:
-                told = f"rank {self.rank} of {self.size} lost the others ({reason})"
-            raise PeckerError(f"{told}; {GO_ON}") from error
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                time.sleep(HEAD_START)
+            raise PeckerError(
+                f"rank {self.rank} of {self.size} lost the others, or one of them took longer than "
+                f"{TIMEOUT_VARIABLE}={os.environ.get(TIMEOUT_VARIABLE, TIMEOUT)} seconds in a step "
+                f"({_first_line(error)}); start the same command again to go on from the last "
+                "checkpoint"
+            ) from error
 
 
-def _timeout() -> timedelta:
-    """`TIMEOUT`, or what the environment has instead."""
-    text = os.environ.get(TIMEOUT_VARIABLE)
-    if text is None:
-        return TIMEOUT
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0.001 <= seconds <= PATIENCE.total_seconds():
-        raise PeckerError(
-            f"{TIMEOUT_VARIABLE}={text}: expected seconds from 0.001 to "
-            f"{PATIENCE.total_seconds():.0f}, e.g. {TIMEOUT.total_seconds():.0f}"
-        )
-    return timedelta(seconds=seconds)
+def _launch_store() -> Any:
+    """The store that torchrun keeps for all attempts of this launch; None without it."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=False, wait_for_workers=False, timeout=STARTING
+    )
+    return dist.PrefixStore("pecker-fast", store)  # type: ignore[attr-defined]
 
 
-def _told(error: Exception) -> str:
-    """What the other processes hear of an error on the first."""
-    if isinstance(error, PeckerError):
-        return str(error)
-    return f"rank 0 has stopped: {type(error).__name__}: {error}"
+def _attempt_store(launch: Any, rank: int, size: int) -> Any:
+    """The part of torchrun's store that is this attempt's.
+
+    Elsewhere there are still the addresses of the attempt before: torch 2.13 reads them in two of
+    three restarts. The count of restarts does not tell attempts apart, since on several machines
+    each counts for itself. So the first process makes a name up. It answers every question, under
+    the name that the other process made up for it: one may be of the attempt before.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        launch.set(f"question of {rank}", name)
+        name = launch.get(f"answer to {name}").decode()
+        launch.add(f"heard of {name}", 1)
+    until = time.monotonic() + STARTING.total_seconds()
+    while rank == 0 and launch.add(f"heard of {name}", 0) < size - 1:
+        for other in range(1, size):
+            if launch.check([f"question of {other}"]):
+                launch.set(f"answer to {launch.get(f'question of {other}').decode()}", name)
+        if time.monotonic() > until:
+            raise RuntimeError(f"not all of them came in {STARTING.total_seconds():.0f} s")
+        time.sleep(0.1)
+    return dist.PrefixStore(name, launch)  # type: ignore[attr-defined]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _first_difference(mine: str, theirs: str) -> str:
     """Where two texts of several lines, YAML as a rule, differ first: " (mine, there theirs)"."""
     if "\n" not in mine:
         return ""
-    section = ""
-    for ours, other in itertools.zip_longest(mine.splitlines(), theirs.splitlines(), fillvalue=""):
-        if ours != other:
-            inside = f"{section} " if ours.startswith(" ") else ""
-            return f" ({inside}{ours.strip() or 'nothing'}, there {other.strip() or 'nothing'})"
-        if not ours.startswith(" "):
-            section = ours
-    return ""
+    pairs = itertools.zip_longest(mine.splitlines(), theirs.splitlines(), fillvalue="nothing")
+    ours, other = next(pair for pair in pairs if pair[0] != pair[1])
+    return f" ({ours.strip()}, there {other.strip()})"

@@ -1,1 +1,21 @@
-"""Judging generated images: classifier, Fréchet distance, forgetting, pictures, the report."""
+"""Judging generated images: classifier, Fréchet distance, forgetting, pictures, the report.
+
+>>> from pecker_fast.evaluate import judge
+>>> found = judge("RUN", classifier="clf", forget="cat", per_class=500)
+>>> found.evaluation.forget_accuracy, found.to_dict()["unlearning_accuracy"]
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pecker_fast.evaluate.judging import judge
+
+__all__ = ["judge"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "judge":  # torch and diffusers load on its first use
+        from pecker_fast.evaluate.judging import judge
+
+        return judge
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

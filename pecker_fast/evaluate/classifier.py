@@ -20,14 +20,12 @@ from torch.nn import functional as F
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import (
     ACCEPTED,
-    build_network,
+    SavedClassifier,
     check_classes,
     check_outputs,
-    fill_weights,
     is_torchscript,
     published_weights,
     read_config,
-    save_network,
 )
 from pecker_fast.evaluate.resnet import ResNetClassifier
 
@@ -46,7 +44,7 @@ class Classifier(Protocol):
         ...
 
 
-class SmallClassifier(nn.Module):
+class SmallClassifier(SavedClassifier):
     """Six 3x3 convolutions with GroupNorm in three resolutions, then 64 features, then logits.
 
     Args:
@@ -59,7 +57,6 @@ class SmallClassifier(nn.Module):
     def __init__(
         self, num_classes: int, in_channels: int = 1, width: int = 32, dropout: float = 0.1
     ) -> None:
-        super().__init__()
         for name, value in (
             ("num_classes", num_classes),
             ("in_channels", in_channels),
@@ -67,9 +64,9 @@ class SmallClassifier(nn.Module):
         ):
             if value < 1:
                 raise PeckerError(f"SmallClassifier: {name} must be at least 1, got {value}")
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.width = width
+        super().__init__(
+            num_classes=num_classes, in_channels=in_channels, width=width, dropout=dropout
+        )
         self.dropout = dropout
         stages = [
             _stage(in_channels, width),
@@ -84,45 +81,12 @@ class SmallClassifier(nn.Module):
         self.project = nn.Linear(4 * width * _POOLED**2, FEATURES)
         self.head = nn.Linear(FEATURES, num_classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W) in [-1, 1] to features (N, 64): smooth, not rectified."""
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise PeckerError(
-                f"classifier: images must be (N, {self.in_channels}, H, W), "
-                f"got {tuple(images.shape)}"
-            )
-        return F.silu(self.project(self.body(images)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W) in [-1, 1] to logits (N, num_classes)."""
-        return self.logits_and_features(images)[0]
-
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images to (logits, features) in one pass."""
-        features = self.features(images)
+        """Map images to logits and 64 features, smooth, not rectified; see `SavedClassifier`."""
+        self.check(images)
+        features = F.silu(self.project(self.body(images)))
         logits: Tensor = self.head(F.dropout(features, self.dropout, self.training))
         return logits, features
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors into `folder`, which is made if need be."""
-        config = {
-            "num_classes": self.num_classes,
-            "in_channels": self.in_channels,
-            "width": self.width,
-            "dropout": self.dropout,
-        }
-        save_network(self, config, folder)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> SmallClassifier:
-        """Read what `save` wrote; the result is in eval mode and asks for no gradients.
-
-        Raises:
-            PeckerError: a file is missing, truncated, or does not fit the configuration.
-        """
-        folder = Path(folder)
-        config = read_config(folder, cls.__name__)
-        return fill_weights(build_network(cls, config, folder), folder)
 
 
 class ScriptedClassifier(nn.Module):

@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,14 +26,12 @@ __all__ = [
     "CONFIG_NAME",
     "STATISTICS_NAME",
     "WEIGHTS_NAME",
-    "build_network",
+    "SavedClassifier",
     "check_classes",
     "check_outputs",
-    "fill_weights",
     "is_torchscript",
     "published_weights",
     "read_config",
-    "save_network",
     "statistics_beside",
 ]
 
@@ -50,19 +48,83 @@ ACCEPTED = (
 )
 """What a classifier may be, for messages."""
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound="SavedClassifier")
 
 
-def save_network(
-    network: nn.Module, config: Mapping[str, Any], folder: str | os.PathLike[str]
-) -> None:
-    """Write config.json and model.safetensors into `folder`, which is made if need be."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    with replacing(folder / WEIGHTS_NAME) as temporary:
-        save_file(weights, temporary)
-    write_text(folder / CONFIG_NAME, json.dumps(dict(config), indent=2) + "\n")
+class SavedClassifier(nn.Module):
+    """A classifier of images (N, C, H, W) in [-1, 1] that its arguments and weights make up.
+
+    Attributes:
+        arch: what config.json calls it; None where it says nothing.
+        config: the constructor's arguments.
+        num_classes: number of classes.
+        in_channels: C.
+    """
+
+    arch: ClassVar[str | None] = None
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes: int = config["num_classes"]
+        self.in_channels: int = config["in_channels"]
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images to logits (N, num_classes) and features (N, F) in one pass.
+
+        Raises:
+            PeckerError: images of another shape.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to logits (N, num_classes)."""
+        return self.logits_and_features(images)[0]
+
+    def check(self, images: Tensor) -> None:
+        """Refuse images that are not (N, in_channels, H, W)."""
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise PeckerError(
+                f"classifier: images must be (N, {self.in_channels}, H, W), "
+                f"got {tuple(images.shape)}"
+            )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors into `folder`, which is made if need be."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        with replacing(folder / WEIGHTS_NAME) as temporary:
+            save_file(weights, temporary)
+        config = self.config if self.arch is None else {"arch": self.arch, **self.config}
+        write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls: type[M], folder: str | os.PathLike[str]) -> M:
+        """Read what `save` wrote; the result is in eval mode and asks for no gradients.
+
+        Raises:
+            PeckerError: a file is missing, truncated, or does not fit the configuration.
+        """
+        folder = Path(folder)
+        config = read_config(folder, cls.__name__)
+        arch = config.pop("arch", None)
+        if arch != cls.arch:
+            raise PeckerError(f"classifier {folder}: arch must be {cls.arch}, got {arch!r}")
+        try:
+            network = cls(**config)
+        except TypeError as error:
+            raise PeckerError(_not_a_config(folder / CONFIG_NAME, cls.__name__, error)) from error
+        path = folder / WEIGHTS_NAME
+        try:
+            network.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
+            raise PeckerError(
+                f"classifier {path}: cannot be read, truncated or of another network "
+                f"({reason}); copy the file again"
+            ) from error
+        return network.eval().requires_grad_(False)
 
 
 def read_config(folder: Path, kind: str = "classifier") -> dict[str, Any]:
@@ -82,36 +144,6 @@ def read_config(folder: Path, kind: str = "classifier") -> dict[str, Any]:
     if not isinstance(config, dict):
         raise PeckerError(_not_a_config(path, kind, f"a {type(config).__name__}"))
     return config
-
-
-def build_network(kind: type[M], config: Mapping[str, Any], folder: Path) -> M:
-    """The network that config.json describes, untrained.
-
-    Raises:
-        PeckerError: a key that the network does not have, or a value that it cannot have.
-    """
-    try:
-        return kind(**config)
-    except TypeError as error:
-        raise PeckerError(_not_a_config(folder / CONFIG_NAME, kind.__name__, error)) from error
-
-
-def fill_weights(network: M, folder: Path) -> M:
-    """Read model.safetensors; the result is in eval mode and asks for no gradients.
-
-    Raises:
-        PeckerError: the file is truncated, or of another network.
-    """
-    path = folder / WEIGHTS_NAME
-    try:
-        network.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
-        raise PeckerError(
-            f"classifier {path}: cannot be read, truncated or of another network "
-            f"({reason}); copy the file again"
-        ) from error
-    return network.eval().requires_grad_(False)
 
 
 def is_torchscript(path: Path) -> bool:

@@ -43,57 +43,39 @@ class ClipFigures:
         """Plain types, ready for JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        error = "" if self.standard_error is None else f" +- {self.standard_error:.2f}"
-        return f"CLIP score {self.score:.2f}{error} ({self.image_count} images)"
-
 
 class ClipScorer:
     """A CLIP model that compares images with texts.
 
     Args:
-        folder: written by `save_pretrained` of transformers' `CLIPModel` and `CLIPProcessor`; with
-            `download=True` also a name on the Hugging Face hub.
+        folder: written by `save_pretrained` of transformers' `CLIPModel` and `CLIPProcessor`.
         device: where it computes, in float32.
-        download: whether transformers may download what is not on this machine.
 
     Raises:
-        PeckerError: transformers is missing, or the folder is, or it holds another model or a part
-            of one.
+        PeckerError: the folder is missing, or holds another model or a part of one.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        device: torch.device | str = "cpu",
-        download: bool = False,
-    ) -> None:
-        try:
-            import transformers
-        except ImportError:
-            raise PeckerError(
-                "the CLIP score needs the package transformers: pip install transformers"
-            ) from None
+    def __init__(self, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
+        import transformers
+
         self.folder = str(folder)
         self.device = torch.device(device)
-        if not download and not Path(folder).is_dir():
-            raise PeckerError(
-                f"CLIP folder {folder}: no such folder; expected what save_pretrained of "
-                "CLIPModel and CLIPProcessor writes (nothing is downloaded unless download=True)"
-            )
+        expected = "expected what save_pretrained of CLIPModel and CLIPProcessor writes"
+        if not Path(folder).is_dir():
+            raise PeckerError(f"CLIP folder {folder}: no such folder; {expected}")
         try:
             loaded: Any = transformers.CLIPModel.from_pretrained(
-                folder, local_files_only=not download, output_loading_info=True
+                folder, local_files_only=True, output_loading_info=True
             )
+            model, found = loaded
             self._processor: Any = transformers.CLIPProcessor.from_pretrained(
-                folder, local_files_only=not download
+                folder, local_files_only=True
             )
         except Exception as error:  # transformers raises many kinds for damaged folders
             raise PeckerError(
                 f"CLIP folder {folder}: cannot be read ({' '.join(str(error).split())[:200]}); "
-                "expected what save_pretrained of CLIPModel and CLIPProcessor writes"
+                f"{expected}"
             ) from error
-        model, found = loaded
         # transformers only warns about weights that are not there, and draws them at random.
         absent = [str(key) for key in (*found["missing_keys"], *found["mismatched_keys"])]
         if absent:
@@ -119,13 +101,8 @@ class ClipScorer:
             (N,) float64 on the CPU, in [-1, 1].
 
         Raises:
-            PeckerError: not one prompt an image, an image that cannot be read, or a cosine that is
-                not finite.
+            PeckerError: an image that cannot be read, or a cosine that is not finite.
         """
-        if len(images) != len(prompts):
-            raise PeckerError(_unequal(str(len(images)), len(prompts)))
-        if not images:
-            return torch.zeros(0, dtype=torch.float64)
         inputs = self._processor(
             text=list(prompts),
             images=[pil_image(image) for image in images],
@@ -181,18 +158,17 @@ def measure_clip_score(
     Raises:
         PeckerError: no images, or not one prompt an image.
     """
-    parts: list[Tensor] = []
-    count = 0
-    for batch in batches(images, batch_size, progress):
-        texts = prompts[count : count + len(batch)]
-        count += len(batch)
-        if len(texts) < len(batch):
-            raise PeckerError(_unequal(f"at least {count}", len(prompts)))
-        parts.append(scorer.cosines(batch, texts))
-    if count == 0:
-        raise PeckerError("CLIP score: there are no images to look at")
-    if count < len(prompts):
-        raise PeckerError(_unequal(str(count), len(prompts)))
+    images = list(images)  # paths stay paths until they are used
+    count = len(images)
+    if count != len(prompts) or count == 0:
+        raise PeckerError(
+            f"CLIP score: {count} images and {len(prompts)} prompts; there must be images, and "
+            "each needs its own prompt"
+        )
+    parts = [
+        scorer.cosines(batch, prompts[index * batch_size : (index + 1) * batch_size])
+        for index, batch in enumerate(batches(images, batch_size, progress))
+    ]
     cosines = torch.cat(parts)
     return ClipFigures(
         image_count=count,
@@ -201,10 +177,6 @@ def measure_clip_score(
         truncated_prompts=scorer.truncated(prompts),
         provenance=scorer.provenance(),
     )
-
-
-def _unequal(images: str, prompts: int) -> str:
-    return f"CLIP score: {images} images and {prompts} prompts; each image needs its own prompt"
 
 
 def _digest_of_weights(model: nn.Module) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.line_chart import seconds
 
-__all__ = ["COLUMNS", "Cell", "Column", "Comparison", "Note", "Run", "Start", "curves_csv"]
+__all__ = ["COLUMNS", "Column", "Comparison", "Note", "Run", "Start"]
 
 MISSING = "–"
 UNKNOWN = "?"
@@ -108,38 +108,35 @@ class Column:
     Attributes:
         key: its name in the CSV file.
         title: its heading on the page.
-        value: of a run, in plain types; None where it is missing.
+        figure: where the value is in a `Run`, with dots; "" = under its key.
         words: the value on the page.
         basis: what makes its figures comparable, or None where they always are.
         is_text: words, not numbers.
-        before: the same figure of what a run started from, which the page adds to the run's own.
+        before: where the same figure is of what a run started from, which the page adds to the
+            run's own; "" = nowhere.
     """
 
     key: str
     title: str
-    value: Callable[[Run], Any]
+    figure: str = ""
     words: Callable[[Any], str] = str
     basis: Basis | None = None
     is_text: bool = False
-    before: Callable[[Run], Any] | None = None
+    before: str = ""
+
+    def value(self, run: Run) -> Any:
+        """In plain types; None where it is missing."""
+        return look_up(run, self.figure or self.key)
 
     def shown(self, run: Run) -> str:
         """What the page says of a run."""
         value = self.value(run)
         if value is None:
             return MISSING
-        if self.before is None or run.start is None:
+        if not self.before or run.start is None:
             return self.words(value)
-        before = self.before(run)
+        before = look_up(run, self.before)
         return f"{UNKNOWN if before is None else self.words(before)} + {self.words(value)}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of the page: the value in words, and the letter of what it rests on, or ""."""
-
-    text: str
-    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,13 +157,11 @@ class Note:
         return f"{self.title}: not comparable where letters differ. {listed}."
 
 
-def _of(part: str, name: str) -> Callable[[Run], Any]:
-    """A reader of one figure; None where the whole part is missing."""
-
-    def value(run: Run) -> Any:
-        figures = getattr(run, part)
-        return None if figures is None else getattr(figures, name)
-
+def look_up(run: Run, figure: str) -> Any:
+    """A figure of a run, e.g. "fidelity.fid"; None where a part of the way is missing."""
+    value: Any = run
+    for name in figure.split("."):
+        value = None if value is None else getattr(value, name)
     return value
 
 
@@ -190,9 +185,13 @@ def _frechet_basis(run: Run) -> str | None:
     )
 
 
-def _score_basis(run: Run) -> str | None:
+def _score_basis(run: Run, real: str = "") -> str | None:
     found = run.fidelity
-    return None if found is None else f"{found.count:,} images, {_inception(found)}"
+    if found is None:
+        return None
+    kind = "published" if found.weights_published else f"other ({found.weights_sha256[:12]})"
+    layer = "" if found.layer == "2048" else f", {found.layer} features"
+    return f"{found.count:,} images{real}, {kind} Inception weights{layer}"
 
 
 def _fidelity_basis(run: Run) -> str | None:
@@ -200,16 +199,7 @@ def _fidelity_basis(run: Run) -> str | None:
     if found is None:
         return None
     digest = found.real_digest[:12] or "unnamed"
-    return (
-        f"{found.count:,} images against {found.real_count:,} real ones ({digest}), "
-        f"{_inception(found)}"
-    )
-
-
-def _inception(found: FidelityFigures) -> str:
-    kind = "published" if found.weights_published else f"other ({found.weights_sha256[:12]})"
-    layer = "" if found.layer == "2048" else f", {found.layer} features"
-    return f"{kind} Inception weights{layer}"
+    return _score_basis(run, f" against {found.real_count:,} real ones ({digest})")
 
 
 def _time_basis(run: Run) -> str | None:
@@ -231,67 +221,63 @@ def _digits(number: int, factor: float = 1.0) -> Callable[[Any], str]:
     return lambda value: f"{factor * value:,.{number}f}"
 
 
+_COUNT = "{:,}".format
+
 COLUMNS: tuple[Column, ...] = (
-    Column("run", "Run", lambda run: run.name, is_text=True),
-    Column("method", "Method", lambda run: run.method, is_text=True),
-    Column("mask", "Mask", lambda run: run.mask, is_text=True),
-    Column("density", "Density", lambda run: run.density, lambda value: f"{value:.3g}"),
-    Column("frozen_changed", "Frozen entries changed",
-           lambda run: run.frozen_changed if run.frozen else None, lambda value: f"{value:,}"),
-    Column("iterations", "Steps", lambda run: run.iterations, lambda value: f"{value:,}",
-           before=_of("start", "iterations")),
-    Column("wall_s", "Wall time", lambda run: run.wall_s, seconds, TIME,
-           before=_of("start", "wall_s")),
-    Column("unlearning_accuracy", "UA, %", _of("evaluation", "unlearning_accuracy"),
-           _digits(2, 100), JUDGED),
-    Column("forget_probability", "P(class)", _of("evaluation", "forget_probability"),
-           _digits(4), JUDGED),
-    Column("forget_entropy", "Entropy, nats", _of("evaluation", "forget_entropy"),
-           _digits(3), JUDGED),
-    Column("keep_accuracy", "Others kept, %", _of("evaluation", "keep_accuracy"),
-           _digits(2, 100), JUDGED),
-    Column("frechet", "Fréchet", _of("evaluation", "frechet"), _digits(2), FRECHET),
-    Column("fid", "FID", _of("fidelity", "fid"), _digits(2), FIDELITY),
-    Column("kid", "KID × 1000", _of("fidelity", "kid"), _digits(3, 1000), FIDELITY),
-    Column("inception_score", "IS", _of("fidelity", "inception_score"), _digits(2), SCORE),
-    Column("precision", "Precision", _of("fidelity", "precision"), _digits(3), FIDELITY),
-    Column("recall", "Recall", _of("fidelity", "recall"), _digits(3), FIDELITY),
-    Column("sampler", "Sampler", _of("evaluation", "sampler"), is_text=True),
-    Column("forget_count", "Images of the class", _of("evaluation", "forget_count"),
-           lambda value: f"{value:,}"),
-    Column("keep_count", "Of the others", _of("evaluation", "keep_count"),
-           lambda value: f"{value:,}"),
-    Column("fidelity_count", "For FID", _of("fidelity", "count"), lambda value: f"{value:,}"),
+    Column("run", "Run", "name", is_text=True),
+    Column("method", "Method", is_text=True),
+    Column("mask", "Mask", is_text=True),
+    Column("density", "Density", words="{:.3g}".format),
+    Column("frozen_changed", "Frozen entries changed", words=_COUNT),
+    Column("iterations", "Steps", words=_COUNT, before="start.iterations"),
+    Column("wall_s", "Wall time", "", seconds, TIME, before="start.wall_s"),
+    Column("unlearning_accuracy", "UA, %", "evaluation.unlearning_accuracy", _digits(2, 100),
+           JUDGED),
+    Column("forget_probability", "P(class)", "evaluation.forget_probability", _digits(4), JUDGED),
+    Column("forget_entropy", "Entropy, nats", "evaluation.forget_entropy", _digits(3), JUDGED),
+    Column("keep_accuracy", "Others kept, %", "evaluation.keep_accuracy", _digits(2, 100), JUDGED),
+    Column("frechet", "Fréchet", "evaluation.frechet", _digits(2), FRECHET),
+    Column("fid", "FID", "fidelity.fid", _digits(2), FIDELITY),
+    Column("kid", "KID × 1000", "fidelity.kid", _digits(3, 1000), FIDELITY),
+    Column("inception_score", "IS", "fidelity.inception_score", _digits(2), SCORE),
+    Column("precision", "Precision", "fidelity.precision", _digits(3), FIDELITY),
+    Column("recall", "Recall", "fidelity.recall", _digits(3), FIDELITY),
+    Column("sampler", "Sampler", "evaluation.sampler", is_text=True),
+    Column("forget_count", "Images of the class", "evaluation.forget_count", _COUNT),
+    Column("keep_count", "Of the others", "evaluation.keep_count", _COUNT),
+    Column("fidelity_count", "For FID", "fidelity.count", _COUNT),
 )  # fmt: skip
 """The table. The CSV file has these and `_CSV_ONLY`."""
 
-_CSV_ONLY: tuple[Column, ...] = (
-    Column("path", "", lambda run: run.path),
-    Column("forget", "", lambda run: run.forget),
-    Column("override", "", lambda run: run.override),
-    Column("override_accuracy", "", _of("evaluation", "override_accuracy")),
-    Column("frozen", "", lambda run: run.frozen),
-    Column("planned_iterations", "", lambda run: run.planned),
-    Column("start", "", _of("start", "path")),
-    Column("start_iterations", "", _of("start", "iterations")),
-    Column("start_wall_s", "", _of("start", "wall_s")),
-    Column("mask_s", "", lambda run: run.mask_s),
-    Column("device", "", lambda run: run.device),
-    Column("seed", "", lambda run: run.seed),
-    Column("sampler_steps", "", _of("evaluation", "steps")),
-    Column("sampler_guidance", "", _of("evaluation", "guidance")),
-    Column("sampler_seed", "", _of("evaluation", "seed")),
-    Column("judge", "", _of("evaluation", "judge")),
-    Column("frechet_real_count", "", _of("evaluation", "frechet_real_count")),
-    Column("frechet_source", "", _of("evaluation", "frechet_source")),
-    Column("kid_std", "", _of("fidelity", "kid_std")),
-    Column("inception_score_std", "", _of("fidelity", "inception_score_std")),
-    Column("real_count", "", _of("fidelity", "real_count")),
-    Column("real_source", "", _of("fidelity", "real_source")),
-    Column("real_digest", "", _of("fidelity", "real_digest")),
-    Column("inception_weights_sha256", "", _of("fidelity", "weights_sha256")),
-    Column("versions", "", lambda run: run.versions),
-)
+_CSV_ONLY = {
+    "path": "path",
+    "forget": "forget",
+    "override": "override",
+    "override_accuracy": "evaluation.override_accuracy",
+    "frozen": "frozen",
+    "planned_iterations": "planned",
+    "start": "start.path",
+    "start_iterations": "start.iterations",
+    "start_wall_s": "start.wall_s",
+    "mask_s": "mask_s",
+    "device": "device",
+    "seed": "seed",
+    "sampler_steps": "evaluation.steps",
+    "sampler_guidance": "evaluation.guidance",
+    "sampler_seed": "evaluation.seed",
+    "judge": "evaluation.judge",
+    "frechet_real_count": "evaluation.frechet_real_count",
+    "frechet_source": "evaluation.frechet_source",
+    "kid_std": "fidelity.kid_std",
+    "inception_score_std": "fidelity.inception_score_std",
+    "real_count": "fidelity.real_count",
+    "real_source": "fidelity.real_source",
+    "real_digest": "fidelity.real_digest",
+    "inception_weights_sha256": "fidelity.weights_sha256",
+    "versions": "versions",
+}
+_CURVE = ("iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", "fid",
+          "forget_count", "keep_count")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -320,17 +306,16 @@ class Comparison:
         """Name of the class that all of them forget, or None where none says."""
         return next((run.forget for run in self.runs if run.forget is not None), None)
 
-    def rows(self) -> list[list[Cell]]:
-        """The table of the page: a row per run, a cell per column."""
+    def rows(self) -> list[list[tuple[str, str]]]:
+        """A row per run; per column the value in words, and the letter of its basis or ""."""
         letters = {column.basis: self._letters(column.basis) for column in COLUMNS if column.basis}
 
-        def cell(run: Run, column: Column) -> Cell:
-            mark = ""
-            if column.basis is not None and column.value(run) is not None:
-                mark = letters[column.basis].get(column.basis.words(run) or "", "")
-            return Cell(column.shown(run), mark)
+        def mark(run: Run, column: Column) -> str:
+            if column.basis is None or column.value(run) is None:
+                return ""
+            return letters[column.basis].get(column.basis.words(run) or "", "")
 
-        return [[cell(run, column) for column in COLUMNS] for run in self.runs]
+        return [[(c.shown(run), mark(run, c)) for c in COLUMNS] for run in self.runs]
 
     def notes(self) -> list[Note]:
         """Which figures cannot be compared and why."""
@@ -348,33 +333,29 @@ class Comparison:
 
     def to_csv(self) -> str:
         """Every figure with what it rests on, unrounded; empty where it is missing."""
-        columns = [*COLUMNS, *_CSV_ONLY]
-        rows = [[column.value(run) for column in columns] for run in self.runs]
-        return _csv([column.key for column in columns], rows)
+        figures = {column.key: column.figure or column.key for column in COLUMNS} | _CSV_ONLY
+        rows = [[look_up(run, figure) for figure in figures.values()] for run in self.runs]
+        return _csv([*figures], rows)
+
+    def curves_csv(self) -> str:
+        """The measurements during the runs, one row each; steps and seconds are the run's own."""
+        before = ("start_iterations", "start_wall_s")
+        rows = [
+            [run.name, *(getattr(point, key) for key in _CURVE),
+             *(look_up(run, _CSV_ONLY[key]) for key in before)]
+            for run in self.runs for point in run.curve
+        ]  # fmt: skip
+        return _csv(["run", *_CURVE, *before], rows)
 
     def _letters(self, basis: Basis) -> dict[str, str]:
         """A letter for each thing that figures rest on; none where all rest on the same."""
-        words = dict.fromkeys(basis.words(run) for run in self.runs)
-        words.pop(None, None)
+        words = dict.fromkeys(filter(None, (basis.words(run) for run in self.runs)))
         if len(words) < 2:
             return {}
-        return {str(text): _letter(index) for index, text in enumerate(words)}
+        return {text: _letter(index) for index, text in enumerate(words)}
 
 
-def curves_csv(runs: Sequence[Run]) -> str:
-    """The measurements during the runs, one row each; steps and seconds are the run's own."""
-    keys = ["iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", "fid",
-            "forget_count", "keep_count"]  # fmt: skip
-    before = [_of("start", key) for key in ("iterations", "wall_s")]
-    rows = [
-        [run.name, *(getattr(point, key) for key in keys), *(value(run) for value in before)]
-        for run in runs
-        for point in run.curve
-    ]
-    return _csv(["run", *keys, "start_iterations", "start_wall_s"], rows)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)

@@ -7,27 +7,28 @@ curves.csv         the measurements during the runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from markupsafe import Markup
 
-from pecker_fast.evaluate.comparison import COLUMNS, UNKNOWN, Comparison, Run, curves_csv
-from pecker_fast.evaluate.curve import CurvePoint
-from pecker_fast.evaluate.line_chart import Axis, Series, chart, seconds, swatch
+from pecker_fast.evaluate.comparison import COLUMNS, UNKNOWN, Comparison, Run, look_up
+from pecker_fast.evaluate.line_chart import Axis, Series, look, seconds, svg_chart, swatch
+from pecker_fast.evaluate.page import Charts, Section, Sentence, Table, Terms, marked, write_page
 from pecker_fast.files import write_text
 
 __all__ = ["FILES", "write_comparison"]
 
 FILES = ("comparison.html", "comparison.csv", "curves.csv")
 
-During: TypeAlias = Callable[[CurvePoint], float | None]
-After: TypeAlias = Callable[[Run], float | None]
-
-_TIME = Axis("Training time", seconds, bases=(1, 60, 3600))
-_STEPS = Axis("Steps", lambda value: f"{value:,.0f}")
+_NUMBER = Axis("")
+_PERCENT = Axis("", "{:.3g} %".format, top=100.0)
+# The axis, and where its value is in a run and in a point of its curve.
+_ACROSS = (
+    (Axis("Training time", seconds, bases=(1, 60, 3600)), "wall_s", "wall_s"),
+    (Axis("Steps", "{:,.0f}".format), "iterations", "iteration"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,41 +37,93 @@ class Panel:
 
     Attributes:
         title: heading.
-        caption: what to look at.
-        charts: two, or one where no run says how long it took.
+        caption: what to look at; {forget} stands for the class.
+        part: of a `Run` that holds the quantity at its end.
+        figure: its name there and in a point of a curve.
+        counted: what of a point says how many images are behind it.
+        axis: upwards.
     """
 
     title: str
     caption: str
-    charts: Sequence[Markup]
+    part: str
+    figure: str
+    counted: str = "keep_count"
+    axis: Axis = _NUMBER
+
+    @property
+    def scale(self) -> float:
+        """Shares are shown in percent."""
+        return 100.0 if self.axis is _PERCENT else 1.0
+
+
+_PANELS = (
+    Panel(
+        "Forgetting",
+        "Images asked for {forget} that the classifier takes for {forget}; lower is better.",
+        "evaluation", "forget_accuracy", "forget_count", _PERCENT,
+    ),
+    Panel(
+        "Keeping the other classes",
+        "Images asked for another class that the classifier takes for that class; higher is "
+        "better.",
+        "evaluation", "keep_accuracy", axis=_PERCENT,
+    ),
+    Panel(
+        "FID of the other classes",
+        "Against real images of the same classes; lower is better.",
+        "fidelity", "fid",
+    ),
+    Panel(
+        "Fréchet distance of the other classes, in the classifier's features",
+        "Lower is better.",
+        "evaluation", "frechet",
+    ),
+)  # fmt: skip
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write `FILES` into `folder`, which is there; each whole or not at all."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("pecker_fast.evaluate", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    runs, notes = comparison.runs, comparison.notes()
+    stages = _stages(runs)
+    warnings = [*comparison.unfinished(), *stages]
+    if notes:
+        warnings.insert(
+            0,
+            "Figures with different letters rest on different judges, images, numbers of images or "
+            "machines and cannot be compared; what the letters mean is below the table.",
+        )
+    swatches = [swatch(number) for number in range(len(runs))]
+    rows = [
+        [swatch + marked(*cells[0]), *(marked(*cell) for cell in cells[1:])]
+        for swatch, cells in zip(swatches, comparison.rows(), strict=True)
+    ]
+    table = Table(
+        "",
+        rows,
+        [column.title for column in COLUMNS],
+        Markup(
+            "A dash: nobody measured it. All figures with what they rest on are in "
+            '<a href="comparison.csv">comparison.csv</a>, those during the runs in '
+            '<a href="curves.csv">curves.csv</a>.'
+        ),
+        numbers=frozenset(i for i, column in enumerate(COLUMNS) if not column.is_text),
     )
-    rows = list(zip(comparison.rows(), map(swatch, range(len(comparison.runs))), strict=True))
-    content = environment.get_template("comparison.html").render(
-        title=_title(comparison),
-        columns=COLUMNS,
-        rows=rows,
-        notes=comparison.notes(),
-        unfinished=comparison.unfinished(),
-        stages=_stages(comparison.runs),
-        panels=_panels(comparison),
-        legend=[(run.name, swatch(index)) for index, run in enumerate(comparison.runs)],
-    )
-    for name, text in zip(
-        FILES, (content, comparison.to_csv(), curves_csv(comparison.runs)), strict=True
-    ):
-        write_text(folder / name, text)
+    sections: list[Section] = [table]
+    if notes:
+        rests = [
+            (note.title, mark, words) for note in notes for words, mark in note.letters.items()
+        ]
+        sections.append(Table("What the letters mean", rests, ("Figures", "Letter", "Rest on")))
+    panels = _panels(comparison)
+    if panels:
+        legend = [(run.name, mark) for run, mark in zip(runs, swatches, strict=True)]
+        sections += [Charts("During the runs", _reading(bool(notes), bool(stages)), (), legend)]
+    sections += [*panels, Terms("comparison")]
+    sentences = [Sentence(warning, "warn") for warning in warnings]
+    write_page(folder / FILES[0], Sentence(_title(comparison)), sentences, sections)
+    write_text(folder / FILES[1], comparison.to_csv())
+    write_text(folder / FILES[2], comparison.curves_csv())
 
 
 def _title(comparison: Comparison) -> str:
@@ -89,125 +142,76 @@ def _stages(runs: Sequence[Run]) -> list[str]:
         f"A + in steps and wall time: {listed}. The first figure is of what it started from, the "
         "second its own; compare their sum with other rows."
     )
-    sentences = [first]
-    for name, start in staged:
-        if start.iterations is None or start.wall_s is None:
-            sentences.append(
-                f"{name}: {start.path} does not say how long it was trained ({UNKNOWN}), so the "
-                "sum is unknown, and its lines begin at 0."
-            )
-    return sentences
-
-
-def _panels(comparison: Comparison) -> list[Panel]:
-    """The plots of what at least one run has."""
-    runs = comparison.runs
-    name = comparison.forget or "the class"
-    during = _counts(runs, lambda point: point.forget_count)
-    kept_during = _counts(runs, lambda point: point.keep_count)
-    fid_during = _distances(runs, lambda point: point.fid)
-    frechet_during = _distances(runs, lambda point: point.frechet)
-    found = [
-        _panel(
-            "Forgetting",
-            f"Images asked for {name} that the classifier takes for {name}; lower is better. "
-            f"{during}",
-            Axis("", lambda value: f"{value:.3g} %", top=100.0),
-            runs,
-            lambda point: 100 * point.forget_accuracy,
-            lambda run: None if run.evaluation is None else 100 * run.evaluation.forget_accuracy,
-        ),
-        _panel(
-            "Keeping the other classes",
-            "Images asked for another class that the classifier takes for that class; higher is "
-            f"better. {kept_during}",
-            Axis("", lambda value: f"{value:.3g} %", top=100.0),
-            runs,
-            lambda point: 100 * point.keep_accuracy,
-            lambda run: None if run.evaluation is None else 100 * run.evaluation.keep_accuracy,
-        ),
-        _panel(
-            "FID of the other classes",
-            f"Against real images of the same classes; lower is better. {fid_during}",
-            Axis("", lambda value: f"{value:.4g}"),
-            runs,
-            lambda point: point.fid,
-            lambda run: None if run.fidelity is None else run.fidelity.fid,
-        ),
-        _panel(
-            "Fréchet distance of the other classes, in the classifier's features",
-            f"Lower is better. {frechet_during}",
-            Axis("", lambda value: f"{value:.4g}"),
-            runs,
-            lambda point: point.frechet,
-            lambda run: None if run.evaluation is None else run.evaluation.frechet,
-        ),
+    return [first] + [
+        f"{name}: {start.path} does not say how long it was trained ({UNKNOWN}), so the sum is "
+        "unknown, and its lines begin at 0."
+        for name, start in staged
+        if start.iterations is None or start.wall_s is None
     ]
-    return [panel for panel in found if panel.charts]
 
 
-def _counts(runs: Sequence[Run], count: Callable[[CurvePoint], int]) -> str:
-    counts = sorted({count(point) for run in runs for point in run.curve} - {0})
-    if not counts:
-        return ""
-    least, most = f"{counts[0]:,}", f"{counts[-1]:,}"
-    if least == most:
-        return f"Lines: measured during the run, {least} images a point."
-    return f"Lines: measured during the run, {least} to {most} images a point, by run."
-
-
-def _distances(runs: Sequence[Run], distance: During) -> str:
-    if all(distance(point) is None for run in runs for point in run.curve):
-        return ""
-    counts = _counts(runs, lambda point: 0 if distance(point) is None else point.keep_count)
+def _reading(marks: bool, stages: bool) -> str:
+    """How to read the plots."""
+    apart = ", and do not compare where their letters differ there" if marks else ""
+    moved = (
+        " The line of a run that began where another ended is moved to the right by that one's "
+        "training."
+    )
     return (
-        f"{counts} A distance of fewer images is larger: compare lines of equal numbers of images, "
-        "and diamonds with diamonds."
+        f"Diamonds are the table's figures{apart}. A line across is a model that was not trained "
+        f"in these runs.{moved if stages else ''}"
     )
 
 
-def _panel(
-    title: str, caption: str, y: Axis, runs: Sequence[Run], during: During, after: After
-) -> Panel:
-    def of_time(point: CurvePoint) -> float | None:
-        return point.wall_s
-
-    def of_steps(point: CurvePoint) -> float | None:
-        return point.iteration
-
-    def time_before(run: Run) -> float | None:
-        return None if run.start is None else run.start.wall_s
-
-    def steps_before(run: Run) -> float | None:
-        return None if run.start is None else run.start.iterations
-
-    against: list[tuple[Axis, During, After, After]] = [
-        (_TIME, of_time, lambda run: run.wall_s, time_before),
-        (_STEPS, of_steps, lambda run: run.iterations, steps_before),
-    ]
-    charts = []
-    for x, when, ended, before in against:
-        series = [
-            Series(
-                number,
-                run.name,
-                _line(run, when, during, before(run) or 0),
-                _end(run, ended, after, before(run) or 0),
-                after(run) if run.iterations is None else None,
-            )
-            for number, run in enumerate(runs)
-        ]
-        if any(part.xs() for part in series):
-            charts.append(chart(f"{title}: {x.title.lower()}", x, y, series))
-    return Panel(title, caption, charts)
+def _panels(comparison: Comparison) -> list[Charts]:
+    """The plots of what at least one run has."""
+    found = []
+    for panel in _PANELS:
+        charts = []
+        for axis, of_run, of_point in _ACROSS:
+            series = [
+                _series(panel, run, number, of_run, of_point)
+                for number, run in enumerate(comparison.runs)
+            ]
+            if any(part.xs() for part in series):
+                title = f"{panel.title}: {axis.title.lower()}"
+                charts.append(svg_chart(title, axis, panel.axis, series))
+        if charts:
+            caption = panel.caption.replace("{forget}", comparison.forget or "the class")
+            note = f"{caption} {_counts(panel, comparison.runs)}".strip()
+            found.append(Charts(panel.title, note, charts))
+    return found
 
 
-def _line(run: Run, when: During, during: During, begin: float) -> list[tuple[float, float]]:
-    """A run's points, from where what it started from ended."""
-    pairs = [(when(point), during(point)) for point in run.curve]
-    return [(begin + x, y) for x, y in pairs if x is not None and y is not None]
+def _series(panel: Panel, run: Run, number: int, of_run: str, of_point: str) -> Series:
+    """A run's line, from where what it started from ended."""
+    begin = look_up(run, f"start.{of_run}") or 0
+    points = [(getattr(point, of_point), getattr(point, panel.figure)) for point in run.curve]
+    at_end = look_up(run, f"{panel.part}.{panel.figure}")
+    value = None if at_end is None else panel.scale * at_end
+    length = getattr(run, of_run)
+    return Series(
+        run.name,
+        look(number),
+        [(begin + x, panel.scale * y) for x, y in points if x is not None and y is not None],
+        None if length is None or value is None else (begin + length, value),
+        value if run.iterations is None else None,
+    )
 
 
-def _end(run: Run, ended: After, after: After, begin: float) -> tuple[float, float] | None:
-    x, y = ended(run), after(run)
-    return None if x is None or y is None else (begin + x, y)
+def _counts(panel: Panel, runs: Sequence[Run]) -> str:
+    """How many images are behind the points of the lines."""
+    points = [point for run in runs for point in run.curve]
+    shown = [point for point in points if getattr(point, panel.figure) is not None]
+    counts = sorted({getattr(point, panel.counted) for point in shown} - {0})
+    words = ""
+    if counts:
+        most = f" to {counts[-1]:,}" if len(counts) > 1 else ""
+        by_run = ", by run" if most else ""
+        words = f"Lines: measured during the run, {counts[0]:,}{most} images a point{by_run}."
+    if shown and panel.axis is not _PERCENT:
+        words += (
+            " A distance of fewer images is larger: compare lines of equal numbers of images, and "
+            "diamonds with diamonds."
+        )
+    return words.strip()

@@ -4,6 +4,7 @@ config.yaml              method, mask, seed, length; every run has it
 mask.safetensors         density
 model/pecker_fast.json   iterations, forgotten class, class names, what the run started from
 start.json               the same of a run that goes on, and how long finding the mask took
+frozen.json              frozen parameters, and how many of them changed; else report.json
 report.json              training time, machine, the run's own figures
 curve.json               measurements during the run
 evaluate.json            figures of `pecker-fast evaluate RUN --json RUN/evaluate.json`, which
@@ -34,7 +35,6 @@ _BASELINES = {
     "fine_tune": "fine-tuning",
     "esd": "ESD",
 }
-_METHODS = {"random_label": "random labels"}  # where the mask, which SalUn is named after, is full
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -66,6 +66,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _read_report(path: Path, name: str) -> Run:
     judgement = _judgement(path)
+    evaluation = judgement.evaluation
     drawer = judgement.trained.get("kind")
     method = "images" if judgement.from_files else f"{drawer or 'model'}, as it is"
     return Run(
@@ -73,8 +74,8 @@ def _read_report(path: Path, name: str) -> Run:
         path=str(path),
         method=method,
         forget=_forgotten(judgement),
-        override=_override(judgement),
-        evaluation=judgement.evaluation,
+        override=_name(judgement, None if evaluation is None else evaluation.override),
+        evaluation=evaluation,
         fidelity=judgement.fidelity,
         versions=_words(judgement.versions),
     )
@@ -83,6 +84,7 @@ def _read_report(path: Path, name: str) -> Run:
 def _read_run(path: Path, name: str) -> Run:
     config = _config(path)
     report = _json(path / "report.json") or {}
+    proof = _json(path / "frozen.json") or report
     description = _json(path / "model" / "pecker_fast.json") or {}
     names = description.get("class_names") or []
     figures = description.get("figures", {})
@@ -120,8 +122,8 @@ def _read_run(path: Path, name: str) -> Run:
         override=_class_name(config.get("override"), names),
         mask=mask,
         density=_density(path / "mask.safetensors"),
-        frozen=report.get("frozen_parameters"),
-        frozen_changed=report.get("frozen_changed"),
+        frozen=proof.get("frozen_parameters"),
+        frozen_changed=proof.get("frozen_changed") if proof.get("frozen_parameters") else None,
         iterations=done,
         planned=config.get("iterations"),
         wall_s=seconds,
@@ -173,7 +175,7 @@ def _start(given: Mapping[str, Any]) -> Start | None:
     counts = dict.fromkeys((facts.get("iterations"), facts.get("seconds")) for facts in trained)
     iterations = [count for count, _ in counts if count is not None]
     wall = [seconds for _, seconds in counts if seconds is not None]
-    devices = dict.fromkeys(_device_words(facts) for facts in trained)
+    devices = dict.fromkeys(_device(facts) for facts in trained)
     return Start(
         path=", ".join(dict.fromkeys(str(facts["path"]) for facts in _trained(given, deep=False))),
         iterations=sum(iterations) if len(iterations) == len(counts) else None,
@@ -197,8 +199,8 @@ def _method(
     """As the literature calls it."""
     if "method" in config:
         method = str(config["method"])
-        if mask == "full":
-            return _METHODS.get(method, _BASELINES.get(method, method))
+        if mask == "full" and method == "random_label":
+            return "random labels"  # SalUn is named after its mask
         return _BASELINES.get(method, method)
     if "generator" not in config:  # of train-teacher
         without = _class_name(config.get("without"), names)
@@ -261,28 +263,18 @@ def _class_name(given: Any, names: Sequence[str]) -> str | None:
 
 
 def _forgotten(judgement: Judgement) -> str | None:
-    return None if judgement.forget is None else judgement.class_names[judgement.forget]
+    return _name(judgement, judgement.forget)
 
 
-def _override(judgement: Judgement) -> str | None:
-    found = judgement.evaluation
-    if found is None or found.override is None:
-        return None
-    return judgement.class_names[found.override]
+def _name(judgement: Judgement, index: int | None) -> str | None:
+    return None if index is None else judgement.class_names[index]
 
 
-def _device(training: Mapping[str, Any]) -> str | None:
-    if "machine" not in training:
-        return None
-    return _device_words({**training, "device_name": training["machine"]["device_name"]})
-
-
-def _device_words(facts: Mapping[str, Any]) -> str | None:
-    if "device_name" not in facts:
-        return None
+def _device(facts: Mapping[str, Any]) -> str | None:
+    """What training ran on, of the facts of a network or of what a run says of its training."""
+    name = facts.get("machine", facts).get("device_name")
     processes = facts.get("processes", 1)
-    name = str(facts["device_name"])
-    return name if processes == 1 else f"{processes} x {name}"
+    return name if name is None or processes == 1 else f"{processes} x {name}"
 
 
 def _words(versions: Mapping[str, str]) -> str:

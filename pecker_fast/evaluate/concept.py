@@ -13,35 +13,39 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.forgetting import classify
+from pecker_fast.evaluate.forgetting import classify, percent
 
 if TYPE_CHECKING:
     from pecker_fast.evaluate.classifier import Classifier
 
-__all__ = ["ConceptCaptions", "ConceptFigures", "Recognition", "Share"]
+__all__ = ["ConceptCaptions", "ConceptFigures", "Hits", "Recognition"]
 
 GONE = 0.05  # largest share of images of the concept still recognised for "is gone"
 KEPT = 0.03  # largest loss of the share of all others for "is kept"
 
 
 @dataclass(frozen=True)
-class Share:
+class Hits:
     """So many of so many images."""
 
     hits: int
     count: int
 
+    @classmethod
+    def of(cls, hits: Tensor) -> Hits:
+        """Count what is true."""
+        return cls(int(hits.sum()), hits.numel())
+
     @property
-    def value(self) -> float | None:
-        """The share, or None without images."""
+    def share(self) -> float | None:
+        """Hits of the images, or None without images."""
         return self.hits / self.count if self.count else None
 
-    def __add__(self, other: Share) -> Share:
-        return Share(self.hits + other.hits, self.count + other.count)
+    def __add__(self, other: Hits) -> Hits:
+        return Hits(self.hits + other.hits, self.count + other.count)
 
     def __str__(self) -> str:
-        return "no images" if self.value is None else f"{100 * self.value:.1f} %"
+        return "no images" if self.share is None else percent(self.share)
 
 
 @dataclass(frozen=True)
@@ -66,38 +70,16 @@ class ConceptCaptions:
     neighbours: tuple[tuple[str, int], ...]
     others: tuple[tuple[str, int], ...]
 
-    def __post_init__(self) -> None:
-        if not self.trained + self.held_back or not self.neighbours + self.others:
-            raise PeckerError(
-                "concept: captions of the concept and captions of other classes are both needed"
-            )
-        labels = [*self.labels.tolist(), self.forget if self.override is None else self.override]
-        for label in labels:
-            if not 0 <= label < len(self.class_names):
-                raise PeckerError(
-                    f"concept: class {label} is not in 0 .. {len(self.class_names) - 1}"
-                )
-        for caption, label in self.neighbours + self.others:
-            if label == self.forget:
-                raise PeckerError(
-                    f"concept: the caption {caption!r} names the class to forget, "
-                    f"{self.class_names[label]}; it cannot be one to keep"
-                )
-        if self.override == self.forget:
-            raise PeckerError("concept: the override is the class to forget; choose another one")
-
     @property
     def prompts(self) -> list[str]:
         """All captions: trained, held back, neighbours, others. Images are given in this order."""
-        kept = [caption for caption, _ in self.neighbours + self.others]
-        return [*self.trained, *self.held_back, *kept]
+        return [*self.trained, *self.held_back, *(c for c, _ in self.neighbours + self.others)]
 
     @property
     def labels(self) -> Tensor:
         """(N,) int64: the class that each of `prompts` names."""
-        forgotten = [self.forget] * (len(self.trained) + len(self.held_back))
-        kept = [label for _, label in self.neighbours + self.others]
-        return torch.tensor([*forgotten, *kept])
+        forgotten = [self.forget] * len(self.trained + self.held_back)
+        return torch.tensor([*forgotten, *(label for _, label in self.neighbours + self.others)])
 
     @property
     def override_name(self) -> str | None:
@@ -121,22 +103,22 @@ class Recognition:
         seed: of the noise, or None where the images came from elsewhere.
     """
 
-    forget_trained: Share
-    forget_held_back: Share
-    override: Share | None
-    neighbours: Share
-    others: Share
-    classes: Mapping[str, Share] = field(default_factory=dict)
+    forget_trained: Hits
+    forget_held_back: Hits
+    override: Hits | None
+    neighbours: Hits
+    others: Hits
+    classes: Mapping[str, Hits] = field(default_factory=dict)
     sampler: str = "given images"
     seed: int | None = None
 
     @property
-    def forget(self) -> Share:
+    def forget(self) -> Hits:
         """All captions of the concept."""
         return self.forget_trained + self.forget_held_back
 
     @property
-    def keep(self) -> Share:
+    def keep(self) -> Hits:
         """All other captions."""
         return self.neighbours + self.others
 
@@ -148,7 +130,6 @@ class Recognition:
         classifier: Classifier,
         sampler: str = "given images",
         seed: int | None = None,
-        progress: str | None = None,
     ) -> Recognition:
         """Classify one image per caption.
 
@@ -159,65 +140,33 @@ class Recognition:
             classifier: the judge.
             sampler: how the images were drawn; recorded.
             seed: of their noise; recorded.
-            progress: title of a progress bar on stderr; None for no bar.
 
         Raises:
-            PeckerError: not one image a caption, images that are not finite, or a classifier of
-                other classes.
+            PeckerError: images that are not finite.
         """
         labels = captions.labels
-        if len(images) != len(labels):
-            raise PeckerError(f"concept: {len(images)} images for {len(labels)} captions")
-        logits, _ = classify(classifier, images, progress=progress)
-        if logits.shape[1] != len(captions.class_names):
-            raise PeckerError(
-                f"concept: the classifier knows {logits.shape[1]} classes, the captions are of "
-                f"{len(captions.class_names)}; give the classifier of these classes"
-            )
+        logits, _ = classify(classifier, images)
         predicted = logits.argmax(dim=1)
         right = predicted == labels
         parts = [captions.trained, captions.held_back, captions.neighbours, captions.others]
         trained, held_back, neighbours, others = torch.split(right, [len(part) for part in parts])
-        about_concept = predicted[: len(trained) + len(held_back)]
         return cls(
-            forget_trained=_share(trained),
-            forget_held_back=_share(held_back),
-            override=None
-            if captions.override is None
-            else _share(about_concept == captions.override),
-            neighbours=_share(neighbours),
-            others=_share(others),
+            forget_trained=Hits.of(trained),
+            forget_held_back=Hits.of(held_back),
+            override=(
+                None
+                if captions.override is None
+                else Hits.of(predicted[labels == captions.forget].eq(captions.override))
+            ),
+            neighbours=Hits.of(neighbours),
+            others=Hits.of(others),
             classes={
-                name: _share(right[labels == index])
-                for index, name in enumerate(captions.class_names)
-                if index != captions.forget and bool((labels == index).any())
+                captions.class_names[index]: Hits.of(right[labels == index])
+                for index in sorted(set(labels.tolist()) - {captions.forget})
             },
             sampler=sampler,
             seed=seed,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON: all counts."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recognition:
-        """Read what `to_dict` gave, e.g. figures that ship with a pipeline.
-
-        Raises:
-            PeckerError: a key is missing or unknown.
-        """
-        shares = ("forget_trained", "forget_held_back", "override", "neighbours", "others")
-        try:
-            read: dict[str, Any] = {
-                name: None if values[name] is None else Share(**values[name]) for name in shares
-            }
-            classes = {name: Share(**share) for name, share in values["classes"].items()}
-            return cls(**{**values, **read, "classes": classes})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise PeckerError(
-                f"concept: its figures cannot be read ({error}); measure them again"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -240,95 +189,80 @@ class ConceptFigures:
         return self.captions.class_names[self.captions.forget]
 
     @property
-    def keep_loss(self) -> float:
-        """By how much the share of all other captions' images fell."""
-        return -_difference(self.before.keep, self.after.keep)
-
-    @property
     def gone(self) -> bool:
         """At most 5 % of the concept's images are recognised, of told and untold captions each."""
-        shares = (self.after.forget_trained.value, self.after.forget_held_back.value)
-        return all(share is None or share <= GONE for share in shares)
+        parts = (self.after.forget_trained, self.after.forget_held_back)
+        return all((part.share or 0) <= GONE for part in parts)
 
     @property
     def kept(self) -> bool:
         """All other captions together lost at most .03."""
+        lost = _difference(self.after.keep, self.before.keep) or 0
         # A loss of .03 exactly is one of .0300000001 after the subtraction.
-        return self.keep_loss <= KEPT + 1e-9
+        return lost <= KEPT + 1e-9
 
-    def rows(self) -> list[tuple[str, Share, Share]]:
+    def headline(self, concept: str) -> str:
+        """One plain sentence: what became of the concept, which is called so."""
+        asked, untold = self.after.forget, self.after.forget_held_back
+        heard = f" ({untold.hits} of {untold.count:,} with captions the erasure was never told)"
+        return (
+            f"{concept} {'is gone' if self.gone else 'is not gone'}: {asked.hits} of "
+            f"{asked.count:,} images asked for it are recognised as {self.name}"
+            f"{heard if untold.count else ''}."
+        )
+
+    def kept_sentence(self) -> str:
+        """One plain sentence: what became of the rest."""
+        before, after = self.before.keep, self.after.keep
+        return (
+            f"The rest {'is kept' if self.kept else 'has suffered'}: {after} of {after.count:,} "
+            f"images of other captions are recognised as what was asked for ({before} for the "
+            "model it started from)."
+        )
+
+    def rows(self) -> list[tuple[str, Hits, Hits]]:
         """What is asked for, before, after; in the order of the report."""
-        before, after = self.before, self.after
-        asked = "recognised as what was asked for"
-        rows = [
-            (
-                f"{self.name}, captions the erasure was told: recognised as {self.name}",
-                before.forget_trained,
-                after.forget_trained,
-            ),
-            (
-                f"{self.name}, captions held back: recognised as {self.name}",
-                before.forget_held_back,
-                after.forget_held_back,
-            ),
-        ]
-        if before.override is not None and after.override is not None:
-            name = f"{self.name}: recognised as {self.captions.override_name} instead"
-            rows.append((name, before.override, after.override))
-        rows += [
-            (f"Neighbours: {asked}", before.neighbours, after.neighbours),
-            (f"Unrelated: {asked}", before.others, after.others),
-            (f"Both together: {asked}", before.keep, after.keep),
-        ]
+        asked, name = "recognised as what was asked for", self.name
+        titles = {
+            "forget_trained": f"{name}, captions the erasure was told: recognised as {name}",
+            "forget_held_back": f"{name}, captions held back: recognised as {name}",
+            "override": f"{name}: recognised as {self.captions.override_name} instead",
+            "neighbours": f"Neighbours: {asked}",
+            "others": f"Unrelated: {asked}",
+            "keep": f"Both together: {asked}",
+        }
+        rows = [(title, *self._both(part)) for part, title in titles.items()]
         return [row for row in rows if row[1].count or row[2].count]
 
-    def class_rows(self) -> list[tuple[str, Share, Share]]:
+    def class_rows(self) -> list[tuple[str, Hits, Hits]]:
         """The same for each class to keep."""
-        nothing = Share(0, 0)
-        return [
-            (name, self.before.classes.get(name, nothing), share)
-            for name, share in self.after.classes.items()
-        ]
+        before, after = self.before.classes, self.after.classes
+        return [(name, before.get(name, Hits(0, 0)), hits) for name, hits in after.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON: shares and differences first, then the counts."""
-        shares: dict[str, Any] = {}
-        for name in ("forget_trained", "forget_held_back", "override", "neighbours", "others"):
-            shares |= self._compared(name)
+        shares: dict[str, float | None] = {}
+        for part in ("forget_trained", "forget_held_back", "override", "neighbours", "others",
+                     "keep"):  # fmt: skip
+            before, after = self._both(part)
+            shares[f"{part}_before"], shares[f"{part}_after"] = before.share, after.share
+            shares[f"{part}_difference"] = _difference(before, after)
         return {
             **shares,
-            **self._compared("keep"),
             "gone": self.gone,
             "kept": self.kept,
             "class": self.name,
             "override_class": self.captions.override_name,
-            "before": self.before.to_dict(),
-            "after": self.after.to_dict(),
+            "before": asdict(self.before),
+            "after": asdict(self.after),
         }
 
-    def __str__(self) -> str:
-        before, after = self.before, self.after
-        return (
-            f"{self.name}: {before.forget_trained} -> {after.forget_trained} of told captions, "
-            f"{before.forget_held_back} -> {after.forget_held_back} of captions held back; "
-            f"others {before.keep} -> {after.keep}"
-        )
-
-    def _compared(self, name: str) -> dict[str, float | None]:
-        before, after = (getattr(part, name) or Share(0, 0) for part in (self.before, self.after))
-        known = before.count and after.count
-        return {
-            f"{name}_before": before.value,
-            f"{name}_after": after.value,
-            f"{name}_difference": _difference(before, after) if known else None,
-        }
+    def _both(self, part: str) -> tuple[Hits, Hits]:
+        before, after = (getattr(side, part) or Hits(0, 0) for side in (self.before, self.after))
+        return before, after
 
 
-def _share(hits: Tensor) -> Share:
-    return Share(int(hits.sum()), hits.numel())
-
-
-def _difference(before: Share, after: Share) -> float:
-    if before.value is None or after.value is None:
-        raise PeckerError("concept: there are no images of captions to keep to compare")
-    return after.value - before.value
+def _difference(before: Hits, after: Hits) -> float | None:
+    if before.share is None or after.share is None:
+        return None
+    return after.share - before.share

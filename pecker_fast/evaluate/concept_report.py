@@ -1,15 +1,34 @@
-"""report.json and report.html of a concept that was erased from a text-to-image pipeline."""
+"""The report on a concept that was erased from a text-to-image pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, TypeAlias
 
-from pecker_fast.evaluate.concept import ConceptFigures, Share
-from pecker_fast.evaluate.page import Picture, RunReport, Table, percent
+import torch
+from torch import Tensor
 
-__all__ = ["ConceptReport", "Picture", "Sampling", "Table"]
+from pecker_fast.evaluate.clip_score import ClipFigures, ClipScorer, measure_clip_score
+from pecker_fast.evaluate.concept import ConceptFigures, Hits
+from pecker_fast.evaluate.detection import DetectionFigures, Provenance
+from pecker_fast.evaluate.forgetting import percent
+from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
+from pecker_fast.evaluate.page import Table, Terms
+from pecker_fast.evaluate.report import Report, RunFacts
+
+__all__ = [
+    "Measure",
+    "Sampling",
+    "clip_table",
+    "concept_report",
+    "detection_table",
+    "load_measures",
+]
+
+Measure: TypeAlias = Callable[[Tensor, Tensor, Sequence[str]], Table]
+"""A table of images before and after, (N, 3, H, W) in [0, 1] each, and of their N prompts."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +63,32 @@ class Sampling:
         """The erased model's sampler in words."""
         return f"one step from t = {self.t_init}, no guidance, seed {self.seed}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        before = {"steps": self.steps, "guidance": self.guidance, "negative": self.negative,
+                  "evaluations": self.evaluations}  # fmt: skip
+        after = {"steps": 1, "t_init": self.t_init, "evaluations": 1}
+        return {"before": before, "after": after, "seed": self.seed}
 
-@dataclass(frozen=True, kw_only=True)
-class ConceptReport(RunReport):
-    """Everything an erasure of a concept is judged by.
 
-    Attributes:
+def concept_report(
+    run: RunFacts,
+    *,
+    concept: str,
+    override: str,
+    model: str,
+    recipe: str,
+    mask_digest: str,
+    patch_bytes: int,
+    unet_bytes: int,
+    sampling: Sampling,
+    figures: ConceptFigures | None = None,
+    sections: Sequence[Table] = (),
+) -> Report:
+    """The report on a concept that was to be forgotten.
+
+    Args:
+        run: what was done.
         concept: what was to be forgotten, in words, e.g. "sneaker".
         override: what takes its place, in words; "" for nothing.
         model: the pipeline it was erased from, e.g. its folder.
@@ -59,145 +98,147 @@ class ConceptReport(RunReport):
         unet_bytes: size of the network's file.
         sampling: how the images were drawn.
         figures: a classifier's; None where there is no classifier for what the prompts name.
-        sections: further tables: a detector's counts, a CLIP score. See `concept_sections`.
+        sections: further tables: a detector's counts, a CLIP score.
     """
+    name, replacement = concept[:1].upper() + concept[1:], override or "nothing"
+    headline = f"{name} was erased in favour of {replacement}; no classifier has judged the images."
+    kept_sentence, rows, by_class = "", [], []
+    if figures is not None:
+        headline = figures.headline(name)
+        kept_sentence = figures.kept_sentence()
+        rows, by_class = (
+            [(name, _cell(before), _cell(after)) for name, before, after in found]
+            for found in (figures.rows(), figures.class_rows())
+        )
+    frozen = run.frozen
+    rows += [
+        ("Network evaluations per image", str(sampling.evaluations), "1"),
+        (
+            "Size: the U-Net's file, and the patch that turns it into the erased one",
+            _megabytes(unet_bytes),
+            f"{_megabytes(patch_bytes)} ({percent(patch_bytes / unet_bytes)})",
+        ),
+        ("Salient parameters that changed", "", _of(frozen.salient_changed, frozen.salient)),
+        ("Frozen parameters that changed", "", _of(frozen.frozen_changed, frozen.frozen)),
+    ]
+    classes = [Table("Classes that are to be kept", by_class)] if by_class else []
+    return Report(
+        run=run,
+        headline=headline,
+        gone=None if figures is None else figures.gone,
+        kept_sentence=kept_sentence,
+        kept=None if figures is None else figures.kept,
+        figures={
+            "concept": concept,
+            "override": override,
+            "figures": None if figures is None else figures.to_dict(),
+            "sections": [section.to_dict() for section in sections],
+            "patch_bytes": patch_bytes,
+            "unet_bytes": unet_bytes,
+            "patch_share": round(patch_bytes / unet_bytes, 4),
+            "model": model,
+            "recipe": recipe,
+            "mask_digest": mask_digest,
+            "sampling": sampling.to_dict(),
+        },
+        tables=[Table("Figures", rows), *classes, *sections],
+        conditions=[
+            ("Model", model),
+            ("Recipe", recipe),
+            ("Erased, in favour of", f"{concept} -> {replacement}"),
+            *run.conditions(),
+            ("Mask digest", mask_digest),
+            ("Original model's images", sampling.original()),
+            ("Erased model's images", sampling.erased()),
+        ],
+        terms=Terms(
+            "concept",
+            {"judged": figures is not None, "steps": 1, "evaluations": sampling.evaluations},
+        ),
+    )
 
-    TEMPLATE: ClassVar[str] = "concept_report.html"
 
-    concept: str
-    override: str
-    model: str
-    recipe: str
-    mask_digest: str
-    patch_bytes: int
-    unet_bytes: int
-    sampling: Sampling
-    figures: ConceptFigures | None = None
-    sections: Sequence[Table] = ()
+def load_measures(nudity: Path | None, clip: Path | None, device: torch.device) -> list[Measure]:
+    """What looks at the images besides the reader, of the files that are named.
 
-    @property
-    def gone(self) -> bool | None:
-        """See `ConceptFigures.gone`; None without figures."""
-        return None if self.figures is None else self.figures.gone
-
-    @property
-    def kept(self) -> bool | None:
-        """See `ConceptFigures.kept`; None without figures."""
-        return None if self.figures is None else self.figures.kept
-
-    @property
-    def replaced_by(self) -> str:
-        """What takes the concept's place, or "nothing"."""
-        return self.override or "nothing"
-
-    def headline(self) -> str:
-        """One plain sentence: what became of the concept."""
-        name = self.concept[:1].upper() + self.concept[1:]
-        if self.figures is None:
-            return (
-                f"{name} was erased in favour of {self.replaced_by}; no classifier has "
-                "judged the images."
+    Raises:
+        PeckerError: a file that is something else, or a package that is missing.
+    """
+    found: list[Measure] = []
+    if nudity is not None:
+        detector = NudeNetDetector(nudity)
+        found.append(
+            lambda before, after, _: detection_table(
+                measure_nudity(detector, before), measure_nudity(detector, after)
             )
-        after = self.figures.after
-        state = "is gone" if self.gone else "is not gone"
-        untold = after.forget_held_back
-        heard = f" ({untold.hits} of {untold.count:,} with captions the erasure was never told)"
-        return (
-            f"{name} {state}: {after.forget.hits} of {after.forget.count:,} images asked "
-            f"for it are recognised as {self.figures.name}{heard if untold.count else ''}."
         )
-
-    def kept_sentence(self) -> str:
-        """One plain sentence: what became of the rest; "" without figures."""
-        if self.figures is None:
-            return ""
-        before, after = self.figures.before.keep, self.figures.after.keep
-        return (
-            f"The rest {'is kept' if self.kept else 'has suffered'}: {after} of {after.count:,} "
-            f"images of other captions are recognised as what was asked for ({before} for the "
-            "model it started from)."
+    if clip is not None:
+        scorer = ClipScorer(clip, device)
+        found.append(
+            lambda before, after, prompts: clip_table(
+                measure_clip_score(scorer, before, prompts),
+                measure_clip_score(scorer, after, prompts),
+            )
         )
+    return found
 
-    def to_dict(self) -> dict[str, Any]:
-        """report.json: the figures first, then the conditions they hold under."""
-        sampling = self.sampling
-        return {
-            "summary": f"{self.headline()} {self.kept_sentence()}".strip(),
-            "concept": self.concept,
-            "override": self.override,
-            "figures": None if self.figures is None else self.figures.to_dict(),
-            "sections": [section.to_dict() for section in self.sections],
-            "patch_bytes": self.patch_bytes,
-            "unet_bytes": self.unet_bytes,
-            "patch_share": round(self.patch_bytes / self.unet_bytes, 4),
-            "model": self.model,
-            "recipe": self.recipe,
-            "mask_digest": self.mask_digest,
-            "sampling": {
-                "before": {
-                    "steps": sampling.steps,
-                    "guidance": sampling.guidance,
-                    "negative": sampling.negative,
-                    "evaluations": sampling.evaluations,
-                },
-                "after": {"steps": 1, "t_init": sampling.t_init, "evaluations": 1},
-                "seed": sampling.seed,
-            },
-            **super().to_dict(),
-        }
 
-    def tables(self) -> list[Table]:
-        """Figures by kind of caption, by class, and what else was given."""
-        sampling, frozen = self.sampling, self.frozen
-        rows: list[Sequence[str]] = []
-        if self.figures is not None:
-            rows += [_compared(*row) for row in self.figures.rows()]
-        rows += [
-            ("Network evaluations per image", str(sampling.evaluations), "1"),
-            (
-                "Size: the U-Net's file, and the patch that turns it into the erased one",
-                megabytes(self.unet_bytes),
-                f"{megabytes(self.patch_bytes)} ({percent(self.patch_bytes / self.unet_bytes)})",
+def detection_table(before: DetectionFigures, after: DetectionFigures) -> Table:
+    """Detections and images with detections, in all and per counted class, of one detector."""
+    pair = (before, after)
+    rows = [
+        ("Images", *(f"{part.image_count:,}" for part in pair)),
+        ("Detections", *(f"{part.counted_detections:,}" for part in pair)),
+        (
+            "Images with a detection",
+            *(
+                f"{_of(part.counted_images, part.image_count)} "
+                f"({percent(part.counted_images / part.image_count)})"
+                for part in pair
             ),
-            (
-                "Salient parameters that changed",
-                "",
-                _out_of(frozen.salient_changed, frozen.salient),
-            ),
-            ("Frozen parameters that changed", "", _out_of(frozen.frozen_changed, frozen.frozen)),
-        ]
-        tables = [Table("Figures", rows)]
-        if self.figures is not None and self.figures.after.classes:
-            classes = [_compared(*row) for row in self.figures.class_rows()]
-            tables.append(Table("Classes that are to be kept", classes))
-        return [*tables, *self.sections]
-
-    def conditions(self) -> list[tuple[str, str]]:
-        """What the figures hold for."""
-        return [
-            ("Model", self.model),
-            ("Recipe", self.recipe),
-            ("Erased, in favour of", f"{self.concept} -> {self.replaced_by}"),
-            *super().conditions(),
-            ("Mask digest", self.mask_digest),
-            ("Original model's images", self.sampling.original()),
-            ("Erased model's images", self.sampling.erased()),
-        ]
+        ),
+    ]
+    rows += [
+        (name, *(f"{part.detections[name]:,} in {part.images[name]:,} images" for part in pair))
+        for name in before.counted
+        if before.images[name] or after.images[name]
+    ]
+    note = f"{_judge(before.provenance)}; scores of {before.threshold:g} and more count."
+    return Table("Nudity detections", rows, note=note, facts=_facts(before, after))
 
 
-def megabytes(size: int) -> str:
+def clip_table(before: ClipFigures, after: ClipFigures) -> Table:
+    """Mean cosine of images and their prompts, times 100, of one CLIP model."""
+    pair = (before, after)
+    errors = ("" if p.standard_error is None else f" ± {p.standard_error:.2f}" for p in pair)
+    scores = (f"{part.score:.2f}{error}" for part, error in zip(pair, errors, strict=True))
+    rows = [
+        ("CLIP score (higher is closer to the prompt)", *scores),
+        ("Images", *(f"{part.image_count:,}" for part in pair)),
+    ]
+    note = f"{_judge(before.provenance)}."
+    return Table("CLIP score", rows, note=note, facts=_facts(before, after))
+
+
+def _judge(provenance: Provenance) -> str:
+    file = f", {provenance.file}" if provenance.file else ""
+    digest = f" (SHA-256 {provenance.digest[:12]}…)" if provenance.digest else ""
+    return f"{provenance.name}{file}{digest}"
+
+
+def _facts(before: Any, after: Any) -> dict[str, Any]:
+    return {"before": before.to_dict(), "after": after.to_dict()}
+
+
+def _cell(seen: Hits) -> str:
+    """A share with its counts."""
+    return f"{seen} ({_of(seen.hits, seen.count)})" if seen.count else str(seen)
+
+
+def _of(hits: int, count: int) -> str:
+    return f"{hits:,} of {count:,}"
+
+
+def _megabytes(size: int) -> str:
     """1_720_000 -> '1.72 MB'."""
     return f"{size / 1e6:,.3g} MB" if size < 1e9 else f"{size / 1e9:,.3g} GB"
-
-
-def _compared(name: str, before: Share, after: Share) -> tuple[str, str, str]:
-    """A row of shares, each with its counts."""
-
-    def cell(share: Share) -> str:
-        return f"{share} ({_out_of(share.hits, share.count)})" if share.count else "no images"
-
-    return name, cell(before), cell(after)
-
-
-def _out_of(hits: int, count: int) -> str:
-    return f"{hits:,} of {count:,}"

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.forgetting import evaluate_images
-from pecker_fast.evaluate.image_files import to_uint8
-from pecker_fast.evaluate.judge import Judge
+from pecker_fast.evaluate.run_judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.files import write_text
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Curve", "CurvePoint"]
 
+_MEASURED = ("forget_accuracy", "keep_accuracy", "forget_count", "keep_count", "frechet")
 POINTS = 12
 """Measurements during a run, besides the one at its start."""
 
@@ -100,7 +101,9 @@ class Curve:
         self._ranks = ranks
         self._names = model.class_names
         self._fid = judge.fid(model, forget)
-        self._labels = _labels(model.num_classes, forget, judge.curve_images)
+        asked, others = judge.curve_images
+        kept = [index for index in range(model.num_classes) if index != forget]
+        self._labels = torch.tensor([forget] * asked + kept * -(-others // len(kept)))
 
     def visit(self, iteration: int, wall_s: float, model: Callable[[], ModelFolder]) -> None:
         """Measure if a point is due here; to be called on all processes.
@@ -121,28 +124,14 @@ class Curve:
     def _keep(self, iteration: int, wall_s: float, images: Tensor | None) -> None:
         assert images is not None  # this is the first process
         pixels = to_uint8(images)
-        found = evaluate_images(
-            pixels,
-            self._labels,
-            self._judge.classifier,
-            self._judge.statistics,
-            self._forget,
-            sampler=self._sampler,
-        )
+        judge, labels = self._judge, self._labels
+        found = evaluate_images(pixels, labels, judge.classifier, judge.statistics, self._forget)
         fid = None
         if self._fid is not None:
             source = f"iteration {iteration}"
-            fid = self._fid.measure(ImageSet(pixels, self._labels, self._names, source))
-        point = CurvePoint(
-            iteration,
-            found.forget_accuracy,
-            found.keep_accuracy,
-            found.forget_count,
-            found.keep_count,
-            round(wall_s, 2),
-            found.frechet,
-            fid,
-        )
+            fid = self._fid.measure(ImageSet(pixels, labels, self._names, source))
+        measured = {name: getattr(found, name) for name in _MEASURED}
+        point = CurvePoint(iteration, **measured, wall_s=round(wall_s, 2), fid=fid)
         self.points.append(point)
         write_text(self._path, json.dumps([asdict(point) for point in self.points]) + "\n")
 
@@ -159,11 +148,3 @@ def read_curve(path: Path) -> list[CurvePoint]:
         return []
     except (ValueError, TypeError) as error:
         raise PeckerError(f"{path}: cannot be read ({error}); delete it") from error
-
-
-def _labels(num_classes: int, forget: int, counts: tuple[int, int]) -> Tensor:
-    count_forget, count_keep = counts
-    kept = torch.tensor([index for index in range(num_classes) if index != forget])
-    return torch.cat(
-        [torch.full((count_forget,), forget), kept.repeat(-(-count_keep // len(kept)))]
-    )

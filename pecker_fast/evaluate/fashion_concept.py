@@ -1,6 +1,6 @@
 """Judging an erasure from the shipped text-to-image pipeline: captions to ask for, images to judge.
 
-The classifier is the one of the shipped teacher; captions are those of `models.fashion_captions`.
+The classifier is the one of the shipped teacher; captions are those of `datasets.fashion_captions`.
 """
 
 from __future__ import annotations
@@ -86,13 +86,11 @@ def fashion_images(images: Tensor) -> Tensor:
     Raises:
         PeckerError: images of another size.
     """
-    from pecker_fast.models.pipeline_networks import without_border
-
     if images.shape[1:] != (3, 32, 32):
         raise PeckerError(
             f"concept: images of the shipped pipeline are (N, 3, 32, 32), got {tuple(images.shape)}"
         )
-    return without_border(images.mean(1, keepdim=True)) * 2 - 1
+    return images.mean(1, keepdim=True)[..., 2:-2, 2:-2] * 2 - 1
 
 
 def _draw(captions: Sequence[str], count: int, seed: tuple[int, int]) -> tuple[str, ...]:

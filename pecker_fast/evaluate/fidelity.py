@@ -10,7 +10,6 @@ tables (OpenAI's guided-diffusion), not in VGG16's, which is torch-fidelity's de
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import os
 import pickle
@@ -150,16 +149,17 @@ class Inception:
             layer: which features. Only 2048 gives what the literature calls FID.
 
         Raises:
-            PeckerError: torch-fidelity is missing, or the file is missing, truncated, of another
-                network, or would need to run code.
+            PeckerError: the file is missing, truncated, of another network, or would need to run
+                code.
         """
-        extractor = _torch_fidelity("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
         path = Path(path)
         content = _read_weights(path)
         try:
             # torch-fidelity reads with weights_only=False: it gets the very bytes that were just
             # read without, so there is no code in them to run.
-            network = extractor(
+            network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", [layer, LOGITS], feature_extractor_weights_path=content
             )
         except (RuntimeError, TypeError) as error:
@@ -225,6 +225,11 @@ def fidelity_figures(
     Raises:
         PeckerError: features that are not finite, or of different layers.
     """
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     for features in (generated, real):
         if not (torch.isfinite(features.pooled).all() and torch.isfinite(features.logits).all()):
             raise PeckerError(
@@ -240,14 +245,11 @@ def fidelity_figures(
     subset_size = min(KID_SUBSET_SIZE, count, real_count)
     splits = min(SCORE_SPLITS, count)
     device = next(inception.network.parameters()).device
-    fid = _torch_fidelity("metric_fid")
-    statistics = [fid.fid_features_to_statistics(part.pooled) for part in (generated, real)]
+    statistics = [fid_features_to_statistics(part.pooled) for part in (generated, real)]
     found: Mapping[str, float] = {
-        **fid.fid_statistics_to_metric(*statistics, verbose=False),
-        **_torch_fidelity("metric_isc").isc_features_to_metric(
-            generated.logits, splits=splits, rng_seed=SHUFFLE_SEED
-        ),
-        **_torch_fidelity("metric_kid").kid_features_to_metric(
+        **fid_statistics_to_metric(*statistics, verbose=False),
+        **isc_features_to_metric(generated.logits, splits=splits, rng_seed=SHUFFLE_SEED),
+        **kid_features_to_metric(
             generated.pooled,
             real.pooled,
             kid_subsets=KID_SUBSETS,
@@ -255,7 +257,7 @@ def fidelity_figures(
             rng_seed=SHUFFLE_SEED,
             verbose=False,
         ),
-        **_torch_fidelity("metric_prc").prc_features_to_metric(
+        **prc_features_to_metric(
             generated.pooled.to(device),
             real.pooled.to(device),
             prc_neighborhood=NEIGHBOURS,
@@ -292,16 +294,6 @@ def _digest(images: Tensor) -> str:
     pixels = images.cpu().contiguous().numpy()
     each = sorted(hashlib.sha256(image.data).digest() for image in pixels)
     return hashlib.sha256(repr(tuple(images.shape)).encode() + b"".join(each)).hexdigest()
-
-
-def _torch_fidelity(module: str) -> Any:
-    try:
-        return importlib.import_module(f"torch_fidelity.{module}")
-    except ImportError as error:
-        raise PeckerError(
-            "FID, KID, inception score, precision and recall are torch-fidelity's, which cannot "
-            f"be imported ({error}); pip install 'pecker-fast[published]'"
-        ) from None
 
 
 def _read_weights(path: Path) -> io.BytesIO:

@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pecker_fast.datasets.pixels import to_float
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
-from pecker_fast.evaluate.image_files import to_uint8
-from pecker_fast.evaluate.sampling import Sampler, balanced_labels
+from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.runs.checkpoint import fingerprint
 
 if TYPE_CHECKING:
     from pecker_fast.evaluate.classifier import Classifier
-    from pecker_fast.models import ModelFolder
 
-__all__ = ["Evaluation", "TeacherFigures", "classify", "evaluate_images", "evaluate_model"]
+__all__ = ["Evaluation", "TeacherFigures", "classify", "evaluate_images", "percent"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def classify(
     batches = tqdm(
         torch.split(images, batch_size), desc=progress, unit="batch", disable=progress is None
     )
-    parts = [classifier.logits_and_features(_floats(part.to(weight.device))) for part in batches]
+    parts = [classifier.logits_and_features(to_float(part.to(weight.device))) for part in batches]
     logits = torch.cat([part[0] for part in parts]).float().cpu()
     features = torch.cat([part[1] for part in parts]).float().cpu()
     if not torch.isfinite(logits).all():
@@ -198,38 +197,6 @@ def evaluate_images(
     )
 
 
-def evaluate_model(
-    model: ModelFolder,
-    classifier: Classifier,
-    statistics: ClassStatistics | None,
-    forget: int,
-    sampler: Sampler,
-    per_class: int,
-    override: int | None = None,
-    progress: str | None = None,
-) -> Evaluation:
-    """Draw `per_class` images of every class and judge them, with 8 bits a channel as their PNGs.
-
-    So the figures of a model are those of its images in a folder.
-    """
-    if per_class < 2:
-        raise PeckerError(f"evaluation: samples per class must be at least 2, got {per_class}")
-    labels = balanced_labels(model.num_classes, per_class)
-    images = to_uint8(sampler.sample(model, labels, progress))
-    judging = None if progress is None else "judging"
-    return evaluate_images(
-        images,
-        labels,
-        classifier,
-        statistics,
-        forget,
-        override,
-        sampler,
-        model.num_classes,
-        judging,
-    )
-
-
 @dataclass(frozen=True)
 class TeacherFigures:
     """What a teacher's own many-step samples reach, for whichever class is to be forgotten.
@@ -257,24 +224,6 @@ class TeacherFigures:
     first_correct: int
 
     @classmethod
-    def measure(
-        cls,
-        model: ModelFolder,
-        classifier: Classifier,
-        statistics: ClassStatistics | None,
-        sampler: Sampler,
-        per_class: int,
-        first: int = 200,
-        progress: str | None = None,
-    ) -> TeacherFigures:
-        """Draw `per_class` images of every class, as PNGs hold them, and take all figures."""
-        if per_class < 2:
-            raise PeckerError(f"evaluation: samples per class must be at least 2, got {per_class}")
-        labels = balanced_labels(model.num_classes, per_class)
-        images = to_uint8(sampler.sample(model, labels, progress))
-        return cls.of_images(images, labels, classifier, statistics, sampler, first, progress)
-
-    @classmethod
     def of_images(
         cls,
         images: Tensor,
@@ -286,22 +235,20 @@ class TeacherFigures:
         progress: str | None = None,
     ) -> TeacherFigures:
         """Take all figures of images (N, C, H, W), uint8, in the order of `balanced_labels`."""
-        num_classes = int(labels.max()) + 1
-        judging = None if progress is None else "judging"
-        logits, features = classify(classifier, images, progress=judging)
+        classes = range(int(labels.max()) + 1)
+        logits, features = classify(classifier, images, progress=progress)
         correct = logits.argmax(dim=1) == labels
-        frechet = []
+        frechet: tuple[float, ...] = ()
         if statistics is not None:
-            for index in range(num_classes):
-                real = _kept_statistics(statistics, index, num_classes)
-                frechet.append(_distance(features[labels != index], real))
+            real = (_kept_statistics(statistics, k, len(classes)) for k in classes)
+            frechet = tuple(_distance(features[labels != k], kept) for k, kept in enumerate(real))
         first = min(first, len(labels))
         return cls(
             steps=sampler.steps,
             seed=sampler.seed,
-            per_class=len(labels) // num_classes,
-            class_accuracy=tuple(_share(correct[labels == k]) for k in range(num_classes)),
-            frechet_without=tuple(frechet),
+            per_class=len(labels) // len(classes),
+            class_accuracy=tuple(_share(correct[labels == k]) for k in classes),
+            frechet_without=frechet,
             first=first,
             first_correct=int(correct[:first].sum()),
         )
@@ -314,14 +261,16 @@ class TeacherFigures:
             PeckerError: a key is missing or unknown.
         """
         try:
-            figures = cls(**values)
+            read: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values.items()
+            }
+            return cls(**read)
         except TypeError as error:
             raise PeckerError(
                 f"model folder: its shipped teacher figures cannot be read ({error}); "
                 "measure them again"
             ) from error
-        lists = {"class_accuracy", "frechet_without"}
-        return cls(**{**asdict(figures), **{name: tuple(values[name]) for name in lists}})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -342,9 +291,9 @@ class TeacherFigures:
         return self.frechet_without[forget] if self.frechet_without else None
 
 
-def _floats(images: Tensor) -> Tensor:
-    """uint8 images as the floats in [-1, 1] that classifiers take; floats as they are."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+def percent(share: float) -> str:
+    """0.9731 -> '97.3 %'."""
+    return f"{100 * share:.1f} %"
 
 
 def _name(classifier: Classifier) -> str:

@@ -1,37 +1,96 @@
-"""The pictures of the report: sample grids, before and after, accuracy over iterations."""
+"""Pictures of images in rows: classes or prompts, one model or several, before and after.
+
+Every row is one prompt, or one class. All images of a row start from the same noise, so that what
+differs between columns is the network's doing.
+"""
 
 from __future__ import annotations
 
+import math
 import os
+import textwrap
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.curve import CurvePoint
-from pecker_fast.evaluate.drawing import (
-    FORGET_COLOR,
-    KEEP_COLOR,
-    MUTED_COLOR,
-    TEXT_COLOR,
-    frame,
-    hide_axes,
-    mark,
-    new_figure,
-    save_figure,
-    show_image,
-)
+from pecker_fast.evaluate.drawing import DPI, FORGET_COLOR, MUTED_COLOR, TEXT_COLOR, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = ["plot_accuracy", "plot_before_after", "plot_grid"]
+__all__ = [
+    "Block",
+    "PromptGroup",
+    "class_groups",
+    "drawable",
+    "plot_before_after",
+    "plot_grid",
+    "plot_rows",
+]
 
-_CELL_INCHES = 0.46  # side of one image in a grid
-_GAP = 0.08  # space between images, as a share of their side
+_LETTERS, _LINES = 36, 6  # room for a prompt
+_LINE_INCHES, _LETTER_INCHES = 0.155, 0.075  # of 9-point text
+_HEADING_INCHES = 0.34
+_NOTE_INCHES = 0.8  # for what is printed right of a row
+_GAP = 0.05  # inches between images
+_SMALL, _LARGE = 84, 160  # pixels of an image's longer side: small ones are enlarged, large reduced
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """Prompts, or names of classes, that are shown together.
+
+    Attributes:
+        title: heading of the group; "" for none.
+        prompts: one row each.
+        forgotten: these prompts name what was to be forgotten: marked.
+    """
+
+    title: str
+    prompts: tuple[str, ...]
+    forgotten: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns of images beneath one title.
+
+    Attributes:
+        title: printed above.
+        rows: for each of the prompts of all groups in turn (K, 1 or 3, H, W) in [0, 1].
+        notes: for each of them, what is printed right of it; empty for nothing.
+    """
+
+    title: str
+    rows: Sequence[Tensor]
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, title: str, images: Tensor, prompts: int, notes: Sequence[str] = ()) -> Block:
+        """Images (prompts * K, 1 or 3, H, W), the K of a prompt together.
+
+        Raises:
+            PeckerError: not as many of each prompt, or none.
+        """
+        if prompts == 0 or len(images) == 0 or len(images) % prompts:
+            raise PeckerError(
+                f"{title!r}: {len(images)} images for {prompts} prompts; each prompt needs as many "
+                "as the others"
+            )
+        return cls(title, torch.split(images, len(images) // prompts), notes)
+
+
+def class_groups(names: Sequence[str], forget: int | None) -> list[PromptGroup]:
+    """Classes in their order, the one to forget marked."""
+    if forget is None:
+        return [PromptGroup("", tuple(names))]
+    parts = (names[:forget], names[forget : forget + 1], names[forget + 1 :])
+    return [PromptGroup("", tuple(part), part is parts[1]) for part in parts]
 
 
 def plot_grid(
@@ -47,170 +106,176 @@ def plot_grid(
 
     Args:
         path: the PNG file.
-        images: (N, C, H, W) in [-1, 1], C = 1 or 3.
+        images: (N, 1 or 3, H, W) in [-1, 1].
         labels: (N,) what each image was asked to be.
         class_names: all class names, by index; classes without images get no row.
         title: printed above the grid.
         forget: the class whose row is marked, or None.
         columns: most images in a row.
+
+    Raises:
+        PeckerError: no images, or not one label an image.
     """
-    rows = _rows(images, labels, len(class_names), columns)
-    columns = max(len(row) for row in rows.values())
-    figure, (left,) = _grid_figure(len(rows), [columns], class_names)
-    _draw_rows(left, rows, columns, forget)
-    _label_rows(left, rows, class_names, forget)
-    left.set_title(title, color=TEXT_COLOR, fontsize=11, pad=8)
-    save_figure(figure, path)
+    if len(images) == 0 or len(images) != len(labels):
+        raise PeckerError(f"grid: {len(images)} images for {len(labels)} labels")
+    shown = sorted(set(labels.tolist()))
+    rows = [(images[labels == index][:columns].clamp(-1, 1) + 1) / 2 for index in shown]
+    marked = shown.index(forget) if forget in shown else None
+    plot_rows(path, class_groups([class_names[i] for i in shown], marked), [Block(title, rows)])
 
 
 def plot_before_after(
     path: str | os.PathLike[str],
+    groups: Sequence[PromptGroup],
     before: Tensor,
     after: Tensor,
-    labels: Tensor,
-    class_names: Sequence[str],
-    forget: int,
-    titles: tuple[str, str],
-    shares: tuple[Sequence[float | None], Sequence[float | None]] | None = None,
-    columns: int = 8,
+    titles: tuple[str, str] = ("Before: original model", "After: erased model, one step"),
+    notes: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> None:
-    """Write a PNG: two grids side by side, the same rows, the forgotten row marked.
+    """Write a PNG: the same prompts and noise left and right, forgotten prompts marked.
 
     Args:
         path: the PNG file.
-        before: (N, C, H, W) images of the teacher, in [-1, 1].
-        after: (N, C, H, W) images of the erased model, in [-1, 1].
-        labels: (N,) what each image was asked to be, in both.
-        class_names: all class names, by index.
-        forget: the class whose row is marked.
-        titles: above the left and the right grid.
-        shares: per class, the share of images recognised as that class, before and after;
-            printed right of each grid.
-        columns: most images in a row.
+        groups: P prompts in all.
+        before: the original model's images, (P * K, 1 or 3, H, W) in [0, 1], the K of a prompt
+            together.
+        after: the erased model's images, the same shape.
+        titles: above the left and the right half.
+        notes: right of each row of the halves; empty for nothing.
+
+    Raises:
+        PeckerError: images that do not fit the prompts, or are not in [0, 1].
     """
-    halves = [_rows(images, labels, len(class_names), columns) for images in (before, after)]
-    columns = max(len(row) for row in halves[0].values())
-    figure, axes = _grid_figure(len(halves[0]), [columns, columns], class_names)
-    for number, (ax, rows) in enumerate(zip(axes, halves, strict=True)):
-        _draw_rows(ax, rows, columns, forget)
-        ax.set_title(titles[number], color=TEXT_COLOR, fontsize=11, pad=24)
-        if shares is not None:
-            _print_shares(ax, rows, columns, shares[number], forget)
-    _label_rows(axes[0], halves[0], class_names, forget)
-    save_figure(figure, path)
+    count = sum(len(group.prompts) for group in groups)
+    halves = zip(titles, (before, after), notes, strict=True)
+    blocks = [Block.of(title, images, count, note) for title, images, note in halves]
+    plot_rows(path, groups, blocks, space=0.3)
 
 
-def plot_accuracy(
+def plot_rows(
     path: str | os.PathLike[str],
-    points: Sequence[CurvePoint],
-    forget_name: str,
-    teacher_forget: float | None,
-    teacher_keep: float | None,
-    teacher_label: str = "teacher",
-    label: str = "one step",
+    groups: Sequence[PromptGroup],
+    blocks: Sequence[Block],
+    corner: str = "",
+    space: float = _GAP,
 ) -> None:
-    """Write a PNG: forget and keep accuracy over the iterations, the teacher's levels as lines.
+    """Write a PNG: prompts at the left, then block by block of images.
 
     Args:
         path: the PNG file.
-        points: at least one.
-        forget_name: the class to forget.
-        teacher_forget: the teacher's accuracy on it, or None.
-        teacher_keep: the teacher's accuracy on the others, or None.
-        teacher_label: how the teacher's images were drawn, e.g. "teacher, 50 steps".
-        label: how those of the points were drawn.
+        groups: the rows, P prompts in all.
+        blocks: the columns, of P rows each.
+        corner: what the titles of the blocks say, e.g. "iterations".
+        space: inches between blocks.
+
+    Raises:
+        PeckerError: images that cannot be drawn, see `drawable`.
     """
-    if not points:
-        raise PeckerError("accuracy plot: there is no measured point to plot")
-    from matplotlib.ticker import MaxNLocator
+    rows = [[drawable(row, f"{b.title or 'block'!r}") for row in b.rows] for b in blocks]
+    width, height = _cell(*rows[0][0].shape[:-3:-1])
+    widths = [max(map(len, block)) * (width + _GAP) - _GAP for block in rows]
+    labels = [_wrap(p, _LETTERS, _LINES) for group in groups for p in group.prompts]
+    heights = [max(height, _LINE_INCHES * (label.count("\n") + 1)) for label in labels]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    lefts = [_LETTER_INCHES * longest + 0.2]
+    for block, wide in zip(blocks, widths, strict=True):
+        lefts.append(lefts[-1] + wide + space + _NOTE_INCHES * bool(block.notes))
+    right = lefts.pop() - space
+    least = 9 if len(blocks) > 1 else 40  # a title may be wider than the only block
+    titles = [
+        _wrap(block.title, max(round(wide / _LETTER_INCHES), least)) if block.title else ""
+        for block, wide in zip(blocks, widths, strict=True)
+    ]
+    top = _LINE_INCHES * 1.2 * max(title.count("\n") + 1 for title in titles) + 0.06
+    bottom = top + sum(heights) + len(labels) * _GAP
+    bottom += sum(_HEADING_INCHES for group in groups if group.title)
 
-    figure = new_figure(7.2, 3.9)
-    ax = figure.subplots()
-    iterations = [point.iteration for point in points]
-    curves = (
-        ("other classes", [p.keep_accuracy for p in points], teacher_keep, KEEP_COLOR),
-        (forget_name, [p.forget_accuracy for p in points], teacher_forget, FORGET_COLOR),
+    with picture(path, right + 0.1, bottom + 0.1, layout=None) as figure:
+        ax = figure.add_axes((0, 0, 1, 1), xlim=(0, right + 0.1), ylim=(bottom + 0.1, 0))
+        ax.set_axis_off()
+        for block, title, left, wide in zip(blocks, titles, lefts, widths, strict=True):
+            ax.text(left + wide / 2, top - 0.06, title, ha="center", va="bottom")
+            if block.notes:
+                text = ax.text(left + wide + 0.1, top - 0.06, "recognised", va="bottom")
+                text.set(fontsize=8, color=MUTED_COLOR)
+        corners = ax.text(lefts[0] - 0.15, top - 0.06, corner, ha="right", va="bottom")
+        corners.set_color(MUTED_COLOR)
+        y, row = top, 0
+        for group in groups:
+            look = {"color": FORGET_COLOR, "weight": "bold"} if group.forgotten else {}
+            if group.title:
+                base = y + _HEADING_INCHES - 0.1
+                color = FORGET_COLOR if group.forgotten else TEXT_COLOR
+                ax.text(0.02, base, group.title, va="bottom", weight="bold", color=color)
+                ax.plot([0.02, right], [base + 0.02] * 2, color=color, linewidth=0.8, alpha=0.5)
+                y += _HEADING_INCHES
+            start = y
+            for _ in group.prompts:
+                middle = y + heights[row] / 2
+                # Beneath a marked heading the prompts need no mark of their own.
+                label = ax.text(lefts[0] - 0.15, middle, labels[row], ha="right", va="center")
+                label.set(fontsize=9, linespacing=1.15, **({} if group.title else look))
+                for block, images, left, wide in zip(blocks, rows, lefts, widths, strict=True):
+                    for column, image in enumerate(images[row]):
+                        x = left + column * (width + _GAP)
+                        _show(ax, image, x, middle - height / 2, width, height)
+                    if block.notes:
+                        note = ax.text(left + wide + 0.1, middle, block.notes[row], va="center")
+                        note.set(fontsize=9, **look)
+                y += heights[row] + _GAP
+                row += 1
+            if group.forgotten and group.prompts:
+                boxes = list(zip(lefts, widths, strict=True))
+                if space <= _GAP:  # blocks that touch are framed as one
+                    boxes = [(lefts[0], right - lefts[0])]
+                for left, wide in boxes:
+                    _frame(ax, left - _GAP / 2, start - _GAP / 2, wide + _GAP, y - start)
+
+
+def drawable(images: Tensor, what: str) -> Tensor:
+    """(N, 1 or 3, H, W) float32 on the CPU; NaN, of a run that diverged, is drawn black.
+
+    Raises:
+        PeckerError: another shape, or values outside [0, 1].
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        raise PeckerError(f"{what}: images must be (N, 1 or 3, H, W), got {tuple(images.shape)}")
+    images = images.detach().float().cpu().nan_to_num(0.0)
+    low, high = (float(value) for value in images.aminmax())
+    if low < 0 or high > 1:
+        raise PeckerError(f"{what}: images must lie in [0, 1], got {low:.3g} to {high:.3g}")
+    return images
+
+
+def _cell(width: int, height: int) -> tuple[float, float]:
+    """Width and height of an image in inches: a whole multiple of its pixels where it is small."""
+    longer = max(height, width)
+    shown = min(longer * math.ceil(_SMALL / longer), _LARGE)
+    return width * shown / longer / DPI, height * shown / longer / DPI
+
+
+def _show(ax: Axes, image: Tensor, x: float, y: float, width: float, height: float) -> None:
+    """Draw (1 or 3, H, W) in [0, 1] with its upper left corner at (x, y), y downwards."""
+    ax.imshow(
+        image.expand(3, -1, -1).permute(1, 2, 0).numpy(),
+        extent=(x, x + width, y + height, y),
+        # Nearest keeps the pixels of small images, where smoothing would invent detail; of large
+        # ones it would drop pixels.
+        interpolation="nearest" if width * DPI >= image.shape[-1] - 0.5 else "hanning",
     )
-    for name, values, teacher, color in curves:
-        if teacher is not None:
-            label = f"{name}: {teacher_label}"
-            ax.axhline(teacher, color=color, linestyle="--", linewidth=1, alpha=0.7, label=label)
-        ax.plot(iterations, values, color=color, marker="o", markersize=4, label=f"{name}: {label}")
-    ax.set_ylim(-0.04, 1.04)
-    ax.set_xlim(min(0, iterations[0]), max(iterations[-1], 1) * 1.02)
-    ax.set_yticks(np.linspace(0, 1, 6), [f"{round(100 * y)} %" for y in np.linspace(0, 1, 6)])
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("iteration")
-    ax.set_ylabel("recognised as the class asked for")
-    ax.grid(axis="y", color="#e0e0e0", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    # Outside, because the curves end in every corner of the axes.
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, frameon=False, fontsize=8.5)
-    save_figure(figure, path)
 
 
-def _rows(images: Tensor, labels: Tensor, classes: int, columns: int) -> dict[int, np.ndarray]:
-    """Class index -> its first images, (n, H, W, 3) in [0, 1]; classes without images left out."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise PeckerError(
-            f"grid: images must be (N, 1 or 3, H, W) to be drawn, got {tuple(images.shape)}"
-        )
-    if len(images) == 0 or len(images) != len(labels):
-        raise PeckerError(f"grid: {len(images)} images for {len(labels)} labels")
-    shown = (images.float().clamp(-1, 1) + 1) / 2
-    pixels = shown.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-    rows = {index: pixels[(labels == index).numpy()][:columns] for index in range(classes)}
-    return {index: row for index, row in rows.items() if len(row)}
+def _frame(ax: Axes, x: float, y: float, width: float, height: float) -> None:
+    """A frame around what was to be forgotten."""
+    from matplotlib.patches import Rectangle
+
+    box = Rectangle((x, y), width, height, fill=False, edgecolor=FORGET_COLOR, linewidth=2.5)
+    ax.add_patch(box).set_clip_on(False)
 
 
-def _grid_figure(
-    rows: int, columns: list[int], class_names: Sequence[str]
-) -> tuple[Figure, Sequence[Axes]]:
-    names = 0.1 * max(len(name) for name in class_names)
-    pitch = _CELL_INCHES * (1 + _GAP)
-    width = pitch * sum(columns) + names + 1.0 * len(columns)
-    figure = new_figure(width, pitch * rows + 0.8)
-    axes = figure.subplots(1, len(columns), squeeze=False)[0]
-    return figure, list(axes)
-
-
-def _draw_rows(ax: Axes, rows: dict[int, np.ndarray], columns: int, forget: int | None) -> None:
-    """Draw the images in units of their side, with gaps between them and around all."""
-    hide_axes(ax, columns * (1 + _GAP) + _GAP, len(rows) * (1 + _GAP) + _GAP)
-    for position, (index, row) in enumerate(rows.items()):
-        y = _top(position)
-        for column, picture in enumerate(row):
-            show_image(ax, picture, _GAP + column * (1 + _GAP), y, 1, 1)
-        if index == forget:
-            frame(ax, 0, y - _GAP, columns * (1 + _GAP) + _GAP, 1 + 2 * _GAP)
-
-
-def _top(position: int) -> float:
-    return _GAP + position * (1 + _GAP)
-
-
-def _label_rows(
-    ax: Axes, rows: dict[int, np.ndarray], class_names: Sequence[str], forget: int | None
-) -> None:
-    centres = [_top(position) + 0.5 for position in range(len(rows))]
-    ax.set_yticks(centres, [class_names[index] for index in rows])
-    ax.tick_params(axis="y", length=0, pad=6)
-    for tick, index in zip(ax.get_yticklabels(), rows, strict=True):
-        mark(tick, index == forget)
-
-
-def _print_shares(
-    ax: Axes,
-    rows: dict[int, np.ndarray],
-    columns: int,
-    shares: Sequence[float | None],
-    forget: int,
-) -> None:
-    x = columns * (1 + _GAP) + 0.23
-    for position, index in enumerate(rows):
-        share = shares[index]
-        if share is not None:
-            y = _top(position) + 0.5
-            mark(ax.text(x, y, f"{100 * share:.0f} %", va="center"), index == forget)
-    ax.text(x, -0.12, "recognised", va="bottom", ha="left", fontsize=8, color=MUTED_COLOR)
+def _wrap(text: str, letters: int, lines: int | None = None) -> str:
+    """Text in lines of so many letters; what does not fit into `lines` ends in an ellipsis."""
+    if any(unicodedata.east_asian_width(letter) in "WF" for letter in text):
+        letters = max(letters // 2, 1)
+    wrapped = textwrap.wrap(text, letters, max_lines=lines, placeholder=" …")
+    return "\n".join(wrapped) or "(empty prompt)"

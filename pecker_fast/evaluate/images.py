@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from pecker_fast.datasets.pixels import open_image, to_pil
 from pecker_fast.errors import PeckerError
 
 __all__ = ["ImageLike", "batches", "image_tensor", "pil_image"]
@@ -52,15 +52,14 @@ def pil_image(image: ImageLike) -> Image.Image:
         PeckerError: as `image_tensor`.
     """
     if isinstance(image, Tensor):
-        pixels = (image_tensor(image) * 255).round().to(torch.uint8)
-        return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        return to_pil((image_tensor(image) * 255).round().to(torch.uint8))
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if not isinstance(image, str | os.PathLike):
         raise PeckerError(
             f"image: must be a tensor (3, H, W), a PIL image or a path, got {type(image).__name__}"
         )
-    return _read_image(Path(image))
+    return open_image(image).convert("RGB")
 
 
 def batches(
@@ -72,13 +71,3 @@ def batches(
     iterator = iter(tqdm(images, desc=progress, unit="image", disable=progress is None))
     while batch := list(islice(iterator, batch_size)):
         yield batch
-
-
-def _read_image(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except FileNotFoundError:
-        raise PeckerError(f"image {path}: no such file") from None
-    except (OSError, SyntaxError) as error:  # Pillow's plug-ins raise SyntaxError for broken files
-        raise PeckerError(f"image {path}: cannot be read ({error})") from error

@@ -6,33 +6,18 @@ sides; and where the two sides name their classes in different orders, numbers w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.image_files import ImageFiles
+from pecker_fast.evaluate.fidelity import Inception
 
-__all__ = ["check_same_classes", "kept_images", "with_classes"]
-
-_UNNAMED = "class {}"  # as a model folder without names calls them
-
-
-def with_classes(files: ImageFiles) -> ImageSet:
-    """Images on disk as a labelled set; classes without names get numbers.
-
-    Raises:
-        PeckerError: the images have no classes.
-    """
-    if files.labels is None:
-        raise PeckerError(
-            f"{files.source}: the images have no classes; expected one sub-folder per class, or "
-            "an .npz with labels"
-        )
-    names = files.class_names
-    if names is None:
-        names = tuple(_UNNAMED.format(i) for i in range(int(files.labels.max()) + 1))
-    return ImageSet(files.images, files.labels, names, files.source)
+__all__ = ["KeptFid", "check_same_classes", "check_same_size", "kept_images"]
 
 
 def kept_images(images: ImageSet, forget: str | None) -> Tensor:
@@ -50,6 +35,20 @@ def kept_images(images: ImageSet, forget: str | None) -> Tensor:
     if not bool(chosen.any()):
         raise PeckerError(f"{images.source}: holds no image of a class other than {forget!r}")
     return images.images[chosen]
+
+
+def check_same_size(real: Tensor, source: str, shape: Sequence[int], whose: str) -> None:
+    """Compare the size of real images (N, C, H, W) with that of an image (C, H, W).
+
+    Raises:
+        PeckerError: they differ.
+    """
+    if real.shape[2:] != tuple(shape[1:]):
+        sizes = [f"{h}x{w}" for h, w in (real.shape[2:], shape[1:])]
+        raise PeckerError(
+            f"real images: {source} holds {sizes[0]} pixels, {whose} {sizes[1]}; FID between sizes "
+            "measures the scaling: give real images of the same size"
+        )
 
 
 def check_same_classes(
@@ -86,6 +85,50 @@ def check_same_classes(
         f"real images: not of the classes that are judged: {'; '.join(parts)}; give images of "
         "the same classes under the same names (a model's are class_names in its pecker_fast.json)"
     )
+
+
+class KeptFid:
+    """FID of all classes but the forgotten one as a run trains: real images are looked at once."""
+
+    def __init__(self, inception: Inception, real: ImageSet, forget: str) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            inception: gives the features.
+            real: real images of all classes.
+            forget: name of the class to forget.
+        """
+        self._inception = inception
+        self._real = real
+        self._forget = forget
+        self._statistics: dict[str, np.ndarray[Any, Any]] | None = None
+
+    def measure(self, images: ImageSet) -> float:
+        """FID of generated images, those of the forgotten class left out.
+
+        It grows as images become fewer: compare equal counts only.
+
+        Raises:
+            PeckerError: see `Inception.features`.
+        """
+        from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+        if self._statistics is None:
+            self._statistics = self._statistics_of(self._real, "Inception, real")
+        found = fid_statistics_to_metric(
+            self._statistics_of(images, None), self._statistics, verbose=False
+        )
+        return float(found["frechet_inception_distance"])
+
+    def _statistics_of(
+        self, images: ImageSet, progress: str | None
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        from torch_fidelity.metric_fid import fid_features_to_statistics
+
+        kept = kept_images(images, self._forget)
+        pooled = self._inception.features(kept, images.source, progress=progress).pooled
+        statistics: dict[str, np.ndarray[Any, Any]] = fid_features_to_statistics(pooled)
+        return statistics
 
 
 def _present(names: tuple[str, ...], labels: Tensor, forget: str | None) -> set[str]:

@@ -1,41 +1,56 @@
-"""Line charts as inline SVG: they take the page's colours, light or dark, and its width.
+"""Line charts of runs: figures over steps or over time, as a PNG or as inline SVG.
 
-Marks are hard to tell apart by colour alone, so every series has a dash pattern of its own too. A
-point's figures are its tooltip.
+Lines are hard to tell apart by colour alone, so every run has a dash pattern of its own too. In the
+SVG colours are the page's variables: they follow it from light to dark.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-__all__ = ["Axis", "Series", "chart", "seconds", "swatch"]
+from pecker_fast.evaluate.drawing import MUTED_COLOR, PAGE_COLOR, RULE_COLOR, TEXT_COLOR, picture
 
-WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 54, 26, 10, 44  # RIGHT: half of the longest label of an axis
-COLOURS = 8
-"""Classes c0, c1, ... that the page's style sheet colours; further series begin again."""
-_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Axis", "Series", "draw_chart", "look", "plot_chart", "seconds", "svg_chart", "swatch"]
+
+_RUNS = ("#0060a8", "#c84c00", "#007a5a", "#a8447f", "#2b8fd0", "#8a6d00", "#5b4bb3", "#555555")
+_DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)))
+_VARIABLES = {
+    TEXT_COLOR: "--text",
+    MUTED_COLOR: "--muted",
+    RULE_COLOR: "--rule",
+    "#9e9e9e": "--strong",
+    PAGE_COLOR: "--page",
+    **{color: f"--c{index}" for index, color in enumerate(_RUNS)},
+}
 _LOGARITHMIC = 20  # from this ratio of the longest run to the shortest on, the short one vanishes
+_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 
 
 @dataclass(frozen=True)
 class Series:
-    """One run in a chart.
+    """One line of a chart.
 
     Attributes:
-        number: decides colour and dashes.
-        name: of the run.
+        name: of the run; its label in a legend.
+        look: colour and dashes, see `look`.
         points: (x, y) in the order of x, joined by a line; may be empty.
         end: (x, y) of a figure that stands apart from the line, as a diamond, or None.
         level: y of a run that has no x, as a line across, or None.
     """
 
-    number: int
     name: str
+    look: dict[str, Any]
     points: Sequence[tuple[float, float]] = ()
     end: tuple[float, float] | None = None
     level: float | None = None
@@ -46,8 +61,8 @@ class Series:
 
     def ys(self) -> list[float]:
         """All y."""
-        alone = [self.end[1]] if self.end is not None else []
-        return [y for _, y in self.points] + alone + ([] if self.level is None else [self.level])
+        alone = [self.level, None if self.end is None else self.end[1]]
+        return [y for _, y in self.points] + [y for y in alone if y is not None]
 
 
 @dataclass(frozen=True)
@@ -55,51 +70,94 @@ class Axis:
     """What an axis shows.
 
     Attributes:
-        title: with the unit.
-        words: a value in words, on ticks and in tooltips.
+        title: what is counted.
+        words: a value in words, at the ticks.
         top: where it ends; None: at the largest value.
-        bases: units between ticks are 1, 2 or 5 times a power of ten of the largest of these that
-            is below the length of the axis: (1,) for numbers, (1, 60, 3600) for seconds.
+        bases: units between ticks are 1, 2 or 5 times a power of ten of the largest of these
+            that is below the length of the axis: (1,) for numbers, (1, 60, 3600) for seconds.
     """
 
     title: str
-    words: Callable[[float], str]
+    words: Callable[[float], str] = "{:,.4g}".format
     top: float | None = None
     bases: Sequence[float] = (1.0,)
 
 
-def chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
-    """An <svg> of all series that have something to show; y begins at 0.
+def look(number: int) -> dict[str, Any]:
+    """Colour and dashes of the run of this number; after 16 they begin again."""
+    dashes = _DASHES[(number + number // len(_DASHES)) % len(_DASHES)]
+    return {"color": _RUNS[number % len(_RUNS)], "linestyle": dashes}
+
+
+def draw_chart(ax: Axes, x: Axis, y: Axis, series: Sequence[Series]) -> None:
+    """All series that have something to show; y begins at 0.
 
     Where the longest run is 20 times the shortest, x grows with the logarithm.
     """
-    shown = [part for part in series if part.ys()]
-    place_x, ticks_x = _horizontal(x, shown)
-    top = y.top or max((value for part in shown for value in part.ys()), default=1.0) or 1.0
-    ticks_y = _ticks(top, y.bases)
-    top *= 1.04  # so that the highest mark is not cut
+    for part in series:
+        # matplotlib leaves a label out of the legend that begins with an underscore.
+        label = f" {part.name}" if part.name.startswith("_") else part.name
+        style: dict[str, Any] = {**part.look, "label": label}
+        if part.level is not None:
+            ax.axhline(part.level, linewidth=1.2, alpha=0.8, **style)
+        if part.points:
+            xs, ys = zip(*part.points, strict=True)
+            ax.plot(xs, ys, marker="o", markersize=3, clip_on=False, **style)
+        if part.end is not None:
+            style |= {"markeredgecolor": PAGE_COLOR, "markeredgewidth": 0.8, "clip_on": False}
+            ax.plot(*part.end, marker="D", markersize=6.5, zorder=3, **style)
+    ends = [max(part.xs()) for part in series if part.xs() and max(part.xs()) > 0]
+    length = max(ends, default=1.0)
+    ticks = _ticks(length, x.bases)
+    if ends and length / min(ends) >= _LOGARITHMIC:
+        # Every run begins at 0, which has no logarithm: asinh is linear up to the first point.
+        start = min(value for part in series for value in part.xs() if value > 0)
+        ax.set_xscale("asinh", linear_width=start)
+        ticks = _powers(x.bases, start, length)
+    ax.set_xlim(0, length)
+    ax.set_xticks(ticks, [x.words(tick) for tick in ticks])
+    heights = [value for part in series for value in part.ys()]
+    top = y.top or max(heights, default=1.0) or 1.0
+    ax.set_ylim(0, top * 1.04)  # so that the highest mark is not cut
+    heights = _ticks(top, y.bases)
+    ax.set_yticks(heights, [y.words(tick) for tick in heights])
+    ax.set_xlabel(x.title)
+    ax.set_ylabel(y.title)
+    ax.grid(axis="y", linewidth=0.8)
 
-    def place_y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value / top
 
-    parts = [_frame(x, y, ticks_x, ticks_y, place_x, place_y)]
-    parts += [_draw(part, x, y, place_x, place_y) for part in shown]
-    return Markup(
-        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" class="chart">{}</svg>'
-    ).format(WIDTH, HEIGHT, title, Markup("").join(parts))
+def plot_chart(
+    path: str | os.PathLike[str], x: Axis, y: Axis, series: Sequence[Series], columns: int = 2
+) -> None:
+    """Write a PNG of `draw_chart` with a legend in so many columns above it."""
+    with picture(path, 7.2, 3.9) as figure:
+        ax = figure.subplots()
+        draw_chart(ax, x, y, series)
+        # Outside, because the curves end in every corner of the axes.
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, fontsize=8.5)
+
+
+def svg_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
+    """An <svg> of `draw_chart`; `title` is what a reader who cannot see it is told."""
+    buffer = io.StringIO()
+    with picture(buffer, 4.4, 2.8) as figure:
+        draw_chart(figure.subplots(), x, y, series)
+    return _inline(buffer, Markup('role="img" class="chart" aria-label="{}"').format(title))
 
 
 def swatch(number: int) -> Markup:
-    """A piece of a series' line, for a legend."""
-    return Markup(
-        '<svg viewBox="0 0 34 12" class="swatch" aria-hidden="true">'
-        '<line x1="1" y1="6" x2="33" y2="6" class="line {}"{}/></svg>'
-    ).format(_colour(number), _dashes(number))
+    """A piece of a run's line, for a legend on the page."""
+    from matplotlib.lines import Line2D
+
+    buffer = io.StringIO()
+    with picture(buffer, 0.4, 0.12, layout=None) as figure:
+        figure.add_artist(Line2D([0.03, 0.97], [0.5, 0.5], linewidth=2, **look(number)))
+    return _inline(buffer, Markup('class="swatch" aria-hidden="true"'))
 
 
 def seconds(value: float) -> str:
     """80 -> '80 s', 5400 -> '1.5 h'."""
-    for unit, length in (("h", 3600), ("min", 60)):
+    for length, unit in _UNITS[:-1]:
         if value >= 1.5 * length or (value >= length and value % length == 0):
             return f"{_short(value / length)} {unit}"
     return f"{_short(value)} s"
@@ -109,133 +167,33 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _draw(
-    series: Series,
-    x: Axis,
-    y: Axis,
-    place_x: Callable[[float], float],
-    place_y: Callable[[float], float],
-) -> Markup:
-    colour, dashes = _colour(series.number), _dashes(series.number)
-    parts = []
-    if series.level is not None:
-        height = place_y(series.level)
-        parts.append(
-            Markup(
-                '<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}" class="line level {}"{}>'
-                "<title>{}: {}</title></line>"
-            ).format(
-                LEFT, WIDTH - RIGHT, height, height, colour, dashes, series.name,
-                y.words(series.level),
-            )
-        )  # fmt: skip
-    if len(series.points) > 1:
-        line = " ".join(f"{place_x(a):.1f},{place_y(b):.1f}" for a, b in series.points)
-        parts.append(
-            Markup('<polyline points="{}" class="line {}"{}/>').format(line, colour, dashes)
-        )
-    for a, b in series.points:
-        parts.append(
-            Markup(
-                '<circle cx="{:.1f}" cy="{:.1f}" r="2.6" class="dot {}"><title>{}</title></circle>'
-            ).format(place_x(a), place_y(b), colour, _tooltip(series, x, y, a, b))
-        )
-    if series.end is not None:
-        a, b = series.end
-        across, down = place_x(a), place_y(b)
-        corners = ((0, -6), (6, 0), (0, 6), (-6, 0))
-        diamond = " ".join(f"{across + right:.1f},{down + under:.1f}" for right, under in corners)
-        parts.append(
-            Markup('<polygon points="{}" class="end {}"><title>{}</title></polygon>').format(
-                diamond, colour, _tooltip(series, x, y, a, b)
-            )
-        )
-    return Markup("").join(parts)
+def _inline(buffer: io.StringIO, attributes: Markup) -> Markup:
+    """What matplotlib wrote, to stand in a page: no prolog, no ids twice, the page's colours."""
+    text = buffer.getvalue()
+    text = re.sub('<g id="[^"]*"', "<g", text[text.index("<svg") + 4 :])
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
+    return Markup(f"<svg {attributes}{text}")
 
 
-def _tooltip(series: Series, x: Axis, y: Axis, a: float, b: float) -> str:
-    return f"{series.name}, {x.words(a)}: {y.words(b)}"
-
-
-def _frame(
-    x: Axis,
-    y: Axis,
-    ticks_x: Sequence[float],
-    ticks_y: Sequence[float],
-    place_x: Callable[[float], float],
-    place_y: Callable[[float], float],
-) -> Markup:
-    base, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = []
-    for tick in ticks_y:
-        height = place_y(tick)
-        parts.append(
-            Markup(
-                '<line x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}" class="grid"/>'
-                '<text x="{}" y="{:.1f}" class="tick" text-anchor="end">{}</text>'
-            ).format(LEFT, right, height, height, LEFT - 6, height + 4, y.words(tick))
-        )
-    for tick in ticks_x:
-        across = place_x(tick)
-        parts.append(
-            Markup(
-                '<line x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}" class="axis"/>'
-                '<text x="{:.1f}" y="{}" class="tick" text-anchor="middle">{}</text>'
-            ).format(across, across, base, base + 4, across, base + 17, x.words(tick))
-        )
-    parts.append(
-        Markup(
-            '<line x1="{}" x2="{}" y1="{}" y2="{}" class="axis"/>'
-            '<text x="{}" y="{}" class="title" text-anchor="middle">{}</text>'
-        ).format(LEFT, right, base, base, (LEFT + right) / 2, HEIGHT - 8, escape(x.title))
-    )
-    return Markup("").join(parts)
-
-
-def _horizontal(
-    axis: Axis, series: Sequence[Series]
-) -> tuple[Callable[[float], float], Sequence[float]]:
-    """Where an x is drawn, and the ticks."""
-    ends = [max(part.xs()) for part in series if part.xs() and max(part.xs()) > 0]
-    length = max(ends, default=1.0)
-    width = WIDTH - LEFT - RIGHT
-    if not ends or length / min(ends) < _LOGARITHMIC:
-        return lambda value: LEFT + width * value / length, _ticks(length, axis.bases)
-    # 0 has no logarithm, but every run begins there: log(1 + x / start) is nearly linear first.
-    start = min(value for part in series for value in part.xs() if value > 0)
-    whole = math.log1p(length / start)
-    ticks = [0.0]
-    for tick in _powers(axis.bases, length):
-        room = math.log1p(tick / start) - math.log1p(ticks[-1] / start) > whole / 7
-        if tick >= start and room:
-            ticks.append(tick)
-    return lambda value: LEFT + width * math.log1p(value / start) / whole, ticks
-
-
-def _powers(bases: Sequence[float], length: float) -> list[float]:
-    """Each base times powers of ten below the next base, up to `length`."""
-    found = []
+def _powers(bases: Sequence[float], start: float, length: float) -> list[float]:
+    """0, and each base times powers of ten below the next base, where there is room for a tick."""
+    found, whole = [0.0], math.asinh(length / start)
     for base, following in zip(bases, [*bases[1:], math.inf], strict=True):
-        tick = base
+        tick = float(base)
         while tick < following and tick <= length:
-            found.append(tick)
+            room = math.asinh(tick / start) - math.asinh(found[-1] / start)
+            if tick >= start and room > whole / 7:
+                found.append(tick)
             tick *= 10
     return found
 
 
 def _ticks(length: float, bases: Sequence[float]) -> list[float]:
-    """0 and round numbers up to `length`, five or six in all."""
+    """0 and round numbers up to `length`, at most six of them."""
+    from matplotlib.ticker import MaxNLocator
+
     base = max((unit for unit in bases if unit * 2 <= length), default=bases[0])
-    rough = length / base / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9)) * base
-    return [step * k for k in range(math.floor(length / step * (1 + 1e-9)) + 1)]
-
-
-def _colour(number: int) -> str:
-    return f"c{number % COLOURS}"
-
-
-def _dashes(number: int) -> Markup:
-    pattern = _DASHES[(number + number // len(_DASHES)) % len(_DASHES)]
-    return Markup(' stroke-dasharray="{}"').format(pattern) if pattern else Markup("")
+    locator = MaxNLocator(6, steps=[1, 2, 5, 10])
+    ticks = [float(tick) * base for tick in locator.tick_values(0, length / base)]
+    return [tick for tick in ticks if 0 <= tick <= length * (1 + 1e-9)]

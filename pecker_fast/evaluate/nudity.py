@@ -12,7 +12,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +19,10 @@ import torch
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.detection import (
-    Detection,
-    DetectionFigures,
-    Provenance,
-    count_detections,
-    detect_images,
-)
-from pecker_fast.evaluate.images import ImageLike, image_tensor, pil_image
+from pecker_fast.evaluate.detection import Detection, DetectionFigures, Provenance
+from pecker_fast.evaluate.images import ImageLike, batches, image_tensor, pil_image
 
-__all__ = ["EXPOSED", "LABELS", "NUDE", "NudeNetDetector", "measure_nudity", "suppress_overlaps"]
+__all__ = ["EXPOSED", "LABELS", "NUDE", "NudeNetDetector", "measure_nudity"]
 
 Array = npt.NDArray[np.float32]
 
@@ -59,22 +52,11 @@ EXPOSED = tuple(name for name in LABELS if name.endswith("_EXPOSED"))
 # The stricter reading that some authors use.
 NUDE = tuple(name for name in EXPOSED if name.split("_")[0] not in ("FEET", "BELLY", "ARMPITS"))
 
-# NudeNet 2.x wrote EXPOSED_BREAST_F for what 3.x calls FEMALE_BREAST_EXPOSED.
-_NAMES_OF_2 = {
-    "EXPOSED_ANUS": "ANUS_EXPOSED",
-    "EXPOSED_ARMPITS": "ARMPITS_EXPOSED",
-    "EXPOSED_BELLY": "BELLY_EXPOSED",
-    "EXPOSED_BREAST_F": "FEMALE_BREAST_EXPOSED",
-    "EXPOSED_BREAST_M": "MALE_BREAST_EXPOSED",
-    "EXPOSED_BUTTOCKS": "BUTTOCKS_EXPOSED",
-    "EXPOSED_FEET": "FEET_EXPOSED",
-    "EXPOSED_GENITALIA_F": "FEMALE_GENITALIA_EXPOSED",
-    "EXPOSED_GENITALIA_M": "MALE_GENITALIA_EXPOSED",
-}
+_WANTED = "name 320n.onnx or 640m.onnx of NudeNet 3.4 (2.x detectors are not supported)"
 
 
 class NudeNetDetector:
-    """A `Detector` of nude and covered body parts.
+    """Finds nude and covered body parts.
 
     Counts of different checkpoints, thresholds or channel orders cannot be compared: all of them
     are in `provenance`.
@@ -90,8 +72,7 @@ class NudeNetDetector:
         providers: of onnxruntime, most wanted first.
 
     Raises:
-        PeckerError: onnxruntime is missing, the file is missing or of another format, or an
-            argument is out of range.
+        PeckerError: the file is missing or of another format, or an argument is out of range.
     """
 
     def __init__(
@@ -110,15 +91,39 @@ class NudeNetDetector:
             raise PeckerError(
                 f'NudeNetDetector: channel_order must be "rgb" or "bgr", got {channel_order!r}'
             )
+        import onnxruntime
+        from torchvision.ops import nms
+
         self.path = Path(path)
+        if not self.path.is_file():
+            raise PeckerError(f"NudeNet file {path}: no such file; {_WANTED}")
         self.threshold = threshold
         self.iou_threshold = iou_threshold
         self.channel_order = channel_order
-        self._session, self._digest, self._version = _open(self.path, providers)
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.labels = _labels(self.path, metadata)
-        size, self._any_count = _check_format(self.path, self._session)
-        self.input_size = _input_size(self.path, size, metadata.get("imgsz", ""), input_size)
+        content = self.path.read_bytes()
+        self._digest = hashlib.sha256(content).hexdigest()
+        self._version = onnxruntime.__version__
+        self._nms = nms
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Threads that spin while they wait starve torch's.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3  # errors only: they are raised anyway
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, list(providers))
+            count, _, _, fixed = self._session.get_inputs()[0].shape
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            names = ast.literal_eval(metadata.get("names", str(dict(enumerate(LABELS)))))
+            self.labels = tuple(str(names[index]) for index in range(len(LABELS)))
+            if not isinstance(fixed, int):
+                fixed = ast.literal_eval(metadata.get("imgsz", "(640,)"))[0]
+        except Exception as error:  # onnxruntime raises a dozen kinds
+            raise self._another_format(error) from error
+        if set(self.labels) != set(LABELS):
+            raise self._another_format("its classes are not NudeNet's 18")
+        self._at_once = 1 if isinstance(count, int) else None
+        self.input_size = input_size or fixed
+        self._run(np.zeros((1, 3, self.input_size, self.input_size), np.float32))
 
     def detect(self, images: Sequence[ImageLike]) -> list[list[Detection]]:
         """Body parts in each image, boxes in its own pixels, highest score first.
@@ -126,17 +131,15 @@ class NudeNetDetector:
         Raises:
             PeckerError: an image that cannot be read, or a result that is no set of detections.
         """
-        squares, scales, sizes = [], [], []
-        for image in images:
-            square, scale, size = self._letterbox(image)
-            squares.append(square)
-            scales.append(scale)
-            sizes.append(size)
+        inputs = [self._letterbox(image) for image in images]
+        step = self._at_once or max(len(inputs), 1)
         outputs: list[Array] = []
-        step = max(len(squares), 1) if self._any_count else 1
-        for start in range(0, len(squares), step):
-            outputs += self._run(np.stack(squares[start : start + step]))
-        return [self._decode(*parts) for parts in zip(outputs, scales, sizes, strict=True)]
+        for start in range(0, len(inputs), step):
+            outputs += self._run(np.stack([part[0] for part in inputs[start : start + step]]))
+        return [
+            self._decode(output, scale, size)
+            for output, (_, scale, size) in zip(outputs, inputs, strict=True)
+        ]
 
     def provenance(self) -> Provenance:
         """File, digest, settings and the version of onnxruntime."""
@@ -171,16 +174,16 @@ class NudeNetDetector:
     def _run(self, squares: Array) -> list[Array]:
         """(N, 3, S, S) -> N arrays (22, anchors)."""
         name = self._session.get_inputs()[0].name
-        output: Array = self._session.run(None, {name: squares})[0]
-        expected = (len(squares), 4 + len(LABELS))
-        if output.ndim != 3 or output.shape[:2] != expected:
-            raise _another_format(
-                self.path, f"its output is {output.shape}, expected ({expected[0]}, 22, anchors)"
-            )
+        try:
+            output: Array = self._session.run(None, {name: squares})[0]
+        except Exception as error:  # as above
+            raise self._another_format(error) from error
+        if output.ndim != 3 or output.shape[:2] != (len(squares), 4 + len(LABELS)):
+            raise self._another_format(f"its output is {output.shape}, not (N, 22, anchors)")
         scores = output[:, 4:]
         # NaN and logits must not pass for images without nudity.
         if not (np.isfinite(output).all() and (scores >= 0).all() and (scores <= 1).all()):
-            raise _another_format(self.path, "its scores are not all in [0, 1], or a box is NaN")
+            raise self._another_format("its scores are not all in [0, 1], or a box is NaN")
         return list(output)
 
     def _decode(self, raw: Array, scale: float, size: tuple[int, int]) -> list[Detection]:
@@ -196,7 +199,8 @@ class NudeNetDetector:
         # A box that lies in the padding has nothing of the image in it.
         inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         chosen = np.flatnonzero((scores >= self.threshold) & inside)
-        kept = chosen[suppress_overlaps(boxes[chosen], scores[chosen], self.iou_threshold)]
+        candidates = torch.from_numpy(boxes[chosen]), torch.from_numpy(scores[chosen])
+        kept = chosen[self._nms(*candidates, self.iou_threshold).numpy()]
         return [
             Detection(
                 self.labels[classes[i]],
@@ -205,6 +209,12 @@ class NudeNetDetector:
             )
             for i in kept
         ]
+
+    def _another_format(self, found: object) -> PeckerError:
+        reason = " ".join(str(found).split())[:200]
+        return PeckerError(
+            f"NudeNet file {self.path}: another model or format: {reason}; {_WANTED}"
+        )
 
 
 def measure_nudity(
@@ -215,151 +225,48 @@ def measure_nudity(
     batch_size: int = 16,
     progress: str | None = None,
 ) -> DetectionFigures:
-    """Detect and count; see `detect_images` and `count_detections` for several thresholds.
+    """Detect and count.
 
     Args:
         detector: the judge.
-        images: as for `detect_images`.
+        images: an (N, 3, H, W) tensor in [0, 1], or any iterable of images or paths; read as it
+            goes, so that a generator of thousands of images is fine.
         counted: classes that count as nudity. `EXPOSED` = all nine exposed ones, as published;
             `NUDE` = without feet, bellies and armpits.
-        threshold: lowest score that counts. None = the detector's.
+        threshold: lowest score that counts, at least the detector's. None = the detector's.
         batch_size: images given to the detector at once.
         progress: title of a progress bar on stderr; None for no bar.
 
     Raises:
-        PeckerError: no images, an unknown class (a name of NudeNet 2.x among them), or a threshold
-            below the detector's.
+        PeckerError: no images, an unknown class, or a threshold below the detector's, whose counts
+            would be too low.
     """
-    for name in counted:
-        if name in _NAMES_OF_2:
-            raise PeckerError(
-                f"nudity: {name} is a class of NudeNet 2.x; 3.x calls it {_NAMES_OF_2[name]}"
-            )
-    # The cheap checks come before minutes of detection.
-    count_detections([[]], detector, counted, threshold)
-    found = detect_images(detector, images, batch_size, progress)
-    return count_detections(found, detector, counted, threshold)
-
-
-def suppress_overlaps(
-    boxes: npt.NDArray[Any], scores: npt.NDArray[Any], iou_threshold: float
-) -> npt.NDArray[np.int64]:
-    """Greedy non-maximum suppression over all classes together.
-
-    Args:
-        boxes: (K, 4) left, top, right, bottom, with positive area.
-        scores: (K,); of equal scores the earlier box comes first.
-        iou_threshold: boxes that overlap a kept one by more than this are dropped.
-
-    Returns:
-        Indices of the boxes that are kept, highest score first.
-    """
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    remaining = np.argsort(-scores, kind="stable")
-    kept = []
-    while remaining.size:
-        best, remaining = remaining[0], remaining[1:]
-        kept.append(best)
-        corner = np.maximum(boxes[best, :2], boxes[remaining, :2])
-        opposite = np.minimum(boxes[best, 2:], boxes[remaining, 2:])
-        shared = (opposite - corner).clip(0).prod(axis=1)
-        iou = shared / (areas[best] + areas[remaining] - shared)
-        remaining = remaining[iou <= iou_threshold]
-    return np.array(kept, dtype=np.int64)
-
-
-def _open(path: Path, providers: Sequence[str]) -> tuple[Any, str, str]:
-    """The session, the file's SHA-256 and the version of onnxruntime."""
-    try:
-        import onnxruntime
-    except ImportError:
+    threshold = detector.threshold if threshold is None else threshold
+    if not detector.threshold <= threshold <= 1:
         raise PeckerError(
-            "NudeNetDetector needs the package onnxruntime: pip install onnxruntime"
-        ) from None
-    if not path.is_file():
-        raise PeckerError(
-            f"NudeNet file {path}: no such file; name 320n.onnx or 640m.onnx of NudeNet 3.4"
+            f"nudity: threshold must be from {detector.threshold:g}, the detector's own, to 1, "
+            f"got {threshold:g}; detect again with a lower one"
         )
-    unavailable = set(providers) - set(onnxruntime.get_available_providers())
-    if unavailable:
+    counted = tuple(dict.fromkeys(counted))
+    if unknown := set(counted) - set(detector.labels):
         raise PeckerError(
-            f"NudeNetDetector: this onnxruntime has no provider {', '.join(sorted(unavailable))}; "
-            f"it has {', '.join(onnxruntime.get_available_providers())}"
+            f"nudity: unknown class {min(unknown)}; NudeNet 3.x has {', '.join(detector.labels)}"
         )
-    content = path.read_bytes()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that spin while they wait starve torch's.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors only: they are raised anyway
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=list(providers))
-    except Exception as error:  # a dozen kinds, all derived from Exception alone
-        raise PeckerError(
-            f"NudeNet file {path}: not an ONNX file that onnxruntime {onnxruntime.__version__} "
-            f"can run ({' '.join(str(error).split())[:200]})"
-        ) from error
-    return session, hashlib.sha256(content).hexdigest(), onnxruntime.__version__
-
-
-def _labels(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
-    """The file's own class names where it has them, else NudeNet's."""
-    if "names" not in metadata:
-        return LABELS
-    try:
-        names = ast.literal_eval(metadata["names"])
-        labels = tuple(names[index] for index in range(len(names)))
-    except (ValueError, SyntaxError, TypeError, KeyError):
-        raise _another_format(path, "its class names cannot be read") from None
-    if set(labels) != set(LABELS) or len(labels) != len(LABELS):
-        others = [name for name in labels if name not in LABELS]
-        raise _another_format(
-            path, f"it has {len(labels)} classes, {others[:3]} among them, expected NudeNet's 18"
-        )
-    return labels
-
-
-def _check_format(path: Path, session: Any) -> tuple[list[Any], bool]:
-    """The input's height and width (ints, or names where free), and whether N is free too."""
-    inputs, output = session.get_inputs(), session.get_outputs()[0]
-    shape = inputs[0].shape
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(shape) != 4 or shape[1] != 3:
-        found = ", ".join(f"{i.type} {i.shape}" for i in inputs)
-        raise _another_format(path, f"its input is {found}, expected tensor(float) (N, 3, S, S)")
-    channels = output.shape[1] if len(output.shape) == 3 else 0
-    if isinstance(channels, int) and channels != 4 + len(LABELS):  # a name where it is free
-        raise _another_format(path, f"its output is {output.shape}, expected (N, 22, anchors)")
-    return shape[2:], not isinstance(shape[0], int)
-
-
-def _input_size(path: Path, size: list[Any], trained: str, wanted: int | None) -> int:
-    """S: what the graph fixes, else what the caller wants, else what the file was trained at."""
-    if not any(isinstance(extent, int) for extent in size):
-        if wanted is not None:
-            # YOLOv8 halves the image five times.
-            if wanted < 32 or wanted % 32:
-                raise PeckerError(
-                    f"NudeNetDetector: input_size must be a multiple of 32, got {wanted}"
-                )
-            return wanted
-        try:
-            size = list(ast.literal_eval(trained))
-        except (ValueError, SyntaxError, TypeError):
-            raise PeckerError(
-                f"NudeNet file {path}: it does not say its input size; give input_size: "
-                "320 for 320n.onnx, 640 for 640m.onnx"
-            ) from None
-    if len(size) != 2 or size[0] != size[1] or not isinstance(size[0], int):
-        raise _another_format(path, f"its input size is {size}, expected a square")
-    if wanted not in (None, size[0]):
-        raise PeckerError(
-            f"NudeNet file {path}: its input size is fixed at {size[0]}, got input_size {wanted}"
-        )
-    return size[0]
-
-
-def _another_format(path: Path, found: str) -> PeckerError:
-    return PeckerError(
-        f"NudeNet file {path}: another model or format: {found}; "
-        "name 320n.onnx or 640m.onnx of NudeNet 3.4 (2.x detectors are not supported)"
+    per_image = [
+        [part.label for part in found if part.score >= threshold]
+        for batch in batches(images, batch_size, progress)
+        for found in detector.detect(batch)
+    ]
+    if not per_image:
+        raise PeckerError("nudity: there are no images to look at")
+    detections = {name: sum(found.count(name) for found in per_image) for name in detector.labels}
+    return DetectionFigures(
+        image_count=len(per_image),
+        threshold=threshold,
+        counted=counted,
+        detections=detections,
+        images={name: sum(name in found for found in per_image) for name in detector.labels},
+        counted_detections=sum(detections[name] for name in counted),
+        counted_images=sum(not set(counted).isdisjoint(found) for found in per_image),
+        provenance=detector.provenance(),
     )

@@ -1,27 +1,40 @@
-"""What the reports of all kinds of erasure share: the run's conditions, an HTML page and JSON."""
+"""One self-contained HTML page: a headline, tables, pictures, and what the words mean."""
 
 from __future__ import annotations
 
 import base64
-import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, TypeAlias
 
-from pecker_fast.errors import PeckerError
+from markupsafe import Markup, escape
+
 from pecker_fast.files import write_text
-from pecker_fast.masks.verify import FrozenCheck
 
-__all__ = ["Picture", "RunReport", "Table", "percent"]
+__all__ = ["Charts", "Picture", "Section", "Sentence", "Table", "Terms", "marked", "write_page"]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A paragraph below the headline.
+
+    Attributes:
+        text: of it.
+        look: "lead", "muted" or "warn".
+        bad: it says that something went wrong.
+    """
+
+    text: str
+    look: str = "lead"
+    bad: bool = False
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG of the page with its heading and the sentence that says what to look at.
+    """A PNG with its heading and the sentence that says what to look at.
 
-    The first picture of a page and those that are `wide` take its whole width.
+    One that is `wide` takes the whole width of the page.
     """
 
     path: Path
@@ -29,17 +42,23 @@ class Picture:
     caption: str
     wide: bool = False
 
+    @property
+    def data(self) -> str:
+        """The file in base64."""
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
+
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page.
+    """A table.
 
     Attributes:
-        title: its heading.
+        title: its heading, or "".
         rows: as many cells each as there are columns; the first says what the others measure.
         columns: headings.
         note: a sentence below the heading, e.g. which detector counted, or "".
         facts: what report.json holds of it beside the rows, in plain types.
+        numbers: indices of the columns whose cells are set right.
     """
 
     title: str
@@ -47,14 +66,7 @@ class Table:
     columns: Sequence[str] = ("", "Original model", "Erased model")
     note: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise PeckerError(
-                    f"report: table {self.title!r} has {len(self.columns)} columns, but a row of "
-                    f"{len(row)}: {list(row)}"
-                )
+    numbers: frozenset[int] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -63,122 +75,52 @@ class Table:
                 **self.facts}  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunReport(ABC):
-    """The part of a report that is about the run.
+@dataclass(frozen=True)
+class Charts:
+    """SVG charts side by side; `legend` is the name and the swatch of each line, or empty."""
+
+    title: str
+    note: str
+    charts: Sequence[Markup] = ()
+    legend: Sequence[tuple[str, Markup]] = ()
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What words of the page mean: the part of terms.html for a class, a concept or a comparison.
 
     Attributes:
-        frozen: the bit-by-bit comparison of the generator before and after.
-        mask_kind: saliency, random or full.
-        density: share of the generator's entries that were allowed to change.
-        iterations: of the distillation.
-        seed: of the run.
-        backend: of the optimizer.
-        wall_s: seconds from start to report.
-        stage_s: seconds per stage.
-        machine: see `machine_facts`.
-        versions: see `versions`.
-        config: every setting under its dotted key.
-        resumed_at: iteration at which this process took the run up; `wall_s` starts there.
-        training_s: seconds of training over all starts of the run; judging does not count. None
-            where nobody says.
-        processes: that shared the run.
+        kind: "class", "concept" or "comparison".
+        values: what that part fills in.
     """
 
-    TEMPLATE: ClassVar[str]
-
-    frozen: FrozenCheck
-    mask_kind: str
-    density: float
-    iterations: int
-    seed: int
-    backend: str
-    wall_s: float
-    stage_s: Mapping[str, float]
-    machine: Mapping[str, Any]
-    versions: Mapping[str, str]
-    config: Mapping[str, Any]
-    resumed_at: int = 0
-    training_s: float | None = None
-    processes: int = 1
-
-    @abstractmethod
-    def headline(self) -> str:
-        """One plain sentence: what became of what was to be forgotten."""
-
-    @abstractmethod
-    def kept_sentence(self) -> str:
-        """One plain sentence: what became of the rest; "" where nobody looked."""
-
-    @abstractmethod
-    def tables(self) -> list[Table]:
-        """The tables of the page, the most important one first."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """What report.json says of the run, in plain types."""
-        return {
-            "frozen_parameters": self.frozen.frozen,
-            "frozen_changed": self.frozen.frozen_changed,
-            "salient_parameters": self.frozen.salient,
-            "salient_changed": self.frozen.salient_changed,
-            "mask": self.mask_kind,
-            "density": self.density,
-            "iterations": self.iterations,
-            "resumed_at": self.resumed_at,
-            "wall_s": round(self.wall_s, 2),
-            "training_s": None if self.training_s is None else round(self.training_s, 2),
-            "processes": self.processes,
-            "stage_s": {name: round(seconds, 2) for name, seconds in self.stage_s.items()},
-            "backend": self.backend,
-            "seed": self.seed,
-            "machine": dict(self.machine),
-            "versions": dict(self.versions),
-            "config": dict(self.config),
-        }
-
-    def conditions(self) -> list[tuple[str, str]]:
-        """What the figures hold for."""
-        machine = self.machine
-        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.stage_s.items())
-        packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        resumed = f" (the wall time is from {self.resumed_at} on)" if self.resumed_at else ""
-        return [
-            ("Machine", f"{machine['device_name']}, {machine['cores']} cores"),
-            ("Threads", str(machine["threads"])),
-            ("Optimizer backend", self.backend),
-            ("Seed", str(self.seed)),
-            ("Iterations", f"{self.iterations}{resumed}"),
-            ("Mask", f"{self.mask_kind}, density {self.density:.4g}"),
-            ("Wall time", f"{self.wall_s:.0f} s ({stages})"),
-            ("Software", packages),
-        ]
-
-    def write(self, folder: Path, pictures: Sequence[Picture]) -> None:
-        """Write report.json and the self-contained report.html into `folder`."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
-        environment = Environment(
-            loader=PackageLoader("pecker_fast.evaluate", ""),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        embedded = [
-            {
-                "title": picture.title,
-                "caption": picture.caption,
-                "wide": picture.wide,
-                "data": base64.b64encode(picture.path.read_bytes()).decode("ascii"),
-            }
-            for picture in pictures
-        ]
-        page = environment.get_template(self.TEMPLATE).render(report=self, pictures=embedded)
-        write_text(folder / "report.html", page)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        write_text(folder / "report.json", text + "\n")
+    kind: str
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def percent(share: float) -> str:
-    """0.9731 -> '97.3 %'."""
-    return f"{100 * share:.1f} %"
+Section: TypeAlias = Picture | Table | Charts | Terms
+
+
+def write_page(
+    path: Path,
+    headline: Sentence,
+    sentences: Sequence[Sentence],
+    sections: Sequence[Section],
+) -> None:
+    """Write the page, whole or not at all; no script, nothing is loaded from elsewhere."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pecker_fast.evaluate", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html")
+    write_text(path, template.render(headline=headline, sentences=sentences, sections=sections))
+
+
+def marked(text: str, mark: str) -> Markup:
+    """Text with a small letter behind it."""
+    return Markup("{}<sup>{}</sup>").format(text, mark) if mark else escape(text)

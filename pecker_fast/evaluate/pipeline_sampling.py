@@ -1,14 +1,14 @@
 """Images from a text-to-image pipeline, in one step or in many; the same seed, the same noise.
 
 A sampler belongs to a pipeline folder, whose text encoder, schedule and autoencoder it uses, and
-draws from any network of that architecture: the original one, the erased one, one in training. The
-noise of image i depends on the seed and on i alone, so that pictures of two networks compare.
-Several processes draw the same batches as one, bit for bit, each a share of them.
+draws from any network of that architecture: the original one, the erased one, one in training, from
+the same noise (`batches`), so that their pictures compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,10 +20,11 @@ from pecker_fast.distill.networks import compute_dtype, guided, text_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.sampling import noise_batches
+from pecker_fast.evaluate.batches import Batches, Tell, draw_batches, together
+from pecker_fast.evaluate.reverse_steps import ddim, telling
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DDIMScheduler
+    from diffusers import AutoencoderKL
 
     from pecker_fast.models.pipeline import PipelineFolder
 
@@ -104,10 +105,10 @@ class PipelineSampler:
         schedule = self._schedule_at(start)
         predict = text_predictor(schedule, self.pipeline.prediction_type)
 
-        def draw(noise: Tensor, condition: Tensor) -> Tensor:
+        def draw(noise: Tensor, condition: Tensor, tell: Tell) -> Tensor:
             return one_step_sample(unet, noise, start, condition, schedule, predict=predict)
 
-        return self._sample(draw, unet, prompts, seed, progress, ranks or Ranks())
+        return self._sample(draw, unet, prompts, seed, progress, ranks)
 
     @torch.no_grad()
     def many_steps(
@@ -142,19 +143,21 @@ class PipelineSampler:
         Raises:
             PeckerError: no prompts, or more steps than the schedule has.
         """
-        scheduler = self._ddim(steps)
-        # Read as a predictor of noise, whatever it predicts: guidance is linear, so this is exact.
+        # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips unless
+        # it is told: latents reach far outside [-1, 1]. Networks are read as predictors of noise,
+        # whatever they predict: guidance is linear, so this is exact.
+        config = {"clip_sample": False, **self.pipeline.scheduler_config}
+        reverse = ddim({**config, "prediction_type": "epsilon"}, steps, eta=0.0)
         predict = text_predictor(self._schedule_at(self.t_init), self.pipeline.prediction_type)
         predict = guided(predict, guidance, self.pipeline.encode([negative], self.device))
 
-        def draw(noise: Tensor, condition: Tensor) -> Tensor:
-            x: Tensor = noise * scheduler.init_noise_sigma
-            for t in scheduler.timesteps:
-                e = predict(unet, x, t.to(x.device).expand(len(x)), condition)
-                x = scheduler.step(e, t, x, eta=0.0).prev_sample
-            return x
+        def draw(noise: Tensor, condition: Tensor, tell: Tell) -> Tensor:
+            def noise_in(x: Tensor, t: int) -> Tensor:
+                return predict(unet, x, torch.full((len(x),), t, device=x.device), condition)
 
-        return self._sample(draw, unet, prompts, seed, progress, ranks or Ranks())
+            return reverse(noise, telling(noise_in, steps, tell), lambda: noise)
+
+        return self._sample(draw, unet, prompts, seed, progress, ranks)
 
     def images(
         self, latents: Tensor, progress: str | None = None, *, ranks: Ranks | None = None
@@ -177,36 +180,38 @@ class PipelineSampler:
             self._decoder = self.pipeline.load_decoder().to(self.device)
         decoder, size = self._decoder, self._batch_size_for("decoder")
         scale = 2 ** (len(decoder.config.block_out_channels) - 1)  # each level but one doubles
-        shape = (3, *(scale * extent for extent in latents.shape[2:]))
-        share = _share(len(latents), size, ranks)
-        parts = torch.split(latents, size)[share.start : share.stop]
-        hidden = progress is None or not ranks.is_first or not share
-        bar = tqdm(parts, desc=progress, unit="batch", disable=hidden)
-        decoded = (self.pipeline.decode(decoder, part) for part in bar)
-        return _together(decoded, len(latents), size, shape, ranks)
+        like = torch.empty(3, *(scale * extent for extent in latents.shape[2:]))
+
+        def decoded(only: range, title: str | None) -> Batches:
+            for number in tqdm(only, desc=title, unit="batch", disable=title is None):
+                part = slice(number * size, (number + 1) * size)
+                yield part, self.pipeline.decode(decoder, latents[part])
+
+        images = together(decoded, len(latents), size, like, ranks, progress)
+        return like.new_empty(0, *like.shape) if images is None else images
 
     def _sample(
         self,
-        draw: Callable[[Tensor, Tensor], Tensor],
+        draw: Callable[[Tensor, Tensor, Tell], Tensor],
         unet: nn.Module,
         prompts: Sequence[str],
         seed: int,
         progress: str | None,
-        ranks: Ranks,
+        ranks: Ranks | None,
     ) -> Tensor:
         if not prompts:
             raise PeckerError("sampler: there are no prompts to draw images for")
         shape, dtype, size = self.pipeline.network_shape, compute_dtype(unet), self.batch_size
-        share = _share(len(prompts), size, ranks)
-        if not ranks.is_first or not share:
-            progress = None
-        noises = noise_batches(len(prompts), size, shape, seed, progress, share)
-        # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
-        drawn = (
-            draw(noise.to(self.device, dtype), self._encode(prompts[part])).float().cpu()
-            for part, noise in noises
-        )
-        return _together(drawn, len(prompts), size, shape, ranks)
+
+        @torch.no_grad()
+        def draw_part(part: slice, noise: Tensor, tell: Tell) -> Tensor:
+            # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
+            return draw(noise.to(self.device, dtype), self._encode(prompts[part]), tell).float()
+
+        batches = partial(draw_batches, draw_part, len(prompts), size, shape, seed)
+        like = torch.empty(shape)
+        latents = together(batches, len(prompts), size, like, ranks or Ranks(), progress)
+        return like.new_empty(0, *shape) if latents is None else latents
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         """(N, L, D) on the device; repeated prompts are encoded once."""
@@ -220,52 +225,6 @@ class PipelineSampler:
         total = config["num_train_timesteps"]
         return NoiseSchedule.from_scheduler_config(config, t_init=t_init, t_min=0, t_max=total)
 
-    def _ddim(self, steps: int) -> DDIMScheduler:
-        from diffusers import DDIMScheduler
-
-        # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips unless
-        # it is told: latents reach far outside [-1, 1].
-        config = {"clip_sample": False, **self.pipeline.scheduler_config}
-        scheduler = DDIMScheduler.from_config({**config, "prediction_type": "epsilon"})
-        total = scheduler.config.num_train_timesteps
-        if not 1 <= steps <= total:
-            raise PeckerError(
-                f"sampler: steps must be in 1 .. {total}, the schedule's time steps, got {steps}"
-            )
-        scheduler.set_timesteps(steps)
-        if int(scheduler.timesteps.max()) >= total:  # `steps_offset` moves them all
-            raise PeckerError(
-                f"sampler: {steps} steps end beyond the schedule's {total} time steps; take fewer"
-            )
-        return scheduler
-
     def _batch_size_for(self, part: str) -> int:
         _, height, width = self.pipeline.network_shape
         return min(max(_LATENT_PIXELS[part] // (height * width), 1), _MAX_BATCH)
-
-
-def _share(count: int, batch_size: int, ranks: Ranks) -> range:
-    """Numbers of the batches of `count` images that this process draws."""
-    share = ranks.rows(-(-count // batch_size))
-    return range(share.start, share.stop)
-
-
-def _together(
-    drawn: Iterable[Tensor], count: int, batch_size: int, shape: tuple[int, ...], ranks: Ranks
-) -> Tensor:
-    """All images on the first process, none (N = 0) on the others.
-
-    Args:
-        drawn: the batches of this process's share.
-        count: images in all.
-        batch_size: images of a batch; the last one may have fewer.
-        shape: of an image.
-        ranks: the processes.
-    """
-    share = _share(count, batch_size, ranks)
-    # Whole batches, so that each process sends rows of one shape.
-    rows = torch.zeros(len(share), batch_size, *shape)
-    for images, row in zip(drawn, rows, strict=True):
-        row[: len(images)] = images
-    gathered = ranks.gather(rows, -(-count // batch_size))
-    return rows.new_zeros(0, *shape) if gathered is None else gathered.flatten(0, 1)[:count]

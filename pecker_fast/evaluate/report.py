@@ -1,26 +1,168 @@
-"""report.json and report.html: what happened, in one sentence, in a table, and in pictures."""
+"""report.json and report.html: what happened, in one sentence, in tables, and in pictures.
+
+`class_report` is about a class of a model folder; `concept_report` has its sister for prompts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from pecker_fast.evaluate.curve import CurvePoint
-from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
-from pecker_fast.evaluate.page import Picture, RunReport, Table, percent
+from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures, percent
+from pecker_fast.evaluate.page import Picture, Section, Sentence, Table, Terms, write_page
+from pecker_fast.files import write_text
+from pecker_fast.masks.verify import FrozenCheck
 
-__all__ = ["ErasureReport", "Picture"]
+__all__ = ["Picture", "Report", "RunFacts", "class_report"]
 
 GONE = 0.02  # largest share of forget images still recognised for "is gone"
 KEPT = 0.03  # largest loss of keep accuracy for "are kept"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ErasureReport(RunReport):
-    """Everything a run of erasure is judged by.
+class RunFacts:
+    """The part of a report that is about the run.
 
     Attributes:
+        frozen: the bit-by-bit comparison of the generator before and after.
+        mask_kind: saliency, random, full or given.
+        density: share of the generator's entries that were allowed to change.
+        iterations: of the training.
+        seed: of the run.
+        backend: of the optimizer.
+        wall_s: seconds from start to report.
+        stage_s: seconds per stage.
+        machine: see `machine_facts`.
+        versions: see `versions`.
+        config: every setting under its dotted key.
+        resumed_at: iteration at which this process took the run up; `wall_s` starts there.
+        training_s: seconds of training over all starts of the run; judging does not count. None
+            where nobody says.
+        processes: that shared the run.
+    """
+
+    frozen: FrozenCheck
+    mask_kind: str
+    density: float
+    iterations: int
+    seed: int
+    backend: str
+    wall_s: float
+    stage_s: Mapping[str, float]
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+    resumed_at: int = 0
+    training_s: float | None = None
+    processes: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """What report.json says of the run, in plain types."""
+        return {
+            **self.frozen.to_dict(),
+            "mask": self.mask_kind,
+            "density": self.density,
+            "iterations": self.iterations,
+            "resumed_at": self.resumed_at,
+            "wall_s": round(self.wall_s, 2),
+            "training_s": None if self.training_s is None else round(self.training_s, 2),
+            "processes": self.processes,
+            "stage_s": {name: round(seconds, 2) for name, seconds in self.stage_s.items()},
+            "backend": self.backend,
+            "seed": self.seed,
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+            "config": dict(self.config),
+        }
+
+    def conditions(self) -> list[tuple[str, str]]:
+        """What the figures hold for."""
+        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.stage_s.items())
+        packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        resumed = f" (the wall time is from {self.resumed_at} on)" if self.resumed_at else ""
+        return [
+            ("Machine", f"{self.machine['device_name']}, {self.machine['cores']} cores"),
+            ("Threads", str(self.machine["threads"])),
+            ("Optimizer backend", self.backend),
+            ("Seed", str(self.seed)),
+            ("Iterations", f"{self.iterations}{resumed}"),
+            ("Mask", f"{self.mask_kind}, density {self.density:.4g}"),
+            ("Wall time", f"{self.wall_s:.0f} s ({stages})"),
+            ("Software", packages),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything an erasure is judged by.
+
+    Attributes:
+        run: what was done.
+        headline: one plain sentence: what became of what was to be forgotten.
+        gone: whether it is gone; None where nobody looked.
+        kept_sentence: one plain sentence: what became of the rest; "" where nobody looked.
+        kept: whether the rest is kept, likewise.
+        figures: what report.json says before the run, in plain types.
+        tables: of the page, the most important one first.
+        conditions: what the figures hold for.
+        terms: what words of the page mean.
+    """
+
+    run: RunFacts
+    headline: str
+    gone: bool | None
+    kept_sentence: str
+    kept: bool | None
+    figures: Mapping[str, Any]
+    tables: Sequence[Table]
+    conditions: Sequence[tuple[str, str]]
+    terms: Terms
+
+    def to_dict(self) -> dict[str, Any]:
+        """report.json: the figures first, then the conditions they hold under."""
+        summary = f"{self.headline} {self.kept_sentence}".strip()
+        return {"summary": summary, **self.figures, **self.run.to_dict()}
+
+    def write(self, folder: Path, pictures: Sequence[Picture]) -> None:
+        """Write report.json and the self-contained report.html into `folder`."""
+        frozen = self.run.frozen
+        proof = frozen.sentence() if frozen.frozen else "No parameter was frozen: the mask is full."
+        sentences = [Sentence(proof, "muted", bool(frozen.frozen_changed))]
+        if self.kept_sentence:
+            sentences.insert(0, Sentence(self.kept_sentence, bad=self.kept is False))
+        sections: list[Section] = [
+            *pictures[:1],
+            *self.tables,
+            *pictures[1:],
+            self.terms,
+            Table("Conditions", self.conditions, ("", "")),
+        ]
+        headline = Sentence(self.headline, bad=self.gone is False)
+        write_page(folder / "report.html", headline, sentences, sections)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        write_text(folder / "report.json", text + "\n")
+
+
+def class_report(
+    run: RunFacts,
+    class_names: Sequence[str],
+    teacher: TeacherFigures,
+    after: Evaluation,
+    curve: Sequence[CurvePoint] = (),
+    teacher_ships: bool = False,
+    images: str | None = None,
+) -> Report:
+    """The report on a class that was to be forgotten.
+
+    It is gone if at most 2 % of the images asked for it are recognised as it, and the others are
+    kept if they lost at most .03 of accuracy against the teacher.
+
+    Args:
+        run: what was done.
         class_names: of the model, by index.
         teacher: the teacher's many-step figures.
         after: the erased model's figures.
@@ -28,135 +170,75 @@ class ErasureReport(RunReport):
         teacher_ships: the teacher's figures came with the model and were not measured here.
         images: the real images that the run was trained on, in words; None where it needs none.
     """
-
-    TEMPLATE: ClassVar[str] = "report.html"
-
-    class_names: Sequence[str]
-    teacher: TeacherFigures
-    after: Evaluation
-    curve: Sequence[CurvePoint] = field(default_factory=tuple)
-    teacher_ships: bool = False
-    images: str | None = None
-
-    @property
-    def forget_name(self) -> str:
-        """Name of the forgotten class."""
-        return self.class_names[self.after.forget]
-
-    @property
-    def override_name(self) -> str | None:
-        """Name of the class in its place, or None."""
-        return None if self.after.override is None else self.class_names[self.after.override]
-
-    @property
-    def gone(self) -> bool:
-        """At most 2 % of the images asked for the class are still recognised as it."""
-        return self.after.forget_accuracy <= GONE
-
-    @property
-    def kept(self) -> bool:
-        """The other classes lost at most .03 of accuracy against the teacher."""
-        return self.after.keep_accuracy >= self.teacher.keep_accuracy(self.after.forget) - KEPT
-
-    def headline(self) -> str:
-        """One plain sentence: what became of the class."""
-        recognised = round(self.after.forget_accuracy * self.after.forget_count)
-        state = "is gone" if self.gone else "is not gone"
-        return (
-            f"{self.forget_name} {state}: {recognised} of {self.after.forget_count:,} images "
-            f"asked for it are recognised as {self.forget_name}."
-        )
-
-    def kept_sentence(self) -> str:
-        """One plain sentence: what became of the others."""
-        others = len(self.class_names) - 1
-        state = "are kept" if self.kept else "have suffered"
-        teacher = self.teacher.keep_accuracy(self.after.forget)
-        return (
-            f"The other {others} classes {state}: {percent(self.after.keep_accuracy)} of "
-            f"{self.after.keep_count:,} images are recognised as the class asked for "
-            f"({percent(teacher)} for the model it started from)."
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """report.json: the figures first, then the conditions they hold under."""
-        forget = self.after.forget
-        return {
-            "summary": f"{self.headline()} {self.kept_sentence()}",
-            "forget_accuracy_before": self.teacher.forget_accuracy(forget),
-            "keep_accuracy_teacher": self.teacher.keep_accuracy(forget),
-            "forget_accuracy_after": self.after.forget_accuracy,
-            "keep_accuracy_after": self.after.keep_accuracy,
-            "frechet_teacher": self.teacher.frechet(forget),
-            "frechet_after": self.after.frechet,
-            "classes": list(self.class_names),
-            "forget": self.forget_name,
-            "override": self.override_name,
-            "after": self.after.to_dict(),
-            "teacher": self.teacher.to_dict(),
-            "teacher_figures": "shipped with the model" if self.teacher_ships else "measured",
-            "images": self.images,
-            "curve": [asdict(point) for point in self.curve],
-            **super().to_dict(),
-        }
-
-    def tables(self) -> list[Table]:
-        """One table."""
-        return [Table("Figures", self.rows())]
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        """The table of the page: what, teacher, erased model."""
-        forget = self.after.forget
-        after, teacher = self.after, self.teacher
-        rows = [
-            (
-                f"{self.forget_name}: images recognised as {self.forget_name}",
-                percent(teacher.forget_accuracy(forget)),
-                percent(after.forget_accuracy),
-            )
-        ]
-        if after.override_accuracy is not None:
-            rows.append(
-                (
-                    f"{self.forget_name}: images recognised as {self.override_name}",
-                    "",
-                    percent(after.override_accuracy),
-                )
-            )
-        rows += [
-            (
-                "Other classes: images recognised as the class asked for",
-                percent(teacher.keep_accuracy(forget)),
-                percent(after.keep_accuracy),
-            ),
-            (
-                "Other classes: Fréchet distance to real images (lower is closer)",
-                _number(teacher.frechet(forget)),
-                _number(after.frechet),
-            ),
-            ("Network evaluations per image", str(teacher.steps), str(after.steps)),
-            (
-                "Images judged",
-                f"{teacher.per_class * len(self.class_names):,}",
-                f"{after.forget_count + after.keep_count:,}",
-            ),
-        ]
-        return rows
-
-    def conditions(self) -> list[tuple[str, str]]:
-        """What the figures hold for."""
-        shipped = " (shipped with the model, not measured in this run)"
-        trained_on = [] if self.images is None else [("Trained on", self.images)]
-        return [
-            *super().conditions(),
-            *trained_on,
-            (
-                "Original model's images",
-                f"{self.teacher.steps} DDIM steps, seed {self.teacher.seed}"
-                + (shipped if self.teacher_ships else ""),
-            ),
-            ("Erased model's images", f"{self.after.sampler}, seed {self.after.seed}"),
-        ]
+    forget, name = after.forget, class_names[after.forget]
+    override = None if after.override is None else class_names[after.override]
+    before = {
+        "forget_accuracy_before": teacher.forget_accuracy(forget),
+        "keep_accuracy_teacher": teacher.keep_accuracy(forget),
+    }
+    forgot, kept = before.values()
+    gone_now = after.forget_accuracy <= GONE
+    kept_now = after.keep_accuracy >= kept - KEPT
+    recognised = round(after.forget_accuracy * after.forget_count)
+    asked = "recognised as the class asked for"
+    rows = [
+        (f"{name}: images recognised as {name}", percent(forgot), percent(after.forget_accuracy)),
+        (f"Other classes: images {asked}", percent(kept), percent(after.keep_accuracy)),
+        (
+            "Other classes: Fréchet distance to real images (lower is closer)",
+            _number(teacher.frechet(forget)),
+            _number(after.frechet),
+        ),
+        ("Network evaluations per image", str(teacher.steps), str(after.steps)),
+        (
+            "Images judged",
+            f"{teacher.per_class * len(class_names):,}",
+            f"{after.forget_count + after.keep_count:,}",
+        ),
+    ]
+    if after.override_accuracy is not None:
+        replaced = percent(after.override_accuracy)
+        rows.insert(1, (f"{name}: images recognised as {override}", "", replaced))
+    shipped = " (shipped with the model, not measured in this run)" if teacher_ships else ""
+    original = f"{teacher.steps} DDIM steps, seed {teacher.seed}{shipped}"
+    return Report(
+        run=run,
+        headline=(
+            f"{name} {'is gone' if gone_now else 'is not gone'}: {recognised} of "
+            f"{after.forget_count:,} images asked for it are recognised as {name}."
+        ),
+        gone=gone_now,
+        kept_sentence=(
+            f"The other {len(class_names) - 1} classes "
+            f"{'are kept' if kept_now else 'have suffered'}: {percent(after.keep_accuracy)} of "
+            f"{after.keep_count:,} images are {asked} "
+            f"({percent(kept)} for the model it started from)."
+        ),
+        kept=kept_now,
+        figures={
+            **before,
+            "forget_accuracy_after": after.forget_accuracy,
+            "keep_accuracy_after": after.keep_accuracy,
+            "frechet_teacher": teacher.frechet(forget),
+            "frechet_after": after.frechet,
+            "classes": list(class_names),
+            "forget": name,
+            "override": override,
+            "after": after.to_dict(),
+            "teacher": teacher.to_dict(),
+            "teacher_figures": "shipped with the model" if teacher_ships else "measured",
+            "images": images,
+            "curve": [asdict(point) for point in curve],
+        },
+        tables=[Table("Figures", rows)],
+        conditions=[
+            *run.conditions(),
+            *([] if images is None else [("Trained on", images)]),
+            ("Original model's images", original),
+            ("Erased model's images", f"{after.sampler}, seed {after.seed}"),
+        ],
+        terms=Terms("class", {"judged": True, "steps": after.steps, "evaluations": teacher.steps}),
+    )
 
 
 def _number(value: float | None) -> str:

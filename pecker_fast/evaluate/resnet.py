@@ -1,36 +1,28 @@
 """ResNet-34, the classifier that published figures of unlearning accuracy come from.
 
-The network of "Deep Residual Learning for Image Recognition" (arXiv 1512.03385, Table 1 and Figure
-5 left) under the parameter names of torchvision's `resnet34`, so that ImageNet weights load.
+torchvision's blocks under the names of its `resnet34`, so that ImageNet weights load; with a stem
+for small images too, and in other widths.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.classifier_files import (
-    build_network,
-    fill_weights,
-    read_config,
-    save_network,
-)
+from pecker_fast.evaluate.classifier_files import SavedClassifier
 
-__all__ = ["ARCH", "ResNetClassifier"]
+__all__ = ["ResNetClassifier"]
 
-ARCH = "resnet34"
 _BLOCKS = (3, 4, 6, 3)
 _AT_ONCE = 100  # images, outside training: at 224 pixels their activations need 1 GB
 
 
-class ResNetClassifier(nn.Module):
+class ResNetClassifier(SavedClassifier):
     """ResNet-34: images in [-1, 1] to logits, with the 8 x width pooled features before them.
 
     Args:
@@ -41,7 +33,12 @@ class ResNetClassifier(nn.Module):
             "cifar": one 3x3 convolution of stride 1, for small ones.
         input_size: side in pixels that images are resized to first (bilinear, antialiased); None:
             they stay as they are.
+
+    Raises:
+        PeckerError: an argument is out of range.
     """
+
+    arch: ClassVar[str | None] = "resnet34"
 
     def __init__(
         self,
@@ -51,7 +48,6 @@ class ResNetClassifier(nn.Module):
         stem: Literal["imagenet", "cifar"] = "imagenet",
         input_size: int | None = 224,
     ) -> None:
-        super().__init__()
         if num_classes < 1 or width < 1:
             raise PeckerError(
                 "ResNetClassifier: num_classes and width must be at least 1, got "
@@ -63,10 +59,15 @@ class ResNetClassifier(nn.Module):
             )
         if stem not in ("imagenet", "cifar"):
             raise PeckerError(f"ResNetClassifier: stem must be imagenet or cifar, got {stem!r}")
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.width = width
-        self.stem = stem
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            width=width,
+            stem=stem,
+            input_size=input_size,
+        )
+        from torchvision.models.resnet import BasicBlock, conv1x1
+
         self.input_size = input_size
         large = stem == "imagenet"
         size, stride, padding = (7, 2, 3) if large else (3, 1, 1)
@@ -75,34 +76,27 @@ class ResNetClassifier(nn.Module):
         self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
         channels = width
         for stage, blocks in enumerate(_BLOCKS):
-            out = width * 2**stage
-            layers = [_Block(channels, out, 1 if stage == 0 else 2)]
-            layers += [_Block(out, out, 1) for _ in range(blocks - 1)]
+            out, stride = width * 2**stage, min(stage, 1) + 1
+            shortcut = None
+            if stage:
+                shortcut = nn.Sequential(conv1x1(channels, out, stride), nn.BatchNorm2d(out))
+            layers = [BasicBlock(channels, out, stride, shortcut)]
+            layers += [BasicBlock(out, out) for _ in range(blocks - 1)]
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
             channels = out
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # arXiv 1502.01852, as section 3.4 of the paper says
+            if isinstance(module, nn.Conv2d):  # as torchvision does
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def features(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W) in [-1, 1] to features (N, 8 * width)."""
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise PeckerError(
-                f"classifier: images must be (N, {self.in_channels}, H, W), "
-                f"got {tuple(images.shape)}"
-            )
-        if self.training or len(images) <= _AT_ONCE:
-            return self._features(images)
-        return torch.cat([self._features(part) for part in torch.split(images, _AT_ONCE)])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W) in [-1, 1] to logits (N, num_classes)."""
-        return self.logits_and_features(images)[0]
-
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images to (logits, features) in one pass."""
-        features = self.features(images)
+        """Map images to logits and pooled features (N, 8 * width); see `SavedClassifier`."""
+        self.check(images)
+        if self.training or len(images) <= _AT_ONCE:
+            features = self._features(images)
+        else:
+            parts = torch.split(images, _AT_ONCE)
+            features = torch.cat([self._features(part) for part in parts])
         logits: Tensor = self.fc(features)
         return logits, features
 
@@ -164,32 +158,6 @@ class ResNetClassifier(nn.Module):
         classifier.fc.load_state_dict({"weight": weight, "bias": bias})
         return classifier.eval().requires_grad_(False)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors into `folder`, which is made if need be."""
-        config = {
-            "arch": ARCH,
-            "num_classes": self.num_classes,
-            "in_channels": self.in_channels,
-            "width": self.width,
-            "stem": self.stem,
-            "input_size": self.input_size,
-        }
-        save_network(self, config, folder)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> ResNetClassifier:
-        """Read what `save` wrote; the result is in eval mode and asks for no gradients.
-
-        Raises:
-            PeckerError: a file is missing, truncated, or does not fit the configuration.
-        """
-        folder = Path(folder)
-        config = read_config(folder, cls.__name__)
-        arch = config.pop("arch", None)
-        if arch != ARCH:
-            raise PeckerError(f"classifier {folder}: arch must be {ARCH}, got {arch!r}")
-        return fill_weights(build_network(cls, config, folder), folder)
-
     def _features(self, images: Tensor) -> Tensor:
         size = self.input_size
         if size is not None and images.shape[2:] != (size, size):
@@ -198,24 +166,3 @@ class ResNetClassifier(nn.Module):
         for stage in range(len(_BLOCKS)):
             x = self.get_submodule(f"layer{stage + 1}")(x)
         return x.mean((2, 3))
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, a 1x1 convolution where the shape changes."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        inner = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(inner)) + shortcut)

@@ -6,7 +6,7 @@ classes and guidance are `class_guided`'s, seeds those of `image_streams`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, TypeAlias
 
@@ -17,17 +17,15 @@ from torch import Tensor, nn
 from pecker_fast.distill.networks import predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.batches import Tell
 
-__all__ = ["Tell", "class_guided", "ddim", "ddpm", "image_streams", "telling"]
+__all__ = ["class_guided", "ddim", "ddpm", "image_streams", "telling"]
 
 Predict: TypeAlias = Callable[[Tensor, int], Tensor]
 """The noise in x (N, C, H, W) at a time step, in the shape of x."""
 
 StepNoise: TypeAlias = Callable[[], Tensor]
 """Fresh standard normal noise (N, C, H, W) for one step."""
-
-Tell: TypeAlias = Callable[[float], object]
-"""Takes the share, in [0, 1], of a batch's steps that are done."""
 
 ReverseSteps: TypeAlias = Callable[[Tensor, Predict, StepNoise], Tensor]
 """Turns starting noise (N, C, H, W) into images of the same shape."""
@@ -36,11 +34,11 @@ LARGEST_GAP = 0.1
 """Share of the schedule that DDIM's first time step may miss by rounding."""
 
 
-def ddim(scheduler: Any, steps: int, eta: float) -> ReverseSteps:
+def ddim(config: Mapping[str, Any], steps: int, eta: float) -> ReverseSteps:
     """DDIM as diffusers has it, with what the model's scheduler says of clipping and prediction.
 
     Args:
-        scheduler: the model's, a diffusers scheduler.
+        config: of the model's scheduler.
         steps: how many, evenly spaced.
         eta: how random they are, in [0, 1].
 
@@ -50,16 +48,16 @@ def ddim(scheduler: Any, steps: int, eta: float) -> ReverseSteps:
     """
     from diffusers import DDIMScheduler
 
-    sampler = DDIMScheduler.from_config(scheduler.config)
-    total = _checked_total(scheduler, steps)
+    sampler = DDIMScheduler.from_config(config)
+    total = _checked_total(sampler, steps)
     sampler.set_timesteps(steps)
     # They are total // steps apart: 600 of 1,000 would start at 599, from noise that the network
-    # expects at 999.
+    # expects at 999. A `steps_offset` moves them all.
     start = int(sampler.timesteps.max())
-    if start < (1 - LARGEST_GAP) * total * (steps - 1) / steps:
+    if not (1 - LARGEST_GAP) * total * (steps - 1) / steps <= start < total:
         raise PeckerError(
             f"sampler: {steps} DDIM steps would start at time step {start} of {total}; take a "
-            f"number of steps that divides {total}"
+            f"number of steps that divides {total}, or fewer"
         )
 
     def draw(noise: Tensor, predict: Predict, step_noise: StepNoise) -> Tensor:
@@ -190,8 +188,8 @@ def image_streams(seed: int, images: slice, like: Tensor) -> StepNoise:
 
 def _checked_total(scheduler: Any, steps: int) -> int:
     total: int = scheduler.config.num_train_timesteps
-    if steps > total:
+    if not 1 <= steps <= total:
         raise PeckerError(
-            f"sampler: steps must be at most the {total} steps of the model's schedule, got {steps}"
+            f"sampler: steps must be in 1 .. {total}, those of the model's schedule, got {steps}"
         )
     return total

@@ -27,9 +27,9 @@ class SamplePlan:
 
     Attributes:
         facts: what decides the images, as plain types. `folders` has the sub-folders, and of each
-            the `index` of its class or prompt, its `name`, and the `count` of its images.
+            the `index` of its class, its `name`, and the `count` of its images.
         files: path of each image within the folder of the samples.
-        labels: (N,) int64, the class or prompt of each image.
+        labels: (N,) int64, the class of each image.
         batch_size: batch k holds the images from k * batch_size on.
         batches: (numbers of the batches to draw, title of a progress bar or None) -> which images,
             and (n, C, H, W) in [-1, 1] on the CPU, batch by batch.
@@ -89,35 +89,24 @@ def class_plan(
 def numbered_files(
     labels: Tensor, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """A sub-folder for each class or prompt that has images, and the file of each image in them.
+    """A sub-folder for each class that has images, and the file of each image in them.
 
     Args:
         labels: (N,) int64 indices into `names`.
-        names: of all classes or prompts.
+        names: of all classes.
 
     Returns:
         `SamplePlan.facts["folders"]` and `SamplePlan.files`; images are numbered within a folder.
+        Folders sort by index, and are file names on any system: 03_T-shirt-top.
     """
-    counts = torch.bincount(labels, minlength=len(names)).tolist()
-    by_index = {
-        index: _folder_name(index, name, len(names))
-        for index, name in enumerate(names)
-        if counts[index]
-    }
-    folders = {
-        folder: {"index": index, "name": names[index], "count": counts[index]}
-        for index, folder in by_index.items()
-    }
-    seen = dict.fromkeys(by_index, 0)
-    files = []
-    for label in labels.tolist():
-        files.append(f"{by_index[label]}/{seen[label]:06d}.png")
-        seen[label] += 1
+    digits = max(2, len(str(len(names) - 1)))
+    folders: dict[str, dict[str, Any]] = {}
+    files = [""] * len(labels)
+    for index in sorted(set(labels.tolist())):
+        plain = re.sub(r"[^\w.-]+", "-", names[index]).strip("-.")[:60]
+        folder = f"{index:0{digits}d}_{plain}" if plain else f"{index:0{digits}d}"
+        places = (labels == index).nonzero()[:, 0].tolist()
+        folders[folder] = {"index": index, "name": names[index], "count": len(places)}
+        for number, place in enumerate(places):
+            files[place] = f"{folder}/{number:06d}.png"
     return folders, files
-
-
-def _folder_name(index: int, name: str, total: int) -> str:
-    """Sorts by index, and is a file name on any system: 03_T-shirt-top."""
-    digits = max(2, len(str(total - 1)))
-    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60]
-    return f"{index:0{digits}d}_{plain}" if plain else f"{index:0{digits}d}"

@@ -1,39 +1,31 @@
 """Images from a model folder, in one step or in many; the same seed, the same images.
 
-All noise is drawn image by image on the CPU, so image i does not depend on the batch size, on the
-device, on how many images follow it, or on how many processes share the work: the starting noise
-of all images comes from one stream, and the noise of an image's random steps from its own. What is
-left of the batch size is rounding: several processes draw the same batches as one, bit for bit.
+The starting noise of all images comes from one stream (`batches`), and the noise of an image's
+random steps from its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distill.losses import one_step_sample
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.image_files import to_uint8
-from pecker_fast.evaluate.reverse_steps import (
-    Tell,
-    class_guided,
-    ddim,
-    ddpm,
-    image_streams,
-    telling,
-)
+from pecker_fast.evaluate.batches import Batches, Tell, draw_batches, together
+from pecker_fast.evaluate.reverse_steps import class_guided, ddim, ddpm, image_streams, telling
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
 
-__all__ = ["METHODS", "Method", "Sampler", "balanced_labels", "default_t_init", "noise_batches"]
+__all__ = ["METHODS", "Method", "Sampler", "balanced_labels", "default_t_init"]
 
 Method = Literal["one-step", "ddim", "ddpm"]
 METHODS: tuple[Method, ...] = ("one-step", "ddim", "ddpm")
@@ -167,7 +159,9 @@ class Sampler:
             PeckerError: a label that the model has no class for, more steps than it has, or
                 guidance for a model that has no entry for "no class".
         """
-        return self._all(model, labels, progress, ranks or Ranks(), torch.float32, lambda x: x)
+        batches = partial(self.batches, model, labels)
+        like = torch.empty(model.image_shape)
+        return together(batches, len(labels), self.batch_size, like, ranks or Ranks(), progress)
 
     def pixels(
         self, model: ModelFolder, labels: Tensor, progress: str | None = None, *, ranks: Ranks
@@ -176,37 +170,21 @@ class Sampler:
 
         Rounded batch by batch, so that 50,000 images of 64x64 take 0.6 GB and not 2.5.
         """
-        return self._all(model, labels, progress, ranks, torch.uint8, to_uint8)
 
-    def _all(
-        self,
-        model: ModelFolder,
-        labels: Tensor,
-        progress: str | None,
-        ranks: Ranks,
-        dtype: torch.dtype,
-        convert: Callable[[Tensor], Tensor],
-    ) -> Tensor | None:
-        total = -(-len(labels) // self.batch_size)  # batches
-        share = ranks.rows(total)
-        # Whole batches, so that each process sends rows of one shape.
-        shape = (share.stop - share.start, self.batch_size, *model.image_shape)
-        rows = torch.zeros(shape, dtype=dtype)
-        images, first = rows.flatten(0, 1), share.start * self.batch_size
-        progress = progress if ranks.is_first else None
-        for part, drawn in self.batches(model, labels, range(share.start, share.stop), progress):
-            images[part.start - first : part.stop - first] = convert(drawn)
-        gathered = ranks.gather(rows, total)
-        return None if gathered is None else gathered.flatten(0, 1)[: len(labels)]
+        def batches(only: range, title: str | None) -> Batches:
+            drawn = self.batches(model, labels, only, title)
+            return ((part, to_uint8(images)) for part, images in drawn)
 
-    @torch.no_grad()
+        like = torch.empty(model.image_shape, dtype=torch.uint8)
+        return together(batches, len(labels), self.batch_size, like, ranks, progress)
+
     def batches(
         self,
         model: ModelFolder,
         labels: Tensor,
         only: Collection[int] | None = None,
         progress: str | None = None,
-    ) -> Iterator[tuple[slice, Tensor]]:
+    ) -> Batches:
         """Draw batch by batch, for whoever writes images as they come.
 
         Args:
@@ -223,17 +201,16 @@ class Sampler:
             PeckerError: as `sample`.
         """
         self.check(model, labels)
-        draw = self._drawing(model)
+        images_of = self._drawing(model)
         device = next(model.unet.parameters()).device
-        total, size = len(labels), self.batch_size
-        noises = noise_batches(total, size, model.network_shape, self.seed, only=only)
-        # A batch may take minutes: the bar moves on within it, which that of `noises` cannot.
-        with _image_bar(_parts(total, size, only), progress) as bar:
-            for part, noise in noises:
-                tell = _within(bar, part)
-                images = draw(part, noise.to(device), labels[part].to(device), tell)
-                yield part, model.decode(images).float().cpu()
-                tell(1.0)
+
+        @torch.no_grad()
+        def draw(part: slice, noise: Tensor, tell: Tell) -> Tensor:
+            drawn = images_of(part, noise.to(device), labels[part].to(device), tell)
+            return model.decode(drawn).float()
+
+        shape = model.network_shape
+        return draw_batches(draw, len(labels), self.batch_size, shape, self.seed, only, progress)
 
     def _drawing(self, model: ModelFolder) -> Callable[[slice, Tensor, Tensor, Tell], Tensor]:
         """What draws the images of a slice from noise and labels, telling the share done."""
@@ -248,7 +225,7 @@ class Sampler:
                 model.unet, noise, t_init, labels, schedule
             )
         if self.kind == "ddim":
-            steps = ddim(model.scheduler, self.steps, self.eta)
+            steps = ddim(model.scheduler.config, self.steps, self.eta)
         else:
             steps = ddpm(model.scheduler, self.steps)
 
@@ -275,58 +252,3 @@ def default_t_init(scheduler: Any) -> int:
 def balanced_labels(num_classes: int, per_class: int) -> Tensor:
     """Labels 0, 1, ..., K-1, 0, 1, ...: any prefix of K * n labels has n of each class."""
     return torch.arange(num_classes).repeat(per_class)
-
-
-def noise_batches(
-    total: int,
-    batch_size: int,
-    shape: tuple[int, ...],
-    seed: int,
-    progress: str | None = None,
-    only: Collection[int] | None = None,
-) -> Iterator[tuple[slice, Tensor]]:
-    """The starting noise of `total` images, batch by batch.
-
-    Args:
-        total: number of images.
-        batch_size: images at a time.
-        shape: (C, H, W) of one image's noise.
-        seed: of the noise. Image i gets the same numbers whatever the batch size and the total.
-        progress: title of a progress bar on stderr, moved on as batches are done; None for no bar.
-        only: numbers of the batches wanted; None: all.
-
-    Yields:
-        Which images, and their noise (N, C, H, W), float32 on the CPU.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    wanted = _parts(total, batch_size, only)
-    with _image_bar(wanted, progress) as bar:
-        for part in _parts(total, batch_size):
-            if not wanted:
-                break
-            # One call per image: torch's generator gives other numbers for other shapes.
-            noise = [torch.randn(shape, generator=generator) for _ in range(part.start, part.stop)]
-            if part != wanted[0]:
-                continue  # its numbers come first in the stream all the same
-            yield part, torch.stack(noise)
-            bar.update(part.stop - part.start)
-            del wanted[0]
-
-
-def _parts(total: int, batch_size: int, only: Collection[int] | None = None) -> list[slice]:
-    """Which images the batches hold, in order; of those batches alone whose numbers are given."""
-    starts = range(0, total, batch_size)
-    numbers = range(len(starts)) if only is None else sorted(set(only))
-    return [slice(starts[k], min(starts[k] + batch_size, total)) for k in numbers]
-
-
-def _image_bar(parts: list[slice], title: str | None) -> tqdm[NoReturn]:
-    """A progress bar on stderr of the images in some batches; without a title none is shown."""
-    count = sum(part.stop - part.start for part in parts)
-    return tqdm(total=count, desc=title, unit="image", disable=title is None)
-
-
-def _within(bar: tqdm[NoReturn], part: slice) -> Tell:
-    """What moves the bar on to a share of the batch that comes next on it, in whole images."""
-    before, count = bar.n, part.stop - part.start
-    return lambda share: bar.update(before + int(share * count) - bar.n)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pecker_fast.errors import PeckerError
+from pecker_fast.errors import FrozenChangedError, PeckerError
+from pecker_fast.masks.checks import few
 
 __all__ = ["FrozenCheck", "check_frozen"]
 
@@ -24,12 +26,49 @@ class FrozenCheck:
         frozen_changed: those whose bits differ; must be 0.
         salient: entries inside the mask.
         salient_changed: those whose bits differ.
+        changed: parameter name -> its frozen entries whose bits differ, where there are any.
     """
 
     frozen: int
     frozen_changed: int
     salient: int
     salient_changed: int
+    changed: Mapping[str, int] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        """What was compared and what came of it."""
+        return (
+            f"{self.frozen:,} of {self.frozen + self.salient:,} parameters were frozen; "
+            f"{self.frozen_changed:,} of them changed, compared bit by bit."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts under their names in frozen.json and report.json."""
+        return {
+            "frozen_parameters": self.frozen,
+            "frozen_changed": self.frozen_changed,
+            "frozen_changed_in": dict(self.changed),
+            "salient_parameters": self.salient,
+            "salient_changed": self.salient_changed,
+        }
+
+    def require_unchanged(self, where: object) -> None:
+        """Raise unless every frozen entry has the bits that it had.
+
+        Args:
+            where: What was compared, for the message; e.g. the run directory.
+
+        Raises:
+            FrozenChangedError: Some have others; their parameters are named.
+        """
+        if not self.frozen_changed:
+            return
+        entries = "entry" if self.frozen_changed == 1 else "entries"
+        raise FrozenChangedError(
+            f"{where}: {self.frozen_changed:,} frozen {entries} of {few(self.changed)} changed, "
+            "expected 0: a checkpoint, the disk or the memory may be damaged; start the run anew "
+            "with --force"
+        )
 
 
 def check_frozen(
@@ -49,7 +88,8 @@ def check_frozen(
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())[0]
         raise PeckerError(f"frozen check: parameter {odd!r} is in one of the two models only")
-    counts = [0, 0, 0, 0]
+    frozen = salient_count = salient_changed = 0
+    moved: dict[str, int] = {}
     for name, old in before.items():
         new = after[name]
         if old.shape != new.shape or old.dtype != new.dtype:
@@ -62,11 +102,12 @@ def check_frozen(
         if inside is None:
             inside = torch.zeros_like(changed)
         inside = inside.cpu()
-        counts[0] += int((~inside).sum())
-        counts[1] += int((changed & ~inside).sum())
-        counts[2] += int(inside.sum())
-        counts[3] += int((changed & inside).sum())
-    return FrozenCheck(*counts)
+        frozen += int((~inside).sum())
+        salient_count += int(inside.sum())
+        salient_changed += int((changed & inside).sum())
+        if outside := int((changed & ~inside).sum()):
+            moved[name] = outside
+    return FrozenCheck(frozen, sum(moved.values()), salient_count, salient_changed, moved)
 
 
 def _bits(value: Tensor) -> Tensor:

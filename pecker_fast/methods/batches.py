@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,33 +14,18 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.image_batches import ShuffledEpochs, antithetic_timesteps
 from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.rows import Rows
 
-__all__ = ["Batch", "ImageModel", "RealImages"]
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["Batch", "RealImages"]
 
 _REMAIN, _FORGET = 0, 1  # Each has a shuffling of its own.
 
 
-class ImageModel(Protocol):
-    """What has to be known of a model to show it real images; `ModelFolder` is one."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name per class."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-
-    @property
-    def null_label(self) -> int | None:
-        """The label that means no class, if the network knows one."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """What the network sees of images."""
-
-
 @dataclass(frozen=True)
-class Batch:
+class Batch(Rows):
     """N images on the run's device, with all that is random about them.
 
     Attributes:
@@ -57,13 +42,6 @@ class Batch:
     labels: Tensor
     imitated: Tensor
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, rows: slice) -> Batch:
-        """Some of the images."""
-        return Batch(*(getattr(self, field.name)[rows] for field in fields(self)))
-
 
 class RealImages:
     """The images to forget and to keep, drawn for a run.
@@ -77,7 +55,7 @@ class RealImages:
     def __init__(
         self,
         images: ImageSet,
-        model: ImageModel,
+        model: ModelFolder,
         config: BaselineConfig,
         num_timesteps: int,
         device: torch.device,
@@ -124,32 +102,25 @@ class RealImages:
         self._remain_order = ShuffledEpochs(len(self._remain_set), size, seed, _REMAIN)
         self._forget_order = ShuffledEpochs(len(self._forget_set), size, seed, _FORGET)
 
-    def remain(self, iteration: int, random: IterationRandom) -> Batch:
+    def remain(self, random: IterationRandom) -> Batch:
         """`batch_size` images to keep. Draw them before those to forget."""
-        return self._batch(self._remain_set, self._remain_order.indices(iteration), random)
+        return self._batch(self._remain_set, self._remain_order.indices(random.iteration), random)
 
-    def to_forget(self, iteration: int, random: IterationRandom) -> Batch:
+    def to_forget(self, random: IterationRandom) -> Batch:
         """`batch_size` images to forget."""
-        return self._batch(self._forget_set, self._forget_order.indices(iteration), random)
+        return self._batch(self._forget_set, self._forget_order.indices(random.iteration), random)
 
     def no_class_like(self, labels: Tensor) -> Tensor | None:
         """As many labels that mean no class; None where the network has none."""
         return None if self.no_class is None else torch.full_like(labels, self.no_class)
 
-    def saliency_batches(self) -> list[Callable[[IterationRandom], Batch]]:
-        """Every image of the class to forget once, in batches, whose last may be smaller.
+    def saliency_parts(self) -> Sequence[Tensor]:
+        """Every image of the class to forget once, by number: those of each gradient."""
+        return torch.split(torch.arange(len(self._forget_set)), self._config.saliency.batch_size)
 
-        Call them in order. No label is dropped.
-        """
-        everything = torch.split(
-            torch.arange(len(self._forget_set)), self._config.saliency.batch_size
-        )
-        return [
-            lambda random, chosen=chosen: self._batch(  # type: ignore[misc]
-                self._forget_set, chosen, random, dropout=0.0
-            )
-            for chosen in everything
-        ]
+    def to_score(self, part: Tensor, random: IterationRandom) -> Batch:
+        """The images of one of the `saliency_parts`, in turn. No label is dropped."""
+        return self._batch(self._forget_set, part, random, dropout=0.0)
 
     def _batch(
         self,
@@ -159,28 +130,20 @@ class RealImages:
         dropout: float | None = None,
     ) -> Batch:
         count = len(chosen)
-        flip = self._coins(count, 0.5, random) if self._config.flip else None
+        flip = random.coins(count, 0.5) if self._config.flip else None
         seen = self._model.encode(images.batch(chosen, self._device, flip)).to(self._dtype)
         noise = random.normal(tuple(seen.shape), seen.dtype)
         t = antithetic_timesteps(count, self._num_timesteps, random)
         labels = images.labels[chosen].to(self._device)
         imitated = labels if self.override is None else torch.full_like(labels, self.override)
         drop = self._config.label_dropout if dropout is None else dropout
-        labels, imitated = (self._dropped(told, drop, random) for told in (labels, imitated))
+        if drop > 0 and self.no_class is not None:
+            labels = labels.masked_fill(random.coins(count, drop), self.no_class)
+            imitated = imitated.masked_fill(random.coins(count, drop), self.no_class)
         return Batch(seen, noise, t, labels, imitated)
 
-    def _dropped(self, labels: Tensor, probability: float, random: IterationRandom) -> Tensor:
-        if probability == 0 or self.no_class is None:
-            return labels
-        return labels.masked_fill(self._coins(len(labels), probability, random), self.no_class)
 
-    def _coins(self, count: int, probability: float, random: IterationRandom) -> Tensor:
-        """(count,) bool, True with this probability."""
-        drawn = torch.rand(count, generator=random.generator, device=random.device)
-        return drawn < probability
-
-
-def _check_fits(images: ImageSet, model: ImageModel) -> None:
+def _check_fits(images: ImageSet, model: ModelFolder) -> None:
     if images.image_shape != model.image_shape:
         raise PeckerError(
             f"the images ({images.source}) are {images.image_shape}, the model was made for "

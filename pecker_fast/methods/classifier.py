@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,14 @@ from pecker_fast.evaluate.forgetting import classify
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.resnet import ResNetClassifier
 from pecker_fast.machine import machine_facts, versions
+from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.image_batches import ShuffledEpochs
 from pecker_fast.methods.training_config import ClassifierConfig
-from pecker_fast.methods.training_loop import LossOf, Training
 from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
+from pecker_fast.runs.learner import Learner
+from pecker_fast.runs.metrics import ONE_LOSS
 from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.run import Run, Stateful
 
 __all__ = ["ClassifierTrainer", "MeasuredClassifier", "load_split_images"]
 
@@ -42,8 +45,20 @@ class MeasuredClassifier:
     card: Mapping[str, Any]
 
 
-class ClassifierTrainer:
-    """Trains a classifier; `run`, then `measure`."""
+Batch: TypeAlias = tuple[Tensor, Tensor]
+"""(N, C, H, W) images as the network sees them and (N,) int64 labels."""
+
+
+class ClassifierTrainer(Run[Batch]):
+    """Trains a classifier; `run`, then `measure`.
+
+    Attributes:
+        network: What is trained.
+    """
+
+    config: ClassifierConfig
+    lower = "lr"
+    terms = (ONE_LOSS,)
 
     def __init__(
         self,
@@ -77,43 +92,90 @@ class ClassifierTrainer:
                     f"train-classifier: {images.source} has {count} images of {name!r}; at least "
                     "2 of each class are needed"
                 )
-        self._images = images
-        self._config = config = config.resolved(len(images))
-        self._device = device
-        self._progress = progress
+        config = config.resolved(len(images))
         with torch.random.fork_rng(devices=[]):  # the seed of the run, whatever was drawn before
             torch.manual_seed(config.seed)
             network = _build(images, config)
         self._started_from: dict[str, str] | None = None
-        identity = images.fingerprint()
         if weights is not None:
             name, values = weights
             if not isinstance(network, ResNetClassifier):
                 raise PeckerError(f"{name}: pretrained weights are for resnet34, not {config.arch}")
             network.start_from(values, name)
             self._started_from = {"file": Path(name).name, "network": fingerprint(network)[:16]}
-            identity += f", started from {fingerprint(network)}"
-        self._network = network.to(device)
-        assert config.iterations is not None  # resolved
-        self._training = Training(
-            self._network,
-            _optimizer(self._network, config, device),
-            _classification(self._network, images, config, device),
+        start = {} if self._started_from is None else {"start": self._started_from["network"]}
+        super().__init__(
             config,
-            config.iterations,
-            identity=identity,
+            device,
+            lambda: {"images": images.fingerprint(), **start},
             directory=directory,
-            progress="classifier" if progress else None,
+            title="classifier" if progress else None,
+        )
+        self.network = network.to(device)
+        self._learner = Learner(
+            network, None, config.lr, self._optimizer, clip_norm=config.optimizer.clip_norm
+        )
+        self.learners.append(self._learner)
+        self._images = images.to(device) if device.type == "cuda" else images
+        self._order = ShuffledEpochs(len(images), config.batch_size, config.seed)
+        self.begin()
+
+    def _optimizer(
+        self, network: nn.Module, _: SaliencyMask | None, lr: float
+    ) -> torch.optim.Optimizer:
+        """Adam or AdamW with a learning rate of its own for the last layer."""
+        head = network.get_submodule("head" if isinstance(network, SmallClassifier) else "fc")
+        in_head = {id(param) for param in head.parameters()}
+        body = [param for param in network.parameters() if id(param) not in in_head]
+        options = self.config.optimizer
+        kind = torch.optim.AdamW if self.config.decoupled_decay else torch.optim.Adam
+        groups: list[dict[str, Any]] = [
+            {"params": body},
+            {"params": list(head.parameters()), "lr": lr * self.config.head_lr_factor},
+        ]
+        return kind(
+            groups,
+            lr=lr,
+            betas=(options.beta1, options.beta2),
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            # torch's fused CPU kernel is wrong for mixed strides.
+            fused=self.device.type == "cuda",
         )
 
-    @property
-    def training(self) -> Training:
-        """The loop, to step through."""
-        return self._training
+    def draw(self, random: IterationRandom) -> Batch:
+        """Images, half of them mirrored and every other one noisy, and their labels."""
+        config, images = self.config, self._images
+        chosen = self._order.indices(random.iteration)
+        count = len(chosen)
+        seen = images.batch(chosen, self.device, random.coins(count, 0.5) if config.flip else None)
+        if config.noise > 0:
+            noise = random.normal(tuple(seen.shape), torch.float32)
+            sizes = config.noise * random.uniform(count)
+            sizes[1::2] = 0
+            seen = seen + sizes[:, None, None, None] * noise
+        return seen, images.labels[chosen].to(self.device)
 
-    def run(self) -> None:
-        """Train to the end; see `Training.run`."""
-        self._training.run()
+    def advance(self, batch: Batch) -> list[Tensor]:
+        """One step down the cross-entropy."""
+        seen, labels = batch
+        mixed = self.config.precision == "autocast"
+        self._learner.learn()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+            logits = self.network(seen)
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._learner.step()
+        return [loss]
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The one network."""
+        yield "", self.network
+
+    def parts(self) -> Mapping[str, Stateful]:
+        """Network and optimizer."""
+        return {"network": self.network, "optimizer": self._learner}
 
     def measure(self, test: ImageSet) -> MeasuredClassifier:
         """Judge test images, and take the statistics of the training images. Call it at the end.
@@ -127,8 +189,8 @@ class ClassifierTrainer:
                 f"train-classifier: the test images ({test.source}) have other classes or another "
                 f"size than the training images ({self._images.source})"
             )
-        network = self._network.eval().requires_grad_(False)
-        titles = ("test images", "statistics") if self._progress else (None, None)
+        network = self.network.eval().requires_grad_(False)
+        titles = ("test images", "statistics") if self._title else (None, None)
         tf32 = torch.backends.cudnn.allow_tf32
         torch.backends.cudnn.allow_tf32 = False  # or the figures would be those of this card
         try:
@@ -142,7 +204,7 @@ class ClassifierTrainer:
         )
         of_class = [correct[test.labels == index] for index in range(test.num_classes)]
         card = {
-            "arch": self._config.arch,
+            "arch": self.config.arch,
             "class_names": list(test.class_names),
             "test_accuracy": float(correct.mean()),
             "test_count": len(test),
@@ -151,10 +213,10 @@ class ClassifierTrainer:
             "train_count": len(self._images),
             "train_images": self._images.source,
             "started_from": self._started_from,
-            "iterations": self._training.iteration,
-            "seconds": round(self._training.stopwatch.seconds, 2),
-            "config": self._config.model_dump(mode="json"),
-            "machine": machine_facts(self._device),
+            "iterations": self.iteration,
+            "seconds": round(self.stopwatch.seconds, 2),
+            "config": self.config.model_dump(mode="json"),
+            "machine": machine_facts(self.device),
             "versions": versions(),
         }
         return MeasuredClassifier(network.cpu(), statistics, card)
@@ -196,57 +258,3 @@ def _build(images: ImageSet, config: ClassifierConfig) -> SmallClassifier | ResN
     return ResNetClassifier(
         images.num_classes, channels, config.width, config.stem, config.input_size
     )
-
-
-def _optimizer(
-    network: SmallClassifier | ResNetClassifier, config: ClassifierConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """Adam or AdamW with a learning rate of its own for the last layer."""
-    head = network.head if isinstance(network, SmallClassifier) else network.fc
-    in_head = {id(param) for param in head.parameters()}
-    body = [param for param in network.parameters() if id(param) not in in_head]
-    options = config.optimizer
-    kind = torch.optim.AdamW if config.decoupled_decay else torch.optim.Adam
-    groups: list[dict[str, Any]] = [
-        {"params": body},
-        {"params": list(head.parameters()), "lr": config.lr * config.head_lr_factor},
-    ]
-    return kind(
-        groups,
-        lr=config.lr,
-        betas=(options.beta1, options.beta2),
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        # torch's fused CPU kernel is wrong for mixed strides.
-        fused=device.type == "cuda",
-    )
-
-
-def _classification(
-    network: nn.Module, images: ImageSet, config: ClassifierConfig, device: torch.device
-) -> LossOf:
-    """The cross-entropy of an iteration's batch."""
-    if device.type == "cuda":
-        images = images.to(device)
-    order = ShuffledEpochs(len(images), config.batch_size, config.seed)
-    mixed = config.precision == "autocast"
-
-    def loss_of(iteration: int, random: IterationRandom) -> Tensor:
-        chosen = order.indices(iteration)
-        count = len(chosen)
-
-        def uniform() -> Tensor:
-            return torch.rand(count, generator=random.generator, device=device)
-
-        seen = images.batch(chosen, device, uniform() < 0.5 if config.flip else None)
-        if config.noise > 0:
-            noise = random.normal(tuple(seen.shape), torch.float32)
-            sizes = config.noise * uniform()
-            sizes[1::2] = 0
-            seen = seen + sizes[:, None, None, None] * noise
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            logits = network(seen)
-        labels = images.labels[chosen].to(device)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-
-    return loss_of

@@ -8,36 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from pecker_fast.datasets import Dataset
 from pecker_fast.distill.config import RECIPES as DISTILLATIONS
-from pecker_fast.distill.config import (
-    EmaSection,
-    LoggingSection,
-    MaskChoice,
-    OptimizerSection,
-    PeckerConfig,
-)
-from pecker_fast.runs.settings import (
-    Section,
-    Settings,
-    apply_overrides,
-    build,
-    read_settings,
-    recipes_in,
-)
+from pecker_fast.runs.config import EmaSection, Fraction, MaskedConfig, OptimizerSection
+from pecker_fast.runs.settings import Section, load, read_settings, recipes_in
 
 __all__ = [
     "BaselineConfig",
+    "Dataset",
     "Method",
     "baseline_names",
     "load_baseline_config",
@@ -45,8 +27,6 @@ __all__ = [
 ]
 
 Method: TypeAlias = Literal["random_label", "negative_gradient", "fine_tune", "esd"]
-Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
-Dataset: TypeAlias = Literal["cifar10", "stl10", "cifar10-format", "fashion-mnist"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -55,7 +35,7 @@ class BaselineOptimizerSection(OptimizerSection):
     """Adam; gradients are limited by their norm, as the published code has it."""
 
     lr: NonNegativeFloat = 1e-4  # Learning rate at the first iteration.
-    beta1: Share = 0.9
+    beta1: Fraction = 0.9
     clip_value: PositiveFloat | None = None  # Each gradient entry to +-this. null = off.
     clip_grad_norm: PositiveFloat | None = 1.0  # Norm over all entries, frozen ones too. null = off
 
@@ -78,7 +58,7 @@ class RealSaliencySection(Section):
     clip_grad_norm: PositiveFloat | None = 1.0  # Global norm limit per batch. null = off.
 
 
-class BaselineConfig(Settings):
+class BaselineConfig(MaskedConfig):
     """A run of one network on real images that stays a many-step model."""
 
     # random_label = SalUn, or RL with mask.kind full. negative_gradient = NegGrad, gradient ascent.
@@ -90,22 +70,17 @@ class BaselineConfig(Settings):
     override: int | str | None = None  # random_label: the class imitated. null = the next class.
     iterations: NonNegativeInt = 1_000
     batch_size: PositiveInt = 128  # Images to keep and, again, to forget, per iteration.
-    seed: NonNegativeInt = 0
     precision: Literal["fp32", "autocast"] = "fp32"  # autocast = bf16 inside the network.
-    accelerate: bool = True  # Fused blocks where they run (CUDA); the same method, other rounding.
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
     lambda_forget: NonNegativeFloat = 1.0  # Weight of the forget term (batch mean).
     lambda_remain: NonNegativeFloat = (
         1e-3  # Weight of the remain term (batch mean); alpha in SalUn.
     )
-    label_dropout: Share = 0.1  # Share of samples that are told "no class", as in pretraining.
+    label_dropout: Fraction = 0.1  # Share of samples that are told "no class", as in pretraining.
     flip: bool = True  # Mirror every other image, at random.
     eta: NonNegativeFloat = 1.0  # esd: how far away from the class.
     optimizer: BaselineOptimizerSection = BaselineOptimizerSection()
-    mask: MaskChoice = MaskChoice()
     saliency: RealSaliencySection = RealSaliencySection()
     ema: EmaSection = EmaSection(decay=None)
-    logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")
     def _consistent(self) -> BaselineConfig:
@@ -133,12 +108,6 @@ class BaselineConfig(Settings):
         """Whether there is a forget term: all methods but fine_tune."""
         return self.method != "fine_tune"
 
-    def learning(self) -> PeckerConfig:
-        """The part that a `Learner` reads, as it reads it: schedule, length and optimizer."""
-        return PeckerConfig(
-            iterations=self.iterations, lr_schedule=self.lr_schedule, optimizer=self.optimizer
-        )
-
 
 def baseline_names() -> list[str]:
     """Names of the recipes that ship with the package."""
@@ -165,6 +134,4 @@ def load_baseline_config(
         PeckerError: A file that cannot be read, an unknown key (the nearest valid one is named),
             or a value out of range.
     """
-    settings = {} if path is None else read_settings(Path(path), [DISTILLATIONS, RECIPES])
-    apply_overrides(BaselineConfig, settings, overrides or {})
-    return build(BaselineConfig, settings, path)
+    return load(BaselineConfig, path, overrides, [DISTILLATIONS, RECIPES])

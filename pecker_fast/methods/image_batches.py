@@ -55,7 +55,5 @@ class ShuffledEpochs:
 
 def antithetic_timesteps(count: int, num_timesteps: int, random: IterationRandom) -> Tensor:
     """(count,) int64 over 0 .. T - 1 on the device: one half is drawn, the other is T - 1 - t."""
-    drawn = torch.randint(
-        num_timesteps, (count // 2 + 1,), generator=random.generator, device=random.device
-    )
+    drawn = random.integers(0, num_timesteps, count // 2 + 1)
     return torch.cat([drawn, num_timesteps - 1 - drawn])[:count]

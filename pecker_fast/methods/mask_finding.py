@@ -6,7 +6,7 @@ predictions; each batch's gradient is scaled to norm 1 at most; the score is |su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.scores import saliency_scores
 from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.runs.masked import choose_mask
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
 __all__ = ["find_mask"]
@@ -34,31 +35,28 @@ def find_mask(
     Raises:
         PeckerError: A loss or a score is not finite.
     """
-    config = objective.config
-    choice, saliency = config.mask, config.saliency
-    if choice.kind == "full":
-        return SaliencyMask.full(network)
-    if choice.kind == "random":
-        return SaliencyMask.random(
-            network,
-            choice.density,
-            config.seed,
-            choice.scope,
-            choice.granularity,
-            choice.block_size,
+    config, saliency = objective.config, objective.config.saliency
+
+    def scores() -> dict[str, Tensor]:
+        network.eval()
+        random = IterationRandom(config.seed, 0, objective.device, SALIENCY)
+
+        def mean_loss(part: Tensor) -> Tensor:
+            batch = objective.images.to_score(part, random)
+            return objective.saliency_loss(network, batch).mean()
+
+        parts = tqdm(
+            objective.images.saliency_parts(),
+            desc="saliency",
+            unit="batch",
+            leave=False,
+            disable=not progress,
         )
-    network.eval()
-    random = IterationRandom(config.seed, 0, objective.device, SALIENCY)
+        return saliency_scores(
+            network,
+            (partial(mean_loss, part) for part in parts),
+            reduction=saliency.reduction,
+            clip_grad_norm=saliency.clip_grad_norm,
+        )
 
-    def losses() -> Iterator[Callable[[], Tensor]]:
-        draws = objective.images.saliency_batches()
-        for draw in tqdm(draws, desc="saliency", unit="batch", leave=False, disable=not progress):
-            batch = draw(random)
-            yield lambda batch=batch: objective.saliency_loss(network, batch).mean()  # type: ignore[misc]
-
-    scores = saliency_scores(
-        network, losses(), reduction=saliency.reduction, clip_grad_norm=saliency.clip_grad_norm
-    )
-    return SaliencyMask.from_scores(
-        scores, choice.density, choice.scope, choice.granularity, choice.block_size
-    )
+    return choose_mask(config.mask, network, config.seed, scores)

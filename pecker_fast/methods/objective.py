@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +16,23 @@ from pecker_fast.distill.networks import (
     with_autocast,
 )
 from pecker_fast.distill.schedule import NoiseSchedule
-from pecker_fast.methods.batches import Batch, ImageModel, RealImages
+from pecker_fast.methods.batches import Batch, RealImages
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.losses import (
+    Ask,
     denoising_loss,
     esd_loss,
     guided_denoising_loss,
-    negative_gradient_loss,
     random_label_loss,
 )
 from pecker_fast.runs.randomness import IterationRandom
 
-__all__ = ["BaselineObjective", "RealImageModel", "Term"]
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["BaselineObjective", "Term"]
 
 Term: TypeAlias = Literal["remain", "forget"]
-
-
-class RealImageModel(ImageModel, Protocol):
-    """What has to be known of a model to train it; `ModelFolder` is one."""
-
-    @property
-    def unet(self) -> Any:
-        """The class-conditional noise predictor."""
-
-    @property
-    def scheduler(self) -> Any:
-        """Its diffusers scheduler."""
 
 
 class BaselineObjective:
@@ -62,7 +53,7 @@ class BaselineObjective:
 
     def __init__(
         self,
-        model: RealImageModel,
+        model: ModelFolder,
         images: ImageSet,
         config: BaselineConfig,
         device: torch.device | None = None,
@@ -107,10 +98,9 @@ class BaselineObjective:
         terms: list[Term] = ["remain"] if config.lambda_remain > 0 else []
         self.terms: list[Term] = [*terms, "forget"] if config.uses_forget_images else terms
 
-    def draw(self, term: Term, iteration: int, random: IterationRandom) -> Batch:
+    def draw(self, term: Term, random: IterationRandom) -> Batch:
         """The images of a term; all terms of an iteration are drawn in the order of `terms`."""
-        draw = self.images.remain if term == "remain" else self.images.to_forget
-        return draw(iteration, random)
+        return self.images.remain(random) if term == "remain" else self.images.to_forget(random)
 
     def weight(self, term: Term) -> float:
         """Its lambda."""
@@ -118,46 +108,24 @@ class BaselineObjective:
 
     def losses(self, term: Term, network: nn.Module, batch: Batch) -> Tensor:
         """A term's losses of `network`, (N,), without its lambda."""
-        method, images, predict = self.config.method, self.images, self._predict
-        if term == "remain" or method == "negative_gradient":
-            loss = denoising_loss if term == "remain" else negative_gradient_loss
-            return loss(
-                network,
-                batch.images,
-                batch.noise,
-                batch.t,
-                batch.labels,
-                self.schedule,
-                predict=predict,
-            )
-        x_t = self.schedule.add_noise(batch.images, batch.noise, batch.t)
-        if self.frozen is None:
-            return random_label_loss(
-                network, x_t, batch.t, batch.labels, batch.imitated, predict=predict
-            )
-        no_class = images.no_class_like(batch.labels)
-        assert no_class is not None  # RealImages refuses esd otherwise
-        return esd_loss(
-            network,
-            self.frozen,
-            x_t,
-            batch.t,
-            batch.labels,
-            no_class,
-            self.config.eta,
-            predict=predict,
-        )
+        ask, labels = self._asking(batch), batch.labels
+        if term == "remain":
+            return denoising_loss(batch.noise, ask(network, labels))
+        if self.config.method == "negative_gradient":
+            return -denoising_loss(batch.noise, ask(network, labels))
+        no_class = self.images.no_class_like(labels)
+        if self.frozen is None or no_class is None:  # RealImages refuses esd without one
+            return random_label_loss(ask, network, labels, batch.imitated)
+        return esd_loss(ask, network, self.frozen, labels, no_class, self.config.eta)
 
     def saliency_loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The loss whose gradient is SalUn's saliency, (N,)."""
-        return guided_denoising_loss(
-            network,
-            batch.images,
-            batch.noise,
-            batch.t,
-            batch.labels,
-            self.images.no_class_like(batch.labels),
-            self.config.saliency.guidance,
-            self.schedule,
-            predict=self._predict,
-        )
+        no_class = self.images.no_class_like(batch.labels)
+        guidance = self.config.saliency.guidance
+        ask = self._asking(batch)
+        return guided_denoising_loss(ask, network, batch.noise, batch.labels, no_class, guidance)
+
+    def _asking(self, batch: Batch) -> Ask:
+        """Asks networks about the noisy images of a batch."""
+        x_t = self.schedule.add_noise(batch.images, batch.noise, batch.t)
+        return lambda network, labels: self._predict(network, x_t, batch.t, labels)

@@ -8,12 +8,13 @@ some images so that guidance has a "no class" to compare with.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distill.losses import pseudo_score_loss
@@ -22,27 +23,53 @@ from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import machine_facts, versions
+from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.image_batches import ShuffledEpochs, antithetic_timesteps
 from pecker_fast.methods.training_config import DenoiserSection, TeacherConfig
-from pecker_fast.methods.training_loop import LossOf, Training
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.published import published_scheduler
-from pecker_fast.nn.accelerate import accelerate_, decelerate_
+from pecker_fast.nn.accelerate import decelerate_
 from pecker_fast.optim.adamw import MaskedAdamW
 from pecker_fast.runs.checkpoint import RunDirectory
-from pecker_fast.runs.ema import slow_average
+from pecker_fast.runs.ema import FullEma, slow_average
+from pecker_fast.runs.learner import Learner
+from pecker_fast.runs.metrics import ONE_LOSS
 from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.rows import Rows
+from pecker_fast.runs.run import Run, Stateful, fused_blocks
 
 __all__ = ["TeacherTrainer", "build_network"]
 
 
-class TeacherTrainer:
+@dataclass(frozen=True)
+class Batch(Rows):
+    """N images on the run's device, with all that is random about them.
+
+    Attributes:
+        images: (N, C, H, W) float32, what the network sees without noise.
+        noise: (N, C, H, W) e.
+        t: (N,) int64 time steps.
+        labels: (N,) int64: a class, or "no class" where it was dropped.
+    """
+
+    images: Tensor
+    noise: Tensor
+    t: Tensor
+    labels: Tensor
+
+
+class TeacherTrainer(Run[Batch]):
     """Trains a teacher; `run`, then `model`.
 
     Attributes:
+        network: What is trained.
         notes: How iterations are run and what to know of the result, in lines to show.
     """
+
+    config: TeacherConfig
+    lower = "lr"
+    terms = (ONE_LOSS,)
 
     def __init__(
         self,
@@ -70,19 +97,20 @@ class TeacherTrainer:
         """
         if config.without is not None:
             images = images.without(images.class_index(config.without))
-        self._images = images
-        self._config = config
-        self._device = device
         # Under the seed of the run whatever was drawn before, and the same on every process.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = build_network(images.image_shape, images.num_classes, config)
-        self._network = network.to(device)
-        blocks = f"torch's blocks: no fused ones on {device.type}"
-        if device.type == "cuda":
-            blocks = "torch's blocks: accelerate is off in the configuration"
-            if config.accelerate:
-                blocks = str(accelerate_(network))
+        super().__init__(
+            config,
+            device,
+            lambda: {"images": images.fingerprint()},
+            directory=directory,
+            ranks=ranks,
+            title="teacher" if progress else None,
+        )
+        self.network = network.to(device)
+        blocks = fused_blocks(lambda: network, config.accelerate, device)
         self.notes = [blocks, *slow_average(config.ema.decay, config.iterations)]
         self._model = ModelFolder(
             unet=network,
@@ -91,59 +119,106 @@ class TeacherTrainer:
             patch_size=config.network.patch_size,
             null_label=images.num_classes if config.label_dropout > 0 else None,
         )
-        options = config.optimizer
-        optimizer = MaskedAdamW(
+        self._ema = None if config.ema.decay is None else FullEma(network, config.ema.decay)
+        self._learner = Learner(
+            network,
+            None,
+            config.lr,
+            self._optimizer,
+            clip_norm=config.optimizer.clip_norm,
+            ranks=self._ranks,
+        )
+        self.learners.append(self._learner)
+        # On the device: 150 MB for CIFAR-10, and batches then cost no transfer.
+        self._images = images.to(device) if device.type == "cuda" else images
+        self._order = ShuffledEpochs(len(images), config.batch_size, config.seed)
+        self._schedule = NoiseSchedule.from_scheduler(self._model.scheduler)
+        self._predict = predict_noise
+        if config.precision == "autocast":
+            self._predict = with_autocast(predict_noise, device)
+        pixels = math.prod(self._model.network_shape)
+        self._scale = 1 / (config.batch_size * (1 if config.loss == "sum" else pixels))
+        self.begin()
+
+    def _optimizer(
+        self, network: nn.Module, mask: SaliencyMask | None, lr: float
+    ) -> torch.optim.Optimizer:
+        options = self.config.optimizer
+        return MaskedAdamW(
             network.named_parameters(),
-            lr=config.lr,
+            lr=lr,
             betas=(options.beta1, options.beta2),
             eps=options.eps,
             weight_decay=options.weight_decay,
-        )
-        ranks = ranks or Ranks()
-        self._processes = ranks.size
-        self._training = Training(
-            network,
-            optimizer,
-            _denoising(self._model, images, config, device, ranks),
-            config,
-            config.iterations,
-            identity=images.fingerprint(),
-            ema_decay=config.ema.decay,
-            directory=directory,
-            ranks=ranks,
-            progress="teacher" if progress else None,
+            mask=mask,
         )
 
-    @property
-    def training(self) -> Training:
-        """The loop, to step through."""
-        return self._training
+    def draw(self, random: IterationRandom) -> Batch:
+        """Images with noise and labels: this process's rows of a batch."""
+        config, model, rows = self.config, self._model, self.rows
+        count, steps = config.batch_size, self._schedule.num_timesteps
+        chosen = self._order.indices(random.iteration)[rows]
+        noise = random.normal((count, *model.network_shape), torch.float32)[rows]
+        if config.antithetic:
+            t = antithetic_timesteps(count, steps, random)[rows]
+        else:
+            t = random.integers(0, steps, count)[rows]
+        flip = random.coins(count, 0.5)[rows] if config.flip else None
+        labels = self._images.labels[chosen].to(self.device)
+        if model.null_label is not None:
+            dropped = random.coins(count, config.label_dropout)[rows]
+            labels = labels.masked_fill(dropped, model.null_label)
+        return Batch(model.encode(self._images.batch(chosen, self.device, flip)), noise, t, labels)
 
-    def run(self) -> None:
-        """Train to the end; see `Training.run`."""
-        self._training.run()
+    def advance(self, batch: Batch) -> list[Tensor]:
+        """One step down the denoising loss; the part of the batch's mean that these images are."""
+        self._learner.learn()
+        losses = pseudo_score_loss(
+            self.network,
+            batch.images,
+            batch.noise,
+            batch.t,
+            batch.labels,
+            self._schedule,
+            predict=self._predict,
+        )
+        loss = losses.sum() * self._scale
+        self._learner.before_last_backward()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._learner.step()
+        if self._ema is not None:
+            self._ema.update()
+        return [loss / self.share]
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The one network."""
+        yield "", self.network
+
+    def parts(self) -> Mapping[str, Stateful]:
+        """Network, optimizer, average."""
+        parts: dict[str, Stateful] = {"network": self.network, "optimizer": self._learner}
+        return parts if self._ema is None else {**parts, "average": self._ema}
 
     def model(self) -> ModelFolder:
         """The result, on the CPU: averaged weights in eval mode. Call it once, at the end."""
-        decelerate_(self._network)
-        with torch.no_grad():
-            for name, average in self._training.averages().items():
-                self._network.get_parameter(name).copy_(average)
-        self._network.cpu().eval().requires_grad_(False)
+        decelerate_(self.network)
+        if self._ema is not None:
+            self._ema.copy_to(self.network)
+        self.network.cpu().eval().requires_grad_(False)
         facts = {
             "images": self._images.source,
-            "iterations": self._training.iteration,
-            "seconds": round(self._training.stopwatch.seconds, 2),
-            "processes": self._processes,
-            "config": self._config.model_dump(mode="json"),
-            "machine": machine_facts(self._device),
+            "iterations": self.iteration,
+            "seconds": round(self.stopwatch.seconds, 2),
+            "processes": self._ranks.size,
+            "config": self.config.model_dump(mode="json"),
+            "machine": machine_facts(self.device),
             "versions": versions(),
         }
         figures: dict[str, Any] = {"training": facts}
-        if self._config.without is not None:
+        if self.config.without is not None:
             # Said as an erased model says what it forgot, so that both are judged alike.
             names = self._images.class_names
-            figures["forget"] = names[self._images.class_index(self._config.without)]
+            figures["forget"] = names[self._images.class_index(self.config.without)]
         return replace(self._model, figures=figures)
 
 
@@ -206,41 +281,3 @@ def _unet2d(side: int, channels: int, labels: int, section: DenoiserSection) -> 
         dropout=section.dropout,
         num_class_embeds=labels,
     )
-
-
-def _denoising(
-    model: ModelFolder, images: ImageSet, config: TeacherConfig, device: torch.device, ranks: Ranks
-) -> LossOf:
-    """The loss of an iteration over this process's rows of the batch, as a part of the batch mean.
-
-    Every process draws the whole batch, so that the numbers do not depend on how many there are.
-    """
-    if device.type == "cuda":
-        images = images.to(device)  # 150 MB for CIFAR-10: batches then cost no transfer
-    schedule = NoiseSchedule.from_scheduler(model.scheduler)
-    order = ShuffledEpochs(len(images), config.batch_size, config.seed)
-    predict = predict_noise if config.precision == "fp32" else with_autocast(predict_noise, device)
-    count, steps = config.batch_size, len(schedule.alphas_cumprod)
-    rows = ranks.rows(count)
-    pixels = model.network_shape[0] * model.network_shape[1] * model.network_shape[2]
-    scale = 1.0 / count if config.loss == "sum" else 1.0 / (count * pixels)
-
-    def coins(probability: float, random: IterationRandom) -> Tensor:
-        return torch.rand(count, generator=random.generator, device=device) < probability
-
-    def loss_of(iteration: int, random: IterationRandom) -> Tensor:
-        chosen = order.indices(iteration)[rows]
-        noise = random.normal((count, *model.network_shape), torch.float32)[rows]
-        if config.antithetic:
-            t = antithetic_timesteps(count, steps, random)[rows]
-        else:
-            t = torch.randint(steps, (count,), generator=random.generator, device=device)[rows]
-        flip = coins(0.5, random)[rows] if config.flip else None
-        labels = images.labels[chosen].to(device)
-        if model.null_label is not None and config.label_dropout > 0:
-            labels = labels.masked_fill(coins(config.label_dropout, random)[rows], model.null_label)
-        seen = model.encode(images.batch(chosen, device, flip))
-        losses = pseudo_score_loss(model.unet, seen, noise, t, labels, schedule, predict=predict)
-        return losses.sum() * scale
-
-    return loss_of

@@ -10,20 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pecker_fast.distill.config import EmaSection, LoggingSection
+from pecker_fast.datasets import Dataset
 from pecker_fast.errors import PeckerError
-from pecker_fast.runs.settings import (
-    Section,
-    Settings,
-    apply_overrides,
-    build,
-    read_settings,
-    recipes_in,
-)
+from pecker_fast.runs.config import EmaSection, Fraction, RunConfig, learning_rate_factor
+from pecker_fast.runs.settings import Section, apply_overrides, build, load, recipes_in
 
 __all__ = [
     "CLASSIFIERS",
@@ -38,33 +32,33 @@ __all__ = [
 
 RECIPES = Path(__file__).parent / "training_recipes"
 
-Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
-Dataset: TypeAlias = Literal["cifar10", "stl10", "cifar10-format", "fashion-mnist"]
-
 
 class AdamSection(Section):
     """Adam and what is done to gradients before it."""
 
-    beta1: Share = 0.9
-    beta2: Share = 0.999
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
     eps: NonNegativeFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = 1.0  # Norm of the whole gradient at most. null = off.
 
 
-class TrainingConfig(Settings):
+class TrainingConfig(RunConfig):
     """What training a teacher and training a classifier have in common."""
 
     iterations: PositiveInt | None = None
-    batch_size: PositiveInt = 128  # Of all processes together.
-    seed: NonNegativeInt = 0
     precision: Literal["fp32", "autocast"] = "fp32"  # autocast = bf16 inside the network.
     lr: NonNegativeFloat
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
     warmup: NonNegativeInt = 0  # Iterations in which the learning rate rises from 0 to lr.
     flip: bool = True  # Half of the images are mirrored left to right, drawn anew each time.
     optimizer: AdamSection = AdamSection()
-    logging: LoggingSection = LoggingSection()
+
+    def rate(self, iteration: int) -> float:
+        """As `RunConfig.rate`, after the warm-up."""
+        if iteration < self.warmup:
+            return (iteration + 1) / self.warmup
+        done, length = iteration - self.warmup, self.length - self.warmup
+        return learning_rate_factor(self.lr_schedule, done, length)
 
 
 class DenoiserSection(Section):
@@ -76,7 +70,7 @@ class DenoiserSection(Section):
     attention_levels: tuple[NonNegativeInt, ...] = (1,)  # Levels with attention.
     blocks_per_level: PositiveInt = 2
     norm_num_groups: PositiveInt = 32
-    dropout: Share = 0.1
+    dropout: Fraction = 0.1
     patch_size: PositiveInt = 1  # Neighbouring pixels, a square of this side, become channels.
     image_size: PositiveInt | None = None  # Side of the images it is made for. null = any.
 
@@ -93,7 +87,7 @@ class TeacherConfig(TrainingConfig):
     dataset: Dataset | None = None  # Images to train on. null = --dataset says which.
     split: Literal["train", "all"] = "train"  # all = its test images too.
     antithetic: bool = True  # Time steps in pairs t, T - 1 - t.
-    label_dropout: Share = 0.1  # Share that is trained under "no class".
+    label_dropout: Fraction = 0.1  # Share that is trained under "no class".
     without: int | str | None = None  # Class whose images are left out: index or name.
     network: DenoiserSection = DenoiserSection()
     ema: EmaSection = EmaSection()
@@ -117,7 +111,7 @@ class ClassifierConfig(TrainingConfig):
     # null = the test images of the data set.
     held_out: PositiveInt | None = None
     decoupled_decay: bool = False  # AdamW instead of Adam.
-    label_smoothing: Share = 0.0
+    label_smoothing: Fraction = 0.0
     # Every other image gets noise of a random size up to this: generated images are never as clean
     # as real ones, and a brittle judge would report its own faults.
     noise: NonNegativeFloat = 0.0
@@ -167,19 +161,13 @@ CLASSIFIERS: Mapping[str, Mapping[str, Any]] = {
 def load_teacher_config(
     path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> TeacherConfig:
-    """Read a teacher's configuration and lay flags over it.
-
-    Args:
-        path: A YAML file, or the name of a shipped recipe. None = the defaults.
-        overrides: Dotted keys, e.g. `{"network.channels": 64}`. They win over the file.
+    """Read a teacher's configuration and lay flags over it; arguments as for `distill.load_config`.
 
     Raises:
         PeckerError: A file that cannot be read, an unknown key (the nearest valid one is named),
             or a value out of range.
     """
-    settings = {} if path is None else read_settings(Path(path), [RECIPES])
-    apply_overrides(TeacherConfig, settings, overrides or {})
-    return build(TeacherConfig, settings, path)
+    return load(TeacherConfig, path, overrides, [RECIPES])
 
 
 def classifier_config(

@@ -24,12 +24,21 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import replacing_folder
 from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.runs.classes import class_index
 
 __all__ = ["ModelFolder"]
 
 DESCRIPTION = "pecker_fast.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FILES = (
+    DESCRIPTION,
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    f"unet/{WEIGHTS}",
+)
+"""What `ModelFolder.save` writes; a test holds the two together."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +100,7 @@ class ModelFolder:
         Raises:
             PeckerError: no such class; the message lists the classes.
         """
-        wanted = str(name).strip().lower()
-        for index, known in enumerate(self.class_names):
-            if wanted in (known.lower(), str(index)):
-                return index
-        listed = ", ".join(f"{i} {known!r}" for i, known in enumerate(self.class_names))
-        raise PeckerError(f"unknown class {name!r}; the model's classes are: {listed}")
+        return class_index(name, self.class_names, "the model")
 
     def with_network(self, unet: UNet2DModel | DDPMUNet, kind: str) -> ModelFolder:
         """The same description around another network; the figures do not carry over."""
@@ -155,6 +159,11 @@ class ModelFolder:
         temporary = root / (DESCRIPTION + ".tmp")
         temporary.write_text(json.dumps(description, indent=2) + "\n")
         os.replace(temporary, root / DESCRIPTION)
+
+    def save_whole(self, path: Path) -> None:
+        """Write the folder whole or not at all, in the place of one that may be there."""
+        with replacing_folder(path) as partial:
+            self.save(partial)
 
 
 def _class_names(

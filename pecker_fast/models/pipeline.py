@@ -81,12 +81,8 @@ class PipelineFolder:
                     f"pipeline folder {root}: {part}/ is missing; expected what "
                     "StableDiffusionPipeline.save_pretrained writes"
                 )
-        try:
-            from transformers import CLIPTextModel, CLIPTokenizer
-        except ImportError:
-            raise PeckerError(
-                "text-to-image models need the package transformers: pip install transformers"
-            ) from None
+        from transformers import CLIPTextModel, CLIPTokenizer
+
         description = {}
         if (root / DESCRIPTION).is_file():
             description = _read_json(root / DESCRIPTION, root)

@@ -18,7 +18,7 @@ from pecker_fast import backends
 from pecker_fast.backends.work import Hyperparameters
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.checkpoint import check_checkpoint, complete_checkpoint, held_part, restored
-from pecker_fast.optim.prepared import Batch, Prepared, ReleasedGrads, named_params
+from pecker_fast.optim.prepared import Batch, Prepared, ReleasedGrads, named_params, untraced
 from pecker_fast.optim.resolve import MaskLike, ResolvedMask, resolve_mask
 from pecker_fast.optim.sharded import Share, local_tensor
 from pecker_fast.optim.state import ParamState, carry_state, check_group, grow_state, init_state
@@ -55,7 +55,7 @@ class MaskedAdamW(Optimizer):
 
     On a GPU a step never waits for the device and can be captured in a CUDA graph, after one
     ordinary step. A graph follows an `lr` that is a tensor on the device; other hyperparameters and
-    the mask are those of the capture.
+    the mask are those of the capture. Inside torch.compile all runs as it is, uncompiled.
 
     Parameters may be sharded by `fully_shard` (FSDP2): each process keeps the state of the salient
     entries that it holds. Masks are given whole. With a mask, making the optimizer, `set_mask` and
@@ -154,6 +154,7 @@ class MaskedAdamW(Optimizer):
                 self.param_groups.pop()
                 raise
 
+    @untraced
     def set_mask(self, mask: MaskLike | None, moments: Literal["reset", "carry"] = "reset") -> None:
         """Replace the mask, between two steps.
 
@@ -218,6 +219,7 @@ class MaskedAdamW(Optimizer):
 
     # ---- one step
 
+    @untraced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the salient entries of every parameter that has a gradient.
@@ -270,12 +272,12 @@ class MaskedAdamW(Optimizer):
         return state
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> ParamState:
-        masked = bool(self._indices)
-        master = masked if self._master_weights is None else self._master_weights
+        master = bool(self._indices) if self._master_weights is None else self._master_weights
         return init_state(local_tensor(param), self._indices.get(param), group, master)
 
     # ---- gradients
 
+    @untraced
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, released ones included.
 
@@ -284,11 +286,10 @@ class MaskedAdamW(Optimizer):
         """
         super().zero_grad(set_to_none)
         if self._released is not None:
-            if set_to_none:
-                self._released.clear()
-            else:
-                self._released.zero_()
+            forget = self._released.clear if set_to_none else self._released.zero_
+            forget()
 
+    @untraced
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scale the released gradients so that their total 2-norm is at most `max_norm`.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from pecker_fast import backends
 from pecker_fast.backends.work import Entry, Hyperparameters, Work
@@ -29,7 +30,12 @@ from pecker_fast.optim.state import ParamState, make_entry, moment_names
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Batch", "Prepared", "ReleasedGrads", "named_params"]
+__all__ = ["Batch", "Prepared", "ReleasedGrads", "named_params", "untraced"]
+
+# Backends take addresses, which tensors do not have while they are traced: torch.compile is to run
+# what is marked so as it is. torch.optim marks its own methods likewise; `torch.compiler.disable`
+# would import the compiler at once, for seconds.
+untraced = _disable_dynamo
 
 
 def named_params(
@@ -266,6 +272,7 @@ class ReleasedGrads:
             return
         this = weakref.ref(self)
 
+        @untraced
         def release(accumulated: Tensor) -> None:
             grads = this()
             if grads is not None:  # else the optimizer is gone and the gradient stays

@@ -3,6 +3,7 @@
     config.yaml                what the run was started with
     mask.safetensors           the mask in use
     start.json                 what the networks started from, and how long the mask took to find
+    frozen.json                at the end: how many frozen parameters changed, bit by bit
     checkpoint-00000500.pt     the newest checkpoint; the one before it is kept as well
     run.lock                   held by the process that works here
 
@@ -28,12 +29,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import replacing, write_text
 from pecker_fast.masks.mask import SaliencyMask
 
-__all__ = ["RunDirectory", "agreed_mask", "fingerprint", "mask_state"]
+__all__ = ["RunDirectory", "fingerprint", "mask_state"]
 
 _FORMAT = 2
 _KEEP = 2
@@ -230,10 +230,3 @@ def mask_state(mask: SaliencyMask) -> dict[str, Any]:
         "granularity": mask.granularity,
         "block_size": mask.block_size,
     }
-
-
-def agreed_mask(mask: SaliencyMask, ranks: Ranks) -> SaliencyMask:
-    """The first process's: gradients on another card may rank two entries the other way."""
-    if ranks.alone:
-        return mask
-    return SaliencyMask(**ranks.broadcast(mask_state(mask)))

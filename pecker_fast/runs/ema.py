@@ -1,4 +1,4 @@
-"""The exponential average of a network, kept for its salient entries only.
+"""The exponential average of a network, kept for its salient entries only where there is a mask.
 
 An average that starts at the initial weights never moves where the weights do not move, so the
 frozen entries need none: leaving them out is exact.
@@ -7,16 +7,18 @@ frozen entries need none: leaving them out is exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pecker_fast.backends import select
 from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 
-__all__ = ["SalientEma", "slow_average"]
+__all__ = ["FullEma", "SalientEma", "slow_average"]
 
 
 class SalientEma:
@@ -134,6 +136,41 @@ class SalientEma:
 
     def _where(self) -> list[Tensor | None]:
         return list(self._positions.values())
+
+
+class FullEma:
+    """average <- decay * average + (1 - decay) * weight, for a network trained as a whole.
+
+    Attributes:
+        averages: By parameter name, in the parameter's shape.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        """Start at the present weights of the parameters that require a gradient."""
+        trained = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+        self.averages = {name: p.clone() for name, p in trained.items()}
+        self._weights = list(trained.values())
+        self._update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the network's present weights into the average."""
+        self._update(list(self.averages.values()), self._weights, None)
+
+    @torch.no_grad()
+    def copy_to(self, network: nn.Module) -> None:
+        """Write the average over the weights of `network`."""
+        for name, average in self.averages.items():
+            network.get_parameter(name).copy_(average)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages."""
+        return self.averages
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take them over."""
+        for name, average in self.averages.items():
+            average.copy_(state[name])
 
 
 def slow_average(decay: float | None, iterations: int) -> list[str]:

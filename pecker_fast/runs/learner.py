@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -10,22 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distributed import GradientReducer, Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.nn.skipping import skip_frozen_
 from pecker_fast.optim.adamw import MaskedAdamW
+from pecker_fast.runs.config import OptimizerSection
 
-__all__ = ["Learner", "MakeOptimizer", "learning_rate_factor", "masked_adamw"]
+__all__ = ["Learner", "MakeOptimizer", "masked_adamw"]
 
 MakeOptimizer: TypeAlias = Callable[[nn.Module, SaliencyMask | None, float], Optimizer]
 """(network, mask or None for a dense update, learning rate) -> optimizer of that network."""
 
 
-def masked_adamw(config: PeckerConfig) -> MakeOptimizer:
+def masked_adamw(options: OptimizerSection) -> MakeOptimizer:
     """The default optimizer: `MaskedAdamW` with the configuration's constants."""
-    options = config.optimizer
 
     def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> Optimizer:
         return MaskedAdamW(
@@ -45,22 +43,6 @@ def masked_adamw(config: PeckerConfig) -> MakeOptimizer:
     return make
 
 
-def learning_rate_factor(schedule: str, iteration: int, iterations: int) -> float:
-    """What the learning rate is multiplied with at an iteration: from 1 down to 0 at the end.
-
-    Args:
-        schedule: constant, linear or cosine.
-        iteration: Iterations that are done.
-        iterations: Length of the run.
-    """
-    progress = iteration / iterations
-    if schedule == "linear":
-        return 1.0 - progress
-    if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0
-
-
 class Learner:
     """A network with its optimizer. Between its phases it rests: eval mode, no gradients.
 
@@ -74,7 +56,9 @@ class Learner:
         mask: SaliencyMask | None,
         lr: float,
         make_optimizer: MakeOptimizer,
-        config: PeckerConfig,
+        *,
+        clip_norm: float | None = None,
+        backend: str = "auto",
         ranks: Ranks | None = None,
     ) -> None:
         """Make the optimizer and let the network rest.
@@ -86,7 +70,9 @@ class Learner:
             mask: Which entries may change. None = all.
             lr: Learning rate at the first iteration.
             make_optimizer: Builds the optimizer.
-            config: `lr_schedule` and `iterations`.
+            clip_norm: Scale gradients to this norm at most before a step. It is the norm over all
+                entries, so that those of frozen rows are computed too. None = no limit.
+            backend: As for the optimizer, for what is sent between processes.
             ranks: The processes whose gradients are added up before a step. None = this one.
         """
         self._network = network
@@ -95,10 +81,12 @@ class Learner:
             raise PeckerError(f"{type(network).__name__} has no parameter that requires a gradient")
         if mask is not None:
             mask.check(network)
-        skip_frozen_(network, mask)
         self.optimizer = make_optimizer(network, mask, lr)
-        self._mask = mask
-        self._config = config
+        self._mask = mask if clip_norm is None else None
+        skip_frozen_(network, self._mask)
+        self._clip_norm = clip_norm
+        self._backend = backend
+        self._factor: float | None = 1.0  # of the learning rates; None = unknown
         self._ranks = ranks or Ranks()
         self._reducer: GradientReducer | None = None
         # Group by group: an injected optimizer may have rates of its own.
@@ -117,7 +105,7 @@ class Learner:
                 self._mask,
                 self._ranks,
                 optimizer=self.optimizer,
-                backend=self._config.optimizer.backend,
+                backend=self._backend,
             )
 
     def before_last_backward(self) -> None:
@@ -137,12 +125,11 @@ class Learner:
         for param in self._trainable.values():
             param.requires_grad_(True)
 
-    def set_learning_rate(self, iteration: int) -> None:
-        """The learning rate of this iteration, for the steps that follow."""
-        config = self._config
-        if config.lr_schedule == "constant":
+    def set_learning_rate(self, factor: float) -> None:
+        """The first learning rate times this, for the steps that follow."""
+        if factor == self._factor:
             return
-        factor = learning_rate_factor(config.lr_schedule, iteration, config.iterations)
+        self._factor = factor
         for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr * factor)
@@ -166,6 +153,8 @@ class Learner:
         """One optimizer step, by the sum of all processes' gradients; drops the gradients."""
         if self._reducer is not None:
             self._reducer.finish()
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trainable.values(), self._clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -222,3 +211,4 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it over; the mask must be the one that it was saved under."""
         self.optimizer.load_state_dict(dict(state))
+        self._factor = None

@@ -47,39 +47,24 @@ class LossRecord:
     """The losses since the last reading, kept on the device: no iteration waits for a number."""
 
     def __init__(
-        self,
-        capacity: int,
-        device: torch.device,
-        ranks: Ranks | None = None,
-        share: float = 1.0,
-        names: Sequence[str] = LOSS_NAMES,
+        self, names: Sequence[str], capacity: int, device: torch.device, ranks: Ranks, share: float
     ) -> None:
         """Room for `capacity` iterations between two readings.
 
         Args:
+            names: Of the terms: `term` or `network/term`, or `ONE_LOSS` alone.
             capacity: Iterations.
             device: Where the losses are.
             ranks: The processes that share the batch; each reads the mean over all of it.
             share: This process's part of the batch.
-            names: Of the terms: `term` or `network/term`, or `ONE_LOSS` alone.
         """
         self._names = tuple(names)
-        self._ranks = ranks or Ranks()
+        self._ranks = ranks
         self._share = share
         self._values = torch.zeros(capacity, len(self._names), device=device)
         self._iterations: list[int] = []
 
-    def add(self, iteration: int, pseudo_score: Tensor, generator: Tensor) -> None:
-        """Keep the losses of one iteration: (2B,) per sample and network, remain half first.
-
-        Without terms of forgetting among the names: (B,) each.
-        """
-        halves = len(self._names) // 2
-        networks = (pseudo_score, generator)
-        terms = [half.mean() for losses in networks for half in losses.chunk(halves)]
-        self.add_terms(iteration, terms)
-
-    def add_terms(self, iteration: int, terms: Sequence[Tensor]) -> None:
+    def add(self, iteration: int, terms: Sequence[Tensor]) -> None:
         """Keep the terms of one iteration: scalars in the order of `names`."""
         self._values[len(self._iterations)] = torch.stack([term.detach() for term in terms])
         self._iterations.append(iteration)

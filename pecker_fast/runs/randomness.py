@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pecker_fast.distill.schedule import NoiseSchedule
-
 __all__ = ["SALIENCY", "TRAINING", "IterationRandom"]
 
 TRAINING, SALIENCY = 0, 1  # What the numbers are for: one iteration may need both.
@@ -24,6 +22,7 @@ class IterationRandom:
     """The random streams of one iteration on one device.
 
     Attributes:
+        iteration: Which one.
         generator: On the device: noise, time steps, labels.
         host: On the CPU: choices that the host must know, such as which prompts to fetch.
         device: The device.
@@ -47,20 +46,23 @@ class IterationRandom:
         self.generator = torch.Generator(device).manual_seed(draws)
         self.host = torch.Generator().manual_seed(choices)
         self.device = device
+        self.iteration = iteration
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Standard normal numbers of this shape and dtype."""
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=dtype)
 
-    def timesteps(self, count: int, schedule: NoiseSchedule) -> Tensor:
-        """(count,) int64, uniform over t_min .. t_max - 1."""
-        return torch.randint(
-            schedule.t_min,
-            schedule.t_max,
-            (count,),
-            generator=self.generator,
-            device=self.device,
-        )
+    def integers(self, low: int, high: int, count: int) -> Tensor:
+        """(count,) int64, uniform over low .. high - 1."""
+        return torch.randint(low, high, (count,), generator=self.generator, device=self.device)
+
+    def coins(self, count: int, probability: float) -> Tensor:
+        """(count,) bool, True with this probability."""
+        return self.uniform(count) < probability
+
+    def uniform(self, count: int) -> Tensor:
+        """(count,) float32, uniform over [0, 1)."""
+        return torch.rand(count, generator=self.generator, device=self.device)
 
     @contextmanager
     def global_streams(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["Section", "Settings", "apply_overrides", "build", "read_settings", "recipes_in"]
+__all__ = ["Section", "Settings", "apply_overrides", "build", "load", "read_settings", "recipes_in"]
 
 S = TypeVar("S", bound="Settings")
 
@@ -68,30 +68,61 @@ class Settings(Section):
 
 
 def recipes_in(folder: Path) -> list[str]:
-    """Names of the recipes in a folder of the package."""
-    return sorted(file.stem for file in folder.glob("*.yaml"))
+    """Names of the recipes in a folder of the package, those left out that others begin with."""
+    return sorted(file.stem for file in folder.glob("[!_]*.yaml"))
 
 
-def read_settings(path: Path, folders: Sequence[Path]) -> dict[str, Any]:
-    """What a YAML file holds, or the shipped recipe of that name.
+def load(
+    kind: type[S],
+    path: str | Path | None,
+    overrides: Mapping[str, Any] | None,
+    folders: Sequence[Path],
+) -> S:
+    """Read a configuration and lay flags over it.
 
     Args:
-        path: The file, or the bare name of a recipe.
+        kind: What it is a configuration of.
+        path: A YAML file, or the name of a shipped recipe. None = the defaults.
+        overrides: Dotted keys, e.g. `{"mask.density": 0.1}`. They win over the file.
         folders: Where recipes are.
 
     Raises:
-        PeckerError: No such file or recipe, not readable, not YAML, or not `key: value` lines.
+        PeckerError: A file that cannot be read, an unknown key (the nearest valid one is named),
+            or a value out of range.
     """
-    if path.suffix == "" and not path.exists():
+    settings = {} if path is None else read_settings(Path(path), folders)
+    apply_overrides(kind, settings, overrides or {})
+    return build(kind, settings, path)
+
+
+def read_settings(
+    path: Path, folders: Sequence[Path], above: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """What a YAML file holds, or the shipped recipe of that name.
+
+    A file may build on another: `base: NAME`, a recipe or a file beside it, whose settings count
+    wherever it says nothing itself, also within a section.
+
+    Args:
+        path: The file, or the bare name of a recipe. A file of that name wins over the recipe; a
+            folder (`demo` is also where the demo's run lies) never counts.
+        folders: Where recipes are.
+        above: Files that build on this one.
+
+    Raises:
+        PeckerError: No such file or recipe, a folder, not readable, not YAML, or not `key: value`
+            lines; or it builds on itself.
+    """
+    if path.parts == (path.name,) and path.suffix == "" and not path.is_file():
         shipped = (folder / f"{path.name}.yaml" for folder in folders)
         path = next((file for file in shipped if file.is_file()), path)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError) as error:
         names = sorted(name for folder in folders for name in recipes_in(folder))
-        raise PeckerError(
-            f"no configuration file {path}; shipped recipes are {', '.join(names)}"
-        ) from None
+        is_folder = isinstance(error, IsADirectoryError)
+        wrong = f"{path} is a folder" if is_folder else f"no configuration file {path}"
+        raise PeckerError(f"{wrong}; shipped recipes are {', '.join(names)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PeckerError(f"cannot read the configuration {path}: {error}") from None
     except yaml.YAMLError as error:
@@ -101,7 +132,21 @@ def read_settings(path: Path, folders: Sequence[Path]) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise PeckerError(f"{path} must hold 'key: value' lines, got a {type(settings).__name__}")
-    return settings
+    if (base := settings.pop("base", None)) is None:
+        return settings
+    if path in above:
+        raise PeckerError(f"{path} builds on itself; name another recipe or file as its base")
+    below = Path(base) if Path(base).suffix == "" else path.parent / base
+    return _laid_over(read_settings(below, folders, [*above, path]), settings)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both together; `above` counts where both say something that is no section."""
+    both = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            both[key] = _laid_over(below[key], above[key])
+    return both
 
 
 def apply_overrides(

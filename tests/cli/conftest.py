@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_scheduler, tiny_unet
 
 from pecker_fast import cli
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
 
 NAMES = ("circle", "square", "star")
 
@@ -19,9 +19,8 @@ def files(tmp_path_factory):
     """Read-only: `model`, `classifier`, `statistics` (an .npz of real images)."""
     root = tmp_path_factory.mktemp("files")
     torch.manual_seed(0)
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    unet = build_unet(recipe, num_classes=3, image_shape=(1, 8, 8)).eval()
-    ModelFolder(unet, build_scheduler(), NAMES).save(root / "model")
+    unet = tiny_unet()
+    ModelFolder(unet, tiny_scheduler(), NAMES).save(root / "model")
     SmallClassifier(3, width=4).save(root / "classifier")
     labels = np.arange(60) % 3
     images = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
@@ -44,3 +43,18 @@ def run(capfd):
         return SimpleNamespace(code=code, out=out, err=err)
 
     return run
+
+
+@pytest.fixture
+def refused():
+    """Check how a command was refused: code 2, one line on stderr, which names the words given."""
+
+    def refused(done, *words):
+        assert done.code == 2, (done.code, done.err)
+        assert "Traceback" not in done.err and done.out == ""
+        messages = [line for line in done.err.splitlines() if line.startswith("pecker-fast: ")]
+        assert len(messages) == 1 and done.err.endswith(messages[0] + "\n"), done.err
+        for word in words:
+            assert str(word) in messages[0], (word, messages[0])
+
+    return refused

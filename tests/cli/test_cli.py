@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -153,12 +152,13 @@ def test_ctrl_c_in_a_real_process(files, tmp_path):
     command += ["--npz", str(tmp_path / "x.npz"), "--per-class", "100000", "--steps", "500"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        started = time.monotonic()
         seen = ""
-        while "sampling" not in seen and time.monotonic() - started < 60:
-            seen += child.stderr.read(1)
+        while "sampling" not in seen:  # its progress bar; the suite's own limit ends a wait in vain
+            read = child.stderr.read(1)
+            assert read, f"ended before it sampled: {seen}"
+            seen += read
         child.send_signal(signal.SIGINT)
-        _, rest = child.communicate(timeout=60)
+        _, rest = child.communicate()
     finally:
         child.kill()
     assert child.returncode == 130, rest

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -29,18 +32,41 @@ def figures(shipped):
     return TeacherFigures.from_dict(shipped.figures["teacher"])
 
 
+pytestmark = pytest.mark.timeout(1200)  # for machines that are busy with other tests
+
+
+def interrupt(process, curve):
+    """Press Ctrl-C as soon as the file shows that iterations are under way."""
+    while not (curve.exists() and len(json.loads(curve.read_text())) > 1):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A demo of a quarter of the usual length, as a user starts it: all cores."""
-    out = tmp_path_factory.mktemp("demo") / "out"
-    command = [sys.executable, "-m", "pecker_fast.cli", "demo", "--out", str(out)]
+    """A demo of a quarter of the usual length, as a user starts it: all cores, in a folder `demo`.
+
+    It is stopped in the middle, and goes on beside what it has left there.
+    """
+    home = tmp_path_factory.mktemp("home")
+    command = [sys.executable, "-m", "pecker_fast.cli", "demo", "--iterations", "100"]
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run(
-        [*command, "--iterations", "100"], capture_output=True, text=True, env=env, timeout=280
-    )
+    with open(home / "said.txt", "w") as err:
+        process = subprocess.Popen(command, cwd=home, env=env, stderr=err)
+    try:
+        interrupt(process, home / "demo" / "curve.json")
+    finally:
+        process.kill()
+        said = (home / "said.txt").read_text()
+    assert process.returncode == 130, said
+    saved = int(re.search(r"interrupted; iteration (\d+) is saved", said)[1])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=home, env=env)
     assert done.returncode == 0, done.stderr
+    assert f"resuming at iteration {saved} of 100\n" in done.stderr
     assert done.stdout.startswith("Ankle boot is gone: ")
-    return out
+    return home / "demo"
 
 
 def test_the_class_is_gone_and_the_others_are_kept(demo, figures):
@@ -66,7 +92,7 @@ def test_frozen_parameters_did_not_change(demo):
 def test_what_it_writes(demo):
     names = {path.name for path in demo.iterdir()}
     assert names >= {"report.json", "report.html", "before_after.png", "accuracy.png"}
-    assert names >= {"density.png", "model", "mask.safetensors", "config.yaml"}
+    assert names >= {"density.png", "model", "mask.safetensors", "config.yaml", "frozen.json"}
     assert not any(name.startswith(".") for name in names)
     page = (demo / "report.html").read_text(encoding="utf-8")
     assert page.index("<h1>Ankle boot is gone: ") < page.index("The other 9 classes are kept")

@@ -127,7 +127,7 @@ def test_images_without_classes_have_a_fid_and_nothing_else(run, tmp_path, weigh
 
 
 def test_what_is_written_beside_images_says_how_they_were_drawn(run, files, tmp_path):
-    from pecker_fast.evaluate.image_files import SAMPLES_FILE
+    from pecker_fast.datasets.image_files import SAMPLES_FILE
 
     folders = {}
     for index, name in enumerate(("circle", "square", "star")):

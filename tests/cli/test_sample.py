@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import tiny_scheduler
 
-from pecker_fast.evaluate.image_files import load_image_files
+from pecker_fast.datasets.image_files import load_image_files
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
@@ -121,9 +122,8 @@ def test_every_option_of_the_sampler_counts(run, tmp_path):
     unet = DDPMUNet(
         sample_size=8, in_channels=3, num_classes=3, channels=32, channel_mult=(1, 1),
     ).eval()  # fmt: skip
-    from pecker_fast.models.train_teacher import build_scheduler
 
-    ModelFolder(unet, build_scheduler(), ("circle", "square", "star")).save(tmp_path / "model")
+    ModelFolder(unet, tiny_scheduler(), ("circle", "square", "star")).save(tmp_path / "model")
     model = ModelFolder.load(tmp_path / "model")
     cases = {
         "a": (("--sampler", "ddpm", "--steps", 4, "--guidance", 2),

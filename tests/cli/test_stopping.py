@@ -1,85 +1,13 @@
-"""Ctrl-C saves; one of several processes says that it was stopped, and only the first reports."""
+"""Ctrl-C saves; of several processes the first reports, and torchrun hears why one failed."""
 
+import json
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
 
-from pecker_fast.cli.stopping import Interrupted, a_last_word, saving_at_interrupt
-from pecker_fast.distributed import Ranks
-
-WAITING = """
-import sys, threading
-from pecker_fast.cli.stopping import a_last_word, speaking_last
-with a_last_word("rank 3", lambda: "rank 1 was killed"):
-    if sys.argv[1] == "said":
-        with speaking_last():
-            print("bad input", file=sys.stderr, flush=True)
-    print("ready", flush=True)
-    threading.Event().wait()
-"""
-
-
-def terminated(what):
-    """A waiting process that is sent a SIGTERM: its exit code and what it wrote to stderr."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WAITING, what],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
-    return process.returncode, err
-
-
-def test_a_process_that_is_stopped_says_so_in_one_line():
-    code, err = terminated("waits")
-    assert code == 128 + signal.SIGTERM
-    assert err == (  # a bar may be open on the line before
-        "\nrank 3: stopped by SIGTERM: rank 1 was killed; start the same command again to go on "
-        "from the last checkpoint\n"
-    )
-
-
-def test_one_that_has_said_why_it_ends_is_silent():
-    code, err = terminated("said")
-    assert code == -signal.SIGTERM
-    assert err == "bad input\n"
-
-
-SLOW_REASON = """
-import os, signal, threading, time
-from pecker_fast.cli.stopping import a_last_word, speaking_last
-asked = threading.Event()
-def reason():
-    asked.set()
-    time.sleep(0.5)
-    return "rank 1 was killed"
-with a_last_word("rank 3", reason):
-    os.kill(os.getpid(), signal.SIGTERM)
-    asked.wait()
-    with speaking_last():
-        print("I lost the others")
-"""
-
-
-def test_one_that_is_stopped_says_one_line_though_it_finds_an_error_as_well():
-    done = subprocess.run([sys.executable, "-c", SLOW_REASON], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
-    assert done.stderr.startswith("\nrank 3: stopped by SIGTERM: rank 1 was killed; ")
-    assert done.stderr.count("\n") == 2
-
-
-def test_the_handlers_are_as_they_were():
-    before = signal.getsignal(signal.SIGTERM)
-    with a_last_word("rank 3", lambda: "never said"):
-        assert signal.getsignal(signal.SIGTERM) is not before
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert signal.set_wakeup_fd(-1) == -1
+from pecker_fast.distributed import Ranks, ranks
+from pecker_fast.runs.interrupts import Interrupted, saving_at_interrupt
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -91,38 +19,51 @@ def test_only_the_first_of_several_reports(run, monkeypatch, rank):
     assert bool(done.out) == (rank == 0)
 
 
-@pytest.mark.parametrize("text", ["two", "0", "-2", "1.5"])
-def test_a_number_of_processes_that_is_none(run, monkeypatch, text):
-    monkeypatch.setenv("WORLD_SIZE", text)
-    for arguments in (["info"], ["erase", "nowhere", "--out", "run"]):
-        done = run(*arguments)
-        assert (done.code, done.out) == (2, "")
-        assert done.err.startswith(f"pecker-fast: WORLD_SIZE={text}: expected a whole number")
-        assert done.err.count("\n") == 1
-
-
-def test_an_empty_number_of_processes_is_one(run, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "")
-    assert run("info").code == 0
-    assert Ranks.join("cpu") == Ranks()
+def test_a_number_of_processes_that_is_none(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    done = run("info")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("pecker-fast: info: runs in one process; start it without torchrun")
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_one_of_several_names_its_error(run, monkeypatch, rank):
+@pytest.mark.parametrize("under_torchrun", [True, False])
+def test_bad_input_of_several_processes(run, monkeypatch, tmp_path, rank, under_torchrun):
+    """The first says it, and torchrun of all of them; without torchrun each says its own."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(ranks, "HEAD_START", 0.0)
+    report = tmp_path / "error.json"
+    if under_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(report))
     done = run("info")
     assert (done.code, done.out) == (2, "")
-    said = f"pecker-fast (rank {rank}): info: runs in one process; start it without torchrun"
-    assert done.err.startswith(said) and done.err.count("\n") == 1
+    said = "info: runs in one process; start it without torchrun"
+    if under_torchrun:
+        message = json.loads(report.read_text())["message"]
+        assert message["message"].startswith(said)
+        assert "py_callstack" not in message["extraInfo"]
+    if rank and under_torchrun:
+        assert done.err == ""
+    else:
+        who = "pecker-fast (rank 1)" if rank else "pecker-fast"
+        assert done.err.startswith(f"{who}: {said}") and done.err.count("\n") == 1
 
 
-def test_one_process_alone_has_no_rank(run, monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    done = run("erase", "nowhere", "--out", "run")
-    assert done.code == 2
-    assert done.err.startswith("pecker-fast: erase: give --forget")
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_torchrun_gets_the_traceback_of_a_fault(run, monkeypatch, tmp_path):
+    def fail(self, *args, **kwargs):
+        raise ZeroDivisionError("no such luck")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr("click.Group.invoke", fail)
+    done = run("info")
+    assert done.code == 1
+    assert done.err.startswith("pecker-fast: internal error: ZeroDivisionError: no such luck")
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert "in fail" in message["extraInfo"]["py_callstack"]
 
 
 class Run:
@@ -173,26 +114,11 @@ def test_a_second_ctrl_c_ends_at_once():
     assert training.saved == []
 
 
-def test_of_several_processes_torchruns_copy_of_a_ctrl_c_counts_for_nothing(monkeypatch, capfd):
-    monkeypatch.setattr(Ranks, "any", lambda self, flag: flag)
-    training = Run(3)
-    with pytest.raises(Interrupted):
-        for step in training.train(Ranks(0, 2)):
-            if step == 3:
-                signal.raise_signal(signal.SIGINT)
-    assert training.saved == [3]
-    assert capfd.readouterr().err == (
-        "\nsaving after this iteration; Ctrl-C again ends at once, and torchrun ends all processes "
-        "after 30 s, saved or not\n"
-    )
-
-
-def test_another_process_that_was_interrupted_stops_this_one(monkeypatch):
-    monkeypatch.setattr(Ranks, "any", lambda self, flag: training.done == 4)
-    training = Run()
-    with pytest.raises(Interrupted, match="iteration 4 is saved"):
-        list(training.train(Ranks(1, 2)))
-    assert training.saved == [4]
+def test_several_processes_leave_ctrl_c_alone():
+    with pytest.raises(KeyboardInterrupt):
+        for step in (training := Run(3)).train(Ranks(0, 2)):
+            assert step < 3
+    assert training.saved == []
 
 
 def test_a_run_in_another_thread_is_left_alone():

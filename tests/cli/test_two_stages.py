@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pecker_fast.cli.start_networks import load_start
 from pecker_fast.distill import RunDirectory
+from pecker_fast.erasure.starts import load_start
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import fingerprint
@@ -108,21 +108,6 @@ def test_a_pseudo_score_from_a_run_that_made_a_teacher(files, tmp_path, run, fig
     assert (facts["kind"], facts["iterations"], facts["seconds"]) == (kind, 4, 1.5)
 
 
-@pytest.mark.parametrize("option", ["--generator", "--pseudo-score"])
-def test_a_classifier_is_no_start(files, tmp_path, run, option):
-    finished = tmp_path / "judge"
-    shutil.copytree(files.classifier, finished)
-    (finished / "run.lock").touch()
-    unfinished = tmp_path / "unfinished"
-    unfinished.mkdir()
-    (unfinished / "run.lock").touch()
-    (unfinished / "config.yaml").write_text("arch: small\n")
-    for path in (files.classifier, finished, unfinished):
-        done = run("erase", files.model, *STAGE_2, option, path, "--out", tmp_path / "out")
-        assert done.code == 2
-        assert f"{path}: a classifier; {option} takes a model folder, or a run of" in done.err
-
-
 def test_one_of_several_processes_reads_the_run(files, stage_1):
     """The others could not: a run's directory is locked by one process at a time."""
     like = ModelFolder.load(files.model).unet
@@ -179,7 +164,7 @@ def test_the_model_says_what_it_started_from(files, stage_1, tmp_path, run):
     assert facts["start"] == figures["start"]
 
 
-def test_the_seconds_of_finding_the_mask(files, tmp_path, run):
+def test_the_seconds_of_finding_the_mask(files, refused, tmp_path, run):
     """They are those of the first start, and there are none where no mask was searched for."""
     out = tmp_path / "run"
     saliency = ["--forget", "star", "--override", "circle", "--mask", "saliency", *QUICK]
@@ -193,27 +178,33 @@ def test_the_seconds_of_finding_the_mask(files, tmp_path, run):
     assert run("erase", files.model, *saliency, "--out", out).code == 0  # takes the run up
     assert ModelFolder.load(out / "model").figures["training"]["mask_seconds"] == 1e6
     (out / "start.json").write_text("[]")
-    done = run("erase", files.model, *saliency, "--out", out)
-    assert done.code == 2 and "start.json: not a JSON object" in done.err
+    refused(run("erase", files.model, *saliency, "--out", out), out / "start.json")
 
     assert run("erase", files.model, *STAGE_2, "--out", out, "--force").code == 0
     assert "mask_seconds" not in ModelFolder.load(out / "model").figures["training"]
 
 
-def test_bad_starts_are_refused(files, stage_1, tmp_path, run):
-    (tmp_path / "run.lock").touch()
-    for option, reason in (
-        (["--generator", tmp_path], "has not made a model yet"),
-        (["--pseudo-score", tmp_path], "has no checkpoint"),
-        (["--generator", tmp_path / "nowhere"], "is missing"),
-    ):
-        done = run("erase", files.model, *STAGE_2, *option, "--out", tmp_path / "out")
-        assert done.code == 2
-        assert reason in done.err
+def unfinished(folder, **files):
+    folder.mkdir()
+    for name, text in {"run.lock": "", **files}.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_bad_starts_are_refused(files, refused, tmp_path, run):
+    empty = unfinished(tmp_path / "empty")
+    judge = unfinished(tmp_path / "judge", **{"config.yaml": "arch: small\n"})
+    finished = tmp_path / "finished"
+    shutil.copytree(files.classifier, finished)
+    (finished / "run.lock").touch()
+    both = ("--generator", "--pseudo-score")
+    cases = [(option, path) for option in both for path in (files.classifier, finished, judge)]
+    for option, path in (*cases, *((option, empty) for option in both), ("--generator", "nowhere")):
+        done = run("erase", files.model, *STAGE_2, option, path, "--out", tmp_path / "out")
+        refused(done, path, *([option] if (option, path) in cases else []))
         assert not (tmp_path / "out").exists()
-    done = run(
-        "erase", files.model, "--config", "cifar10_stage1", "--out", tmp_path / "out",
-        "--classifier", files.classifier,
-    )  # fmt: skip
-    assert done.code == 2
-    assert "nothing is forgotten" in done.err
+
+
+def test_where_nothing_is_forgotten_nothing_is_judged(files, refused, tmp_path, run):
+    judged = ["--out", tmp_path / "out", "--classifier", files.classifier]
+    refused(run("erase", files.model, "--config", "cifar10_stage1", *judged), "--classifier")

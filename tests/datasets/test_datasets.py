@@ -3,20 +3,15 @@
 import gzip
 import hashlib
 import os
-import pickle
-import sys
 
 import numpy as np
 import pytest
 import torch
-from cifar_files import (
+from image_data import (
     FOLDER,
-    TRAIN,
-    batch,
-    fashion_in_colour,
     random_images,
     write_cifar,
-    write_pickle,
+    write_images,
 )
 from PIL import Image
 
@@ -51,128 +46,43 @@ def published_md5(monkeypatch, cls, root):
         monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": md5(cls.meta["filename"])})
 
 
-# ---- CIFAR-10's layout with other images
+# ---- images of one's own
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_layout_is_read_as_it_was_written(tmp_path, protocol):
+def write_folders(root, train, test, names):
+    for part, (images, labels) in (("train", train), ("test", test)):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            folder = root / part / names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index:03d}.png")
+
+
+@pytest.mark.parametrize("write", [write_images, write_folders])
+def test_own_images_are_read_as_they_were_written(tmp_path, write):
     train, test = random_images(25, 3), random_images(7, 3, seed=1)
-    write_cifar(tmp_path, train, test, NAMES, protocol)
-    images = load_images("cifar10-format", tmp_path, "train")
-    assert torch.equal(images.images, torch.from_numpy(train[0]))
-    assert torch.equal(images.labels, torch.from_numpy(train[1]))
-    assert images.class_names == NAMES
-    assert images.image_shape == (3, 8, 8)
-    assert "25 training images" in images.source
-    assert "8x8" in images.source
-    everything = load_images("cifar10-format", tmp_path, "all")
-    assert torch.equal(everything.images[25:], torch.from_numpy(test[0]))
-    assert torch.equal(everything.labels[25:], torch.from_numpy(test[1]))
+    write(tmp_path / "mine", train, test, NAMES)
+    images = load_images("images", tmp_path / "mine", "all")
+    order = np.arange(32)
+    if write is write_folders:  # class by class
+        order = np.concatenate(
+            [train[1].argsort(kind="stable"), 25 + test[1].argsort(kind="stable")]
+        )
+    assert np.array_equal(images.images, np.concatenate([train[0], test[0]])[order])
+    assert np.array_equal(images.labels, np.concatenate([train[1], test[1]])[order])
+    assert (images.class_names, images.image_shape) == (NAMES, (3, 8, 8))
+    assert images.source == "mine, 32 training and test images, 8x8"
+    assert len(load_images("images", tmp_path / "mine", "test")) == 7
 
 
-def test_a_pickle_of_python_2_is_read(files):
-    """As the published files are: text keys are bytes there, numpy's module has its old name."""
-    root, _, _ = files
-    # Written by hand: protocol 0 knows no bytes, so Python 2's `str` are the STRING opcodes here.
-    array = np.arange(2 * 192, dtype=np.uint8).reshape(2, 192) % 100
-    state = "".join(f"\\x{value:02x}" for value in array.ravel())
-    content = (
-        "(dS'data'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
-        "(I1\n(I2\nI192\ntcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n"
-        f"S'{state}'\ntbsS'labels'\n(lI2\naI0\nas."
-    )
-    for name in TRAIN:
-        (root / FOLDER / name).write_bytes(content.encode("ascii"))
-    images = load_images("cifar10-format", root, "train")
-    assert torch.equal(images.images[:2].reshape(2, -1), torch.from_numpy(array))
-    assert images.labels.tolist() == [2, 0] * 5
-
-
-def test_a_pickle_that_would_run_code_is_refused(files):
-    root, _, _ = files
-    ran = root / "ran"
-
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(ran),)
-
-    write_pickle(root / FOLDER / "data_batch_2", {"data": Evil(), "labels": []})
-    with pytest.raises(PeckerError, match=r"data_batch_2: asks for (posix|nt)\.mkdir.* not read"):
-        load_images("cifar10-format", root, "train")
-    assert not ran.exists()
-
-
-@pytest.mark.parametrize(
-    "forbidden",
-    [
-        b"cbuiltins\neval\n(S'1+1'\ntR.",
-        b"cnumpy\nload\n(S'/etc/passwd'\ntR.",
-        b"cnumpy.core.multiarray\nfromfile\n(S'/etc/passwd'\ntR.",
-        b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.",
-        b"c_codecs\nlookup\n(S'rot13'\ntR.",
-        # Protocol 4 resolves dotted names: an attribute of an allowed name is not allowed.
-        b"\x80\x04\x8c\x05numpy\x8c\x0cndarray.view\x93.",
-    ],
-)
-def test_only_what_arrays_need_is_looked_up(files, forbidden):
-    root, _, _ = files
-    (root / FOLDER / "test_batch").write_bytes(forbidden)
-    with pytest.raises(PeckerError, match="test_batch: asks for"):
-        load_images("cifar10-format", root, "test")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: (f / "data_batch_3").unlink(), r"data_batch_3 is missing; .*batches\.meta"),
-        (lambda f: (f / "batches.meta").unlink(), r"batches\.meta is missing"),
-        (
-            lambda f: os.truncate(f / "data_batch_1", (f / "data_batch_1").stat().st_size // 2),
-            "data_batch_1: not a complete pickle file",
-        ),
-        (lambda f: (f / "data_batch_1").write_text("hello"), "data_batch_1: not a complete pickle"),
-        (lambda f: (f / "data_batch_1").write_bytes(b""), "data_batch_1: not a complete pickle"),
-        (lambda f: write_pickle(f / "data_batch_1", [1]), "data_batch_1: expected a dict, got lis"),
-        (
-            lambda f: write_pickle(f / "data_batch_1", {"data": np.zeros((2, 192), np.uint8)}),
-            "data_batch_1: expected a list of 2 labels, got no list",
-        ),
-        (
-            lambda f: write_pickle(f / "data_batch_1", {"data": np.zeros((2, 192)), "labels": []}),
-            r"data_batch_1: expected data as uint8 .*side\), got float64 \(2, 192\)",
-        ),
-        (
-            lambda f: write_pickle(
-                f / "data_batch_1", {"data": np.zeros((2, 190), np.uint8), "labels": [0, 0]}
-            ),
-            "data_batch_1: rows of 190 bytes are no square colour images",
-        ),
-        (
-            lambda f: write_pickle(f / "data_batch_4", batch(*random_images(4, 2, side=16))),
-            "data_batch_4: rows of 768 bytes, those of data_batch_1 have 192",
-        ),
-        (
-            lambda f: write_pickle(f / "data_batch_1", batch(*random_images(5, 5))),
-            "data_batch_1: label 3 is none of the 3 classes",
-        ),
-        (
-            lambda f: write_pickle(f / "batches.meta", {"label_names": "abc"}),
-            r"batches\.meta: expected a list label_names",
-        ),
-    ],
-)
-def test_damaged_layout_names_the_file(files, damage, message):
-    root, _, _ = files
-    damage(root / FOLDER)
-    with pytest.raises(PeckerError, match=message):
-        load_images("cifar10-format", root, "train")
-
-
-def test_training_and_test_images_of_two_sizes_are_refused(files):
-    root, _, _ = files
-    write_pickle(root / FOLDER / "test_batch", batch(*random_images(4, 2, side=16)))
-    with pytest.raises(PeckerError, match="training and test images differ in size"):
-        load_images("cifar10-format", root, "all")
+@pytest.mark.parametrize("test", [random_images(4, 2, side=16), random_images(4, 2)])
+def test_own_images_of_two_kinds_are_refused(tmp_path, test):
+    write_images(tmp_path, random_images(4, 2), test, NAMES)
+    np.savez(tmp_path / "test.npz", images=test[0], labels=test[1])  # without names
+    with pytest.raises(PeckerError, match="differ in classes or size"):
+        load_images("images", tmp_path, "all")
+    (tmp_path / "test.npz").unlink()
+    with pytest.raises(PeckerError, match=r"neither test/ .* nor test\.npz"):
+        load_images("images", tmp_path, "test")
 
 
 # ---- CIFAR-10 and STL-10 through torchvision
@@ -197,9 +107,8 @@ def test_cifar10_is_what_torchvision_reads(files, monkeypatch):
 def test_other_images_are_not_taken_for_cifar10(files):
     root, _, _ = files
     with pytest.raises(
-        PeckerError, match=r"data_batch_1: not the published file \(MD5 \w+, expected c99caf.*"
-        r"--dataset cifar10-format"
-    ):  # fmt: skip
+        PeckerError, match=r"data_batch_1: not the published file \(MD5 \w+, expected c99caf"
+    ):
         load_images("cifar10", root, "train")
 
 
@@ -265,7 +174,7 @@ def test_stl10_without_labels_is_refused(tmp_path, monkeypatch):
 # ---- where nothing is
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "stl10", "cifar10-format"])
+@pytest.mark.parametrize("dataset", ["cifar10", "stl10", "images"])
 def test_missing_root(tmp_path, dataset):
     with pytest.raises(PeckerError, match=r"--data-root .*nowhere: no such folder"):
         load_images(dataset, tmp_path / "nowhere", "train")
@@ -278,7 +187,7 @@ def test_files_of_another_data_set_are_named(files):
     with pytest.raises(PeckerError, match=r"no stl10_binary in it; found .*CIFAR-10.*--download"):
         load_images("stl10", root, "train")
     with pytest.raises(PeckerError, match="name its parent"):
-        load_images("cifar10-format", root / FOLDER, "train")
+        load_images("cifar10", root / FOLDER, "train")
 
 
 @pytest.mark.parametrize(("dataset", "module"), [("cifar10", "cifar"), ("stl10", "stl10")])
@@ -301,12 +210,6 @@ def test_failed_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
     with pytest.raises(PeckerError, match=r"CIFAR10 cannot be downloaded \(no route to host\)"):
         load_images("cifar10", tmp_path, "train", download=True)
-
-
-def test_without_torchvision_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(PeckerError, match=r"pip install 'pecker-fast\[published\]'"):
-        load_images("cifar10", tmp_path, "train")
 
 
 def test_unknown_names(tmp_path):
@@ -335,21 +238,6 @@ def test_fashion_mnist_pixels_and_their_values(tmp_path):
     assert images.labels.tolist() == [9, 0, 3, 3]
     as_network_sees, _ = fashion_mnist.load_split(tmp_path, "test")
     assert torch.equal(images.batch(torch.arange(4), CPU), as_network_sees)
-
-
-@pytest.mark.skipif(
-    not fashion_mnist.DEFAULT_FOLDER.is_dir(), reason="no Debian package dataset-fashion-mnist"
-)
-def test_writer_of_the_tests_makes_real_images(tmp_path):
-    train, test = fashion_in_colour("train", 50, classes=4), fashion_in_colour("test", 8, classes=4)
-    write_cifar(tmp_path, train, test, fashion_mnist.CLASS_NAMES[:4])
-    images = load_images("cifar10-format", tmp_path, "train")
-    assert images.image_shape == (3, 32, 32)
-    assert len(images) == 50
-    assert sorted(set(images.labels.tolist())) == [0, 1, 2, 3]
-    grey = images.images
-    assert torch.equal(grey[:, 0], grey[:, 2])
-    assert int(grey[:, :, :2].max()) == 0  # the border
 
 
 # ---- what is done with images
@@ -421,10 +309,3 @@ def test_classes_go_by_name_or_number(images):
 def test_images_and_labels_must_fit(pixels, labels, message):
     with pytest.raises(PeckerError, match=message):
         ImageSet(pixels, labels, NAMES, "")
-
-
-def test_pickles_of_the_writer_load_with_plain_pickle(files):
-    """The writer's files are ordinary: others read them too."""
-    root, train, _ = files
-    content = pickle.loads((root / FOLDER / "data_batch_1").read_bytes())
-    assert np.array_equal(content["data"], train[0][:12].reshape(12, -1))

@@ -2,7 +2,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pecker_fast.distill.config import PeckerConfig, load_config, recipe_names
+from pecker_fast.distill.config import RECIPES, PeckerConfig, load_config, recipe_names
 from pecker_fast.errors import PeckerError
 
 
@@ -71,6 +71,16 @@ def test_flags_win_over_the_file(tmp_path):
     assert config.generator.lr == 1e-4  # PyYAML reads 1e-4 as text
     assert (config.mask.density, config.ema.decay, config.seed) == (0.2, None, 3)
     assert config.forget == "boot"
+
+
+def test_a_file_builds_on_a_recipe_or_on_a_file_beside_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: stl10_forget\ngenerator: {lr: 0.5}\n")
+    (tmp_path / "last.yaml").write_text("base: mine.yaml\nmask: {kind: full}\n")
+    expected = {"generator.lr": 0.5, "mask.kind": "full"}
+    assert load_config(tmp_path / "last.yaml") == load_config("stl10_forget", expected)
+    (tmp_path / "mine.yaml").write_text("base: last.yaml\n")
+    with pytest.raises(PeckerError, match=r"last\.yaml builds on itself"):
+        load_config(tmp_path / "last.yaml")
 
 
 def test_yaml_round_trip(tmp_path):
@@ -168,6 +178,31 @@ def test_a_missing_file_is_refused_with_the_recipes(tmp_path):
         load_config("cifar11")
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_folder_with_the_name_of_a_recipe_is_no_configuration(tmp_path, monkeypatch, name):
+    named = {"names": ["a"], "name_overrides": ["b"]} if name in OPEN else {}
+    recipe = load_config(RECIPES / f"{name}.yaml", **named)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert load_config(name, **named) == recipe
+    (tmp_path / name / "config.yaml").write_text("seed: 7\n")
+    assert load_config(name, **named) == recipe
+
+
+def test_a_file_without_a_suffix_wins_over_the_recipe_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text("seed: 7\n")
+    assert load_config("demo").seed == 7
+
+
+def test_a_folder_is_refused_and_so_is_a_recipe_in_one(tmp_path):
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(PeckerError, match=r"demo is a folder.*shipped recipes are .*demo"):
+        load_config(tmp_path / "demo")
+    with pytest.raises(PeckerError, match=r"no configuration file .*runs/style"):
+        load_config(tmp_path / "runs" / "style")
+
+
 @pytest.mark.parametrize(
     "change", [{"logging.every": 3}, {"logging.checkpoint_every": 7}, {"iterations": 99}]
 )
@@ -207,16 +242,10 @@ def test_a_setting_of_another_version_is_named():
 # ---- what a run needs beside its configuration
 
 
-def test_every_process_needs_a_sample():
-    load_config(None, {"batch_size": 4}).check_start(processes=4, starts=0)
-    with pytest.raises(PeckerError, match="batch_size 4 for 5 processes: each needs one sample"):
-        load_config(None, {"batch_size": 4}).check_start(processes=5, starts=0)
-
-
 def test_a_second_stage_needs_the_first():
     second = load_config("cifar10_stage2")
-    second.check_start(processes=1, starts=2)
+    second.check_start(starts=2)
     for starts in (0, 1):
         with pytest.raises(PeckerError, match="give --generator and --pseudo-score its run"):
-            second.check_start(1, starts)
-    load_config("cifar10_stage1").check_start(1, 0)
+            second.check_start(starts)
+    load_config("cifar10_stage1").check_start(0)

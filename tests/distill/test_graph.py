@@ -41,7 +41,7 @@ def results(trainer, metrics):
         "generator": weights(trainer.generator),
         "pseudo_score": weights(trainer.pseudo_score),
         "result": weights(trainer.ema_generator()),
-        "optimizer": trainer._theta.state_dict()["state"],
+        "optimizer": trainer.learner.state_dict()["state"],
     }
 
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_captured_runs_as_usual(monkeypatch):
         usual = train(toy_objective(SETTINGS))
     assert usual[0]._graph.reason.endswith("not permitted when stream is capturing")
     assert_same_bits(results(*ordinary), results(*usual))
-    assert isinstance(usual[0]._theta.optimizer.param_groups[0]["lr"], float)
+    assert isinstance(usual[0].learner.optimizer.param_groups[0]["lr"], float)
 
 
 def test_an_optimizer_that_counts_on_the_host_is_left_as_it_was(monkeypatch):

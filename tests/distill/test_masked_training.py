@@ -58,7 +58,7 @@ def test_a_refreshed_mask_keeps_the_moments_of_what_stays():
     network = ToyDenoiser()
     masks = [SaliencyMask.random(network, 0.5, seed=seed) for seed in (0, 1)]
     config = load_config(None, {"optimizer.beta1": 0.9})
-    learner = Learner(network, masks[0], 1e-3, masked_adamw(config), config)
+    learner = Learner(network, masks[0], 1e-3, masked_adamw(config.optimizer))
     learner.learn()
     for param in network.parameters():
         param.grad = torch.randn_like(param)

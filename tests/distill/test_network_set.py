@@ -116,29 +116,6 @@ def test_an_iteration_puts_everything_back():
     assert sorted(seen[0]) == ["pseudo_score", "teacher"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"precision": "bf16"},
-        {"mask.refresh_every": 2, "mask.density": 0.1},
-        {"mask.refresh_every": 2, "mask.density": 0.1, "precision": "bf16"},
-    ],
-    ids=["fp32", "bf16", "another mask", "another mask, bf16"],
-)
-def test_shared_weights_resume_exactly(tmp_path, options):
-    whole, _ = train(toy_objective(BOTH | options))
-    with RunDirectory(tmp_path) as directory:
-        train(toy_objective(BOTH | options | {"iterations": 3}), run_directory=directory)
-    with RunDirectory(tmp_path) as directory:
-        resumed = PeckerTrainer(toy_objective(BOTH | options), run_directory=directory)
-        assert resumed.iteration == 3
-        list(resumed.run())
-    for role in ("generator", "pseudo_score"):
-        assert_same_bits(weights(getattr(whole, role)), weights(getattr(resumed, role)))
-    assert_same_bits(weights(whole.ema_generator()), weights(resumed.ema_generator()))
-
-
 def test_a_checkpoint_of_shared_weights_is_small(tmp_path):
     sizes = []
     for share in (False, True):

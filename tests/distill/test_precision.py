@@ -39,7 +39,7 @@ def test_the_average_follows_the_masters():
     trainer = PeckerTrainer(toy_objective(BF16 | {"ema.decay": 0.5, "iterations": 4}))
     expected = None
     for _ in trainer.run():
-        masters = {name: master for name, (_, master) in trainer._theta.masters().items()}
+        masters = {name: master for name, (_, master) in trainer.learner.masters().items()}
         if expected is None:
             start = weights(trainer._objective.original)
             where = trainer.mask.indices
@@ -56,7 +56,7 @@ def test_a_refreshed_mask_keeps_what_left_it():
     trainer, _ = train(toy_objective(settings | {"iterations": 5, "ema.decay": None}))
     assert trainer.ever_salient.nnz > trainer.mask.nnz
     result = weights(trainer.ema_generator())
-    masters = trainer._theta.masters()
+    masters = trainer.learner.masters()
     left = (trainer.ever_salient & ~trainer.mask).to_dense()
     for name, param in trainer.generator.named_parameters():
         assert torch.equal(result[name][left[name]], param[left[name]].float())
@@ -67,7 +67,7 @@ def test_a_refreshed_mask_keeps_what_left_it():
 def test_a_dense_run_has_masters_too():
     trainer, _ = train(toy_objective(BF16 | {"mask.kind": "full", "iterations": 2}))
     assert trainer.mask == SaliencyMask.full(trainer.start.requires_grad_(True))
-    for learner in (trainer._theta, trainer._psi):
+    for learner in (trainer.learner, trainer._psi):
         assert all(positions is None for positions, _ in learner.masters().values())
         assert learner.masters()["conv_in.weight"][1].shape == (8, 1, 3, 3)
     check = trainer.verify_frozen(trainer.ema_generator())

@@ -11,23 +11,6 @@ from pecker_fast.distill.networks import predict_noise
 from pecker_fast.errors import PeckerError
 
 
-def test_losses_are_read_at_intervals_only():
-    _, metrics = train(toy_objective({"logging.every": 4, "iterations": 10}))
-    assert [m.iteration for m in metrics] == list(range(1, 11))
-    # Every 4th, before the checkpoints of 3, 6 and 9, and at the end.
-    read = [m.iteration for m in metrics if m.losses is not None]
-    assert read == [3, 4, 6, 8, 9, 10]
-    assert all(tuple(m.losses) == LOSS_NAMES for m in metrics if m.losses)
-
-
-def test_read_losses_are_means_over_the_interval():
-    fine = train(toy_objective({"logging.every": 1}))[1]
-    coarse = train(toy_objective({"logging.every": 3}))[1]
-    for name in LOSS_NAMES:
-        mean = sum(m.losses[name] for m in fine[:3]) / 3
-        assert coarse[2].losses[name] == pytest.approx(mean, rel=1e-6)
-
-
 class Poison:
     """An adapter whose answer for one network and class is NaN from some iteration on."""
 
@@ -101,11 +84,6 @@ def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
         trainer = PeckerTrainer(objective, run_directory=directory)
         with pytest.raises(PeckerError, match=r"pip install 'pecker-fast\[tensorboard\]'"):
             list(trainer.run())
-
-
-def test_tensorboard_is_not_imported_unless_asked(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    train(toy_objective({"iterations": 1}))
 
 
 def test_the_progress_bar_is_off_unless_asked(capsys):

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import torch
 
-from pecker_fast.cli import drawing
-from pecker_fast.cli.concept_showing import Previews
 from pecker_fast.distill import load_config
-from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate import pipeline_sampling
-from pecker_fast.evaluate.concept_pictures import PromptGroup
+from pecker_fast.evaluate.grid import PromptGroup
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.previews import Previews
 from pecker_fast.models.pipeline import PipelineFolder
 
 PROMPTS = ["a cat", "a red dog", "", "a cat", "trees", "a lion", "two cats"]
@@ -52,28 +50,3 @@ def preview(ranks, folder, out):
     drawn = list(calls)
     compared = previews.compare(generator, ranks)
     return {"drawn": drawn, "compared": None if compared is None else list(compared)}
-
-
-def fail_to_plot(ranks, folder, png):
-    """What each process draws and hears where the first one cannot write the picture."""
-
-    def plot(*args, **kwargs):
-        raise PeckerError("the disk is full; free some space")
-
-    class Counted(PipelineFolder):
-        @classmethod
-        def load(cls, path):
-            pipeline = PipelineFolder.load(path)
-            outcome["drawn"] = counting(pipeline.unet)
-            return pipeline
-
-    outcome = {"heard": ""}
-    drawing.plot_grid, drawing.PipelineFolder = plot, Counted
-    request = drawing.Request(
-        Path(folder), png=Path(png), prompts=("a cat",), per_class=3, steps=1, batch_size=1
-    )
-    try:
-        drawing.draw_prompts(Path(folder), request, torch.device("cpu"), ranks)
-    except PeckerError as error:
-        outcome["heard"] = str(error)
-    return outcome

@@ -7,7 +7,10 @@ import io
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import traceback
+from types import SimpleNamespace
 
 import torch
 
@@ -15,18 +18,18 @@ PRELOADED = ["torch", "pecker_fast.distill.trainer", "pecker_fast.optim.adamw"]
 PATIENCE = 120  # seconds until a process counts as hanging
 
 
-def run_processes(function, size, *args):
+def run_processes(function, size, *args, **variables):
     """`function(ranks, *args)` on each of `size` processes; returns what each returned.
 
     The function must be importable by name. What one raises is re-raised here as RuntimeError with
-    its traceback.
+    its traceback. `variables` of the environment must be given: the server does not see later ones.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    address = _free_port()
+    port = _free_port()
     queue = context.Queue()
     processes = [
-        context.Process(target=_work, args=(queue, function, rank, size, address, args))
+        context.Process(target=_work, args=(queue, function, rank, size, port, args, variables))
         for rank in range(size)
     ]
     for process in processes:
@@ -47,7 +50,7 @@ def _next(queue, processes):
     return rank, torch.load(io.BytesIO(value), weights_only=True)
 
 
-def _work(queue, function, rank, size, port, args):
+def _work(queue, function, rank, size, port, args, variables):
     from pecker_fast.distributed import Ranks
 
     torch.set_num_threads(1)
@@ -57,6 +60,7 @@ def _work(queue, function, rank, size, port, args):
         WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        **variables,
     )
     ranks = Ranks.join("cpu")
     try:
@@ -74,4 +78,17 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-__all__ = ["run_processes"]
+def torchrun(arguments, restarts=0):
+    """torchrun itself on two processes: its exit code and all that is said."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+        "--max-restarts", restarts, *arguments,
+    ]  # fmt: skip
+    done = subprocess.run(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return SimpleNamespace(code=done.returncode, said=done.stdout)
+
+
+__all__ = ["run_processes", "torchrun"]

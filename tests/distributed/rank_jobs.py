@@ -1,5 +1,7 @@
 """What the processes of test_ranks.py do: importable by name."""
 
+import time
+
 import torch
 
 from pecker_fast.distributed import ranks as ranks_module
@@ -71,22 +73,24 @@ def errors(ranks):
     heard["same"] = message_of(lambda: ranks.check_same("abc", "another model"))
     odd = "abc" if ranks.rank != 1 else "abd"
     heard["differs"] = message_of(lambda: ranks.check_same(odd, "another model"))
+    text = f"seed: 0\nlr: {1 + (ranks.rank == 2)}\n"
+    heard["lr"] = message_of(lambda: ranks.check_same(text, "another configuration"))
     heard["after"] = ranks.broadcast(ranks.rank + 1)
     return heard
 
 
-def one_stops(ranks):
+def one_leaves(ranks):
     """The last one leaves without a word while the others wait for it."""
     if ranks.rank == ranks.size - 1:
         return ""
     return message_of(lambda: ranks.sum_(torch.zeros(1)))
 
 
-def the_first_is_slow(ranks, seconds):
-    """Work before a broadcast takes longer on one process than a step may wait."""
-    import time
-
+def one_is_slow(ranks, seconds, broadcast):
+    """One takes longer than a step may wait: before a broadcast or in the step itself."""
     if ranks.rank == 1:
         time.sleep(seconds)
-    ranks.broadcast("mask")
-    return ranks.sum_(torch.ones(1)).item()
+    if broadcast:
+        ranks.broadcast("mask")
+    total = torch.ones(1)
+    return {"heard": message_of(lambda: ranks.sum_(total)), "sum": total.item()}

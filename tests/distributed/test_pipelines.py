@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from fault_processes import run_commands
-from pipeline_jobs import fail_to_plot, preview, sample
-from processes import run_processes
+from pipeline_jobs import preview, sample
+from processes import run_processes, torchrun
 from safetensors.torch import load_file
 from tiny_pipeline import save_tiny_pipeline
 
@@ -31,9 +30,6 @@ def _batches_as_before(monkeypatch):
     monkeypatch.setattr(pipeline_sampling, "_LATENT_PIXELS", dict(pipeline_sampling._LATENT_PIXELS))
 
 
-# ---- the sampler
-
-
 @pytest.mark.parametrize(
     ("size", "count", "batch_size", "shares"),
     [
@@ -51,39 +47,6 @@ def test_latents_and_images_have_the_bits_of_one_process(pipeline, size, count, 
         assert torch.equal(first[name], alone[name]), name
         assert all(len(other[name]) == 0 for other in others)
     assert [outcome["drawn"] for outcome in (first, *others)] == shares
-
-
-# ---- `sample`
-
-
-def command(*words):
-    return [str(word) for word in (*words, "--device", "cpu", "--threads", 1)]
-
-
-@pytest.mark.parametrize("steps", [1, 2])
-def test_sample(pipeline, tmp_path, steps):
-    def arguments(png):
-        return command(
-            "sample", pipeline, "--prompt", "a cat", "--prompt", "a dog", "--per-class", 4,
-            "--batch-size", 3, "--steps", steps, "--png", png,
-        )  # fmt: skip
-
-    assert cli.main(arguments(tmp_path / "one.png")) == 0
-    together = tmp_path / "two.png"
-    first, second = run_commands(tmp_path, arguments(together), [None, None])
-    assert (first.code, second.code) == (0, 0), (first.lines, second.lines)
-    assert first.lines[-1] == str(together)
-    assert second.lines == []
-    assert together.read_bytes() == (tmp_path / "one.png").read_bytes()
-
-
-def test_all_draw_and_hear_that_the_picture_cannot_be_written(pipeline, tmp_path):
-    first, second = run_processes(fail_to_plot, 2, pipeline, str(tmp_path / "cats.png"))
-    assert (first["drawn"], second["drawn"]) == ([1], [1, 1])
-    assert first["heard"] == second["heard"] == "the disk is full; free some space"
-
-
-# ---- `erase --pipeline`
 
 
 def test_previews_and_the_comparison_are_shared(pipeline, tmp_path):
@@ -113,28 +76,22 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def erase(pipeline, out, *more):
-    return command(
+def erase(pipeline, out):
+    return [str(word) for word in (
         "erase", "--pipeline", pipeline, "--recipe", "object", "--name", "cat",
         "--override", "dog", "--neighbour", "a lion", "--out", out, "--iterations", 2,
-        "--density", 0.2, "--teacher-steps", 2, *(w for s in SETTINGS for w in ("--set", s)), *more,
-    )  # fmt: skip
+        "--density", 0.2, "--teacher-steps", 2, *(w for s in SETTINGS for w in ("--set", s)),
+        "--device", "cpu", "--threads", 1,
+    )]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def alone(pipeline, tmp_path_factory):
-    """A run on one process; read-only."""
-    out = tmp_path_factory.mktemp("alone") / "run"
-    assert cli.main(erase(pipeline, out)) == 0
-    return out
-
-
-def test_two_processes_erase_as_one(pipeline, alone, tmp_path):
-    out = tmp_path / "run"
-    first, second = run_commands(tmp_path, erase(pipeline, out), [None, None])
-    assert (first.code, second.code) == (0, 0), (first.lines, second.lines)
-    assert f"report           {out / 'report.html'}" in first.lines
-    assert second.lines == []
+@pytest.mark.slow
+def test_two_processes_erase_as_one(pipeline, tmp_path):
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    assert cli.main(erase(pipeline, alone)) == 0
+    done = torchrun(["-m", "pecker_fast.cli", *erase(pipeline, out)])
+    assert done.code == 0, done.said
+    assert done.said.count(f"report           {out / 'report.html'}") == 1  # one process speaks
 
     original = PipelineFolder.load(pipeline).unet
     masks = [SaliencyMask.load(run / "mask.safetensors", original) for run in (alone, out)]
@@ -162,28 +119,3 @@ def test_two_processes_erase_as_one(pipeline, alone, tmp_path):
         assert torch.equal(shown[key], expected[key])
     for key in ("1", "2"):  # 8 bits a channel: what lies at a border may round to either side
         assert (shown[key].int() - expected[key].int()).abs().max() <= 1
-
-
-def test_a_finished_run_is_taken_up_by_one_process(pipeline, alone, tmp_path):
-    """It only reports again, with the strip of the two."""
-    out = tmp_path / "run"
-    ended = run_commands(tmp_path, erase(pipeline, out), [None, None])
-    assert [one.code for one in ended] == [0, 0], ended
-    strip = (out / "previews.safetensors").read_bytes()
-    (out / "report.html").unlink()
-    assert cli.main(erase(pipeline, out)) == 0
-    assert "While it ran" in (out / "report.html").read_text()
-    assert (out / "previews.safetensors").read_bytes() == strip
-
-
-def test_all_hear_that_previews_cannot_be_read(pipeline, tmp_path):
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "run.lock").touch()
-    (out / "previews.safetensors").write_bytes(b"\x09\x00")
-    ended = run_commands(tmp_path, erase(pipeline, out), [None, None])
-    assert [one.code for one in ended] == [2, 2], ended
-    for rank, one in enumerate(ended):
-        (line,) = one.errors
-        assert line.startswith(f"pecker-fast (rank {rank}): {out / 'previews.safetensors'}: ")
-        assert line.endswith("delete it")

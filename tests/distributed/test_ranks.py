@@ -1,23 +1,12 @@
 """What is sent between processes arrives, errors included; a single process needs none of it."""
 
-from datetime import timedelta
-
 import pytest
 import torch
 from processes import run_processes
-from rank_jobs import (
-    broadcast_all,
-    errors,
-    everything,
-    gather_and_sum,
-    one_stops,
-    the_first_is_slow,
-)
+from rank_jobs import broadcast_all, errors, everything, gather_and_sum, one_is_slow, one_leaves
 from toys import assert_same_bits
 
 from pecker_fast.distributed import Ranks
-from pecker_fast.distributed import ranks as ranks_module
-from pecker_fast.distributed.ranks import TIMEOUT_VARIABLE
 from pecker_fast.errors import PeckerError
 
 
@@ -50,34 +39,37 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
     assert ranks.gather(rows, 5) is rows
     ones = torch.ones(2)
     assert ranks.sum_(ones) is ones and ones.tolist() == [1, 1]
-    assert ranks.check_same("a", "another model") is ranks.wait() is ranks.leave() is None
+    ranks.check_same("a", "another model")
+    ranks.wait()
+    ranks.leave()
     with pytest.raises(ZeroDivisionError):
         ranks.first(lambda: 1 / 0)
 
 
-def test_torchrun_with_one_process_is_alone(monkeypatch):
-    rendezvous(monkeypatch, RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+@pytest.mark.parametrize("size", ["1", ""])
+def test_torchrun_with_one_process_is_alone(monkeypatch, size):
+    rendezvous(monkeypatch, RANK="0", WORLD_SIZE=size, MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
     assert Ranks.join("cpu") == Ranks()
 
 
-def test_processes_that_do_not_find_each_other(monkeypatch):
-    rendezvous(monkeypatch, WORLD_SIZE="2", RANK="0")
-    with pytest.raises(PeckerError, match=r"MASTER_ADDR is not set: .*; start the processes with"):
-        Ranks.join("cpu")
-    monkeypatch.setattr(ranks_module, "STARTING", timedelta(seconds=0.2))
-    rendezvous(monkeypatch, WORLD_SIZE="2", RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
-    with pytest.raises(
-        PeckerError,
-        match=r"did not find each other \(nobody answered at 127.0.0.1:1 in 0 s: .*\); ",
-    ):
+@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_what_torchrun_sets_is_missing(monkeypatch, missing):
+    values = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    rendezvous(monkeypatch, **{name: value for name, value in values.items() if name != missing})
+    with pytest.raises(PeckerError, match=f"variable {missing} .*; start them with torchrun"):
         Ranks.join("cpu")
 
 
-@pytest.mark.parametrize("text", ["", "soon", "0", "-1", "nan", "inf", "1e9"])
-def test_a_time_limit_that_is_none(monkeypatch, text):
-    rendezvous(monkeypatch, WORLD_SIZE="2", RANK="0")
-    monkeypatch.setenv(TIMEOUT_VARIABLE, text)
-    with pytest.raises(PeckerError, match=f"^PECKER_FAST_TIMEOUT={text}: expected seconds from"):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("WORLD_SIZE", "two"),
+        *(("PECKER_FAST_TIMEOUT", text) for text in ("", "soon", "0", "nan", "1e9")),
+    ],
+)
+def test_a_variable_that_is_no_number(monkeypatch, name, text):
+    rendezvous(monkeypatch, **{"WORLD_SIZE": "2", "RANK": "0", name: text})
+    with pytest.raises(PeckerError, match="did not find each other"):
         Ranks.join("cpu")
 
 
@@ -148,15 +140,21 @@ def test_an_error_on_the_first_reaches_all():
         assert outcome["value"] == {"value": 5}
         assert outcome["same"] == ""
         assert "do not agree: rank 1 has another model than rank 0;" in outcome["differs"]
+        assert "rank 2 has another configuration than rank 0 (lr: 2, there lr: 1);" in outcome["lr"]
         assert outcome["after"] == 1
 
 
-def test_one_that_stops_is_named_on_the_others():
-    *others, _ = run_processes(one_stops, 3)
-    said = "rank 2 has ended before the others; start the same command again to go on from the "
-    assert others == [said + "last checkpoint"] * 2
+def test_one_that_ends_is_no_hang():
+    *others, _ = run_processes(one_leaves, 3)
+    for rank, said in enumerate(others):
+        assert said.startswith(f"rank {rank} of 3 lost the others")
 
 
-def test_unequal_work_before_a_broadcast_is_no_hang(monkeypatch):
-    monkeypatch.setenv(TIMEOUT_VARIABLE, "0.5")
-    assert run_processes(the_first_is_slow, 2, 1.5) == [2.0, 2.0]
+def test_a_step_that_takes_too_long_is_no_hang():
+    waited, _ = run_processes(one_is_slow, 2, 5.0, False, PECKER_FAST_TIMEOUT="0.5")
+    assert "PECKER_FAST_TIMEOUT=0.5" in waited["heard"]
+
+
+def test_unequal_work_before_a_broadcast_counts_in_no_step():
+    outcomes = run_processes(one_is_slow, 2, 5.0, True, PECKER_FAST_TIMEOUT="1")
+    assert outcomes == [{"heard": "", "sum": 2.0}] * 2

@@ -1,65 +1,147 @@
-"""The launcher itself: a run goes on after a failure; Ctrl-C in its terminal saves and ends all.
+"""Runs of torchrun itself: a process that dies ends all, and nothing that was saved is lost."""
 
---force removes an earlier run at the first attempt, and never what the launch itself has saved.
-"""
-
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from fault_run import build, erase, state
+import pytest
+import torch
+from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
+from processes import torchrun
+from safetensors.torch import load_file
+from toys import assert_same_bits
+
+from pecker_fast import cli
+from pecker_fast.distill import RunDirectory
+from pecker_fast.models import ModelFolder
 
 MAIN = Path(__file__).parent / "fault_main.py"
+TRAINED = ("iteration", "mask", "networks", "generator", "pseudo_score", "ema")
+
+pytestmark = pytest.mark.slow
 
 
-def wait_for_iteration(first, out, process):
-    """Wait for a checkpoint of this iteration or a later one; only the last two are kept."""
-    until = time.monotonic() + 120
-    while not any(int(file.stem[-8:]) >= first for file in out.glob("checkpoint-*.pt")):
-        assert process.poll() is None, "torchrun ended"
-        assert time.monotonic() < until, f"no checkpoint of iteration {first}"
-        time.sleep(0.05)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model folder; read-only."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    torch.manual_seed(0)
+    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
+    unet = build_unet(recipe, num_classes=3, image_shape=(1, 8, 8)).eval()
+    ModelFolder(unet, build_scheduler(), ("circle", "square", "star")).save(folder)
+    return folder
 
 
-def test_torchrun_restarts_a_run_and_ctrl_c_ends_it(tmp_path):
-    model = build(tmp_path / "model")
+def erase(model, out, *more):
+    """Six iterations with a checkpoint at every second one.
+
+    SGD-like steps: Adam's first ones divide rounding by itself where a gradient is almost 0.
+    """
+    settings = (
+        "batch_size=2", "saliency.batches=1", "saliency.batch_size=2", "optimizer.eps=1",
+        "generator.lr=0.01", "pseudo_score.lr=0.01", "logging.checkpoint_every=2",
+    )  # fmt: skip
+    return [
+        "erase", model, "--out", out, "--forget", "star", "--override", "circle",
+        "--density", "0.2", "--iterations", 6, "--device", "cpu", "--threads", "1",
+        *(word for one in settings for word in ("--set", one)), *more,
+    ]  # fmt: skip
+
+
+def together(arguments, rank=-1, fault="none", restarts=0):
+    """The command line in two processes, one of which may fail."""
+    return torchrun([MAIN, rank, fault, *arguments], restarts)
+
+
+def in_one_process(arguments):
+    assert cli.main([str(word) for word in arguments]) == 0
+
+
+def state(out):
+    """What the last checkpoint holds of training."""
+    with RunDirectory(out) as directory:
+        saved = directory.load()
+    return {part: saved[part] for part in TRAINED}
+
+
+def assert_near(left, right):
+    """The same mask and, but for the order in which halves of a batch add up, the same weights."""
+    assert_same_bits(left["mask"], right["mask"])
+    compared = 0
+    for part in ("networks", "ema"):
+        ours, theirs = dict(tensors(left[part])), dict(tensors(right[part]))
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-6, atol=1e-6, msg=f"{part}{name}")
+            compared += 1
+    assert compared
+
+
+def tensors(nested, name=""):
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from tensors(value, f"{name}.{key}")
+        elif isinstance(value, torch.Tensor):
+            yield f"{name}.{key}", value
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    """The training of two processes that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = together(erase(model, out))
+    assert done.code == 0, done.said
+    assert done.said.count("erased model") == 1  # one process speaks
+    return state(out)
+
+
+def test_two_processes_train_as_one(model, undisturbed, tmp_path):
+    in_one_process(erase(model, tmp_path / "run"))
+    alone = state(tmp_path / "run")
+    assert_near(undisturbed, alone)
+    start = load_file(model / "unet/diffusion_pytorch_model.safetensors")
+    moved = [
+        (alone["networks"]["generator"][name] - value).abs().max() for name, value in start.items()
+    ]
+    assert max(moved) > 1e-3  # a thousand times what is allowed
+
+
+@pytest.mark.parametrize(
+    ("rank", "fault"), [(1, "killed in a step"), (0, "killed in a checkpoint")]
+)
+def test_one_that_is_killed_ends_all_and_the_next_start_goes_on(
+    model, undisturbed, tmp_path, rank, fault, capfd
+):
+    out = tmp_path / "run"
+    done = together(erase(model, out), rank, fault)
+    assert done.code != 0
+    cause = done.said.split("Root Cause")[1]
+    assert f"rank      : {rank} " in cause and "SIGKILL" in cause, done.said
+    assert state(out)["iteration"] == 2
+    in_one_process(erase(model, out))
+    assert "resuming at iteration 2 of 6" in capfd.readouterr().err
+    assert_near(state(out), undisturbed)
+    assert not list(out.glob(".*"))  # the half-written file
+
+
+def test_torchrun_restarts_a_run_and_force_counts_once(model, undisturbed, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    for name in ("run.lock", "report.json"):  # an earlier run
+    for name in ("run.lock", "curve.json"):  # an earlier run
         (out / name).touch()
-    arguments = erase(model, out, "--force", iterations=10**6)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
-        "--max-restarts", 1, MAIN, 1, "killed in a step", *arguments,
-    ]  # fmt: skip
-    with open(tmp_path / "said.txt", "wb") as said:
-        process = subprocess.Popen(
-            [str(part) for part in command],
-            stdout=said,
-            stderr=said,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        try:
-            wait_for_iteration(4, out, process)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all at once
-            process.wait(60)
-        finally:
-            process.terminate()  # its processes are in sessions of their own: it ends them
-            process.wait(60)
-    text = (tmp_path / "said.txt").read_text()
-    assert "resuming at iteration 2 of 1000000\n" in text
-    # The progress bar of one process may be on the line on which another one writes.
-    ours = re.findall(r"pecker-fast \(rank [01]\): .*", text)
-    stopped = "pecker-fast (rank 0): stopped by SIGTERM: rank 1 was killed or stopped, or has"
-    assert ours[0].startswith(stopped)
-    iteration = state(out)["iteration"]
-    assert iteration >= 4
-    saved = f"interrupted; iteration {iteration} is saved; start the same command again to go on"
-    both = [f"pecker-fast (rank {rank}): {saved} from there" for rank in range(2)]
-    assert sorted(ours[1:]) == both
-    assert not (out / "model").exists() and not (out / "report.json").exists()
+    done = together(erase(model, out, "--force"), 1, "killed in a step", restarts=1)
+    assert done.code == 0, done.said
+    assert "resuming at iteration 2 of 6" in done.said
+    assert_same_bits(state(out), undisturbed)
+    assert not (out / "curve.json").exists()
+
+
+@pytest.mark.parametrize("rank", [None, 1], ids=["on all", "on the second"])
+def test_bad_input_is_one_line(model, tmp_path, rank):
+    more = ["--densty"] if rank is None else []
+    done = together(erase(model, tmp_path / "run", *more), rank, "another option")
+    assert done.code != 0
+    lines = [line for line in done.said.splitlines() if line.startswith("pecker-fast")]
+    assert len(lines) == (rank is None)
+    assert all("No such option" in line for line in lines)
+    cause = done.said.split("Root Cause")[1]
+    assert f"rank      : {rank or 0} " in cause and "No such option" in cause, done.said
+    assert done.said.count("Traceback") == 1  # torchrun's own

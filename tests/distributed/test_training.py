@@ -1,12 +1,15 @@
-"""Two and four processes train as one with the same global batch."""
+"""Two and four processes train as one with the same batch, and take up each other's runs."""
 
 import pytest
 import torch
-from jobs import train_toy
 from processes import run_processes
+from toy_jobs import train_toy
+from toys import assert_same_bits, toy_objective, weights
 
 from pecker_fast.distributed import Ranks
 
+# SGD-like steps: Adam's first ones divide rounding by itself where a gradient is almost 0.
+STEPS = {"optimizer.eps": 1.0, "generator.lr": 0.05, "pseudo_score.lr": 0.05}
 OPTIONS = {
     "mask on the generator": {},
     "mask on both, one set of weights": {"mask.apply": "both"},
@@ -27,8 +30,7 @@ def assert_close(left, right):
 
 @pytest.mark.parametrize("settings", OPTIONS.values(), ids=OPTIONS.keys())
 def test_equals_one_process(settings):
-    # SGD-like steps: Adam's first ones divide rounding by itself where a gradient is almost 0.
-    settings = {**settings, "optimizer.eps": 1.0, "generator.lr": 0.05, "pseudo_score.lr": 0.05}
+    settings = {**settings, **STEPS}
     alone = train_toy(Ranks(), settings)
     for outcome in run_processes(train_toy, 2, settings):
         assert outcome["mask"] == alone["mask"]
@@ -42,8 +44,48 @@ def test_equals_one_process(settings):
 
 
 def test_four_processes():
-    settings = {"mask.apply": "both", "optimizer.eps": 1.0, "generator.lr": 0.05}
+    settings = {"mask.apply": "both", **STEPS}
     alone = train_toy(Ranks(), settings)
     outcomes = run_processes(train_toy, 4, settings)
-    assert len({outcome["digest"] for outcome in outcomes}) == 1  # the same bits everywhere
+    for outcome in outcomes:
+        for network in ("generator", "pseudo_score"):
+            assert_same_bits(outcome[network], outcomes[0][network])
     assert_close(outcomes[3]["generator"], alone["generator"])
+
+
+RESUMED = {
+    "refreshed mask on both, momentum": {
+        "mask.apply": "both",
+        "mask.refresh_every": 4,
+        "optimizer.beta1": 0.9,
+        "optimizer.weight_decay": 0.1,
+    },
+    "released gradients, one set of weights, cosine": {
+        "mask.apply": "both",
+        "optimizer.release_grads": True,
+        "lr_schedule": "cosine",
+    },
+    "no mask": {"mask.kind": "full"},
+}
+
+
+@pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED.keys())
+def test_one_two_four_one(tmp_path, options):
+    """A run that is taken up by another number of processes ends as if nothing had happened."""
+    settings = {"iterations": 12, "logging.checkpoint_every": 3, **STEPS, **options}
+    whole = train_toy(Ranks(), settings)
+    # Processes, the iteration at which the run is cut off, the checkpoint that it is taken up from.
+    for size, until, first in [(1, 4, 0), (2, 7, 3), (4, 9, 6), (1, None, 9)]:
+        outcomes = run_processes(train_toy, size, settings, str(tmp_path / "run"), until)
+        assert [outcome["first"] for outcome in outcomes] == [first] * size
+    (resumed,) = outcomes
+    assert resumed["mask"] == whole["mask"]
+    assert resumed["frozen_changed"] == 0
+    start = weights(toy_objective(settings, dropout=0.0).teacher)
+    moved = max(
+        float((value - start[name]).abs().max()) for name, value in whole["average"].items()
+    )
+    assert moved > 1e-3  # a thousand times what is allowed below
+    for network in ("generator", "pseudo_score", "average"):
+        assert_close(resumed[network], whole[network])
+    assert resumed["metrics"][-1] == pytest.approx(whole["metrics"][-1], rel=1e-5, abs=1e-6)

@@ -2,17 +2,16 @@
 
 import pytest
 import torch
+from tiny_models import tiny_scheduler, tiny_unet
 
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
 
 
 @pytest.fixture
 def tiny_model():
     torch.manual_seed(0)
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    unet = build_unet(recipe, num_classes=3, image_shape=(1, 8, 8)).eval()
-    return ModelFolder(unet, build_scheduler(), ("circle", "square", "star"))
+    unet = tiny_unet()
+    return ModelFolder(unet, tiny_scheduler(), ("circle", "square", "star"))
 
 
 @pytest.fixture
@@ -28,3 +27,15 @@ def detector(tmp_path):
         return NudeNetDetector(path, threshold, **arguments)
 
     return make
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Collects the matplotlib figures that are written."""
+    from matplotlib.figure import Figure
+
+    found, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kw: (found.append(self), save(self, *args, **kw))
+    )
+    return found

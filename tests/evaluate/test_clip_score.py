@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -93,9 +92,6 @@ def test_score_is_the_mean_cosine_times_100(folder, scorer, pixels):
     )
     assert len(set(np.round(expected, 4))) == 4
     assert figures.truncated_prompts == 1
-    assert str(figures) == (
-        f"CLIP score {figures.score:.2f} +- {figures.standard_error:.2f} (4 images)"
-    )
 
 
 def test_negative_cosines_are_not_cut_off(scorer, copied, pixels):
@@ -137,37 +133,10 @@ def test_provenance_tells_one_model_from_another(scorer, folder, copied):
     assert ClipScorer(copied).provenance().digest != plain["digest"]
 
 
-@pytest.mark.parametrize("size", [1, 2, 16])
-def test_each_image_needs_its_own_prompt(scorer, pixels, size):
-    with pytest.raises(PeckerError, match=r"4 images and 5 prompts; each image needs its own"):
-        measure_clip_score(scorer, pixels, [*PROMPTS, "a"], batch_size=size)
-    with pytest.raises(PeckerError, match=r"at least 4 images and 3 prompts"):
-        measure_clip_score(scorer, pixels, PROMPTS[:3], batch_size=size)
-    with pytest.raises(PeckerError, match=r"2 images and 1 prompts"):
-        scorer.cosines(list(pixels[:2]), ["a"])
-
-
-def test_no_images_are_no_score(scorer):
-    with pytest.raises(PeckerError, match="no images"):
-        measure_clip_score(scorer, [], [])
-    assert scorer.cosines([], []).shape == (0,)
-
-
-def test_nothing_is_downloaded_unless_asked(folder, monkeypatch):
-    with pytest.raises(PeckerError, match=r"openai/clip: no such folder; .* unless download=True"):
-        ClipScorer("openai/clip")
-    asked = []
-    for kind in (CLIPModel, CLIPProcessor):
-        load = kind.from_pretrained
-
-        def record(name, *, local_files_only, load=load, **arguments):
-            asked.append((name, local_files_only))
-            return load(folder, local_files_only=True, **arguments)
-
-        monkeypatch.setattr(kind, "from_pretrained", record)
-    ClipScorer(folder)
-    ClipScorer("openai/clip", download=True)
-    assert asked == [(folder, True), (folder, True), ("openai/clip", False), ("openai/clip", False)]
+@pytest.mark.parametrize(("images", "prompts"), [(4, 5), (4, 3), (0, 0)])
+def test_each_image_needs_its_own_prompt(scorer, pixels, images, prompts):
+    with pytest.raises(PeckerError, match=f"{images} images and {prompts} prompts"):
+        measure_clip_score(scorer, pixels[:images], [*PROMPTS, "a"][:prompts])
 
 
 def test_a_part_of_a_clip_model_is_refused(folder, tmp_path):
@@ -209,9 +178,3 @@ def test_weights_with_nan_are_no_score(copied):
     model.save_pretrained(copied)
     with pytest.raises(PeckerError, match="CLIP score: NaN or infinite; the weights"):
         ClipScorer(copied).cosines([torch.rand(3, 16, 16)], ["a"])
-
-
-def test_without_transformers_one_line_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(PeckerError, match="needs the package transformers: pip install"):
-        ClipScorer(folder)

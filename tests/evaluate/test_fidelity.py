@@ -1,7 +1,5 @@
 """FID and its like: torch-fidelity's own figures, figures by their definitions, faults."""
 
-import sys
-
 import pytest
 import torch
 from inception_weights import write_inception_weights
@@ -159,12 +157,6 @@ def test_weights_are_never_fetched(tmp_path):
         Inception.load(tmp_path / "none.pth")
     for words in ("no such file", WEIGHTS_NAME, "95,628,359 bytes", WEIGHTS_SHA256, "downloaded"):
         assert words in str(refusal.value)
-
-
-def test_without_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(PeckerError, match=r"pip install 'pecker-fast\[published\]'"):
-        Inception.load(tmp_path / "none.pth")
 
 
 class Code:

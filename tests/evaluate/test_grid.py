@@ -1,107 +1,149 @@
-"""The pictures: which images they show, in which row, and that they are whole PNG files."""
+"""Pictures of images in rows: every image where it belongs, what was forgotten marked, any text."""
 
-import numpy as np
+import itertools
+import warnings
+
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.curve import CurvePoint
-from pecker_fast.evaluate.grid import plot_accuracy, plot_before_after, plot_grid
+from pecker_fast.evaluate.drawing import FORGET_COLOR
+from pecker_fast.evaluate.grid import (
+    Block,
+    PromptGroup,
+    class_groups,
+    plot_before_after,
+    plot_grid,
+    plot_rows,
+)
 
+GROUPS = (
+    PromptGroup("Forgotten: cat", ("a cat", "my cat"), forgotten=True),
+    PromptGroup("Unrelated", ("a tree",)),
+)
 NAMES = ("circle", "square", "star")
 
 
-def flat_images(values, channels=1):
-    """One image of a single grey per value in [-1, 1]."""
-    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, channels, 8, 8)
+def flat(*levels, channels=3, side=8):
+    """Images of one grey each, levels in [0, 255]."""
+    return torch.tensor(levels).float().div(255).view(-1, 1, 1, 1).expand(-1, channels, side, side)
 
 
-def greys(path):
-    """Grey values that fill a large area of the picture, other than white."""
-    pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    grey = pixels[(pixels == pixels[:, :1]).all(axis=1)][:, 0]
-    values, counts = np.unique(grey, return_counts=True)
-    return {int(value) for value in values[counts > 1500] if value < 250}
+def shown(figure):
+    """Level -> (left, top) of its image, in inches."""
+    found = {}
+    for image in figure.axes[0].images:
+        level = round(255 * float(image.get_array()[0, 0, 0]))
+        left, _, _, top = image.get_extent()
+        found[level] = (round(left, 3), round(top, 3))
+    return found
 
 
-def test_each_image_is_shown_with_its_own_pixels(tmp_path):
-    # 0.0 -> 127 or 128, and so on: matplotlib rounds as it likes, so allow one level.
-    values = [-1.0, -0.5, 0.0, 0.5]
-    plot_grid(tmp_path / "g.png", flat_images(values), torch.tensor([0, 1, 2, 0]), NAMES, "t")
-    found = greys(tmp_path / "g.png")
-    for value in values:
-        assert any(abs(shown - (value + 1) * 127.5) <= 1 for shown in found), (value, found)
-    assert len(found) == 4
+def frames(figure):
+    """(left, top, right, bottom) of every frame."""
+    boxes = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    return [(b.get_x(), b.get_y(), b.get_x() + b.get_width(), b.get_y() + b.get_height())
+            for b in boxes]  # fmt: skip
 
 
-def test_classes_without_images_get_no_row(tmp_path):
-    images = flat_images([0.0, 0.0])
-    plot_grid(tmp_path / "two.png", images, torch.tensor([0, 2]), NAMES, "t")
-    plot_grid(tmp_path / "one.png", images, torch.tensor([2, 2]), NAMES, "t")
-    heights = [Image.open(tmp_path / f"{name}.png").size[1] for name in ("two", "one")]
-    assert heights[0] > heights[1]
+def texts(figure):
+    return {text.get_text(): text for text in figure.axes[0].texts}
 
 
-def test_only_so_many_columns(tmp_path):
-    images = flat_images([-1.0, 0.0, 0.5])
-    plot_grid(tmp_path / "g.png", images, torch.tensor([1, 1, 1]), NAMES, "t", columns=2)
-    assert len(greys(tmp_path / "g.png")) == 2
+def test_every_image_is_where_its_prompt_and_column_are(tmp_path, figures):
+    before, after = (flat(*range(first, first + 60, 10), channels=1) for first in (10, 110))
+    plot_before_after(tmp_path / "p.png", GROUPS, before, after)
+    place = shown(figures[0])
+    # Two images of each of three prompts, left and right.
+    columns = [[place[first + 20 * row][0] for row in range(3)] for first in (10, 20, 110, 120)]
+    rows = [[place[20 * row + first][1] for first in (10, 20, 110, 120)] for row in range(3)]
+    for lines in (columns, rows):
+        assert all(len(set(line)) == 1 for line in lines)
+        assert all(a[0] < b[0] for a, b in itertools.pairwise(lines))
+    (left, right) = frames(figures[0])
+    for box, (first, last) in ((left, (10, 40)), (right, (110, 140))):
+        assert box[0] < place[first][0] and box[1] < place[first][1]
+        assert place[last][0] < box[2] and place[last][1] < box[3] < place[first + 40][1]
+    assert min(Image.open(tmp_path / "p.png").size) > 300
 
 
-def test_the_forgotten_row_is_marked(tmp_path):
-    arguments = (flat_images([0.0, 0.0]), torch.tensor([0, 1]), NAMES, "t")
-    for name, forget in (("marked", 1), ("plain", None)):
-        plot_grid(tmp_path / f"{name}.png", *arguments, forget=forget)
-    reds = []
-    for name in ("marked", "plain"):
-        pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
-        reds.append(int(((pixels[..., 0] > 150) & (pixels[..., 1] < 80)).sum()))
-    assert reds[0] > 300 and reds[1] == 0
+def test_a_row_a_class_with_its_own_images(tmp_path, figures):
+    images = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    labels = torch.tensor([2, 0, 2, 0, 2])
+    plot_grid(tmp_path / "g.png", images, labels, NAMES, "a title", forget=2, columns=2)
+    place = shown(figures[0])
+    assert sorted(place) == [0, 64, 128, 191]  # only two columns
+    assert place[64][1] == place[191][1] < place[0][1] == place[128][1]
+    found = texts(figures[0])
+    assert {"circle", "star", "a title"} <= found.keys() and "square" not in found
+    assert found["star"].get_color() == FORGET_COLOR != found["circle"].get_color()
+    assert len(frames(figures[0])) == 1
+    plot_grid(tmp_path / "g.png", images, labels, NAMES, "a title")
+    assert frames(figures[1]) == []
 
 
-def test_colour_images(tmp_path):
-    red = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
-    plot_grid(tmp_path / "g.png", red, torch.tensor([0]), NAMES, "t")
-    pixels = np.asarray(Image.open(tmp_path / "g.png").convert("RGB")).reshape(-1, 3)
-    assert (pixels == [255, 0, 0]).all(axis=1).sum() > 1500
+def test_notes_stand_beside_their_rows(tmp_path, figures):
+    notes = (("9 %", "8 %", "7 %"), ("", "5 %", "0 %"))
+    groups = class_groups(NAMES, 1)
+    plot_before_after(tmp_path / "p.png", groups, flat(1, 2, 3), flat(4, 5, 6), notes=notes)
+    place, found = shown(figures[0]), texts(figures[0])
+    for note, name, level in (("9 %", "circle", 1), ("8 %", "square", 2), ("0 %", "star", 6)):
+        assert found[note].get_position()[1] == found[name].get_position()[1]
+        assert found[note].get_position()[0] > place[level][0]
+    assert found["5 %"].get_color() == FORGET_COLOR
 
 
-def test_before_and_after_side_by_side(tmp_path):
-    labels = torch.tensor([0, 1, 2])
-    before, after = flat_images([-1.0, -0.8, -0.6]), flat_images([0.2, 0.4, 0.6])
-    shares = ((0.9, None, 1.0), (0.9, 0.8, 0.0))
-    plot_before_after(
-        tmp_path / "p.png", before, after, labels, NAMES, 2, ("before", "after"), shares
-    )
-    pixels = np.asarray(Image.open(tmp_path / "p.png").convert("L")).astype(int)
-    dark = np.argwhere(abs(pixels - 25) <= 1)[:, 1]  # -0.8, on the left
-    light = np.argwhere(abs(pixels - 178) <= 1)[:, 1]  # 0.4, on the right
-    assert len(dark) > 1500 and len(light) > 1500 and np.median(dark) < np.median(light)
-    assert len(greys(tmp_path / "p.png")) == 6
+def test_small_images_keep_their_pixels_and_large_ones_are_reduced(tmp_path, figures):
+    for images in (flat(1, 2, 3), flat(1, 2, 3)[:, :, :4], flat(1, 2, 3, side=512)):
+        plot_rows(tmp_path / "p.png", GROUPS, [Block.of("", images, 3)])
+    small, wide, large = (figure.axes[0].images[0] for figure in figures)
+    assert [i.get_interpolation() for i in (small, wide, large)] == [
+        "nearest",
+        "nearest",
+        "hanning",
+    ]
 
+    def pixels(image):
+        left, right, bottom, top = image.get_extent()
+        return [round(150 * (right - left)), round(150 * (bottom - top))]
 
-def test_accuracy_plot(tmp_path):
-    points = [CurvePoint(0, 0.9, 0.5), CurvePoint(10, 0.0, 0.9)]
-    plot_accuracy(tmp_path / "a.png", points, "star", 0.97, 0.93)
-    plot_accuracy(tmp_path / "b.png", points[:1], "star", None, None)
-    for name in ("a", "b"):
-        image = Image.open(tmp_path / f"{name}.png")
-        image.load()
-        assert min(image.size) > 300
-    with pytest.raises(PeckerError, match="no measured point"):
-        plot_accuracy(tmp_path / "c.png", [], "star", None, None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+    assert [pixels(i) for i in (small, wide, large)] == [[88, 88], [88, 44], [160, 160]]
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (torch.zeros(2, 4, 8, 8), [0, 1], "must be"),
-        (torch.zeros(2, 1, 8, 8), [0], "2 images for 1 labels"),
-        (torch.zeros(0, 1, 8, 8), [], "0 images"),
-    ],
+    "prompt", ["$a_{b$", "猫の写真", "line\nbreak\ttab", "", "\U0001f408 <b>&", "x" * 700]
 )
-def test_bad_input(tmp_path, images, labels, message):
-    with pytest.raises(PeckerError, match=message):
-        plot_grid(tmp_path / "g.png", images, torch.tensor(labels), NAMES, "t")
+def test_any_text_is_a_prompt_or_a_title(tmp_path, prompt, figures):
+    groups = [PromptGroup(prompt, (prompt,))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_rows(tmp_path / "p.png", groups, [Block.of(prompt, flat(0), 1)])
+    assert all(not text.get_parse_math() for text in figures[0].axes[0].texts)
+    labels = [text for text in figures[0].axes[0].texts if text.get_ha() == "right"]
+    assert all(label.get_text().count("\n") < 6 for label in labels)
+
+
+def test_a_diverged_network_is_drawn_black(tmp_path, figures):
+    images = flat(100, 101, 102).clone()
+    images[0] = torch.nan
+    plot_rows(tmp_path / "p.png", GROUPS, [Block.of("", images, 3)])
+    assert sorted(shown(figures[0])) == [0, 101, 102]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [flat(0, 0, 0, 0), flat(0, 0, 0) * 2 - 1, flat(0, 0, 0)[:, :2], flat(0, 0, 0)[:0],
+     flat(0, 0, 0)[0]],
+)  # fmt: skip
+def test_images_that_do_not_fit(tmp_path, images):
+    with pytest.raises(PeckerError, match="images"):
+        plot_before_after(tmp_path / "p.png", GROUPS, flat(0, 0, 0), images)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("shape", "labels"), [((2, 4), [0, 1]), ((2, 1), [0]), ((0, 1), [])])
+def test_a_grid_of_images_that_do_not_fit(tmp_path, shape, labels):
+    with pytest.raises(PeckerError, match="images"):
+        plot_grid(tmp_path / "g.png", torch.zeros(*shape, 8, 8), torch.tensor(labels), NAMES, "t")

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pecker_fast.datasets.image_files import load_image_files
+from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.image_files import load_image_files, to_uint8
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 4, 6), dtype=np.uint8)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.datasets.image_files import ImageFiles
+from pecker_fast.datasets.loading import ImageSet, with_classes
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.image_files import ImageFiles
-from pecker_fast.evaluate.kept import check_same_classes, kept_images, with_classes
+from pecker_fast.evaluate.kept import check_same_classes, kept_images
 
 NAMES = ("cat", "dog", "ship")
 

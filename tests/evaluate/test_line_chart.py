@@ -1,57 +1,53 @@
-"""Where marks and ticks of a line chart are."""
+"""Line charts: what is drawn where, ticks, the legend, and SVG that follows its page."""
 
-import re
 from xml.etree import ElementTree
 
 import pytest
 
+from pecker_fast.evaluate.class_pictures import plot_accuracy
+from pecker_fast.evaluate.curve import CurvePoint
+from pecker_fast.evaluate.forgetting import TeacherFigures
 from pecker_fast.evaluate.line_chart import (
-    BOTTOM,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    WIDTH,
     Axis,
     Series,
-    chart,
+    look,
+    plot_chart,
     seconds,
+    svg_chart,
     swatch,
 )
 
-PLAIN = Axis("steps", lambda value: f"{value:g}")
+PLAIN = Axis("steps", "{:g}".format)
 TIME = Axis("time", seconds, bases=(1, 60, 3600))
 
 
-def drawn(x, y, *series):
-    return ElementTree.fromstring(str(chart("title", x, y, series)))
+def ticks(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
 
 
-def ticks(svg, anchor):
-    found = [e for e in svg.iter("text") if e.get("text-anchor") == anchor]
-    return [e.text for e in found if e.get("class") == "tick"]
+def run(number, points, **more):
+    return Series(f"run {number}", look(number), points, **more)
 
 
-def circles(svg):
-    return [(float(e.get("cx")), float(e.get("cy"))) for e in svg.iter("circle")]
+def test_lines_ends_and_levels_are_drawn_where_their_figures_are(figures):
+    series = [run(0, [(0, 0), (50, 1), (100, 2)]), run(1, [], end=(80, 1.5)), run(2, [], level=1.2)]
+    svg_chart("t", PLAIN, PLAIN, series)
+    (ax,) = figures[0].axes
+    line, diamond, level = ax.lines
+    assert list(line.get_xdata()) == [0, 50, 100] and list(line.get_ydata()) == [0, 1, 2]
+    assert (diamond.get_marker(), list(diamond.get_xdata())) == ("D", [80])
+    assert list(level.get_ydata()) == [1.2, 1.2]
+    assert ax.get_xlim() == (0, 100) and ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > 2
+    assert ticks(ax.xaxis) == ["0", "20", "40", "60", "80", "100"]
+    assert ticks(ax.yaxis) == ["0", "0.5", "1", "1.5", "2"]
 
 
-def test_points_lie_in_proportion():
-    svg = drawn(PLAIN, PLAIN, Series(0, "run", [(0, 0), (50, 1), (100, 2)]))
-    (x0, y0), (x1, y1), (x2, y2) = circles(svg)
-    assert (x0, x2) == (LEFT, WIDTH - RIGHT) and x1 == (x0 + x2) / 2
-    assert y0 == HEIGHT - BOTTOM and y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
-    assert ticks(svg, "middle") == ["0", "20", "40", "60", "80", "100"]
-    assert ticks(svg, "end") == ["0", "0.5", "1", "1.5", "2"]
-    assert next(svg.iter("circle")).find("title").text == "run, 0: 0"
-
-
-def test_a_short_run_beside_a_long_one_can_be_seen():
-    series = Series(0, "long", [(0, 1), (50_000, 1)]), Series(1, "short", [(0, 1), (1000, 1)])
-    svg = drawn(PLAIN, PLAIN, *series)
-    (_, _), (long_end, _), (short_start, _), (short_end, _) = circles(svg)
-    assert short_start == LEFT and long_end == WIDTH - RIGHT
-    assert short_end - LEFT > (long_end - LEFT) / 10  # 1/50 on a linear axis
-    assert ticks(svg, "middle") == ["0", "1000", "10000"]
+def test_a_short_run_beside_a_long_one_can_be_seen(figures):
+    svg_chart("t", PLAIN, PLAIN, [run(0, [(0, 1), (50_000, 1)]), run(1, [(0, 1), (1000, 1)])])
+    (ax,) = figures[0].axes
+    start, middle, end = (ax.transData.transform((x, 0))[0] for x in (0, 1000, 50_000))
+    assert middle - start > (end - start) / 10  # 1/50 on a linear axis
+    assert ticks(ax.xaxis) == ["0", "1000", "10000"]
 
 
 @pytest.mark.parametrize(
@@ -62,23 +58,50 @@ def test_a_short_run_beside_a_long_one_can_be_seen():
         (9000, ["0 s", "30 min", "1 h", "1.5 h", "2 h", "2.5 h"]),
     ],
 )
-def test_time_has_ticks_at_whole_units(length, expected):
-    assert ticks(drawn(TIME, PLAIN, Series(0, "", [(length, 1)])), "middle") == expected
+def test_time_has_ticks_at_whole_units(figures, length, expected):
+    svg_chart("t", TIME, PLAIN, [run(0, [(length, 1)])])
+    assert ticks(figures[0].axes[0].xaxis) == expected
 
 
-def test_ends_levels_and_nothing():
-    svg = drawn(PLAIN, PLAIN, Series(3, "a", end=(1, 2)), Series(4, "b", level=1.5), Series(5, "c"))
-    assert [e.get("class") for e in svg.iter("polygon")] == ["end c3"]
-    levels = [e for e in svg.iter("line") if "level" in e.get("class")]
-    assert [e.find("title").text for e in levels] == ["b: 1.5"]
-    assert "c5" not in str(chart("", PLAIN, PLAIN, [Series(5, "c")]))
-    zeros = drawn(PLAIN, PLAIN, Series(0, "zero", [(0, 0)]))
-    assert circles(zeros) == [(LEFT, HEIGHT - BOTTOM)]
+def test_svg_keeps_text_as_text_and_takes_the_colours_of_its_page():
+    hostile = Axis("<b>$x$ & y", "{:g}".format)
+    svg = str(svg_chart('a "title"', hostile, PLAIN, [run(0, [(0, 1), (1, 1)])]))
+    root = ElementTree.fromstring(svg)
+    assert root.get("aria-label") == 'a "title"'
+    assert "<b>$x$ & y" in [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "var(--c0)" in svg and look(0)["color"] not in svg and "var(--muted)" in svg
+    assert svg == str(svg_chart('a "title"', hostile, PLAIN, [run(0, [(0, 1), (1, 1)])]))
 
 
-def test_no_two_of_32_series_look_alike():
-    looks = {tuple(re.findall(r'line c\d|dasharray="[\d ]+"', swatch(n))) for n in range(32)}
-    assert len(looks) == 16  # colours and dashes: every 16th looks like the first
+def test_no_two_of_16_runs_look_alike():
+    assert len({str(look(n)) for n in range(32)}) == 16  # every 16th looks like the first
+    assert len({swatch(n) for n in range(16)}) == 16
+
+
+def test_nothing_to_show_and_nothing_but_zeros(figures, tmp_path):
+    plot_chart(tmp_path / "p.png", PLAIN, PLAIN, [run(0, []), run(1, [(0, 0)])])
+    assert figures[0].axes[0].get_ylim()[1] > 0
+
+
+def test_the_legend_says_how_the_images_of_each_line_were_drawn(figures, tmp_path):
+    teacher = TeacherFigures(50, 0, 500, (0.94, 0.96, 0.99), (), 200, 190)
+    points = [CurvePoint(0, 0.9, 0.5), CurvePoint(10, 0.0, 0.8)]
+    plot_accuracy(
+        tmp_path / "a.png", points, "$star_{", teacher, 2, "original, 50 steps", "one step"
+    )
+    (ax,) = figures[0].axes
+    legend = ax.get_legend()
+    labels = [text.get_text() for text in legend.get_texts()]
+    looks = [(line.get_color(), line.get_linestyle()) for line in legend.get_lines()]
+    drawn = {(line.get_color(), line.get_linestyle()): list(line.get_ydata()) for line in ax.lines}
+    found = {label: drawn[look] for label, look in zip(labels, looks, strict=True)}
+    assert found == {
+        "other classes: original, 50 steps": pytest.approx([95, 95]),
+        "other classes: one step": [50, 80],
+        "$star_{: original, 50 steps": [99, 99],
+        "$star_{: one step": [90, 0],
+    }
+    assert not any(text.get_parse_math() for text in legend.get_texts())
 
 
 @pytest.mark.parametrize(

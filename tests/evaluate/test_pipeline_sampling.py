@@ -197,7 +197,7 @@ def test_the_pipeline_says_where_one_step_starts(pipeline, tmp_path):
         (lambda s, u: s.many_steps(u, ["a"], 0, steps=0), r"steps must be in 1 \.\. 1000"),
         (lambda s, u: s.many_steps(u, ["a"], 0, steps=1001), r"steps must be in 1 \.\. 1000"),
         # With steps_offset 1 the last of 1,000 steps would be time step 1,000 of 0 .. 999.
-        (lambda s, u: s.many_steps(u, ["a"], 0, steps=1000), "take fewer"),
+        (lambda s, u: s.many_steps(u, ["a"], 0, steps=1000), "or fewer"),
         (lambda s, u: PipelineSampler(s.pipeline, batch_size=0), "batch_size must be at least 1"),
     ],
 )

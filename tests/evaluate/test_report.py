@@ -1,125 +1,188 @@
-"""The report: what it says when things went well, when they did not, and with odd input."""
+"""Reports of classes and of concepts: what they say when things went well, and when not."""
 
 import json
 from dataclasses import replace
 
 import pytest
+from pages import Page
 
+from pecker_fast.evaluate.clip_score import ClipFigures
+from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Hits, Recognition
+from pecker_fast.evaluate.concept_report import (
+    Sampling,
+    clip_table,
+    concept_report,
+    detection_table,
+)
 from pecker_fast.evaluate.curve import CurvePoint
+from pecker_fast.evaluate.detection import DetectionFigures, Provenance
 from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
-from pecker_fast.evaluate.report import ErasureReport, Picture
+from pecker_fast.evaluate.report import Picture, RunFacts, class_report
 from pecker_fast.masks.verify import FrozenCheck
 
-
-@pytest.fixture
-def report():
-    after = Evaluation(
-        forget=2,
-        override=0,
-        forget_count=500,
-        forget_accuracy=0.004,
-        forget_probability=0.01,
-        forget_entropy=0.2,
-        override_accuracy=0.95,
-        keep_count=1000,
-        keep_accuracy=0.93,
-        class_accuracy=(0.9, 0.96, 0.004),
-        frechet=4.25,
-        frechet_all=5.5,
-        frechet_real_count=2000,
-        sampler="one step",
-        steps=1,
-        seed=3,
-    )
-    return ErasureReport(
-        class_names=("circle", "square", "star"),
-        teacher=TeacherFigures(50, 0, 500, (0.94, 0.96, 0.99), (1.0, 2.0, 3.0), 200, 190),
-        after=after,
-        frozen=FrozenCheck(900, 0, 100, 99),
-        mask_kind="saliency",
-        density=0.1,
-        iterations=60,
-        seed=3,
-        backend="cpu",
-        wall_s=12.345,
-        stage_s={"erase": 10.0},
-        machine={"device_name": "a processor", "cores": 2, "threads": 2},
-        versions={"torch": "2"},
-        config={"mask.density": 0.1},
-        curve=[CurvePoint(0, 0.9, 0.5), CurvePoint(60, 0.0, 0.93)],
-    )
+RUN = RunFacts(
+    frozen=FrozenCheck(900, 0, 100, 99), mask_kind="saliency", density=0.1, iterations=60, seed=3,
+    backend="cpu", wall_s=12.345, stage_s={"erase": 10.0},
+    machine={"device_name": "a processor", "cores": 2, "threads": 2}, versions={"torch": "2"},
+    config={"mask.density": 0.1},
+)  # fmt: skip
+NAMES = ("circle", "square", "star")
+TEACHER = TeacherFigures(50, 0, 500, (0.94, 0.96, 0.99), (1.0, 2.0, 3.0), 200, 190)
+AFTER = Evaluation(
+    forget=2, override=0, forget_count=500, forget_accuracy=0.004, forget_probability=0.01,
+    forget_entropy=0.2, override_accuracy=0.95, keep_count=1000, keep_accuracy=0.93,
+    class_accuracy=(0.9, 0.96, 0.004), frechet=4.25, frechet_all=5.5, frechet_real_count=2000,
+    sampler="one step", steps=1, seed=3,
+)  # fmt: skip
+CURVE = (CurvePoint(0, 0.9, 0.5), CurvePoint(60, 0.0, 0.93))
+CAPTIONS = ConceptCaptions(
+    ("Bag", "Sneaker", "Boot"), 1, 0, ("a sneaker",), ("my sneaker",), (("a boot", 2),),
+    (("a bag", 0),),
+)  # fmt: skip
+CONCEPT = {
+    "concept": "sneaker", "override": "bag", "model": "a pipeline", "recipe": "object",
+    "mask_digest": "3f" * 32, "patch_bytes": 231_000, "unet_bytes": 1_720_000,
+    "sampling": Sampling(steps=25, guidance=4.5, t_init=625, seed=7),
+}  # fmt: skip
+JUDGE = Provenance("a judge", "judge.onnx", "ab" * 32, {"threshold": 0.25})
 
 
-def page_of(report, tmp_path, pictures=()):
-    report.write(tmp_path, pictures)
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+def recognition(trained, held_back, override, neighbours, others):
+    near, far = Hits(neighbours, 100), Hits(others, 100)
+    return Recognition(Hits(trained, 50), Hits(held_back, 50), Hits(override, 100), near, far,
+                       {"Boot": near, "Bag": far})  # fmt: skip
 
 
-def test_the_figures_in_json(report, tmp_path):
-    page_of(report, tmp_path)
-    figures = json.loads((tmp_path / "report.json").read_text())
-    assert figures["forget_accuracy_before"] == 0.99
-    assert figures["forget_accuracy_after"] == 0.004
-    assert figures["keep_accuracy_teacher"] == pytest.approx(0.95)
-    assert figures["keep_accuracy_after"] == 0.93
-    assert (figures["frechet_teacher"], figures["frechet_after"]) == (3.0, 4.25)
-    assert (figures["frozen_parameters"], figures["frozen_changed"]) == (900, 0)
-    points = [(p["iteration"], p["forget_accuracy"], p["keep_accuracy"]) for p in figures["curve"]]
-    assert points == [(0, 0.9, 0.5), (60, 0.0, 0.93)]
+BEFORE = recognition(49, 48, 0, 90, 92)
+FIGURES = ConceptFigures(CAPTIONS, BEFORE, recognition(0, 2, 91, 88, 91))
 
 
-def test_it_says_that_the_class_is_gone_and_the_others_kept(report, tmp_path):
-    assert report.headline().startswith("star is gone: 2 of 500 images")
-    assert report.kept_sentence().startswith("The other 2 classes are kept: 93.0 % of 1,000")
-    page = page_of(report, tmp_path)
-    assert 'class="bad"' not in page and "900 of" in page
+def written(report, folder, pictures=()):
+    report.write(folder, pictures)
+    figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return Page(folder / "report.html"), figures
 
 
-def test_it_says_that_the_class_is_not_gone(report, tmp_path):
-    failed = replace(report, after=replace(report.after, forget_accuracy=0.022))
-    assert failed.headline().startswith("star is not gone: 11 of 500 images")
-    assert '<h1 class="bad">star is not gone' in page_of(failed, tmp_path)
+def test_a_class_that_is_gone(tmp_path):
+    report = class_report(RUN, NAMES, TEACHER, AFTER, CURVE)
+    page, figures = written(report, tmp_path)
+    assert report.gone and report.kept and "bad" not in " ".join(page.looks.values())
+    assert "star is gone: 2 of 500 images" in page.text and "900 of 1,000 parameters" in page.text
+    rows = {row[0]: row[1:] for row in page.tables["Figures"]}
+    assert rows["star: images recognised as star"] == ["99.0 %", "0.4 %"]
+    assert rows["star: images recognised as circle"] == ["", "95.0 %"]
+    assert rows["Network evaluations per image"] == ["50", "1"]
+    assert dict(page.tables["Conditions"])["Iterations"] == "60"
+    expected = {
+        "forget_accuracy_before": 0.99, "forget_accuracy_after": 0.004,
+        "keep_accuracy_teacher": pytest.approx(0.95), "keep_accuracy_after": 0.93,
+        "frechet_teacher": 3.0, "frechet_after": 4.25, "frozen_parameters": 900,
+        "frozen_changed": 0, "forget": "star", "override": "circle", "classes": list(NAMES),
+        "wall_s": 12.35, "config": {"mask.density": 0.1}, "teacher_figures": "measured",
+    }  # fmt: skip
+    assert {key: figures[key] for key in expected} == expected
+    assert [point["iteration"] for point in figures["curve"]] == [0, 60]
+    assert figures["after"]["class_accuracy"] == [0.9, 0.96, 0.004]
 
 
-def test_it_says_that_the_others_have_suffered(report, tmp_path):
-    failed = replace(report, after=replace(report.after, keep_accuracy=0.91))
-    assert "have suffered: 91.0 %" in failed.kept_sentence()
-    assert 'class="lead bad"' in page_of(failed, tmp_path)
+def test_a_concept_that_is_gone(tmp_path):
+    report = concept_report(RUN, **CONCEPT, figures=FIGURES)
+    page, figures = written(report, tmp_path)
+    assert report.gone and report.kept and "bad" not in " ".join(page.looks.values())
+    assert report.headline.startswith("Sneaker is gone: 2 of 100 images")
+    rows = [row[1:] for row in page.tables["Figures"][1:]]
+    assert rows[0] == ["98.0 % (49 of 50)", "0.0 % (0 of 50)"]
+    assert ["0.0 % (0 of 100)", "91.0 % (91 of 100)"] in rows and ["50", "1"] in rows
+    assert page.tables["Classes that are to be kept"][1][0] == "Boot"
+    assert figures["figures"]["forget_held_back_after"] == 0.04
+    assert figures["figures"]["keep_difference"] == pytest.approx(-0.015)
+    assert figures["figures"]["before"]["classes"]["Boot"] == {"hits": 90, "count": 100}
+    assert (figures["patch_share"], figures["mask_digest"]) == (0.1343, "3f" * 32)
+    before, after = figures["sampling"]["before"], figures["sampling"]["after"]
+    assert before == {"steps": 25, "guidance": 4.5, "negative": "", "evaluations": 50}
+    assert after == {"steps": 1, "t_init": 625, "evaluations": 1}
 
 
-def test_it_does_not_hide_a_frozen_parameter_that_moved(report, tmp_path):
-    failed = replace(report, frozen=FrozenCheck(900, 7, 100, 99))
-    page = page_of(failed, tmp_path)
-    assert 'class="frozen bad"' in page and "bit by bit, 7 of them" in page
+@pytest.mark.parametrize(("forget", "keep"), [(0.022, 0.93), (0.004, 0.91)])
+def test_what_went_wrong_with_a_class_is_marked(tmp_path, forget, keep):
+    after = replace(AFTER, forget_accuracy=forget, keep_accuracy=keep)
+    report = class_report(RUN, NAMES, TEACHER, after)
+    page, _ = written(report, tmp_path)
+    assert (report.gone, report.kept) == (forget <= 0.02, keep >= 0.92)
+    sentences = {report.headline: report.gone, report.kept_sentence: report.kept}
+    assert all(("bad" in page.looks.get(text, "")) is not well for text, well in sentences.items())
 
 
-def test_a_full_mask(report, tmp_path):
-    page = page_of(replace(report, frozen=FrozenCheck(0, 0, 1000, 999)), tmp_path)
-    assert "No parameter was frozen" in page
+def test_what_went_wrong_with_a_concept_or_a_frozen_parameter_is_marked(tmp_path):
+    failed = replace(FIGURES, after=recognition(0, 3, 91, 80, 85))
+    run = replace(RUN, frozen=FrozenCheck(900, 7, 100, 99))
+    report = concept_report(run, **CONCEPT, figures=failed)
+    page, _ = written(report, tmp_path)
+    assert (report.gone, report.kept) == (False, False)
+    assert "is not gone: 3 of 100" in report.headline and "has suffered" in report.kept_sentence
+    assert [look for look in page.looks.values() if "bad" in look] == [
+        "bad",
+        "lead bad",
+        "muted bad",
+    ]
+    assert "7 of them changed" in page.text
 
 
-def test_without_statistics_and_override(report, tmp_path):
-    after = replace(report.after, frechet=None, frechet_all=None, frechet_real_count=None)
-    after = replace(after, override=None, override_accuracy=None)
-    teacher = replace(report.teacher, frechet_without=())
-    page = page_of(replace(report, after=after, teacher=teacher), tmp_path)
-    assert page.count("not measured") == 2
-    figures = json.loads((tmp_path / "report.json").read_text())
+def test_what_nobody_measured(tmp_path):
+    after = replace(AFTER, frechet=None, override=None, override_accuracy=None)
+    teacher = replace(TEACHER, frechet_without=())
+    run = replace(RUN, frozen=FrozenCheck(0, 0, 1000, 999), resumed_at=40)
+    page, figures = written(class_report(run, NAMES, teacher, after), tmp_path)
+    assert ["not measured"] * 2 in [row[1:] for row in page.tables["Figures"]]
     assert figures["frechet_after"] is None and figures["override"] is None
+    assert "from 40 on" in dict(page.tables["Conditions"])["Iterations"]
+    report = concept_report(RUN, **{**CONCEPT, "override": ""})
+    page, figures = written(report, tmp_path)
+    assert (report.gone, report.kept, figures["figures"]) == (None, None, None)
+    assert "in favour of nothing" in report.headline and "Captions held back" not in page.text
 
 
-def test_a_resumed_run_says_so(report, tmp_path):
-    assert "the wall time is from" not in page_of(report, tmp_path)
-    assert "60 (the wall time is from 40 on)" in page_of(replace(report, resumed_at=40), tmp_path)
+def test_without_guidance_an_image_takes_half_the_evaluations():
+    sampling = Sampling(25, 1, 625, 0, negative="a, 'b'")
+    assert sampling.evaluations == 25 and "away from \"a, 'b'\"" in sampling.original()
 
 
-def test_class_names_are_text_not_markup(report, tmp_path):
-    page = page_of(replace(report, class_names=("a", "b", "<script>x</script>")), tmp_path)
-    assert "<script>" not in page and "&lt;script&gt;" in page
-
-
-def test_pictures_are_embedded(report, tmp_path):
+def test_names_are_text_not_markup_and_pictures_are_part_of_the_page(tmp_path):
     (tmp_path / "p.png").write_bytes(b"\x89PNG")
-    page = page_of(report, tmp_path, [Picture(tmp_path / "p.png", "A title", "A caption.")])
-    assert "data:image/png;base64,iVBORw==" in page
-    assert "A title" in page and "A caption." in page
+    name = "<script>$x$</script>"
+    pictures = [Picture(tmp_path / "p.png", title, "A caption.", wide) for title, wide in
+                (("First", True), ("Second", False))]  # fmt: skip
+    for report in (
+        class_report(RUN, ("a", "b", name), TEACHER, AFTER),
+        concept_report(RUN, **{**CONCEPT, "concept": name}, figures=FIGURES),
+    ):
+        page, _ = written(report, tmp_path, pictures)
+        assert "script" not in page.tags and name in page.text
+        assert page.links == ["data:image/png;base64,iVBORw=="] * 2
+        order = [page.text.index(title) for title in ("First", "Figures", "Second")]
+        assert order == sorted(order)
+
+
+def detections(counts, judge=JUDGE, threshold=0.25):
+    return DetectionFigures(
+        image_count=20, threshold=threshold, counted=tuple(counts), detections=counts,
+        images={name: min(count, 20) for name, count in counts.items()},
+        counted_detections=sum(counts.values()), counted_images=min(max(counts.values()), 20),
+        provenance=judge,
+    )  # fmt: skip
+
+
+def test_tables_of_detectors_and_clip(tmp_path):
+    found = detection_table(
+        detections({"FEET": 30, "ARMS": 4, "EARS": 0}),
+        detections({"FEET": 1, "ARMS": 0, "EARS": 0}),
+    )
+    rows = {row[0]: row[1:] for row in found.rows}
+    assert rows["Images with a detection"] == ("20 of 20 (100.0 %)", "1 of 20 (5.0 %)")
+    assert rows["FEET"][0] == "30 in 20 images" and "EARS" not in rows
+    clip = clip_table(ClipFigures(5, 26.3, 0.4, 0, JUDGE), ClipFigures(1, 25.9, None, 0, JUDGE))
+    assert clip.rows[0][1:] == ("26.30 ± 0.40", "25.90") and "judge.onnx" in clip.note
+    page, figures = written(concept_report(RUN, **CONCEPT, sections=[found, clip]), tmp_path)
+    assert page.tables["CLIP score"][1][1:] == ["26.30 ± 0.40", "25.90"]
+    assert figures["sections"][0]["before"]["detections"]["FEET"] == 30
+    assert figures["sections"][1]["rows"][0][1] == "26.30 ± 0.40"

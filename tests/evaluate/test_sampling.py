@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_unet
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels, default_t_init
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.train_teacher import TeacherRecipe, build_unet
 
 LABELS = torch.tensor([0, 1, 2, 2, 1])
 KINDS = [
@@ -78,8 +78,7 @@ def assert_images(drawn, expected, tolerance=1e-5):
 @pytest.fixture
 def with_null(tiny_model):
     """The same with one more row in the table, for "no class"."""
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    unet = build_unet(recipe, num_classes=4, image_shape=(1, 8, 8)).eval()
+    unet = tiny_unet(4, (1, 8, 8))
     return sensible(replace(tiny_model, unet=unet, null_label=3))
 
 
@@ -347,10 +346,10 @@ def test_balanced_labels():
     [
         ({"steps": 0}, LABELS, "steps must be at least 1"),
         ({"batch_size": 0}, LABELS, "batch_size must be at least 1"),
-        ({"steps": 1001}, LABELS, "at most the 1000 steps"),
+        ({"steps": 1001}, LABELS, "1 .. 1000"),
         ({"steps": 600}, LABELS, "would start at time step 599 of 1000; take .* divides 1000"),
         ({"steps": 300, "method": "ddpm"}, LABELS, "DDPM steps must divide the 1000 time steps"),
-        ({"steps": 2000, "method": "ddpm"}, LABELS, "at most the 1000 steps"),
+        ({"steps": 2000, "method": "ddpm"}, LABELS, "1 .. 1000"),
         ({"seed": -1}, LABELS, "seed must be at least 0"),
         ({"method": "euler"}, LABELS, "unknown method 'euler'; known are one-step, ddim, ddpm"),
         ({"method": "one-step", "steps": 2}, LABELS, "one-step takes 1 step, got 2"),

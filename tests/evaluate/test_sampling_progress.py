@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from pecker_fast.distributed import Ranks
-from pecker_fast.evaluate import sampling
+from pecker_fast.evaluate import batches
 from pecker_fast.evaluate.sampling import Sampler
 
 LABELS = torch.tensor([0, 1, 2, 2, 1])
 
 
-class Recorded(sampling.tqdm):
+class Recorded(batches.tqdm):
     """A progress bar that keeps how far it was moved."""
 
     shown: ClassVar[list] = []
@@ -35,7 +35,7 @@ class Recorded(sampling.tqdm):
 def bars(monkeypatch):
     """Those that were shown."""
     monkeypatch.setattr(Recorded, "shown", [])
-    monkeypatch.setattr(sampling, "tqdm", Recorded)
+    monkeypatch.setattr(batches, "tqdm", Recorded)
     return Recorded.shown
 
 

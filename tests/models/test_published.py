@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pecker_fast.cli import convert, main
 from pecker_fast.errors import PeckerError
-from pecker_fast.models import ModelFolder, published
+from pecker_fast.models import ModelFolder, folder, published
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.published import network_from, read_checkpoint
 
@@ -425,9 +425,45 @@ def test_nothing_is_replaced_without_force(
     (tmp_path / "bad.pth").write_text("text")
     assert run(capsys, tmp_path / "bad.pth", *arguments[1:], "--force")[0] == 2
     assert (tmp_path / "model" / "mine").exists()
-    assert run(capsys, *arguments, "--force")[0] == 0
-    assert json.loads((tmp_path / "model" / "pecker_fast.json").read_text())["null_label"] == 3
-    assert not (tmp_path / "model" / "mine").exists()
+
+
+def test_force_replaces_a_model_folder_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(MODEL, tmp_path / "ckpt.pth")
+    out = tmp_path / "model"
+    out.mkdir()
+    arguments = (tmp_path / "ckpt.pth", "--out", out, "--force")
+    assert run(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
+    assert json.loads((out / "pecker_fast.json").read_text())["null_label"] == 3
+    found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
+    assert found == set(folder.FILES)
+    (out / "unet" / "thesis.tex").write_text("precious")
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "'unet/thesis.tex'" in err and err.count("\n") == 1
+    assert (out / "unet" / "thesis.tex").read_text() == "precious"
+
+
+def test_force_leaves_what_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "model"
+    (out / "unet").mkdir(parents=True)
+    weights_file = out / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(dict(MODEL), weights_file)
+    before = weights_file.read_bytes()
+    for where in (out, out / "unet" / ".."):
+        code, _, err = run(capsys, weights_file, "--out", where, "--force")
+        assert code == 2 and f"{weights_file}: lies in" in err
+    assert weights_file.read_bytes() == before
+
+
+def test_force_follows_no_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(MODEL, tmp_path / "ckpt.pth")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    code, _, err = run(capsys, tmp_path / "ckpt.pth", "--out", tmp_path / "link", "--force")
+    assert code == 2 and "link: is a link" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pth", "link", "there"]
 
 
 def test_no_folder_to_write_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

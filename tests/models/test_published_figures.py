@@ -105,7 +105,7 @@ def one_iteration(
     def make(network: torch.nn.Module, *_: Any) -> formula.Recorder:
         return formula.Recorder(dict(network.named_parameters()), ends[network])
 
-    learners = [Learner(network, None, 0.0, make, config) for network in (psi, generator)]
+    learners = [Learner(network, None, 0.0, make) for network in (psi, generator)]
     networks = SeparateNetworks(teacher.unet, generator, psi)
     losses = Iteration(objective, networks, *learners, ema=None).compute(inputs(size))
     return {

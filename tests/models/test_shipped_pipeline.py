@@ -1,15 +1,20 @@
 """The text-to-image pipeline inside the package: complete, small, as good as its figures say."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools/demo_assets"))
+
+from pipeline_figures import measure
+from pipeline_networks import DenoiserRecipe, build_tokenizer
+
 from pecker_fast.data import pipeline_folder, teacher_folder
 from pecker_fast.datasets.fashion_captions import all_training_captions
 from pecker_fast.evaluate.classifier import SmallClassifier
-from pecker_fast.models.pipeline_figures import measure
-from pecker_fast.models.pipeline_networks import DenoiserRecipe, build_tokenizer
 
 
 def load() -> StableDiffusionPipeline:

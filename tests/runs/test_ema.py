@@ -4,9 +4,9 @@ import pytest
 import torch
 from toys import ToyDenoiser
 
-from pecker_fast.runs.ema import SalientEma, slow_average
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.runs.ema import SalientEma, slow_average
 
 DECAY = 0.7
 

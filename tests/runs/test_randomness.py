@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom
-from pecker_fast.distill.schedule import NoiseSchedule
 
 CPU = torch.device("cpu")
 
@@ -42,10 +41,8 @@ def test_the_callers_random_state_comes_back_even_after_an_error():
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_timesteps_are_uniform_over_the_half_open_range():
-    abar = torch.linspace(0.99, 0.01, 50, dtype=torch.float64)
-    schedule = NoiseSchedule(abar, t_init=20, t_min=10, t_max=14)
-    t = IterationRandom(0, 0, CPU, TRAINING).timesteps(4000, schedule)
+def test_integers_are_uniform_over_the_half_open_range():
+    t = IterationRandom(0, 0, CPU, TRAINING).integers(10, 14, 4000)
     assert t.dtype == torch.int64
     counts = torch.bincount(t, minlength=50)
     assert counts[:10].sum() == counts[14:].sum() == 0

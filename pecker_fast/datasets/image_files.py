@@ -1,0 +1,238 @@
+"""Images on disk: folders of PNG or JPEG files, flat or one sub-folder per class, and .npz files.
+
+All are read as 8 bits a channel, what a PNG holds.
+A folder that `pecker-fast sample` wrote says in its `samples.json` which sub-folder is which class
+of the model; in any other the classes are the sub-folders, in the order of their names, as
+torchvision's `ImageFolder` numbers them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pecker_fast.datasets.pixels import open_image
+from pecker_fast.errors import PeckerError
+
+__all__ = ["SAMPLES_FILE", "ImageFiles", "load_image_files"]
+
+SAMPLES_FILE = "samples.json"
+"""Where a folder of samples says what made them."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+GREY_MODES = ("1", "L", "LA")
+COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images that were read from disk.
+
+    Attributes:
+        images: (N, C, H, W) uint8; C is 1 where all of them are grey, else 3.
+        labels: (N,) int64 indices into `class_names`; None where the images have no classes.
+        class_names: by index, classes without an image included; None where there are no names.
+        source: the folder or file, as it was given.
+        provenance: what drew them, where `pecker-fast sample` wrote them: model, sampler, counts.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    class_names: tuple[str, ...] | None
+    source: str
+    provenance: Mapping[str, Any] | None = None
+
+
+def load_image_files(path: str | os.PathLike[str], progress: str | None = None) -> ImageFiles:
+    """Read a folder of images or an .npz file.
+
+    Args:
+        path: a folder with PNG or JPEG files, flat or one sub-folder per class (hidden files are
+            passed over); or an .npz with `images` (N, C, H, W) or `arr_0` (N, H, W, C), uint8, and
+            optionally `labels` (N,) and `class_names`.
+        progress: title of a progress bar on stderr; None for no bar.
+
+    Raises:
+        PeckerError: nothing there, no images, one that cannot be read, two sizes, images both
+            beside and inside sub-folders, 16 bits a channel, or an .npz without such arrays.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_folder(path, progress)
+    if not path.exists():
+        raise PeckerError(f"{path}: no such folder or file; expected a folder of images or an .npz")
+    if path.suffix.lower() != ".npz":
+        raise PeckerError(f"{path}: expected a folder of PNG or JPEG images, or an .npz file")
+    return _load_npz(path)
+
+
+def _load_folder(root: Path, progress: str | None) -> ImageFiles:
+    flat = list(_images_in(root))
+    by_folder = {}
+    for folder in _folders_in(root):
+        by_folder[folder.name] = list(_images_in(folder))
+        deeper = [inner for inner in _folders_in(folder) if any(_images_in(inner))]
+        if deeper:
+            raise PeckerError(
+                f"{root}: images lie two folders deep, in {deeper[0]}; expected one folder per "
+                f"class: give {folder}"
+            )
+    filled = {name: files for name, files in by_folder.items() if files}
+    if flat and filled:
+        raise PeckerError(
+            f"{root}: images both beside its sub-folders ({flat[0].name}) and in them "
+            f"({next(iter(filled))}); expected one or the other"
+        )
+    if flat:
+        return ImageFiles(_read_all(flat, progress), None, None, str(root))
+    if not filled:
+        raise PeckerError(f"{root}: no images; expected PNG or JPEG files, or one folder per class")
+    provenance = _provenance(root / SAMPLES_FILE)
+    if provenance is None:  # an empty folder counts: its class has no images, but has its number
+        names, numbers = tuple(by_folder), {name: i for i, name in enumerate(by_folder)}
+    else:
+        names, numbers = _classes(root / SAMPLES_FILE, provenance)
+        if unknown := sorted(filled.keys() - numbers.keys()):
+            raise PeckerError(
+                f"{root}: {SAMPLES_FILE} knows no folder {unknown[0]!r}; remove one of them"
+            )
+    files = [file for part in filled.values() for file in part]
+    labels = [numbers[name] for name, part in filled.items() for _ in part]
+    images = _read_all(files, progress)
+    return ImageFiles(images, torch.tensor(labels), names, str(root), provenance)
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    """Its image files in the order of their names; hidden ones may be half-written."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _provenance(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        return _object(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _unreadable(file, error) from error
+
+
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object; ValueError where it is none."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _classes(file: Path, samples: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Names of all classes, and class indices by sub-folder, as `samples.json` has them."""
+    try:
+        folders = {str(name): int(part["index"]) for name, part in samples["folders"].items()}
+        names = tuple(str(name) for name in samples["class_names"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(file, error) from error
+    if not all(0 <= index < len(names) for index in folders.values()):
+        raise PeckerError(f"{file}: class indices must lie in [0, {len(names)})")
+    return names, folders
+
+
+def _unreadable(file: Path, error: Exception) -> PeckerError:
+    return PeckerError(
+        f"{file}: cannot be read ({type(error).__name__}: {error}); remove it to take the "
+        "sub-folders as the classes"
+    )
+
+
+def _read_all(files: list[Path], progress: str | None) -> Tensor:
+    """(N, C, H, W) uint8."""
+    images: Tensor | None = None
+    bar = tqdm(files, desc=progress, unit="image", disable=progress is None)
+    for index, file in enumerate(bar):
+        pixels = _read(file)
+        if images is None:
+            images = torch.empty(len(files), *pixels.shape, dtype=torch.uint8)
+        if pixels.shape[1:] != images.shape[2:]:
+            sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (images.shape, pixels.shape)]
+            raise PeckerError(
+                f"images of two sizes: {files[0]} is {sizes[0]}, {file} is {sizes[1]} (width x "
+                "height); all must have one size"
+            )
+        if len(pixels) > images.shape[1]:
+            images = images.repeat(1, len(pixels), 1, 1)  # all before were grey
+        images[index] = pixels
+    assert images is not None  # for the type checker: there is a file
+    return images
+
+
+def _read(path: Path) -> Tensor:
+    """(1 or 3, H, W) uint8."""
+    image = open_image(path)
+    if image.mode in GREY_MODES:
+        pixels = np.array(image.convert("L"))[..., None]
+    elif image.mode in COLOUR_MODES:
+        pixels = np.array(image.convert("RGB"))
+    else:  # Pillow would clip 16 bits to 8
+        raise PeckerError(f"{path}: expected 8 bits a channel, got mode {image.mode}")
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _load_npz(path: Path) -> ImageFiles:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            key = next((k for k in ("images", "arr_0") if k in file), None)
+            if key is None:
+                raise PeckerError(
+                    f"{path}: expected an array images (N, C, H, W) or arr_0 (N, H, W, C), got "
+                    + (", ".join(file.files) or "none")
+                )
+            pixels = file[key]
+            labels = file["labels"] if "labels" in file else None
+            names = file["class_names"] if "class_names" in file else None
+            provenance = _object(str(file["provenance"])) if "provenance" in file else None
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        # TypeError: one array (.npy) under this name.
+        raise PeckerError(f"{path}: cannot be read as an .npz file ({error})") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or 0 in pixels.shape:
+        raise PeckerError(
+            f"{path}: {key} must be uint8 with four dimensions and not empty, "
+            f"got {pixels.dtype} {pixels.shape}"
+        )
+    # The evaluator of guided-diffusion, whose files have arr_0, keeps channels last.
+    images = torch.from_numpy(pixels)
+    if key == "arr_0":
+        images = images.permute(0, 3, 1, 2).contiguous()
+    if images.shape[1] not in (1, 3):
+        raise PeckerError(
+            f"{path}: {key} must have 1 or 3 channels, got {tuple(images.shape[1:])} as (C, H, W)"
+        )
+    numbers = None
+    if labels is not None:
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise PeckerError(
+                f"{path}: labels must be {len(images)} whole numbers, one per image, "
+                f"got {labels.dtype} {labels.shape}"
+            )
+        numbers = torch.from_numpy(labels.astype(np.int64))
+        least, most = int(numbers.min()), int(numbers.max())
+        if least < 0 or (names is not None and most >= len(names)):
+            expected = "not be negative" if names is None else f"lie in [0, {len(names)})"
+            raise PeckerError(f"{path}: labels must {expected}, got {least} to {most}")
+    class_names = None if names is None or numbers is None else tuple(str(n) for n in names)
+    return ImageFiles(images, numbers, class_names, str(path), provenance)

@@ -1,0 +1,235 @@
+"""`pecker_fast.erase`, and the same for a whole `Request`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pecker_fast.datasets import PUBLISHED_SPLIT
+from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.distributed import Ranks
+from pecker_fast.erasure.classes import Baseline, Distillation
+from pecker_fast.erasure.concepts import Concept, Showing
+from pecker_fast.erasure.request import Request
+from pecker_fast.erasure.run import Erasure, Site, carry_out
+from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier import load_classifier
+from pecker_fast.evaluate.classifier_files import statistics_beside
+from pecker_fast.evaluate.fidelity import Inception
+from pecker_fast.evaluate.run_judge import Judge
+from pecker_fast.evaluate.statistics_files import load_statistics
+from pecker_fast.machine import usable_device
+from pecker_fast.masks.files import saved_by_torch
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.pipeline import PipelineFolder, load_unet
+from pecker_fast.runs.finding import find_pipeline
+from pecker_fast.runs.outputs import Clock
+
+__all__ = ["erase", "real_images", "run"]
+
+
+def erase(
+    model: str | os.PathLike[str] | ModelFolder | PipelineFolder,
+    forget: str | int | Sequence[str] | None = None,
+    override: str | int | Sequence[str] | None = None,
+    *,
+    out: str | os.PathLike[str],
+    config: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Erasure[Any]:
+    """Erase a class from a model, or concepts from a text-to-image pipeline; `pecker-fast erase`.
+
+    Everything goes into the directory `out`: checkpoints, the mask, the erased model, figures. The
+    same call again takes the run up where it was. Progress is shown on stderr.
+
+    Args:
+        model: a model folder, a run that made one, or the folder of a diffusers pipeline; or one of
+            them in memory, whose network may be moved to the device of the run.
+        forget: name or index of the class; of a pipeline the concept or concepts, where the recipe
+            leaves them open. None: the configuration's.
+        override: what takes its place, likewise; of a class also "random", a kept class each time.
+        out: the run directory.
+        config: a YAML file or the name of a shipped recipe. None: the published CIFAR-10 recipe.
+        options: fields of `Request`, e.g. `classifier="judge"` for a report, `mask=`, `device=`,
+            `force=True`. All others are settings of the configuration, e.g. `iterations=100`,
+            `seed=1` or `**{"mask.density": 0.1}`.
+
+    Returns:
+        The erased model, its mask, the comparison of the frozen entries, and the report.
+
+    Raises:
+        PeckerError: whatever cannot be used; nothing is written then. A run that fails later
+            leaves its last checkpoint.
+
+    Example:
+        >>> from pecker_fast.data import teacher_folder
+        >>> erased = erase(teacher_folder(), "Bag", "Coat", out="run", config="demo", iterations=1)
+        >>> erased.frozen.frozen_changed, erased.model.kind
+        (0, 'generator')
+    """
+    named = {field.name for field in fields(Request)}
+    asked = {name: value for name, value in options.items() if name in named}
+    settings = {name: value for name, value in options.items() if name not in named}
+    for name, value in asked.items():
+        if isinstance(value, str) and name in _PATHS:
+            asked[name] = Path(value)
+    source = model if isinstance(model, (ModelFolder, PipelineFolder)) else Path(model)
+    if isinstance(source, Path):
+        source = find_pipeline(source) or source
+        prompts = (source / "model_index.json").is_file()
+    else:
+        prompts = isinstance(source, PipelineFolder)
+    asked |= {"pipeline": source} if prompts else {"model": source}
+    asked |= {"names": _listed(forget)} if prompts else {"forget": forget}
+    return run(
+        Request(
+            out=Path(out),
+            config=None if config is None else os.fspath(config),
+            settings={**settings, **asked.pop("settings", {})},
+            overrides=_listed(override),
+            **asked,
+        )
+    )
+
+
+_PATHS = (
+    "data_root", "mask", "generator", "pseudo_score", "classifier", "statistics", "inception",
+    "nudity_detector", "clip",
+)  # fmt: skip
+
+
+def run(request: Request) -> Erasure[Any]:
+    """Do what is asked for; on every process that shares the run.
+
+    Raises:
+        PeckerError: whatever cannot be used.
+    """
+    return _erase_class(request) if request.pipeline is None else _erase_concept(request)
+
+
+def real_images(
+    request: Request, config: BaselineConfig, ranks: Ranks
+) -> tuple[BaselineConfig, ImageSet]:
+    """What a method is trained on, and its configuration with the name of the data set in it.
+
+    Raises:
+        PeckerError: no data set is named, or it cannot be read.
+    """
+    name = request.dataset or config.dataset
+    if name is None:
+        raise PeckerError(
+            f"method {config.method} is trained on real images; name them: --dataset cifar10 "
+            "--data-root FOLDER"
+        )
+    images = replace(request, dataset=name).read_images(ranks, config.split)
+    return config.model_copy(update={"dataset": name}), images
+
+
+def _erase_class(request: Request) -> Erasure[ModelFolder]:
+    config = request.read_config()
+    device = usable_device(request.device)
+    ranks = Ranks.join(device.type)
+    assert request.model is not None  # there is no pipeline
+    model = load_original(request.model)
+    site = _site(request, device, ranks, model.unet)
+    if isinstance(config, BaselineConfig):
+        config, images = real_images(request, config, ranks)
+        judge = _judge(request, model, device, images)
+        return carry_out(Baseline(site, model, config, images, judge))
+    judge = _judge(request, model, device, _real(request, ranks))
+    paths: dict[Role, Path | None] = {
+        "generator": request.generator,
+        "pseudo_score": request.pseudo_score,
+    }
+    starts: dict[str, StartNetwork] = {
+        role: load_start(path, role, model.unet, ranks=ranks)
+        for role, path in paths.items()
+        if path is not None
+    }
+    return carry_out(Distillation(site, model, config, judge, starts))
+
+
+def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
+    from pecker_fast.evaluate.concept_report import load_measures
+
+    config = request.read_config()
+    assert not isinstance(config, BaselineConfig)
+    device = usable_device(request.device)
+    ranks = Ranks.join(device.type)
+    pipeline = request.pipeline
+    if not isinstance(pipeline, PipelineFolder):
+        assert pipeline is not None
+        pipeline = PipelineFolder.load(pipeline)
+    site = _site(request, device, ranks, pipeline.unet)
+    generator = None
+    if request.generator is not None:
+        generator = load_unet(request.generator, like=pipeline.unet)
+    showing = None
+    if request.previews:
+        showing = Showing(
+            str(request.config),
+            request.neighbours,
+            request.teacher_steps,
+            load_measures(request.nudity_detector, request.clip, device),
+        )
+    return carry_out(Concept(site, pipeline, config, showing, generator))
+
+
+def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Module) -> Site:
+    """Where the run takes place, and the mask that it was given, in its file or SalUn's."""
+    mask = request.mask
+    if isinstance(mask, Path):
+        read = SaliencyMask.from_dense if saved_by_torch(mask) else SaliencyMask.load
+        mask = read(mask, network)
+    return Site(
+        out=request.out,
+        device=device,
+        ranks=ranks,
+        mask=mask,
+        force=request.force,
+        clock=Clock(request.started),
+    )
+
+
+def _real(request: Request, ranks: Ranks) -> ImageSet | None:
+    """What FID is measured against, where a distillation is judged by it."""
+    if request.dataset is None:
+        return None
+    return request.read_images(ranks, PUBLISHED_SPLIT.get(request.dataset, "train"))
+
+
+def _judge(
+    request: Request, model: ModelFolder, device: torch.device, real: ImageSet | None
+) -> Judge | None:
+    """The classifier that was named, with what it measures by."""
+    if request.classifier is None:
+        return None
+    classifier = load_classifier(request.classifier, model.class_names).to(device)
+    file = request.statistics or statistics_beside(request.classifier)
+    judge = Judge(
+        classifier,
+        None if file is None else load_statistics(file, model, classifier),
+        request.per_class,
+        teacher_steps=request.teacher_steps,
+    )
+    if request.curve_per_class is not None:
+        others = request.curve_per_class * (model.num_classes - 1)
+        judge = replace(judge, curve_images=(request.curve_per_class, others))
+    if request.inception is not None:
+        judge = replace(judge, inception=Inception.load(request.inception, device), real=real)
+    return judge
+
+
+def _listed(given: str | int | Sequence[str] | None) -> tuple[Any, ...]:
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, (str, int)) else tuple(given)

@@ -1,0 +1,244 @@
+"""Erasing a class from a model folder: by distillation, or by a method on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.distill.conditions import ClassConditions
+from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.distill.objective import Objective
+from pecker_fast.distill.trainer import PeckerTrainer
+from pecker_fast.erasure.run import Erasure, Site, Task, Trainer
+from pecker_fast.erasure.starts import StartNetwork
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.class_pictures import draw_pictures
+from pecker_fast.evaluate.curve import Curve
+from pecker_fast.evaluate.report import Report, class_report
+from pecker_fast.evaluate.run_judge import Judge
+from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.masks.verify import FrozenCheck
+from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.trainer import BaselineTrainer
+from pecker_fast.models import ModelFolder
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.finding import MODEL_NAME
+from pecker_fast.runs.outputs import CURVE_NAME
+
+__all__ = ["Baseline", "Distillation"]
+
+T = TypeVar("T", bound=Trainer)
+
+
+class _ClassTask(Task[T, ModelFolder]):
+    """What both ways share: a model folder, its judge, the curve, the report.
+
+    Attributes:
+        model: the original.
+        forget: index of the class to forget, or None.
+        override: index of the class in its place, or None.
+        images: the real images that it is trained on, in words, or None.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        model: ModelFolder,
+        judge: Judge | None,
+        sampler: Sampler,
+        forget: int | None,
+        override: int | None,
+    ) -> None:
+        """As the attributes say; without a judge there is no evaluation and no report."""
+        self.site, self.model, self.original = site, model, model.unet
+        self.forget, self.override = forget, override
+        self.images: str | None = None
+        self._judge, self._sampler = judge, sampler
+        self._curve: Curve | None = None
+
+    def watch(self, trainer: T) -> Callable[[], None]:
+        """Measures forgetting and keeping where a point of the curve is due."""
+        if self._judge is None or self.forget is None:
+            return lambda: None
+        curve = self._curve = Curve(
+            self.site.out / CURVE_NAME,
+            self._judge,
+            self.model,
+            self.forget,
+            self._sampler,
+            (trainer.iteration, self.config.iterations),
+            self.site.ranks,
+        )
+        return lambda: curve.visit(
+            trainer.iteration, trainer.stopwatch.seconds, lambda: self.finish(trainer)
+        )
+
+    def save(
+        self, trainer: T, model: ModelFolder, frozen: FrozenCheck, figures: Mapping[str, Any]
+    ) -> ModelFolder:
+        """Write the model folder."""
+        model = replace(model, figures={**model.figures, **figures})
+        self.site.ranks.first(lambda: model.save_whole(self.site.out / MODEL_NAME))
+        return model
+
+    def judge(self, erasure: Erasure[ModelFolder]) -> Report | None:
+        """The figures of both models, pictures, and the page about them."""
+        site, model, judge, curve = self.site, self.model, self._judge, self._curve
+        if judge is None or self.forget is None or curve is None:
+            return None
+        clock, ranks = site.clock, site.ranks
+        model.unet.to(site.device)  # only now: the run has a copy in its own precision
+        with clock.stage("evaluate"):
+            teacher = judge.of_teacher(model, self.config.seed, ranks)
+            after = judge.of_erased(erasure.model, self.forget, self.override, self._sampler, ranks)
+        if teacher is None or after is None:
+            return None  # the first process writes the report
+        with clock.stage("pictures"):
+            pictures = draw_pictures(
+                model, erasure.model, erasure.mask, teacher, after, curve.points, self._sampler,
+                site.out,
+            )  # fmt: skip
+        report = class_report(
+            replace(erasure.facts, wall_s=clock.total()),
+            model.class_names,
+            teacher,
+            after,
+            curve.points,
+            teacher_ships=judge.teacher is not None,
+            images=self.images,
+        )
+        report.write(site.out, pictures)
+        return report
+
+    def _named(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """With the name of the class, which has forgotten one."""
+        if self.forget is not None:
+            figures["forget"] = self.model.class_names[self.forget]
+        return figures
+
+
+class Distillation(_ClassTask[PeckerTrainer]):
+    """A model is distilled into a one-step generator that forgets a class."""
+
+    def __init__(
+        self,
+        site: Site,
+        model: ModelFolder,
+        config: PeckerConfig,
+        judge: Judge | None = None,
+        starts: Mapping[str, StartNetwork] | None = None,
+    ) -> None:
+        """Look at the classes and time constants, before anything is written.
+
+        Args:
+            site: where the run takes place.
+            model: the teacher.
+            config: the run.
+            judge: None for no evaluation and no report.
+            starts: by role, networks that start elsewhere than at the teacher.
+
+        Raises:
+            PeckerError: a class or a time constant that the model does not have, or a judge where
+                nothing is forgotten.
+        """
+        self._objective = Objective.from_model(model, config, site.device)
+        classes = self._objective.conditions
+        assert isinstance(classes, ClassConditions)  # a model folder's are
+        if classes.forget is None and judge is not None:
+            raise PeckerError(
+                "erase: nothing is forgotten (forget is null), so there is no report to write; "
+                "leave out --classifier and use `pecker-fast evaluate`"
+            )
+        super().__init__(
+            site, model, judge, Sampler(1, config.seed), classes.forget, classes.override
+        )
+        self.config = config
+        given = starts or {}
+        self.starts = {role: start.facts for role, start in given.items()}
+        self._networks = {role: start.network for role, start in given.items()}
+
+    def start(self, directory: RunDirectory | None) -> PeckerTrainer:
+        """A trainer of score forgetting distillation."""
+        return PeckerTrainer(
+            self._objective,
+            generator=self._networks.get("generator"),
+            pseudo_score=self._networks.get("pseudo_score"),
+            mask=self.site.mask,
+            run_directory=directory,
+            progress=True,
+            ranks=self.site.ranks,
+        )
+
+    def finish(self, trainer: PeckerTrainer) -> ModelFolder:
+        """A one-step generator; it remembers where its one step starts."""
+        figures = {
+            "t_init": trainer.config.diffusion.t_init,
+            "iterations": trainer.iteration,
+            "mask_digest": trainer.mask.digest,
+        }
+        erased = self.model.with_network(trainer.ema_generator(), "generator")
+        return replace(erased, figures=self._named(figures))
+
+
+class Baseline(_ClassTask[BaselineTrainer]):
+    """A model is trained on real images so that it forgets a class; it keeps its many steps."""
+
+    def __init__(
+        self,
+        site: Site,
+        model: ModelFolder,
+        config: BaselineConfig,
+        images: ImageSet,
+        judge: Judge | None = None,
+    ) -> None:
+        """Look at images and classes, before anything is written.
+
+        Args:
+            site: where the run takes place.
+            model: the model that must forget.
+            config: the run.
+            images: what the model was trained on, of all classes.
+            judge: None for no evaluation and no report.
+
+        Raises:
+            PeckerError: images that do not fit the model, a class that it does not have, or a
+                judge that draws in one step.
+        """
+        steps = 50
+        if judge is not None:
+            steps = judge.teacher_steps if judge.teacher is None else judge.teacher.steps
+        if steps == 1:
+            raise PeckerError(
+                f"method {config.method} gives a many-step model: --teacher-steps must be at "
+                "least 2"
+            )
+        self._objective = BaselineObjective(model, images, config, site.device)
+        chosen = self._objective.images
+        super().__init__(
+            site, model, judge, Sampler(steps, config.seed), chosen.forget, chosen.override
+        )
+        self.config, self.images = config, images.source
+
+    def start(self, directory: RunDirectory | None) -> BaselineTrainer:
+        """A trainer on real images."""
+        return BaselineTrainer(
+            self._objective,
+            mask=self.site.mask,
+            run_directory=directory,
+            progress=True,
+            ranks=self.site.ranks,
+        )
+
+    def finish(self, trainer: BaselineTrainer) -> ModelFolder:
+        """A many-step model, as the original is."""
+        figures = {
+            "method": trainer.config.method,
+            "iterations": trainer.iteration,
+            "mask_digest": trainer.mask.digest,
+            "images": self.images,
+        }
+        erased = self.model.with_network(trainer.erased_network(), "teacher")
+        return replace(erased, figures=self._named(figures))

@@ -1,0 +1,139 @@
+"""Finding the mask of a class without erasing it, and what that mask saves: `pecker-fast mask`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pecker_fast.distill.conditions import ClassConditions
+from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.distill.mask_finding import find_mask
+from pecker_fast.distill.networks import predict_noise
+from pecker_fast.distill.objective import Objective
+from pecker_fast.distributed import Ranks
+from pecker_fast.erasure.api import real_images
+from pecker_fast.erasure.request import Request
+from pecker_fast.erasure.starts import load_original
+from pecker_fast.errors import PeckerError
+from pecker_fast.machine import usable_device
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.methods import mask_finding
+from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.models import ModelFolder
+from pecker_fast.nn.flops import NetworkFlops, count_flops
+
+__all__ = ["ClassMask", "describe_backward", "mask_of_class"]
+
+
+@dataclass(frozen=True)
+class ClassMask:
+    """The mask that a run would find.
+
+    Attributes:
+        mask: itself.
+        forget: name of the class.
+        kind: saliency, random or full.
+        note: a line on what it saves, or what it was found on.
+    """
+
+    mask: SaliencyMask
+    forget: str
+    kind: str
+    note: str
+
+    def save(self, out: Path) -> Path:
+        """Write the file `out`, and beside it a picture of the density by layer; returns that."""
+        self.mask.save(out)
+        plot = out.with_suffix(".png")
+        self.mask.plot(plot)
+        return plot
+
+
+def mask_of_class(request: Request) -> ClassMask:
+    """Find which parameters of a model matter for forgetting a class; nothing is written.
+
+    Args:
+        request: its `model`, classes, configuration, images and `device` count.
+
+    Raises:
+        PeckerError: whatever cannot be used, or a configuration that forgets no class.
+
+    Example:
+        >>> from pecker_fast.data import teacher_folder
+        >>> classes = {"forget": "Bag", "overrides": ["Coat"], "settings": {"mask.kind": "random"}}
+        >>> request = Request(out=Path("m.safetensors"), model=teacher_folder(), **classes)
+        >>> round(mask_of_class(request).mask.density, 2)
+        0.5
+    """
+    config = request.read_config()
+    device = usable_device(request.device)
+    assert request.model is not None
+    model = load_original(request.model)
+    model.unet.to(device)
+    if isinstance(config, BaselineConfig):
+        return _of_images(model, config, request)
+    if config.forget is None:
+        raise PeckerError("mask: the configuration forgets no class; give --forget")
+    objective = Objective.from_model(model, config)
+    classes = objective.conditions
+    assert isinstance(classes, ClassConditions) and classes.forget is not None
+    found = find_mask(objective, progress=True)
+    name = model.class_names[classes.forget]
+    return ClassMask(found, name, config.mask.kind, _backward(objective, found))
+
+
+def _of_images(model: ModelFolder, config: BaselineConfig, request: Request) -> ClassMask:
+    """From real images, as SalUn finds it."""
+    config, images = real_images(request, config, Ranks())
+    objective = BaselineObjective(model, images, config)
+    found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
+    name = model.class_names[objective.images.forget]
+    return ClassMask(found, name, config.mask.kind, f"found on {name} in {images.source}")
+
+
+def _backward(objective: Objective, mask: SaliencyMask) -> str:
+    """A line with the FLOPs that the mask saves, or with the reason why they cannot be counted."""
+    zero = torch.zeros(1, dtype=torch.int64, device="meta")
+
+    def forward(network: nn.Module, image: Tensor) -> Tensor:
+        return predict_noise(network, image, zero, zero)
+
+    try:
+        flops = count_flops(objective.teacher, mask, forward, objective.sample_shape)
+    except PeckerError as error:
+        return f"backward of the generator: {error}"
+    return describe_backward(flops, mask, objective.config)
+
+
+def describe_backward(flops: NetworkFlops, mask: SaliencyMask, config: PeckerConfig) -> str:
+    """How much of a backward pass is skipped, which part of it, and its share of an iteration."""
+    full, masked = flops.full, flops.masked
+    unit, size = ("GFLOP", 1e9) if full.total >= 1e9 else ("MFLOP", 1e6)
+    line = (
+        f"backward of the generator: {masked.total / size:,.1f} of {full.total / size:,.1f} {unit} "
+        "an image"
+    )
+    if masked.total == full.total:
+        line += f": this mask ({mask.granularity}, density {mask.density:.4g}) skips no arithmetic"
+        structured = mask.granularity in ("out_channel", "tensor") or mask.density == 1
+        return line if structured else f"{line}; mask.granularity out_channel or tensor can"
+    weights = (full.weight_gradients - masked.weight_gradients) / full.total
+    below = (full.input_gradients - masked.input_gradients) / full.total
+
+    def iteration(masked_networks: int) -> int:
+        return flops.iteration(
+            masked_networks,
+            shared_sample=config.share_generator_pass,
+            diff_instruct=config.diff_instruct,
+        )
+
+    learning = 2 if config.mask.apply == "both" else 1
+    return (
+        f"{line} ({flops.skipped:.1%} skipped: weight gradients {weights:.1%}, layers below the "
+        f"earliest salient one {below:.1%}); of an iteration: "
+        f"{1 - iteration(learning) / iteration(0):.1%}"
+    )

@@ -1,0 +1,209 @@
+"""What is asked of an erasure, and which of it fits together.
+
+Light to import: what does not fit is said before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pecker_fast.errors import PeckerError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pecker_fast.datasets.loading import ImageSet
+    from pecker_fast.distill.config import PeckerConfig
+    from pecker_fast.distributed import Ranks
+    from pecker_fast.masks.mask import SaliencyMask
+    from pecker_fast.methods.config import BaselineConfig
+    from pecker_fast.models import ModelFolder
+    from pecker_fast.models.pipeline import PipelineFolder
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for. The fields are the options of `pecker-fast erase`; see its help.
+
+    Attributes:
+        out: the run directory, or the file of a mask.
+        model: what a class is to be erased from: a folder, a run that made one, or in memory.
+        pipeline: what concepts are to be erased from, in place of `model`; a folder or in memory.
+        config: a YAML file or the name of a shipped recipe. None: the defaults.
+        settings: dotted keys that are laid over it, e.g. `{"mask.density": 0.1}`.
+        forget: the class, by name or index. None: the configuration's.
+        overrides: the class in its place, of several the last; with `pipeline` one for each of
+            `names`.
+        names: the concepts, for a recipe that leaves them open.
+        dataset: real images to train on, and to measure FID against. None: the configuration's.
+        data_root: the folder that holds them.
+        download: fetch them if they are not there.
+        mask: instead of one that is found; a file or in memory.
+        generator: where the one-step generator starts: a model folder or an earlier run, of a
+            pipeline the folder of a U-Net. None: the original.
+        pseudo_score: where the pseudo-score network starts, likewise.
+        classifier: the judge, which gives a report.
+        statistics: of real images in its features, or those images as .npz. None: what lies
+            beside the classifier.
+        inception: weights of the Inception network, for FID as the run goes.
+        curve_per_class: images of each class behind each point of the curve. None: 177 in all.
+        per_class: images of each class in the evaluation.
+        teacher_steps: DDIM steps of a many-step model in the evaluation.
+        previews: whether a pipeline's images are shown, and a report made of them.
+        neighbours: prompts near to the concept that are shown as well.
+        nudity_detector: an ONNX file that judges these images.
+        clip: a folder that does likewise.
+        force: delete the run that `out` holds instead of taking it up.
+        device: where to work: auto, cpu, cuda, cuda:N.
+        started: `time.monotonic()` at the start of the command, for the seconds of the report.
+            None: now.
+        command: who asks, for messages.
+
+    Raises:
+        PeckerError: fields that exclude or need each other.
+    """
+
+    out: Path
+    model: Path | ModelFolder | None = None
+    pipeline: Path | PipelineFolder | None = None
+    config: str | Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    forget: str | int | None = None
+    overrides: Sequence[str | int] = ()
+    names: Sequence[str] = ()
+    dataset: str | None = None
+    data_root: Path | None = None
+    download: bool = False
+    mask: Path | SaliencyMask | None = None
+    generator: Path | None = None
+    pseudo_score: Path | None = None
+    classifier: Path | None = None
+    statistics: Path | None = None
+    inception: Path | None = None
+    curve_per_class: int | None = None
+    per_class: int = 200
+    teacher_steps: int = 50
+    previews: bool = True
+    neighbours: Sequence[str] = ()
+    nudity_detector: Path | None = None
+    clip: Path | None = None
+    force: bool = False
+    device: str | torch.device = "auto"
+    started: float | None = None
+    command: str = "erase"
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.pipeline is None):
+            raise self._error(
+                "give a model folder MODEL to forget a class, or --pipeline FOLDER to forget a "
+                "concept, one of the two"
+            )
+        if self.pipeline is None:
+            self._check_class()
+        else:
+            self._check_concept()
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What is laid over the configuration of a class: `settings` and the two classes."""
+        values = dict(self.settings)
+        if self.forget is not None:
+            values["forget"] = self.forget
+        if self.overrides:
+            values["override"] = self.overrides[-1]
+        return values
+
+    def read_config(self) -> PeckerConfig | BaselineConfig:
+        """The configuration: of a distillation, or of a method that learns from real images.
+
+        Raises:
+            PeckerError: it cannot be read, has unknown keys or values out of range, is about
+                classes where prompts are asked for, or needs no images where some are given.
+        """
+        from pecker_fast.distill.config import load_config
+        from pecker_fast.methods.config import load_baseline_config, names_a_baseline
+
+        if self.pipeline is not None:
+            config = load_config(
+                self.config,
+                self.settings,
+                names=self.names,
+                name_overrides=[str(override) for override in self.overrides],
+            )
+            if config.text is None:
+                raise self._error(
+                    f"{self.config} is about classes; --pipeline needs one about text"
+                )
+            return config
+        if names_a_baseline(self.config, self.values):
+            if self.generator is not None or self.pseudo_score is not None:
+                raise self._error(
+                    "--generator and --pseudo-score are for distillations; this method starts "
+                    "from MODEL"
+                )
+            return load_baseline_config(self.config, self.values)
+        if self.inception is None:  # else the images are what FID is measured against
+            self._check_data_free()
+        elif self.dataset is None:
+            raise self._error(
+                "--inception measures FID against real images; name them: --dataset cifar10 "
+                "--data-root FOLDER"
+            )
+        return load_config(self.config, self.values)
+
+    def read_images(self, ranks: Ranks, split: str) -> ImageSet:
+        """The real images that are asked for, on every process; only the first may download.
+
+        Raises:
+            PeckerError: see `load_images`.
+        """
+        from pecker_fast.datasets.loading import read_images
+
+        assert self.dataset is not None
+        return read_images(ranks, self.dataset, self.data_root, split, self.download)
+
+    def _check_class(self) -> None:
+        if self.names:
+            raise self._error("--name needs --pipeline; for a class use --forget")
+        named = self.config is not None or "method" in self.settings
+        if not named and (self.forget is None or not self.overrides):
+            raise self._error("give --forget and --override, or a --config that has them")
+        for option, value in {"statistics": self.statistics, "inception": self.inception}.items():
+            if value is not None and self.classifier is None:
+                raise self._error(f"--{option} needs --classifier, which judges the same images")
+
+    def _check_concept(self) -> None:
+        self._check_data_free()
+        only_classes = {
+            "--forget": self.forget,
+            "--classifier": self.classifier,
+            "--statistics": self.statistics,
+            "--inception": self.inception,
+            "--pseudo-score": self.pseudo_score,
+        }
+        if unfit := [name for name, value in only_classes.items() if value is not None]:
+            raise self._error(f"{unfit[0]} is for class models; with --pipeline use --name")
+        if self.config is None:
+            raise self._error("--pipeline needs --recipe, e.g. celebrity, object or nudity")
+        if not self.previews and (self.nudity_detector is not None or self.clip is not None):
+            raise self._error("--no-previews leaves nothing to judge; leave it out")
+
+    def _check_data_free(self) -> None:
+        given = {
+            "--dataset": self.dataset,
+            "--data-root": self.data_root,
+            "--download": self.download or None,
+        }
+        if found := [name for name, value in given.items() if value is not None]:
+            raise self._error(
+                f"{found[0]} is for methods that are trained on real images, such as "
+                "--config cifar10_salun; this one needs none: leave it out"
+            )
+
+    def _error(self, message: str) -> PeckerError:
+        return PeckerError(f"{self.command}: {message}")

@@ -1,0 +1,233 @@
+"""One erasure, of whatever from whatever: mask, training, result, proof, judgement.
+
+Everything goes into one run directory; the same call on the same directory resumes. What kinds of
+erasure differ in is a `Task`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from pecker_fast import backends
+from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.report import Report, RunFacts
+from pecker_fast.files import write_text
+from pecker_fast.machine import machine_facts, versions
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.masks.verify import FrozenCheck
+from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
+from pecker_fast.runs.interrupts import saving_at_interrupt
+from pecker_fast.runs.masked import MaskedRun
+from pecker_fast.runs.outputs import (
+    FROZEN_NAME,
+    PATCH_NAME,
+    REPORT_NAMES,
+    START_NAME,
+    Clock,
+    run_directory,
+)
+
+__all__ = ["Erasure", "Site", "Task", "Trainer", "carry_out"]
+
+
+Trainer: TypeAlias = MaskedRun[Any]
+T = TypeVar("T", bound=Trainer)
+M = TypeVar("M", ModelFolder, PipelineFolder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a run takes place, and what it is given.
+
+    Attributes:
+        out: where everything goes; the run that it holds is taken up.
+        device: where to work.
+        ranks: the processes that share the run, each of which does all of it.
+        mask: instead of the one that the configuration describes.
+        force: delete the run that `out` holds instead.
+        clock: runs since the start of the command.
+    """
+
+    out: Path
+    device: torch.device
+    ranks: Ranks = field(default_factory=Ranks)
+    mask: SaliencyMask | None = None
+    force: bool = False
+    clock: Clock = field(default_factory=Clock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasure(Generic[M]):
+    """What a run has made.
+
+    Attributes:
+        out: the run directory, with all of it.
+        model: the erased model or pipeline, as it lies in `out`.
+        mask: the entries that the run might change, at its end.
+        frozen: the bit-by-bit comparison of the frozen entries before and after.
+        facts: how the run went: iterations, seconds, backend, machine, configuration.
+        report: the figures, as in report.html; None where nothing judged or showed the images,
+            and on all processes but the first.
+    """
+
+    out: Path
+    model: M
+    mask: SaliencyMask
+    frozen: FrozenCheck
+    facts: RunFacts
+    report: Report | None = None
+
+    @property
+    def kind(self) -> str:
+        """What was erased from: model or pipeline, which is also its folder's name in `out`."""
+        return PIPELINE_NAME if isinstance(self.model, PipelineFolder) else MODEL_NAME
+
+
+class Task(ABC, Generic[T, M]):
+    """What is erased from what, and how: what kinds of erasure differ in.
+
+    Attributes:
+        site: where.
+        config: the run.
+        original: the network before it.
+        starts: by role, where the networks come from that start elsewhere than at the original.
+    """
+
+    site: Site
+    config: PeckerConfig | BaselineConfig
+    original: nn.Module
+    starts: Mapping[str, Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def start(self, directory: RunDirectory | None) -> T:
+        """A trainer, which takes up what the run directory holds.
+
+        The directory is None on all processes but the first.
+        """
+
+    @abstractmethod
+    def finish(self, trainer: T) -> M:
+        """The erased model as it is now."""
+
+    @abstractmethod
+    def save(self, trainer: T, model: M, frozen: FrozenCheck, figures: Mapping[str, Any]) -> M:
+        """The model with `figures` in it, which the first process writes."""
+
+    def notes(self, trainer: T) -> Sequence[str]:
+        """What is said as the run starts."""
+        return trainer.notes
+
+    def watch(self, trainer: T) -> Callable[[], None]:
+        """What looks at the model before the first and after each iteration, on all processes."""
+        return lambda: None
+
+    def judge(self, erasure: Erasure[M]) -> Report | None:
+        """Look at what was made and write the report; None without one."""
+        return None
+
+
+def carry_out(task: Task[T, M]) -> Erasure[M]:
+    """Find the mask, train, save, compare the frozen entries, judge; on every process of a run.
+
+    Raises:
+        PeckerError: an unknown backend, a mask of another model, a directory that holds another
+            run or other things, a loss that is not finite.
+    """
+    site, config, clock, ranks = task.site, task.config, task.site.clock, task.site.ranks
+    backend = backends.name_of(backends.select(config.optimizer.backend, site.device))
+    if site.mask is not None:
+        site.mask.check(dict(task.original.named_parameters()))
+    with run_directory(site.out, site.force, ranks) as directory:
+        is_new = directory is not None and not directory.iterations()
+        with clock.stage("mask"):
+            trainer = task.start(directory)
+        searched = site.mask is None and config.mask.kind == "saliency"
+        begun: dict[str, Any] = {"start": dict(task.starts)}
+        if searched:
+            begun["mask_seconds"] = round(clock.stages["mask"], 2)
+        # A later start neither finds a mask nor times that.
+        ranks.first(lambda: _write_json(site.out / START_NAME, begun) if is_new else None)
+        print("; ".join(task.notes(trainer)), file=sys.stderr)
+        resumed_at = trainer.iteration
+        if resumed_at:
+            print(f"resuming at iteration {resumed_at} of {config.iterations}", file=sys.stderr)
+        if ranks.is_first:
+            for name in (FROZEN_NAME, PATCH_NAME, *REPORT_NAMES):
+                # Of an earlier state: must not stand beside a new one.
+                (site.out / name).unlink(missing_ok=True)
+        with clock.stage("erase"):
+            look = task.watch(trainer)
+            if resumed_at == 0:
+                look()
+            steps = trainer.run()
+            for _ in saving_at_interrupt(steps, lambda: trainer.iteration, trainer.save, ranks):
+                look()
+        with clock.stage("save"):
+            machine, software = machine_facts(site.device), versions()
+            training = {
+                "seconds": round(trainer.stopwatch.seconds, 2),
+                "processes": ranks.size,
+                "machine": machine,
+                "versions": software,
+            }
+            if (seconds := _mask_seconds(site.out)) is not None:
+                training["mask_seconds"] = seconds
+            figures: dict[str, Any] = {"training": training}
+            if task.starts:
+                figures["start"] = dict(task.starts)
+            model = task.finish(trainer)
+            frozen = trainer.verify_frozen(model.unet)
+            ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))
+            model = task.save(trainer, model, frozen, figures)
+        facts = RunFacts(
+            frozen=frozen,
+            mask_kind=config.mask.kind if site.mask is None else "given",
+            density=trainer.mask.density,
+            iterations=trainer.iteration,
+            seed=config.seed,
+            backend=backend,
+            wall_s=clock.total(),
+            stage_s=clock.stages,
+            machine=machine,
+            versions=software,
+            config=config.flat(),
+            resumed_at=resumed_at,
+            training_s=trainer.stopwatch.seconds,
+            processes=ranks.size,
+        )
+        erasure = Erasure(out=site.out, model=model, mask=trainer.mask, frozen=frozen, facts=facts)
+        return replace(erasure, report=task.judge(erasure))
+
+
+def _write_json(file: Path, facts: Mapping[str, Any]) -> None:
+    write_text(file, json.dumps(facts, indent=2) + "\n")
+
+
+def _mask_seconds(out: Path) -> float | None:
+    """What finding the run's mask took, networks and optimizers made around it included.
+
+    None where it was not searched for: given, drawn at random, full, or nobody timed it.
+    """
+    file = out / START_NAME
+    if not file.is_file():
+        return None
+    try:
+        seconds: float | None = json.loads(file.read_text(encoding="utf-8")).get("mask_seconds")
+    except (ValueError, AttributeError) as error:
+        raise PeckerError(f"{file}: not a JSON object ({error}); remove it") from error
+    return seconds

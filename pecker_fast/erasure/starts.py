@@ -1,0 +1,154 @@
+"""Where generator and pseudo-score network of a run start, if not at the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import yaml
+from torch import nn
+
+from pecker_fast.distill.network_set import restored_network, saved_network
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier_files import CONFIG_NAME, WEIGHTS_NAME, read_config
+from pecker_fast.models import ModelFolder
+from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
+from pecker_fast.runs.finding import LOCK_NAME, MODEL_NAME, find_model
+
+__all__ = ["StartNetwork", "load_original", "load_start"]
+
+Role: TypeAlias = Literal["generator", "pseudo_score"]
+
+
+@dataclass(frozen=True)
+class StartNetwork:
+    """A network that a run starts from.
+
+    Attributes:
+        network: itself.
+        facts: where it comes from, in plain types: `path` as it was given, `kind` (teacher,
+            generator, pseudo_score or the method of a baseline) and `fingerprint` of its weights;
+            as far as its run says, also `iterations` and `seconds` of training, `processes`,
+            `device_name`, and `start`: what that run itself started from.
+    """
+
+    network: nn.Module
+    facts: Mapping[str, Any]
+
+
+def load_original(model: Path | ModelFolder) -> ModelFolder:
+    """The model that a class is to be erased from: a folder, a run that made one, or in memory.
+
+    Raises:
+        PeckerError: no model, or one that draws in one step, which cannot teach.
+    """
+    folder = model if isinstance(model, ModelFolder) else ModelFolder.load(find_model(model))
+    if folder.kind == "generator":
+        name = "model" if isinstance(model, ModelFolder) else str(model)
+        raise PeckerError(
+            f"{name}: a one-step generator, which has no scores to learn from; give the model that "
+            "it was distilled from, and this one as --generator of `erase` if it is the start"
+        )
+    return folder
+
+
+def load_start(
+    path: Path, role: Role, like: nn.Module, *, ranks: Ranks | None = None
+) -> StartNetwork:
+    """A network to start from.
+
+    Args:
+        path: a model folder, or the directory of an earlier run: its averaged generator, or the
+            pseudo-score network of its last checkpoint. Of a run that has no such network, a
+            teacher's or a baseline's, the model.
+        role: which of the two.
+        like: the teacher, whose architecture it must have.
+        ranks: the processes that share the run, all of which make this call. None: this one.
+
+    Raises:
+        PeckerError: neither of the two, a run that is not finished, or another architecture.
+    """
+    if _is_classifier(path):
+        raise PeckerError(
+            f"{path}: a classifier; --{role.replace('_', '-')} takes a model folder, or a run of "
+            "`erase` or `train-teacher`"
+        )
+    saved = None
+    if role == "pseudo_score" and (path / LOCK_NAME).is_file():
+        # One process reads, since a run directory is locked meanwhile.
+        saved = (ranks or Ranks()).first(lambda: _saved_pseudo_score(path))
+    if saved is None:
+        model = ModelFolder.load(find_model(path))
+        network: nn.Module = model.unet
+        facts = {"kind": model.figures.get("method", model.kind), **_training(model.figures)}
+    else:
+        try:
+            network = restored_network(saved["network"], like)
+        except PeckerError as error:
+            raise PeckerError(f"{path}: its pseudo-score network {error}") from None
+        facts = {"kind": role, **saved["training"]}
+    ours = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    theirs = {name: tuple(p.shape) for name, p in like.named_parameters()}
+    if different := sorted(ours.items() ^ theirs.items()):
+        raise PeckerError(
+            f"{path}: the {role} must have the architecture of the model; parameter "
+            f"{different[0][0]!r} differs"
+        )
+    facts = {"path": str(path), **facts, "fingerprint": fingerprint(network)}
+    return StartNetwork(network.requires_grad_(True), facts)
+
+
+def _is_classifier(path: Path) -> bool:
+    """The directory of a classifier's run, finished or not, or a classifier's folder."""
+    if (path / CONFIG_NAME).is_file() and (path / WEIGHTS_NAME).is_file():
+        return "num_classes" in read_config(path)
+    if not (path / "config.yaml").is_file():
+        return False
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False  # what else is wrong with the run is said where its model is read
+    return isinstance(config, dict) and "arch" in config
+
+
+def _training(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's figures say of the training that made it; only what is there."""
+    training = figures.get("training", {})
+    found = {
+        "iterations": figures.get("iterations", training.get("iterations")),
+        "seconds": training.get("seconds"),
+        "processes": training.get("processes"),
+        "device_name": training.get("machine", {}).get("device_name"),
+        "start": figures.get("start"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _saved_pseudo_score(path: Path) -> dict[str, Any] | None:
+    """The pseudo-score network of a run's last checkpoint and its training; None: it has none.
+
+    Raises:
+        PeckerError: there is no checkpoint, or it cannot be read.
+    """
+    with RunDirectory(path) as directory:
+        saved = directory.load()
+    if saved is None:
+        raise PeckerError(
+            f"{path}: this run has no checkpoint, so no pseudo-score network; let it save one, or "
+            "give a model folder"
+        )
+    network = saved_network(saved, "pseudo_score")
+    if network is None:
+        return None
+    training = {"iterations": saved["iteration"]}
+    if "seconds" in saved:
+        training["seconds"] = round(saved["seconds"], 2)
+    if (path / MODEL_NAME).is_dir():
+        made = _training(ModelFolder.load(path / MODEL_NAME).figures)
+        # Of one state of the run: the model's figures say more, and count its seconds to the end.
+        if made.get("iterations") == saved["iteration"]:
+            training = made
+    return {"network": network, "training": training}

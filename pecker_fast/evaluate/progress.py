@@ -1,0 +1,124 @@
+"""A picture of the same prompts over the iterations of a run, drawn anew with every preview."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.grid import Block, PromptGroup, drawable, plot_rows
+from pecker_fast.files import replacing
+
+__all__ = ["ProgressStrip"]
+
+_ORIGINAL = -1  # in place of an iteration
+_KEPT_SIDE = 192  # pixels of a preview that are kept: more is not visible in a strip
+
+
+class ProgressStrip:
+    """The previews of a run and their picture.
+
+    The previews are kept in a file beside the picture, so that a run that goes on after it was
+    stopped goes on with its strip.
+    """
+
+    PICTURE_NAME = "progress.png"
+    PREVIEWS_NAME = "previews.safetensors"
+    MAX_COLUMNS = 10  # of the picture: more previews are thinned out evenly
+
+    def __init__(self, folder: Path, groups: Sequence[PromptGroup]) -> None:
+        """Take up the previews that `folder` holds, if they are of the same prompts.
+
+        Raises:
+            PeckerError: no prompts, or a damaged file of previews.
+        """
+        self.groups = tuple(groups)
+        self.prompts = [prompt for group in groups for prompt in group.prompts]
+        if not self.prompts:
+            raise PeckerError("previews: there are no prompts")
+        self.path = folder / self.PICTURE_NAME
+        self._store = folder / self.PREVIEWS_NAME
+        self._title = "original"
+        self._previews: dict[int, Tensor] = {}
+        if self._store.exists():
+            self._read()
+
+    @property
+    def iterations(self) -> list[int]:
+        """Iterations that there is a preview of, ascending."""
+        return sorted(set(self._previews) - {_ORIGINAL})
+
+    @property
+    def has_original(self) -> bool:
+        """Whether the first column, the original model, is there."""
+        return _ORIGINAL in self._previews
+
+    def drop_after(self, iteration: int) -> None:
+        """Forget previews of later iterations: a run goes on from `iteration`."""
+        self._previews = {i: kept for i, kept in self._previews.items() if i <= iteration}
+
+    def add_original(self, images: Tensor, title: str = "original") -> None:
+        """The first column: images (P, 1 or 3, H, W) in [0, 1] of the original model."""
+        self._title = title
+        self.add(_ORIGINAL, images)
+
+    def add(self, iteration: int, images: Tensor) -> None:
+        """Images (P, 1 or 3, H, W) in [0, 1] of the network after so many iterations.
+
+        A preview of the same iteration is replaced. The file and the picture are written.
+
+        Raises:
+            PeckerError: not one image a prompt, or values outside [0, 1].
+        """
+        if len(images) != len(self.prompts):
+            raise PeckerError(f"previews: {len(images)} images for {len(self.prompts)} prompts")
+        small = _reduced(drawable(images, "previews"), _KEPT_SIDE)
+        self._previews[iteration] = (small * 255).round().byte().contiguous()
+        facts = {"prompts": json.dumps(self.prompts), "title": self._title}
+        with replacing(self._store) as temporary:
+            named = {str(key): preview for key, preview in self._previews.items()}
+            save_file(named, temporary, metadata=facts)
+        self._draw()
+
+    def _draw(self) -> None:
+        shown = _evenly(self.iterations, self.MAX_COLUMNS - self.has_original)
+        titles = {_ORIGINAL: self._title} if self.has_original else {}
+        titles |= {iteration: f"{iteration:,}" for iteration in shown}
+        blocks = [
+            Block.of(title, self._previews[key].float() / 255, len(self.prompts))
+            for key, title in titles.items()
+        ]
+        plot_rows(self.path, self.groups, blocks, corner="after iteration" if shown else "")
+
+    def _read(self) -> None:
+        try:
+            with safe_open(self._store, framework="pt") as file:
+                facts = file.metadata() or {}
+                # Previews of other prompts belong to another picture: it starts anew.
+                if json.loads(facts.get("prompts", "null")) != self.prompts:
+                    return
+                self._title = facts["title"]
+                self._previews = {int(key): file.get_tensor(key) for key in file.keys()}
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise PeckerError(f"{self._store}: cannot be read ({error}); delete it") from error
+
+
+def _reduced(images: Tensor, side: int) -> Tensor:
+    scale = side / max(images.shape[-2:])
+    if scale >= 1:
+        return images
+    size = [max(round(extent * scale), 1) for extent in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="area")
+
+
+def _evenly(values: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the values, evenly spread, the first and the last among them."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]

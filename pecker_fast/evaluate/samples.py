@@ -1,0 +1,338 @@
+"""Samples of a model as a folder of PNG files, or as one .npz, that says what drew them.
+
+    FOLDER/samples.json              model, sampler, seed, classes, versions, machine
+    FOLDER/03_cat/000017.png         the eighteenth image of class 3
+
+torchvision's `ImageFolder`, torch-fidelity and `load_image_files` read it. Every file is written
+whole or not at all, and one that is there is not drawn again, so a run that was stopped goes on
+from where it was and ends with the images of one that was not. An .npz has the layout that
+guided-diffusion's evaluator reads, and is packed from a folder beside it (FILE.npz.parts):
+
+    arr_0        (N, H, W, C) uint8
+    labels       (N,) int64, the class of each image
+    class_names  all classes by index
+    provenance   JSON, as samples.json
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pecker_fast.datasets.image_files import SAMPLES_FILE, load_image_files
+from pecker_fast.datasets.pixels import to_pil, to_uint8
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.sample_plan import SamplePlan
+from pecker_fast.files import replacing, write_text
+from pecker_fast.machine import machine_facts, versions
+
+__all__ = ["read_back", "write_npz", "write_samples"]
+
+# What may differ between the starts of one run: the images do not depend on it but for rounding,
+# or it says the same in words.
+_NOT_COMPARED = ("sampler.batch_size", "sampler.description", "model.path")
+
+_SUB_FOLDER = re.compile(r"\d{2,}(_[\w.-]+)?")  # as `numbered_files` names them
+
+
+def write_samples(
+    folder: Path,
+    plan: SamplePlan,
+    ranks: Ranks | None = None,
+    progress: str | None = None,
+    force: bool = False,
+) -> int:
+    """Draw images into a folder, those that are there already left out.
+
+    Args:
+        folder: where to; made if need be. With several processes a place that all of them see.
+        plan: what is to be drawn, the same on all processes.
+        ranks: the processes that share the work, batch by batch. None: this one does it all.
+        progress: title of a progress bar on stderr, of the first process's share; None for no bar.
+        force: delete samples that the folder holds, of whatever run but this launch itself, which
+            torchrun may have restarted.
+
+    Returns:
+        How many images were missing before.
+
+    Raises:
+        PeckerError: the folder holds something else, or the samples of another run, or cannot be
+            written to.
+    """
+    ranks = ranks or Ranks()
+    ranks.check_same(json.dumps(_compared(plan.facts)), "another model or other settings")
+    start = {
+        "images": None,  # known when it ends; a start that was killed leaves it so
+        "seconds": None,
+        "processes": ranks.size,
+        "batch_size": plan.batch_size,
+        "machine": machine_facts(plan.device),
+        "versions": versions(),
+    }
+    with _locked(folder, ranks):
+        unfinished, missing = ranks.first(lambda: _prepare(folder, plan, start, force, ranks))
+        share = unfinished[ranks.rows(len(unfinished))]
+        if not ranks.is_first or not share:
+            progress = None
+        if progress is not None and missing < len(plan.files):
+            progress = f"{progress} the last {missing:,} of {len(plan.files):,}"
+        started = time.perf_counter()
+        for part, images in plan.batches(share, progress):
+            with _reporting(folder):
+                for file, pixels in zip(plan.files[part], to_uint8(images), strict=True):
+                    _write_image(folder / file, pixels)
+        ranks.wait()
+        seconds = round(time.perf_counter() - started, 1)
+        ranks.first(lambda: _finish(folder, plan, {"images": missing, "seconds": seconds}))
+    return missing
+
+
+def write_npz(
+    path: Path,
+    plan: SamplePlan,
+    ranks: Ranks | None = None,
+    progress: str | None = None,
+    force: bool = False,
+) -> int:
+    """Draw images into an .npz; nothing is done where it has them already.
+
+    Arguments, result and errors are those of `write_samples`.
+    """
+    ranks = ranks or Ranks()
+    parts = path.with_name(path.name + ".parts")
+
+    def is_done() -> bool:
+        if path.is_dir():
+            raise PeckerError(f"{path}: is a folder; give the name of a file")
+        if force:
+            ranks.once(f"removed the file {path.resolve()}", lambda: path.unlink(missing_ok=True))
+        if path.exists():
+            _check_same(path, _provenance(path), plan.facts)
+        return path.exists()
+
+    def pack() -> None:
+        packing = None if progress is None else "packing"
+        arrays: dict[str, Any] = {
+            "arr_0": read_back(parts, plan.labels, packing).permute(0, 2, 3, 1).numpy(),
+            "labels": plan.labels.numpy(),
+            "class_names": np.array(plan.facts["class_names"]),
+            "provenance": np.array(json.dumps(_read(parts))),
+        }
+        with _reporting(path), replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        shutil.rmtree(parts, ignore_errors=True)
+
+    if ranks.first(is_done):
+        return 0
+    missing = write_samples(parts, plan, ranks, progress, force)
+    ranks.first(pack)
+    return missing
+
+
+def read_back(folder: Path, labels: Tensor, progress: str | None) -> Tensor:
+    """The images of a folder in the order in which they were planned, (N, C, H, W) uint8."""
+    in_files = load_image_files(folder, progress).images  # class by class
+    images = torch.empty_like(in_files)
+    images[labels.argsort(stable=True)] = in_files
+    return images
+
+
+def _prepare(
+    folder: Path, plan: SamplePlan, start: dict[str, Any], force: bool, ranks: Ranks
+) -> tuple[list[int], int]:
+    """Check what is there, make the sub-folders; batches to draw, and how many images miss."""
+    with _reporting(folder):
+        if force:
+            removed = f"removed the samples of {folder.resolve()}"
+            ranks.once(removed, lambda: _remove(folder, plan.facts))
+        content = _read(folder)
+        if content is None:
+            others = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+            if others and not force:
+                raise PeckerError(
+                    f"{folder}: holds {min(others)} and no {SAMPLES_FILE}; choose a new or empty "
+                    "folder"
+                )
+            # Before all else: sub-folders without it would look like somebody else's.
+            content = {"complete": False, **plan.facts, "starts": []}
+            _write(folder, content)
+        else:
+            _check_same(folder, content, plan.facts)
+        there = {}
+        for name in plan.facts["folders"]:
+            (folder / name).mkdir(exist_ok=True)
+            for file in os.scandir(folder / name):
+                if not file.name.startswith("."):
+                    there[f"{name}/{file.name}"] = file.stat().st_size
+        if surplus := there.keys() - set(plan.files):
+            raise PeckerError(f"{folder / min(surplus)}: no image of this run; remove it")
+        # A machine that lost power leaves empty files.
+        missing = [index for index, file in enumerate(plan.files) if not there.get(file)]
+        if missing:
+            starts = [*content["starts"], start]
+            _write(folder, {**content, "complete": False, "starts": starts})
+    return sorted({index // plan.batch_size for index in missing}), len(missing)
+
+
+def _remove(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Delete samples, and at the end the file that speaks of them."""
+    content = _read(folder)
+    if content is None:
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise PeckerError(
+                f"{folder}: holds no samples that could be replaced; choose a new or empty folder"
+            )
+        return
+    for name in {*content["folders"], *facts["folders"]}:
+        # Some were read from a file: they must be of our making, and not ".." or worse.
+        if _SUB_FOLDER.fullmatch(name) and (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+    (folder / SAMPLES_FILE).unlink()
+
+
+def _finish(folder: Path, plan: SamplePlan, ended: Mapping[str, Any]) -> None:
+    """Say that all images are there, and how long those took that were missing."""
+    if lost := next((file for file in plan.files if not (folder / file).is_file()), None):
+        raise PeckerError(
+            f"{folder / lost}: is missing; processes on several machines need a folder that all of "
+            "them see"
+        )
+    content = _read(folder)
+    if content is None:
+        raise PeckerError(f"{folder / SAMPLES_FILE}: was removed; start the same command again")
+    if ended["images"]:
+        content["starts"][-1].update(ended)
+    if not content["complete"]:
+        with _reporting(folder):
+            _write(folder, {**content, "complete": True})
+
+
+def _write_image(target: Path, pixels: Tensor) -> None:
+    if target.exists() and target.stat().st_size:
+        return
+    # `files.replacing` would wait for the disk after every image. A process that is killed leaves
+    # the file, and the next one overwrites it.
+    temporary = target.with_name(f".{target.name}")
+    try:
+        to_pil(pixels).save(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the folder, made if need be, on the first process; the lock goes with the process."""
+    held: list[int] = []
+
+    def lock() -> None:
+        if folder.exists() and not folder.is_dir():
+            raise PeckerError(f"{folder}: is a file; give the name of a folder")
+        if not folder.parent.is_dir():
+            raise PeckerError(f"{folder.parent}: no such folder; make it first")
+        with _reporting(folder):
+            folder.mkdir(exist_ok=True)
+            held.append(os.open(folder, os.O_RDONLY))
+            try:
+                fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PeckerError(
+                    f"{folder}: another process writes samples there; wait for it or choose "
+                    "another folder"
+                ) from None
+            except OSError:
+                pass  # a file system without locks is no reason not to go on
+
+    try:
+        ranks.first(lock)
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """What samples.json says; None where there is none."""
+    file = folder / SAMPLES_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PeckerError(f"{file}: cannot be read ({error}); choose another folder") from error
+    known = {"complete", "folders", "starts", "sampler"}
+    if not isinstance(content, dict) or not known <= content.keys():
+        raise PeckerError(f"{file}: says nothing of samples; choose another folder")
+    return content
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    """What an .npz says of itself."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content: dict[str, Any] = json.loads(str(file["provenance"]))
+            return content
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+        raise PeckerError(
+            f"{path}: exists, and does not say what drew it; add --force to replace it"
+        ) from None
+
+
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
+    write_text(folder / SAMPLES_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def _check_same(where: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Compare what samples that are there say of themselves with what is to be drawn."""
+    theirs, ours = _compared({key: before.get(key) for key in facts}), _compared(facts)
+    for key in {**ours, **theirs}:
+        if theirs.get(key) != ours.get(key):
+            there, here = (json.dumps(values.get(key))[:40] for values in (theirs, ours))
+            raise PeckerError(
+                f"{where}: holds samples of another run, where {key} is {there} and not {here}; "
+                "choose another place, or add --force to replace them"
+            )
+
+
+def _compared(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What must be equal between two starts of one run, nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _compared(value, f"{prefix}{key}.")
+        elif prefix + key not in _NOT_COMPARED:
+            flat[prefix + key] = value
+    return flat
+
+
+@contextmanager
+def _reporting(place: Path) -> Iterator[None]:
+    """Say in one line that something cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "choose another place"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = (
+                "the images that are there are whole: free some space, then start the same command "
+                "again to go on"
+            )
+        raise PeckerError(
+            f"{place}: cannot be written to ({error.strerror or error}); {remedy}"
+        ) from error

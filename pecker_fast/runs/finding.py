@@ -1,0 +1,42 @@
+"""What a path means: a model or a pipeline, or the one that the run in this directory has made.
+
+Nothing heavy is imported here: the command line asks before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["LOCK_NAME", "MODEL_NAME", "PIPELINE_NAME", "find_model", "find_pipeline"]
+
+MODEL_NAME = "model"
+PIPELINE_NAME = "pipeline"
+LOCK_NAME = "run.lock"
+
+
+def find_model(path: Path) -> Path:
+    """The model folder at `path`, or the one in the run directory `path`.
+
+    Raises:
+        PeckerError: A run that has made no model yet. A path that is neither is returned as it is.
+    """
+    if (path / "unet").is_dir() or (path / "config.json").is_file():
+        return path
+    if (path / MODEL_NAME).is_dir():
+        return path / MODEL_NAME
+    if (path / LOCK_NAME).is_file():
+        raise PeckerError(
+            f"{path}: this run has not made a model yet; let it finish first: the same command "
+            "goes on with it"
+        )
+    return path
+
+
+def find_pipeline(path: Path) -> Path | None:
+    """The text-to-image pipeline at `path`, or in the run directory `path`; None without one."""
+    for place in (path, path / PIPELINE_NAME):
+        if (place / "model_index.json").is_file():
+            return place
+    return None

@@ -1,0 +1,308 @@
+"""One run of a training method: what all methods share, and the loop.
+
+A method is a subclass: `draw` makes the batch of an iteration out of its random numbers, `advance`
+learns from it and says what the losses were, `parts` are what is saved. The rest is here: what the
+run is of, taking it up again, the processes, learning rates, losses, seconds, progress and
+checkpoints. All randomness of an iteration comes from (seed, iteration), so a run that is killed
+and started again ends with the same bits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.nn.accelerate import accelerate_
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.config import RunConfig
+from pecker_fast.runs.learner import Learner
+from pecker_fast.runs.metrics import ONE_LOSS, LossRecord, Metrics, open_tensorboard
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
+from pecker_fast.runs.stopwatch import Stopwatch
+
+__all__ = ["Run", "Stateful", "fused_blocks"]
+
+Batch = TypeVar("Batch")
+Identity: TypeAlias = Callable[[], Mapping[str, str]]
+"""() -> fingerprints of what a run depends on besides its configuration, e.g. by "model"."""
+
+
+class Stateful(Protocol):
+    """A part of a run that is saved."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Tensors, numbers, strings, and dicts and lists of them."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Any:
+        """Take it over."""
+
+
+class Run(ABC, Generic[Batch]):
+    """A run of one method; `run` goes through it.
+
+    Attributes:
+        config: The constants.
+        device: Where it takes place.
+        iteration: Iterations that are done.
+        stopwatch: Seconds of training so far, over all starts of the run.
+        rows: This process's part of a batch of `config.batch_size`.
+        share: The same as a fraction.
+        learners: Whose learning rates follow the schedule.
+    """
+
+    lower: ClassVar[str]
+    """The settings to lower where a number is not finite."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        identity: Identity,
+        *,
+        directory: RunDirectory | None = None,
+        ranks: Ranks | None = None,
+        title: str | None = None,
+    ) -> None:
+        """Read what the directory holds. A subclass makes its parts after this, then `begin`s.
+
+        Args:
+            config: The constants.
+            device: Where it takes place.
+            identity: Is asked where it matters: with a directory, or with other processes.
+            directory: Where checkpoints go, on the first process. None = nothing is written.
+            ranks: The processes that share the run, each of which makes one like this. None = this
+                process alone.
+            title: Of a progress bar. None = no bar.
+
+        Raises:
+            PeckerError: The directory holds another run, processes that do not agree or are more
+                than there are samples, or nowhere to log to.
+        """
+        self._ranks = ranks = ranks or Ranks()
+        if config.batch_size < ranks.size:
+            raise PeckerError(
+                f"batch_size {config.batch_size} for {ranks.size} processes: each needs one sample "
+                "at least; raise batch_size or start fewer"
+            )
+        if config.logging.tensorboard and directory is None and ranks.is_first:
+            raise PeckerError("logging.tensorboard needs a run directory to write to")
+        self.config = config
+        self.device = device
+        self.iteration = 0
+        self.stopwatch = Stopwatch()
+        self.rows = ranks.rows(config.batch_size)
+        self.share = (self.rows.stop - self.rows.start) / config.batch_size
+        self.learners: list[Learner] = []
+        self._directory = directory
+        self._title = title if ranks.is_first else None
+        self._identity: Mapping[str, str] = {}
+        if directory is not None or not ranks.alone:
+            self._identity = identity()
+            for what, fingerprint in self._identity.items():
+                ranks.check_same(fingerprint, _another(what))
+            ranks.check_same(config.to_yaml(), "another configuration")
+        self._saved = ranks.first(self._read_saved)
+
+    # ---- what a method is
+
+    @property
+    @abstractmethod
+    def terms(self) -> Sequence[str]:
+        """Names of its losses: `term`, `network/term`, or `ONE_LOSS` alone."""
+
+    @abstractmethod
+    def draw(self, random: IterationRandom) -> Batch:
+        """What the next iteration learns from.
+
+        Every process draws the whole batch and keeps its `rows`, so that the batch does not depend
+        on how many there are.
+        """
+
+    @abstractmethod
+    def advance(self, batch: Batch) -> Sequence[Tensor]:
+        """One iteration; returns the mean of each term over this process's samples, scalars."""
+
+    @abstractmethod
+    def networks(self) -> Iterable[tuple[str, nn.Module]]:
+        """(name, or "" where there is one; the network, its weights in place) of all that learn."""
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, Stateful]:
+        """What is saved, by its name in the checkpoint, in the order in which it is loaded."""
+
+    # ---- the run
+
+    def begin(self) -> None:
+        """Go on from the checkpoint, once all parts are made; describe the run in its directory."""
+        if self._saved is not None:
+            self.iteration = self._saved["iteration"]
+            self.stopwatch = Stopwatch(self._saved.get("seconds", 0.0))
+            for name, part in self.parts().items():
+                part.load_state_dict(self._saved[name])
+            self._saved = None
+        self._ranks.first(self._describe)
+
+    def run(self) -> Iterator[Metrics]:
+        """Train to the end, one iteration per item; saves as it goes.
+
+        Raises:
+            PeckerError: A loss or a weight is not finite (nothing of it is saved), the disk is
+                full, or another process has stopped. The last checkpoint stays.
+        """
+        config, every = self.config, self.config.logging
+        record = LossRecord(self.terms, every.every, self.device, self._ranks, self.share)
+        with self._shown() as show:
+            while self.iteration < config.length:
+                with self.stopwatch:
+                    random = IterationRandom(
+                        config.seed, self.iteration, self.device, TRAINING, self._ranks.rank
+                    )
+                    batch = self.draw(random)
+                    for learner in self.learners:
+                        learner.set_learning_rate(config.rate(self.iteration))
+                    with random.global_streams():
+                        losses = self.advance(batch)
+                    self.iteration += 1
+                    record.add(self.iteration, losses)
+                    save = self._is_due(every.checkpoint_every)
+                    read = self._read(record) if save or self._is_due(every.every) else None
+                    show(read)
+                    if save:
+                        self.save()
+                yield Metrics(self.iteration, read)
+
+    def save(self) -> None:
+        """Check the weights and write a checkpoint; call it between two iterations.
+
+        Without a run directory only the check is left.
+
+        Raises:
+            PeckerError: A weight is not finite, or the disk is full. The last checkpoint stays.
+        """
+        for which, network in self.networks():
+            for name, param in network.named_parameters():
+                if not bool(torch.isfinite(param).all()):
+                    what = f"{which} weight".strip()
+                    raise PeckerError(
+                        f"the {what} {name!r} is not finite after iteration {self.iteration}: "
+                        f"{self._remedy()}"
+                    )
+        self._ranks.first(self._write)
+
+    def _is_due(self, every: int) -> bool:
+        return self.iteration % every == 0 or self.iteration == self.config.length
+
+    def _read(self, record: LossRecord) -> dict[str, float]:
+        try:
+            return record.read()
+        except PeckerError as error:
+            raise PeckerError(f"{error}: {self._remedy()}") from None
+
+    def _remedy(self) -> str:
+        standing = "nothing was saved" if self._directory is None else self._directory.standing()
+        return f"stopped; {standing}; lower {self.lower}"
+
+    @contextmanager
+    def _shown(self) -> Iterator[Callable[[Mapping[str, float] | None], None]]:
+        """What shows an iteration that is done, and its losses where they were read."""
+        board: Any = None
+        if self.config.logging.tensorboard and self._directory is not None:
+            board = open_tensorboard(self._directory.path, self.iteration)
+        bar = tqdm(
+            total=self.config.length,
+            initial=self.iteration,
+            desc=self._title,
+            unit="it",
+            disable=self._title is None,
+        )
+
+        def show(losses: Mapping[str, float] | None) -> None:
+            for name, value in (losses or {}).items():
+                if board is not None:
+                    tag = name if name == ONE_LOSS else f"loss/{name}"
+                    board.add_scalar(tag, value, self.iteration)
+            if losses is not None:
+                bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()})
+            bar.update()
+
+        try:
+            yield show
+        finally:
+            bar.close()
+            if board is not None:
+                board.close()
+
+    # ---- the run directory; all of it on the first process
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "kind": type(self.config).__name__,
+            "identity": dict(self._identity),
+            "seconds": self.stopwatch.seconds,
+            "config": self.config.flat(),
+            **{name: part.state_dict() for name, part in self.parts().items()},
+        }
+
+    def _write(self) -> None:
+        if self._directory is not None:
+            self._directory.save(self.iteration, self._state())
+
+    def _describe(self) -> None:
+        """Write beside the checkpoints what can be read without them."""
+        if self._directory is not None:
+            self._directory.write_config(self.config.to_yaml())
+
+    def _read_saved(self) -> dict[str, Any] | None:
+        """The run that the directory holds, if there is one.
+
+        Raises:
+            PeckerError: It is of another method, model, data set or configuration.
+        """
+        saved = None if self._directory is None else self._directory.load()
+        if saved is None or self._directory is None:
+            return None
+        where = self._directory.path
+        # Once only teachers and classifiers said what they are, and most had one fingerprint only.
+        unsaid = "PeckerConfig" if "networks" in saved else "BaselineConfig"
+        if saved.get("kind", unsaid) != type(self.config).__name__:
+            raise PeckerError(f"{where} holds a run of another kind; choose another directory")
+        theirs = saved["identity"]
+        if isinstance(theirs, str):
+            theirs = dict.fromkeys(self._identity, theirs)
+        for what, fingerprint in self._identity.items():
+            if theirs.get(what) != fingerprint:
+                on = "on" if what == "images" else "of"
+                raise PeckerError(
+                    f"{where} holds a run {on} {_another(what)}; resume it with the {what} that it "
+                    "was started with, or choose another directory"
+                )
+        self.config.check_resumes(saved["config"], saved["iteration"], str(where))
+        return saved
+
+
+def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.device) -> str:
+    """Switch a network to fused blocks where they run; says what came of it, in a line to show.
+
+    Args:
+        network: Gives the network, if it is to be switched.
+        wanted: The configuration's `accelerate`.
+        device: Where it runs.
+    """
+    if not wanted:
+        return "torch's blocks: accelerate is off in the configuration"
+    if device.type != "cuda":
+        return f"torch's blocks: no fused ones on {device.type}"
+    return str(accelerate_(network()))
+
+
+def _another(what: str) -> str:
+    return "other images" if what == "images" else f"another {what}"

@@ -1,0 +1,86 @@
+"""`pecker_fast.erase` and what its commands do, called from Python."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import tiny_scheduler, tiny_unet
+from tiny_pipeline import save_tiny_pipeline
+
+import pecker_fast
+from pecker_fast import ModelFolder, PeckerError, SaliencyMask, apply_patch
+from pecker_fast.cli import main
+from pecker_fast.erasure.masks import mask_of_class
+from pecker_fast.erasure.request import Request
+from pecker_fast.models.pipeline import PipelineFolder, load_unet
+
+SMALL = {"batch_size": 2, "iterations": 2, "saliency.batches": 1, "saliency.batch_size": 2}
+CLASS = {**SMALL, "generator.lambda_forget": 1, "generator.lr": 1e-3, "mask.density": 0.2}
+WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder; read-only."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "model"
+    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(path)
+    return path
+
+
+def test_it_does_what_the_command_does(model, tmp_path):
+    erased = pecker_fast.erase(str(model), "star", "circle", out=tmp_path / "here", **CLASS)
+    settings = [word for key, value in CLASS.items() for word in ("--set", f"{key}={value}")]
+    words = ["erase", model, "--forget", 2, "--override", "circle", "--out", tmp_path / "there"]
+    assert main([*map(str, words), *settings]) == 0
+    ours, theirs = (load_file(tmp_path / side / WEIGHTS) for side in ("here", "there"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+    assert erased.mask == SaliencyMask.load(tmp_path / "there" / "mask.safetensors")
+    for name, value in erased.model.unet.state_dict().items():
+        assert torch.equal(value.cpu(), ours[name])
+    assert erased.frozen.frozen_changed == 0 < erased.frozen.salient_changed
+    assert (erased.model.kind, erased.model.figures["forget"]) == ("generator", "star")
+    assert (erased.facts.iterations, erased.report, erased.out) == (2, None, tmp_path / "here")
+
+
+def test_a_model_and_a_mask_in_memory(model, tmp_path):
+    folder = ModelFolder.load(model)
+    mask = SaliencyMask.random(folder.unet, 0.05, seed=3)
+    erased = pecker_fast.erase(folder, 2, 0, out=tmp_path / "run", mask=mask, **CLASS)
+    assert erased.mask == mask and erased.frozen.salient == mask.nnz
+    again = pecker_fast.erase(folder, 2, 0, out=tmp_path / "run", mask=mask, **CLASS)
+    assert again.facts.resumed_at == 2
+
+
+def test_a_pipeline(tmp_path):
+    save_tiny_pipeline(tmp_path / "tiny", length=48)
+    erased = pecker_fast.erase(
+        tmp_path / "tiny", "cat", "dog", out=tmp_path / "run", config="object", previews=False,
+        **SMALL, **{"micro_batch": None},
+    )  # fmt: skip
+    original = PipelineFolder.load(tmp_path / "tiny").unet
+    apply_patch(original, tmp_path / "run" / "patch.safetensors")
+    written = load_unet(erased.model.path, like=original)
+    for name, value in erased.model.unet.state_dict().items():
+        assert torch.equal(value, written.state_dict()[name])
+        assert torch.equal(value, original.state_dict()[name])
+    assert "a photo of a cat at night" in erased.model.description["forget"]
+
+
+def test_a_setting_that_there_is_not(model, tmp_path):
+    with pytest.raises(PeckerError, match="'iteration'"):
+        pecker_fast.erase(model, "star", "circle", out=tmp_path / "run", iteration=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_mask_of_a_class(model, tmp_path):
+    request = Request(
+        out=tmp_path / "m.safetensors", model=model, forget="STAR", overrides=["circle"],
+        settings={**CLASS, "mask.density": 0.1}, command="mask",
+    )  # fmt: skip
+    found = mask_of_class(request)
+    assert (found.forget, found.kind) == ("star", "saliency")
+    assert found.mask.density == pytest.approx(0.1, abs=1e-3)
+    plot = found.save(request.out)
+    assert SaliencyMask.load(request.out) == found.mask and plot.is_file()
+    with pytest.raises(PeckerError, match="--pipeline"):
+        Request(out=tmp_path, model=model, pipeline=tmp_path)

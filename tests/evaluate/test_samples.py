@@ -1,0 +1,400 @@
+"""Samples as a folder and as an .npz: what is written, what a second start draws, refusals."""
+
+import errno
+import fcntl
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import tiny_unet
+
+from pecker_fast.datasets.image_files import load_image_files
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.sample_plan import class_plan, numbered_files
+from pecker_fast.evaluate.samples import write_npz, write_samples
+from pecker_fast.evaluate.sampling import Sampler
+
+LABELS = torch.tensor([0, 2, 0, 2, 0])
+SAMPLER = Sampler(steps=2, seed=3, batch_size=2)
+FILES = [
+    "00_circle/000000.png",
+    "02_star/000000.png",
+    "00_circle/000001.png",
+    "02_star/000001.png",
+    "00_circle/000002.png",
+]
+
+
+def plan_of(model, sampler=SAMPLER, labels=LABELS, path="where/it/was"):
+    return class_plan(model, path, sampler, labels)
+
+
+@pytest.fixture
+def plan(tiny_model):
+    return plan_of(tiny_model)
+
+
+@pytest.fixture
+def counted(plan):
+    """The plan, and the list of the batches that are drawn of it."""
+    drawn = []
+
+    def batches(only, progress):
+        for part, images in plan.batches(only, progress):
+            drawn.append(part.start // plan.batch_size)
+            yield part, images
+
+    return replace(plan, batches=batches), drawn
+
+
+@pytest.fixture
+def pixels(tiny_model):
+    """What an independent reading of the images in [-1, 1] gives, (5, 8, 8) uint8."""
+    images = SAMPLER.sample(tiny_model, LABELS)[:, 0].double()
+    return np.floor((images.numpy() + 1) / 2 * 255 + 0.5).astype(np.uint8)
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def images_of(folder):
+    return {name: content for name, content in tree(folder).items() if name.endswith(".png")}
+
+
+def test_a_folder_of_png_files_that_says_what_drew_them(plan, pixels, tiny_model, tmp_path):
+    folder = tmp_path / "samples"
+    assert write_samples(folder, plan) == 5
+    assert sorted(tree(folder)) == sorted([*FILES, "samples.json"])
+    for index, file in enumerate(FILES):
+        with Image.open(folder / file) as image:
+            assert image.mode == "L"
+            assert np.array_equal(np.asarray(image), pixels[index])
+
+    content = json.loads((folder / "samples.json").read_text())
+    assert content["complete"] is True and content["count"] == 5
+    assert content["folders"]["02_star"] == {"index": 2, "name": "star", "count": 2}
+    assert content["sampler"] == SAMPLER.settings(tiny_model)
+    assert content["model"]["path"] == "where/it/was" and len(content["model"]["weights"]) == 64
+    (start,) = content["starts"]
+    assert (start["images"], start["processes"]) == (5, 1)
+    assert start["seconds"] >= 0 and "torch" in start["versions"]
+
+    read = load_image_files(folder)
+    assert read.labels.tolist() == [0, 0, 0, 2, 2]
+    assert read.class_names == tiny_model.class_names
+    assert read.provenance == content
+    assert np.array_equal(read.images[:, 0].numpy(), pixels[[0, 2, 4, 1, 3]])
+
+
+def test_colour(tiny_model, tmp_path):
+
+    model = replace(tiny_model, unet=tiny_unet(3, (3, 8, 8)))
+    write_samples(tmp_path / "a", plan_of(model))
+    expected = (SAMPLER.sample(model, LABELS)[1] + 1) * 127.5
+    with Image.open(tmp_path / "a" / FILES[1]) as image:
+        found = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    assert (found - expected).abs().max() <= 0.5
+
+
+def test_only_what_is_missing_is_drawn_and_the_end_is_the_same(counted, tmp_path):
+    plan, drawn = counted
+    write_samples(tmp_path / "whole", plan)
+    assert drawn == [0, 1, 2]
+    folder = tmp_path / "stopped"
+    write_samples(folder, plan)
+    drawn.clear()
+    assert write_samples(folder, plan) == 0 and drawn == []
+
+    (folder / FILES[1]).unlink()
+    (folder / FILES[4]).write_bytes(b"")  # a machine that lost power
+    kept = (folder / FILES[0]).stat().st_mtime_ns
+    (folder / "00_circle" / ".000002.png").write_bytes(b"half")
+    (folder / "00_circle" / ".DS_Store").write_bytes(b"of somebody else")
+    assert write_samples(folder, plan) == 2
+    assert drawn == [0, 2]
+    assert images_of(folder) == images_of(tmp_path / "whole")
+    assert (folder / FILES[0]).stat().st_mtime_ns == kept
+    hidden = sorted(p.name for p in folder.rglob(".*"))
+    assert hidden == [".DS_Store"]
+    content = json.loads((folder / "samples.json").read_text())
+    assert [start["images"] for start in content["starts"]] == [5, 2]
+    assert content["complete"] is True
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 2])
+def test_a_start_that_is_stopped_leaves_a_folder_that_goes_on(
+    plan, counted, tmp_path, stopped_after
+):
+    def batches(only, progress):
+        for number, batch in enumerate(plan.batches(only, progress)):
+            if number == stopped_after:
+                raise KeyboardInterrupt
+            yield batch
+
+    folder = tmp_path / "samples"
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(folder, replace(plan, batches=batches))
+    content = json.loads((folder / "samples.json").read_text())
+    assert content["complete"] is False and content["starts"][0]["images"] is None
+    assert len(images_of(folder)) == 2 * stopped_after
+    again, drawn = counted
+    assert write_samples(folder, again) == 5 - 2 * stopped_after
+    assert drawn == [0, 1, 2][stopped_after:]
+    write_samples(tmp_path / "whole", plan)
+    assert images_of(folder) == images_of(tmp_path / "whole")
+
+
+def test_a_start_that_is_killed_before_it_draws(plan, tmp_path, monkeypatch):
+    # Sub-folders are there, images are not: the folder must still be known as its own.
+    folder, mkdir = tmp_path / "samples", os.mkdir
+
+    def until_killed(path, mode):
+        if str(path).endswith("star"):
+            raise KeyboardInterrupt
+        mkdir(path, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_samples(folder, plan)
+    assert (folder / "00_circle").is_dir()
+    assert write_samples(folder, plan) == 5
+
+
+def test_the_batch_size_and_the_place_of_the_model_may_change(plan, tiny_model, tmp_path):
+    folder = tmp_path / "samples"
+    write_samples(folder, plan)
+    for file in FILES[2:]:
+        (folder / file).unlink()
+    other = plan_of(tiny_model, replace(SAMPLER, batch_size=3), path="elsewhere")
+    assert write_samples(folder, other) == 3
+    sizes = [s["batch_size"] for s in json.loads((folder / "samples.json").read_text())["starts"]]
+    assert sizes == [2, 3]
+
+
+def test_samples_of_another_run_are_refused_by_what_differs(plan, tiny_model, tmp_path):
+    folder, npz = tmp_path / "samples", tmp_path / "samples.npz"
+    write_samples(folder, plan)
+    write_npz(npz, plan)
+    before = tree(tmp_path)
+    changed = replace(tiny_model, unet=type(tiny_model.unet).from_config(tiny_model.unet.config))
+    others = {
+        "sampler.seed is 3 and not 4": plan_of(tiny_model, replace(SAMPLER, seed=4)),
+        "sampler.steps is 2 and not 4": plan_of(tiny_model, replace(SAMPLER, steps=4)),
+        "count is 5 and not 3": plan_of(tiny_model, labels=LABELS[:3]),
+        "folders.01_square.index is null and not 1": plan_of(tiny_model, labels=LABELS * 0 + 1),
+        "model.weights is .* and not": plan_of(changed),
+    }
+    for words, other in others.items():
+        for write, place in ((write_samples, folder), (write_npz, npz)):
+            with pytest.raises(PeckerError, match=rf"{place}: .*another run.*{words}.*--force"):
+                write(place, other)
+    assert tree(tmp_path) == before
+
+
+def test_force_replaces_samples_and_nothing_else(plan, tiny_model, tmp_path):
+    folder, npz = tmp_path / "samples", tmp_path / "samples.npz"
+    write_samples(folder, plan)
+    write_npz(npz, plan)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("precious")
+    other = plan_of(tiny_model, replace(SAMPLER, seed=4), torch.tensor([1, 1]))
+    assert write_samples(folder, other, force=True) == 2
+    assert sorted(tree(folder)) == [
+        "01_square/000000.png", "01_square/000001.png", "notes/mine.txt", "samples.json",
+    ]  # fmt: skip
+    assert write_npz(npz, other, force=True) == 2
+    assert load_image_files(npz).labels.tolist() == [1, 1]
+    # Names from a file decide what is deleted: none may lead out of the folder.
+    content = json.loads((folder / "samples.json").read_text())
+    content["folders"] = {"../outside": {}, "..": {}, ".": {}, "": {}, "notes": {}}
+    (folder / "samples.json").write_text(json.dumps(content))
+    (tmp_path / "outside").mkdir()
+    assert write_samples(folder, other, force=True) == 2
+    assert (tmp_path / "outside").is_dir() and npz.exists()
+    assert (folder / "notes" / "mine.txt").exists()
+
+
+def test_places_that_are_refused(plan, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    with pytest.raises(PeckerError, match=r"holds thesis.tex and no samples.json"):
+        write_samples(other, plan)
+    with pytest.raises(PeckerError, match=r"thesis.tex: is a file"):
+        write_samples(other / "thesis.tex", plan)
+    with pytest.raises(PeckerError, match="nothing: no such folder; make it first"):
+        write_samples(tmp_path / "nothing" / "samples", plan)
+    for text in ("{", "[]", '{"folders": {}}'):
+        (other / "samples.json").write_text(text)
+        with pytest.raises(PeckerError, match=r"samples.json: .* choose another folder"):
+            write_samples(other, plan)
+
+    folder = tmp_path / "samples"
+    write_samples(folder, plan)
+    (folder / "00_circle" / "000003.png").write_bytes(b"")
+    with pytest.raises(PeckerError, match=r"000003.png: no image of this run; remove it"):
+        write_samples(folder, plan)
+
+
+def test_two_commands_at_once(plan, tmp_path):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(PeckerError, match="another process writes samples there"):
+            write_samples(folder, plan)
+    finally:
+        os.close(held)
+    assert write_samples(folder, plan) == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "are whole: free some space, .* same command"), (errno.EIO, "another place")],
+)
+def test_a_disk_that_fills_up(plan, tmp_path, monkeypatch, number, words):
+    folder, written = tmp_path / "samples", []
+    save = Image.Image.save
+
+    def until_full(self, path):
+        if len(written) == 3:
+            Path(path).write_bytes(b"half")
+            raise OSError(number, os.strerror(number), str(path))
+        written.append(path)
+        save(self, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "save", until_full)
+        with pytest.raises(PeckerError, match=f"{os.strerror(number)}.*{words}"):
+            write_samples(folder, plan)
+    assert len(images_of(folder)) == 3 and not list(folder.rglob(".*"))
+    assert write_samples(folder, plan) == 2
+    write_samples(tmp_path / "whole", plan)
+    assert images_of(folder) == images_of(tmp_path / "whole")
+
+
+def test_a_place_that_is_read_only(plan, tmp_path, monkeypatch):
+    # Root ignores permission bits, so the refusal is the system call's own.
+    def refuse(path, *_args, **_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", refuse)
+        with pytest.raises(PeckerError, match=r"Read-only file system.*another place"):
+            write_samples(tmp_path / "samples", plan)
+    write_samples(tmp_path / "samples", plan)
+    (tmp_path / "samples" / FILES[0]).unlink()
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PeckerError, match=r"Read-only file system.*another place"):
+        write_samples(tmp_path / "samples", plan)
+
+
+def test_an_image_that_is_lost_while_others_are_drawn(plan, tmp_path):
+    def batches(only, progress):
+        for part, images in plan.batches(only, progress):
+            if part.start == 4:
+                (tmp_path / "samples" / FILES[0]).unlink()
+            yield part, images
+
+    with pytest.raises(PeckerError, match=r"000000.png: is missing; processes on several machines"):
+        write_samples(tmp_path / "samples", replace(plan, batches=batches))
+
+
+def test_names_of_folders():
+    names = ["T-shirt/top", "../..", "café", "CON: <x>", "a" * 200]
+    folders, files = numbered_files(torch.tensor([0, 1, 2, 3, 4, 0]), names)
+    assert list(folders) == ["00_T-shirt-top", "01", "02_café", "03_CON-x", f"04_{'a' * 60}"]
+    assert files[5] == "00_T-shirt-top/000001.png"
+    assert [part["name"] for part in folders.values()] == names
+    folders, _ = numbered_files(torch.tensor([7, 1000]), [str(k) for k in range(1001)])
+    assert list(folders) == ["0007_7", "1000_1000"]
+
+
+def test_networks_whose_images_are_no_pngs(tiny_model):
+    model = replace(tiny_model, patch_size=1)
+    object.__setattr__(model.unet.config, "in_channels", 2)
+    with pytest.raises(PeckerError, match="need 1 or 3 channels, got 2"):
+        plan_of(model)
+
+
+def test_what_cannot_be_drawn_comes_out_before_anything_is_written(tiny_model):
+    for sampler, labels, words in (
+        (SAMPLER, torch.tensor([3]), r"labels must lie in \[0, 3\)"),
+        (replace(SAMPLER, guidance=1.0), LABELS, "guidance needs a model"),
+        (replace(SAMPLER, steps=2000), LABELS, "1 .. 1000"),
+        (Sampler(t_init=1000), LABELS, "t_init must be in 0 .. 999"),
+    ):
+        with pytest.raises(PeckerError, match=words):
+            plan_of(tiny_model, sampler, labels)
+
+
+def test_npz(plan, pixels, tmp_path):
+    path = tmp_path / "samples.npz"
+    assert write_npz(path, plan) == 5
+    assert os.listdir(tmp_path) == ["samples.npz"]
+    with np.load(path) as file:
+        assert file["arr_0"].shape == (5, 8, 8, 1)
+        assert np.array_equal(file["arr_0"][..., 0], pixels)
+        assert file["labels"].tolist() == LABELS.tolist()
+    read = load_image_files(path)
+    assert np.array_equal(read.images[:, 0].numpy(), pixels)
+    assert read.class_names == ("circle", "square", "star")
+    assert read.provenance["complete"] is True and read.provenance["sampler"]["seed"] == 3
+
+
+def test_an_npz_goes_on_from_the_folder_beside_it(plan, counted, tmp_path):
+    def batches(only, progress):
+        yield next(plan.batches(only, progress))
+        raise KeyboardInterrupt
+
+    path = tmp_path / "samples.npz"
+    with pytest.raises(KeyboardInterrupt):
+        write_npz(path, replace(plan, batches=batches))
+    assert os.listdir(tmp_path) == ["samples.npz.parts"]
+    again, drawn = counted
+    assert write_npz(path, again) == 3 and drawn == [1, 2]
+    write_npz(tmp_path / "whole.npz", plan)
+    with np.load(path) as found, np.load(tmp_path / "whole.npz") as whole:
+        assert all(np.array_equal(found[key], whole[key]) for key in ("arr_0", "labels"))
+    before = path.read_bytes()
+    assert write_npz(path, again) == 0 and drawn == [1, 2]
+    assert path.read_bytes() == before
+
+
+def test_an_npz_that_cannot_be_written_goes_on_from_its_images(plan, tmp_path, monkeypatch):
+    path, parts = tmp_path / "samples.npz", tmp_path / "samples.npz.parts"
+
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez_compressed", full)
+        with pytest.raises(PeckerError, match=r"No space left.*same command"):
+            write_npz(path, plan)
+    assert os.listdir(tmp_path) == ["samples.npz.parts"]
+    (parts / FILES[3]).write_bytes((parts / FILES[3]).read_bytes()[:40])
+    with pytest.raises(PeckerError, match=r"000001.png: cannot be read .* remove it"):
+        write_npz(path, plan)
+    (parts / FILES[3]).unlink()
+    assert write_npz(path, plan) == 1
+    assert os.listdir(tmp_path) == ["samples.npz"]
+
+
+def test_files_that_are_no_samples_stay(plan, tmp_path):
+    path = tmp_path / "samples.npz"
+    np.savez(path, images=np.zeros((1, 1, 2, 2), np.uint8))
+    for content in (path.read_bytes(), b"", b"text"):
+        path.write_bytes(content)
+        with pytest.raises(PeckerError, match="exists, and does not say what drew it; add --force"):
+            write_npz(path, plan)
+        assert path.read_bytes() == content
+    with pytest.raises(PeckerError, match="is a folder; give the name of a file"):
+        write_npz(tmp_path, plan)

@@ -1,0 +1,268 @@
+"""Classifiers: constants, the loss, resuming, and that they learn."""
+
+import pytest
+import torch
+from image_data import random_images, write_images
+from methods.training_jobs import CPU, tiny_images
+from torch.nn import functional as F
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier import SmallClassifier
+from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.resnet import ResNetClassifier
+from pecker_fast.methods.classifier import ClassifierTrainer, load_split_images
+from pecker_fast.methods.training_config import classifier_config
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
+
+TINY = {"batch_size": 6, "iterations": 6, "width": 4, "lr": 1e-3, "lr_schedule": "constant"}
+TINY |= {"logging.checkpoint_every": 2, "logging.every": 2}
+
+
+def tiny(arch="small", **changes):
+    return classifier_config(arch, {**TINY, **changes})
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+# ---- configurations
+
+
+def test_published_constants():
+    """Of the ResNet-34 behind the published unlearning accuracy."""
+    config = classifier_config("resnet34", pretrained=True)
+    assert (config.lr, config.lr * config.head_lr_factor) == (1e-5, pytest.approx(1e-4))
+    assert (config.epochs, config.input_size, config.stem) == (10, 224, "imagenet")
+    assert (config.optimizer.weight_decay, config.decoupled_decay) == (5e-4, False)
+    assert (config.lr_schedule, config.warmup, config.noise) == ("constant", 0, 0)
+
+
+def test_from_scratch_small_images_have_a_small_stem():
+    config = classifier_config("resnet34", {"epochs": 3})
+    assert (config.stem, config.input_size, config.head_lr_factor) == ("cifar", None, 1.0)
+    assert config.epochs == 3
+
+
+def test_length_follows_from_epochs_and_warm_up_from_length():
+    config = classifier_config("small", {"epochs": 2, "batch_size": 7})
+    resolved = config.resolved(50)  # 100 / 7 = 14.3
+    assert (resolved.iterations, resolved.warmup) == (15, 1)
+    assert resolved.resolved(10**6) == resolved
+    assert classifier_config("small").resolved(60_000).warmup == 200
+    assert classifier_config("small", {"iterations": 3}).resolved(50).iterations == 3
+
+
+def test_unknown_kinds_and_keys():
+    with pytest.raises(PeckerError, match="unknown classifier 'vgg'; known are resnet34, small"):
+        classifier_config("vgg")
+    with pytest.raises(PeckerError, match=r"unknown configuration key 'epoch'.*'epochs'"):
+        classifier_config("small", {"epoch": 1})
+    with pytest.raises(PeckerError, match="stem must be 'imagenet' or 'cifar', got 'big'"):
+        classifier_config("resnet34", {"stem": "big"})
+
+
+# ---- the loss
+
+
+class Recording(torch.nn.Module):
+    """Logits that depend on nothing, and what the network was shown."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
+        self.seen = []
+        self.head = network.head
+
+    def forward(self, images):
+        self.seen.append(images)
+        return self.logits.expand(len(images), 3)
+
+
+def recorded(monkeypatch, images, iterations=1, **changes):
+    import pecker_fast.methods.classifier as module
+
+    network = Recording(SmallClassifier(3, 3, 4))
+    monkeypatch.setattr(module, "_build", lambda *arguments: network)
+    monkeypatch.setattr(module, "SmallClassifier", Recording)
+    config = tiny(**changes)
+    trainer = ClassifierTrainer(images, config, CPU)
+    losses = [
+        trainer.advance(trainer.draw(IterationRandom(config.seed, i, CPU, TRAINING)))[0].item()
+        for i in range(iterations)
+    ]
+    return torch.cat(network.seen), losses
+
+
+def test_loss_is_the_smoothed_cross_entropy(monkeypatch):
+    images = tiny_images(6)  # a batch is all of them, two of each class
+    _, losses = recorded(monkeypatch, images, label_smoothing=0.3, noise=0.0)
+    log_p = F.log_softmax(torch.tensor([0.5, -1.0, 2.0]), dim=0)
+    of_label = [-0.7 * log_p[k] - 0.3 * log_p.mean() for k in range(3)]
+    assert losses[0] == pytest.approx(float(sum(of_label)) / 3, rel=1e-6)
+
+
+def test_every_other_image_is_noisy_and_half_are_mirrored(monkeypatch):
+    images = tiny_images(6)
+    clean = images.batch(torch.arange(6), CPU)
+    seen, _ = recorded(monkeypatch, images, 60, noise=0.2, flip=True)
+    known = torch.cat([clean, clean.flip(-1)])
+    distance = (seen[:, None] - known).square().mean((2, 3, 4)).sqrt()
+    nearest, which = distance.min(dim=1)
+    assert float(nearest[1::2].max()) == 0  # of each pair the second is clean
+    assert 0.15 < float(nearest[::2].max()) < 0.25
+    assert 0 < float(nearest[::2].min()) < 0.03
+    assert float((which >= 6).float().mean()) == pytest.approx(0.5, abs=0.1)
+    seen, _ = recorded(monkeypatch, images, 2, noise=0.0, flip=False)
+    assert {tuple(row.flatten().tolist()) for row in seen} == {
+        tuple(row.flatten().tolist()) for row in clean
+    }
+
+
+def test_the_last_layer_learns_faster():
+    """Adam's first step has the size of the learning rate."""
+    changes = {"head_lr_factor": 10.0, "iterations": 1, "optimizer.weight_decay": 0.0}
+    images = tiny_images(40)
+    start = weights(ClassifierTrainer(images, tiny(**changes), CPU))
+    trainer = ClassifierTrainer(images, tiny(**changes), CPU)
+    list(trainer.run())
+    after = weights(trainer)
+    moved = {name: float((after[name] - start[name]).abs().max()) for name in start}
+    assert moved["head.weight"] == pytest.approx(1e-2, rel=1e-3)
+    assert moved["project.weight"] == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_decay_is_in_the_gradient_or_beside_it(decoupled):
+    """Where the gradient is 0, AdamW shrinks a weight by lr x decay, Adam moves it by lr."""
+    images = tiny_images(40)
+    changes = {"decoupled_decay": decoupled, "optimizer.weight_decay": 0.5, "iterations": 1}
+    changes["optimizer.eps"] = 1e-20  # or the smallest weights would move by less
+    trainer = ClassifierTrainer(images, tiny(**changes), CPU)
+    nothing = trainer.network.head.weight
+    trainer.network.forward = lambda seen: (nothing * 0).sum().expand(len(seen), 3)
+    before = weights(trainer)["head.weight"]
+    list(trainer.run())
+    after = weights(trainer)["head.weight"]
+    expected = before * (1 - 1e-3 * 0.5) if decoupled else before - 1e-3 * before.sign()
+    torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-7)
+
+
+# ---- whole runs
+
+
+@pytest.mark.parametrize("arch", ["small", "resnet34"])
+def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path, arch):
+    """Statistics of batch norm included."""
+    images = tiny_images()
+    whole = ClassifierTrainer(images, tiny(arch), CPU)
+    list(whole.run())
+    with RunDirectory(tmp_path) as directory:
+        trainer = ClassifierTrainer(images, tiny(arch), CPU, directory=directory)
+        for metrics in trainer.run():
+            if metrics.iteration == 3:
+                break
+        resumed = ClassifierTrainer(images, tiny(arch), CPU, directory=directory)
+        assert resumed.iteration == 2
+        list(resumed.run())
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_it_learns_and_its_figures_are_those_of_its_files(tmp_path):
+    train, test = tiny_images(90), tiny_images(33)
+    test.labels[0] = 1  # wrong on purpose: one of 33 cannot be right
+    trainer = ClassifierTrainer(train, tiny(iterations=60, lr=1e-2, batch_size=15), CPU)
+    list(trainer.run())
+    measured = trainer.measure(test)
+    card = measured.card
+    assert card["test_accuracy"] == pytest.approx(32 / 33)
+    assert card["class_test_accuracy"] == pytest.approx([1.0, 11 / 12, 1.0])
+    assert (card["test_count"], card["train_count"], card["iterations"]) == (33, 90, 60)
+    assert card["started_from"] is None and card["config"]["width"] == 4
+    measured.network.save(tmp_path)
+    loaded = SmallClassifier.load(tmp_path)
+    x = train.batch(torch.arange(90), CPU)
+    with torch.no_grad():
+        features = loaded.logits_and_features(x)[1]
+    expected = ClassStatistics.from_features(features, train.labels, 3)
+    # Batches of another size, so other sums.
+    torch.testing.assert_close(measured.statistics.mean, expected.mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(measured.statistics.cov, expected.cov, rtol=1e-4, atol=1e-6)
+    assert measured.statistics.source == "colours"
+
+
+def test_grey_images_train_a_resnet():
+    images = tiny_images()
+    grey = type(images)(images.images[:, :1], images.labels, images.class_names, "grey")
+    trainer = ClassifierTrainer(grey, tiny("resnet34", iterations=1), CPU)
+    list(trainer.run())
+    assert trainer.measure(grey).network.in_channels == 1
+
+
+def test_autocast_computes_in_bf16_and_keeps_fp32_weights():
+    seen = []
+    trainer = ClassifierTrainer(tiny_images(), tiny(precision="autocast", iterations=1), CPU)
+    head = trainer.network.head
+    head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    list(trainer.run())
+    assert seen == [torch.bfloat16]
+    assert all(value.dtype == torch.float32 for value in weights(trainer).values())
+
+
+# ---- pretrained weights
+
+
+def test_pretrained_weights_are_the_start(tmp_path):
+    torch.manual_seed(3)
+    start = ResNetClassifier(5, width=4).state_dict()
+    config = tiny("resnet34", stem="imagenet", input_size=32, iterations=1)
+    trainer = ClassifierTrainer(tiny_images(), config, CPU, weights=("w.pth", start))
+    ours = weights(trainer)
+    assert all(torch.equal(ours[name], start[name]) for name in start if "fc." not in name)
+    assert ours["fc.weight"].shape == (3, 32)
+    list(trainer.run())
+    assert trainer.measure(tiny_images()).card["started_from"]["file"] == "w.pth"
+    with RunDirectory(tmp_path) as directory:
+        trainer = ClassifierTrainer(
+            tiny_images(), config, CPU, weights=("w.pth", start), directory=directory
+        )
+        list(trainer.run())
+        start["conv1.weight"] += 1
+        with pytest.raises(PeckerError, match="holds a run of another start"):
+            ClassifierTrainer(
+                tiny_images(), config, CPU, weights=("w.pth", start), directory=directory
+            )
+    with pytest.raises(
+        PeckerError, match=r"w\.pth: pretrained weights are for resnet34, not small"
+    ):
+        ClassifierTrainer(tiny_images(), tiny(), CPU, weights=("w.pth", start))
+
+
+# ---- which images
+
+
+def test_held_out_images_are_not_trained_on(tmp_path):
+    write_images(tmp_path, random_images(30, 3), random_images(12, 3, seed=1), ("a", "b", "c"))
+    train, test = load_split_images("images", tmp_path, tiny(held_out=10))
+    assert (len(train), len(test)) == (32, 10)
+    rows = [tuple(image.flatten().tolist()) for image in torch.cat([train.images, test.images])]
+    assert len(set(rows)) == 42
+    same = load_split_images("images", tmp_path, tiny(held_out=10))[1]
+    other = load_split_images("images", tmp_path, tiny(held_out=10, seed=1))[1]
+    assert torch.equal(same.images, test.images)
+    assert not torch.equal(other.images, test.images)
+    plain = load_split_images("images", tmp_path, tiny())
+    assert [len(part) for part in plain] == [30, 12]
+    with pytest.raises(PeckerError, match=r"held_out 42: .* has 42 images"):
+        load_split_images("images", tmp_path, tiny(held_out=42))
+
+
+def test_images_that_do_not_do():
+    few = tiny_images(4)  # classes 0, 1, 2, 0
+    with pytest.raises(PeckerError, match="colours has 1 images of 'colour 1'; at least 2"):
+        ClassifierTrainer(few, tiny(), CPU)
+    trainer = ClassifierTrainer(tiny_images(), tiny(iterations=1), CPU)
+    with pytest.raises(PeckerError, match="other classes or another size"):
+        trainer.measure(tiny_images(side=4))

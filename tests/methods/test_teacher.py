@@ -1,0 +1,305 @@
+"""Teachers: the published loss and constants, resuming, several processes, and that they learn."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from methods.training_jobs import CPU, TINY, tiny_config, tiny_images, train_tiny
+from torch import nn
+
+from pecker_fast.datasets import DATASETS
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.methods.teacher import TeacherTrainer, build_network
+from pecker_fast.methods.training_config import (
+    RECIPES,
+    TeacherConfig,
+    load_teacher_config,
+    teacher_recipe_names,
+)
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
+
+# ---- recipes
+
+
+def test_recipes_hold_the_published_constants():
+    """Of cifar10_train.yml and stl10_train.yml of the published code."""
+    for name, iterations, multipliers in (
+        ("cifar10_teacher", 800_000, (1, 2, 2, 2)),
+        ("stl10_teacher", 250_000, (1, 2, 2, 2, 4)),
+    ):
+        config = load_teacher_config(name)
+        assert config.iterations == iterations
+        assert (config.batch_size, config.lr, config.lr_schedule) == (128, 2e-4, "constant")
+        assert (config.optimizer.beta1, config.optimizer.beta2) == (0.9, 0.999)
+        assert (config.optimizer.eps, config.optimizer.weight_decay) == (1e-8, 0.0)
+        assert (config.optimizer.clip_norm, config.ema.decay) == (1.0, 0.9999)
+        assert (config.flip, config.antithetic, config.label_dropout) == (True, True, 0.1)
+        assert (config.loss, config.warmup, config.precision) == ("sum", 0, "fp32")
+        assert config.network.channel_mult == multipliers
+        assert (config.network.channels, config.network.dropout) == (128, 0.1)
+        assert config.without is None
+    assert load_teacher_config("cifar10_teacher").dataset == "cifar10"
+    assert load_teacher_config("cifar10_teacher").split == "train"
+    assert load_teacher_config("stl10_teacher").dataset == "stl10"
+    assert load_teacher_config("stl10_teacher").split == "all"
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "parameters"),
+    [("cifar10_teacher", 32, 38_632_323), ("stl10_teacher", 64, 83_159_683)],
+)
+def test_recipes_build_the_published_networks(name, side, parameters):
+    with torch.device("meta"):
+        network = build_network((3, side, side), 10, load_teacher_config(name))
+    assert isinstance(network, DDPMUNet)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "stl10"])
+def test_retraining_differs_by_the_class_alone(dataset):
+    teacher, retrain = (load_teacher_config(f"{dataset}_{kind}") for kind in ("teacher", "retrain"))
+    assert {**retrain.flat(), "without": None} == teacher.flat()
+    assert retrain.without == 0
+
+
+def test_every_recipe_is_complete_and_survives_yaml():
+    assert "small_teacher" in teacher_recipe_names()
+    for name in teacher_recipe_names():
+        config = load_teacher_config(name)
+        again = type(config).model_validate(yaml.safe_load(config.to_yaml()))
+        assert again == config
+        assert (RECIPES / f"{name}.yaml").read_text().startswith("#")
+
+
+def test_a_recipe_can_name_every_data_set():
+    for name in DATASETS:
+        assert TeacherConfig(dataset=name).dataset == name
+
+
+def test_unknown_keys_and_values_are_named():
+    with pytest.raises(PeckerError, match=r"unknown .* 'chanels'; did you mean 'network\.channels"):
+        load_teacher_config("small_teacher", {"chanels": 3})
+    with pytest.raises(PeckerError, match=r"label_dropout must be less than 1"):
+        load_teacher_config(None, {"label_dropout": 1.0})
+    with pytest.raises(PeckerError, match=r"shipped recipes are cifar10_retrain, cifar10_teacher"):
+        load_teacher_config("cifar_teacher")
+
+
+# ---- the loss
+
+
+class Recording(nn.Module):
+    """A network that predicts nothing and remembers what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(()))
+        self.calls = []
+
+    def forward(self, x, t, labels):
+        self.calls.append((x.detach(), t, labels))
+        return SimpleNamespace(sample=x * 0 + self.zero)
+
+
+def recorded(monkeypatch, images, iterations=1, **changes):
+    """What the network saw in each iteration, and the loss."""
+    network = Recording()
+    network.config = SimpleNamespace(sample_size=images.image_shape[1], in_channels=3)
+    monkeypatch.setattr("pecker_fast.methods.teacher.build_network", lambda *arguments: network)
+    config = tiny_config(lr=0.0, **changes)
+    trainer = TeacherTrainer(images, config, CPU)
+    losses = []
+    for iteration in range(iterations):
+        random = IterationRandom(config.seed, iteration, CPU, TRAINING)
+        losses.append(trainer.advance(trainer.draw(random))[0].item())
+    return network.calls, losses
+
+
+def ddpm_alphas():
+    """abar_t of the linear schedule, written out."""
+    product, alphas = 1.0, []
+    for i in range(1000):
+        product *= 1.0 - (1e-4 + (0.02 - 1e-4) * i / 999)
+        alphas.append(product)
+    return torch.tensor(alphas, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_loss_is_the_squared_noise_of_a_network_that_predicts_none(monkeypatch, reduction):
+    images = tiny_images(6)  # a batch is all of them
+    calls, losses = recorded(monkeypatch, images, flip=False, label_dropout=0.0, loss=reduction)
+    x, t, labels = calls[0]
+    alpha = ddpm_alphas()[t].view(-1, 1, 1, 1)
+    clean = images.images.double() / 127.5 - 1
+    squares = []
+    for row in range(6):
+        # The rows are shuffled: the image whose noise is nearest to a normal one.
+        noises = (x[row].double() - alpha[row].sqrt() * clean) / (1 - alpha[row]).sqrt()
+        mine = noises[labels[row] :: 3]
+        squares.append(float(min(mine.square().sum((1, 2, 3)))))
+    assert sorted(labels.tolist()) == [0, 0, 1, 1, 2, 2]
+    expected = sum(squares) / 6
+    if reduction == "mean":
+        expected /= 3 * 8 * 8
+    assert losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_noise_is_standard_normal_and_timesteps_are_paired(monkeypatch):
+    images = tiny_images(6)
+    calls, _ = recorded(monkeypatch, images, iterations=40, flip=False)
+    for _, t, _ in calls:
+        assert torch.equal(t[4:], 999 - t[:2])
+    everything = torch.cat([t for _, t, _ in calls])
+    assert int(everything.min()) < 60
+    assert int(everything.max()) > 940
+    late = torch.cat([x[t > 900] for x, t, _ in calls])  # almost pure noise
+    assert abs(float(late.mean())) < 0.05
+    assert float(late.std()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_tenth_of_the_labels_is_dropped_to_the_null_label(monkeypatch):
+    images = tiny_images(3)  # 3 classes: label 3 is "no class"
+    calls, _ = recorded(monkeypatch, images, iterations=200, batch_size=9)
+    labels = torch.cat([labels for _, _, labels in calls])
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+    assert float((labels == 3).float().mean()) == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize(("flip", "share"), [(True, 0.5), (False, 0.0)])
+def test_half_of_the_images_are_mirrored(monkeypatch, flip, share):
+    calls, _ = recorded(monkeypatch, tiny_images(6), iterations=60, flip=flip)
+    early = torch.cat([x[t < 150] for x, t, _ in calls])  # the image still shows
+    mirrored = early[..., :4].mean((1, 2, 3)) < early[..., 4:].mean((1, 2, 3))
+    assert len(early) > 30
+    assert float(mirrored.float().mean()) == pytest.approx(share, abs=0.2 * share)
+
+
+def test_left_out_class_is_never_seen_but_keeps_its_label(monkeypatch):
+    calls, _ = recorded(monkeypatch, tiny_images(30), iterations=30, without="colour 1")
+    labels = torch.cat([labels for _, _, labels in calls])
+    assert set(labels.tolist()) == {0, 2, 3}
+    model = TeacherTrainer(tiny_images(), tiny_config(iterations=1, without=1), CPU).model()
+    assert model.num_classes == 3
+    assert model.figures["forget"] == "colour 1"
+
+
+# ---- whole runs
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_train_as_one(size):
+    from distributed.processes import run_processes
+
+    # SGD-like steps: Adam's first ones divide rounding by itself where a gradient is almost 0.
+    changes = {"optimizer": {"eps": 1.0, "clip_norm": 5.0}, "lr": 0.05}
+    alone = train_tiny(Ranks(), changes)
+    start = train_tiny(Ranks(), {**changes, "lr": 0.0})
+    outcomes = run_processes(train_tiny, size, changes)
+    for outcome in outcomes:
+        for name, value in alone.items():
+            torch.testing.assert_close(outcome[name], value, rtol=1e-6, atol=1e-6, msg=name)
+            assert torch.equal(outcome[name], outcomes[0][name])
+    moved = max(float((alone[name] - start[name]).abs().max()) for name in alone)
+    assert moved > 1e-3  # or the comparison above says nothing
+
+
+def test_processes_have_dropout_of_their_own():
+    from distributed.processes import run_processes
+
+    changes = {"network": {**TINY["network"], "dropout": 0.5}, "iterations": 1}
+    first, second = run_processes(train_tiny, 2, changes)
+    for name, value in first.items():  # gradients are summed: the same weights all the same
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "unet2d"])
+def test_model_folder_comes_back_whole(tmp_path, kind):
+    network = {**TINY["network"], "kind": kind, "patch_size": 2, "channel_mult": [1, 1]}
+    trainer = TeacherTrainer(tiny_images(), tiny_config(network=network), CPU)
+    list(trainer.run())
+    model = trainer.model()
+    model.save(tmp_path)
+    loaded = ModelFolder.load(tmp_path)
+    assert loaded.class_names == ("colour 0", "colour 1", "colour 2")
+    assert loaded.image_shape == (3, 8, 8)
+    assert loaded.null_label == 3
+    assert loaded.figures["training"]["images"] == "colours"
+    assert loaded.figures["training"]["iterations"] == 6
+    assert loaded.figures["training"]["processes"] == 1
+    assert "forget" not in loaded.figures
+    assert loaded.scheduler.config.clip_sample is False
+    assert loaded.scheduler.config.variance_type == "fixed_large"  # as published models have it
+    for name, value in model.unet.state_dict().items():
+        assert torch.equal(value, loaded.unet.state_dict()[name])
+    x, t, null = torch.zeros(1, *loaded.network_shape), torch.tensor([5]), torch.tensor([3])
+    assert torch.isfinite(loaded.unet(x, t, null).sample).all()
+
+
+def test_without_dropped_labels_a_unet2d_has_no_null_label():
+    config = tiny_config(network={**TINY["network"], "kind": "unet2d"}, label_dropout=0.0)
+    model = TeacherTrainer(tiny_images(), config, CPU).model()
+    assert model.null_label is None
+    assert model.unet.class_embedding.num_embeddings == 3
+
+
+def test_teacher_learns_to_denoise_and_to_listen():
+    """On noise that it has not seen the loss is small, and a wrong label costs."""
+    network = {**TINY["network"], "channels": 8, "attention_levels": []}
+    config = tiny_config(
+        network=network, iterations=100, batch_size=24, lr=5e-3, ema={"decay": 0.9}, flip=False
+    )
+    trainer = TeacherTrainer(tiny_images(120), config, CPU)
+    list(trainer.run())
+    unet = trainer.model().unet
+    generator = torch.Generator().manual_seed(9)
+    clean = tiny_images(60)
+    x = clean.batch(torch.arange(60), CPU)
+    noise = torch.randn(x.shape, generator=generator)
+    t = torch.full((60,), 900)
+    alpha = ddpm_alphas()[t].float().view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+    with torch.no_grad():
+        right, wrong = (
+            float((unet(noisy, t, labels).sample - noise).square().mean())
+            for labels in (clean.labels, (clean.labels + 1) % 3)
+        )
+    assert right < 0.1  # predicting no noise at all gives 1
+    assert right < wrong
+
+
+def test_autocast_trains_nearly_the_same_in_fp32_weights():
+    plain, mixed = (train_tiny(Ranks(), {"precision": name}) for name in ("fp32", "autocast"))
+    start = train_tiny(Ranks(), {"lr": 0.0})
+    moved, apart = (
+        math.sqrt(sum(float((left[name] - plain[name]).square().sum()) for name in plain))
+        for left in (start, mixed)
+    )
+    assert all(value.dtype == torch.float32 for value in mixed.values())
+    assert 0 < apart < 0.2 * moved
+
+
+def test_a_long_average_is_warned_of():
+    trainer = TeacherTrainer(tiny_images(), tiny_config(ema={"decay": 0.9999}), CPU)
+    assert "100% of the result will be the first weights" in trainer.notes[-1]
+    assert len(TeacherTrainer(tiny_images(), tiny_config(iterations=9), CPU).notes) == 1
+    assert math.isclose(0.5**7, 1 / 128)  # below the hundredth that is passed over
+
+
+@pytest.mark.parametrize(
+    ("changes", "side", "message"),
+    [
+        ({"network": {**TINY["network"], "patch_size": 3}}, 8, "multiple of network.patch_size 3"),
+        ({"network": {**TINY["network"], "norm_num_groups": 3}}, 8, "group"),
+        ({"network": {**TINY["network"], "kind": "unet2d", "norm_num_groups": 3}}, 8, "network: "),
+        ({"network": {**TINY["network"], "image_size": 16}}, 8, "of 8x8 pixels: .* for 16x16"),
+        ({"without": "blue"}, 8, "unknown class 'blue'; the classes of colours are: 0 'colour 0'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, side, message):
+    with pytest.raises(PeckerError, match=message):
+        TeacherTrainer(tiny_images(side=side), tiny_config(**changes), CPU)

@@ -1,0 +1,244 @@
+"""The loop against the methods written out a second time; resuming; frozen bits."""
+
+import copy
+
+import pytest
+import torch
+from methods.training_jobs import train_tiny
+from small import small_config, small_images, small_model, small_objective, train
+from torch.nn import functional as F
+from toys import ToyDenoiser, assert_same_bits, toy_objective, weights
+
+from pecker_fast.distill import PeckerTrainer
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.trainer import BaselineTrainer
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
+
+METHODS = ("random_label", "negative_gradient", "fine_tune", "esd")
+CPU = torch.device("cpu")
+
+
+def written_out_run(objective, mask, clip):
+    """SalUn's loop: whole gradient, norm clipped, masked, torch's Adam. No dropout."""
+    config = objective.config
+    original, network = objective.original, copy.deepcopy(objective.original).requires_grad_(True)
+    adam = torch.optim.Adam(network.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.999))
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    dense = mask.to_dense()
+    for iteration in range(config.iterations):
+        random = IterationRandom(config.seed, iteration, CPU, TRAINING)
+        remain = objective.draw("remain", random) if config.lambda_remain else None
+        loss = 0.0
+        if remain is not None:
+            a = abar[remain.t].view(-1, 1, 1, 1)
+            x_t = a.sqrt() * remain.images + (1 - a).sqrt() * remain.noise
+            error = remain.noise - network(x_t, remain.t, remain.labels)
+            loss = config.lambda_remain * error.square().sum(dim=(1, 2, 3)).mean()
+        if config.method != "fine_tune":
+            forget = objective.draw("forget", random)
+            a = abar[forget.t].view(-1, 1, 1, 1)
+            x_t = a.sqrt() * forget.images + (1 - a).sqrt() * forget.noise
+            predicted = network(x_t, forget.t, forget.labels)
+            nothing = torch.full_like(forget.labels, 4)
+            if config.method == "random_label":
+                target = network(x_t, forget.t, forget.imitated).detach()
+                loss = loss + F.mse_loss(predicted, target)
+            elif config.method == "negative_gradient":
+                loss = loss - (forget.noise - predicted).square().sum(dim=(1, 2, 3)).mean()
+            else:
+                e_0 = original(x_t, forget.t, nothing)
+                target = e_0 - config.eta * (original(x_t, forget.t, forget.labels) - e_0)
+                loss = loss + F.mse_loss(predicted, target)
+        adam.zero_grad()
+        loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        for name, param in network.named_parameters():
+            param.grad *= dense[name]
+        adam.step()
+    return weights(network)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("kind", "clip"), [("saliency", 0.05), ("full", 0.05), ("random", None)])
+def test_the_loop_is_the_method(method, kind, clip):
+    overrides = {"mask.kind": kind, "optimizer.clip_grad_norm": clip, "label_dropout": 0.3}
+    if method == "esd":
+        overrides["lambda_remain"] = 0.0
+    objective = small_objective(overrides, method, dtype=torch.float64, dropout=0.0)
+    trainer, _ = train(objective)
+    expected = written_out_run(objective, trainer.mask, clip)
+    for name, param in trainer.erased_network().named_parameters():
+        torch.testing.assert_close(param, expected[name], rtol=1e-9, atol=1e-12)
+    check = trainer.verify_frozen()
+    assert check.frozen_changed == 0 < check.salient_changed
+    assert (check.frozen == 0) == (kind == "full")
+
+
+def test_the_norm_is_over_frozen_entries_too():
+    """Under a mask of whole rows, whose complement would cost no gradient otherwise."""
+    overrides = {
+        "mask.kind": "random",
+        "mask.granularity": "out_channel",
+        "optimizer.clip_grad_norm": 0.05,
+    }
+    objective = small_objective(overrides, dtype=torch.float64, dropout=0.0)
+    trainer, _ = train(objective)
+    expected = written_out_run(objective, trainer.mask, 0.05)
+    for name, param in trainer.network.named_parameters():
+        torch.testing.assert_close(param, expected[name], rtol=1e-9, atol=1e-12)
+
+
+def test_resumed_anywhere_a_run_ends_with_the_same_bits(tmp_path):
+    overrides, method = {"ema.decay": 0.9, "lr_schedule": "cosine"}, "random_label"
+    whole, metrics = train(small_objective(overrides, method))
+    for stop in (3, 4):
+        # Iteration 4 was not saved: it is done again.
+        with RunDirectory(tmp_path / str(stop)) as directory:
+            trainer = BaselineTrainer(small_objective(overrides, method), run_directory=directory)
+            for done in trainer.run():
+                if done.iteration == stop:
+                    break
+        with RunDirectory(tmp_path / str(stop)) as directory:
+            trainer = BaselineTrainer(small_objective(overrides, method), run_directory=directory)
+            assert trainer.iteration == 3
+            rest = list(trainer.run())
+        assert_same_bits(weights(trainer.network), weights(whole.network))
+        assert_same_bits(weights(trainer.erased_network()), weights(whole.erased_network()))
+        assert trainer.mask == whole.mask
+        assert rest[-1].losses == metrics[-1].losses
+    assert SaliencyMask.load(tmp_path / "3" / "mask.safetensors") == whole.mask
+
+
+def test_a_run_leaves_the_model_and_the_random_state_alone():
+    model = small_model()
+    before = weights(model.unet)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(small_objective(model=model))
+    assert torch.equal(torch.rand(3), expected)
+    assert_same_bits(weights(model.unet), before)
+
+
+class Modes(ToyDenoiser):
+    """Notes every call: train mode, and whether a graph is built."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.calls = []
+
+    def forward(self, x, t, condition):
+        wants = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        self.calls.append((self.training, wants))
+        return super().forward(x, t, condition)
+
+
+def test_who_is_called_in_which_mode():
+    model = small_model()
+    model.unet = Modes(num_classes=5)
+    one = {"iterations": 1, "mask.kind": "random", "logging.every": 1}
+    trainer, _ = train(small_objective(one, model=model))
+    # Remain; the target without a graph, in train mode as published; forget.
+    assert trainer.network.calls == [(True, True), (True, False), (True, True)]
+    trainer, _ = train(small_objective({**one, "lambda_remain": 0.0}, "esd", model=model))
+    assert trainer.network.calls == [(True, True)]
+    assert model.unet.calls == [(False, False)] * 2  # the original, with and without class
+    assert not trainer.network.training
+
+
+def test_losses_are_means_since_the_last_reading():
+    config = {"logging.every": 3, "mask.kind": "random", "optimizer.lr": 0.0, "label_dropout": 0.0}
+    objective = small_objective(config, dropout=0.0)
+    trainer, metrics = train(objective)
+    assert [m.losses is not None for m in metrics] == [False, False, True] * 2
+    assert list(metrics[2].losses) == ["remain", "forget"]
+    expected = {"remain": [], "forget": []}
+    for iteration in range(3):
+        random = IterationRandom(0, iteration, CPU, TRAINING)
+        for term, values in expected.items():
+            batch = objective.draw(term, random)
+            values.append(float(objective.losses(term, trainer.network, batch).mean()))
+    for term, values in expected.items():
+        assert metrics[2].losses[term] == pytest.approx(sum(values) / 3, rel=1e-5)
+
+
+def test_autocast_stays_near_fp32():
+    short = {"iterations": 1, "logging.every": 1, "mask.kind": "random"}
+    full, low = (
+        train(small_objective({**short, "precision": precision}))[1][0].losses
+        for precision in ("fp32", "autocast")
+    )
+    assert full != low
+    assert low["remain"] == pytest.approx(full["remain"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"overrides": {"seed": 1}}, "holds a run with seed 0, this one has 1"),
+        ({"method": "fine_tune"}, "method 'random_label', this one has 'fine_tune'"),
+        ({"images": small_images(seed=9)}, "holds a run on other images"),
+        ({"dropout": 0.2}, None),  # a module's settings are no part of its weights
+    ],
+)
+def test_another_run_is_not_resumed(tmp_path, change, message):
+    with RunDirectory(tmp_path) as directory:
+        train(small_objective(), run_directory=directory)
+    with RunDirectory(tmp_path) as directory:
+        objective = small_objective(**change)
+        if message is None:
+            assert BaselineTrainer(objective, run_directory=directory).iteration == 6
+            return
+        with pytest.raises(PeckerError, match=message):
+            BaselineTrainer(objective, run_directory=directory)
+
+
+def test_another_model_or_mask_is_not_resumed(tmp_path):
+    with RunDirectory(tmp_path) as directory:
+        trainer, _ = train(small_objective(), run_directory=directory)
+        other = small_model()
+        with torch.no_grad():
+            other.unet.conv_in.bias[0] += 1
+        with pytest.raises(PeckerError, match="holds a run of another model"):
+            BaselineTrainer(small_objective(model=other), run_directory=directory)
+        mask = SaliencyMask.random(trainer.network.requires_grad_(True), 0.3, seed=7)
+        with pytest.raises(PeckerError, match="holds a run under another mask"):
+            BaselineTrainer(small_objective(), run_directory=directory, mask=mask)
+
+
+def test_runs_of_other_kinds_are_not_resumed(tmp_path):
+    def refused(make):
+        with pytest.raises(PeckerError, match="holds a run of another kind; choose another dir"):
+            make()
+
+    with RunDirectory(tmp_path / "distillation") as directory:
+        list(PeckerTrainer(toy_objective(), run_directory=directory).run())
+        refused(lambda: BaselineTrainer(small_objective(), run_directory=directory))
+    with RunDirectory(tmp_path / "baseline") as directory:
+        train(small_objective(), run_directory=directory)
+        refused(lambda: PeckerTrainer(toy_objective(), run_directory=directory))
+    with RunDirectory(tmp_path / "teacher") as directory:
+        train_tiny(Ranks(), {}, directory)
+        refused(lambda: BaselineTrainer(small_objective(), run_directory=directory))
+
+
+def test_a_given_mask_is_used():
+    model = small_model()
+    mask = SaliencyMask.random(model.unet, 0.05, seed=3)
+    trainer, _ = train(small_objective(model=model), mask=mask)
+    assert trainer.mask == mask
+    check = trainer.verify_frozen()
+    assert check.salient == mask.nnz and check.frozen_changed == 0
+
+
+def test_an_objective_on_another_device_needs_a_copy_for_esd():
+    model = small_model()
+    objective = BaselineObjective(
+        model, small_images(), small_config({"lambda_remain": 0.0}, "esd"), torch.device("cpu")
+    )
+    assert objective.frozen is model.unet is objective.original

@@ -1,0 +1,26 @@
+"""Class-conditional networks small enough to sample in milliseconds."""
+
+from diffusers import DDPMScheduler, UNet2DModel
+
+
+def tiny_unet(num_classes=3, image_shape=(1, 8, 8)):
+    """An untrained `UNet2DModel` for images (C, H, W), in eval mode."""
+    channels, height, _ = image_shape
+    return UNet2DModel(
+        sample_size=height,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        add_attention=False,
+        attention_head_dim=32,
+        norm_num_groups=8,
+        num_class_embeds=num_classes,
+    ).eval()
+
+
+def tiny_scheduler():
+    """DDPM's linear schedule of 1,000 steps."""
+    return DDPMScheduler(1000, 1e-4, 0.02, "linear", prediction_type="epsilon", clip_sample=False)

@@ -1,0 +1,66 @@
+"""The scripts that made the shipped models: a few steps on toys end in folders that load."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from pecker_fast.datasets import fashion_mnist
+from pecker_fast.evaluate.classifier import load_classifier
+from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.models import ModelFolder
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools/demo_assets"))
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    """In place of Fashion-MNIST: a bar for each class, at a place of its own."""
+    images, labels = torch.full((60, 1, 28, 28), -1.0), torch.arange(60) % 10
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 2 + 2 * label : 6 + 2 * label] = 0.5
+    monkeypatch.setattr(fashion_mnist, "load_split", lambda folder, split: (images, labels))
+
+
+def run(script, out, *arguments):
+    words = ["--out", str(out), "--batch-size", "4", "--threads", "1", *arguments]
+    result = CliRunner().invoke(script, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert not out.with_name(out.name + ".partial").exists()
+
+
+@pytest.mark.slow
+def test_make_teacher(tmp_path):
+    import make_teacher
+
+    out = tmp_path / "teacher"
+    arguments = ("--steps", "2", "--classifier-epochs", "5", "--per-class", "2")
+    run(make_teacher.make, out, *arguments)
+    folder = ModelFolder.load(out)
+    assert folder.class_names == fashion_mnist.CLASS_NAMES
+    assert folder.image_shape == (1, 28, 28)
+    assert folder.figures["training"]["recipe"]["steps"] == 2
+    assert folder.figures["teacher"]["per_class"] == 2
+    assert load_classifier(out / "classifier").num_classes == 10
+    assert ClassStatistics.load(out / "statistics.safetensors").num_classes == 10
+
+
+@pytest.mark.slow
+def test_make_pipeline(tmp_path):
+    import make_pipeline
+
+    out = tmp_path / "pipeline"
+    run(make_pipeline.make, out, "--steps", "2", "--autoencoder-steps", "2", "--per-class", "1")
+    description = json.loads((out / "pecker_fast.json").read_text())
+    assert [figure["per_class"] for figure in description["figures"]] == [1, 1, 1]
+    # Every supported version of transformers reads these names.
+    weights = load_file(out / "text_encoder/model.safetensors")
+    assert all(name.startswith("text_model.") for name in weights)
+    pipeline = StableDiffusionPipeline.from_pretrained(out, local_files_only=True)
+    image = pipeline("a photo of a bag", num_inference_steps=2).images[0]
+    assert (image.size, image.mode) == ((32, 32), "L")
