@@ -5,9 +5,9 @@ import signal
 
 import pytest
 import torch
-from image_data import random_images, write_images
+from image_data import write_images
+from methods.training_jobs import tiny_images
 from tiny_models import tiny_scheduler, tiny_unet
-from training.jobs import tiny_images
 
 from pecker_fast import cli
 from pecker_fast.cli.train_classifier import HELD_OUT
@@ -66,14 +66,6 @@ def model(tmp_path_factory):
     return path
 
 
-def refused(done, *words):
-    assert done.code == 2, (done.code, done.err)
-    messages = [line for line in done.err.splitlines() if line.startswith("pecker-fast: ")]
-    assert len(messages) == 1 and done.err.endswith(messages[0] + "\n"), done.err
-    for word in words:
-        assert str(word) in messages[0], (word, messages[0])
-
-
 def test_card_and_statistics_are_those_of_the_network(finished, data):
     network = load_classifier(finished)
     assert isinstance(network, SmallClassifier)
@@ -110,20 +102,20 @@ def test_evaluate_and_erase_take_it(run, finished, model, tmp_path):
     assert json.loads((tmp_path / "run/report.json").read_text())["frechet_after"] > 0
 
 
-def test_models_of_other_classes_are_not_judged(run, finished, model, tmp_path):
+def test_models_of_other_classes_are_not_judged(run, refused, finished, model, tmp_path):
     other = ModelFolder.load(model)
     ModelFolder(other.unet, other.scheduler, ("square", "circle", "star")).save(tmp_path / "other")
     judge = ["--classifier", finished, "--forget", "star"]
     done = run("evaluate", tmp_path / "other", *judge)
-    refused(done, "label 0 is 'circle' there, but 'square'", "in the same order")
+    refused(done, "'circle'", "'square'")
     done = run(
         "erase", tmp_path / "other", *judge, "--override", "circle", "--out", tmp_path / "run"
     )
-    refused(done, "label 0 is 'circle' there, but 'square'")
+    refused(done, "'circle'", "'square'")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(run, data, monkeypatch, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_bits(run, refused, data, monkeypatch, tmp_path):
     assert run(*command(data, tmp_path / "whole", *SMALL)).code == 0
     save = RunDirectory.save
 
@@ -135,17 +127,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run, data, monkeypatch, tmp
         patched.setattr(RunDirectory, "save", save_and_stop)
         done = run(*command(data, tmp_path / "c", *SMALL))
     assert (done.code, "start the same command again" in done.err) == (130, True)
-    refused(run("evaluate", tmp_path, "--classifier", tmp_path / "c", "--forget", 0), "is missing")
+    refused(run("evaluate", tmp_path, "--classifier", tmp_path / "c", "--forget", 0), tmp_path)
     done = run(*command(data, tmp_path / "c", *SMALL))
     assert (done.code, "resuming at iteration 2 of 6" in done.err) == (0, True), done.err
     for name in ("model.safetensors", "statistics.safetensors"):
         assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    refused(run(*command(data, tmp_path / "c", *SMALL, "--seed", 1)), "with seed 0")
+    refused(run(*command(data, tmp_path / "c", *SMALL, "--seed", 1)), "seed 0")
     done = run(*command(data, tmp_path / "c", *SMALL, "--seed", 1, "--force"))
     assert (done.code, "resuming" in done.err) == (0, False)
 
 
-def test_resnet_starts_from_a_weights_file(run, data, tmp_path):
+def test_resnet_starts_from_a_weights_file(run, refused, data, tmp_path):
     torch.save(ResNetClassifier(10, width=4).state_dict(), tmp_path / "w.pth")
     arguments = ["--iterations", 1, "--set", "batch_size=4", "--set", "width=4", "--threads", 1]
     arguments += ["--set", "input_size=16", "--pretrained", tmp_path / "w.pth"]
@@ -158,7 +150,7 @@ def test_resnet_starts_from_a_weights_file(run, data, tmp_path):
     assert card["started_from"]["file"] == "w.pth"
     assert card["config"]["lr"] == 1e-5
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:5000])
-    refused(run(*command(data, tmp_path / "d", *arguments)), tmp_path / "w.pth", "truncated")
+    refused(run(*command(data, tmp_path / "d", *arguments)), tmp_path / "w.pth")
     assert not (tmp_path / "d").exists()
 
 
@@ -167,56 +159,34 @@ def test_stl10_holds_out_what_published_classifiers_were_tested_on():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "named"),
     [
-        ([], ["--dataset is missing", "--data-root FOLDER"]),
-        (["--dataset", "cifar10"], ["--data-root is missing", "cifar10"]),
-        (["--dataset", "cifar10", "--data-root", "DATA"], ["no cifar-10-batches-py"]),
-        (["--dataset", "stl10", "--data-root", "DATA"], ["no stl10_binary", "--download"]),
-        (
-            ["--dataset", "cifar10", "--arch", "small", "--pretrained", "x"],
-            ["--pretrained is for --arch resnet34, not small"],
-        ),
-        (["--dataset", "cifar10", "--pretrained", "nothing.pth"], ["nothing.pth: no such file"]),
-        (["--dataset", "cifar10", "--epochs", "1", "--iterations", "1"], ["not both"]),
-        (["--dataset", "cifar10", "--epochs", "0"], ["epochs must be greater than 0, got 0"]),
-        (["--dataset", "cifar10", "--set", "lr=fast"], ["lr", "'fast'"]),
-        (
-            ["--dataset", "images", "--data-root", "DATA", "--set", "held_out=99"],
-            ["held_out 99", "84 images"],
-        ),
+        ([], "--dataset"),
+        (["--dataset", "cifar10"], "--data-root"),
+        (["--dataset", "cifar10", "--data-root", "DATA"], "cifar-10-batches-py"),
+        (["--dataset", "stl10", "--data-root", "DATA"], "stl10_binary"),
+        (["--dataset", "cifar10", "--arch", "small", "--pretrained", "x"], "--pretrained"),
+        (["--dataset", "cifar10", "--pretrained", "nothing.pth"], "nothing.pth"),
+        (["--dataset", "cifar10", "--epochs", "1", "--iterations", "1"], "--epochs"),
+        (["--dataset", "cifar10", "--epochs", "0"], "epochs"),
+        (["--dataset", "cifar10", "--set", "lr=fast"], "'fast'"),
+        (["--dataset", "images", "--data-root", "DATA", "--set", "held_out=99"], "held_out"),
     ],
 )
-def test_bad_input(run, data, tmp_path, arguments, words):
+def test_bad_input(run, refused, data, tmp_path, arguments, named):
     arguments = [data if word == "DATA" else word for word in arguments]
-    refused(run("train-classifier", "--out", tmp_path / "c", *arguments), *words)
+    refused(run("train-classifier", "--out", tmp_path / "c", *arguments), named)
     assert not (tmp_path / "c").exists()
 
 
-def test_truncated_file(run, tmp_path):
-    images = random_images(30, 3)
-    write_images(tmp_path, images, images, NAMES)
-    file = tmp_path / "test.npz"
-    file.write_bytes(file.read_bytes()[:-100])
-    done = run(*command(tmp_path, tmp_path / "c", *SMALL))
-    refused(done, file, "cannot be read")
-    assert not (tmp_path / "c").exists()
-
-
-def test_directory_of_another_run(run, data, tmp_path):
+def test_directory_of_another_run(run, refused, data, tmp_path):
     with RunDirectory(tmp_path / "erased") as directory:
         directory.save(1, {"networks": {}})
-    refused(run(*command(data, tmp_path / "erased", *SMALL)), "a run of another kind")
-    words = ["train-teacher", "--config", "small_teacher", "--dataset", "images"]
-    words += ["--data-root", data, "--out", tmp_path / "teacher", "--iterations", 1]
-    words += ["--set", "network.channels=8", "--set", "batch_size=2", "--threads", 1]
-    assert run(*words).code == 0
-    refused(run(*command(data, tmp_path / "teacher", *SMALL)), "a run of another kind")
+    refused(run(*command(data, tmp_path / "erased", *SMALL)), tmp_path / "erased", "another kind")
 
 
 def test_several_processes_are_refused_by_name(run, data, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     done = run(*command(data, tmp_path / "c", *SMALL))
-    assert done.code == 2
-    assert "train-classifier: runs in one process; start it without torchrun" in done.err
+    assert done.code == 2 and "train-classifier: runs in one process" in done.err
