@@ -15,7 +15,7 @@ TARGETS = ["80", "86", "89", "90", "100", "120"]
 # 64 registers let four blocks of 256 threads share an SM; more would halve the loads under way.
 PLAIN_STEP_REGISTERS = 64
 
-pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="no nvcc")]
 
 
 def compile_report(source: Path, target: str, folder: Path) -> str:
