@@ -14,7 +14,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-for _folder in (HERE, *(HERE / name for name in ("optim", "distill", "datasets", "nn"))):
+for _folder in (HERE, *(HERE / name for name in ("optim", "distill", "datasets", "nn", "models"))):
     sys.path.insert(0, str(_folder))  # for what tests share: oracle.py, toys.py, unets.py, ...
 
 # Without a GPU the kernels for GPUs run on the CPU: Triton's in its interpreter, those of csrc/cuda

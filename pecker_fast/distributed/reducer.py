@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from pecker_fast.masks.mask import SaliencyMask
-    from pecker_fast.optim.prepared import ReleasedGrads
+    from pecker_fast.optim.released import ReleasedGrads
 
 __all__ = ["GradientReducer"]
 

@@ -18,7 +18,8 @@ from pecker_fast import backends
 from pecker_fast.backends.work import Hyperparameters
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.checkpoint import check_checkpoint, complete_checkpoint, held_part, restored
-from pecker_fast.optim.prepared import Batch, Prepared, ReleasedGrads, named_params, untraced
+from pecker_fast.optim.prepared import Batch, Prepared, named_params
+from pecker_fast.optim.released import ReleasedGrads, untraced
 from pecker_fast.optim.resolve import MaskLike, ResolvedMask, resolve_mask
 from pecker_fast.optim.sharded import Share, local_tensor
 from pecker_fast.optim.state import ParamState, carry_state, check_group, grow_state, init_state
@@ -51,7 +52,7 @@ class MaskedAdamW(Optimizer):
         backend: "auto" or a name of `pecker_fast.backends.available()`.
 
     State per parameter, from construction for parameters that require a gradient (from the first
-    gradient for others): see `optim_state.init_state`. State keeps C order of the positions.
+    gradient for others): see `state.init_state`. State keeps C order of the positions.
 
     On a GPU a step never waits for the device and can be captured in a CUDA graph, after one
     ordinary step. A graph follows an `lr` that is a tensor on the device; other hyperparameters and
@@ -66,7 +67,7 @@ class MaskedAdamW(Optimizer):
 
     Raises:
         PeckerError: a hyperparameter out of range, or a mask that does not fit (see
-            `optim_mask.resolve_mask`).
+            `resolve.resolve_mask`).
     """
 
     # While load_state_dict runs: the dict with its tensors as saved.
@@ -217,8 +218,6 @@ class MaskedAdamW(Optimizer):
         for number, group in enumerate(groups):
             group["mask_digest"] = resolved.digests[number] if resolved.digests else None
 
-    # ---- one step
-
     @untraced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -366,7 +365,7 @@ class MaskedAdamW(Optimizer):
         with the mask of the checkpoint.
 
         Raises:
-            PeckerError: the checkpoint does not fit (see `optim_checkpoint.check_checkpoint`); the
+            PeckerError: the checkpoint does not fit (see `checkpoint.check_checkpoint`); the
                 optimizer is unchanged.
         """
 

@@ -1,41 +1,25 @@
-"""Between MaskedAdamW and its backends: entries per device, and gradients that were released."""
+"""Between MaskedAdamW and its backends: the entries of each device, and whether they still hold."""
 
 from __future__ import annotations
 
-import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import chain, compress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from pecker_fast import backends
 from pecker_fast.backends.work import Entry, Hyperparameters, Work
 from pecker_fast.errors import PeckerError
+from pecker_fast.optim.released import ReleasedGrads
 from pecker_fast.optim.resolve import param_label
-from pecker_fast.optim.sharded import (
-    is_sharded,
-    local_grad,
-    local_tensor,
-    norm_over_shards,
-    refuse_data_parallel,
-    sharding,
-)
+from pecker_fast.optim.sharded import is_sharded, local_grad, local_tensor
 from pecker_fast.optim.state import ParamState, make_entry, moment_names
 
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
-__all__ = ["Batch", "Prepared", "ReleasedGrads", "named_params", "untraced"]
-
-# Backends take addresses, which tensors do not have while they are traced: torch.compile is to run
-# what is marked so as it is. torch.optim marks its own methods likewise; `torch.compiler.disable`
-# would import the compiler at once, for seconds.
-untraced = _disable_dynamo
+__all__ = ["Batch", "Prepared", "named_params"]
 
 
 def named_params(
@@ -223,142 +207,3 @@ def _check_device(label: str, param: Tensor, state: ParamState) -> None:
             f"{label!r} is on {param.device}, its state on {device}: move the model before the "
             "optimizer is made, or load the optimizer's state_dict after the move"
         )
-
-
-class ReleasedGrads:
-    """Salient gradients whose dense originals were freed during the backward pass.
-
-    Args:
-        backend_name: as `backends.select` takes it.
-    """
-
-    def __init__(self, backend_name: str) -> None:
-        self._backend_name = backend_name
-        self._grads: dict[Tensor, Tensor] = {}
-        self._indices: dict[Tensor, Tensor] = {}
-        self._hooks: dict[Tensor, RemovableHandle] = {}
-        self._places: Mapping[Tensor, Tensor] = {}
-        self._on_release: Callable[[Tensor], None] | None = None
-        self._checked = False  # that nobody else wants the dense gradients
-
-    def keep_in(
-        self, places: Mapping[Tensor, Tensor], on_release: Callable[[Tensor], None] | None
-    ) -> None:
-        """Keep gradients in these tensors, of (nnz,) each, instead of in new ones.
-
-        Args:
-            places: parameter -> where its salient gradient goes. Nothing else may write there.
-            on_release: called with a parameter whenever a gradient of it has been added there.
-        """
-        self._places, self._on_release = places, on_release
-
-    def has(self, param: Tensor) -> bool:
-        """Whether a gradient of this parameter waits for a step."""
-        return param in self._grads
-
-    def adopt(self, param: Tensor) -> None:
-        """Take what lies in this parameter's place for its gradient: others have put it there."""
-        self._grads[param] = self._places[param]
-
-    def watch(self, param: Tensor, indices: Tensor) -> None:
-        """Release this parameter's gradients from now on, keeping those at `indices`.
-
-        Args:
-            param: the parameter.
-            indices: (nnz,) int32 salient positions; of a sharded parameter, in its local tensor.
-        """
-        self._indices[param] = indices
-        if param in self._hooks or not param.requires_grad:
-            return
-        this = weakref.ref(self)
-
-        @untraced
-        def release(accumulated: Tensor) -> None:
-            grads = this()
-            if grads is not None:  # else the optimizer is gone and the gradient stays
-                grads.take(accumulated)
-
-        hook: Any = param.register_post_accumulate_grad_hook  # untyped in torch
-        self._hooks[param] = hook(release)
-
-    def take(self, param: Tensor) -> Tensor | None:
-        """The parameter's salient gradient; a dense one is added to it and freed first.
-
-        Returns:
-            (nnz,) float32, float64 for a float64 parameter; None if there was no gradient.
-
-        Raises:
-            PeckerError: DistributedDataParallel wants the dense gradient, at the first one.
-        """
-        dense, kept = param.grad, self._grads.get(param)
-        if dense is None:
-            return kept
-        if is_sharded(param):
-            dense = local_grad(param, dense)
-            if dense.is_cuda:  # FSDP allocated it on another stream than this hook's
-                dense.record_stream(torch.cuda.current_stream(dense.device))
-        indices = self._indices[param]
-        if kept is None:
-            if not self._checked:
-                refuse_data_parallel(param)
-                self._checked = True
-            dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
-            place = self._places.get(param)
-            if place is None:
-                kept = torch.zeros(indices.numel(), dtype=dtype, device=param.device)
-            else:
-                kept = place.zero_()
-            self._grads[param] = kept
-        backend = backends.select(self._backend_name, param.device)
-        backend.gather_salient_([dense], [indices], [kept], accumulate=True)
-        param.grad = None
-        if self._on_release is not None:
-            self._on_release(param)
-        return kept
-
-    def clear(self) -> None:
-        """Forget all gradients."""
-        self._grads.clear()
-
-    def zero_(self) -> None:
-        """Make all gradients zero, so that the next step still counts them."""
-        for grad in self._grads.values():
-            grad.zero_()
-
-    def __len__(self) -> int:
-        return len(self._grads)
-
-    def clip_norm_(self, max_norm: float) -> Tensor:
-        """Scale all gradients so that their total 2-norm is at most `max_norm`.
-
-        Collective where parameters are sharded.
-
-        Returns:
-            () the total norm before.
-        """
-        grads = list(self._grads.values())
-        if not grads:
-            return torch.tensor(0.0)
-        by_kind: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-        for param, grad in self._grads.items():
-            by_kind[(grad.device, grad.dtype, *sharding(param))].append(param)
-        norms = []
-        for (device, *_), params in by_kind.items():
-            backend = backends.select(self._backend_name, device)
-            norm, _ = backend.norm_salient([self._grads[param] for param in params])
-            norms.append(norm_over_shards(norm, params[0]).to(grads[0].device))
-        total: Tensor = torch.linalg.vector_norm(torch.stack(norms)).to(grads[0].dtype)
-        scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)  # as torch's clip_grad_norm_
-        for grad in grads:
-            grad.mul_(scale.to(grad))
-        return total
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Hooks belong to live parameters: __setstate__ sets them on the copies.
-        # The places and whoever is told belong to the original.
-        return {**self.__dict__, "_hooks": {}, "_places": {}, "_on_release": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        for param, indices in self._indices.items():
-            self.watch(param, indices)

@@ -58,7 +58,7 @@ def test_wrong_device_is_refused():
 def test_missing_module_gives_the_reason_of_the_build(
     monkeypatch, tmp_path, name, module, device, needs
 ):
-    """peers.md trap 15: half-built installations that fail later, silently or strangely."""
+    """Half-built installations that fail later, silently or strangely."""
     monkeypatch.delenv("PECKER_FAST_CUDA_ON_HOST", raising=False)
     monkeypatch.setitem(sys.modules, f"pecker_fast.{module}", None)
     monkeypatch.setattr(backends, "__file__", str(tmp_path / "backends" / "__init__.py"))
@@ -332,7 +332,7 @@ def test_storage_offsets():
 
 @needs_cpu
 def test_offsets_beyond_int32_go_through_the_reference():
-    """peers.md trap 8. The gap costs no memory: nothing in it is ever touched."""
+    """The gap costs no memory: nothing in it is ever touched."""
     try:
         storage = torch.empty(2**31 + 16, dtype=torch.bfloat16)
     except RuntimeError:

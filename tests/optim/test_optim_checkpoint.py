@@ -41,7 +41,7 @@ def train_in(model, optimizer, steps):
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.0, 0.99)}], ids=str)
 def test_resume_is_exact(backend, dtype, masked, options):
-    """peers.md trap 4: torch casts all state but `step` to the parameter's dtype on load."""
+    """Torch casts all state but `step` to the parameter's dtype on load."""
     model = make_model(backend.device).to(dtype)
     masks = random_masks(model) if masked else None
 

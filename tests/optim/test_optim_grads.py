@@ -142,7 +142,7 @@ def scaled_step(model, optimizer, scaler, seed, unscale=False, spoil=None):
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_grad_scaler(backend, masked, unscale):
-    """peers.md trap 6: unscaled once, not twice, and written back to p.grad."""
+    """Unscaled once, not twice, and written back to p.grad."""
     model, other = make_model(backend.device), make_model(backend.device)
     masks = random_masks(model) if masked else None
     ours = MaskedAdamW(

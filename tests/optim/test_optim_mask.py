@@ -91,7 +91,7 @@ def test_fully_frozen_parameter_stays(backend):
     ],
 )
 def test_masks_that_do_not_fit(change, message):
-    """peers.md trap 2: a mask applied to nothing."""
+    """A mask applied to nothing."""
     model = make_model()
     masks = random_masks(model)
     change(masks)
@@ -184,7 +184,7 @@ def test_reset_starts_anew(backend):
 def test_carry(backend, start, betas, amsgrad):
     """Each entry goes through AdamW from the step at which it became salient, and only while it is.
 
-    peers.md trap 3: entries that join late need a bias correction of their own.
+    Entries that join late need a bias correction of their own.
     """
     param = torch.nn.Parameter(torch.randn(13, 40, device=backend.device))
     options = {**BASE, "betas": betas, "amsgrad": amsgrad}

@@ -103,7 +103,7 @@ def test_parity(backend, dtype, options, density):
 @pytest.mark.parametrize("density", [None, 0.5], ids=["dense", "masked"])
 @pytest.mark.parametrize("layout", ["contiguous", "reversed"])
 def test_gradient_strides_differ(backend, layout, density):
-    """peers.md trap 7: torch's fused CPU AdamW is silently wrong here."""
+    """Torch's fused CPU AdamW is silently wrong here."""
     params = make_params(backend.device)
     masks = make_masks(params, density)
     oracle = Oracle(params, masks, [BASE])
@@ -162,7 +162,7 @@ def test_views_write_only_their_own_entries(backend, density):
 
 @pytest.mark.parametrize("density", [None, 0.5], ids=["dense", "masked"])
 def test_groups_and_late_gradients(backend, density):
-    """Each parameter counts its own steps (peers.md 1b); each group has its own options."""
+    """Each parameter counts its own steps; each group has its own options."""
     params = make_params(backend.device)
     masks = make_masks(params, density)
     groups = {name: i % 3 for i, name in enumerate(params)}
@@ -202,7 +202,7 @@ def test_no_gradient_at_all_changes_nothing(backend):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_frozen_gradient_entries_do_not_spread(backend, value):
-    """peers.md 1c: with `grad *= mask`, one NaN outside the mask became a NaN weight."""
+    """With `grad *= mask`, one NaN outside the mask became a NaN weight."""
     params = make_params(backend.device)
     masks = make_masks(params, 0.5)
     oracle = Oracle(params, masks, [BASE])
@@ -298,7 +298,7 @@ def test_clip_value_by_group(backend):
 
 
 def test_zero_learning_rate_changes_no_bit(backend):
-    """peers.md trap 5: checkpointing libraries take a step with lr 0 and zero gradients."""
+    """Checkpointing libraries take a step with lr 0 and zero gradients."""
     for dtype in (torch.float32, torch.bfloat16):
         params = make_params(backend.device, dtype)
         masks = make_masks(params, 0.5)

@@ -1,0 +1,171 @@
+"""`pecker-fast convert`: what it writes, and what it replaces."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_layouts import EMA, LAYOUTS, MODEL, PSI, Weights, assert_same, weights
+from safetensors.torch import save_file
+
+from pecker_fast.cli import convert, main
+from pecker_fast.models import ModelFolder, folder, published
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main(["convert", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_command_knows_every_slot() -> None:
+    assert convert._SLOTS == published.SLOTS
+
+
+def test_convert_a_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(LAYOUTS["under DataParallel"][0], tmp_path / "ckpt.pth")
+    code, out, err = run(capsys, tmp_path / "ckpt.pth", "--out", tmp_path / "model")
+    assert (code, err) == (0, "")
+    assert "took slot ema of ema, model, step 1\n" in out
+    assert "3x32x32 images, width 32 x 1, 2\n" in out
+    folder = ModelFolder.load(tmp_path / "model")
+    assert_same(folder.unet.state_dict(), EMA)
+    assert (folder.kind, folder.null_label) == ("teacher", 3)
+    assert folder.class_names == ("class 0", "class 1", "class 2")
+    scheduler = dict(folder.scheduler.config)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    torch.testing.assert_close(folder.scheduler.betas.double(), betas, rtol=1e-6, atol=0)
+    assert (scheduler["clip_sample"], scheduler["prediction_type"]) == (False, "epsilon")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pth", "model"]
+
+
+def test_convert_safetensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(MODEL, tmp_path / "w.safetensors")
+    code, out, err = run(capsys, tmp_path / "w.safetensors", "--out", tmp_path / "model")
+    assert (code, err) == (0, "") and "took slot model of model\n" in out
+    folder = ModelFolder.load(tmp_path / "model")
+    assert_same(folder.unet.state_dict(), MODEL)
+    assert (folder.kind, folder.null_label) == ("teacher", 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "kind", "t_init", "said"),
+    [
+        ((), EMA, "generator", 440, "a one-step generator"),
+        (("--slot", "generator"), MODEL, "generator", 440, "a one-step generator"),
+        (("--slot", "pseudo-score"), PSI, "teacher", None, "is not the teacher"),
+    ],
+)
+def test_convert_a_distilled_checkpoint(
+    options: tuple[str, ...],
+    expected: Weights,
+    kind: str,
+    t_init: int | None,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.save(LAYOUTS["distilled"][0], tmp_path / "ckpt.pth")
+    code, out, _ = run(capsys, tmp_path / "ckpt.pth", "--out", tmp_path / "model", *options)
+    assert code == 0 and said in out
+    folder = ModelFolder.load(tmp_path / "model")
+    assert_same(folder.unet.state_dict(), expected)
+    assert (folder.kind, folder.figures.get("t_init")) == (kind, t_init)
+    assert folder.figures["converted_from"]["step"] == 49_999
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "names"),
+    [
+        (("--classes", "ant, bee,cat"), {}, ("ant", "bee", "cat")),
+        ((), {"num_classes": 10}, published.CLASS_NAMES["cifar10"]),
+        (
+            (),
+            {"num_classes": 10, "channel_mult": (1, 1, 1), "attention_levels": (2,)},
+            published.CLASS_NAMES["stl10"],
+        ),
+        (("--classes", "STL10"), {"num_classes": 10}, published.CLASS_NAMES["stl10"]),
+    ],
+)
+def test_class_names(
+    options: tuple[str, ...],
+    sizes: dict[str, Any],
+    names: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sample_size = 16 * 2 ** (len(sizes.get("channel_mult", (1, 2))) - 1)
+    torch.save(weights(0, sample_size=sample_size, **sizes), tmp_path / "ckpt.pth")
+    assert run(capsys, tmp_path / "ckpt.pth", "--out", tmp_path / "model", *options)[0] == 0
+    assert ModelFolder.load(tmp_path / "model").class_names == names
+
+
+@pytest.mark.parametrize("classes", ["cifar10", "a,b", "a,b,b", "a,,b"])
+def test_class_names_that_do_not_fit(
+    classes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(MODEL, tmp_path / "ckpt.pth")
+    arguments = (tmp_path / "ckpt.pth", "--out", tmp_path / "model", "--classes", classes)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and f"--classes {classes}: the network has 3 classes" in err
+    assert not (tmp_path / "model").exists()
+
+
+def test_nothing_is_replaced_without_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(MODEL, tmp_path / "ckpt.pth")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").write_text("precious")
+    arguments = (tmp_path / "ckpt.pth", "--out", tmp_path / "model")
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "exists; add --force to replace it" in err
+    # A file that cannot be converted leaves what is there, even with --force.
+    (tmp_path / "bad.pth").write_text("text")
+    assert run(capsys, tmp_path / "bad.pth", *arguments[1:], "--force")[0] == 2
+    assert (tmp_path / "model" / "mine").exists()
+
+
+def test_force_replaces_a_model_folder_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(MODEL, tmp_path / "ckpt.pth")
+    out = tmp_path / "model"
+    out.mkdir()
+    arguments = (tmp_path / "ckpt.pth", "--out", out, "--force")
+    assert run(capsys, *arguments)[0] == 0
+    assert run(capsys, *arguments)[0] == 0
+    assert json.loads((out / "pecker_fast.json").read_text())["null_label"] == 3
+    found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
+    assert found == set(folder.FILES)
+    (out / "unet" / "thesis.tex").write_text("precious")
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "'unet/thesis.tex'" in err and err.count("\n") == 1
+    assert (out / "unet" / "thesis.tex").read_text() == "precious"
+
+
+def test_force_leaves_what_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "model"
+    (out / "unet").mkdir(parents=True)
+    weights_file = out / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(dict(MODEL), weights_file)
+    before = weights_file.read_bytes()
+    for where in (out, out / "unet" / ".."):
+        code, _, err = run(capsys, weights_file, "--out", where, "--force")
+        assert code == 2 and f"{weights_file}: lies in" in err
+    assert weights_file.read_bytes() == before
+
+
+def test_force_follows_no_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(MODEL, tmp_path / "ckpt.pth")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    code, _, err = run(capsys, tmp_path / "ckpt.pth", "--out", tmp_path / "link", "--force")
+    assert code == 2 and "link: is a link" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pth", "link", "there"]
+
+
+def test_no_folder_to_write_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, tmp_path / "x.pth", "--out", tmp_path / "a" / "b")
+    assert code == 2 and "no such folder; make it first" in err
