@@ -62,6 +62,7 @@ def run(tmp_path, capfd, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # for machines that are busy with other tests
 def test_from_image_files_to_a_comparison(run):
     if not fashion_mnist.DEFAULT_FOLDER.is_dir():

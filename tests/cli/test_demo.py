@@ -69,6 +69,7 @@ def demo(tmp_path_factory):
     return home / "demo"
 
 
+@pytest.mark.slow
 def test_the_class_is_gone_and_the_others_are_kept(demo, figures):
     report = json.loads((demo / "report.json").read_text())
     forget = report["classes"].index(report["forget"])
@@ -82,6 +83,7 @@ def test_the_class_is_gone_and_the_others_are_kept(demo, figures):
     assert (report["after"]["forget_count"], report["after"]["keep_count"]) == (500, 4500)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_did_not_change(demo):
     report = json.loads((demo / "report.json").read_text())
     assert report["frozen_changed"] == 0
@@ -89,6 +91,7 @@ def test_frozen_parameters_did_not_change(demo):
     assert total == 1_069_124 and report["density"] == pytest.approx(0.1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_what_it_writes(demo):
     names = {path.name for path in demo.iterdir()}
     assert names >= {"report.json", "report.html", "before_after.png", "accuracy.png"}
@@ -112,6 +115,7 @@ def test_the_shipped_files_are_small(shipped):
     assert size < 7_000_000
 
 
+@pytest.mark.slow
 def test_the_shipped_figures_can_be_recomputed(shipped, figures):
     # The first images of the very sample that the figures were taken from. Images on the border
     # of two classes may be judged otherwise after 50 steps of another device's rounding.
@@ -129,6 +133,7 @@ needs_images = pytest.mark.skipif(
 
 
 @needs_images
+@pytest.mark.slow
 def test_the_classifier_on_real_test_images(shipped):
     images, labels = load_split(DEFAULT_FOLDER, "test")
     logits, _ = classify(load_classifier(teacher_folder() / "classifier"), images)
@@ -138,6 +143,7 @@ def test_the_classifier_on_real_test_images(shipped):
 
 
 @needs_images
+@pytest.mark.slow
 def test_the_statistics_are_those_of_the_training_images():
     images, labels = load_split(DEFAULT_FOLDER, "train")
     classifier = load_classifier(teacher_folder() / "classifier")
@@ -150,6 +156,7 @@ def test_the_statistics_are_those_of_the_training_images():
     assert torch.allclose(found.cov, stated.cov[3], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_demo_of_a_concept(run, tmp_path):
     """Two iterations of it: everything is made and judged; how well is measured at full length."""
     out = tmp_path / "demo"

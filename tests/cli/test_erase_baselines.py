@@ -166,6 +166,7 @@ def test_a_run_is_taken_up_and_ends_with_the_same_bits(run, erase, refused, made
     assert saved["iteration"] == 4 and saved["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run(run, made, salun, tmp_path):
     # SGD-like steps: Adam's first ones divide rounding by itself where a gradient is almost 0.
     command = ["erase", made.model, "--config", "cifar10_salun", *made.data, *SMALL,
