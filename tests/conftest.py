@@ -105,3 +105,10 @@ def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def _reproducible() -> None:
     torch.manual_seed(20260407)
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        emulated = "triton-interpret" in item.name or "cuda-on-host" in item.name
+        if emulated and item.get_closest_marker("exhaustive"):
+            item.add_marker("slow")

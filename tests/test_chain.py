@@ -203,4 +203,4 @@ def compare(run):
     assert float(rows["pecker"]["density"]) == pytest.approx(0.2, abs=1e-4)
     points = Path("comparison/curves.csv").read_text().splitlines()[1:]
     assert [line.split(",")[0] for line in points] == ["pecker"] * 13 + ["salun"] * 13
-    assert ">retrained<" in Path("comparison/comparison.html").read_text(encoding="utf-8")
+    assert "retrained" in Path("comparison/comparison.html").read_text(encoding="utf-8")

@@ -68,6 +68,7 @@ def test_a_package_of_no_extra_is_nobodys_remedy():
     assert missing_package(ModuleNotFoundError("")) is None
 
 
+@pytest.mark.slow
 def test_a_command_without_a_package_of_its_own_says_what_to_install(tmp_path):
     code = (
         "from pecker_fast.data import teacher_folder; from pecker_fast.cli import main\n"

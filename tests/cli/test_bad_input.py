@@ -134,6 +134,7 @@ def test_classes_not_given(run, refused, files, command, tmp_path):
     refused(done, command, "--forget", "--override")
 
 
+@pytest.mark.slow
 def test_classifier_of_fewer_classes(run, refused, files, tmp_path):
     from pecker_fast.evaluate.classifier import SmallClassifier
 

@@ -145,6 +145,7 @@ def test_interruption_exits_with_130(run, files, tmp_path, monkeypatch):
     assert done.code == 130 and done.err.strip() == "pecker-fast: interrupted"
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_real_process(files, tmp_path):
     import signal
 

@@ -49,6 +49,7 @@ def drawn(run, files, tmp_path):
 MODEL = ("--per-class", 4, "--steps", 1, "--seed", 4)
 
 
+@pytest.mark.slow
 def test_images_on_disk_have_the_figures_of_the_model_that_drew_them(
     run, files, drawn, tmp_path, weights, few_features
 ):

@@ -53,7 +53,7 @@ def test_classes_by_name_or_index(forget, override):
 
 @pytest.mark.parametrize("bad", [4, -1, "hat", "4", "-1"])
 def test_unknown_class_is_refused_with_the_known_ones(bad):
-    with pytest.raises(PeckerError, match="0 Boot, 1 Bag, 2 Coat, 3 Shirt"):
+    with pytest.raises(PeckerError, match="0 'Boot', 1 'Bag', 2 'Coat', 3 'Shirt'"):
         ClassConditions(bad, 1, 4, NAMES)
     with pytest.raises(PeckerError, match=r"override: unknown class"):
         ClassConditions(0, bad, 4, NAMES)

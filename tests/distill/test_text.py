@@ -270,6 +270,7 @@ def test_one_set_of_weights(options):
     assert_same_bits(*runs)
 
 
+@pytest.mark.slow
 def test_a_graph(monkeypatch):
     if "cuda" not in backends.on_host():
         pytest.skip("the CUDA kernels do not run on the CPU here")

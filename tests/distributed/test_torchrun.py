@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pecker_fast.models.train_teacher import TeacherRecipe, build_scheduler, build_unet
 from processes import torchrun
 from safetensors.torch import load_file
+from tiny_models import tiny_scheduler, tiny_unet
 from toys import assert_same_bits
 
 from pecker_fast import cli
@@ -24,9 +24,7 @@ def model(tmp_path_factory):
     """A tiny model folder; read-only."""
     folder = tmp_path_factory.mktemp("model") / "model"
     torch.manual_seed(0)
-    recipe = TeacherRecipe(channels=(8, 8), attention=(), patch_size=1)
-    unet = build_unet(recipe, num_classes=3, image_shape=(1, 8, 8)).eval()
-    ModelFolder(unet, build_scheduler(), ("circle", "square", "star")).save(folder)
+    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(folder)
     return folder
 
 

@@ -85,6 +85,7 @@ def real_images(model, count=30, seed=3):
     return ImageSet(pixels.to(torch.uint8), labels, model.class_names, "noise")
 
 
+@pytest.mark.slow
 def test_fid_of_a_point_is_that_of_its_kept_images(tiny_model, tmp_path, inception):
     real = real_images(tiny_model)
     judge = Judge(

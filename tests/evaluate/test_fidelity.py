@@ -61,6 +61,7 @@ def figures_of(generated, real, logits=None):
     )
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_torch_fidelity_on_png_folders(
     measured, images, weights, tmp_path
 ):

@@ -292,6 +292,7 @@ ranks.leave()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_bits_of_one(tiny_model, tmp_path):
     tiny_model.save(tmp_path / "model")
     (tmp_path / "worker.py").write_text(WORKER)

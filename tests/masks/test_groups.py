@@ -10,6 +10,8 @@ import torch
 from pecker_fast.backends.groups import group_means
 from pecker_fast.errors import PeckerError
 
+pytestmark = pytest.mark.exhaustive
+
 INF = float("inf")
 
 

@@ -35,6 +35,8 @@ from unets import (
 from pecker_fast import MaskedAdamW, SaliencyMask, accelerate_
 from pecker_fast.nn.skipping import skip_frozen_
 
+pytestmark = pytest.mark.slow
+
 with_kernels = pytest.mark.usefixtures("device")  # skips where they cannot run
 
 

@@ -107,6 +107,7 @@ def test_blocks(name: str, dtype: torch.dtype) -> None:
         assert max(relative.values()) <= FLOAT32
 
 
+@pytest.mark.slow
 @with_kernels
 def test_network_in_float32() -> None:
     case = unet()
@@ -115,6 +116,7 @@ def test_network_in_float32() -> None:
     assert max(found.values()) <= FLOAT32
 
 
+@pytest.mark.slow
 @with_kernels
 def test_network_in_bfloat16() -> None:
     case = unet()
