@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-# Before torch is loaded, as the command line does (figures in pecker_fast/cli.py).
+# Before torch is loaded, as the command line does (figures in pecker_fast/cli/__init__.py).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 

@@ -5,7 +5,7 @@
     remove_patch(network, "no_boots.safetensors")    # erased -> base, bit for bit
 
 A patch holds the bits of the base XOR those of the erased network at the salient entries
-(`patch_io`), so both ways are the same operation. What a network carries is never guessed: before
+(`files`), so both ways are the same operation. What a network carries is never guessed: before
 anything is written, the patches are taken off in thought, and what is left must have the digest of
 the base in every tensor.
 
