@@ -10,7 +10,8 @@ import sys
 import torch
 
 from pecker_fast import cli
-from pecker_fast.distill.trainer import Learner, RunDirectory
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.learner import Learner
 
 
 def before(owner, name, calls, act):
