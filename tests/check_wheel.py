@@ -25,5 +25,5 @@ assert ModelFolder.load(teacher_folder()).num_classes == 10
 assert PipelineFolder.load(pipeline_folder()).encode(["a bag"]).shape[0] == 1
 assert load_config("demo").iterations > 0
 assert load_config("demo_concept").text is not None
-assert (Path(pecker_fast.__file__).parent / "evaluate" / "report.html").is_file()
+assert (Path(pecker_fast.__file__).parent / "evaluate" / "page.html").is_file()
 print(f"pecker_fast {pecker_fast.__version__} from the wheel; backends:", backends.available())
