@@ -29,7 +29,7 @@ __all__ = ["mask"]
     epilog="""\b
 Examples:
     pecker-fast mask MODEL --forget "Ankle boot" --override Sneaker --density 0.1
-    pecker-fast mask MODEL --forget 3 --override 5 --set saliency.loss=denoise --out m.safetensors
+    pecker-fast mask MODEL --forget 3 --override 5 --set saliency.kind=denoise --out m.safetensors
     pecker-fast mask MODEL --config cifar10_salun --forget 3 --data-root DATA
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
 """,

@@ -51,16 +51,20 @@ class MaskSection(MaskChoice):
     # memory. Networks that are given to the trainer keep their own.
     share_weights: bool = True
     refresh_every: NonNegativeInt = 0  # Iterations between new masks. 0 = found once.
+    # Learning rates under the mask times density^-1/2. With beta1 0 every entry moves by about lr,
+    # so a step is as long as a dense one.
+    scale_lr: bool = False
 
 
 class SaliencySection(Section):
     """How the saliency mask is found."""
 
-    loss: Literal["sfd_forget", "denoise"] = "sfd_forget"  # Forget term, or denoising of c_f.
-    source: Literal["generated"] = "generated"  # Images: the generator's own, of the forget class.
-    batches: PositiveInt = 40  # Gradients that are accumulated.
-    batch_size: PositiveInt = 128  # Images per batch.
-    reduction: Literal["abs_of_sum", "sum_of_abs", "sum_of_squares", "fisher_ratio"] = "abs_of_sum"
+    # forget = |gradient of the forget term|. denoise = the same of denoising c_f (SalUn's).
+    # retain_aware = forget, over what the remain term needs; after a first stage only.
+    # fisher_ratio = squares of denoise, of c_f over the classes to keep.
+    kind: Literal["forget", "denoise", "retain_aware", "fisher_ratio"] = "forget"
+    batches: PositiveInt = 40  # Gradients that are accumulated, of each half that is needed.
+    batch_size: PositiveInt = 128  # Images per batch: the generator's own.
     clip_grad_norm: PositiveFloat | None = 1.0  # Global norm limit per batch. null = off.
 
 
@@ -113,14 +117,10 @@ class PeckerConfig(MaskedConfig):
             )
         if self.mask.kind != "saliency":
             return self
-        if self.saliency.loss == "sfd_forget" and self.saliency.reduction == "fisher_ratio":
+        of_term = self.saliency.kind in ("forget", "retain_aware")
+        if of_term and self.generator.lambda_forget == 0:
             raise ValueError(
-                "saliency.reduction fisher_ratio needs saliency.loss denoise: the remain term of "
-                "sfd_forget has no gradient while the pseudo-score equals the teacher"
-            )
-        if self.saliency.loss == "sfd_forget" and self.generator.lambda_forget == 0:
-            raise ValueError(
-                "saliency.loss sfd_forget needs generator.lambda_forget > 0; use mask.kind full "
+                f"saliency.kind {self.saliency.kind} needs generator.lambda_forget > 0; use mask.kind full "
                 "for a run that forgets nothing"
             )
         return self
@@ -135,6 +135,23 @@ class PeckerConfig(MaskedConfig):
             raise PeckerError(
                 "second_stage: generator and pseudo-score network start where the first stage "
                 "ended; give --generator and --pseudo-score its run, or set second_stage to false"
+            )
+
+    def check_saliency(self, first_stage: bool) -> None:
+        """Refuse a saliency that needs a first stage, without one.
+
+        Args:
+            first_stage: The pseudo-score network starts elsewhere than at the teacher.
+        """
+        if (
+            self.mask.kind == "saliency"
+            and self.saliency.kind == "retain_aware"
+            and not first_stage
+        ):
+            raise PeckerError(
+                "saliency.kind retain_aware: the remain term has no gradient while the "
+                "pseudo-score network is the teacher; start from a first stage (--from), or use "
+                "saliency.kind fisher_ratio"
             )
 
     def _check_forgets_nothing(self) -> None:

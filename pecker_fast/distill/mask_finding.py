@@ -1,10 +1,12 @@
 """The saliency of the distillation: which of the generator's entries the forgetting needs.
 
-No data: the images are the generator's own, of the class to forget. The gradient is taken at the
-generator's present weights, of one of two losses:
+No data: the images are the generator's own. Gradients are taken at its present weights, g_f of the
+class to forget and g_r of those to keep:
 
-    sfd_forget    lambda_forget * ell(c_o, c_f), the forget term of the generator loss itself
-    denoise       || e - eps_theta(x_t, t, c_f) ||^2, the denoising loss on those images
+    forget          |sum g_f|                         of  lambda_forget * ell, the terms of the
+    retain_aware    |sum g_f| / root mean square g_r      generator loss itself
+    denoise         |sum g_f|                         of  || e - eps_theta(x_t, t, c) ||^2, the
+    fisher_ratio    sum g_f^2 / sum g_r^2                 denoising loss on those images
 """
 
 from __future__ import annotations
@@ -23,11 +25,18 @@ from pecker_fast.distill.network_set import NetworkSet, SeparateNetworks, alias
 from pecker_fast.distill.objective import Objective
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.masks.scores import saliency_scores
+from pecker_fast.masks.scores import CONTRASTS, Reduction, saliency_scores
 from pecker_fast.runs.masked import choose_mask
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
 __all__ = ["find_mask"]
+
+_REDUCTIONS: dict[str, Reduction] = {
+    "forget": "abs_of_sum",
+    "denoise": "abs_of_sum",
+    "retain_aware": "retain_aware",
+    "fisher_ratio": "fisher_ratio",
+}
 
 
 def find_mask(
@@ -50,10 +59,13 @@ def find_mask(
         progress: Show a progress bar.
 
     Raises:
-        PeckerError: A loss or score is not finite, or no entry has any saliency.
+        PeckerError: A loss or score is not finite, no entry has any saliency, or retain_aware
+            without a first stage.
     """
     config, saliency = objective.config, objective.config.saliency
+    reduction = _REDUCTIONS[saliency.kind]
     if networks is None:
+        config.check_saliency(first_stage=False)
         teacher = objective.teacher
         networks = SeparateNetworks(teacher, alias(teacher).requires_grad_(True), alias(teacher))
 
@@ -75,14 +87,14 @@ def find_mask(
             found = saliency_scores(
                 generator,
                 forget,
-                reduction=saliency.reduction,
-                remain_losses=remain if saliency.reduction == "fisher_ratio" else None,
+                reduction=reduction,
+                remain_losses=remain if reduction in CONTRASTS else None,
                 clip_grad_norm=saliency.clip_grad_norm,
             )
         if not any(bool(score.any()) for score in found.values()):
             raise PeckerError(
-                f"every saliency is 0: the gradient of {saliency.loss} vanishes at these weights, "
-                "so it ranks nothing; choose another saliency.loss or mask.kind"
+                f"every saliency is 0: the gradient of {saliency.kind} vanishes at these weights, "
+                "so it ranks nothing; choose another saliency.kind or mask.kind"
             )
         return found
 
@@ -108,7 +120,7 @@ def _loss(
     config = objective.config
     draws = objective.draw(random, len(labels))
     generator = networks.use("generator")
-    if config.saliency.loss == "denoise":
+    if config.saliency.kind in ("denoise", "fisher_ratio"):
         with torch.no_grad():
             x_g = objective.sample(generator, draws.noise, labels)
         predict = objective.predictors.training

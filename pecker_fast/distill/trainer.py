@@ -73,6 +73,8 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         """
         config = objective.config
         config.check_start(sum(network is not None for network in (generator, pseudo_score)))
+        if mask is None:
+            config.check_saliency(first_stage=pseudo_score is not None)
         if mask is not None and config.mask.refresh_every:
             raise PeckerError("a given mask cannot be refreshed: set mask.refresh_every to 0")
         # The teacher never changes, so a generator that starts as its copy needs no second one.
@@ -103,8 +105,10 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
                 objective.own_teacher(), self.ever_salient, config.optimizer.backend
             )
         make = make_optimizer or masked_adamw(config.optimizer)
-        self.learner = self._learn(self.generator, theta_mask, config.generator.lr, make)
-        self._psi = self._learn(self.pseudo_score, psi_mask, config.pseudo_score.lr, make)
+        theta_lr = config.generator.lr * self._rate_under(theta_mask)
+        psi_lr = config.pseudo_score.lr * self._rate_under(psi_mask)
+        self.learner = self._learn(self.generator, theta_mask, theta_lr, make)
+        self._psi = self._learn(self.pseudo_score, psi_mask, psi_lr, make)
         self._refine_masters()
         self._start_average()
         self._step = Iteration(
@@ -207,6 +211,10 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         working = network
         fused_blocks(lambda: working, self.config.accelerate, teacher.device)
         return working
+
+    def _rate_under(self, mask: SaliencyMask | None) -> float:
+        """What a learning rate is multiplied with, so that a step is as long as a dense one."""
+        return 1.0 if mask is None or not self.config.mask.scale_lr else mask.density**-0.5
 
     def _refine_masters(self) -> None:
         """Masters start from the networks as they were given, not as bf16 has them."""

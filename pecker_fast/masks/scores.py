@@ -15,7 +15,10 @@ from pecker_fast.masks.checks import Model, few, trainable_parameters
 __all__ = ["LossFn", "Reduction", "saliency_scores"]
 
 LossFn: TypeAlias = Callable[[], Tensor]
-Reduction = Literal["abs_of_sum", "sum_of_abs", "sum_of_squares", "fisher_ratio"]
+Reduction = Literal["abs_of_sum", "sum_of_abs", "sum_of_squares", "fisher_ratio", "retain_aware"]
+CONTRASTS = ("fisher_ratio", "retain_aware")
+"""Reductions that need the data to keep as well."""
+FLOOR = 1e-3  # of retain_aware, as a share of the mean
 
 
 def saliency_scores(
@@ -35,6 +38,9 @@ def saliency_scores(
     - "fisher_ratio": sum of g^2 over `losses` / (sum of g^2 over `remain_losses` + tiny), where
       tiny is the smallest normal float: 0 / 0 scores 0, and an entry that only the forgotten data
       need scores very high or +inf
+    - "retain_aware": |sum of g| over `losses` / (r + 0.001 mean of r), where r is the root mean
+      square of g over the batches of `remain_losses` and its mean is over all entries: what the
+      forgetting needs and the kept data hardly notice
 
     The model is left as it was: no `.grad` is written, and buffers, training modes and
     requires_grad flags that the losses change are restored. Only the random state moves on, where a
@@ -46,7 +52,7 @@ def saliency_scores(
         losses: one function per batch, each of which runs the network and returns a scalar loss;
             or a single function for a single batch. Consumed once, one batch at a time.
         reduction: how the gradients of the batches become one score.
-        remain_losses: the batches of the data to keep; for "fisher_ratio" only.
+        remain_losses: the batches of the data to keep; for the last two reductions only.
         clip_grad_norm: scale every batch's gradient to at most this norm over all scored parameters
             before it is added (1.0 in SalUn's DDPM code). None = no clipping.
         parameters: score these names only. None = all of them.
@@ -66,20 +72,21 @@ def saliency_scores(
         raise PeckerError(
             f"reduction must be one of {', '.join(get_args(Reduction))}; got {reduction!r}"
         )
-    if (reduction == "fisher_ratio") != (remain_losses is not None):
+    if (reduction in CONTRASTS) != (remain_losses is not None):
         raise PeckerError(
-            "remain_losses are needed for reduction 'fisher_ratio' and for no other; "
+            f"remain_losses are needed for the reductions {' and '.join(CONTRASTS)}, no other; "
             f"got reduction {reduction!r} and {'no ' if remain_losses is None else ''}remain_losses"
         )
     if clip_grad_norm is not None and not clip_grad_norm > 0:
         raise PeckerError(f"clip_grad_norm must be above 0 or None, got {clip_grad_norm}")
     scored = _scored_parameters(model, parameters)
     with _undisturbed(model), torch.enable_grad():
-        scores = _accumulate(scored, losses, reduction, clip_grad_norm, "losses")
+        scores, _ = _accumulate(scored, losses, reduction, clip_grad_norm, "losses")
         if remain_losses is not None:
-            remain = _accumulate(scored, remain_losses, reduction, clip_grad_norm, "remain_losses")
-            for name, score in scores.items():
-                score.div_(remain[name].add_(torch.finfo(score.dtype).tiny))
+            squares, batches = _accumulate(
+                scored, remain_losses, "sum_of_squares", clip_grad_norm, "remain_losses"
+            )
+            _contrast(scores, squares, batches, reduction)
     for name, score in scores.items():
         if torch.isnan(score).any():
             raise PeckerError(
@@ -113,8 +120,8 @@ def _accumulate(
     reduction: Reduction,
     clip_grad_norm: float | None,
     what: str,
-) -> dict[str, Tensor]:
-    """The sum over batches of g, |g| or g^2; the absolute value of the sum for abs_of_sum."""
+) -> tuple[dict[str, Tensor], int]:
+    """The sum over batches of g^2, |g|, or the absolute value of that of g; and their number."""
     params = list(scored.values())
     sums = {
         name: torch.zeros(
@@ -141,10 +148,34 @@ def _accumulate(
         _add(sums, found, reduction, clip_grad_norm, where)
     if batch < 0:
         raise PeckerError(f"{what} is empty: at least one batch is needed to score parameters")
-    if reduction == "abs_of_sum":
+    if reduction in ("abs_of_sum", "retain_aware"):
         for total in sums.values():
             total.abs_()
-    return sums
+    return sums, batch + 1
+
+
+def _contrast(
+    scores: Mapping[str, Tensor],
+    squares: Mapping[str, Tensor],
+    batches: int,
+    reduction: Reduction,
+) -> None:
+    """Divide the scores by what the kept data need; in place, the sums of squares too."""
+    if reduction == "fisher_ratio":
+        for name, score in scores.items():
+            score.div_(squares[name].add_(torch.finfo(score.dtype).tiny))
+        return
+    for name in scores:
+        squares[name].div_(batches).sqrt_()
+    entries = sum(score.numel() for score in scores.values())
+    mean = sum(float(rms.double().sum()) for rms in squares.values()) / entries
+    if mean == 0:
+        raise PeckerError(
+            "remain_losses have no gradient at these weights, so retain_aware cannot tell what "
+            "the data to keep need"
+        )
+    for name, score in scores.items():
+        score.div_(squares[name].add_(FLOOR * mean))
 
 
 def _checked_loss(loss_fn: LossFn, where: str) -> Tensor:
@@ -195,7 +226,7 @@ def _add(
     for name, grad in grads.items():
         if scale is not None:
             grad = grad * scale.to(grad.device)
-        if reduction == "abs_of_sum":
+        if reduction in ("abs_of_sum", "retain_aware"):
             sums[name].add_(grad)
         elif reduction == "sum_of_abs":
             sums[name].add_(grad.abs())

@@ -29,8 +29,7 @@ def test_defaults_are_the_published_cifar10_recipe():
         "global",
     )
     assert (mask.granularity, mask.refresh_every) == ("element", 0)
-    assert (saliency.loss, saliency.source) == ("sfd_forget", "generated")
-    assert (saliency.reduction, saliency.clip_grad_norm) == ("abs_of_sum", 1.0)
+    assert (saliency.kind, saliency.clip_grad_norm) == ("forget", 1.0)
     assert not config.share_generator_pass
     assert not config.diff_instruct
 
@@ -102,7 +101,7 @@ def test_a_configuration_cannot_be_changed():
         ("density", "mask.density"),
         ("lr", "generator.lr"),
         ("iteration", "iterations"),
-        ("saliency.reductoin", "saliency.reduction"),
+        ("saliency.knid", "saliency.kind"),
         ("pseudo_score.lambda_forgot", "pseudo_score.lambda_forget"),
     ],
 )
@@ -139,7 +138,6 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path, key, nearest):
         ({"diffusion.t_min": 800}, r"^t_min 800 must be below t_max 712$"),
         ({"forget": 1}, r"^forget and override are the same class 1: nothing"),
         ({"share_generator_pass": True, "micro_batch": 4}, "set one of them"),
-        ({"saliency.reduction": "fisher_ratio"}, "needs saliency.loss denoise"),
         ({"generator.lambda_forget": 0}, "needs generator.lambda_forget > 0"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import ToyDenoiser, toy_objective
 
-from pecker_fast.distill import find_mask
+from pecker_fast.distill import PeckerTrainer, find_mask
 from pecker_fast.distill.network_set import SeparateNetworks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
@@ -15,14 +15,18 @@ from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 EXACT = {"dtype": torch.float64, "dropout": 0.0}
 
 
-def batch_gradients(objective, loss_kind, iteration, which="forget"):
-    """The gradient of every batch's loss at theta = psi = phi, written out from the equations."""
+def random_of(objective, iteration=0):
+    return IterationRandom(objective.config.seed, iteration, torch.device("cpu"), SALIENCY)
+
+
+def batch_gradients(objective, kind, random, which="forget", theta=None, psi=None):
+    """The gradient of every batch's loss, written out from the equations; theta = psi = phi."""
     config, abar = objective.config, objective.schedule.alphas_cumprod
     size = config.saliency.batch_size
     half = slice(size, None) if which == "forget" else slice(size)
-    theta = copy.deepcopy(objective.teacher).requires_grad_(True)
     phi = objective.teacher
-    random = IterationRandom(config.seed, iteration, torch.device("cpu"), SALIENCY)
+    theta = theta or copy.deepcopy(phi).requires_grad_(True)
+    psi = psi or phi
     for _ in range(config.saliency.batches):
         labels = objective.conditions.draw(size, random)[half]
         draws = objective.draw(random, size)
@@ -30,13 +34,13 @@ def batch_gradients(objective, loss_kind, iteration, which="forget"):
         a0, b0 = abar[440].sqrt(), (1 - abar[440]).sqrt()
         a, b = (x[:, None, None, None] for x in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
         x_g = (b0 * n - b0 * theta(b0 * n, torch.full((size,), 440), c)) / a0
-        if loss_kind == "denoise":
+        if kind == "denoise":
             x_g = x_g.detach()
             loss = ((e - theta(a * x_g + b * e, t, c)) ** 2).sum() / size
         else:
             x_t = a * x_g + b * e
             p = (x_t - b * phi(x_t, t, labels.teacher)) / a
-            s = (x_t - b * phi(x_t, t, c)) / a
+            s = (x_t - b * psi(x_t, t, c)) / a
             omega = (p - x_g).detach().abs().mean((1, 2, 3)).clamp_min(1e-5)
             terms = (p - s) * ((p - x_g) - config.alpha * (p - s))
             loss = config.generator.lambda_forget * (terms.sum((1, 2, 3)) / omega).mean()
@@ -50,13 +54,13 @@ def norm_of(gradients):
 
 
 @pytest.mark.parametrize("clipped", ["none", "some", "all"])
-@pytest.mark.parametrize("loss", ["sfd_forget", "denoise"])
-def test_the_default_saliency_is_the_absolute_sum_of_clipped_gradients(loss, clipped):
+@pytest.mark.parametrize("kind", ["forget", "denoise"])
+def test_the_default_saliency_is_the_absolute_sum_of_clipped_gradients(kind, clipped):
     # Small batches differ much in norm, so that clipping changes the ranking.
-    overrides = {"saliency.loss": loss, "saliency.batches": 5, "saliency.batch_size": 2}
+    overrides = {"saliency.kind": kind, "saliency.batches": 5, "saliency.batch_size": 2}
     overrides["generator.lambda_forget"] = 0.1
     objective = toy_objective(overrides, **EXACT)
-    batches = list(batch_gradients(objective, loss, iteration=4))
+    batches = list(batch_gradients(objective, kind, random_of(objective, 4)))
     norms = [norm_of(gradients).item() for gradients in batches]
     clip = {"none": None, "some": sum(norms) / 5, "all": min(norms) / 2}[clipped]
     total = {}
@@ -71,23 +75,38 @@ def test_the_default_saliency_is_the_absolute_sum_of_clipped_gradients(loss, cli
     assert find_mask(objective, iteration=5) != expected
 
 
-def test_fisher_ratio_weighs_forget_against_remain():
-    overrides = {
-        "saliency.loss": "denoise",
-        "saliency.reduction": "fisher_ratio",
-        "saliency.clip_grad_norm": None,
-    }
+@pytest.mark.parametrize("kind", ["fisher_ratio", "retain_aware"])
+def test_contrasts_weigh_forget_against_remain(kind):
+    overrides = {"saliency.kind": kind, "saliency.clip_grad_norm": None, "saliency.batches": 3}
     objective = toy_objective(overrides, **EXACT)
-    mask = find_mask(objective)
-    # The remain batches continue the random numbers of the forget batches, so only the first of
-    # the two sums can be had from the start: check that the ratio is not just its numerator.
-    fisher = {}
-    for gradients in batch_gradients(objective, "denoise", iteration=0):
-        for name, gradient in gradients.items():
-            fisher[name] = fisher.get(name, 0) + gradient**2
-    assert mask != SaliencyMask.from_scores(fisher, 0.3)
+    torch.manual_seed(1)
+    theta, psi = (ToyDenoiser(dropout=0.0).double().eval() for _ in range(2))
+    loss = "denoise" if kind == "fisher_ratio" else "forget"
+    random = random_of(objective)  # the remain batches go on with its numbers
+    forget, remain = (
+        list(batch_gradients(objective, loss, random, which, theta, psi))
+        for which in ("forget", "remain")
+    )
+    square = {name: sum(grads[name] ** 2 for grads in remain) for name in remain[0]}
+    if kind == "fisher_ratio":
+        tiny = torch.finfo(torch.float64).tiny
+        scores = {n: sum(g[n] ** 2 for g in forget) / (square[n] + tiny) for n in square}
+    else:
+        rms = {name: (value / len(remain)).sqrt() for name, value in square.items()}
+        floor = 1e-3 * torch.cat([value.flatten() for value in rms.values()]).mean()
+        scores = {n: sum(g[n] for g in forget).abs() / (rms[n] + floor) for n in rms}
+    found = find_mask(objective, SeparateNetworks(objective.teacher, theta, psi))
+    assert found == SaliencyMask.from_scores(scores, 0.3)
     # The forget class's own row of the class table is never used by the remain batches.
-    assert mask.to_dense()["classes.weight"][0].all()
+    assert found.to_dense()["classes.weight"][0].all()
+
+
+def test_retain_aware_needs_a_first_stage():
+    objective = toy_objective({"saliency.kind": "retain_aware"})
+    with pytest.raises(PeckerError, match="first stage"):
+        find_mask(objective)
+    with pytest.raises(PeckerError, match="first stage"):
+        PeckerTrainer(objective, generator=ToyDenoiser())
 
 
 def test_options_reach_the_selection():
@@ -136,7 +155,7 @@ def test_a_saliency_that_vanishes_is_refused():
     with torch.no_grad():  # as diffusers starts a network: it predicts no noise, whatever the class
         objective.teacher.conv_out.weight.zero_()
         objective.teacher.conv_out.bias.zero_()
-    with pytest.raises(PeckerError, match="every saliency is 0: the gradient of sfd_forget"):
+    with pytest.raises(PeckerError, match="every saliency is 0: the gradient of forget"):
         find_mask(objective)
     with torch.no_grad():
         objective.teacher.conv_out.bias.fill_(torch.nan)

@@ -107,6 +107,34 @@ def test_fisher_ratio(net, batches):
     assert not scores["unused"].any()  # 0 / 0
 
 
+def test_retain_aware(net, batches):
+    forget, remain = gradients(net, batches[:2]), gradients(net, batches[1:])
+    scores = saliency_scores(
+        net,
+        losses_of(net, batches[:2]),
+        reduction="retain_aware",
+        remain_losses=losses_of(net, batches[1:]),
+    )
+    rms = {
+        name: (sum(grads[name].double().square() for grads in remain) / len(remain)).sqrt()
+        for name in scores
+    }
+    mean = torch.cat([value.flatten() for value in rms.values()]).mean()
+    for name, score in scores.items():
+        expected = sum(grads[name].double() for grads in forget).abs() / (rms[name] + 1e-3 * mean)
+        torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_retain_aware_without_a_gradient_of_what_is_kept(net, batches):
+    def flat():
+        return (net(batches[0][0]) * 0).sum()
+
+    with pytest.raises(PeckerError, match="no gradient"):
+        saliency_scores(
+            net, losses_of(net, batches), reduction="retain_aware", remain_losses=[flat]
+        )
+
+
 def test_fisher_ratio_of_an_entry_that_only_forgetting_needs(net):
     scores = saliency_scores(
         net,

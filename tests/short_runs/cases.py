@@ -62,7 +62,7 @@ ERASURES = {
     "block": ("ddpm", f"{MASKED} --set mask.granularity=block --set mask.scope=per_tensor"),
     "denoise": (
         "ddpm",
-        f"{MASKED} --set saliency.loss=denoise --set saliency.reduction=fisher_ratio",
+        f"{MASKED} --set saliency.kind=fisher_ratio",
     ),
     "refresh": ("ddpm", f"{BOTH} --set mask.refresh_every=1 {CARRIED}"),
     "diff_instruct": ("ddpm", f"{MASKED} --set diff_instruct=true"),
