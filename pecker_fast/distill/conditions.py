@@ -25,22 +25,36 @@ class Conditions(Rows):
     """What the networks are told in one batch of 2B samples: the remain half, then the forget half.
 
     Attributes:
-        student: (2B, ...) for generator and pseudo-score: (c_r, c_f). Class labels, int64, or text
+        student: (2B, ...) for the generator as it learns: (c_r, c_f). Class labels, int64, or text
             embeddings.
         teacher: (2B, ...) for the teacher in the generator loss: (c_r, c_o).
-        training: (2B, ...) for the pseudo-score while it learns. None: as `student`.
+        score: (2B, ...) for the pseudo-score in the generator loss. None: as `student`.
+        sampled: (2B, ...) for the generator while the pseudo-score learns. None: as `student`.
+        training: (2B, ...) for the pseudo-score while it learns. None: as `sampled`.
         weight: (2B,) factors of the samples' losses. None: 1.
     """
 
     student: Tensor
     teacher: Tensor
+    score: Tensor | None = None
+    sampled: Tensor | None = None
     training: Tensor | None = None
     weight: Tensor | None = None
 
     @property
+    def of_score(self) -> Tensor:
+        """What the pseudo-score is told in the generator loss."""
+        return self.student if self.score is None else self.score
+
+    @property
+    def of_samples(self) -> Tensor:
+        """What the generator is told while the pseudo-score learns."""
+        return self.student if self.sampled is None else self.sampled
+
+    @property
     def learning(self) -> Tensor:
         """What the pseudo-score is told while it learns."""
-        return self.student if self.training is None else self.training
+        return self.of_samples if self.training is None else self.training
 
 
 class DrawsConditions(Protocol):

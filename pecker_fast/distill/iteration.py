@@ -100,7 +100,9 @@ class Iteration:
         if inputs.shared_noise is not None:
             self._theta.learn()
             generator = self._networks.use("generator")
-            shared = self._objective.sample(generator, inputs.shared_noise, inputs.labels)
+            shared = self._objective.sample(
+                generator, inputs.shared_noise, inputs.labels.student
+            )
         pseudo_score_losses = self._pseudo_score_phase(inputs, shared)
         generator_losses = self._generator_phase(inputs, shared)
         if self._ema is not None:
@@ -120,7 +122,7 @@ class Iteration:
             if shared is None:
                 with torch.no_grad():
                     generator = self._networks.use("generator")
-                    x_g = objective.sample(generator, draws.noise, labels)
+                    x_g = objective.sample(generator, draws.noise, labels.of_samples)
             else:
                 x_g = shared.detach()
             loss = pseudo_score_loss(
@@ -153,7 +155,7 @@ class Iteration:
             again = config.recompute and not _draws_dropout(generator)
             if shared is None:
                 with torch.set_grad_enabled(not again):
-                    x_g = objective.sample(generator, draws.noise, labels)
+                    x_g = objective.sample(generator, draws.noise, labels.student)
             else:
                 x_g = shared
             loss, gradient = generator_loss(
@@ -162,7 +164,7 @@ class Iteration:
                 draws.t,
                 self._networks,
                 labels.teacher,
-                labels.student,
+                labels.of_score,
                 objective.schedule,
                 weight[rows],
                 alpha=config.alpha,
@@ -172,7 +174,7 @@ class Iteration:
             )
             self._networks.use("generator")
             if again:
-                x_g = objective.sample(generator, draws.noise, labels)
+                x_g = objective.sample(generator, draws.noise, labels.student)
             x_g.backward(gradient)  # type: ignore[no-untyped-call]
             losses.append(loss)
         self._theta.step()

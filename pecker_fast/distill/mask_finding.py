@@ -122,12 +122,12 @@ def _loss(
     generator = networks.use("generator")
     if config.saliency.kind in ("denoise", "fisher_ratio"):
         with torch.no_grad():
-            x_g = objective.sample(generator, draws.noise, labels)
+            x_g = objective.sample(generator, draws.noise, labels.student)
         predict = objective.predictors.training
         return pseudo_score_loss(
             generator, x_g, draws.e, draws.t, labels.learning, objective.schedule, predict=predict
         ).mean()
-    x_g = objective.sample(generator, draws.noise, labels)
+    x_g = objective.sample(generator, draws.noise, labels.student)
     weight = x_g.new_full((len(labels),), config.generator.lambda_forget / len(labels))
     losses, gradient = generator_loss(
         x_g,
@@ -135,7 +135,7 @@ def _loss(
         draws.t,
         networks,
         labels.teacher,
-        labels.student,
+        labels.of_score,
         objective.schedule,
         weight,
         alpha=config.alpha,

@@ -153,21 +153,27 @@ def text_predictor(schedule: NoiseSchedule, prediction_type: str = "epsilon") ->
     return predict
 
 
-def guided(predict: NoisePredictor, scale: float, negative: Tensor) -> NoisePredictor:
+def guided(predict: NoisePredictor, scale: float, negative: int = 1) -> NoisePredictor:
     """Classifier-free guidance: e_neg + scale * (e - e_neg), both in one pass of 2N samples.
 
+    The condition of what comes out is (N, K, L, D): the embeddings of a sample's prompt and, from 1
+    on, of what guidance leads away from.
+
     Args:
-        predict: Calls the network.
+        predict: Calls the network, with a condition of (N, L, D).
         scale: kappa; 1 is no guidance, and costs no second half.
-        negative: (1, L, D) embedding of the empty or the negative prompt.
+        negative: Which of a sample's negative prompts.
     """
-    if scale == 1:
-        return predict
 
     def predict_guided(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        others = negative.to(condition).expand(len(condition), -1, -1)
+        prompt = condition[:, 0]
+        if scale == 1:
+            return predict(network, x_t, t, prompt)
         both = predict(
-            network, torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([others, condition])
+            network,
+            torch.cat([x_t, x_t]),
+            torch.cat([t, t]),
+            torch.cat([condition[:, negative], prompt]),
         )
         without, with_prompt = both.chunk(2)
         return without + scale * (with_prompt - without)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.conditions import ClassConditions, Conditions, DrawsConditions
+from pecker_fast.distill.conditions import ClassConditions, DrawsConditions
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.losses import one_step_sample
 from pecker_fast.distill.networks import (
@@ -147,7 +147,7 @@ class Objective:
             config,
             pipeline.network_shape,
             device=device,
-            predict=conditions.predictors(predict, place),
+            predict=conditions.predictors(predict),
         )
 
     def own_teacher(self) -> nn.Module:
@@ -165,13 +165,13 @@ class Objective:
             random.integers(self.schedule.t_min, self.schedule.t_max, count),
         )
 
-    def sample(self, generator: nn.Module, noise: Tensor, labels: Conditions) -> Tensor:
+    def sample(self, generator: nn.Module, noise: Tensor, condition: Tensor) -> Tensor:
         """x_g = G(n, c), (N, C, H, W)."""
         return one_step_sample(
             generator,
             noise,
             self.schedule.t_init,
-            labels.student,
+            condition,
             self.schedule,
             predict=self.predictors.generator,
         )

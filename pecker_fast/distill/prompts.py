@@ -146,13 +146,19 @@ class TextConditions:
         ]
         self._dropout = section.dropout
         pairs = [pair for concept in self.concepts for pair in concept]
-        negative = section.negative.model_dump()
+        # Per term: what guidance leads away from in each place.
+        negative: list[dict[str, str]] = [
+            term.model_dump() for term in (section.negative.remain, section.negative.forget)
+        ]
         self._rows: dict[str, int] = {}
-        for prompt in ("", *remain, *_both(pairs), *negative.values()):
+        told = (prompt for term in negative for prompt in term.values())
+        for prompt in ("", *remain, *_both(pairs), *told):
             self._rows.setdefault(prompt, len(self._rows))
         self._table = encode(list(self._rows)).detach().cpu()
         self._scales: dict[str, float] = section.guidance.model_dump()
-        self._negative: dict[str, str] = negative
+        self._negative = {
+            place: self._indices(term[place] for term in negative) for place in self._scales
+        }
         self._remain = self._indices(remain)
         self._forget = [self._indices(pair.forget for pair in c) for c in self.concepts]
         self._override = [self._indices(pair.override for pair in c) for c in self.concepts]
@@ -160,7 +166,11 @@ class TextConditions:
         self._refuse_what_means_the_same(pairs)
 
     def draw(self, batch_size: int, random: IterationRandom) -> Conditions:
-        """As `DrawsConditions.draw`: embeddings, (2B, L, D) each."""
+        """As `DrawsConditions.draw`: embeddings, (2B, L, D).
+
+        Where there is guidance (2B, K, L, D), with those of the negative prompts. A prompt that is
+        dropped to "" is dropped before the pseudo-score phase draws its images, as published.
+        """
         host = random.host
         remain = self._remain[torch.randint(len(self._remain), (batch_size,), generator=host)]
         which = torch.randint(len(self.concepts), (batch_size,), generator=host)
@@ -175,27 +185,40 @@ class TextConditions:
         if bool((self._weights != 1).any()):
             weight = torch.cat([torch.ones(batch_size), self._weights[which]])
             weight = weight.to(random.device, non_blocking=True)
+        empty = self._rows[""]
+        sampled = student.masked_fill(dropped, empty)
+        away = {
+            place: pair.repeat_interleave(batch_size) for place, pair in self._negative.items()
+        }
+        score = [student, away["kappa2"]] + ([] if self._one_psi else [away["kappa3"]])
+        found = {
+            "student": student,
+            "teacher": torch.stack([torch.cat([remain, override]), away["kappa4"]], 1),
+            "score": torch.stack(score, 1),
+            "sampled": sampled,
+            "training": torch.stack([sampled, away["kappa1"].masked_fill(dropped, empty)], 1),
+        }
         return Conditions(
-            self._embeddings(student, random.device),
-            self._embeddings(torch.cat([remain, override]), random.device),
-            self._embeddings(student.masked_fill(dropped, self._rows[""]), random.device),
-            weight,
+            **{name: self._embeddings(rows, random.device) for name, rows in found.items()},
+            weight=weight,
         )
 
-    def predictors(self, predict: NoisePredictor, device: torch.device) -> Predictors:
+    @property
+    def _one_psi(self) -> bool:
+        """The pseudo-score is called alike in both places of the generator loss."""
+        return self._scales["kappa2"] == self._scales["kappa3"] and torch.equal(
+            self._negative["kappa2"], self._negative["kappa3"]
+        )
+
+    def predictors(self, predict: NoisePredictor) -> Predictors:
         """`predict` with the guidance of each place; the generator has none."""
-
-        def at(place: str) -> NoisePredictor:
-            row = torch.tensor([self._rows[self._negative[place]]])
-            return guided(predict, self._scales[place], self._embeddings(row, device))
-
-        same = all(at["kappa2"] == at["kappa3"] for at in (self._scales, self._negative))
+        scales = self._scales
         return Predictors(
             generator=predict,
-            training=at("kappa1"),
-            difference=at("kappa2"),
-            residual=None if same else at("kappa3"),
-            teacher=at("kappa4"),
+            training=guided(predict, scales["kappa1"]),
+            difference=guided(predict, scales["kappa2"]),
+            residual=None if self._one_psi else guided(predict, scales["kappa3"], negative=2),
+            teacher=guided(predict, scales["kappa4"]),
         )
 
     def embeddings(self, prompts: Sequence[str], device: torch.device) -> Tensor:

@@ -38,13 +38,20 @@ class GuidanceSection(Section):
     kappa4: float = 4.5  # The teacher.
 
 
-class NegativeSection(Section):
+class PlacesSection(Section):
     """What guidance leads away from in each place; "" = no prompt."""
 
     kappa1: str = ""
     kappa2: str = ""
     kappa3: str = ""
     kappa4: str = ""
+
+
+class NegativeSection(Section):
+    """What guidance leads away from, in each term. SFD: in the forget term only."""
+
+    remain: PlacesSection = PlacesSection()
+    forget: PlacesSection = PlacesSection()
 
 
 class TextSection(Section):

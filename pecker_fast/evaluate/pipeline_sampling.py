@@ -149,9 +149,12 @@ class PipelineSampler:
         config = {"clip_sample": False, **self.pipeline.scheduler_config}
         reverse = ddim({**config, "prediction_type": "epsilon"}, steps, eta=0.0)
         predict = text_predictor(self._schedule_at(self.t_init), self.pipeline.prediction_type)
-        predict = guided(predict, guidance, self.pipeline.encode([negative], self.device))
+        predict = guided(predict, guidance)
+        away = self.pipeline.encode([negative], self.device).to(self.device)
 
         def draw(noise: Tensor, condition: Tensor, tell: Tell) -> Tensor:
+            condition = torch.stack([condition, away.expand_as(condition)], 1)
+
             def noise_in(x: Tensor, t: int) -> Tensor:
                 return predict(unet, x, torch.full((len(x),), t, device=x.device), condition)
 

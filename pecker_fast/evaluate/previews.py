@@ -66,7 +66,7 @@ class Previews:
         self.prompts = [prompt for group in groups for prompt in group.prompts]
         text = config.text
         guidance = 1.0 if text is None else text.guidance.kappa4
-        negative = "" if text is None else text.negative.kappa4
+        negative = "" if text is None else text.negative.forget.kappa4
         self.sampling = Sampling(steps, guidance, config.diffusion.t_init, config.seed, negative)
         self._concepts = () if text is None else text.concepts
         self._pipeline, self._out, self._device = pipeline, out, device

@@ -27,10 +27,15 @@ def drawn_at(iteration, seed=0):
 
 
 def written_out(objective, networks, draws, labels, guidance):
-    """L_psi and ell per sample with four guidance scales and negatives, for autograd."""
+    """L_psi and ell per sample, for autograd; `guidance`: place -> scale, negative of each term.
+
+    A sample whose prompt was dropped is drawn and denoised under "", away from "" (SFD, SiD-LSG).
+    """
     abar = objective.schedule.alphas_cumprod
     alpha = objective.config.alpha
     phi, theta, psi = networks
+    size = len(draws.noise) // 2
+    dropped = (labels.sampled == 0).flatten(1).all(1)[:, None, None]  # encode("") is 0
 
     def ab(t):
         return (c[:, None, None, None] for c in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
@@ -41,19 +46,24 @@ def written_out(objective, networks, draws, labels, guidance):
 
         if place is None:
             return call(c)
-        scale, negative = guidance[place]
-        without = call(encode([negative]).expand(len(x), -1, -1))
+        scale, negatives = guidance[place]
+        away = encode(negatives).repeat_interleave(size, 0)
+        without = call(away * ~dropped if place == "kappa1" else away)
         return without + scale * (call(c) - without)
 
     n, e, t = draws.noise, draws.e, draws.t
     first = torch.full((len(n),), 625)
     a, b = ab(first)
-    x_g = (b * n - b * eps(theta, b * n, first, labels.student)) / a
+    drawn = [
+        (b * n - b * eps(theta, b * n, first, told)) / a
+        for told in (labels.sampled, labels.student)
+    ]
     a, b = ab(t)
-    fixed = a * x_g.detach() + b * e
-    l_psi = ((e - eps(psi, fixed, t, labels.training, "kappa1")) ** 2).sum((1, 2, 3))
+    fixed = a * drawn[0].detach() + b * e
+    l_psi = ((e - eps(psi, fixed, t, labels.sampled, "kappa1")) ** 2).sum((1, 2, 3))
+    x_g = drawn[1]
     x_t = a * x_g + b * e
-    p = (x_t - b * eps(phi, x_t, t, labels.teacher, "kappa4")) / a
+    p = (x_t - b * eps(phi, x_t, t, labels.teacher[:, 0], "kappa4")) / a
     s = (x_t - b * eps(psi, x_t, t, labels.student, "kappa2")) / a
     r = (x_t - b * eps(psi, x_t, t, labels.student, "kappa3")) / a
     omega = (p - x_g).detach().abs().mean((1, 2, 3)).clamp_min(1e-5)
@@ -65,8 +75,14 @@ GUIDANCE = {
     "published": ({}, {}),
     "none": (dict.fromkeys(("kappa1", "kappa2", "kappa3", "kappa4"), 1.0), {}),
     "four scales": ({"kappa1": 1.5, "kappa2": 2.0, "kappa3": 3.0, "kappa4": 4.0}, {}),
-    "negatives": ({}, {"kappa1": "bad", "kappa2": "worse", "kappa3": "ugly", "kappa4": "blue"}),
-    "negative teacher": ({"kappa2": 2.0, "kappa3": 2.0}, {"kappa4": "a cat"}),
+    "negatives": (
+        {},
+        {
+            "forget": {"kappa1": "bad", "kappa2": "worse", "kappa3": "ugly", "kappa4": "blue"},
+            "remain": {"kappa1": "dull", "kappa3": "worse"},
+        },
+    ),
+    "negative teacher": ({"kappa2": 2.0, "kappa3": 2.0}, {"forget": {"kappa4": "a cat"}}),
 }
 
 
@@ -74,10 +90,13 @@ GUIDANCE = {
 @pytest.mark.parametrize(("scales", "negative"), GUIDANCE.values(), ids=GUIDANCE.keys())
 def test_losses_and_gradients_are_the_methods(scales, negative, alpha):
     objective = text_objective(
-        {"alpha": alpha}, {"guidance": scales, "negative": negative}, dtype=torch.float64
+        {"alpha": alpha},
+        {"guidance": scales, "negative": negative, "dropout": 0.4},
+        dtype=torch.float64,
     )
     places = ("kappa1", "kappa2", "kappa3", "kappa4")
-    guidance = {p: (scales.get(p, 4.5), negative.get(p, "")) for p in places}
+    away = [[negative.get(term, {}).get(p, "") for term in ("remain", "forget")] for p in places]
+    guidance = {p: (scales.get(p, 4.5), a) for p, a in zip(places, away, strict=True)}
     trainer = PeckerTrainer(objective)
     with torch.no_grad():  # three different networks
         for network in (trainer.generator, trainer.pseudo_score):
@@ -86,6 +105,7 @@ def test_losses_and_gradients_are_the_methods(scales, negative, alpha):
     random = drawn_at(0)
     labels = objective.conditions.draw(3, random)
     draws = objective.draw(random, 6)
+    assert 0 < (labels.sampled == 0).flatten(1).all(1).sum() < 6
     theta, psi = (n.eval().requires_grad_(True) for n in (trainer.generator, trainer.pseudo_score))
     networks = (objective.teacher, theta, psi)
     weight = torch.rand(6, dtype=torch.float64)
@@ -95,9 +115,9 @@ def test_losses_and_gradients_are_the_methods(scales, negative, alpha):
     _, ell_alone = written_out(objective, networks, draws, labels, guidance)
     expected = torch.autograd.grad((weight * ell_alone).sum(), list(theta.parameters()))
 
-    x_g = objective.sample(theta, draws.noise, labels)
+    x_g = objective.sample(theta, draws.noise, labels.student)
     found, gradient = generator_loss(
-        x_g, draws.e, draws.t, trainer._networks, labels.teacher, labels.student,
+        x_g, draws.e, draws.t, trainer._networks, labels.teacher, labels.score,
         objective.schedule, weight, alpha=alpha, predictors=objective.predictors,
     )  # fmt: skip
     torch.testing.assert_close(found, ell, rtol=1e-10, atol=1e-10)
@@ -107,8 +127,9 @@ def test_losses_and_gradients_are_the_methods(scales, negative, alpha):
     ):
         torch.testing.assert_close(a, b, **close)
     psi.requires_grad_(True)
+    drawn = objective.sample(theta, draws.noise, labels.sampled)
     loss = pseudo_score_loss(
-        psi, x_g.detach(), draws.e, draws.t, labels.training, objective.schedule,
+        psi, drawn.detach(), draws.e, draws.t, labels.training, objective.schedule,
         predict=objective.predictors.training,
     )  # fmt: skip
     torch.testing.assert_close(loss, l_psi, rtol=1e-10, atol=1e-10)
@@ -148,8 +169,16 @@ def test_a_velocity_model_is_a_noise_model():
 
 
 def test_no_guidance_is_one_pass():
-    predict = text_predictor(text_objective().schedule)
-    assert guided(predict, 1.0, encode([""])) is predict
+    seen = []
+
+    def predict(network, x_t, t, condition):
+        seen.append(condition)
+        return x_t
+
+    condition = encode(["a cat", "a dog"]).unsqueeze(0).expand(3, -1, -1, -1)
+    guided(predict, 1.0)(None, torch.zeros(3, 2, 8, 8), torch.zeros(3), condition)
+    (told,) = seen
+    assert torch.equal(told, condition[:, 0])
 
 
 # ---- prompts
@@ -207,21 +236,24 @@ def test_what_is_drawn():
     assert drawn.student.shape == (1200, 6, 8)
     remain = {tuple(row.flatten().tolist()) for row in drawn.student[:600]}
     assert remain == {tuple(row.flatten().tolist()) for row in encode(TEXT["remain"])}
-    assert torch.equal(drawn.student[:600], drawn.teacher[:600])
+    teacher = drawn.teacher[:, 0]
+    assert torch.equal(drawn.student[:600], teacher[:600])
     # Every sample of the forget half is a pair: what is told, what the teacher is told, its weight.
     known = {}
     for pairs, weight in zip(conditions.concepts, (2.0, 0.5), strict=True):
         for pair in pairs:
             key = encode([pair.forget, pair.override]).flatten().tolist()
             known[tuple(key)] = weight
-    seen = torch.stack([drawn.student[600:], drawn.teacher[600:]], dim=1)
+    seen = torch.stack([drawn.student[600:], teacher[600:]], dim=1)
     found = [known[tuple(pair.flatten().tolist())] for pair in seen]
     assert found == drawn.weight[600:].tolist()
     assert (drawn.weight[:600] == 1).all()
     # Concepts are drawn alike, 300 each, standard deviation 12; and so are the pairs of one.
     assert abs(found.count(2.0) - 300) < 60
-    empty = (drawn.training == 0).flatten(1).all(1)
-    assert torch.equal(drawn.training[~empty], drawn.student[~empty])
+    assert torch.equal(drawn.training[:, 0], drawn.sampled)
+    assert torch.equal(drawn.score[:, 0], drawn.student)
+    empty = (drawn.sampled == 0).flatten(1).all(1)
+    assert torch.equal(drawn.sampled[~empty], drawn.student[~empty])
     assert abs(int(empty.sum()) - 300) < 75  # standard deviation 15
     again = conditions.draw(600, drawn_at(0))
     assert torch.equal(again.training, drawn.training)

@@ -75,5 +75,5 @@ def text_objective(overrides=None, text=None, *, dtype=torch.float32, prediction
         conditions,
         config,
         (2, 8, 8),
-        predict=conditions.predictors(predict, torch.device("cpu")),
+        predict=conditions.predictors(predict),
     )
