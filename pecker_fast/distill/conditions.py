@@ -31,6 +31,7 @@ class Conditions(Rows):
         score: (2B, ...) for the pseudo-score in the generator loss. None: as `student`.
         sampled: (2B, ...) for the generator while the pseudo-score learns. None: as `student`.
         training: (2B, ...) for the pseudo-score while it learns. None: as `sampled`.
+        redirected: (2B, ...) for the teacher where there is no guidance. None: as `teacher`.
         weight: (2B,) factors of the samples' losses. None: 1.
     """
 
@@ -39,7 +40,13 @@ class Conditions(Rows):
     score: Tensor | None = None
     sampled: Tensor | None = None
     training: Tensor | None = None
+    redirected: Tensor | None = None
     weight: Tensor | None = None
+
+    @property
+    def of_redirection(self) -> Tensor:
+        """What the teacher is told without guidance."""
+        return self.teacher if self.redirected is None else self.redirected
 
     @property
     def of_score(self) -> Tensor:

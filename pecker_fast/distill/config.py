@@ -41,6 +41,16 @@ class NetworkSection(Section):
     lr: NonNegativeFloat = 1e-5  # Learning rate at the first iteration.
     lambda_remain: NonNegativeFloat = 1.0  # Weight of the remain term (batch mean).
     lambda_forget: NonNegativeFloat = 0.01  # Weight of the forget term (batch mean).
+    clip: bool = True  # Limit its gradient entries to +-optimizer.clip_value.
+
+
+class GeneratorSection(NetworkSection):
+    """The generator's learning."""
+
+    # Weight of a third term, not in SFD: at every time step the generator predicts what the teacher
+    # does, of c_f what that does of c_o. Without it c_f is forgotten where t_init is asked, and
+    # many-step samplers still find it.
+    every_step: NonNegativeFloat = 0.0
 
 
 class MaskSection(MaskChoice):
@@ -77,8 +87,9 @@ class PeckerConfig(MaskedConfig):
     iterations: NonNegativeInt = 50_000
     batch_size: PositiveInt = 128  # B: remain images and, again, forget images per iteration.
     micro_batch: PositiveInt | None = None  # Images per pass out of the 2B. null = all.
-    # The second of two stages: generator and pseudo-score must start from networks that are given.
-    second_stage: bool = False
+    # Networks that must be given to start from: those of a first stage, or a one-step generator.
+    # advised = the run goes on without, and says what to expect.
+    first_stage: Literal["none", "advised", "generator", "both"] = "none"
     # autocast = bf16 inside the networks, weights in fp32. bf16 = weights in bf16, and fp32 masters
     # of the entries that may change. Losses, images and schedule are fp32 in every case.
     precision: Literal["fp32", "autocast", "bf16"] = "fp32"
@@ -90,7 +101,7 @@ class PeckerConfig(MaskedConfig):
     recompute: bool = False
     diff_instruct: bool = False  # No gradient through the scores: another, cheaper algorithm.
     diffusion: DiffusionSection = DiffusionSection()
-    generator: NetworkSection = NetworkSection()
+    generator: GeneratorSection = GeneratorSection()
     pseudo_score: NetworkSection = NetworkSection()
     mask: MaskSection = MaskSection()
     saliency: SaliencySection = SaliencySection()
@@ -120,34 +131,47 @@ class PeckerConfig(MaskedConfig):
         of_term = self.saliency.kind in ("forget", "retain_aware")
         if of_term and self.generator.lambda_forget == 0:
             raise ValueError(
-                f"saliency.kind {self.saliency.kind} needs generator.lambda_forget > 0; use mask.kind full "
-                "for a run that forgets nothing"
+                f"saliency.kind {self.saliency.kind} needs generator.lambda_forget > 0; use "
+                "mask.kind full for a run that forgets nothing"
             )
         return self
 
-    def check_start(self, starts: int) -> None:
-        """Refuse a second stage without the first.
+    def check_start(self, generator: bool, pseudo_score: bool) -> list[str]:
+        """What there is to say of where the networks start.
 
         Args:
-            starts: Networks that are given a start other than the teacher, of the two.
-        """
-        if self.second_stage and starts < 2:
-            raise PeckerError(
-                "second_stage: generator and pseudo-score network start where the first stage "
-                "ended; give --generator and --pseudo-score its run, or set second_stage to false"
-            )
+            generator: It starts elsewhere than at the teacher.
+            pseudo_score: So does this one.
 
-    def check_saliency(self, first_stage: bool) -> None:
+        Raises:
+            PeckerError: A first stage is needed and not given.
+        """
+        if self.first_stage == "both" and not (generator and pseudo_score):
+            raise PeckerError(
+                "first_stage both: generator and pseudo-score network start where a first stage "
+                "ended; give its run as --from, or set first_stage to none"
+            )
+        if self.first_stage == "generator" and not generator:
+            raise PeckerError(
+                "first_stage generator: the recipe starts from a one-step generator; give it as "
+                "--generator, or set first_stage to advised"
+            )
+        if self.first_stage == "advised" and not generator:
+            note = (
+                "the generator starts at the many-step model, but this recipe is for one that "
+                "draws in one step already (--generator): expect blurred images"
+            )
+            return [note]
+        return []
+
+    def check_saliency(self, pseudo_score: bool) -> None:
         """Refuse a saliency that needs a first stage, without one.
 
         Args:
-            first_stage: The pseudo-score network starts elsewhere than at the teacher.
+            pseudo_score: It starts elsewhere than at the teacher.
         """
-        if (
-            self.mask.kind == "saliency"
-            and self.saliency.kind == "retain_aware"
-            and not first_stage
-        ):
+        kind = self.saliency.kind if self.mask.kind == "saliency" else None
+        if kind == "retain_aware" and not pseudo_score:
             raise PeckerError(
                 "saliency.kind retain_aware: the remain term has no gradient while the "
                 "pseudo-score network is the teacher; start from a first stage (--from), or use "

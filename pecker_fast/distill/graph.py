@@ -22,7 +22,7 @@ __all__ = ["WARM_UP", "CudaCapture", "IterationGraph"]
 WARM_UP = 3
 """Ordinary iterations before the capture: libraries choose algorithms, optimizers make tables."""
 
-Losses: TypeAlias = tuple[Tensor, Tensor]
+Losses: TypeAlias = tuple[Tensor, ...]
 
 
 class CudaCapture:

@@ -6,16 +6,21 @@ is random from `IterationInputs`, so they can be captured in a CUDA graph once a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.config import NetworkSection
-from pecker_fast.distill.losses import generator_loss, pseudo_score_loss, term_weights
+from pecker_fast.distill.losses import (
+    every_step_loss,
+    generator_loss,
+    pseudo_score_loss,
+    term_weights,
+)
 from pecker_fast.distill.network_set import NetworkSet
-from pecker_fast.distill.objective import Draws, Objective
+from pecker_fast.distill.objective import Draws, Noised, Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.runs.ema import SalientEma
 from pecker_fast.runs.learner import Learner
@@ -34,12 +39,14 @@ class IterationInputs(Rows):
         pseudo_score: Noise and time steps of the pseudo-score phase.
         generator: Those of the generator phase.
         shared_noise: (2B, C, H, W) the generator's input where one pass serves both phases.
+        every_step: Noise of the term over all time steps, where there is one.
     """
 
     labels: Conditions
     pseudo_score: Draws
     generator: Draws
     shared_noise: Tensor | None
+    every_step: Noised | None = None
 
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -92,22 +99,22 @@ class Iteration:
         inputs = IterationInputs(
             labels, objective.draw(random, count), objective.draw(random, count), shared
         )
+        if self._config.generator.every_step:
+            inputs = replace(inputs, every_step=objective.draw_every_step(random, count))
         return inputs if self._ranks.alone else inputs[self._rows]
 
-    def compute(self, inputs: IterationInputs) -> tuple[Tensor, Tensor]:
-        """Two optimizer steps; returns the losses of pseudo-score and generator, (2B,) each."""
+    def compute(self, inputs: IterationInputs) -> tuple[Tensor, ...]:
+        """Two optimizer steps; returns the losses of each term, (2B,): as `LOSS_NAMES`."""
         shared = None
         if inputs.shared_noise is not None:
             self._theta.learn()
             generator = self._networks.use("generator")
-            shared = self._objective.sample(
-                generator, inputs.shared_noise, inputs.labels.student
-            )
+            shared = self._objective.sample(generator, inputs.shared_noise, inputs.labels.student)
         pseudo_score_losses = self._pseudo_score_phase(inputs, shared)
         generator_losses = self._generator_phase(inputs, shared)
         if self._ema is not None:
             self._ema.update()
-        return pseudo_score_losses, generator_losses
+        return pseudo_score_losses, *generator_losses
 
     def _pseudo_score_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
         """The pseudo-score network learns to denoise the generator's present samples."""
@@ -140,14 +147,15 @@ class Iteration:
         self._psi.rest()
         return torch.cat(losses)
 
-    def _generator_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
+    def _generator_phase(self, inputs: IterationInputs, shared: Tensor | None) -> list[Tensor]:
         """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
         objective, config = self._objective, self._config
         weight = self._weights(config.generator, inputs)
         self._theta.learn()
-        losses = []
+        losses, of_every_step = [], []
         for rows in self._slices():
-            if rows.stop >= len(self._rows):
+            is_last = rows.stop >= len(self._rows)
+            if is_last and inputs.every_step is None:
                 self._theta.before_last_backward()
             draws, labels = inputs.generator[rows], inputs.labels[rows]
             generator = self._networks.use("generator")
@@ -177,9 +185,25 @@ class Iteration:
                 x_g = objective.sample(generator, draws.noise, labels.student)
             x_g.backward(gradient)  # type: ignore[no-untyped-call]
             losses.append(loss)
+            if inputs.every_step is not None:
+                if is_last:
+                    self._theta.before_last_backward()
+                noised = inputs.every_step[rows]
+                x_t = objective.schedule.add_noise(x_g.detach(), noised.e, noised.t)
+                loss = every_step_loss(
+                    self._networks,
+                    x_t,
+                    noised.t,
+                    labels.student,
+                    labels.of_redirection,
+                    predict=objective.predictors.generator,
+                )
+                scaled = config.generator.every_step * weight[rows] * loss
+                scaled.sum().backward()  # type: ignore[no-untyped-call]
+                of_every_step.append(loss.detach())
         self._theta.step()
         self._theta.rest()
-        return torch.cat(losses)
+        return [torch.cat(each) for each in (losses, of_every_step) if each]
 
     def _weights(self, section: NetworkSection, inputs: IterationInputs) -> Tensor:
         like, of_sample = inputs.generator.e, inputs.labels.weight

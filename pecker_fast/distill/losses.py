@@ -8,6 +8,7 @@ phi is the teacher, psi the pseudo-score network, theta the generator. With x_t 
     ell       = 1/omega  sum (p - s) [(p - x_g) - alpha (p - s)]
               = 1/omega [(1 - alpha) ||p - s||^2 + <p - s, s - x_g>]
     omega     = max(mean |p - x_g|, 1e-5)                                no gradient
+    every     = || eps_theta(x_t, t, c) - eps_phi(x_t, t, c_phi) ||^2    any t; not in SFD
 
 Sums run over C, H, W. Every function returns one loss per sample: the remain and the forget term
 share one batch, and a weight per sample (`term_weights`) makes the two out of it.
@@ -28,6 +29,7 @@ __all__ = [
     "OMEGA_FLOOR",
     "distillation_loss",
     "distillation_loss_gradients",
+    "every_step_loss",
     "generator_loss",
     "one_step_sample",
     "pseudo_score_loss",
@@ -92,6 +94,37 @@ def pseudo_score_loss(
     """
     predicted = predict(network, schedule.add_noise(x_g, noise, t), t, condition)
     return (noise - predicted).square().flatten(1).sum(1)
+
+
+def every_step_loss(
+    networks: NetworkSet,
+    x_t: Tensor,
+    t: Tensor,
+    condition: Tensor,
+    teacher_condition: Tensor,
+    *,
+    predict: NoisePredictor = predict_noise,
+) -> Tensor:
+    """||eps_theta(x_t, t, c) - eps_phi(x_t, t, c_phi)||^2 per sample: redirects many steps.
+
+    Where c is c_f, c_phi is c_o; elsewhere they are the same. SalUn's loss on another label, with
+    the teacher's prediction and on the generator's images. Rests with theta's weights in place.
+
+    Args:
+        networks: phi and theta.
+        x_t: (N, C, H, W) noisy images.
+        t: (N,) int64 time steps.
+        condition: (N, ...) what theta is told.
+        teacher_condition: (N, ...) what phi is told.
+        predict: Adapter that calls the networks.
+
+    Returns:
+        (N,) losses in the dtype of `x_t`.
+    """
+    with torch.no_grad():
+        target = predict(networks.use("teacher"), x_t, t, teacher_condition)
+    predicted = predict(networks.use("generator"), x_t, t, condition)
+    return (predicted - target).square().flatten(1).sum(1)
 
 
 def generator_loss(

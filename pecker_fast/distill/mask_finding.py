@@ -65,7 +65,7 @@ def find_mask(
     config, saliency = objective.config, objective.config.saliency
     reduction = _REDUCTIONS[saliency.kind]
     if networks is None:
-        config.check_saliency(first_stage=False)
+        config.check_saliency(pseudo_score=False)
         teacher = objective.teacher
         networks = SeparateNetworks(teacher, alias(teacher).requires_grad_(True), alias(teacher))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
     from pecker_fast.models.pipeline import PipelineFolder
 
-__all__ = ["Draws", "Objective"]
+__all__ = ["Draws", "Noised", "Objective"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,19 @@ class Draws(Rows):
     t: Tensor
 
 
+@dataclass(frozen=True)
+class Noised(Rows):
+    """The random numbers that make N noisy images of images.
+
+    Attributes:
+        e: (N, C, H, W) the noise that is added.
+        t: (N,) int64, how much of it.
+    """
+
+    e: Tensor
+    t: Tensor
+
+
 class Objective:
     """What the losses are made of, for one teacher and one configuration.
 
@@ -60,6 +74,7 @@ class Objective:
         conditions: What to forget and what takes its place.
         config: The run.
         predictors: Call the networks, in each place of the method.
+        notes: What to know of the conditions, in lines to show.
         sample_shape: (C, H, W) of what the networks see.
         device: Where the run takes place.
         dtype: Of images, noise and losses: float32, or float64 for a float64 teacher.
@@ -75,6 +90,7 @@ class Objective:
         *,
         device: torch.device | None = None,
         predict: NoisePredictor | Predictors = predict_noise,
+        notes: Sequence[str] = (),
     ) -> None:
         """Put the pieces together; see the attributes.
 
@@ -86,7 +102,9 @@ class Objective:
             sample_shape: (C, H, W).
             device: None = the teacher's.
             predict: Calls the networks, everywhere alike or in each place of the method.
+            notes: As the attribute.
         """
+        self.notes = tuple(notes)
         first = next(teacher.parameters())
         self.original = teacher.eval().requires_grad_(False)
         self.schedule = schedule
@@ -148,6 +166,10 @@ class Objective:
             pipeline.network_shape,
             device=device,
             predict=conditions.predictors(predict),
+            notes=[
+                f"the text encoder does not read the end of {prompt!r}: {lost!r} is cut off"
+                for prompt, lost in pipeline.cut(conditions.prompts).items()
+            ],
         )
 
     def own_teacher(self) -> nn.Module:
@@ -164,6 +186,11 @@ class Objective:
             random.normal(shape, self.dtype),
             random.integers(self.schedule.t_min, self.schedule.t_max, count),
         )
+
+    def draw_every_step(self, random: IterationRandom, count: int) -> Noised:
+        """Noise for `count` images, at any time step of the schedule."""
+        noise = random.normal((count, *self.sample_shape), self.dtype)
+        return Noised(noise, random.integers(0, len(self.schedule.alphas_cumprod), count))
 
     def sample(self, generator: nn.Module, noise: Tensor, condition: Tensor) -> Tensor:
         """x_g = G(n, c), (N, C, H, W)."""

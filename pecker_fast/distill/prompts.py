@@ -7,6 +7,7 @@ the published loop, would run 16 times an iteration.
 from __future__ import annotations
 
 import itertools
+import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,15 +69,24 @@ def prompt_pairs(section: ConceptSection, what: str = "text.concepts") -> list[P
     """Every template with every word for the concept and every value of its placeholders.
 
     Raises:
-        PeckerError: a template without `{concept}`, or with a placeholder that has no value.
+        PeckerError: a template without the concept, or with a placeholder that has no value.
     """
     concepts = [section.concept] if isinstance(section.concept, str) else list(section.concept)
     pairs: dict[PromptPair, None] = {}
     for template in read_prompts(section.prompts, f"{what}.prompts"):
         if "concept" not in _placeholders(template, what):
-            raise PeckerError(
-                f"{what}: the template {template!r} has no {{concept}}, so it forgets nothing"
-            )
+            # A plain prompt that names the concept, as in SFD's lists.
+            override = template
+            for name in filter(None, concepts):
+                named = re.compile(re.escape(name), re.IGNORECASE)
+                override = named.sub(lambda _: section.override, override)
+            if override == template:
+                raise PeckerError(
+                    f"{what}: the template {template!r} has no {{concept}} and does not name it, "
+                    "so it forgets nothing"
+                )
+            pairs[PromptPair(template, " ".join(override.split()))] = None
+            continue
         for word in concepts:
             filled = (
                 fill_template(template, {**section.fill, "concept": (value,)}, what)
@@ -118,6 +128,7 @@ class TextConditions:
     Attributes:
         remain: the prompts to keep.
         concepts: the pairs of each concept.
+        prompts: all that are encoded, those that guidance leads away from among them.
     """
 
     def __init__(self, section: TextSection, encode: Encode, seed: int = 0) -> None:
@@ -154,7 +165,8 @@ class TextConditions:
         told = (prompt for term in negative for prompt in term.values())
         for prompt in ("", *remain, *_both(pairs), *told):
             self._rows.setdefault(prompt, len(self._rows))
-        self._table = encode(list(self._rows)).detach().cpu()
+        self.prompts = list(self._rows)
+        self._table = encode(self.prompts).detach().cpu()
         self._scales: dict[str, float] = section.guidance.model_dump()
         self._negative = {
             place: self._indices(term[place] for term in negative) for place in self._scales
@@ -187,16 +199,16 @@ class TextConditions:
             weight = weight.to(random.device, non_blocking=True)
         empty = self._rows[""]
         sampled = student.masked_fill(dropped, empty)
-        away = {
-            place: pair.repeat_interleave(batch_size) for place, pair in self._negative.items()
-        }
+        away = {place: pair.repeat_interleave(batch_size) for place, pair in self._negative.items()}
         score = [student, away["kappa2"]] + ([] if self._one_psi else [away["kappa3"]])
+        redirected = torch.cat([remain, override])
         found = {
             "student": student,
-            "teacher": torch.stack([torch.cat([remain, override]), away["kappa4"]], 1),
+            "teacher": torch.stack([redirected, away["kappa4"]], 1),
             "score": torch.stack(score, 1),
             "sampled": sampled,
             "training": torch.stack([sampled, away["kappa1"].masked_fill(dropped, empty)], 1),
+            "redirected": redirected,
         }
         return Conditions(
             **{name: self._embeddings(rows, random.device) for name, rows in found.items()},

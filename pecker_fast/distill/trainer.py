@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.distill.config import NetworkSection, PeckerConfig
 from pecker_fast.distill.graph import CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration, IterationInputs
 from pecker_fast.distill.mask_finding import find_mask
@@ -72,9 +72,9 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
                 than samples, or a second stage without the first.
         """
         config = objective.config
-        config.check_start(sum(network is not None for network in (generator, pseudo_score)))
+        self._start_notes = config.check_start(generator is not None, pseudo_score is not None)
         if mask is None:
-            config.check_saliency(first_stage=pseudo_score is not None)
+            config.check_saliency(pseudo_score is not None)
         if mask is not None and config.mask.refresh_every:
             raise PeckerError("a given mask cannot be refreshed: set mask.refresh_every to 0")
         # The teacher never changes, so a generator that starts as its copy needs no second one.
@@ -104,11 +104,14 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             self._networks = SharedNetworks(
                 objective.own_teacher(), self.ever_salient, config.optimizer.backend
             )
-        make = make_optimizer or masked_adamw(config.optimizer)
         theta_lr = config.generator.lr * self._rate_under(theta_mask)
         psi_lr = config.pseudo_score.lr * self._rate_under(psi_mask)
-        self.learner = self._learn(self.generator, theta_mask, theta_lr, make)
-        self._psi = self._learn(self.pseudo_score, psi_mask, psi_lr, make)
+        theta_makes, psi_makes = (
+            make_optimizer or self._makes(section)
+            for section in (config.generator, config.pseudo_score)
+        )
+        self.learner = self._learn(self.generator, theta_mask, theta_lr, theta_makes)
+        self._psi = self._learn(self.pseudo_score, psi_mask, psi_lr, psi_makes)
         self._refine_masters()
         self._start_average()
         self._step = Iteration(
@@ -140,7 +143,8 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
     def notes(self) -> list[str]:
         """How iterations are run, in lines to show: which blocks, whether in a graph, warnings."""
         blocks, *warnings = super().notes
-        return [blocks, self._graph.reason or "one CUDA graph per iteration", *warnings]
+        graph = self._graph.reason or "one CUDA graph per iteration"
+        return [blocks, graph, *self._start_notes, *self._objective.notes, *warnings]
 
     @property
     def generator(self) -> nn.Module:
@@ -169,8 +173,14 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
 
     @property
     def terms(self) -> Sequence[str]:
-        """`LOSS_NAMES`, or those of the remain half where nothing is forgotten."""
-        return [name for name in LOSS_NAMES if self.config.halves == 2 or "remain" in name]
+        """Those of `LOSS_NAMES` that this run has."""
+        config = self.config
+        return [
+            name
+            for name in LOSS_NAMES
+            if (config.halves == 2 or "remain" in name)
+            and (config.generator.every_step or "every_step" not in name)
+        ]
 
     def draw(self, random: IterationRandom) -> IterationInputs:
         """Labels and noise."""
@@ -211,6 +221,11 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         working = network
         fused_blocks(lambda: working, self.config.accelerate, teacher.device)
         return working
+
+    def _makes(self, section: NetworkSection) -> MakeOptimizer:
+        """What makes a network's optimizer."""
+        unlimited = {} if section.clip else {"clip_value": None}
+        return masked_adamw(self.config.optimizer.model_copy(update=unlimited))
 
     def _rate_under(self, mask: SaliencyMask | None) -> float:
         """What a learning rate is multiplied with, so that a step is as long as a dense one."""

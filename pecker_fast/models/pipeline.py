@@ -122,6 +122,17 @@ class PipelineFolder:
         encoder.to(home)  # it is not needed again
         return torch.cat(found)
 
+    def cut(self, prompts: Sequence[str]) -> dict[str, str]:
+        """The prompts that are too long for the text encoder, and the end that it does not read."""
+        limit = self.tokenizer.model_max_length
+        longer = {}
+        for prompt in prompts:
+            tokens = self.tokenizer(prompt, add_special_tokens=False).input_ids
+            # Two tokens mark the beginning and the end.
+            if len(tokens) > limit - 2:
+                longer[prompt] = self.tokenizer.decode(tokens[limit - 2 :]).strip()
+        return longer
+
     def load_decoder(self) -> AutoencoderKL:
         """The autoencoder, for `decode`.
 

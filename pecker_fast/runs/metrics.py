@@ -21,8 +21,10 @@ LOSS_NAMES = (
     "pseudo_score/forget",
     "generator/remain",
     "generator/forget",
+    "every_step/remain",
+    "every_step/forget",
 )
-"""The four terms, each a mean over its half of the batch, without its lambda."""
+"""The terms, each a mean over its half of the batch, without its lambda."""
 
 ONE_LOSS = "loss"
 """Name of the term where there is only one."""

@@ -217,7 +217,7 @@ def test_a_one_step_generator_cannot_teach(run, refused, finished, tmp_path, com
 
 def test_a_second_stage_without_the_first(run, refused, files, tmp_path):
     second = ["--config", "cifar10_stage2", *SMALL, "--out", tmp_path / "run"]
-    refused(run("erase", files.model, *second), "second_stage", "--pseudo-score")
+    refused(run("erase", files.model, *second), "first_stage", "--from")
 
 
 def test_an_average_that_has_not_moved_is_warned_of(run, files, tmp_path):

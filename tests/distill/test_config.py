@@ -39,7 +39,7 @@ def test_the_cifar10_file_says_what_the_defaults_say():
     assert load_config("cifar10_forget") == load_config().model_copy(update=ours)
 
 
-OPEN = ("celebrity", "object", "style")  # recipes that leave the concept open
+OPEN = ("celebrity", "object", "sfd_celebrity", "style")  # recipes that leave the concept open
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -242,8 +242,14 @@ def test_a_setting_of_another_version_is_named():
 
 def test_a_second_stage_needs_the_first():
     second = load_config("cifar10_stage2")
-    second.check_start(starts=2)
-    for starts in (0, 1):
-        with pytest.raises(PeckerError, match="give --generator and --pseudo-score its run"):
-            second.check_start(starts)
-    load_config("cifar10_stage1").check_start(0)
+    assert second.check_start(generator=True, pseudo_score=True) == []
+    for given in ((True, False), (False, True)):
+        with pytest.raises(PeckerError, match="give its run as --from"):
+            second.check_start(*given)
+    load_config("cifar10_stage1").check_start(False, False)
+    one_step = load_config(None, {"first_stage": "generator"})
+    assert one_step.check_start(generator=True, pseudo_score=False) == []
+    with pytest.raises(PeckerError, match="--generator"):
+        one_step.check_start(False, False)
+    (note,) = load_config(None, {"first_stage": "advised"}).check_start(False, False)
+    assert "--generator" in note

@@ -21,6 +21,7 @@ OPTIONS = {
     "one generator pass": {"share_generator_pass": True},
     "bf16": {"precision": "bf16", "mask.apply": "both"},
     "recomputed": {"recompute": True, "mask.apply": "both"},
+    "every step": {"generator.every_step": 0.5, "mask.apply": "both", "micro_batch": 3},
 }
 
 pytestmark = pytest.mark.skipif(

@@ -21,6 +21,7 @@ OPTIONS = {
     "bf16": {"precision": "bf16"},
     "no average": {"ema.decay": None},
     "recomputed": {"recompute": True},
+    "every step": {"generator.every_step": 0.5, "micro_batch": 3},
 }
 
 

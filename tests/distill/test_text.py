@@ -197,10 +197,20 @@ def test_templates_make_pairs():
     assert PromptPair("blue girl", "girl") in pairs
 
 
+def test_plain_prompts_that_name_the_concept():
+    """As SFD's lists: the name is exchanged in what the teacher is told, and only there."""
+    section = ConceptSection(
+        prompts=("Brad Pitt in a tuxedo.",), concept="brad pitt", override="a middle aged man"
+    )
+    assert prompt_pairs(section) == [
+        PromptPair("Brad Pitt in a tuxedo.", "a middle aged man in a tuxedo.")
+    ]
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("a photo", r"'a photo' has no {concept}, so it forgets nothing"),
+        ("a photo", "'a photo' has no {concept}"),
         ("{concept} at {place}", r"placeholder {place} without values; give them in fill.place"),
         ("{concept", "is wrong: "),
     ],

@@ -69,6 +69,15 @@ def written_out_run(objective, mask, decay):
             omega = (p - x_g).detach().abs().mean((1, 2, 3)).clamp_min(1e-5)
             terms = (p - s) * ((p - x_g) - config.alpha * (p - s))
             (lam * (terms.sum((1, 2, 3)) / omega).mean()).backward()
+        if every := config.generator.every_step:
+            drawn = sample(draws.noise, labels.student).detach()
+            noised = objective.draw_every_step(random, 2 * size)
+            a, b = ab(noised.t)
+            x_t = a * drawn + b * noised.e
+            target = phi(x_t, noised.t, labels.teacher).detach()
+            error = ((theta(x_t, noised.t, labels.student) - target) ** 2).sum((1, 2, 3))
+            terms = (lam * error[half].mean() for half, lam in zip(halves, lambdas, strict=True))
+            (every * sum(terms)).backward()
         for name, p in theta.named_parameters():
             salient[name].grad = p.grad[dense[name]].clamp(-1, 1)
         theta_optimizer.step()
@@ -79,10 +88,16 @@ def written_out_run(objective, mask, decay):
     return weights(theta), weights(psi), average
 
 
+@pytest.mark.parametrize("every_step", [0.0, 0.7])
 @pytest.mark.parametrize("kind", ["saliency", "full"])
-def test_the_loop_is_the_method(kind):
+def test_the_loop_is_the_method(kind, every_step):
     objective = toy_objective(
-        {"mask.kind": kind, "optimizer.weight_decay": 0.1, "pseudo_score.lambda_forget": 0.5},
+        {
+            "mask.kind": kind,
+            "generator.every_step": every_step,
+            "optimizer.weight_decay": 0.1,
+            "pseudo_score.lambda_forget": 0.5,
+        },
         dtype=torch.float64,
         dropout=0.0,
     )
