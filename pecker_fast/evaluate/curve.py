@@ -20,7 +20,7 @@ from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.forgetting import evaluate_images
-from pecker_fast.evaluate.run_judge import Judge
+from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.files import write_text
 
