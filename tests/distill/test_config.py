@@ -155,15 +155,25 @@ def test_a_bad_value_is_refused_in_one_line(overrides, message):
         (b"mask: {density: [", "not valid YAML"),
         (b"- 1\n- 2\n", "must hold 'key: value' lines, got a list"),
         (b"3: 4\n", "must hold 'key: value' lines"),
-        (b"\xff\xfe\x00", "cannot read"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"a: &a [0]\nmask: *a\n", "aliases"),
+        (b"a: " + b"[" * 1000, "nested deeper"),
+        (b"seed: " + b"9" * 5000, "5000 digits"),
+        (b"seed: 2020-99-99", "timestamp"),
+        (b"seed: !!int x", "not valid YAML"),
+        (b"base: 7", "base must be"),
+        (b"base: ./run.yaml", "builds on itself"),
+        (b"base: here/../run.yaml", "builds on itself"),
+        (b"mask: [" + b"7, " * 10000 + b"7]", "must be a section .* got .7, 7, 7, 7, ...."),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, message):
     file = tmp_path / "run.yaml"
     file.write_bytes(content)
+    (tmp_path / "here").mkdir()
     with pytest.raises(PeckerError, match=message) as caught:
         load_config(file)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_an_empty_file_means_the_defaults(tmp_path):
