@@ -15,7 +15,9 @@ from pecker_fast.errors import PeckerError
 
 __all__ = [
     "MOST_DIGITS",
+    "MOST_ENTRIES",
     "MOST_LEVELS",
+    "check_extent",
     "check_output_folder",
     "few",
     "parse_json",
@@ -29,6 +31,9 @@ __all__ = [
 
 MOST_LEVELS = 64
 """How deep what a file holds may be nested."""
+
+MOST_ENTRIES = 1_000_000
+"""Of all its lists and objects."""
 
 MOST_DIGITS = 40
 """Of a whole number in a file. Python reads as many as there are, in quadratic time."""
@@ -182,7 +187,7 @@ def parse_json(text: str, source: str) -> Any:
     """
     try:
         content = json.loads(text, parse_int=_whole_number)
-        _check_levels(content)
+        check_extent(content)
         if r"\u" in text:  # half of a surrogate pair is no text, and could not be written again
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -215,12 +220,20 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-def _check_levels(content: Any) -> None:
-    level = [content]
+def check_extent(content: Any) -> None:
+    """Refuse what is nested too deeply, or holds too much once shared parts are written out.
+
+    Raises:
+        ValueError: it does.
+    """
+    level, entries = [content], 0
     for _ in range(MOST_LEVELS):
         inner = [part for part in level if isinstance(part, (dict, list))]
+        entries += sum(len(part) for part in inner)
         if not inner:
             return
+        if entries > MOST_ENTRIES:
+            raise ValueError(f"more than {MOST_ENTRIES:,} entries")
         level = [
             item for part in inner for item in (part.values() if isinstance(part, dict) else part)
         ]

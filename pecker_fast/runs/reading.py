@@ -1,7 +1,7 @@
 """What comes in as YAML or JSON: read within limits, and checked by a schema.
 
-Of YAML only what JSON has as well: objects, lists, texts, numbers, true, false and null. No tag of
-another kind, and no alias: a few hundred bytes of aliases stand for lists of any length.
+Of YAML only what JSON has as well: objects, lists, texts, numbers, true, false and null, and aliases
+as long as what they stand for is not large: some hundred bytes of them could be a list of billions.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import MOST_DIGITS, MOST_LEVELS, few, read_text, shown
+from pecker_fast.files import MOST_DIGITS, MOST_LEVELS, check_extent, few, read_text, shown
 
 __all__ = ["Schema", "checked", "parse_yaml", "read_yaml"]
 
 S = TypeVar("S", bound="Schema")
 _MOST_BYTES = 1 << 20
+_TAG = "tag:yaml.org,2002:"
 
 
 class Schema(BaseModel):
@@ -76,11 +77,14 @@ def parse_yaml(text: str, source: str) -> Any:
         source: where it comes from, for messages.
 
     Raises:
-        PeckerError: not YAML, an alias, a tag that JSON has not, nested deeper than `MOST_LEVELS`,
-            or a number of more than `MOST_DIGITS` digits.
+        PeckerError: not YAML, a tag that JSON has not, a merge key, nested deeper than
+            `MOST_LEVELS`, more than `MOST_ENTRIES` entries, or a number of more than `MOST_DIGITS`
+            digits.
     """
     try:
-        return yaml.load(text, _Loader)
+        content = yaml.load(text, _Loader)
+        check_extent(content)
+        return content
     except (yaml.YAMLError, ValueError, KeyError) as error:  # the others are of tags: !!int x
         reason = " ".join(str(error).split())
         raise PeckerError(f"{source}: not valid YAML ({reason[:300]})") from error
@@ -92,8 +96,6 @@ class _Loader(yaml.SafeLoader):
         self._levels = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases such as *name are not read; write out what is meant")
         self._levels += 1
         if self._levels > MOST_LEVELS:
             raise yaml.YAMLError(f"nested deeper than {MOST_LEVELS} levels")
@@ -101,13 +103,16 @@ class _Loader(yaml.SafeLoader):
         self._levels -= 1
         return node
 
+    def flatten_mapping(self, node: Any) -> None:
+        if any(key.tag == f"{_TAG}merge" for key, _ in node.value):
+            raise yaml.YAMLError("merge keys (<<) are not read; write out what is meant")
+
     def construct_yaml_int(self, node: Any) -> int:
         if len(node.value) > MOST_DIGITS:
             raise yaml.YAMLError(f"a number of {len(node.value)} digits")
         return int(super().construct_yaml_int(node))
 
 
-_TAG = "tag:yaml.org,2002:"
 _Loader.yaml_constructors = {
     None: yaml.SafeLoader.construct_undefined,
     f"{_TAG}int": _Loader.construct_yaml_int,

@@ -149,6 +149,11 @@ def test_a_bad_value_is_refused_in_one_line(overrides, message):
     assert "\n" not in str(caught.value)
 
 
+def _tenfold(n):
+    """A line of YAML that stands for ten times what the line before stands for."""
+    return f"x{n + 1}: &x{n + 1} [{', '.join([f'*x{n}'] * 10)}]\n".encode()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -156,7 +161,9 @@ def test_a_bad_value_is_refused_in_one_line(overrides, message):
         (b"- 1\n- 2\n", "must hold 'key: value' lines, got a list"),
         (b"3: 4\n", "must hold 'key: value' lines"),
         (b"\xff\xfe\x00", "not UTF-8"),
-        (b"a: &a [0]\nmask: *a\n", "aliases"),
+        (b"x0: &x0 [0]\n" + b"".join(_tenfold(n) for n in range(9)), "more than 1,000,000 entries"),
+        (b"a: &a [*a]", "nested deeper"),
+        (b"a: &a {b: 1}\nc: {<<: *a}", "merge keys"),
         (b"a: " + b"[" * 1000, "nested deeper"),
         (b"seed: " + b"9" * 5000, "5000 digits"),
         (b"seed: 2020-99-99", "timestamp"),
