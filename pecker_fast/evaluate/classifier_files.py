@@ -117,7 +117,7 @@ class SavedClassifier(nn.Module):
             raise PeckerError(f"classifier {folder}: arch must be {cls.arch}, got {arch!r}")
         try:
             network = cls(**config)
-        except (TypeError, RuntimeError, MemoryError) as error:  # of sizes beyond all memory
+        except (TypeError, ValueError, RuntimeError, MemoryError) as error:
             raise PeckerError(_not_a_config(folder / CONFIG_NAME, cls.__name__, error)) from error
         path = folder / WEIGHTS_NAME
         try:

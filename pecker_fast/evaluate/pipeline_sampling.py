@@ -197,7 +197,8 @@ class PipelineSampler:
         check_settings(seed, guidance=0)
         if not prompts:
             raise PeckerError("sampler: there are no prompts to draw images for")
-        shape, dtype, size = self.pipeline.network_shape, compute_dtype(unet), self.batch_size
+        shape, dtype = self.pipeline.network_shape, compute_dtype(unet)
+        size = min(self.batch_size, len(prompts))
 
         @torch.no_grad()
         def draw_part(part: slice, noise: Tensor, tell: Tell) -> Tensor:

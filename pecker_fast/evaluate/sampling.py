@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -131,14 +131,6 @@ class Sampler:
             )
         self._reverse(model)
 
-    @overload
-    def sample(self, model: ModelFolder, labels: Tensor, progress: str | None = None) -> Tensor: ...
-
-    @overload
-    def sample(
-        self, model: ModelFolder, labels: Tensor, progress: str | None = None, *, ranks: Ranks
-    ) -> Tensor | None: ...
-
     def sample(
         self,
         model: ModelFolder,
@@ -165,8 +157,8 @@ class Sampler:
                 guidance for a model that has no entry for "no class".
         """
         batches = partial(self.batches, model, labels)
-        like = torch.empty(model.image_shape)
-        return together(batches, len(labels), self.batch_size, like, ranks or Ranks(), progress)
+        size, like = self._batch_size(labels), torch.empty(model.image_shape)
+        return together(batches, len(labels), size, like, ranks or Ranks(), progress)
 
     def pixels(
         self, model: ModelFolder, labels: Tensor, progress: str | None = None, *, ranks: Ranks
@@ -180,8 +172,8 @@ class Sampler:
             drawn = self.batches(model, labels, only, title)
             return ((part, to_uint8(images)) for part, images in drawn)
 
-        like = torch.empty(model.image_shape, dtype=torch.uint8)
-        return together(batches, len(labels), self.batch_size, like, ranks, progress)
+        size, like = self._batch_size(labels), torch.empty(model.image_shape, dtype=torch.uint8)
+        return together(batches, len(labels), size, like, ranks, progress)
 
     def batches(
         self,
@@ -217,6 +209,9 @@ class Sampler:
 
         shape = model.network_shape
         return draw_batches(draw, len(labels), self.batch_size, shape, self.seed, only, progress)
+
+    def _batch_size(self, labels: Tensor) -> int:
+        return min(self.batch_size, max(len(labels), 1))
 
     def _reverse(self, model: ModelFolder) -> Reverse:
         network, config, null = model.unet, model.scheduler.config, model.null_label

@@ -78,9 +78,11 @@ LARGE = ResNetClassifier, {"num_classes": 4, "in_channels": 3, "width": 2, "stem
 @pytest.mark.parametrize(
     ("kind", "changes", "named"),
     [
-        *((kind, {name: value}, name) for kind in (SMALL, LARGE) for name, value in (
+        *((kind, {name: value}, f"config.json.*{name}") for kind in (SMALL, LARGE)
+          for name, value in (
             ("num_classes", 0), ("num_classes", "ten"), ("num_classes", None), ("width", 2.5),
-            ("width", []), ("width", 0), ("in_channels", 0))),
+            ("width", []), ("width", 0))),
+        (SMALL, {"in_channels": 0}, "in_channels"),
         (SMALL, {"dropout": 7}, "dropout"),
         (SMALL, {"dropout": "a"}, "dropout"),
         (LARGE, {"in_channels": 4}, "channels"),
