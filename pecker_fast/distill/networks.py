@@ -17,6 +17,7 @@ __all__ = [
     "Predictors",
     "compute_dtype",
     "guided",
+    "guided_by_sample",
     "predict_noise",
     "text_predictor",
     "with_autocast",
@@ -153,29 +154,41 @@ def text_predictor(schedule: NoiseSchedule, prediction_type: str = "epsilon") ->
     return predict
 
 
-def guided(predict: NoisePredictor, scale: float, negative: int = 1) -> NoisePredictor:
+def guided(predict: NoisePredictor, scale: float, negative: Tensor) -> NoisePredictor:
     """Classifier-free guidance: e_neg + scale * (e - e_neg), both in one pass of 2N samples.
 
-    The condition of what comes out is (N, K, L, D): the embeddings of a sample's prompt and, from 1
-    on, of what guidance leads away from.
-
     Args:
-        predict: Calls the network, with a condition of (N, L, D).
+        predict: Calls the network.
         scale: kappa; 1 is no guidance, and costs no second half.
-        negative: Which of a sample's negative prompts.
+        negative: (1, ...) the condition to lead away from, or (N, ...): the embedding of the empty
+            or a negative prompt, or the label of no class.
     """
+    if scale == 1:
+        return predict
 
     def predict_guided(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        prompt = condition[:, 0]
-        if scale == 1:
-            return predict(network, x_t, t, prompt)
+        others = negative.to(condition).expand_as(condition)
         both = predict(
-            network,
-            torch.cat([x_t, x_t]),
-            torch.cat([t, t]),
-            torch.cat([condition[:, negative], prompt]),
+            network, torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([others, condition])
         )
         without, with_prompt = both.chunk(2)
         return without + scale * (with_prompt - without)
+
+    return predict_guided
+
+
+def guided_by_sample(predict: NoisePredictor, scale: float, negative: int = 1) -> NoisePredictor:
+    """`guided` away from another prompt for every sample, which comes with its condition.
+
+    Args:
+        predict: Calls the network, with conditions of (N, L, D).
+        scale: kappa; 1 is no guidance.
+        negative: Which of a sample's negative prompts. Conditions of what comes out are
+            (N, K, L, D): the prompt first, then what guidance leads away from.
+    """
+
+    def predict_guided(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        away = guided(predict, scale, condition[:, negative])
+        return away(network, x_t, t, condition[:, 0])
 
     return predict_guided

@@ -7,6 +7,7 @@ the published loop, would run 16 times an iteration.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 
 from pecker_fast.distill.conditions import Conditions
-from pecker_fast.distill.networks import NoisePredictor, Predictors, guided
+from pecker_fast.distill.networks import NoisePredictor, Predictors, guided_by_sample
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.randomness import IterationRandom
 
 __all__ = ["PromptPair", "TextConditions", "fill_template", "prompt_pairs", "read_prompts"]
+
+_MOST_FILLED = 100_000  # prompts of a template
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Prompts -> (P, L, D) embeddings on the CPU."""
@@ -100,13 +103,20 @@ def fill_template(template: str, values: Mapping[str, Sequence[str]], what: str)
     """The template with every combination of its placeholders' values, single spaces between.
 
     Raises:
-        PeckerError: a placeholder without values, or braces that do not match.
+        PeckerError: a placeholder without values or with more than a name, braces that do not
+            match, or more than a hundred thousand combinations.
     """
     names = sorted(_placeholders(template, what))
     if missing := [name for name in names if not values.get(name)]:
         raise PeckerError(
             f"{what}: the template {template!r} has a placeholder {{{missing[0]}}} without "
             f"values; give them in fill.{missing[0]}"
+        )
+    count = math.prod(len(values[name]) for name in names)
+    if count > _MOST_FILLED:
+        raise PeckerError(
+            f"{what}: the template {template!r} makes {count:,} prompts, at most {_MOST_FILLED:,} "
+            "are taken; give its placeholders fewer values"
         )
     filled = []
     for chosen in itertools.product(*(values[name] for name in names)):
@@ -117,9 +127,16 @@ def fill_template(template: str, values: Mapping[str, Sequence[str]], what: str)
 
 def _placeholders(template: str, what: str) -> set[str]:
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise PeckerError(f"{what}: the template {template!r} is wrong: {error}") from None
+    for name, style, conversion in fields:
+        if style or conversion or not str(name).isidentifier():
+            raise PeckerError(
+                f"{what}: the template {template!r} has a placeholder that is more than a name; "
+                "write {concept}, or the name of an entry of fill in such braces"
+            )
+    return {str(name) for name, _, _ in fields}
 
 
 class TextConditions:
@@ -227,10 +244,12 @@ class TextConditions:
         scales = self._scales
         return Predictors(
             generator=predict,
-            training=guided(predict, scales["kappa1"]),
-            difference=guided(predict, scales["kappa2"]),
-            residual=None if self._one_psi else guided(predict, scales["kappa3"], negative=2),
-            teacher=guided(predict, scales["kappa4"]),
+            training=guided_by_sample(predict, scales["kappa1"]),
+            difference=guided_by_sample(predict, scales["kappa2"]),
+            residual=None
+            if self._one_psi
+            else guided_by_sample(predict, scales["kappa3"], negative=2),
+            teacher=guided_by_sample(predict, scales["kappa4"]),
         )
 
     def embeddings(self, prompts: Sequence[str], device: torch.device) -> Tensor:

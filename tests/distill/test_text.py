@@ -13,7 +13,7 @@ from pecker_fast.distill import PeckerTrainer, load_config
 from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.distill.losses import generator_loss, pseudo_score_loss
 from pecker_fast.distill.network_set import SharedNetworks
-from pecker_fast.distill.networks import guided, text_predictor
+from pecker_fast.distill.networks import guided_by_sample, text_predictor
 from pecker_fast.distill.prompts import PromptPair, TextConditions, prompt_pairs, read_prompts
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
@@ -176,7 +176,7 @@ def test_no_guidance_is_one_pass():
         return x_t
 
     condition = encode(["a cat", "a dog"]).unsqueeze(0).expand(3, -1, -1, -1)
-    guided(predict, 1.0)(None, torch.zeros(3, 2, 8, 8), torch.zeros(3), condition)
+    guided_by_sample(predict, 1.0)(None, torch.zeros(3, 2, 8, 8), torch.zeros(3), condition)
     (told,) = seen
     assert torch.equal(told, condition[:, 0])
 
@@ -213,11 +213,24 @@ def test_plain_prompts_that_name_the_concept():
         ("a photo", "'a photo' has no {concept}"),
         ("{concept} at {place}", r"placeholder {place} without values; give them in fill.place"),
         ("{concept", "is wrong: "),
+        ("{concept:d}", "more than a name"),
+        ("{concept!z}", "more than a name"),
+        ("{concept:{x}}", "more than a name"),
+        ("{concept:>10000000000}", "more than a name"),
+        ("{concept.real}", "more than a name"),
+        ("{concept} {}", "more than a name"),
     ],
 )
 def test_wrong_templates_are_refused(template, message):
     with pytest.raises(PeckerError, match=message):
         prompt_pairs(ConceptSection(prompts=(template,), concept="a", override="b"))
+
+
+def test_more_prompts_than_can_be_kept():
+    fill = {name: tuple("0123456789") for name in "abcdefghij"}
+    template = "{concept} " + " ".join(f"{{{name}}}" for name in fill)
+    with pytest.raises(PeckerError, match="10,000,000,000 prompts"):
+        prompt_pairs(ConceptSection(prompts=(template,), concept="a", override="b", fill=fill))
 
 
 def test_prompt_files(tmp_path):
