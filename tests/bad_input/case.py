@@ -118,7 +118,7 @@ def _wrong_words(case: Case, ended: Ended) -> Iterator[str]:
     lines = [line for line in ended.err.split("\n") if line.strip() and not _BAR.search(line)]
     said = "\n".join(lines)
     for word in ("internal error", "Traceback", "Warning", "Exception ignored", "<frozen"):
-        if word in said:
+        if word in said and not (word == "Warning" and ended.code == 0):
             yield f"says {word!r}"
     for stream in (said, ended.out.replace("\n", "")):
         if strange := sorted({c for c in stream if _is_control(c)} - {"\n"}):

@@ -32,6 +32,8 @@ MEGABYTES = 1024
 
 _ADDRESSES = 3 << 30
 """Bytes of address space beyond the zygote's, so that what runs wild does not harm the machine."""
+_IDLE = 10
+"""Seconds after which what waits for something that will not come is ended."""
 _NOBODY = 65534
 
 
@@ -184,10 +186,13 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
                     traceback.print_exc(file=err)
             finally:
                 os._exit(code)
-        ended = 0
+        ended, busy, moved = 0, 0, started
         while not ended:
             ended, status, used = os.wait4(child, os.WNOHANG)
-            if not ended and time.monotonic() - started > 2 * SECONDS:
+            now = time.monotonic()
+            if not ended and (ticks := _ticks(child)) != busy:
+                busy, moved = ticks, now
+            if not ended and (now - started > 2 * SECONDS or now - moved > _IDLE):
                 os.killpg(child, signal.SIGKILL)
             time.sleep(0.002)
         seconds = time.monotonic() - started
@@ -201,6 +206,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "megabytes": used.ru_maxrss / 1024,
     }
+
+
+def _ticks(process: int) -> int:
+    """What a process has had of the processor; it counts as busy while it waits for its turn."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12]) if fields[0] == "S" else -1
 
 
 def main(requests: IO[str], answers: IO[str]) -> None:
