@@ -1,16 +1,44 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and text and JSON read within limits."""
 
 from __future__ import annotations
 
+import json
 import os
+import reprlib
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["check_output_folder", "replacing", "replacing_folder", "write_text"]
+__all__ = [
+    "MOST_DIGITS",
+    "MOST_ENTRIES",
+    "MOST_LEVELS",
+    "check_extent",
+    "check_output_folder",
+    "few",
+    "parse_json",
+    "read_json",
+    "read_text",
+    "replacing",
+    "replacing_folder",
+    "shown",
+    "write_text",
+]
+
+MOST_LEVELS = 64
+"""How deep what a file holds may be nested."""
+
+MOST_ENTRIES = 1_000_000
+"""Of all its lists and objects."""
+
+MOST_DIGITS = 40
+"""Of a whole number in a file. Python reads as many as there are, in quadratic time."""
+
+_MOST_BYTES = 16 << 20
 
 
 @contextmanager
@@ -104,3 +132,109 @@ def check_output_folder(
                 f"{path}: holds {name!r}, which this command does not write; --force replaces only "
                 "what it wrote: choose another --out, or delete the folder yourself"
             )
+
+
+def read_text(path: str | os.PathLike[str], most: int = _MOST_BYTES) -> str:
+    """A text file, UTF-8.
+
+    Args:
+        path: a regular file; a pipe, which may never end, is refused.
+        most: bytes that it may have.
+
+    Raises:
+        PeckerError: it is missing, no file, too large, not readable, or not UTF-8.
+    """
+    file = Path(path)
+    try:
+        if not file.is_file():
+            is_there = file.exists()
+            raise PeckerError(f"{file}: {'is no regular file' if is_there else 'no such file'}")
+        with open(file, "rb") as opened:
+            content = opened.read(most + 1)
+    except OSError as error:
+        raise PeckerError(
+            f"{file}: cannot be read ({error.strerror or error}); look at its permissions"
+        ) from error
+    if len(content) > most:
+        raise PeckerError(f"{file}: larger than the {most >> 20} MiB that such a file may have")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PeckerError(
+            f"{file}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a JSON file holds, as `parse_json` reads it.
+
+    Raises:
+        PeckerError: see `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path), os.fspath(path))
+
+
+def parse_json(text: str, source: str) -> Any:
+    """Objects, lists, texts, numbers and None that a JSON text stands for.
+
+    Args:
+        text: the JSON.
+        source: where it comes from, for messages.
+
+    Raises:
+        PeckerError: not JSON, nested deeper than `MOST_LEVELS`, or a number of more than
+            `MOST_DIGITS` digits.
+    """
+    try:
+        content = json.loads(text, parse_int=_whole_number)
+        check_extent(content)
+        if r"\u" in text:  # half of a surrogate pair is no text, and could not be written again
+            json.dumps(content, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise PeckerError(f"{source}: not valid JSON ({reason}); restore the file") from error
+    return content
+
+
+def shown(value: object) -> str:
+    """A value from outside as a message shows it: its `repr`, cut where that would be long."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def few(names: Iterable[str], limit: int = 3) -> str:
+    """The first names of a list, quoted and each cut where it is long, and how many more."""
+    listed = list(names)
+    first = ", ".join(shown(name) for name in listed[:limit])
+    return first + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 120, 120, MOST_DIGITS
+_SHORT.maxtuple = _SHORT.maxlist = _SHORT.maxdict = _SHORT.maxset = 4
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def check_extent(content: Any) -> None:
+    """Refuse what is nested too deeply, or holds too much once shared parts are written out.
+
+    Raises:
+        ValueError: it does.
+    """
+    level, entries = [content], 0
+    for _ in range(MOST_LEVELS):
+        inner = [part for part in level if isinstance(part, (dict, list))]
+        entries += sum(len(part) for part in inner)
+        if not inner:
+            return
+        if entries > MOST_ENTRIES:
+            raise ValueError(f"more than {MOST_ENTRIES:,} entries")
+        level = [
+            item for part in inner for item in (part.values() if isinstance(part, dict) else part)
+        ]
+    raise ValueError(f"nested deeper than {MOST_LEVELS} levels")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import shown
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +105,7 @@ def config_values(options: dict[str, Any]) -> dict[str, Any]:
         PeckerError: a density outside (0, 1], a --set without an equals sign, or with a value that
             is not YAML.
     """
-    import yaml
+    from pecker_fast.runs.reading import parse_yaml
 
     density = options.get("density")
     if density is not None and not 0 < density <= 1:
@@ -116,11 +117,8 @@ def config_values(options: dict[str, Any]) -> dict[str, Any]:
     for setting in options.pop("settings"):
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise PeckerError(f"--set {setting}: expected KEY=VALUE, e.g. --set generator.lr=1e-4")
-        try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise PeckerError(f"--set {setting}: the value is not valid YAML") from error
+            raise PeckerError(f"--set {shown(setting)}: expected KEY=VALUE, e.g. --set generator.lr=1e-4")
+        values[key.strip()] = parse_yaml(text, f"--set {shown(key)}")
     named = {key: options.pop(option, None) for option, key in _KEYS.items()}
     return values | {key: value for key, value in named.items() if value is not None}
 

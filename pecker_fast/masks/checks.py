@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import few
 from pecker_fast.masks.select import check_numel
 
 __all__ = [
@@ -22,13 +23,6 @@ __all__ = [
 ]
 
 Model: TypeAlias = nn.Module | Mapping[str, Tensor]
-
-
-def few(names: Iterable[str], limit: int = 3) -> str:
-    """The first names of a list, quoted, and how many more there are."""
-    listed = list(names)
-    shown = ", ".join(repr(name) for name in listed[:limit])
-    return shown + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
 
 
 def checked_positions(name: str, positions: Tensor, shape: torch.Size) -> Tensor:

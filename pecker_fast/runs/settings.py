@@ -13,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import shown
+from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["Section", "Settings", "apply_overrides", "build", "load", "read_settings", "recipes_in"]
 
@@ -49,8 +51,8 @@ class Settings(Section):
             )
             if not free and ours.get(key) != saved.get(key):
                 raise PeckerError(
-                    f"{where} holds a run with {key} {saved.get(key)!r}, this one has "
-                    f"{ours.get(key)!r}; use the same value to resume, or another directory"
+                    f"{where} holds a run with {key} {shown(saved.get(key))}, this one has "
+                    f"{shown(ours.get(key))}; use the same value to resume, or another directory"
                 )
         if iteration > ours["iterations"]:
             raise PeckerError(
@@ -116,28 +118,23 @@ def read_settings(
     if path.parts == (path.name,) and path.suffix == "" and not path.is_file():
         shipped = (folder / f"{path.name}.yaml" for folder in folders)
         path = next((file for file in shipped if file.is_file()), path)
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
+    if path.is_dir() or not path.exists():
         names = sorted(name for folder in folders for name in recipes_in(folder))
-        is_folder = isinstance(error, IsADirectoryError)
-        wrong = f"{path} is a folder" if is_folder else f"no configuration file {path}"
-        raise PeckerError(f"{wrong}; shipped recipes are {', '.join(names)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PeckerError(f"cannot read the configuration {path}: {error}") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise PeckerError(f"{path} is not valid YAML: {reason}") from None
+        wrong = f"{path} is a folder" if path.is_dir() else f"no configuration file {path}"
+        raise PeckerError(f"{wrong}; shipped recipes are {', '.join(names)}")
+    settings = read_yaml(path)
     if settings is None:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise PeckerError(f"{path} must hold 'key: value' lines, got a {type(settings).__name__}")
     if (base := settings.pop("base", None)) is None:
         return settings
-    if path in above:
+    if not isinstance(base, str):
+        raise PeckerError(f"{path}: base must be the name of a recipe or file, got {shown(base)}")
+    if path.resolve() in above:
         raise PeckerError(f"{path} builds on itself; name another recipe or file as its base")
     below = Path(base) if Path(base).suffix == "" else path.parent / base
-    return _laid_over(read_settings(below, folders, [*above, path]), settings)
+    return _laid_over(read_settings(below, folders, [*above, path.resolve()]), settings)
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,10 +211,10 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 def _unknown(kind: type[BaseModel], key: str) -> str:
     known = list(_known(kind))
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.0)
     # A key that is right but for its section is nearer than any spelling.
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    return f"unknown configuration key {key!r}; did you mean {(same_name or near)[0]!r}?"
+    return f"unknown configuration key {shown(key)}; did you mean {(same_name or near)[0]!r}?"
 
 
 def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
@@ -234,6 +231,6 @@ def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
     key = ".".join(parts)
     if first["type"] == "model_type":
         keys = [name for name in known if name.startswith(f"{key}.")]
-        return f"{key} must be a section with keys such as {keys[0]!r}, got {first['input']!r}"
+        return f"{key} must be a section with keys such as {keys[0]!r}, got {shown(first['input'])}"
     message = first["msg"].replace("Input should be", "must be", 1)
-    return f"{key} {message}, got {first['input']!r}"
+    return f"{key} {message}, got {shown(first['input'])}"

@@ -149,21 +149,38 @@ def test_a_bad_value_is_refused_in_one_line(overrides, message):
     assert "\n" not in str(caught.value)
 
 
+def _tenfold(n):
+    """A line of YAML that stands for ten times what the line before stands for."""
+    return f"x{n + 1}: &x{n + 1} [{', '.join([f'*x{n}'] * 10)}]\n".encode()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"mask: {density: [", "not valid YAML"),
         (b"- 1\n- 2\n", "must hold 'key: value' lines, got a list"),
         (b"3: 4\n", "must hold 'key: value' lines"),
-        (b"\xff\xfe\x00", "cannot read"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"x0: &x0 [0]\n" + b"".join(_tenfold(n) for n in range(9)), "more than 1,000,000 entries"),
+        (b"a: &a [*a]", "nested deeper"),
+        (b"a: &a {b: 1}\nc: {<<: *a}", "merge keys"),
+        (b"a: " + b"[" * 1000, "nested deeper"),
+        (b"seed: " + b"9" * 5000, "5000 digits"),
+        (b"seed: 2020-99-99", "timestamp"),
+        (b"seed: !!int x", "not valid YAML"),
+        (b"base: 7", "base must be"),
+        (b"base: ./run.yaml", "builds on itself"),
+        (b"base: here/../run.yaml", "builds on itself"),
+        (b"mask: [" + b"7, " * 10000 + b"7]", "must be a section .* got .7, 7, 7, 7, ...."),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, message):
     file = tmp_path / "run.yaml"
     file.write_bytes(content)
+    (tmp_path / "here").mkdir()
     with pytest.raises(PeckerError, match=message) as caught:
         load_config(file)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_an_empty_file_means_the_defaults(tmp_path):
