@@ -25,7 +25,16 @@ from tqdm import tqdm
 from pecker_fast.datasets.pixels import open_image
 from pecker_fast.errors import PeckerError
 
-__all__ = ["SAMPLES_FILE", "ImageFiles", "load_image_files"]
+__all__ = ["NPZ_ERRORS", "SAMPLES_FILE", "ImageFiles", "load_image_files"]
+
+NPZ_ERRORS = (
+    OSError, ValueError, EOFError, TypeError, KeyError, MemoryError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a file as an .npz raises: TypeError for one array (.npy) under its name,
+RuntimeError where it is encrypted or compressed in a way that is not known."""
+
+MOST_CLASSES = 100_000
 
 SAMPLES_FILE = "samples.json"
 """Where a folder of samples says what made them."""
@@ -162,11 +171,18 @@ def _unreadable(file: Path, error: Exception) -> PeckerError:
 
 def _read_all(files: list[Path], progress: str | None) -> Tensor:
     """(N, C, H, W) uint8."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     images: Tensor | None = None
     bar = tqdm(files, desc=progress, unit="image", disable=progress is None)
     for index, file in enumerate(bar):
         pixels = _read(file)
         if images is None:
+            if (needed := len(files) * 3 * pixels[0].numel()) > memory:
+                raise PeckerError(
+                    f"{file.parent}: {len(files):,} images of {pixels.shape[2]}x{pixels.shape[1]} "
+                    f"need {needed / 1e9:,.1f} GB, the machine has {memory / 1e9:,.1f}; give fewer "
+                    "or smaller ones"
+                )
             images = torch.empty(len(files), *pixels.shape, dtype=torch.uint8)
         if pixels.shape[1:] != images.shape[2:]:
             sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (images.shape, pixels.shape)]
@@ -204,11 +220,15 @@ def _load_npz(path: Path) -> ImageFiles:
                 )
             pixels = file[key]
             labels = file["labels"] if "labels" in file else None
-            names = file["class_names"] if "class_names" in file else None
+            names = file["class_names"].reshape(-1) if "class_names" in file else None
             provenance = _object(str(file["provenance"])) if "provenance" in file else None
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        # TypeError: one array (.npy) under this name.
-        raise PeckerError(f"{path}: cannot be read as an .npz file ({error})") from error
+    except PeckerError:
+        raise
+    except NPZ_ERRORS as error:
+        raise PeckerError(
+            f"{path}: cannot be read as an .npz file ({type(error).__name__}: {error}); expected "
+            "arrays images and labels"
+        ) from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or 0 in pixels.shape:
         raise PeckerError(
             f"{path}: {key} must be uint8 with four dimensions and not empty, "
@@ -231,8 +251,8 @@ def _load_npz(path: Path) -> ImageFiles:
             )
         numbers = torch.from_numpy(labels.astype(np.int64))
         least, most = int(numbers.min()), int(numbers.max())
-        if least < 0 or (names is not None and most >= len(names)):
-            expected = "not be negative" if names is None else f"lie in [0, {len(names)})"
-            raise PeckerError(f"{path}: labels must {expected}, got {least} to {most}")
+        classes = MOST_CLASSES if names is None else len(names)
+        if not 0 <= least <= most < classes:
+            raise PeckerError(f"{path}: labels must lie in [0, {classes}), got {least} to {most}")
     class_names = None if names is None or numbers is None else tuple(str(n) for n in names)
     return ImageFiles(images, numbers, class_names, str(path), provenance)

@@ -42,8 +42,11 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             return image
     except FileNotFoundError:
         raise PeckerError(f"image {path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        # What Pillow's plug-ins raise for broken files.
+    except (
+        OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError,
+        Image.DecompressionBombError,
+    ) as error:  # fmt: skip
+        # What Pillow's plug-ins raise for broken files and for huge images.
         raise PeckerError(
             f"{path}: cannot be read as an image ({error}); remove it or copy it again"
         ) from error

@@ -7,7 +7,7 @@ the same noise (`batches`), so that their pictures compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pecker_fast.distill.losses import one_step_sample
 from pecker_fast.distill.networks import compute_dtype, guided, text_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.batches import Batches, Tell, draw_batches, together
-from pecker_fast.evaluate.reverse_steps import ddim, telling
+from pecker_fast.evaluate.reverse_steps import (
+    Reverse,
+    check_settings,
+    ddim,
+    image_streams,
+    many_steps,
+    one_step,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -99,16 +105,13 @@ class PipelineSampler:
             on the others.
 
         Raises:
-            PeckerError: no prompts, or a time step outside the schedule.
+            PeckerError: no prompts, a bad seed, or a time step outside the schedule.
         """
         start = self.t_init if t_init is None else t_init
         schedule = self._schedule_at(start)
         predict = text_predictor(schedule, self.pipeline.prediction_type)
 
-        def draw(noise: Tensor, condition: Tensor, tell: Tell) -> Tensor:
-            return one_step_sample(unet, noise, start, condition, schedule, predict=predict)
-
-        return self._sample(draw, unet, prompts, seed, progress, ranks)
+        return self._sample(one_step(unet, predict, schedule), unet, prompts, seed, progress, ranks)
 
     @torch.no_grad()
     def many_steps(
@@ -132,32 +135,25 @@ class PipelineSampler:
             steps: calls of the network.
             guidance: scale; 1 is none, and halves the work.
             negative: what guidance leads away from.
-            progress: title of a progress bar on stderr, of the first process's share; None for no
-                bar.
-            ranks: the processes that share the work, batch by batch. None: this one does it all.
+            progress: as in `one_step`.
+            ranks: as in `one_step`.
 
         Returns:
-            (N, C, H, W) latents, float32 on the CPU: all of them on the first process, none (N = 0)
-            on the others.
+            Latents as of `one_step`.
 
         Raises:
-            PeckerError: no prompts, or more steps than the schedule has.
+            PeckerError: no prompts, a bad seed or scale, or more steps than the schedule has.
         """
+        check_settings(seed, guidance)
         # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips unless
         # it is told: latents reach far outside [-1, 1]. Networks are read as predictors of noise,
         # whatever they predict: guidance is linear, so this is exact.
         config = {"clip_sample": False, **self.pipeline.scheduler_config}
-        reverse = ddim({**config, "prediction_type": "epsilon"}, steps, eta=0.0)
+        scheduler = ddim({**config, "prediction_type": "epsilon"}, steps)
         predict = text_predictor(self._schedule_at(self.t_init), self.pipeline.prediction_type)
         predict = guided(predict, guidance, self.pipeline.encode([negative], self.device))
-
-        def draw(noise: Tensor, condition: Tensor, tell: Tell) -> Tensor:
-            def noise_in(x: Tensor, t: int) -> Tensor:
-                return predict(unet, x, torch.full((len(x),), t, device=x.device), condition)
-
-            return reverse(noise, telling(noise_in, steps, tell), lambda: noise)
-
-        return self._sample(draw, unet, prompts, seed, progress, ranks)
+        reverse = many_steps(unet, predict, scheduler)
+        return self._sample(reverse, unet, prompts, seed, progress, ranks)
 
     def images(
         self, latents: Tensor, progress: str | None = None, *, ranks: Ranks | None = None
@@ -166,9 +162,8 @@ class PipelineSampler:
 
         Args:
             latents: (N, C, H, W), the first process's.
-            progress: title of a progress bar on stderr, of the first process's share; None for no
-                bar.
-            ranks: the processes that share the work, batch by batch. None: this one does it all.
+            progress: as in `one_step`.
+            ranks: as in `one_step`.
 
         Returns:
             (N, 3, H', W') images in [0, 1], float32 on the CPU: all of them on the first process,
@@ -192,21 +187,24 @@ class PipelineSampler:
 
     def _sample(
         self,
-        draw: Callable[[Tensor, Tensor, Tell], Tensor],
+        reverse: Reverse,
         unet: nn.Module,
         prompts: Sequence[str],
         seed: int,
         progress: str | None,
         ranks: Ranks | None,
     ) -> Tensor:
+        check_settings(seed, guidance=0)
         if not prompts:
             raise PeckerError("sampler: there are no prompts to draw images for")
-        shape, dtype, size = self.pipeline.network_shape, compute_dtype(unet), self.batch_size
+        shape, dtype = self.pipeline.network_shape, compute_dtype(unet)
+        size = min(self.batch_size, len(prompts))
 
         @torch.no_grad()
         def draw_part(part: slice, noise: Tensor, tell: Tell) -> Tensor:
             # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
-            return draw(noise.to(self.device, dtype), self._encode(prompts[part]), tell).float()
+            condition, streams = self._encode(prompts[part]), image_streams(seed, part)
+            return reverse(noise.to(self.device, dtype), condition, streams, tell).float()
 
         batches = partial(draw_batches, draw_part, len(prompts), size, shape, seed)
         like = torch.empty(shape)

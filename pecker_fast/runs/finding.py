@@ -15,6 +15,8 @@ MODEL_NAME = "model"
 PIPELINE_NAME = "pipeline"
 LOCK_NAME = "run.lock"
 
+_CLASS_MODELS = (b'"DDPMPipeline"', b'"DDIMPipeline"')
+
 
 def find_model(path: Path) -> Path:
     """The model folder at `path`, or the one in the run directory `path`.
@@ -35,8 +37,12 @@ def find_model(path: Path) -> Path:
 
 
 def find_pipeline(path: Path) -> Path | None:
-    """The text-to-image pipeline at `path`, or in the run directory `path`; None without one."""
+    """The text-to-image pipeline at `path`, or in the run directory `path`; None without one.
+
+    diffusers' own pipelines of class models have such a file too, and are model folders here.
+    """
     for place in (path, path / PIPELINE_NAME):
-        if (place / "model_index.json").is_file():
+        index = place / "model_index.json"
+        if index.is_file() and not any(name in index.read_bytes() for name in _CLASS_MODELS):
             return place
     return None
