@@ -148,7 +148,7 @@ class ImageSet:
         return self.select(chosen.nonzero()[:, 0], f"{word} {self.class_names[label]!r}")
 
 
-def with_classes(files: ImageFiles) -> ImageSet:
+def with_classes(files: ImageFiles | ImageSet) -> ImageSet:
     """Images on disk as a labelled set; classes without names get numbers.
 
     Raises:

@@ -20,11 +20,7 @@ from pecker_fast.erasure.request import Request
 from pecker_fast.erasure.run import Erasure, Site, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.classifier import load_classifier
-from pecker_fast.evaluate.classifier_files import statistics_beside
-from pecker_fast.evaluate.fidelity import Inception
-from pecker_fast.evaluate.run_judge import Judge
-from pecker_fast.evaluate.statistics_files import load_statistics
+from pecker_fast.evaluate.judges import Judge
 from pecker_fast.machine import usable_device
 from pecker_fast.masks.files import saved_by_torch
 from pecker_fast.masks.mask import SaliencyMask
@@ -213,19 +209,14 @@ def _judge(
     """The classifier that was named, with what it measures by."""
     if request.classifier is None:
         return None
-    classifier = load_classifier(request.classifier, model.class_names).to(device)
-    file = request.statistics or statistics_beside(request.classifier)
-    judge = Judge(
-        classifier,
-        None if file is None else load_statistics(file, model, classifier),
-        request.per_class,
-        teacher_steps=request.teacher_steps,
-    )
+    judge = Judge.load(
+        request.classifier, request.statistics, request.inception, real,
+        class_names=model.class_names, model=model, device=device,
+    )  # fmt: skip
+    judge = replace(judge, per_class=request.per_class, teacher_steps=request.teacher_steps)
     if request.curve_per_class is not None:
         others = request.curve_per_class * (model.num_classes - 1)
         judge = replace(judge, curve_images=(request.curve_per_class, others))
-    if request.inception is not None:
-        judge = replace(judge, inception=Inception.load(request.inception, device), real=real)
     return judge
 
 

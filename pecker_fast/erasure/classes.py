@@ -16,8 +16,8 @@ from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.class_pictures import draw_pictures
 from pecker_fast.evaluate.curve import Curve
+from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.report import Report, class_report
-from pecker_fast.evaluate.run_judge import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig

@@ -15,7 +15,7 @@ from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task
 from pecker_fast.evaluate.concept import ConceptFigures
-from pecker_fast.evaluate.concept_report import Measure
+from pecker_fast.evaluate.concept_report import Measure, concept_report
 from pecker_fast.evaluate.previews import Previews, prompt_groups
 from pecker_fast.evaluate.report import Report
 from pecker_fast.masks.verify import FrozenCheck
@@ -163,23 +163,34 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         images = previews.compare(unet, site.ranks)
         if images is None:
             return None  # the first process writes the report
-        patch, network = patch_sizes(site.out)
         figures = None
         if showing.measure is not None:
             figures = showing.measure(previews, self.conditions, unet)
-        return previews.report(
+        patch, network = patch_sizes(site.out)
+        erased = self.config.text.concepts if self.config.text is not None else ()
+        words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in erased)]
+        report = concept_report(
             erasure.facts,
-            images,
-            showing.measures,
-            figures,
+            concept=_listed(words),
+            override=_listed([part.override for part in erased]),
+            model=str(self.pipeline.path),
             recipe=showing.recipe,
             mask_digest=erasure.mask.digest,
             patch_bytes=patch,
             unet_bytes=network,
+            sampling=previews.sampling,
+            figures=figures,
+            sections=[measure(*images, previews.texts) for measure in showing.measures],
         )
+        report.write(site.out, previews.pictures(*images))
+        return report
 
 
 def patch_sizes(out: Path) -> tuple[int, int]:
     """Bytes of the patch in a run directory, and of the network in its pipeline."""
     network = (out / PIPELINE_NAME / "unet").glob("*.safetensors")
     return (out / PATCH_NAME).stat().st_size, sum(file.stat().st_size for file in network)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(filter(None, names)))

@@ -20,9 +20,9 @@ from pecker_fast.evaluate.concept import ConceptFigures, Recognition
 from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images
 from pecker_fast.evaluate.forgetting import TeacherFigures
 from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.previews import Previews
-from pecker_fast.evaluate.run_judge import Judge
 from pecker_fast.machine import usable_device
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
@@ -67,7 +67,7 @@ def demo(
     judge = Judge(
         load_classifier(teacher_folder() / "classifier"),
         ClassStatistics.load(teacher_folder() / "statistics.safetensors"),
-        PER_CLASS,
+        per_class=PER_CLASS,
         teacher=TeacherFigures.from_dict(model.figures["teacher"]),
     )
     return carry_out(Distillation(site, model, config, judge))

@@ -14,7 +14,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from pecker_fast.evaluate.comparison import COLUMNS, UNKNOWN, Comparison, Run, look_up
-from pecker_fast.evaluate.line_chart import Axis, Series, look, seconds, svg_chart, swatch
+from pecker_fast.evaluate.line_chart import TIME_UNITS, Axis, Series, look, svg_chart, swatch
 from pecker_fast.evaluate.page import Charts, Section, Sentence, Table, Terms, marked, write_page
 from pecker_fast.files import write_text
 
@@ -22,13 +22,14 @@ __all__ = ["FILES", "write_comparison"]
 
 FILES = ("comparison.html", "comparison.csv", "curves.csv")
 
-_NUMBER = Axis("")
-_PERCENT = Axis("", "{:.3g} %".format, top=100.0)
-# The axis, and where its value is in a run and in a point of its curve.
-_ACROSS = (
-    (Axis("Training time", seconds, bases=(1, 60, 3600)), "wall_s", "wall_s"),
-    (Axis("Steps", "{:,.0f}".format), "iterations", "iteration"),
+_READING = (
+    "Diamonds are the table's figures; do not compare where their letters differ there. A line "
+    "across is a model that was not trained in these runs. The line of a run that began where "
+    "another ended is moved to the right by that one's training."
 )
+_NUMBER = Axis("")
+_PERCENT = Axis("", lambda share: f"{100 * share:.3g} %", top=1.0)
+_FEWER = "Of fewer images it is larger: compare diamonds with diamonds."
 
 
 @dataclass(frozen=True)
@@ -38,46 +39,42 @@ class Panel:
     Attributes:
         title: heading.
         caption: what to look at; {forget} stands for the class.
-        part: of a `Run` that holds the quantity at its end.
-        figure: its name there and in a point of a curve.
+        figure: where a `Run` holds the quantity at its end, with dots.
         counted: what of a point says how many images are behind it.
         axis: upwards.
     """
 
     title: str
     caption: str
-    part: str
     figure: str
     counted: str = "keep_count"
     axis: Axis = _NUMBER
 
     @property
-    def scale(self) -> float:
-        """Shares are shown in percent."""
-        return 100.0 if self.axis is _PERCENT else 1.0
+    def name(self) -> str:
+        """The quantity's name in a curve."""
+        return self.figure.rpartition(".")[2]
 
 
 _PANELS = (
     Panel(
         "Forgetting",
         "Images asked for {forget} that the classifier takes for {forget}; lower is better.",
-        "evaluation", "forget_accuracy", "forget_count", _PERCENT,
+        "evaluation.forget_accuracy", "forget_count", _PERCENT,
     ),
     Panel(
         "Keeping the other classes",
         "Images asked for another class that the classifier takes for that class; higher is "
         "better.",
-        "evaluation", "keep_accuracy", axis=_PERCENT,
+        "evaluation.keep_accuracy", axis=_PERCENT,
     ),
     Panel(
         "FID of the other classes",
-        "Against real images of the same classes; lower is better.",
-        "fidelity", "fid",
+        f"Against real images of the same classes; lower is better. {_FEWER}", "fidelity.fid",
     ),
     Panel(
         "Fréchet distance of the other classes, in the classifier's features",
-        "Lower is better.",
-        "evaluation", "frechet",
+        f"Lower is better. {_FEWER}", "evaluation.frechet",
     ),
 )  # fmt: skip
 
@@ -85,8 +82,7 @@ _PANELS = (
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write `FILES` into `folder`, which is there; each whole or not at all."""
     runs, notes = comparison.runs, comparison.notes()
-    stages = _stages(runs)
-    warnings = [*comparison.unfinished(), *stages]
+    warnings = [*comparison.unfinished(), *_stages(runs)]
     if notes:
         warnings.insert(
             0,
@@ -120,7 +116,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     panels = _panels(comparison)
     if panels:
         legend = [(run.name, mark) for run, mark in zip(runs, swatches, strict=True)]
-        sections += [Charts("During the runs", _reading(bool(notes), bool(stages)), (), legend)]
+        sections.append(Charts("During the runs", _READING, (), legend))
     sections += [*panels, Terms("comparison")]
     sentences = [Sentence(warning, "warn") for warning in warnings]
     write_page(folder / FILES[0], Sentence(_title(comparison)), sentences, sections)
@@ -140,29 +136,16 @@ def _stages(runs: Sequence[Run]) -> list[str]:
     if not staged:
         return []
     listed = "; ".join(f"{name} started from {start.path}" for name, start in staged)
-    first = (
+    unknown = [name for name, start in staged if None in (start.iterations, start.wall_s)]
+    explained = (
         f"A + in steps and wall time: {listed}. The first figure is of what it started from, the "
         "second its own; compare their sum with other rows."
     )
-    return [first] + [
-        f"{name}: {start.path} does not say how long it was trained ({UNKNOWN}), so the sum is "
+    return [explained] + [
+        f"{name}: nobody knows how long what it started from was trained ({UNKNOWN}): the sum is "
         "unknown, and its lines begin at 0."
-        for name, start in staged
-        if start.iterations is None or start.wall_s is None
+        for name in unknown
     ]
-
-
-def _reading(marks: bool, stages: bool) -> str:
-    """How to read the plots."""
-    apart = ", and do not compare where their letters differ there" if marks else ""
-    moved = (
-        " The line of a run that began where another ended is moved to the right by that one's "
-        "training."
-    )
-    return (
-        f"Diamonds are the table's figures{apart}. A line across is a model that was not trained "
-        f"in these runs.{moved if stages else ''}"
-    )
 
 
 def _panels(comparison: Comparison) -> list[Charts]:
@@ -170,11 +153,8 @@ def _panels(comparison: Comparison) -> list[Charts]:
     found = []
     for panel in _PANELS:
         charts = []
-        for axis, of_run, of_point in _ACROSS:
-            series = [
-                _series(panel, run, number, of_run, of_point)
-                for number, run in enumerate(comparison.runs)
-            ]
+        for axis, *along in _across(comparison.runs):
+            series = [_series(panel, run, n, *along) for n, run in enumerate(comparison.runs)]
             if any(part.xs() for part in series):
                 title = f"{panel.title}: {axis.title.lower()}"
                 charts.append(svg_chart(title, axis, panel.axis, series))
@@ -185,35 +165,35 @@ def _panels(comparison: Comparison) -> list[Charts]:
     return found
 
 
-def _series(panel: Panel, run: Run, number: int, of_run: str, of_point: str) -> Series:
+def _across(runs: Sequence[Run]) -> list[tuple[Axis, float, str, str]]:
+    """The axes, what a unit of each is, and where its value is in a run and in a curve's point."""
+    longest = max((look_up(run, "start.wall_s") or 0) + (run.wall_s or 0) for run in runs)
+    unit, name = next(found for found in TIME_UNITS if longest >= 1.5 * found[0] or found[0] == 1)
+    time, steps = Axis(f"Training time, {name}"), Axis("Steps", "{:,.0f}".format)
+    return [(time, unit, "wall_s", "wall_s"), (steps, 1, "iterations", "iteration")]
+
+
+def _series(panel: Panel, run: Run, number: int, unit: float, of_run: str, of_point: str) -> Series:
     """A run's line, from where what it started from ended."""
     begin = look_up(run, f"start.{of_run}") or 0
-    points = [(getattr(point, of_point), getattr(point, panel.figure)) for point in run.curve]
-    at_end = look_up(run, f"{panel.part}.{panel.figure}")
-    value = None if at_end is None else panel.scale * at_end
-    length = getattr(run, of_run)
+    length, value = look_up(run, of_run), look_up(run, panel.figure)
+    points = [(getattr(point, of_point), getattr(point, panel.name)) for point in run.curve]
     return Series(
         run.name,
         look(number),
-        [(begin + x, panel.scale * y) for x, y in points if x is not None and y is not None],
-        None if length is None or value is None else (begin + length, value),
+        [((begin + x) / unit, y) for x, y in points if x is not None and y is not None],
+        None if length is None or value is None else ((begin + length) / unit, value),
         value if run.iterations is None else None,
     )
 
 
 def _counts(panel: Panel, runs: Sequence[Run]) -> str:
     """How many images are behind the points of the lines."""
-    points = [point for run in runs for point in run.curve]
-    shown = [point for point in points if getattr(point, panel.figure) is not None]
-    counts = sorted({getattr(point, panel.counted) for point in shown} - {0})
-    words = ""
-    if counts:
-        most = f" to {counts[-1]:,}" if len(counts) > 1 else ""
-        by_run = ", by run" if most else ""
-        words = f"Lines: measured during the run, {counts[0]:,}{most} images a point{by_run}."
-    if shown and panel.axis is not _PERCENT:
-        words += (
-            " A distance of fewer images is larger: compare lines of equal numbers of images, and "
-            "diamonds with diamonds."
-        )
-    return words.strip()
+    every = [point for run in runs for point in run.curve]
+    points = [point for point in every if getattr(point, panel.name) is not None]
+    counts = sorted({getattr(point, panel.counted) for point in points} - {0})
+    if not counts:
+        return ""
+    most = f" to {counts[-1]:,}" if len(counts) > 1 else ""
+    by_run = ", by run" if most else ""
+    return f"Lines: measured during the run, {counts[0]:,}{most} images a point{by_run}."

@@ -13,20 +13,24 @@ evaluate.json            figures of `pecker-fast evaluate RUN --json RUN/evaluat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError, safe_open
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.comparison import Run, Start
 from pecker_fast.evaluate.curve import read_curve
-from pecker_fast.evaluate.judgement import Judgement, read_evaluation
+from pecker_fast.evaluate.forgetting import Evaluation
+from pecker_fast.evaluate.judgement import Judgement, Written
+from pecker_fast.files import few, read_json, shown
+from pecker_fast.runs.reading import checked, read_yaml
 
-__all__ = ["EVALUATION_NAME", "read_runs"]
+__all__ = ["EVALUATION_NAME", "Begun", "read_runs"]
+
+W = TypeVar("W", bound=Written)
 
 EVALUATION_NAME = "evaluate.json"
 _BASELINES = {
@@ -35,6 +39,90 @@ _BASELINES = {
     "fine_tune": "fine-tuning",
     "esd": "ESD",
 }
+
+
+class _MaskSection(Written):
+    kind: str
+
+
+class _Config(Written):
+    """config.yaml: of a distillation, of a method on real images, or of the training of a teacher.
+
+    That of a concept has a `text`, that of a classifier an `arch`.
+    """
+
+    iterations: NonNegativeInt
+    seed: int
+    forget: int | str | None = None
+    without: int | str | None = None
+    override: int | str | None = None
+    mask: _MaskSection | None = None
+    method: str | None = None
+    generator: dict[str, Any] | None = None
+    text: Any = None
+    arch: Any = None
+
+
+class _Machine(Written):
+    device_name: str | None = None
+
+
+class _Training(Written):
+    """What a model's figures say of its training."""
+
+    iterations: NonNegativeInt | None = None
+    seconds: NonNegativeFloat | None = None
+    mask_seconds: NonNegativeFloat | None = None
+    processes: PositiveInt = 1
+    machine: _Machine = _Machine()
+
+
+class _Trained(Written):
+    """A network that a run started from, with what its own run started from."""
+
+    path: str
+    kind: str | None = None
+    iterations: NonNegativeInt | None = None
+    seconds: NonNegativeFloat | None = None
+    processes: PositiveInt = 1
+    device_name: str | None = None
+    start: dict[str, _Trained] = Field({})
+
+
+class _Figures(Written):
+    iterations: NonNegativeInt | None = None
+    mask_digest: str | None = None
+    training: _Training = _Training()
+    start: dict[str, _Trained] | None = None
+
+
+class _Description(Written):
+    """pecker_fast.json of the model that the run made."""
+
+    class_names: list[str] = Field([])
+    figures: _Figures = _Figures()
+
+
+class Begun(Written):
+    """start.json: how a run began."""
+
+    start: dict[str, _Trained] = Field({})
+    mask_seconds: NonNegativeFloat | None = None
+
+
+class _Proof(Written):
+    """frozen.json."""
+
+    frozen_parameters: NonNegativeInt | None = None
+    frozen_changed: NonNegativeInt | None = None
+
+
+class _Report(_Proof):
+    """report.json; where nothing was judged there is no `after`."""
+
+    after: Evaluation = Field(default=None)
+    mask: str | None = None
+    versions: dict[str, str] = Field({})
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -65,15 +153,14 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_report(path: Path, name: str) -> Run:
-    judgement = _judgement(path)
+    judgement = Judgement.read(path)
     found, drawer = judgement.evaluation, judgement.trained.get("kind")
-    method = "images" if judgement.from_files else f"{drawer or 'model'}, as it is"
     return Run(
         name=name,
         path=str(path),
-        method=method,
-        forget=_forgotten(judgement),
-        override=None if found is None else _name(judgement, found.override),
+        method="images" if judgement.from_files else f"{drawer or 'model'}, as it is",
+        forget=judgement.name(judgement.forget),
+        override=None if found is None else judgement.name(found.override),
         evaluation=found,
         fidelity=judgement.fidelity,
         versions=_words(judgement.versions),
@@ -82,54 +169,53 @@ def _read_report(path: Path, name: str) -> Run:
 
 def _read_run(path: Path, name: str) -> Run:
     config = _config(path)
-    report = _json(path / "report.json") or {}
-    proof = _json(path / "frozen.json") or report
-    description = _json(path / "model" / "pecker_fast.json") or {}
-    names = description.get("class_names") or []
-    figures = description.get("figures", {})
-    training = figures.get("training", {})
-    forget = _class_name(config.get("forget", config.get("without")), names)
-    evaluation = read_evaluation(report["after"]) if "after" in report else None
-    fidelity, versions = None, report.get("versions", {})
-    if (path / EVALUATION_NAME).is_file():
-        judgement = _judgement(path / EVALUATION_NAME)
-        _check_same_model(path, judgement.trained, figures)
-        forget = forget or _forgotten(judgement)
-        if forget != (_forgotten(judgement) or forget):
+    report = _read(_Report, path / "report.json")
+    proof = _read(_Proof, path / "frozen.json", report)
+    description = _read(_Description, path / "model" / "pecker_fast.json")
+    names, figures = description.class_names, description.figures
+    training = figures.training
+    given = config.without if config.forget is None else config.forget
+    forget = _class_name(path, given, names)
+    evaluation, fidelity, versions = report.after, None, report.versions
+    if (file := path / EVALUATION_NAME).is_file():
+        judgement = Judgement.read(file)
+        _check_same_model(file, judgement.trained, figures)
+        judged = judgement.name(judgement.forget)
+        forget = forget or judged
+        if forget != (judged or forget):
             raise PeckerError(
-                f"{path / EVALUATION_NAME}: judges how {_forgotten(judgement)!r} was forgotten, "
-                f"the run forgets {forget!r}; evaluate it again with --forget {forget!r}"
+                f"{file}: judges how {judged!r} was forgotten, the run forgets {forget!r}; "
+                f"evaluate it again with --forget {forget!r}"
             )
         evaluation, fidelity = judgement.evaluation or evaluation, judgement.fidelity
-        versions = judgement.versions
+        versions = dict(judgement.versions)
     curve = tuple(read_curve(path / "curve.json"))
-    last = curve[-1] if curve else None
-    done = figures.get("iterations", training.get("iterations"))
-    if done is None and last is not None:  # not finished yet
-        done = last.iteration
-    seconds = training.get("seconds")
-    if seconds is None and last is not None and last.iteration == done:
-        seconds = last.wall_s
-    mask = str(report.get("mask", config["mask"]["kind"])) if "mask" in config else None
-    begun = (_json(path / "start.json") or {}) if "mask" in config else {}
-    start = _start(figures.get("start", begun.get("start", {})))
+    done = training.iterations if figures.iterations is None else figures.iterations
+    seconds = training.seconds
+    if curve:  # a run that is not finished yet is where its curve is
+        done = curve[-1].iteration if done is None else done
+        if seconds is None and curve[-1].iteration == done:
+            seconds = curve[-1].wall_s
+    mask = None if config.mask is None else report.mask or config.mask.kind
+    begun = Begun() if mask is None else _read(Begun, path / "start.json")
+    start = _start(begun.start if figures.start is None else figures.start)
     return Run(
         name=name,
         path=str(path),
-        method=_method(config, mask, names, start),
+        method=_method(config, mask, start),
         forget=forget,
-        override=_class_name(config.get("override"), names),
+        override=_class_name(path, config.override, names),
         mask=mask,
         density=_density(path / "mask.safetensors"),
-        frozen=proof.get("frozen_parameters"),
-        frozen_changed=proof.get("frozen_changed") if proof.get("frozen_parameters") else None,
+        frozen=proof.frozen_parameters,
+        frozen_changed=proof.frozen_changed if proof.frozen_parameters else None,
         iterations=done,
-        planned=config.get("iterations"),
+        planned=config.iterations,
         wall_s=seconds,
         start=start,
-        mask_s=training.get("mask_seconds", begun.get("mask_seconds")),
-        device=_device(training),
-        seed=config.get("seed"),
+        mask_s=begun.mask_seconds if training.mask_seconds is None else training.mask_seconds,
+        device=_device(training.machine.device_name, training.processes),
+        seed=config.seed,
         evaluation=evaluation,
         fidelity=fidelity,
         curve=curve,
@@ -137,7 +223,7 @@ def _read_run(path: Path, name: str) -> Run:
     )
 
 
-def _config(path: Path) -> Mapping[str, Any]:
+def _config(path: Path) -> _Config:
     file = path / "config.yaml"
     if not file.is_file():
         if not path.exists():
@@ -146,19 +232,15 @@ def _config(path: Path) -> Mapping[str, Any]:
             f"compare: {path}: no run: config.yaml is missing; give the folder of `erase --out` or "
             "`train-teacher --out`, or a file of `evaluate --json`"
         )
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PeckerError(f"{file}: not valid YAML ({error}); start the run again") from error
-    if not isinstance(config, dict) or not {"iterations", "seed"} <= config.keys():
-        raise PeckerError(f"{file}: not the configuration of a run; give the folder of a run")
-    if config.get("text") is not None or "arch" in config:
-        found = "trains a classifier" if "arch" in config else "erases a concept from a pipeline"
+    config = checked(_Config, read_yaml(file), file)
+    if config.text is not None or config.arch is not None:
+        concept = config.text is not None
+        found = "erases a concept from a pipeline" if concept else "trains a classifier"
         raise PeckerError(f"compare: {path}: {found}; compare runs that erase a class")
     return config
 
 
-def _start(given: Mapping[str, Any]) -> Start | None:
+def _start(given: Mapping[str, _Trained]) -> Start | None:
     """All training before the run, by the facts of the networks that it was given.
 
     A teacher's own training does not count: it is behind every run. Networks of one run have its
@@ -167,73 +249,56 @@ def _start(given: Mapping[str, Any]) -> Start | None:
     trained = list(_trained(given))
     if not trained:
         return None
-    counts = dict.fromkeys((facts.get("iterations"), facts.get("seconds")) for facts in trained)
+    counts = dict.fromkeys((facts.iterations, facts.seconds) for facts in trained)
     iterations = [count for count, _ in counts if count is not None]
     wall = [seconds for _, seconds in counts if seconds is not None]
-    devices = dict.fromkeys(_device(facts) for facts in trained)
+    devices = dict.fromkeys(_device(facts.device_name, facts.processes) for facts in trained)
     return Start(
-        path=", ".join(dict.fromkeys(str(facts["path"]) for facts in _trained(given, deep=False))),
+        path=", ".join(dict.fromkeys(facts.path for facts in _trained(given, deep=False))),
         iterations=sum(iterations) if len(iterations) == len(counts) else None,
         wall_s=sum(wall) if len(wall) == len(counts) else None,
         device=", then ".join(name or "unknown" for name in devices),
     )
 
 
-def _trained(given: Mapping[str, Any], deep: bool = True) -> Iterator[Mapping[str, Any]]:
+def _trained(given: Mapping[str, _Trained], deep: bool = True) -> Iterator[_Trained]:
     """The networks that are no teachers; `deep` also what their runs started from, first."""
     for facts in given.values():
-        if facts.get("kind") != "teacher":
+        if facts.kind != "teacher":
             if deep:
-                yield from _trained(facts.get("start", {}))
+                yield from _trained(facts.start)
             yield facts
 
 
-def _method(
-    config: Mapping[str, Any], mask: str | None, names: Sequence[str], start: Start | None
-) -> str:
+def _method(config: _Config, mask: str | None, start: Start | None) -> str:
     """As the literature calls it."""
-    if "method" in config:
-        method = str(config["method"])
-        if mask == "full" and method == "random_label":
+    if config.method is not None:
+        if mask == "full" and config.method == "random_label":
             return "random labels"  # SalUn is named after its mask
-        return _BASELINES.get(method, method)
-    if "generator" not in config:  # of train-teacher
-        without = _class_name(config.get("without"), names)
-        return "training" if without is None else "retraining"
-    if config.get("forget") is None:
+        return _BASELINES.get(config.method, config.method)
+    if config.generator is None:  # of train-teacher
+        return "training" if config.without is None else "retraining"
+    if config.forget is None:
         return "distillation"
     method = "SFD" if mask == "full" else "PECKER"
     return method if start is None else f"{method}, two stages"
 
 
-def _check_same_model(path: Path, judged: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+def _check_same_model(file: Path, judged: Mapping[str, Any], figures: _Figures) -> None:
     for key in ("iterations", "mask_digest"):
-        if key in judged and key in figures and judged[key] != figures[key]:
+        now = getattr(figures, key)
+        if key in judged and now is not None and judged[key] != now:
             raise PeckerError(
-                f"{path / EVALUATION_NAME}: judges the model of another state of the run ({key} "
-                f"{judged[key]}, now {figures[key]}); evaluate it again, or remove the file"
+                f"{file}: judges the model of another state of the run ({key} "
+                f"{shown(judged[key])}, now {now}); evaluate it again, or remove the file"
             )
 
 
-def _judgement(path: Path) -> Judgement:
-    values = _json(path) or {}
-    try:
-        return Judgement.from_dict(values)
-    except PeckerError as error:
-        raise PeckerError(f"{path}: {error}") from None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, or None where there is no file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise PeckerError(f"{path}: not valid JSON ({error}); write it again") from error
-    if not isinstance(values, dict):
-        raise PeckerError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
+def _read(schema: type[W], file: Path, default: W | None = None) -> W:
+    """What a file says, or `default` (None: nothing at all) where there is no file."""
+    if file.exists():
+        return checked(schema, read_json(file), file)
+    return schema() if default is None else default
 
 
 def _density(path: Path) -> float | None:
@@ -242,33 +307,31 @@ def _density(path: Path) -> float | None:
         return None
     try:
         with safe_open(path, framework="np") as file:
-            return float((file.metadata() or {})["density"])
+            density = float((file.metadata() or {})["density"])
+        if not 0 <= density <= 1:
+            raise ValueError(f"density {density}")
+        return density
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise PeckerError(f"{path}: cannot be read as a mask ({error}); remove it") from error
 
 
-def _class_name(given: Any, names: Sequence[str]) -> str | None:
-    """The name of a class that a configuration names or numbers."""
+def _class_name(path: Path, given: int | str | None, names: Sequence[str]) -> str | None:
+    """The name of a class that a configuration names or numbers; "random" stays what it is."""
     if given is None or given == "random":
-        return None if given is None else str(given)
+        return given
     for index, name in enumerate(names):
         if str(given).lower() in (name.lower(), str(index)):
             return name
-    return str(given) if isinstance(given, str) else f"class {given}"
+    if names:
+        raise PeckerError(
+            f"{path / 'config.yaml'}: class {shown(given)} is none of the {len(names)} classes of "
+            f"the run's model ({few(names)}); restore the file"
+        )
+    return given if isinstance(given, str) else f"class {given}"
 
 
-def _forgotten(judgement: Judgement) -> str | None:
-    return _name(judgement, judgement.forget)
-
-
-def _name(judgement: Judgement, index: int | None) -> str | None:
-    return None if index is None else judgement.class_names[index]
-
-
-def _device(facts: Mapping[str, Any]) -> str | None:
-    """What training ran on, of the facts of a network or of what a run says of its training."""
-    name = facts.get("machine", facts).get("device_name")
-    processes = facts.get("processes", 1)
+def _device(name: str | None, processes: int) -> str | None:
+    """What training ran on."""
     return name if name is None or processes == 1 else f"{processes} x {name}"
 
 

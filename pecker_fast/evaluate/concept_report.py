@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pecker_fast.evaluate.clip_score import ClipFigures, ClipScorer, measure_clip_score
-from pecker_fast.evaluate.concept import ConceptFigures, Hits
+from pecker_fast.evaluate.concept import ConceptFigures
 from pecker_fast.evaluate.detection import DetectionFigures, Provenance
-from pecker_fast.evaluate.forgetting import percent
+from pecker_fast.evaluate.forgetting import Hits, percent
 from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
 from pecker_fast.evaluate.page import Table, Terms
-from pecker_fast.evaluate.report import Report, RunFacts
+from pecker_fast.evaluate.report import Report, RunFacts, gone_sentence, kept_sentence
 
 __all__ = [
     "Measure",
@@ -102,10 +102,19 @@ def concept_report(
     """
     name, replacement = concept[:1].upper() + concept[1:], override or "nothing"
     headline = f"{name} was erased in favour of {replacement}; no classifier has judged the images."
-    kept_sentence, rows, by_class = "", [], []
+    kept, rows, by_class = "", [], []
     if figures is not None:
-        headline = figures.headline(name)
-        kept_sentence = figures.kept_sentence()
+        untold = figures.after["forget_held_back"]
+        note = f" ({untold.hits} of {untold.count:,} with captions the erasure was never told)"
+        asked, rest = figures.after["forget"], figures.after["keep"]
+        note = note if untold.count else ""
+        headline = gone_sentence(name, figures.gone, asked, figures.name, note)
+        kept = kept_sentence(
+            f"The rest {'is kept' if figures.kept else 'has suffered'}",
+            f"{rest} of {rest.count:,}",
+            "images of other captions are recognised as what was asked for",
+            str(figures.before["keep"]),
+        )
         rows, by_class = (
             [(name, _cell(before), _cell(after)) for name, before, after in found]
             for found in (figures.rows(), figures.class_rows())
@@ -126,7 +135,7 @@ def concept_report(
         run=run,
         headline=headline,
         gone=None if figures is None else figures.gone,
-        kept_sentence=kept_sentence,
+        kept_sentence=kept,
         kept=None if figures is None else figures.kept,
         figures={
             "concept": concept,

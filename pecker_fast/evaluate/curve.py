@@ -18,11 +18,12 @@ from torch import Tensor
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
-from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.forgetting import evaluate_images
-from pecker_fast.evaluate.run_judge import Judge
+from pecker_fast.evaluate.judgement import Written
+from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
-from pecker_fast.files import write_text
+from pecker_fast.files import read_json, write_text
+from pecker_fast.runs.reading import checked
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
@@ -142,9 +143,10 @@ def read_curve(path: Path) -> list[CurvePoint]:
     Raises:
         PeckerError: it is there and cannot be read.
     """
-    try:
-        return [CurvePoint(**point) for point in json.loads(path.read_text())]
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (ValueError, TypeError) as error:
-        raise PeckerError(f"{path}: cannot be read ({error}); delete it") from error
+    return checked(_Points, {"points": read_json(path)}, path).points
+
+
+class _Points(Written):
+    points: list[CurvePoint]

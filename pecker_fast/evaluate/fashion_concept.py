@@ -53,28 +53,25 @@ def fashion_concept(
         raise PeckerError(f"concept: class {forget} is not in 0 .. {len(CLASS_NAMES) - 1}")
     if per_class < 2:
         raise PeckerError(f"concept: captions per class must be at least 2, got {per_class}")
-    near = neighbours_of(forget)
-    far = [label for label in range(len(CLASS_NAMES)) if label != forget and label not in near]
 
-    def kept(labels: Sequence[int]) -> tuple[tuple[str, int], ...]:
-        return tuple(
-            (caption, label)
-            for label in labels
-            for caption in (
-                *_draw(named_captions(label), per_class - per_class // 2, (seed, label)),
-                *_draw(held_back_captions(label), per_class // 2, (seed, label)),
-            )
-        )
+    def drawn(captions: Sequence[str], label: int, count: int) -> list[tuple[str, int]]:
+        """So many of the captions in random order; where there are too few, they take turns."""
+        order = np.random.default_rng((seed, label)).permutation(len(captions))
+        return [(captions[order[index % len(captions)]], label) for index in range(count)]
 
-    return ConceptCaptions(
-        class_names=tuple(CLASS_NAMES),
-        forget=forget,
-        override=override,
-        trained=_draw(named_captions(forget) if told is None else told, per_class, (seed, forget)),
-        held_back=_draw(held_back_captions(forget), per_class, (seed, forget)),
-        neighbours=kept(near),
-        others=kept(far),
-    )
+    near, held_back = neighbours_of(forget), per_class // 2
+    kept: dict[str, list[tuple[str, int]]] = {"neighbours": [], "others": []}
+    for label in (*near, *(k for k in range(len(CLASS_NAMES)) if k not in (forget, *near))):
+        kept["neighbours" if label in near else "others"] += [
+            *drawn(named_captions(label), label, per_class - held_back),
+            *drawn(held_back_captions(label), label, held_back),
+        ]
+    groups = {
+        "forget_trained": drawn(told or named_captions(forget), forget, per_class),
+        "forget_held_back": drawn(held_back_captions(forget), forget, per_class),
+        **kept,
+    }
+    return ConceptCaptions(tuple(CLASS_NAMES), forget, override, groups)
 
 
 def fashion_images(images: Tensor) -> Tensor:
@@ -91,9 +88,3 @@ def fashion_images(images: Tensor) -> Tensor:
             f"concept: images of the shipped pipeline are (N, 3, 32, 32), got {tuple(images.shape)}"
         )
     return images.mean(1, keepdim=True)[..., 2:-2, 2:-2] * 2 - 1
-
-
-def _draw(captions: Sequence[str], count: int, seed: tuple[int, int]) -> tuple[str, ...]:
-    """So many of the captions in random order; where there are too few, they take turns."""
-    order = np.random.default_rng(seed).permutation(len(captions))
-    return tuple(captions[order[index % len(captions)]] for index in range(count))

@@ -20,7 +20,31 @@ from pecker_fast.runs.checkpoint import fingerprint
 if TYPE_CHECKING:
     from pecker_fast.evaluate.classifier import Classifier
 
-__all__ = ["Evaluation", "TeacherFigures", "classify", "evaluate_images", "percent"]
+__all__ = ["Evaluation", "Hits", "TeacherFigures", "classify", "evaluate_images", "percent"]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """So many of so many images."""
+
+    hits: int
+    count: int
+
+    @classmethod
+    def of(cls, hits: Tensor) -> Hits:
+        """Count what is true."""
+        return cls(int(hits.sum()), hits.numel())
+
+    @property
+    def share(self) -> float | None:
+        """Hits of the images, or None without images."""
+        return self.hits / self.count if self.count else None
+
+    def __add__(self, other: Hits) -> Hits:
+        return Hits(self.hits + other.hits, self.count + other.count)
+
+    def __str__(self) -> str:
+        return "no images" if self.share is None else percent(self.share)
 
 
 @dataclass(frozen=True)
@@ -261,11 +285,7 @@ class TeacherFigures:
             PeckerError: a key is missing or unknown.
         """
         try:
-            read: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in values.items()
-            }
-            return cls(**read)
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         except TypeError as error:
             raise PeckerError(
                 f"model folder: its shipped teacher figures cannot be read ({error}); "
@@ -274,8 +294,7 @@ class TeacherFigures:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        values = asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def forget_accuracy(self, forget: int) -> float:
         """Accuracy of the class to be forgotten."""

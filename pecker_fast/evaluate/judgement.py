@@ -5,17 +5,21 @@ The JSON file is what `pecker-fast compare` reads.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.forgetting import Evaluation
+from pecker_fast.files import read_json, shown
+from pecker_fast.runs.reading import Schema, checked
 
-__all__ = ["Judgement", "read_evaluation"]
-
-F = TypeVar("F", Evaluation, FidelityFigures)
+__all__ = ["Judgement", "Written"]
 
 FORMAT = 1  # of the JSON file
 
@@ -92,13 +96,12 @@ class Judgement:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON file: the classifier's figures at the top, plain types throughout."""
-        forget = None if self.forget is None else self.class_names[self.forget]
         return {
             "format": FORMAT,
             "images" if self.from_files else "model": self.source,
             "classes": list(self.class_names),
             "forget": self.forget,
-            "forget_class": forget,
+            "forget_class": self.name(self.forget),
             **({} if self.evaluation is None else self.evaluation.to_dict()),
             "fidelity": None if self.fidelity is None else self.fidelity.to_dict(),
             "drawn": dict(self.drawn),
@@ -112,36 +115,39 @@ class Judgement:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Judgement:
-        """Read what `to_dict` gave.
+    def read(cls, path: Path) -> Judgement:
+        """Read a file with what `to_dict` gave.
 
         Raises:
-            PeckerError: not such a dictionary, or of a later format.
+            PeckerError: not such a file, or of a later format.
         """
+        content = read_json(path)
+        values = content if isinstance(content, dict) else {}
         if values.get("format") != FORMAT or "fidelity" not in values:
             raise PeckerError(
-                f"not figures of `pecker-fast evaluate --json` in format {FORMAT} (format "
-                f"{values.get('format')!r})"
+                f"{path}: not figures of `pecker-fast evaluate --json` in format {FORMAT} (format "
+                f"{shown(values.get('format'))})"
             )
-        fidelity = values["fidelity"]
         from_files = "images" in values
-        try:
-            return cls(
-                source=values["images" if from_files else "model"],
-                from_files=from_files,
-                class_names=values["classes"],
-                forget=values["forget"],
-                drawn=values["drawn"],
-                network=values["network"],
-                trained=values.get("trained", {}),
-                evaluation=read_evaluation(values) if "forget_accuracy" in values else None,
-                fidelity=None if fidelity is None else _read(FidelityFigures, fidelity),
-                machine=values["machine"],
-                processes=values.get("processes", 1),
-                versions=values["versions"],
-            )
-        except KeyError as error:
-            raise PeckerError(f"figures without {error}; evaluate again") from None
+        known = {
+            **values,
+            "source": values.get("images" if from_files else "model"),
+            "from_files": from_files,
+            "class_names": values.get("classes"),
+            "evaluation": values if "forget_accuracy" in values else None,
+        }
+        found = checked(_File, {"figures": known}, path).figures
+        for index in (found.forget, found.evaluation and found.evaluation.override):
+            if index is not None and not 0 <= index < len(found.class_names):
+                raise PeckerError(
+                    f"{path}: class {index} is none of its {len(found.class_names)} classes; "
+                    "evaluate again"
+                )
+        return found
+
+    def name(self, index: int | None) -> str | None:
+        """The name of a class; None of None."""
+        return None if index is None else self.class_names[index]
 
     def lines(self) -> list[str]:
         """The figures for a terminal."""
@@ -174,21 +180,19 @@ class Judgement:
         return rows
 
 
-def read_evaluation(values: Mapping[str, Any]) -> Evaluation:
-    """Read what `Evaluation.to_dict` gave; other keys may stand beside it.
+class Written(Schema):
+    """What a command of this package wrote, as far as it is read: there may be other entries."""
 
-    Raises:
-        PeckerError: a figure is missing.
-    """
-    return _read(Evaluation, {**values, "class_accuracy": tuple(values["class_accuracy"])})
+    model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Any:
+        """Check plain types as a JSON text: in Python, a list and an object are exactly that."""
+        return cls.model_validate_json(json.dumps(obj), **options)
 
 
-def _read(kind: type[F], values: Mapping[str, Any]) -> F:
-    known = {part.name for part in fields(kind)}
-    try:
-        return kind(**{name: value for name, value in values.items() if name in known})
-    except TypeError as error:
-        raise PeckerError(f"figures that cannot be read ({error}); evaluate again") from None
+class _File(Written):
+    figures: Judgement
 
 
 def _fidelity_rows(found: FidelityFigures) -> list[tuple[str, str]]:

@@ -12,27 +12,19 @@ import torch
 from torch import Tensor
 
 from pecker_fast.datasets import PUBLISHED_SPLIT
-from pecker_fast.datasets.image_files import ImageFiles, load_image_files
+from pecker_fast.datasets.image_files import load_image_files
 from pecker_fast.datasets.loading import ImageSet, load_images, with_classes
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.classifier import Classifier, load_classifier
-from pecker_fast.evaluate.classifier_files import statistics_beside
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS, default_steps
-from pecker_fast.evaluate.fidelity import (
-    WEIGHTS_WANTED,
-    FidelityFigures,
-    Inception,
-    fidelity_figures,
-)
+from pecker_fast.evaluate.fidelity import WEIGHTS_WANTED, FidelityFigures, fidelity_figures
 from pecker_fast.evaluate.forgetting import Evaluation, evaluate_images
-from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.judgement import Judgement
-from pecker_fast.evaluate.kept import check_same_classes, check_same_size, kept_images
+from pecker_fast.evaluate.judges import Judge
+from pecker_fast.evaluate.kept import Images, check_comparable, kept_images
 from pecker_fast.evaluate.sample_plan import class_plan
 from pecker_fast.evaluate.samples import read_back, write_samples
 from pecker_fast.evaluate.sampling import Method, Sampler, balanced_labels
-from pecker_fast.evaluate.statistics_files import load_statistics
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import fingerprint
@@ -102,39 +94,56 @@ def judge(
             other classes or sizes.
     """
     drawing = (per_class, steps, method, guidance, seed, samples)
-    _check_subject(model, images, any(value is not None for value in drawing))
-    _check_judges(classifier, statistics, override, real, dataset, inception)
+    has_real = real is not None or dataset is not None
+    for is_wrong, message in (
+        ((model is None) == (images is None),
+         "give a model folder MODEL or --images FOLDER, and not both: one draws, one has images"),
+        (images is not None and any(value is not None for value in drawing),
+         ("--per-class, --steps, --sampler, --guidance, --seed and --samples say how models draw, "
+          f"but {images} has its images already; leave them out")),
+        (statistics is not None and classifier is None, "--statistics needs --classifier"),
+        (override is not None and classifier is None, "--override needs --classifier"),
+        (real is not None and dataset is not None,
+         "give the real images as --real or as --dataset, not both"),
+        (has_real and inception is None, f"FID needs --inception FILE, {WEIGHTS_WANTED}"),
+        (inception is not None and not has_real,
+         "--inception needs real images: --real FOLDER, or --dataset NAME with --data-root"),
+        (classifier is None and not has_real,
+         "nothing to judge by; give --classifier, or real images and --inception"),
+    ):  # fmt: skip
+        if is_wrong:
+            raise PeckerError(f"evaluate: {message}")
     place, ranks = torch.device(device), ranks or Ranks()
-    if model is None:
-        assert images is not None  # checked above
+    if images is not None:
         if not ranks.is_first:
             return None  # images on disk are judged by the first process alone
         ranks, subject = Ranks(), _files(images)
     else:
+        assert model is not None  # checked above
         subject = _model(model, per_class, steps, method, guidance, seed)
-    forget = subject.forgotten() if forget is None else forget
+    forget = subject.forgot if forget is None else forget
     if classifier is not None and forget is None:
         raise PeckerError("evaluate: --classifier needs --forget CLASS, the forgotten class")
-    forgotten = None if forget is None else subject.class_index(forget)
-    instead = None if override is None else subject.class_index(override)
+    forgotten, instead = (None if c is None else subject.class_index(c) for c in (forget, override))
+    name = None if forgotten is None else subject.class_names[forgotten]
     if forgotten is not None and instead == forgotten:
         raise PeckerError(
-            f"evaluate: --forget and --override are the same class "
-            f"{subject.class_names[forgotten]!r}; name another override or leave it out"
+            f"evaluate: --forget and --override are the same class {name!r}; name another override "
+            "or leave it out"
         )
-    judges = _Judges()
+    judges = Judge()
 
     def load() -> None:  # before hours of drawing: what is wrong with a file comes out now
         nonlocal judges
         shown = _read_real(real, dataset, data_root, download)
-        judges = _load(subject, classifier, statistics, inception, shown, place)
+        judges = Judge.load(
+            classifier, statistics, inception, shown, class_names=subject.class_names,
+            model=subject.model, device=place,
+        )  # fmt: skip
         if shown is not None:
-            check_same_size(shown.images, shown.source, subject.shape, "the images to judge have")
-            if subject.labels is not None and (forgotten is not None or shown.labels is not None):
-                name = None if forgotten is None else subject.class_names[forgotten]
-                check_same_classes(
-                    subject.class_names, subject.labels, subject.source, with_classes(shown), name
-                )
+            check_comparable(
+                subject.shape, subject.class_names, subject.labels, subject.source, shown, name
+            )
 
     ranks.first(load)
     judged = subject.draw(place, ranks, None if samples is None else Path(samples), force)
@@ -147,16 +156,16 @@ def judge(
         forget=forgotten,
         drawn=subject.drawn,
         network="" if subject.model is None else fingerprint(subject.model.unet),
-        trained=subject.trained(),
-        evaluation=judges.evaluation(judged, subject, forgotten, instead),
-        fidelity=judges.fidelity(judged, subject, forgotten),
+        trained=subject.trained,
+        evaluation=_evaluation(judges, judged, subject, forgotten, instead),
+        fidelity=_fidelity(judges, judged, subject, name),
         machine=machine_facts(place),
         processes=ranks.size,
         versions=versions(),
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Subject:
     """Images that are to be judged, or the model that draws them.
 
@@ -166,6 +175,8 @@ class _Subject:
         class_names: by index; empty where the images have no classes.
         labels: (N,) int64, what each image was asked to be; None without classes.
         drawn: how the images are or were drawn, as far as that is known.
+        forgot: the class that the model, or what drew the images, says it has forgotten, or None.
+        trained: how the model came about, as its folder says; nothing for images on disk.
         model: draws them; None for images on disk.
         sampler: how the model draws.
         pixels: (N, C, H, W) uint8, of images on disk.
@@ -175,19 +186,12 @@ class _Subject:
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
     labels: Tensor | None
-    drawn: Mapping[str, Any] = field(default_factory=dict)
+    drawn: Mapping[str, Any]
+    forgot: str | None
+    trained: Mapping[str, Any] = field(default_factory=dict)
     model: ModelFolder | None = None
     sampler: Sampler | None = None
     pixels: Tensor | None = None
-
-    def forgotten(self) -> str | None:
-        """The class that the model, or what drew the images, says it has forgotten."""
-        if self.model is not None:
-            name = self.model.figures.get("forget")
-        else:
-            drawer = self.drawn.get("model")
-            name = drawer.get("forgotten") if isinstance(drawer, dict) else None
-        return None if name is None else str(name)
 
     def class_index(self, name: str | int) -> int:
         """The index of a class; see `runs.classes`."""
@@ -209,13 +213,6 @@ class _Subject:
         write_samples(folder, plan, ranks, "sampling", force)
         return read_back(folder, self.labels, "reading") if ranks.is_first else None
 
-    def trained(self) -> Mapping[str, Any]:
-        """How the model came about, as its folder says; nothing for images on disk."""
-        if self.model is None:
-            return {}
-        known = {k: v for k, v in self.model.figures.items() if k not in _LONG}
-        return {"kind": self.model.kind, **known}
-
 
 def _model(
     path: _Path,
@@ -232,12 +229,16 @@ def _model(
     if steps is None:
         steps = default_steps(model.kind, method)
     sampler = Sampler(steps, seed or 0, method=method, guidance=guidance or 0.0)
+    forgot = model.figures.get("forget")
+    known = {k: v for k, v in model.figures.items() if k not in _LONG}
     return _Subject(
         source=str(path),
         shape=model.image_shape,
         class_names=model.class_names,
         labels=balanced_labels(model.num_classes, per_class),
         drawn={**sampler.settings(model), "per_class": per_class},
+        forgot=None if forgot is None else str(forgot),
+        trained={"kind": model.kind, **known},
         model=model,
         sampler=sampler,
     )
@@ -247,149 +248,70 @@ def _files(path: _Path) -> _Subject:
     """Images on disk, with what is written beside them on how they were drawn."""
     files = load_image_files(path, progress="reading")
     drawn = files.provenance or {}
-    sampler = drawn.get("sampler")  # its settings beside the rest
+    sampler, drawer = drawn.get("sampler"), drawn.get("model")
+    forgot = drawer.get("forgotten") if isinstance(drawer, dict) else None
     return _Subject(
         source=files.source,
         shape=tuple(files.images.shape[1:]),
         class_names=() if files.labels is None else with_classes(files).class_names,
         labels=files.labels,
         drawn={**drawn, **sampler} if isinstance(sampler, dict) else drawn,
+        forgot=None if forgot is None else str(forgot),
         pixels=files.images,
     )
 
 
-@dataclass(frozen=True)
-class _Judges:
-    """What images are judged by; each may be missing, `inception` is there whenever `real` is."""
+def _evaluation(
+    judge: Judge, images: Tensor, subject: _Subject, forget: int | None, override: int | None
+) -> Evaluation | None:
+    """The classifier's figures of (N, C, H, W) uint8, or None without a classifier."""
+    if judge.classifier is None or forget is None or subject.labels is None:
+        return None
+    found = evaluate_images(
+        images, subject.labels, judge.classifier, judge.statistics, forget, override,
+        subject.sampler, len(subject.class_names), progress="judging",
+    )  # fmt: skip
+    if subject.sampler is not None:
+        return found
+    return replace(
+        found,
+        sampler=str(subject.drawn.get("description", found.sampler)),
+        steps=int(subject.drawn.get("steps", found.steps)),
+        seed=subject.drawn.get("seed", found.seed),
+        guidance=float(subject.drawn.get("guidance", found.guidance)),
+    )
 
-    classifier: Classifier | None = None
-    statistics: ClassStatistics | None = None
-    inception: Inception | None = None
-    real: ImageFiles | None = None
 
-    def evaluation(
-        self, images: Tensor, subject: _Subject, forget: int | None, override: int | None
-    ) -> Evaluation | None:
-        """The classifier's figures of (N, C, H, W) uint8, or None without a classifier."""
-        if self.classifier is None or forget is None or subject.labels is None:
-            return None
-        found = evaluate_images(
-            images,
-            subject.labels,
-            self.classifier,
-            self.statistics,
-            forget,
-            override,
-            subject.sampler,
-            len(subject.class_names),
-            progress="judging",
+def _fidelity(
+    judge: Judge, images: Tensor, subject: _Subject, forget: str | None
+) -> FidelityFigures | None:
+    """FID and its like of (N, C, H, W) uint8, of the kept classes, or None without real ones.
+
+    Without a class to forget all images are compared.
+    """
+    if judge.inception is None or judge.real is None:
+        return None
+    real, without = judge.real.images, ""
+    if forget is not None and subject.labels is not None:
+        drawn = ImageSet(images, subject.labels, subject.class_names, subject.source)
+        images, real = kept_images(drawn, forget), kept_images(judge.real, forget)
+        without = f", without {forget}"
+    generated, theirs = (
+        judge.inception.features(each, f"{source}{without}", progress=f"Inception, {title}")
+        for each, source, title in (
+            (images, subject.source, "generated"), (real, judge.real.source, "real")
         )
-        if subject.sampler is not None:
-            return found
-        return replace(
-            found,
-            sampler=str(subject.drawn.get("description", found.sampler)),
-            steps=int(subject.drawn.get("steps", found.steps)),
-            seed=subject.drawn.get("seed", found.seed),
-            guidance=float(subject.drawn.get("guidance", found.guidance)),
-        )
-
-    def fidelity(
-        self, images: Tensor, subject: _Subject, forget: int | None
-    ) -> FidelityFigures | None:
-        """FID and its like of (N, C, H, W) uint8, of the kept classes, or None without real ones.
-
-        Without a class to forget all images are compared.
-        """
-        if self.inception is None or self.real is None:
-            return None
-        real, kept = self.real.images, images
-        sources = [subject.source, self.real.source]
-        if forget is not None and subject.labels is not None:
-            name = subject.class_names[forget]
-            judged = ImageSet(images, subject.labels, subject.class_names, subject.source)
-            kept, real = kept_images(judged, name), kept_images(with_classes(self.real), name)
-            sources = [f"{source}, without {name}" for source in sources]
-        generated = self.inception.features(kept, sources[0], progress="Inception, generated")
-        theirs = self.inception.features(real, sources[1], progress="Inception, real")
-        return fidelity_figures(generated, theirs, self.inception)
-
-
-def _load(
-    subject: _Subject,
-    classifier: _Path | None,
-    statistics: _Path | None,
-    inception: _Path | None,
-    real: ImageFiles | None,
-    device: torch.device,
-) -> _Judges:
-    network = None if inception is None else Inception.load(inception, device)
-    if classifier is None:
-        return _Judges(inception=network, real=real)
-    judges = load_classifier(classifier, subject.class_names).to(device)
-    path = statistics_beside(classifier) if statistics is None else Path(statistics)
-    known = None
-    if path is not None and subject.model is not None:
-        known = load_statistics(path, subject.model, judges)
-    elif path is not None:
-        if path.suffix == ".npz":
-            raise PeckerError(
-                f"--statistics {path}: for images on disk give a file of ClassStatistics.save, as "
-                "train-classifier writes beside the classifier"
-            )
-        known = ClassStatistics.load(path)
-    return _Judges(judges, known, network, real)
+    )  # fmt: skip
+    return fidelity_figures(generated, theirs, judge.inception)
 
 
 def _read_real(
     path: _Path | None, dataset: str | None, root: _Path | None, download: bool
-) -> ImageFiles | None:
+) -> Images | None:
     """Real images of a folder, an .npz, or a data set; None where none are named."""
     if path is not None:
         return load_image_files(path, progress="reading")
     if dataset is None:
         return None
     split = PUBLISHED_SPLIT.get(dataset, "train")
-    found = load_images(dataset, None if root is None else Path(root), split, download=download)
-    return ImageFiles(found.images, found.labels, found.class_names, found.source)
-
-
-def _check_subject(model: _Path | None, images: _Path | None, draws: bool) -> None:
-    if (model is None) == (images is None):
-        raise PeckerError(
-            "evaluate: give a model folder MODEL or --images FOLDER, and not both: the one draws "
-            "images, the other has them"
-        )
-    if images is not None and draws:
-        raise PeckerError(
-            "evaluate: --per-class, --steps, --sampler, --guidance, --seed and --samples say how a "
-            f"model draws, but {images} has its images already; leave them out"
-        )
-
-
-def _check_judges(
-    classifier: _Path | None,
-    statistics: _Path | None,
-    override: str | int | None,
-    real: _Path | None,
-    dataset: str | None,
-    inception: _Path | None,
-) -> None:
-    for option, value in (("--statistics", statistics), ("--override", override)):
-        if value is not None and classifier is None:
-            raise PeckerError(f"evaluate: {option} needs --classifier")
-    if real is not None and dataset is not None:
-        raise PeckerError("evaluate: give the real images as --real or as --dataset, not both")
-    given = real is not None or dataset is not None
-    if given and inception is None:
-        raise PeckerError(f"evaluate: FID needs --inception FILE, {WEIGHTS_WANTED}")
-    if inception is not None and not given:
-        raise PeckerError(
-            "evaluate: --inception needs real images: --real FOLDER, or --dataset NAME with "
-            "--data-root"
-        )
-    if classifier is None and not given:
-        raise PeckerError(
-            "evaluate: nothing to judge by; give --classifier, or real images (--real or "
-            "--dataset) and --inception"
-        )
+    return load_images(dataset, None if root is None else Path(root), split, download=download)

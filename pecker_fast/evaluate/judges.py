@@ -1,0 +1,168 @@
+"""What images are judged by: a classifier, real images, or both; of a run also how many images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier import Classifier, load_classifier
+from pecker_fast.evaluate.classifier_files import statistics_beside
+from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
+from pecker_fast.evaluate.fidelity import Inception
+from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures, evaluate_images
+from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.kept import Images, KeptFid, check_comparable
+from pecker_fast.evaluate.sampling import Sampler, balanced_labels
+from pecker_fast.evaluate.statistics_files import load_statistics
+
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["Judge"]
+
+T = TypeVar("T")
+
+CURVE_IMAGES = (60, 117)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What images are judged by.
+
+    Attributes:
+        classifier: names the class of an image, or None.
+        statistics: of real images in its features, for the Fréchet distance, or None.
+        inception: gives FID and its like against `real`, or None.
+        real: real images of the classes that are judged; there whenever `inception` is.
+        per_class: images of each class that are drawn of a run's models.
+        teacher: a run's teacher's figures where they ship with it; None to measure them.
+        teacher_steps: DDIM steps of a many-step model, where its figures are measured.
+        curve_images: images behind each point of a run's curve: of the class to forget, and at
+            least so many of all others together.
+    """
+
+    classifier: Classifier | None = None
+    statistics: ClassStatistics | None = None
+    inception: Inception | None = None
+    real: Images | None = None
+    per_class: int = JUDGED_PER_CLASS
+    teacher: TeacherFigures | None = None
+    teacher_steps: int = 50
+    curve_images: tuple[int, int] = CURVE_IMAGES
+
+    @classmethod
+    def load(
+        cls,
+        classifier: str | os.PathLike[str] | None,
+        statistics: str | os.PathLike[str] | None,
+        inception: str | os.PathLike[str] | None,
+        real: Images | None,
+        *,
+        class_names: Sequence[str],
+        model: ModelFolder | None,
+        device: torch.device,
+    ) -> Judge:
+        """Read the files of judges, each of which may be missing.
+
+        Args:
+            classifier: see `load_classifier`.
+            statistics: of real images in its features, or those images as .npz. None: what lies
+                beside the classifier, if anything does.
+            inception: weights of the Inception network.
+            real: real images.
+            class_names: of the images to judge.
+            model: draws them; None for images on disk.
+            device: where to judge.
+
+        Raises:
+            PeckerError: a file that is missing, broken or of something else.
+        """
+        network = None if inception is None else Inception.load(inception, device)
+        if classifier is None:
+            return cls(inception=network, real=real)
+        judge = load_classifier(classifier, class_names).to(device)
+        file = statistics_beside(classifier) if statistics is None else Path(statistics)
+        known = None
+        if file is not None and model is not None:
+            known = load_statistics(file, model, judge)
+        elif file is not None:
+            if file.suffix == ".npz":
+                raise PeckerError(
+                    f"--statistics {file}: for images on disk give a file of ClassStatistics.save, "
+                    "as train-classifier writes beside the classifier"
+                )
+            known = ClassStatistics.load(file)
+        return cls(judge, known, network, real)
+
+    def fid(self, model: ModelFolder, forget: int) -> KeptFid | None:
+        """What measures FID as the model trains; None without the Inception network.
+
+        Raises:
+            PeckerError: the real images are of other classes or another size than the model's.
+        """
+        if self.inception is None or self.real is None:
+            return None
+        name, every = model.class_names[forget], torch.arange(model.num_classes)
+        check_comparable(model.image_shape, model.class_names, every, "the model", self.real, name)
+        return KeptFid(self.inception, self.real, name)
+
+    def of_teacher(self, model: ModelFolder, seed: int, ranks: Ranks) -> TeacherFigures | None:
+        """The figures of the original model; None on all processes but the first."""
+        if self.teacher is not None:
+            return self.teacher if ranks.is_first else None
+        sampler = Sampler(self.teacher_steps, seed)
+
+        def figures(images: Tensor, labels: Tensor) -> TeacherFigures:
+            assert self.classifier is not None  # of a run's
+            return TeacherFigures.of_images(
+                images, labels, self.classifier, self.statistics, sampler, progress="judging"
+            )
+
+        return self._drawn(model, sampler, ranks, "original model", figures)
+
+    def of_erased(
+        self,
+        erased: ModelFolder,
+        forget: int,
+        override: int | None,
+        sampler: Sampler,
+        ranks: Ranks,
+    ) -> Evaluation | None:
+        """The figures of a model that forgot; None on all processes but the first."""
+
+        def figures(images: Tensor, labels: Tensor) -> Evaluation:
+            assert self.classifier is not None  # of a run's
+            return evaluate_images(
+                images, labels, self.classifier, self.statistics, forget, override, sampler,
+                erased.num_classes, "judging",
+            )  # fmt: skip
+
+        return self._drawn(erased, sampler, ranks, "erased model", figures)
+
+    def _drawn(
+        self,
+        model: ModelFolder,
+        sampler: Sampler,
+        ranks: Ranks,
+        progress: str,
+        figures: Callable[[Tensor, Tensor], T],
+    ) -> T | None:
+        """What `figures` says of `per_class` images of every class, drawn by all processes."""
+        labels = balanced_labels(model.num_classes, self.per_class)
+        images = sampler.pixels(model, labels, progress, ranks=ranks)
+        found: list[T] = []
+
+        def look() -> None:
+            assert images is not None  # this is the first process
+            found.append(figures(images, labels))
+
+        ranks.first(look)
+        return found[0] if found else None
