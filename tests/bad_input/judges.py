@@ -18,6 +18,7 @@ _NEEDS = ("model", "classifier")
 _CARD = ("evaluate", "model", "--classifier", "judged", "--forget", "star", "--per-class", "2",
          "--steps", "1", "--json", "found.json")  # fmt: skip
 _BY_FILE = (*EVALUATE[:3], "judge.pt", *EVALUATE[4:])
+_TRUSTED = (*EVALUATE[:3], "trusted:judge.pt", *EVALUATE[4:])
 _REAL = (*EVALUATE, "--statistics", "real.npz")
 _FLOATS = (*EVALUATE, "--statistics", "floats.npz")
 _INCEPTION = (*EVALUATE, "--real", "real.npz", "--inception", "weights.pth")
@@ -82,7 +83,7 @@ class _Endless(torch.nn.Module):
 
 SCRIPTS = {
     "one score": _OneScore, "fails": _Fails, "nan": _Nan, "words": _Words, "three": _Three,
-    "integers": _Integers, "writes files": _Writes, "fills memory": _Endless,
+    "integers": _Integers, "fills memory": _Endless,
 }  # fmt: skip
 
 STATE_DICTS = {
@@ -166,9 +167,12 @@ CASES = [
     case("an empty folder", (*EVALUATE[:3], "void", *EVALUATE[4:]), _NEEDS,
          lambda folder: (folder / "void").mkdir(), named="void"),
     case("a model as classifier", (*EVALUATE[:3], "model", *EVALUATE[4:]), _NEEDS, named="model"),
-    *(case(f"script: {name}", _BY_FILE, ("model",), _script(module), named="judge.pt")
+    *(case(f"script: {name}", _TRUSTED, ("model",), _script(module), named="judge.pt")
       for name, module in SCRIPTS.items()),
-    *each("script", ANY_FILE, "judge.pt", _BY_FILE, ("model", "judge.pt"), named="judge.pt"),
+    case("script that writes files, not trusted", _BY_FILE, ("model",), _script(_Writes),
+         named="trusted:"),
+    case("script not trusted", _BY_FILE, ("model", "judge.pt"), named="trusted:"),
+    *each("script", ANY_FILE, "judge.pt", _TRUSTED, ("model", "judge.pt"), named="judge.pt"),
     *(case(f"state dict: {name}", _BY_FILE, ("model",), partial(_saved, content, "judge.pt"),
            named="judge.pt")
       for name, content in STATE_DICTS.items()),
