@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from bad_input.building import case, each
 from bad_input.spoil import ANY_FILE, TENSORS, code_pickle, put
 

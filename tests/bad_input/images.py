@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from bad_input.building import case, each, keys, whole_json
 from bad_input.seeds import JUDGE, TEACHER
 from bad_input.spoil import ANY_FILE, ARRAYS, bomb, in_npz
+from PIL import Image
 
 _FOLDER = ("evaluate", "--images", "folders", "--classifier", "classifier", "--forget", "star",
            "--json", "found.json")  # fmt: skip
@@ -33,36 +32,30 @@ def _saved(image: Image.Image, file: Path) -> None:
     image.save(file, "PNG")
 
 
-def _ihdr(width: int, height: int, depth: int = 8, colour: int = 0) -> Callable[[Path], object]:
-    """A PNG file that says that it is so large, with next to nothing in it."""
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + check
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    content = header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+def _png(
+    width: int, height: int, depth: int = 8, colour: int = 0, data: bytes = zlib.compress(bytes(99))
+) -> Callable[[Path], object]:
+    """A PNG file that says that it is so large, whatever is in it."""
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    content = header + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
     return lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
 def _text_chunk(file: Path) -> None:
     """A text of 1 GB in a PNG file."""
-    data, _, _ = bomb(1024, wbits=15)
-    body = b"zTXtx\0\0" + data
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     content = file.read_bytes()
+    chunk = _chunk(b"zTXt", b"x\0\0" + bomb(1024, wbits=15)[0])
     file.write_bytes(content[:33] + chunk + content[33:])
 
 
 def _wide(file: Path) -> None:
-    """An image of 400 MP in 400 kB, as a PNG file may hold it."""
-    data, _, _ = bomb(400, wbits=15)
-    content = file.read_bytes()
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
-    file.write_bytes(content[:8] + header + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+    """An image of 400 MP in 400 kB."""
+    _png(20_000, 20_000, data=bomb(400, wbits=15)[0])(file)
 
 
 PICTURES: dict[str, Callable[[Path], object]] = {
@@ -70,12 +63,12 @@ PICTURES: dict[str, Callable[[Path], object]] = {
     "floats": lambda f: Image.fromarray(np.zeros((8, 8), np.float32)).save(f, "TIFF"),
     "another size": lambda f: _saved(Image.new("L", (9, 8)), f),
     "one pixel": lambda f: _saved(Image.new("L", (1, 1)), f),
-    "a bomb": _ihdr(60_000, 60_000),
-    "a small bomb": _ihdr(12_000, 12_000),
+    "a bomb": _png(60_000, 60_000),
+    "a small bomb": _png(12_000, 12_000),
     "a wide one": _wide,
     "a text bomb": _text_chunk,
-    "no width": _ihdr(0, 8),
-    "unknown colours": _ihdr(8, 8, 8, 5),
+    "no width": _png(0, 8),
+    "unknown colours": _png(8, 8, 8, 5),
     "a BMP": lambda f: Image.new("L", (9, 9)).save(f, "BMP"),
     "an SVG": lambda f: f.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"),
     "a PostScript": lambda f: f.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"),
@@ -86,7 +79,9 @@ IDX = {
     "27 pixels": gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 1, 28, 28) + bytes(27)),
     "nothing": gzip.compress(b""),
     "another type": gzip.compress(b"\0\0\x0d\x03" + struct.pack(">III", 1, 28, 28) + bytes(3136)),
-    "count too large": gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 2**31, 28, 28) + bytes(784)),
+    "count too large": gzip.compress(
+        b"\0\0\x08\x03" + struct.pack(">III", 2**31, 28, 28) + bytes(784)
+    ),
     "no items": gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 0, 28, 28)),
     "another size": gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 20, 14, 56) + bytes(15680)),
     "not the header's": gzip.compress(b"junk" + struct.pack(">III", 20, 28, 28) + bytes(15680)),

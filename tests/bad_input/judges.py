@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
 from bad_input.building import case, each, keys, whole_json
 from bad_input.seeds import ERASE, EVALUATE
 from bad_input.spoil import ANY_FILE, ARRAYS, TENSORS, edit_metadata, edit_tensors, in_npz, put

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
 from bad_input.building import case, each
 from bad_input.seeds import APPLY, ERASE
 from bad_input.spoil import ANY_FILE, DEEP, TENSORS, edit_metadata, edit_tensors

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import click
-
 from bad_input.building import case
 from bad_input.case import Case
 from bad_input.seeds import (
-    APPLY, COMPARE, CONCEPT, ERASE, EVALUATE, JUDGE, MASK, PROMPTS, SAMPLE, TEACHER,
-)  # fmt: skip
+    APPLY,
+    COMPARE,
+    CONCEPT,
+    ERASE,
+    EVALUATE,
+    JUDGE,
+    MASK,
+    PROMPTS,
+    SAMPLE,
+    TEACHER,
+)
+
 from pecker_fast.cli import group
 
 _CONVERT = ("convert", "ckpt.pth", "--out", "converted")

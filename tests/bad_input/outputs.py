@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from bad_input.building import case
 from bad_input.case import Case, leave_alone
 from bad_input.seeds import (
-    APPLY, COMPARE, CONCEPT, ERASE, EVALUATE, JUDGE, MASK, SAMPLE, TEACHER,
-)  # fmt: skip
+    APPLY,
+    COMPARE,
+    CONCEPT,
+    ERASE,
+    EVALUATE,
+    JUDGE,
+    MASK,
+    SAMPLE,
+    TEACHER,
+)
 
 
 def _with(arguments: tuple[str, ...], option: str, *value: str) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from bad_input.building import case
 from bad_input.comparing import YAML
 from bad_input.seeds import CONCEPT, ERASE, JUDGE, MASK, TEACHER
@@ -101,7 +100,8 @@ FILES = {
     "base of itself": "base: own.yaml\n", "base nowhere": "base: nowhere.yaml\n",
     "base a number": "base: 5\n", "base a list": "base: [demo]\n", "base a folder": "base: pipe\n",
     "base empty": "base: ''\n", "base above": "base: ../../../../etc/passwd\n",
-    "keys that are numbers": "1: 2\n", "keys that are null": "~: 2\n", "key twice": "seed: 1\nseed: 2\nx: 1\n",
+    "keys that are numbers": "1: 2\n", "keys that are null": "~: 2\n",
+    "key twice": "seed: 1\nseed: 2\nx: 1\n",
     "tab": "mask:\n\tdensity: 0.1\n", "control": "mask: \x01\n", "zero byte": "mask: \0\n",
     "date": "iterations: 2001-01-01\n", "sexagesimal": "iterations: 1:30:00\nforget: 2\n",
     "set": "iterations: !!set {a}\n", "binary": "iterations: !!binary aGVsbG8=\n",
@@ -112,8 +112,10 @@ FILES = {
     "iterations fraction": "iterations: 1.5\n", "iterations true": "iterations: true\n",
     "batch zero": "batch_size: 0\n", "batch null": "batch_size: null\n",
     "seed negative": "seed: -1\n", "seed huge": f"seed: {2**64}\n", "seed text": "seed: x\n",
-    "forget true": "forget: true\n", "forget list": "forget: [1]\n", "forget fraction": "forget: 1.5\n",
-    "forget beyond": "forget: 99\n", "forget negative": "forget: -1\n", "forget huge": f"forget: {10**40}\n",
+    "forget true": "forget: true\n", "forget list": "forget: [1]\n",
+    "forget fraction": "forget: 1.5\n",
+    "forget beyond": "forget: 99\n", "forget negative": "forget: -1\n",
+    "forget huge": f"forget: {10**40}\n",
     "forget empty": "forget: ''\n", "forget escape": 'forget: "\\e[31m"\n',
     "override null": "override: null\n", "override as forget": "forget: 1\noverride: 1\n",
     "t_init beyond": "diffusion: {t_init: 1000}\n", "t_max beyond": "diffusion: {t_max: 1001}\n",
@@ -123,12 +125,14 @@ FILES = {
     "decay": "ema: {decay: 1.5}\n", "decay text": "ema: {decay: slow}\n",
     "method": "method: wizard\n", "method null": "method: null\n", "alpha nan": "alpha: .nan\n",
     "logging": "logging: {every: 0}\n", "checkpoint": "logging: {checkpoint_every: -1}\n",
-    "block": "mask: {granularity: block, block_size: 0}\n", "granularity": "mask: {granularity: x}\n",
+    "block": "mask: {granularity: block, block_size: 0}\n",
+    "granularity": "mask: {granularity: x}\n",
     "second stage": "second_stage: true\n", "forget null": "forget: null\n",
     "micro": "micro_batch: 0\n", "precision": "precision: fp4\n",
 }  # fmt: skip
 _RAW: dict[str, bytes] = {
-    "no UTF-8": b"forget: caf\xe9\n", "UTF-16": "forget: 1".encode("utf-16"), "bytes": bytes(range(256)),
+    "no UTF-8": b"forget: caf\xe9\n", "UTF-16": "forget: 1".encode("utf-16"),
+    "bytes": bytes(range(256)),
     "deep brackets": ("a: " + DEEP).encode(), "long line": b"forget: " + b"x" * 10**6,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from bad_input.building import case, each, whole_json
 from bad_input.seeds import CLASSES, ERASE, EVALUATE, JUDGE, QUICK, SAMPLE, TEACHER
 from bad_input.spoil import ANY_FILE, TENSORS, code_pickle, edit, put

@@ -372,7 +372,9 @@ ARRAYS: dict[str, Spoil] = {
     "lies-about-shape": _images_as(
         "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1, 100000, 1000000)}"
     ),
-    "negative-shape": _images_as("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 1, 8, 8)}"),
+    "negative-shape": _images_as(
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 1, 8, 8)}"
+    ),
     "header-deep": _images_as("(" * 5000 + ")" * 5000),
     "header-code": _images_as("__import__('os').system('touch harmed.txt')"),
     "header-dtype": _images_as("{'descr': 'O', 'fortran_order': False, 'shape': (4,)}"),

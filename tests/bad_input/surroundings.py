@@ -66,7 +66,8 @@ CASES = [
       )),
     *(case(f"a folder that is gone, {command}", line, (), options={"vanish": True}, code=code)
       for command, line, code in (
-          ("sample", SAMPLE, 2), ("erase", ERASE, 2), ("concept", CONCEPT, 2), ("info", ("info",), 0),
+          ("sample", SAMPLE, 2), ("erase", ERASE, 2), ("concept", CONCEPT, 2),
+          ("info", ("info",), 0),
           ("compare", COMPARE, 2), ("mask", MASK, 2),
       )),
 ]  # fmt: skip

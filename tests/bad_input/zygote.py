@@ -103,8 +103,12 @@ def _import_everything() -> None:
         with contextlib.suppress(ImportError):  # an extra that is missing says so itself
             importlib.import_module(name)
     from diffusers import (  # noqa: F401
-        AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel,
-    )  # fmt: skip
+        AutoencoderKL,
+        DDIMScheduler,
+        DDPMScheduler,
+        UNet2DConditionModel,
+        UNet2DModel,
+    )
     from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer  # noqa: F401
 
 
