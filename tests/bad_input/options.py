@@ -45,8 +45,8 @@ LINES = {
 _ESCAPE = "\x1b[31mred\x07\u202e"
 _LONG = "x" * 100_000
 WRONG: dict[type[click.ParamType], tuple[str, ...]] = {
-    click.types.IntParamType: ("", "nan", "1.5", "-1", "0", f"{2**64}", "9" * 5000, _ESCAPE),
     click.IntRange: ("", "nan", "1.5", "-1", "0", f"{10**12}", f"{10**21}", "9" * 5000, _ESCAPE),
+    click.types.IntParamType: ("", "nan", "1.5", "-1", "0", f"{2**64}", "9" * 5000, _ESCAPE),
     click.types.FloatParamType: ("", "nan", "inf", "-inf", "-1", "1e308", "wizard", _ESCAPE),
     click.Choice: ("", "wizard", _ESCAPE, _LONG),
     click.types.StringParamType: ("", " ", "wizard", "-1", "99999999999999999999", "1.5", _ESCAPE,
@@ -141,7 +141,8 @@ def _values() -> Iterator[Case]:
             flag = next(flag for flag in option.opts if flag.startswith("--"))
             if flag in OUTPUTS:
                 continue
-            for value in WRONG[type(option.type)]:
+            wrong = next(v for kind, v in WRONG.items() if isinstance(option.type, kind))
+            for value in wrong:
                 words = repr(value) if len(value) < 30 else f"{len(value)} times {value[0]}"
                 yield case(f"{name} {flag} {words}", (*line, flag, value), needs)
 
