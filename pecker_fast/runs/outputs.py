@@ -86,6 +86,10 @@ def _open(out: Path, force: bool, ranks: Ranks, also: Sequence[str]) -> RunDirec
             f"{out}: is not empty and holds no run of pecker-fast; choose another --out"
         )
 
+    for name in _FOLDERS:
+        if (out / name).is_symlink():
+            raise PeckerError(f"{out / name}: is a link, which is not written through; remove it")
+
     def remove() -> None:
         for file in [*map(out.joinpath, (*_FILES, *also)), *out.glob("checkpoint-*.pt")]:
             file.unlink(missing_ok=True)

@@ -27,6 +27,15 @@ def test_a_refusal_leaves_what_was_there(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run.lock", "checkpoint-00000003.pt"}
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "model"])
+def test_a_run_from_elsewhere_does_not_write_through_its_links(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.lock").touch()
+    (tmp_path / "run" / name).symlink_to(tmp_path)
+    with pytest.raises(PeckerError, match=f"{name}: is a link"):
+        run_directory(tmp_path / "run", False, Ranks()).__enter__()
+
+
 def test_a_copy_without_the_lock_is_taken_up(tmp_path):
     with run_directory(tmp_path, False, Ranks()) as directory:
         directory.save(3, {})
