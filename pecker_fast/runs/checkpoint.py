@@ -148,6 +148,7 @@ class RunDirectory:
             try:
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
                 found, digest = state["format"], state.pop("digest", None)
+                intact = digest == digest_of(state)
             except OSError as error:
                 raise PeckerError(f"cannot read {file}: {error.strerror}") from None
             except MemoryError:
@@ -155,7 +156,6 @@ class RunDirectory:
             except Exception as error:  # what a damaged zip or pickle raises is not specified
                 reason = str(error).split("\n", 1)[0]
             else:
-                intact = digest == digest_of(state)
                 if found != _FORMAT and (intact or digest is None):
                     raise PeckerError(
                         f"{file} has format {found}, this version reads {_FORMAT}; resume it with "
