@@ -315,11 +315,11 @@ def test_a_mask_does_not_take_the_name_of_its_picture(run, refused, files, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("option", ["--png", "--npz"])
+@pytest.mark.parametrize("option", ["--png", "--npz", "--out"])
 def test_devices_pipes_and_links_are_not_replaced(run, refused, files, tmp_path, option):
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/full"), Path("/dev/stdout")):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "link.npz").symlink_to(tmp_path / "target")
+    for path in (tmp_path / "pipe.npz", tmp_path / "link.npz", Path("/dev/full")):
         before = path.lstat()
         refused(run("sample", files.model, option, path, "--force"), path)
         assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
