@@ -194,7 +194,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
                 figures["start"] = dict(task.starts)
             model = task.finish(trainer)
             frozen = trainer.verify_frozen(model.unet)
-            figures["digests"] = dict(frozen.digests)
+            figures["frozen"] = frozen.to_dict()
             ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))
             model = task.save(trainer, model, frozen, figures)
         facts = RunFacts(
