@@ -106,7 +106,7 @@ class ModelFolder:
         """What the folder says about the network besides its schedule, by name."""
         return {
             "class names": self.class_names,
-            "label of no class": self.null_label,
+            "null label": self.null_label,
             "patch size": self.patch_size,
         }
 

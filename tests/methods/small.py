@@ -29,7 +29,7 @@ class SmallModel:
         return images
 
     def about_network(self):
-        return {"class names": self.class_names, "label of no class": self.null_label}
+        return {"class names": self.class_names, "null label": self.null_label}
 
 
 def small_model(dtype=torch.float32, dropout=0.1, null_label=4):
