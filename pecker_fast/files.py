@@ -23,6 +23,7 @@ __all__ = [
     "check_extent",
     "check_output_file",
     "check_output_folder",
+    "check_replaceable",
     "few",
     "parse_json",
     "read_json",
@@ -60,7 +61,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         PeckerError: `path` is something else than a file, which is not replaced.
     """
     path = Path(path)
-    _check_replaceable(path)
+    check_replaceable(path)
     # The suffix stays last: matplotlib and others take the format from it.
     name = f".{path.stem[:_STEM]}.{secrets.token_hex(8)}.tmp{path.suffix}"
     temporary = path.with_name(name)
@@ -272,7 +273,7 @@ def check_output_file(path: Path, force: bool) -> Path:
         PeckerError: it exists (without `force`), is no file, or its folder is missing or cannot be
             written to.
     """
-    _check_replaceable(path)
+    check_replaceable(path)
     if path.exists() and not force:
         raise PeckerError(f"{path}: exists; add --force to replace it")
     if not path.parent.is_dir():
@@ -282,8 +283,12 @@ def check_output_file(path: Path, force: bool) -> Path:
     return path
 
 
-def _check_replaceable(path: Path) -> None:
-    """Refuse a folder, a link, a device or a pipe: replacing it would take it from others."""
+def check_replaceable(path: Path) -> None:
+    """Check that a file can be written in the place of `path`.
+
+    Raises:
+        PeckerError: a folder, a link, a device or a pipe is there, which others may need.
+    """
     try:
         mode = path.lstat().st_mode
     except OSError:

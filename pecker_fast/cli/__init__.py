@@ -113,8 +113,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.UsageError as error:
         if several():
             return _fail(error)
-        error.message = printable(error.message)
-        error.show()
+        click.UsageError(printable(error.format_message()), error.ctx).show()
         return 2
     except BrokenPipeError:
         # The reader of our output has left (`pecker-fast info | head -1`): not worth a word, but

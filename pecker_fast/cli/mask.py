@@ -18,6 +18,7 @@ from pecker_fast.cli.common import (
     training_options,
 )
 from pecker_fast.cli.data_options import data_options
+from pecker_fast.errors import PeckerError
 from pecker_fast.files import check_output_file
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def mask(out: Path, force: bool, device: str, threads: int | None, **options: An
     """Find which parameters of the model folder MODEL matter for forgetting a class."""
     from pecker_fast.erasure.request import Request
 
+    if out.suffix.lower() == ".png":
+        name = out.with_suffix(".safetensors").name
+        raise PeckerError(f"--out {out}: is what the picture of the mask is called; name it {name}")
     for path in (out, out.with_suffix(".png")):
         check_output_file(path, force)
     values = config_values(options)
@@ -67,7 +71,8 @@ def mask(out: Path, force: bool, device: str, threads: int | None, **options: An
         f"{found.mask.nnz:,} of {found.mask.numel:,} parameters are salient for "
         f"{found.forget!r} (density {found.mask.density:.4g}, {found.kind})"
     )
-    for line in (*density_table(found.mask.stats()), found.note, out, plot):
+    made_of = f"digest {found.mask.digest[:16]}, of the model {found.model[:16]}"
+    for line in (*density_table(found.mask.stats()), found.note, made_of, out, plot):
         echo(line)
 
 

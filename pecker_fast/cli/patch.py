@@ -67,6 +67,7 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
                 "digest": one.digest,
                 "base": one.base,
                 "result": one.result,
+                "mask": one.mask,
                 "entries": one.nnz,
                 "of": one.numel,
                 "package": one.package,
@@ -86,6 +87,7 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
         echo(f"  {'size':9} {file.stat().st_size:,} bytes")
         echo(f"  {'base':9} {one.base}")
         echo(f"  {'result':9} {one.result}")
+        echo(f"  {'mask':9} {one.mask}")
         echo(f"  {'made by':9} pecker_fast {one.package}")
         for key, value in one.about.items():
             echo(f"  {printable(key, 60):9} {printable(value)}")
@@ -125,9 +127,10 @@ def apply(
             )
         )
 
-    change_weights(model, out, change, patches=[file, *applied], force=force)
+    check = change_weights(model, out, change, patch=file, applied=applied, force=force)
     for one in found:
         echo(f"overlap: {one}")
+    echo(check.sentence())
     echo(out)
 
 
@@ -145,5 +148,6 @@ def remove(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force:
     def change(weights: dict[str, Tensor]) -> None:
         remove_patch(weights, file, applied=applied or None)
 
-    change_weights(model, out, change, patches=[file, *applied], force=force)
+    check = change_weights(model, out, change, patch=file, applied=applied, force=force)
+    echo(check.sentence())
     echo(out)

@@ -119,6 +119,8 @@ def train_classifier(
         done = trainer.iteration
         if done:
             echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
+        for note in trainer.moved:
+            echo(note, err=True)
         for _ in saving_at_interrupt(
             trainer.run(), lambda: trainer.iteration, trainer.save, Ranks()
         ):

@@ -20,6 +20,7 @@ from torch import nn
 from pecker_fast import backends
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.comparison_reading import Begun
 from pecker_fast.evaluate.report import Report, RunFacts
 from pecker_fast.files import read_json, write_text
@@ -30,6 +31,7 @@ from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
 from pecker_fast.runs.interrupts import saving_at_interrupt
 from pecker_fast.runs.masked import MaskedRun
@@ -161,6 +163,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         begun: dict[str, Any] = {"start": dict(task.starts)}
         if searched:
             begun["mask_seconds"] = round(clock.stages["mask"], 2)
+        begun["digest"] = digest_of(begun)
         # A later start neither finds a mask nor times that.
         ranks.first(lambda: _write_json(site.out / START_NAME, begun) if is_new else None)
         print("; ".join(task.notes(trainer)), file=sys.stderr)
@@ -193,6 +196,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
                 figures["start"] = dict(task.starts)
             model = task.finish(trainer)
             frozen = trainer.verify_frozen(model.unet)
+            figures["frozen"] = frozen.to_dict()
             ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))
             model = task.save(trainer, model, frozen, figures)
         facts = RunFacts(
@@ -225,4 +229,10 @@ def _mask_seconds(out: Path) -> float | None:
     None where it was not searched for: given, drawn at random, full, or nobody timed it.
     """
     file = out / START_NAME
-    return checked(Begun, read_json(file), file).mask_seconds if file.exists() else None
+    if not file.exists():
+        return None
+    content = read_json(file)
+    begun = checked(Begun, content, file)
+    if content.pop("digest", None) != digest_of(content):
+        raise PeckerError(f"{file}: is damaged, its content does not match its digest; remove it")
+    return begun.mask_seconds
