@@ -139,7 +139,7 @@ class ResNetClassifier(SavedClassifier):
         try:
             found = self.load_state_dict(given, strict=False)
         except RuntimeError as error:  # other shapes, each in a line of its own
-            reason = str(error).splitlines()[1].strip()
+            reason = str(error).splitlines()[1].strip().rstrip(".")
             raise PeckerError(f"{source}: {reason}; {_WANTED}") from error
         missing = [name for name in found.missing_keys if not name.endswith("_tracked")]
         for names, where in ((missing, "is missing"), (found.unexpected_keys, "is none of its")):

@@ -6,10 +6,11 @@ import warnings
 import pytest
 import torch
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.drawing import FORGET_COLOR
+from pecker_fast.evaluate.drawing import FORGET_COLOR, picture
 from pecker_fast.evaluate.grid import (
     Block,
     PromptGroup,
@@ -123,6 +124,19 @@ def test_any_text_is_a_prompt_or_a_title(tmp_path, prompt, figures):
     assert all(not text.get_parse_math() for text in figures[0].axes[0].texts)
     labels = [text for text in figures[0].axes[0].texts if text.get_ha() == "right"]
     assert all(label.get_text().count("\n") < 6 for label in labels)
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "$a__b$", "$5 and $6"])
+def test_any_name_at_an_axis_and_in_a_legend(tmp_path, name):
+    with picture(tmp_path / "p.png", 3, 2) as figure:
+        ax = figure.subplots()
+        ax.plot([0, 1], label=name)
+        ax.set(title=name, xlabel=name)
+        ax.set_xticks([0, 1], [name, name])
+        ax.legend()
+    found = figure.findobj(Text)
+    assert sum(text.get_text() == name for text in found) >= 4
+    assert not any(text.get_parse_math() for text in found if name in text.get_text())
 
 
 def test_a_diverged_network_is_drawn_black(tmp_path, figures):

@@ -1,9 +1,6 @@
-"""Sampling: the formulas, determinism, and independence of batches and processes."""
+"""Sampling: the formulas, determinism, and independence of batches."""
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +8,6 @@ import pytest
 import torch
 from tiny_models import tiny_unet
 
-from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels, default_t_init
 from pecker_fast.models import ModelFolder
@@ -225,47 +221,6 @@ def test_batches_that_are_drawn_alone_have_the_same_bits(model, settings):
     for part, images in drawn:
         assert torch.equal(images, whole[part])
     assert list(sampler.batches(model, LABELS, only=[])) == []
-
-
-WORKER = """
-import sys, torch
-from pecker_fast.distributed import Ranks
-from pecker_fast.evaluate.sampling import Sampler
-from pecker_fast.models import ModelFolder
-
-torch.set_num_threads(1)
-folder, out = sys.argv[1:]
-ranks = Ranks.join("cpu")
-model, labels = ModelFolder.load(folder), torch.tensor([0, 1, 2, 2, 1])
-drawn = {}
-for batch_size in (1, 2, 10):
-    sampler = Sampler(steps=4, method="ddpm", seed=3, batch_size=batch_size)
-    images = sampler.sample(model, labels, ranks=ranks)
-    assert (images is None) == (ranks.rank > 0)
-    drawn[batch_size] = images
-if ranks.is_first:
-    torch.save(drawn, out)
-ranks.leave()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_draw_the_bits_of_one(tiny_model, tmp_path):
-    tiny_model.save(tmp_path / "model")
-    (tmp_path / "worker.py").write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(tmp_path / "worker.py")]
-    done = subprocess.run(
-        [*command, str(tmp_path / "model"), str(tmp_path / "drawn.pt")],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    # Read as the workers read it: weights that lie elsewhere in memory may round differently.
-    model = ModelFolder.load(tmp_path / "model")
-    for batch_size, images in torch.load(tmp_path / "drawn.pt").items():
-        sampler = Sampler(steps=4, method="ddpm", seed=3, batch_size=batch_size)
-        assert_images(images, sampler.sample(model, LABELS), tolerance=0)
-        assert torch.equal(images, sampler.sample(model, LABELS, ranks=Ranks()))
 
 
 def test_the_sampler_as_figures(tiny_model):
