@@ -25,6 +25,7 @@ from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objective import BaselineObjective
 from pecker_fast.models import ModelFolder
 from pecker_fast.nn.flops import NetworkFlops, count_flops
+from pecker_fast.runs.memory import naming_settings
 
 __all__ = ["ClassMask", "describe_backward", "mask_of_class"]
 
@@ -81,7 +82,8 @@ def mask_of_class(request: Request) -> ClassMask:
     objective = Objective.from_model(model, config)
     classes = objective.conditions
     assert isinstance(classes, ClassConditions) and classes.forget is not None
-    found = find_mask(objective, progress=True)
+    with naming_settings(config):
+        found = find_mask(objective, progress=True)
     name = model.class_names[classes.forget]
     return ClassMask(found, name, config.mask.kind, _backward(objective, found))
 
@@ -90,7 +92,8 @@ def _of_images(model: ModelFolder, config: BaselineConfig, request: Request) -> 
     """From real images, as SalUn finds it."""
     config, images = real_images(request, config, Ranks())
     objective = BaselineObjective(model, images, config)
-    found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
+    with naming_settings(config):
+        found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
     name = model.class_names[objective.images.forget]
     return ClassMask(found, name, config.mask.kind, f"found on {name} in {images.source}")
 

@@ -33,6 +33,7 @@ from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
 from pecker_fast.runs.interrupts import saving_at_interrupt
 from pecker_fast.runs.masked import MaskedRun
+from pecker_fast.runs.memory import naming_settings
 from pecker_fast.runs.outputs import (
     FROZEN_NAME,
     PATCH_NAME,
@@ -121,8 +122,8 @@ class Task(ABC, Generic[T, M]):
         """
 
     @abstractmethod
-    def finish(self, trainer: T) -> M:
-        """The erased model as it is now."""
+    def finish(self, trainer: T, *, over: bool = False) -> M:
+        """The erased model as it is now; once the run is `over`, in the memory of its network."""
 
     @abstractmethod
     def save(self, trainer: T, model: M, frozen: FrozenCheck, figures: Mapping[str, Any]) -> M:
@@ -152,7 +153,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
     backend = backends.name_of(backends.select(config.optimizer.backend, site.device))
     if site.mask is not None:
         site.mask.check(dict(task.original.named_parameters()))
-    with run_directory(site.out, site.force, ranks) as directory:
+    with run_directory(site.out, site.force, ranks) as directory, naming_settings(config):
         is_new = directory is not None and not directory.iterations()
         with clock.stage("mask"):
             trainer = task.start(directory)
@@ -190,7 +191,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
             figures: dict[str, Any] = {"training": training}
             if task.starts:
                 figures["start"] = dict(task.starts)
-            model = task.finish(trainer)
+            model = task.finish(trainer, over=True)
             frozen = trainer.verify_frozen(model.unet)
             ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))
             model = task.save(trainer, model, frozen, figures)
