@@ -45,7 +45,7 @@ def _hear(number: signal.Signals) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; in an import end at once, since there it may become anything else."""
+    """Raise KeyboardInterrupt, or end at once in an import, where it may become anything else."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os.write(2, _INTERRUPTED.encode())

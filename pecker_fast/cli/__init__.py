@@ -165,6 +165,11 @@ def _cause(error: BaseException) -> tuple[str, int]:
         return f"this command {line}", 2
     if isinstance(error, OSError):
         return _describe(error), 2
+    if "torch" in sys.modules:
+        from pecker_fast.machine import out_of_memory
+
+        if line := out_of_memory(error):
+            return f"{line}; free some, or use a machine with more", 2
     message = f"internal error: {type(error).__name__}: {error}".splitlines()[0]
     return f"{message}; set {DEBUG_VARIABLE}=1 for the traceback", 1
 

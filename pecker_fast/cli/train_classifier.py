@@ -101,6 +101,7 @@ def train_classifier(
     from pecker_fast.methods.classifier import ClassifierTrainer, load_split_images
     from pecker_fast.methods.training_config import classifier_config
     from pecker_fast.models.published import read_checkpoint
+    from pecker_fast.runs.memory import naming_settings
     from pecker_fast.runs.outputs import run_directory
 
     config = classifier_config(arch, values, pretrained=pretrained is not None)
@@ -112,7 +113,7 @@ def train_classifier(
     images, test = load_split_images(dataset, data_root, config, download=download)
     config = config.resolved(len(images))
     files = (CONFIG_NAME, WEIGHTS_NAME, STATISTICS_NAME, CARD_NAME)
-    with run_directory(out, force, Ranks(), also=files) as directory:
+    with run_directory(out, force, Ranks(), also=files) as directory, naming_settings(config):
         trainer = ClassifierTrainer(
             images, config, place, weights=weights, directory=directory, progress=True
         )

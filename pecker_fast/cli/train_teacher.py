@@ -70,6 +70,7 @@ def train_teacher(
     from pecker_fast.methods.teacher import TeacherTrainer, build_network
     from pecker_fast.methods.training_config import load_teacher_config
     from pecker_fast.runs.finding import MODEL_NAME
+    from pecker_fast.runs.memory import naming_settings
     from pecker_fast.runs.outputs import run_directory
 
     config = load_teacher_config(config_path, config_values(options))
@@ -87,7 +88,7 @@ def train_teacher(
     config = config.model_copy(update={"dataset": dataset, "without": left_out})
     with torch.device("meta"):  # what does not fit comes out before any writing
         build_network(images.image_shape, images.num_classes, config)
-    with run_directory(out, force, ranks) as directory:
+    with run_directory(out, force, ranks) as directory, naming_settings(config):
         trainer = TeacherTrainer(
             images, config, place, directory=directory, ranks=ranks, progress=True
         )

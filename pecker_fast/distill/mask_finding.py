@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.losses import generator_loss, pseudo_score_loss
-from pecker_fast.distill.network_set import NetworkSet, SeparateNetworks, alias
+from pecker_fast.distill.network_set import NetworkSet, equal_networks
 from pecker_fast.distill.objective import Objective
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
@@ -53,9 +53,7 @@ def find_mask(
         PeckerError: A loss or score is not finite, or no entry has any saliency.
     """
     config, saliency = objective.config, objective.config.saliency
-    if networks is None:
-        teacher = objective.teacher
-        networks = SeparateNetworks(teacher, alias(teacher).requires_grad_(True), alias(teacher))
+    networks = networks or equal_networks(objective.teacher)
 
     def scores() -> dict[str, Tensor]:
         generator = networks.use("generator").eval()

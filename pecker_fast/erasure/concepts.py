@@ -125,7 +125,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
 
         return visit
 
-    def finish(self, trainer: PeckerTrainer) -> PipelineFolder:
+    def finish(self, trainer: PeckerTrainer, *, over: bool = False) -> PipelineFolder:
         """The pipeline around the generator, in the precision that it had."""
         pairs = [pair.forget for concept in self.conditions.concepts for pair in concept]
         description = {
@@ -136,7 +136,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
         }
-        unet: Any = trainer.ema_generator().to("cpu")
+        unet: Any = trainer.ema_generator(over=over).to("cpu")
         path = self.site.out / PIPELINE_NAME
         return replace(self.pipeline, path=path, unet=unet, description=description)
 

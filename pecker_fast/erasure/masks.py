@@ -26,6 +26,7 @@ from pecker_fast.methods.objective import BaselineObjective
 from pecker_fast.models import ModelFolder
 from pecker_fast.nn.flops import NetworkFlops, count_flops
 from pecker_fast.runs.digest import fingerprint
+from pecker_fast.runs.memory import naming_settings
 
 __all__ = ["ClassMask", "describe_backward", "mask_of_class"]
 
@@ -84,7 +85,8 @@ def mask_of_class(request: Request) -> ClassMask:
     objective = Objective.from_model(model, config)
     classes = objective.conditions
     assert isinstance(classes, ClassConditions) and classes.forget is not None
-    found = find_mask(objective, progress=True)
+    with naming_settings(config):
+        found = find_mask(objective, progress=True)
     name = model.class_names[classes.forget]
     note, digest = _backward(objective, found), fingerprint(model.unet)
     return ClassMask(found, name, config.mask.kind, note, digest)
@@ -94,7 +96,8 @@ def _of_images(model: ModelFolder, config: BaselineConfig, request: Request) -> 
     """From real images, as SalUn finds it."""
     config, images = real_images(request, config, Ranks())
     objective = BaselineObjective(model, images, config)
-    found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
+    with naming_settings(config):
+        found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
     name = model.class_names[objective.images.forget]
     note, digest = f"found on {name} in {images.source}", fingerprint(model.unet)
     return ClassMask(found, name, config.mask.kind, note, digest)

@@ -35,6 +35,7 @@ from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
 from pecker_fast.runs.interrupts import saving_at_interrupt
 from pecker_fast.runs.masked import MaskedRun
+from pecker_fast.runs.memory import naming_settings
 from pecker_fast.runs.outputs import (
     FROZEN_NAME,
     PATCH_NAME,
@@ -124,8 +125,8 @@ class Task(ABC, Generic[T, M]):
         """
 
     @abstractmethod
-    def finish(self, trainer: T) -> M:
-        """The erased model as it is now."""
+    def finish(self, trainer: T, *, over: bool = False) -> M:
+        """The erased model as it is now; once the run is `over`, in the memory of its network."""
 
     @abstractmethod
     def save(self, trainer: T, model: M, frozen: FrozenCheck, figures: Mapping[str, Any]) -> M:
@@ -155,7 +156,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
     backend = backends.name_of(backends.select(config.optimizer.backend, site.device))
     if site.mask is not None:
         site.mask.check(dict(task.original.named_parameters()))
-    with run_directory(site.out, site.force, ranks) as directory:
+    with run_directory(site.out, site.force, ranks) as directory, naming_settings(config):
         is_new = directory is not None and not directory.iterations()
         with clock.stage("mask"):
             trainer = task.start(directory)
@@ -194,7 +195,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
             figures: dict[str, Any] = {"training": training}
             if task.starts:
                 figures["start"] = dict(task.starts)
-            model = task.finish(trainer)
+            model = task.finish(trainer, over=True)
             frozen = trainer.verify_frozen(model.unet)
             figures["frozen"] = frozen.to_dict()
             ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))

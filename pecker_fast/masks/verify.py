@@ -38,6 +38,16 @@ class FrozenCheck:
     changed: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
 
+    def __add__(self, other: FrozenCheck) -> FrozenCheck:
+        """The same for the parameters of both."""
+        return FrozenCheck(
+            self.frozen + other.frozen,
+            self.frozen_changed + other.frozen_changed,
+            self.salient + other.salient,
+            self.salient_changed + other.salient_changed,
+            {**self.changed, **other.changed},
+        )
+
     def sentence(self) -> str:
         """What was compared and what came of it."""
         return (

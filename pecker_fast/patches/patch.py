@@ -66,6 +66,8 @@ T = TypeVar("T")
 # Where a module keeps the files of the patches it carries, in the order they were applied.
 _CARRIED = "_pecker_fast_patches"
 
+_PART = 2**20  # entries that are compared at once
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -121,19 +123,20 @@ def save_patch(
     salient = positions_for(mask, before)
 
     def compare(name: str) -> tuple[TensorRecord, Bits | None, Any, int]:
-        old = flat_bits(name, before[name])
-        delta = old ^ flat_bits(name, after[name])
-        changed = int(torch.count_nonzero(delta))
+        old, new = flat_bits(name, before[name]), flat_bits(name, after[name])
+        # In parts: a copy of every tensor that a thread works on would be half a large network.
+        parts = zip(old.split(_PART), new.split(_PART), strict=True)
+        changed = sum(int(torch.count_nonzero(ours != theirs)) for ours, theirs in parts)
         digest = digest_of_bits(old)
-        result = digest_of_bits(old ^ delta) if changed else digest
+        result = digest_of_bits(new) if changed else digest
         tensor = before[name]
         record = TensorRecord(tensor.shape, dtype_name(tensor), digest, result)
         positions = salient.get(name)
         if positions is None or not positions.numel():
             return record, None, None, changed
-        values = delta[positions]
+        values = old[positions] ^ new[positions]
         outside = changed - int(torch.count_nonzero(values))
-        return record, bitmask(positions, delta.numel()), values.numpy(), outside
+        return record, bitmask(positions, old.numel()), values.numpy(), outside
 
     found = dict(zip(before, _in_threads(compare, before), strict=True))
     if moved := {name: outside for name, (_, _, _, outside) in found.items() if outside}:

@@ -221,6 +221,18 @@ def limited(bytes_, *arguments):
     return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
 
+@pytest.mark.parametrize("key", ["batch_size", "saliency.batch_size"])
+def test_a_batch_that_does_not_fit_into_memory(erase, refused, key):
+    done = erase("--set", f"{key}={10**13}")
+    refused(done, "out of memory", "GiB", f"{key} (now {10**13})", "micro_batch=1, recompute=true")
+
+
+def test_images_that_do_not_fit_into_memory(run, refused, files, tmp_path):
+    arguments = ["--per-class", 10**13, "--steps", 1, "--npz", tmp_path / "x.npz"]
+    refused(run("sample", files.model, *arguments), "out of memory")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_full_disk_in_a_run(erase, refused, files, tmp_path):
     # The file system refuses to let any file grow beyond a limit: a checkpoint is larger, the

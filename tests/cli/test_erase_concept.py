@@ -127,8 +127,8 @@ def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_patch(
     assert json.loads((out / "frozen.json").read_text())["frozen_changed"] == 0
     finish = PeckerTrainer.ema_generator
 
-    def moved(trainer):
-        network = finish(trainer)
+    def moved(trainer, over):
+        network = finish(trainer, over=over)
         network.conv_in.weight += 1.0
         return network
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM save; of several processes the first reports, and torchrun hears why one failed."""
+"""Signals save; of several processes the first reports, and torchrun hears why one failed."""
 
 import json
 import signal
