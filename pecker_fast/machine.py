@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["machine_facts", "usable_cores", "usable_device", "versions"]
+__all__ = ["machine_facts", "out_of_memory", "usable_cores", "usable_device", "versions"]
 
+_GIB = 2**30
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _PACKAGES = (
     "pecker-fast", "torch", "diffusers", "transformers", "numpy", "safetensors", "triton",
@@ -82,6 +84,42 @@ def usable_device(device: str | torch.device = "auto") -> torch.device:
     if found.type == "cuda":
         torch.cuda.set_device(found)
     return found
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """How much memory was asked for in vain, and how much there is.
+
+    Args:
+        error: what torch, numpy or Python raised.
+
+    Returns:
+        One line; None where it says something else.
+    """
+    said = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", said)
+        there = re.search(r"capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", said)
+        place = f" of the GPU's {there[1]}, {there[2]} free" if there else " on the GPU"
+        return f"out of memory: {asked[1] if asked else 'more'} asked for{place}"
+    if not isinstance(error, MemoryError) and "can't allocate memory" not in said:
+        return None
+    of_torch = re.search(r"allocate (\d+) bytes", said)
+    of_numpy = re.search(r"Unable to allocate ([\d.]+ \w+)", said)
+    asked_for = of_numpy[1] if of_numpy else "more"
+    if of_torch:
+        asked_for = f"{int(of_torch[1]) / _GIB:,.1f} GiB"
+    return f"out of memory: {asked_for} asked for{_memory()}"
+
+
+def _memory() -> str:
+    """How much there is, for the end of a message; "" where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        total, free = sizes["MemTotal"] / _GIB, sizes["MemAvailable"] / _GIB
+    except (OSError, LookupError, ValueError):
+        return ""  # not Linux
+    return f" of the machine's {total:,.1f} GiB, {free:,.1f} GiB free"
 
 
 def usable_cores() -> int:

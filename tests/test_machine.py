@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import torch
 
 from pecker_fast import machine
 
@@ -25,3 +26,27 @@ def test_a_container_quota_limits_the_cores(tmp_path, monkeypatch, content, core
     assert machine.usable_cores() == 8  # no such file
     (tmp_path / "cpu.max").write_text(content)
     assert machine.usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of "
+                "79.11 GiB of which 1.25 GiB is free. Including non-PyTorch memory, this process"
+            ),
+            "20.00 GiB asked for of the GPU's 79.11 GiB, 1.25 GiB free",
+        ),
+        (torch.OutOfMemoryError("another wording"), "more asked for on the GPU"),
+        (MemoryError(), "more asked for of the machine's"),
+        (MemoryError("Unable to allocate 7.11 PiB for an array"), "7.11 PiB asked for"),
+    ],
+)
+def test_what_is_said_of_memory_that_ran_out(error, said):
+    assert said in machine.out_of_memory(error)
+
+
+def test_other_errors_are_none_of_memory():
+    assert machine.out_of_memory(RuntimeError("shapes do not match")) is None
+    assert machine.out_of_memory(ValueError("can allocate")) is None

@@ -2,6 +2,6 @@
 
 import sys
 
-from pecker_fast.cli import main
+from pecker_fast.__main__ import main
 
 sys.exit(main())

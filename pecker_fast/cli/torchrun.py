@@ -63,6 +63,8 @@ def recorded(
 
         def record_exception(self, e: BaseException) -> None:
             line, code = explain(e)
+            if code == 130:
+                return  # torchrun knows of the signal: it has handed it on
             if code == 1:
                 super().record_exception(e)
             elif has_report():

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from pecker_fast.cli.common import (
+    PATH,
     config_values,
+    echo,
     machine_options,
     prepare,
     seed_option,
@@ -44,7 +46,7 @@ the training images in its features, card.json with the test accuracy, and check
 was interrupted goes on where it was when the same command is started again.
 """,
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=PATH, required=True, help="Folder to write.")
 @click.option(
     "--arch",
     type=click.Choice(["resnet34", "small"]),
@@ -54,7 +56,7 @@ was interrupted goes on where it was when the same command is started again.
 )
 @click.option(
     "--pretrained",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File of torchvision's resnet34 weights for ImageNet; nothing is downloaded.",
 )
 @data_options
@@ -99,6 +101,7 @@ def train_classifier(
     from pecker_fast.methods.classifier import ClassifierTrainer, load_split_images
     from pecker_fast.methods.training_config import classifier_config
     from pecker_fast.models.published import read_checkpoint
+    from pecker_fast.runs.memory import naming_settings
     from pecker_fast.runs.outputs import run_directory
 
     config = classifier_config(arch, values, pretrained=pretrained is not None)
@@ -110,13 +113,15 @@ def train_classifier(
     images, test = load_split_images(dataset, data_root, config, download=download)
     config = config.resolved(len(images))
     files = (CONFIG_NAME, WEIGHTS_NAME, STATISTICS_NAME, CARD_NAME)
-    with run_directory(out, force, Ranks(), also=files) as directory:
+    with run_directory(out, force, Ranks(), also=files) as directory, naming_settings(config):
         trainer = ClassifierTrainer(
             images, config, place, weights=weights, directory=directory, progress=True
         )
         done = trainer.iteration
         if done:
-            click.echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
+            echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
+        for note in trainer.moved:
+            echo(note, err=True)
         for _ in saving_at_interrupt(
             trainer.run(), lambda: trainer.iteration, trainer.save, Ranks()
         ):
@@ -126,9 +131,7 @@ def train_classifier(
         card = json.dumps(measured.card, indent=2, ensure_ascii=False)
         write_text(out / CARD_NAME, card + "\n")
         measured.network.save(out)
-    click.echo(f"trained on     {measured.card['train_images']}")
-    click.echo(
-        f"test accuracy  {measured.card['test_accuracy']:.4f} of {measured.card['test_images']}"
-    )
-    click.echo(f"classifier     {out}")
-    click.echo(f"statistics     {out / STATISTICS_NAME}")
+    echo(f"trained on     {measured.card['train_images']}")
+    echo(f"test accuracy  {measured.card['test_accuracy']:.4f} of {measured.card['test_images']}")
+    echo(f"classifier     {out}")
+    echo(f"statistics     {out / STATISTICS_NAME}")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.losses import generator_loss, pseudo_score_loss
-from pecker_fast.distill.network_set import NetworkSet, SeparateNetworks, alias
+from pecker_fast.distill.network_set import NetworkSet, equal_networks
 from pecker_fast.distill.objective import Objective
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
@@ -66,8 +66,7 @@ def find_mask(
     reduction = _REDUCTIONS[saliency.kind]
     if networks is None:
         config.check_saliency(pseudo_score=False)
-        teacher = objective.teacher
-        networks = SeparateNetworks(teacher, alias(teacher).requires_grad_(True), alias(teacher))
+        networks = equal_networks(objective.teacher)
 
     def scores() -> dict[str, Tensor]:
         generator = networks.use("generator").eval()

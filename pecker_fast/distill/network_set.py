@@ -26,6 +26,7 @@ __all__ = [
     "SeparateNetworks",
     "SharedNetworks",
     "alias",
+    "equal_networks",
     "restored_network",
     "saved_network",
 ]
@@ -212,6 +213,12 @@ def alias(network: nn.Module) -> nn.Module:
     """
     memo = {id(p): nn.Parameter(p.data, p.requires_grad) for p in network.parameters()}
     return copy.deepcopy(network, memo)
+
+
+def equal_networks(teacher: nn.Module) -> SeparateNetworks:
+    """The three as a run starts, over the teacher's memory; none of them may learn yet."""
+    generator, pseudo_score = (alias(teacher).requires_grad_(True) for _ in range(2))
+    return SeparateNetworks(teacher, generator, pseudo_score)
 
 
 def saved_network(checkpoint: Mapping[str, Any], role: Role) -> dict[str, Any] | None:

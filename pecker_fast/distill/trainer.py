@@ -17,12 +17,19 @@ from pecker_fast.distill.config import NetworkSection, PeckerConfig
 from pecker_fast.distill.graph import CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration, IterationInputs
 from pecker_fast.distill.mask_finding import find_mask
-from pecker_fast.distill.network_set import NetworkSet, Role, SeparateNetworks, SharedNetworks
+from pecker_fast.distill.network_set import (
+    NetworkSet,
+    Role,
+    SeparateNetworks,
+    SharedNetworks,
+    equal_networks,
+)
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.learner import MakeOptimizer, masked_adamw
 from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.metrics import LOSS_NAMES
@@ -79,11 +86,21 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             raise PeckerError("a given mask cannot be refreshed: set mask.refresh_every to 0")
         # The teacher never changes, so a generator that starts as its copy needs no second one.
         start = objective.original if generator is None else copy.deepcopy(generator)
+
+        def identity() -> dict[str, str]:
+            networks = {"model": objective.original}
+            if generator is not None:
+                networks["start of the generator"] = start
+            if pseudo_score is not None:
+                networks["start of the pseudo-score network"] = pseudo_score
+            found = {what: fingerprint(network) for what, network in networks.items()}
+            return found | objective.identity()
+
         super().__init__(
             config,
             objective.device,
             start,
-            lambda: {"model": fingerprint(objective.original, start)},
+            identity,
             directory=run_directory,
             ranks=ranks,
             title="distill" if progress else None,
@@ -93,14 +110,20 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         # References, unless psi is trained in place: then they are at its precision anyway.
         self._pseudo_score_start = dict(given.named_parameters())
         self._blocks = fused_blocks(objective.own_teacher, config.accelerate, self.device)
-        self._networks: NetworkSet = SeparateNetworks(
-            objective.teacher, self._working(generator), self._working(pseudo_score)
-        )
+        masks_both = config.mask.apply == "both"
+        started_alike = generator is None and pseudo_score is None
+        share = masks_both and config.mask.share_weights and started_alike
+        self._networks: NetworkSet
+        if share:  # that needs the mask
+            self._networks = equal_networks(objective.teacher)
+        else:
+            self._networks = self._separate(generator, pseudo_score)
         theta_mask = self._settle_mask(mask, self._find_mask)
         self._refresh_every = 0 if theta_mask is None else config.mask.refresh_every
-        psi_mask = theta_mask if config.mask.apply == "both" else None
-        started_alike = generator is None and pseudo_score is None
-        if psi_mask is not None and config.mask.share_weights and started_alike:
+        psi_mask = theta_mask if masks_both else None
+        if share and psi_mask is None:
+            self._networks = self._separate(None, None)
+        elif share:
             self._networks = SharedNetworks(
                 objective.own_teacher(), self.ever_salient, config.optimizer.backend
             )
@@ -160,9 +183,9 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         """
         return self._networks.use("pseudo_score")
 
-    def ema_generator(self) -> nn.Module:
+    def ema_generator(self, *, over: bool = False) -> nn.Module:
         """The result, as `erased_network`."""
-        return self.erased_network()
+        return self.erased_network(over=over)
 
     # ---- the method
 
@@ -209,6 +232,14 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         return parts if self._ema is None else {**parts, "ema": self._ema}
 
     # ---- networks
+
+    def _separate(
+        self, generator: nn.Module | None, pseudo_score: nn.Module | None
+    ) -> SeparateNetworks:
+        """Three networks, of which the last two start as given."""
+        return SeparateNetworks(
+            self._objective.teacher, self._working(generator), self._working(pseudo_score)
+        )
 
     def _working(self, network: nn.Module | None) -> nn.Module:
         """A network that can be trained: the given one if it is as the teacher is, else a copy."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -54,12 +55,14 @@ class Ranks:
         rank: Which one this is.
         size: How many there are.
         group: What they talk through in a step; None for one process.
-        patient: The same with a long time limit, on the CPU.
+        hosts: The same on the CPU.
+        patient: The same on the CPU with a long time limit.
     """
 
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
+    hosts: dist.ProcessGroup | None = None
     patient: dist.ProcessGroup | None = None
 
     @classmethod
@@ -92,14 +95,16 @@ class Ranks:
                 dist.init_process_group(
                     backend, store=store, rank=rank, world_size=size, timeout=STARTING
                 )
-            group = dist.new_group(timeout=timedelta(seconds=seconds))
+            group = hosts = dist.new_group(timeout=timedelta(seconds=seconds))
+            if backend == "nccl":
+                hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise PeckerError(
                 f"the processes of this run did not find each other ({_first_line(error)}); start "
                 f"them with torchrun, and {TIMEOUT_VARIABLE}, if set, with a number of seconds"
             ) from error
-        return cls(dist.get_rank(), size, group, patient)
+        return cls(dist.get_rank(), size, group, hosts, patient)
 
     @property
     def is_first(self) -> bool:
@@ -121,6 +126,15 @@ class Ranks:
             with self.reporting():
                 dist.all_reduce(tensor, group=self.group)
         return tensor
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so on one of the processes, in a step."""
+        if self.alone:
+            return here
+        anywhere = torch.tensor([here], dtype=torch.int32)
+        with self.reporting():
+            dist.all_reduce(anywhere, dist.ReduceOp.MAX, group=self.hosts)
+        return bool(anywhere)
 
     def broadcast(self, value: T | None) -> T:
         """What the first process has, on all of them; the others may give None.
@@ -257,6 +271,8 @@ class Ranks:
             yield
         except RuntimeError as error:  # gloo's and NCCL's, DistBackendError included
             if "TORCHELASTIC_RUN_ID" in os.environ:
+                with suppress(ValueError):  # not the main thread
+                    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to save
                 time.sleep(HEAD_START)
             raise PeckerError(
                 f"rank {self.rank} of {self.size} lost the others, or one of them took longer than "

@@ -172,14 +172,14 @@ class Distillation(_ClassTask[PeckerTrainer]):
             ranks=self.site.ranks,
         )
 
-    def finish(self, trainer: PeckerTrainer) -> ModelFolder:
+    def finish(self, trainer: PeckerTrainer, *, over: bool = False) -> ModelFolder:
         """A one-step generator; it remembers where its one step starts."""
         figures = {
             "t_init": trainer.config.diffusion.t_init,
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
         }
-        erased = self.model.with_network(trainer.ema_generator(), "generator")
+        erased = self.model.with_network(trainer.ema_generator(over=over), "generator")
         return replace(erased, figures=self._named(figures))
 
 
@@ -232,7 +232,7 @@ class Baseline(_ClassTask[BaselineTrainer]):
             ranks=self.site.ranks,
         )
 
-    def finish(self, trainer: BaselineTrainer) -> ModelFolder:
+    def finish(self, trainer: BaselineTrainer, *, over: bool = False) -> ModelFolder:
         """A many-step model, as the original is."""
         figures = {
             "method": trainer.config.method,
@@ -240,5 +240,5 @@ class Baseline(_ClassTask[BaselineTrainer]):
             "mask_digest": trainer.mask.digest,
             "images": self.images,
         }
-        erased = self.model.with_network(trainer.erased_network(), "teacher")
+        erased = self.model.with_network(trainer.erased_network(over=over), "teacher")
         return replace(erased, figures=self._named(figures))

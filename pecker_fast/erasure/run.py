@@ -20,6 +20,7 @@ from torch import nn
 from pecker_fast import backends
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.comparison_reading import Begun
 from pecker_fast.evaluate.report import Report, RunFacts
 from pecker_fast.files import read_json, write_text
@@ -30,9 +31,11 @@ from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
 from pecker_fast.runs.interrupts import saving_at_interrupt
 from pecker_fast.runs.masked import MaskedRun
+from pecker_fast.runs.memory import naming_settings
 from pecker_fast.runs.outputs import (
     FROZEN_NAME,
     PATCH_NAME,
@@ -122,8 +125,8 @@ class Task(ABC, Generic[T, M]):
         """
 
     @abstractmethod
-    def finish(self, trainer: T) -> M:
-        """The erased model as it is now."""
+    def finish(self, trainer: T, *, over: bool = False) -> M:
+        """The erased model as it is now; once the run is `over`, in the memory of its network."""
 
     @abstractmethod
     def save(self, trainer: T, model: M, frozen: FrozenCheck, figures: Mapping[str, Any]) -> M:
@@ -153,7 +156,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
     backend = backends.name_of(backends.select(config.optimizer.backend, site.device))
     if site.mask is not None:
         site.mask.check(dict(task.original.named_parameters()))
-    with run_directory(site.out, site.force, ranks) as directory:
+    with run_directory(site.out, site.force, ranks) as directory, naming_settings(config):
         is_new = directory is not None and not directory.iterations()
         with clock.stage("mask"):
             trainer = task.start(directory)
@@ -161,6 +164,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         begun: dict[str, Any] = {"start": dict(task.starts)}
         if searched:
             begun["mask_seconds"] = round(clock.stages["mask"], 2)
+        begun["digest"] = digest_of(begun)
         # A later start neither finds a mask nor times that.
         ranks.first(lambda: _write_json(site.out / START_NAME, begun) if is_new else None)
         print("; ".join(task.notes(trainer)), file=sys.stderr)
@@ -191,8 +195,9 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
             figures: dict[str, Any] = {"training": training}
             if task.starts:
                 figures["start"] = dict(task.starts)
-            model = task.finish(trainer)
+            model = task.finish(trainer, over=True)
             frozen = trainer.verify_frozen(model.unet)
+            figures["frozen"] = frozen.to_dict()
             ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))
             model = task.save(trainer, model, frozen, figures)
         facts = RunFacts(
@@ -225,4 +230,10 @@ def _mask_seconds(out: Path) -> float | None:
     None where it was not searched for: given, drawn at random, full, or nobody timed it.
     """
     file = out / START_NAME
-    return checked(Begun, read_json(file), file).mask_seconds if file.exists() else None
+    if not file.exists():
+        return None
+    content = read_json(file)
+    begun = checked(Begun, content, file)
+    if content.pop("digest", None) != digest_of(content):
+        raise PeckerError(f"{file}: is damaged, its content does not match its digest; remove it")
+    return begun.mask_seconds

@@ -152,6 +152,8 @@ def saved_by_torch(path: str | os.PathLike[str]) -> bool:
 
     A missing or unreadable file does not; whoever reads it says what is wrong with it.
     """
+    if not Path(path).is_file():  # opening a pipe would wait for somebody to write to it
+        return False
     try:
         with open(path, "rb") as file:
             start = file.read(4)

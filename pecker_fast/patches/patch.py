@@ -44,19 +44,29 @@ from pecker_fast.patches.files import (
     Patch,
     TensorRecord,
     digest_of_bits,
+    digest_of_records,
     flat_bits,
     integer_dtype,
     read_patch,
     write_patch,
 )
 
-__all__ = ["Overlap", "apply_patch", "overlap_of", "remove_patch", "save_patch"]
+__all__ = [
+    "Overlap",
+    "apply_patch",
+    "network_digest",
+    "overlap_of",
+    "remove_patch",
+    "save_patch",
+]
 
 PathLike = str | os.PathLike[str]
 T = TypeVar("T")
 
 # Where a module keeps the files of the patches it carries, in the order they were applied.
 _CARRIED = "_pecker_fast_patches"
+
+_PART = 2**20  # entries that are compared at once
 
 
 @dataclass(frozen=True)
@@ -113,19 +123,20 @@ def save_patch(
     salient = positions_for(mask, before)
 
     def compare(name: str) -> tuple[TensorRecord, Bits | None, Any, int]:
-        old = flat_bits(name, before[name])
-        delta = old ^ flat_bits(name, after[name])
-        changed = int(torch.count_nonzero(delta))
+        old, new = flat_bits(name, before[name]), flat_bits(name, after[name])
+        # In parts: a copy of every tensor that a thread works on would be half a large network.
+        parts = zip(old.split(_PART), new.split(_PART), strict=True)
+        changed = sum(int(torch.count_nonzero(ours != theirs)) for ours, theirs in parts)
         digest = digest_of_bits(old)
-        result = digest_of_bits(old ^ delta) if changed else digest
+        result = digest_of_bits(new) if changed else digest
         tensor = before[name]
         record = TensorRecord(tensor.shape, dtype_name(tensor), digest, result)
         positions = salient.get(name)
         if positions is None or not positions.numel():
             return record, None, None, changed
-        values = delta[positions]
+        values = old[positions] ^ new[positions]
         outside = changed - int(torch.count_nonzero(values))
-        return record, bitmask(positions, delta.numel()), values.numpy(), outside
+        return record, bitmask(positions, old.numel()), values.numpy(), outside
 
     found = dict(zip(before, _in_threads(compare, before), strict=True))
     if moved := {name: outside for name, (_, _, _, outside) in found.items() if outside}:
@@ -143,6 +154,7 @@ def save_patch(
         values={name: values for name, (_, _, values, _) in found.items() if values is not None},
         about=about,
         package=pecker_fast.__version__,
+        mask=mask.digest,
     )
     if patch.base == patch.result:
         raise PeckerError(
@@ -150,6 +162,29 @@ def save_patch(
             "base copied before it was trained?"
         )
     return write_patch(path, patch)
+
+
+def network_digest(network: Model) -> str:
+    """SHA-256 (hex) of every bit of a network, and of names, shapes and dtypes.
+
+    It is the `base` of every patch of this network, and the `result` of one that makes it. Names
+    are without prefixes, and their order does not count.
+
+    Args:
+        network: parameters and persistent buffers of a module, or a mapping of names to tensors;
+            any device and memory format.
+
+    Raises:
+        PeckerError: two names that differ by a prefix only, tensors without values, or entries that
+            are not 1, 2, 4 or 8 bytes wide.
+    """
+    tensors = tensors_of(network, "network")
+
+    def record(name: str) -> TensorRecord:
+        found = digest_of_bits(flat_bits(name, tensors[name]))
+        return TensorRecord(tensors[name].shape, dtype_name(tensors[name]), found, found)
+
+    return digest_of_records(dict(zip(tensors, _in_threads(record, tensors), strict=True)), "base")
 
 
 def apply_patch(

@@ -1,4 +1,4 @@
-"""Ctrl-C in a run: the step is finished and saved."""
+"""Ctrl-C and SIGTERM in a run: the step is finished and saved."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ __all__ = ["Interrupted", "saving_at_interrupt"]
 
 T = TypeVar("T")
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # a user's; Slurm's, Kubernetes' and torchrun's
 _GO_ON = "start the same command again to go on from"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in a run; the message says what was saved."""
+    """A signal in a run; the message says what was saved."""
 
 
 def saving_at_interrupt(
     steps: Iterator[T], iteration: Callable[[], int], save: Callable[[], None], ranks: Ranks
 ) -> Iterator[T]:
-    """The same steps, until Ctrl-C: then the step is finished and saved. A second one ends at once.
+    """The same steps, until Ctrl-C or SIGTERM: then the step is finished and saved.
 
-    Several processes end at once: to stop after the same step they would have to agree in each.
+    A second signal ends at once. Several processes stop after the same step, whichever of them has
+    got the signal; torchrun hands its own on to all, and waits 30 seconds for them.
 
     Args:
         steps: a training run.
         iteration: how many are done.
-        save: writes a checkpoint, between two steps.
+        save: writes a checkpoint, between two steps, on all processes.
         ranks: the processes.
 
     Raises:
-        Interrupted: after the checkpoint was written; or at a second Ctrl-C.
+        Interrupted: after the checkpoint was written; or at a second signal.
     """
-    is_main = threading.current_thread() is threading.main_thread()  # only there signals arrive
-    if not ranks.alone or not is_main:
+    if threading.current_thread() is not threading.main_thread():  # only there signals arrive
         yield from steps
         return
     asked = False
@@ -51,15 +52,17 @@ def saving_at_interrupt(
         if asked:
             raise Interrupted(f"interrupted; {_GO_ON} the last checkpoint")
         asked = True
-        # Not through sys.stderr, which may be in use. On a new line, beside a progress bar.
-        os.write(2, b"\nsaving after this iteration; Ctrl-C again ends at once\n")
+        if ranks.is_first:
+            # Not through sys.stderr, which may be in use. On a new line, beside a progress bar.
+            os.write(2, b"\nsaving after this iteration; Ctrl-C again ends at once\n")
 
-    previous = signal.signal(signal.SIGINT, ask)
+    previous = {number: signal.signal(number, ask) for number in _SIGNALS}
     try:
         for step in steps:
             yield step
-            if asked:
+            if ranks.any(asked):
                 save()
                 raise Interrupted(f"interrupted; iteration {iteration()} is saved; {_GO_ON} there")
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import FrozenCheck, check_frozen
+from pecker_fast.patches.patch import network_digest
 from pecker_fast.runs.checkpoint import RunDirectory, mask_state
 from pecker_fast.runs.config import MaskChoice, MaskedConfig
 from pecker_fast.runs.ema import SalientEma, slow_average
@@ -66,19 +68,30 @@ class MaskedRun(Run[Batch]):
     @property
     def notes(self) -> list[str]:
         """How iterations are run and what to know of the result, in lines to show."""
-        return [self._blocks, *slow_average(self.config.ema.decay, self.config.length)]
+        return [self._blocks, *self.moved, *slow_average(self.config.ema.decay, self.config.length)]
 
-    def erased_network(self) -> nn.Module:
+    def erased_network(self, *, over: bool = False) -> nn.Module:
         """The result: the network in eval mode, averaged where `ema.decay` is set.
 
         A network of its own in the precision of the original, whose frozen entries it has bit for
         bit; the salient ones are as precise as the run knows them.
+
+        Args:
+            over: The run is, and its network may become the result: on a CPU that saves a copy.
         """
         network = self.network
-        result = copy.deepcopy(self.start).to(self.device).eval().requires_grad_(False)
-        if next(result.parameters()).dtype == next(network.parameters()).dtype:
-            result.load_state_dict(network.state_dict())
+        dtype = next(network.parameters()).dtype
+        same = next(self.start.parameters()).dtype == dtype
         ema = self._average(0.0) if self._ema is None else self._ema
+        memory: dict[int, nn.Parameter] = {}
+        if over and same and self.device.type == "cpu":
+            memory = {
+                id(param): nn.Parameter(network.get_parameter(name).data)
+                for name, param in self.start.named_parameters()
+            }
+        result = copy.deepcopy(self.start, memory).to(self.device).eval().requires_grad_(False)
+        if same:
+            result.load_state_dict(network.state_dict())
         ema.copy_to(result)
         return result
 
@@ -89,9 +102,21 @@ class MaskedRun(Run[Batch]):
             network: None = the one that is trained. Its dtype is that in which the two are
                 compared.
         """
-        after = dict((self.network if network is None else network).named_parameters())
-        before = {name: p.to(after[name].dtype) for name, p in self.start.named_parameters()}
-        return check_frozen(before, after, self.ever_salient.to_dense())
+        total = FrozenCheck(0, 0, 0, 0)
+        after = self.network if network is None else network
+        for name, param in after.named_parameters():
+            salient = torch.zeros(param.shape, dtype=torch.bool)
+            if name in self.ever_salient:
+                salient.view(-1)[self.ever_salient.indices[name].cpu()] = True
+            before = self.start.get_parameter(name).to(param.dtype)
+            # One by one: the mask and the original in another dtype need not be there as a whole.
+            total += check_frozen({name: before}, {name: param}, {name: salient})
+        digests = {
+            "original": network_digest(self.start),
+            "erased": network_digest(after),
+            "mask": self.ever_salient.digest,
+        }
+        return replace(total, digests=digests)
 
     def _settle_mask(
         self, given: SaliencyMask | None, find: Callable[[], SaliencyMask]
@@ -109,7 +134,7 @@ class MaskedRun(Run[Batch]):
             self.mask = self.ever_salient = self._agreed(find() if given is None else given)
         else:
             self.mask = SaliencyMask(**self._saved["mask"])
-            self.ever_salient = SaliencyMask(**self._saved.get("ever_salient", self._saved["mask"]))
+            self.ever_salient = SaliencyMask(**self._saved["ever_salient"])
             if self.ever_salient == self.mask:  # one object: its positions are on the device once
                 self.ever_salient = self.mask
             if given not in (None, self.mask):
@@ -165,7 +190,7 @@ class MaskedRun(Run[Batch]):
     def _describe(self) -> None:
         super()._describe()
         if self._directory is not None:
-            self._directory.write_mask(self.mask)
+            self._directory.write_mask(self.mask, self._identity["model"])
 
 
 def choose_mask(

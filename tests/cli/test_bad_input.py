@@ -221,6 +221,18 @@ def limited(bytes_, *arguments):
     return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
 
+@pytest.mark.parametrize("key", ["batch_size", "saliency.batch_size"])
+def test_a_batch_that_does_not_fit_into_memory(erase, refused, key):
+    done = erase("--set", f"{key}={10**13}")
+    refused(done, "out of memory", "GiB", f"{key} (now {10**13})", "micro_batch=1, recompute=true")
+
+
+def test_images_that_do_not_fit_into_memory(run, refused, files, tmp_path):
+    arguments = ["--per-class", 10**13, "--steps", 1, "--npz", tmp_path / "x.npz"]
+    refused(run("sample", files.model, *arguments), "out of memory")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_full_disk_in_a_run(erase, refused, files, tmp_path):
     # The file system refuses to let any file grow beyond a limit: a checkpoint is larger, the
@@ -302,3 +314,27 @@ def test_images_that_cannot_be_drawn(run, refused, files, tmp_path, arguments, n
 def test_usage_errors(run, arguments):
     done = run(*arguments)
     assert done.code == 2 and done.out == "" and "Usage:" in done.err and "Error:" in done.err
+
+
+def test_a_run_must_not_replace_what_it_reads(run, refused, files, model_copy, tmp_path):
+    for out in (model_copy, model_copy / "run", tmp_path):
+        refused(
+            run("erase", model_copy, "--out", out, *CLASSES, *QUICK), f"--out {out}", model_copy
+        )
+    assert not (tmp_path / "run.lock").exists() and not (model_copy / "run").exists()
+
+
+def test_a_mask_does_not_take_the_name_of_its_picture(run, refused, files, tmp_path):
+    out = tmp_path / "m.PNG"
+    refused(run("mask", files.model, *CLASSES, "--out", out), out, "m.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--png", "--npz", "--out"])
+def test_devices_pipes_and_links_are_not_replaced(run, refused, files, tmp_path, option):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "link.npz").symlink_to(tmp_path / "target")
+    for path in (tmp_path / "pipe.npz", tmp_path / "link.npz", Path("/dev/full")):
+        before = path.lstat()
+        refused(run("sample", files.model, option, path, "--force"), path)
+        assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)

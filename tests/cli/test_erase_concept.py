@@ -127,8 +127,8 @@ def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_patch(
     assert json.loads((out / "frozen.json").read_text())["frozen_changed"] == 0
     finish = PeckerTrainer.ema_generator
 
-    def moved(trainer):
-        network = finish(trainer)
+    def moved(trainer, over):
+        network = finish(trainer, over=over)
         network.conv_in.weight += 1.0
         return network
 
@@ -225,6 +225,22 @@ def test_folders_that_cannot_be_used(pipeline, run, refused, tmp_path, change, n
     shutil.copytree(pipeline, folder)
     change(folder)
     refused(run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK), folder, named)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("where", ["", "run", "a/b"])
+def test_a_run_inside_its_own_pipeline_is_refused(pipeline, run, refused, where):
+    before = sorted(pipeline.rglob("*"))
+    out = pipeline / where
+    refused(run("erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK), out, "--out")
+    assert sorted(pipeline.rglob("*")) == before
+
+
+def test_a_link_to_nothing_in_the_pipeline_is_named_first(pipeline, run, refused, tmp_path):
+    folder, out = tmp_path / "pipe", tmp_path / "run"
+    shutil.copytree(pipeline, folder)
+    (folder / "vae" / "old.bin").symlink_to(tmp_path / "gone")
+    refused(run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK), "vae/old.bin")
     assert not out.exists()
 
 

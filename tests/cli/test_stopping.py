@@ -1,7 +1,9 @@
-"""Ctrl-C saves; of several processes the first reports, and torchrun hears why one failed."""
+"""Signals save; of several processes the first reports, and torchrun hears why one failed."""
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -66,17 +68,42 @@ def test_torchrun_gets_the_traceback_of_a_fault(run, monkeypatch, tmp_path):
     assert "in fail" in message["extraInfo"]["py_callstack"]
 
 
-class Run:
-    """Counts steps and saves; a Ctrl-C comes in the middle of those that are named."""
+@pytest.mark.parametrize(
+    ("number", "module"),
+    [
+        (signal.SIGINT, "click"),
+        (signal.SIGINT, "numpy"),
+        (signal.SIGINT, "torch.nn"),
+        (signal.SIGTERM, "torch.nn"),
+    ],
+)
+def test_a_signal_while_packages_load_is_quiet(number, module):
+    """In the middle of an import, from which an exception may come out as another one."""
+    code = (
+        "import signal, sys; from pecker_fast.__main__ import main\n"
+        "class Interrupts:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        if name == {module!r}: signal.raise_signal({int(number)})\n"
+        "sys.meta_path.insert(0, Interrupts)\n"
+        "sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "info"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "pecker-fast: interrupted\n"
 
-    def __init__(self, *interrupted_in, length=6):
+
+class Run:
+    """Counts steps and saves; a signal comes in the middle of those that are named."""
+
+    def __init__(self, *interrupted_in, length=6, number=signal.SIGINT):
         self.done, self.saved = 0, []
-        self._interrupted_in, self._length = interrupted_in, length
+        self._interrupted_in, self._length, self._number = interrupted_in, length, number
 
     def steps(self):
         while self.done < self._length:
             if self.done + 1 in self._interrupted_in:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(self._number)
             self.done += 1
             yield self.done
 
@@ -88,18 +115,19 @@ class Run:
         return saving_at_interrupt(self.steps(), lambda: self.done, self.save, ranks)
 
 
-def test_ctrl_c_finishes_the_step_and_saves(capfd):
-    training, seen = Run(3), []
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(capfd, number):
+    training, seen = Run(3, number=number), []
+    before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"^interrupted; iteration 3 is saved; start the same"):
         for step in training.train():
             seen.append(step)
     assert (seen, training.saved) == ([1, 2, 3], [3])
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert capfd.readouterr().err == "\nsaving after this iteration; Ctrl-C again ends at once\n"
 
 
-def test_without_ctrl_c_nothing_is_different():
+def test_without_a_signal_nothing_is_different():
     training = Run()
     assert list(training.train()) == [1, 2, 3, 4, 5, 6]
     assert training.saved == []
@@ -114,11 +142,13 @@ def test_a_second_ctrl_c_ends_at_once():
     assert training.saved == []
 
 
-def test_several_processes_leave_ctrl_c_alone():
-    with pytest.raises(KeyboardInterrupt):
-        for step in (training := Run(3)).train(Ranks(0, 2)):
-            assert step < 3
-    assert training.saved == []
+def test_several_processes_stop_where_one_is_asked_to(monkeypatch):
+    """Which of them got the signal does not matter."""
+    training = Run()
+    monkeypatch.setattr(Ranks, "any", lambda ranks, here: training.done == 4)
+    with pytest.raises(Interrupted, match="iteration 4 is saved"):
+        list(training.train(Ranks(1, 2)))
+    assert training.saved == [4]
 
 
 def test_a_run_in_another_thread_is_left_alone():

@@ -6,6 +6,7 @@ torchrun ... fault_main.py RANK FAULT ARGUMENT...        FAULT: a name of FAULTS
 import os
 import signal
 import sys
+import time
 
 import torch
 
@@ -31,6 +32,12 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def end_torchrun():
+    """As Slurm and Kubernetes do; it has handed the signal on when this returns."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(3)
+
+
 def die_in_a_file():
     """From now on this process dies in a checkpoint, with half of the file on the disk."""
     original = torch.save
@@ -48,6 +55,7 @@ FAULTS = {
     # In the third iteration, between its two optimizer steps.
     "killed in a step": lambda: before(Learner, "step", 6, die),
     "killed in a checkpoint": lambda: before(RunDirectory, "save", 2, die_in_a_file),
+    "torchrun ended": lambda: before(Learner, "step", 6, end_torchrun),
     "another option": lambda: arguments.append("--densty"),
 }
 

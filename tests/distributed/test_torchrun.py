@@ -120,6 +120,17 @@ def test_one_that_is_killed_ends_all_and_the_next_start_goes_on(
     assert not list(out.glob(".*"))  # the half-written file
 
 
+def test_sigterm_saves_and_the_next_start_goes_on(model, undisturbed, tmp_path, capfd):
+    out = tmp_path / "run"
+    done = together(erase(model, out), 1, "torchrun ended")
+    assert done.code != 0
+    assert done.said.count("pecker-fast: interrupted; iteration 3 is saved") == 1, done.said
+    assert state(out)["iteration"] == 3
+    in_one_process(erase(model, out))
+    assert "resuming at iteration 3 of 6" in capfd.readouterr().err
+    assert_near(state(out), undisturbed)
+
+
 def test_torchrun_restarts_a_run_and_force_counts_once(model, undisturbed, tmp_path):
     out = tmp_path / "run"
     out.mkdir()

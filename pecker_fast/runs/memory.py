@@ -1,0 +1,47 @@
+"""Where a run does not fit into memory: which of its settings need less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.machine import out_of_memory
+from pecker_fast.runs.config import RunConfig
+
+__all__ = ["naming_settings"]
+
+_FRUGAL = {
+    "micro_batch": 1,
+    "recompute": True,
+    "precision": "bf16",
+    "mask.apply": "both",
+    "optimizer.release_grads": True,
+}
+"""What takes the least memory, of the settings that a configuration may have."""
+
+
+@contextmanager
+def naming_settings(config: RunConfig) -> Iterator[None]:
+    """Say in one line that memory ran out in the block, and what to set.
+
+    Raises:
+        PeckerError: It did, on the CPU or a GPU.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if (found := out_of_memory(error)) is None:
+            raise
+        now = config.flat()
+        sizes = [key for key in ("batch_size", "saliency.batch_size") if now.get(key, 1) > 1]
+        lower = [f"{key} (now {now[key]})" for key in sizes]
+        other = [
+            f"{key}={str(value).lower()}"
+            for key, value in _FRUGAL.items()
+            if key in now and now[key] != value
+        ]
+        ways = [f"lower {' and '.join(lower)}"] if lower else []
+        ways += [f"set {', '.join(other)}"] if other else []
+        remedy = "; or ".join(ways) or "use a machine with more"
+        raise PeckerError(f"{found}; {remedy}") from error

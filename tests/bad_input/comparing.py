@@ -1,0 +1,126 @@
+"""`compare`: every file that it reads of a run, and reports of `evaluate`."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from bad_input.building import case, each, keys, whole_json
+from bad_input.seeds import COMPARE
+from bad_input.spoil import ANY_FILE, edit_metadata, put
+
+_NEEDS = ("done", "other.json")
+
+REPORT = {
+    "after": "null text negative list object true",
+    "after.class_accuracy": "null text negative object",
+    "after.forget_accuracy": "null text list huge nan negative",
+    "after.keep_accuracy": "missing null text",
+    "after.forget": "null text huge negative fraction",
+    "after.override": "text huge negative",
+    "after.frechet": "text list",
+    "mask": "null zero list object",
+    "versions": "null text list zero deep",
+    "versions.torch": "null list object escape",
+    "frozen_parameters": "text negative list",
+    "frozen_changed": "text list",
+}
+PROOF = {"frozen_parameters": "null text list negative", "frozen_changed": "null text list object"}
+CURVE = {
+    "0": "null text list zero",
+    "0.iteration": "missing null text negative list",
+    "0.forget_accuracy": "missing null text list nan",
+    "0.keep_accuracy": "text",
+    "0.wall_s": "text null list infinity",
+    "0.forget_count": "text negative",
+}
+ABOUT = {
+    "class_names": "null text zero object nested deep",
+    "figures": "null text list zero",
+    "figures.training": "null text list zero",
+    "figures.iterations": "null text list negative",
+    "figures.start": "text list zero",
+    "figures.training.seconds": "text list negative",
+    "figures.training.machine": "text list null",
+}
+JUDGEMENT = {
+    "format": "missing null text huge list",
+    "fidelity": "missing text list zero object",
+    "classes": "missing null text zero object nested",
+    "forget": "null text huge negative fraction list",
+    "override": "text huge list",
+    "model": "missing null zero list",
+    "machine": "missing null text list",
+    "versions": "missing null text list zero",
+    "trained": "null text list",
+    "trained.kind": "list object",
+    "drawn": "missing null text list",
+    "class_accuracy": "null text object pair",
+    "forget_accuracy": "null text list",
+    "network": "null list",
+    "processes": "text negative",
+}
+YAML = {
+    "empty": "", "list": "[1, 2]", "text": "wizard", "no YAML": "a: [", "number": "5",
+    "no seed": "iterations: 3\n", "mask is a word": "iterations: 3\nseed: 0\nmask: full\n",
+    "mask is null": "iterations: 3\nseed: 0\nmask: null\n",
+    "text iterations": "iterations: many\nseed: 0\n",
+    "nested forget": "iterations: 3\nseed: 0\nforget: [[1]]\n",
+    "forget beyond": "iterations: 3\nseed: 0\nforget: 99\n",
+    "generator a word": "iterations: 3\nseed: 0\ngenerator: x\nforget: 1\n",
+    "method a list": "iterations: 3\nseed: 0\nmethod: [1]\n",
+    "tag": "!!python/object/apply:os.system ['touch harmed.txt']",
+    "anchor of itself": "a: &a [*a]\niterations: 3\nseed: 0\n",
+    "bomb": "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{n}: &{n} [{','.join(['*' + chr(ord(n) - 1)] * 10)}]\n" for n in "bcdefghi"
+    ) + "iterations: *i\nseed: 0\n",
+    "deep": "a: " + "[" * 5_000 + "]" * 5_000 + "\niterations: 3\nseed: 0\n",
+    "digits": "iterations: " + "9" * 10_000 + "\nseed: 0\n",
+    "of a classifier": "arch: small\niterations: 3\nseed: 0\n",
+    "of text": "text: {}\niterations: 3\nseed: 0\n",
+    "escape": 'iterations: 3\nseed: 0\nmethod: "\\e[31mred"\n',
+}  # fmt: skip
+
+
+def _copied(name: str, folder: Path) -> None:
+    shutil.copytree(folder / "done", folder / name)
+
+
+_DENSITY = {
+    word: edit_metadata(partial(dict.update, density=word))
+    for word in ("", "wizard", "nan", "-1", "7", "9" * 10_000)
+}
+
+CASES = [
+    *keys("report", "done/report.json", REPORT, COMPARE, _NEEDS, named="report.json"),
+    *keys("proof", "done/frozen.json", PROOF, COMPARE, _NEEDS, named="frozen.json"),
+    *keys("curve", "done/curve.json", CURVE, COMPARE, _NEEDS, named="curve.json"),
+    *keys("description", "done/model/pecker_fast.json", ABOUT, COMPARE, _NEEDS,
+          named="pecker_fast.json"),
+    *keys("judgement", "other.json", JUDGEMENT, COMPARE, _NEEDS, named="other.json"),
+    *each("config", {name: put(text) for name, text in YAML.items()}, "done/config.yaml", COMPARE,
+          _NEEDS, named="done"),
+    *each("config file", ANY_FILE, "done/config.yaml", COMPARE, _NEEDS, named="done"),
+    *(
+        found
+        for file in ("report.json", "frozen.json", "curve.json", "start.json",
+                     "model/pecker_fast.json")
+        for found in whole_json(file, f"done/{file}", COMPARE, _NEEDS, named=file)
+    ),
+    *whole_json("other.json", "other.json", COMPARE, _NEEDS, named="other.json"),
+    *each("mask", ANY_FILE | _DENSITY, "done/mask.safetensors", COMPARE, _NEEDS,
+          named="mask.safetensors"),
+    case("the same run twice", ("compare", "done", "done/", "--out", "page"), _NEEDS,
+         named="twice"),
+    case("nowhere", ("compare", "nowhere", "--out", "page"), named="nowhere"),
+    case("an empty folder", ("compare", "void", "--out", "page"), (),
+         lambda folder: (folder / "void").mkdir(), named="void"),
+    case("a model folder", ("compare", "model", "--out", "page"), ("model",), named="model"),
+    case("a text", ("compare", "precious.txt", "--out", "page"), named="precious.txt"),
+    case("the page in a file", (*COMPARE[:4], "precious.txt"), _NEEDS, named="precious.txt"),
+    *(case(f"a run called {name!r}", ("compare", name, "--out", "page"), ("done",),
+           partial(_copied, name), code=(0, 2))
+      for name in ("=HYPERLINK(1)", "@SUM(1)", "\x1b[31mred", "<script>", "x\udcff", "$\\frac$",
+                   "x\ny")),
+]  # fmt: skip
