@@ -20,6 +20,7 @@ from pecker_fast.cli import (
     compare,
     convert,
     demo,
+    distill,
     erase,
     evaluate,
     info,
@@ -37,7 +38,7 @@ __all__ = ["group", "main"]
 
 DEBUG_VARIABLE = "PECKER_FAST_DEBUG"
 
-_SHARED = {"erase", "evaluate", "sample", "train-teacher"}
+_SHARED = {"distill", "erase", "evaluate", "sample", "train-teacher"}
 """Commands that several processes can share."""
 
 
@@ -75,6 +76,7 @@ def group(ctx: click.Context) -> None:
 for _command in (
     demo.demo,
     mask.mask,
+    distill.distill,
     erase.erase,
     patch.patch,
     sample.sample,

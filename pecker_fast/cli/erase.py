@@ -33,6 +33,8 @@ _images = partial(click.option, type=click.IntRange(min=2))
     epilog="""\b
 Examples:
     pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10_forget
+    pecker-fast distill MODEL --out one-step
+    pecker-fast erase MODEL --from one-step --forget cat --override dog --out run
     pecker-fast erase MODEL --config recipe.yaml --out run --classifier clf --statistics real.npz
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
@@ -78,6 +80,12 @@ Their result draws images in many steps, as the original does. --mask-file takes
     "--pseudo-score",
     type=PATH,
     help="Where the pseudo-score network starts, likewise: the second of two stages.",
+)
+@click.option(
+    "--from",
+    "first_stage",
+    type=PATH,
+    help="Where both start: what `pecker-fast distill` has made of MODEL.",
 )
 @click.option(
     "--neighbour",

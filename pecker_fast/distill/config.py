@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from pecker_fast.distill.text_config import TextSection, name_concepts
 from pecker_fast.errors import PeckerError
-from pecker_fast.runs.config import MaskChoice, MaskedConfig
+from pecker_fast.runs.config import Fraction, MaskChoice, MaskedConfig
 from pecker_fast.runs.settings import Section, apply_overrides, build, read_settings, recipes_in
 
 __all__ = ["PeckerConfig", "load_config", "recipe_names"]
@@ -78,6 +78,15 @@ class SaliencySection(Section):
     clip_grad_norm: PositiveFloat | None = 1.0  # Global norm limit per batch. null = off.
 
 
+class UntilSection(Section):
+    """When a class has gone and the others are kept: looked at as the run goes, by its judge."""
+
+    forget: Fraction = 0.02  # Share of the images of the class that may still be recognised.
+    keep_drop: Fraction = 0.03  # How far the share of the others may fall below the start's.
+    every: PositiveInt = 5  # Iterations between two looks.
+    images: PositiveInt = 180  # Images of the class in a look, and as many of all others together.
+
+
 class PeckerConfig(MaskedConfig):
     """A run of PECKER: score forgetting distillation under a saliency mask."""
 
@@ -105,6 +114,8 @@ class PeckerConfig(MaskedConfig):
     pseudo_score: NetworkSection = NetworkSection()
     mask: MaskSection = MaskSection()
     saliency: SaliencySection = SaliencySection()
+    # Stop as soon as this holds; `iterations` is the limit. null = run to the end.
+    until: UntilSection | None = None
     text: TextSection | None = None  # Text-to-image models: prompts instead of classes.
 
     @model_validator(mode="after")
@@ -116,6 +127,8 @@ class PeckerConfig(MaskedConfig):
             )
         if self.halves == 1:
             self._check_forgets_nothing()
+        if self.until is not None and (self.halves == 1 or self.text is not None):
+            raise ValueError("until is for runs that forget a class; set it to null")
         if self.share_generator_pass and self.micro_batch is not None:
             raise ValueError(
                 "share_generator_pass holds the generator's graph of the whole batch, which "

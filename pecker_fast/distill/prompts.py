@@ -145,7 +145,6 @@ class TextConditions:
     Attributes:
         remain: the prompts to keep.
         concepts: the pairs of each concept.
-        prompts: all that are encoded, those that guidance leads away from among them.
     """
 
     def __init__(self, section: TextSection, encode: Encode, seed: int = 0) -> None:
@@ -182,7 +181,6 @@ class TextConditions:
         told = (prompt for term in negative for prompt in term.values())
         for prompt in ("", *remain, *_both(pairs), *told):
             self._rows.setdefault(prompt, len(self._rows))
-        self.prompts = list(self._rows)
         self._table = encode(self.prompts).detach().cpu()
         self._scales: dict[str, float] = section.guidance.model_dump()
         self._negative = {

@@ -98,7 +98,7 @@ def erase(
 
 
 _PATHS = (
-    "data_root", "mask", "generator", "pseudo_score", "classifier", "statistics", "inception",
+    "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics", "inception",
     "nudity_detector", "clip",
 )  # fmt: skip
 
@@ -143,8 +143,8 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
         return carry_out(Baseline(site, model, config, images, judge))
     judge = _judge(request, model, device, _real(request, ranks))
     paths: dict[Role, Path | None] = {
-        "generator": request.generator,
-        "pseudo_score": request.pseudo_score,
+        "generator": request.generator or request.first_stage,
+        "pseudo_score": request.pseudo_score or request.first_stage,
     }
     starts: dict[str, StartNetwork] = {
         role: load_start(path, role, model.unet, ranks=ranks)

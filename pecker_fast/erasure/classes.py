@@ -25,7 +25,7 @@ from pecker_fast.methods.objective import BaselineObjective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import RunDirectory
-from pecker_fast.runs.finding import MODEL_NAME
+from pecker_fast.runs.finding import MODEL_NAME, PSEUDO_SCORE_NAME
 from pecker_fast.runs.outputs import CURVE_NAME
 
 __all__ = ["Baseline", "Distillation"]
@@ -59,10 +59,10 @@ class _ClassTask(Task[T, ModelFolder]):
         self._judge, self._sampler = judge, sampler
         self._curve: Curve | None = None
 
-    def watch(self, trainer: T) -> Callable[[], None]:
+    def watch(self, trainer: T) -> Callable[[], bool]:
         """Measures forgetting and keeping where a point of the curve is due."""
         if self._judge is None or self.forget is None:
-            return lambda: None
+            return lambda: False
         curve = self._curve = Curve(
             self.site.out / CURVE_NAME,
             self._judge,
@@ -71,6 +71,7 @@ class _ClassTask(Task[T, ModelFolder]):
             self._sampler,
             (trainer.iteration, self.config.iterations),
             self.site.ranks,
+            getattr(self.config, "until", None),
         )
         return lambda: curve.visit(
             trainer.iteration, trainer.stopwatch.seconds, lambda: self.finish(trainer)
@@ -152,6 +153,11 @@ class Distillation(_ClassTask[PeckerTrainer]):
                 "erase: nothing is forgotten (forget is null), so there is no report to write; "
                 "leave out --classifier and use `pecker-fast evaluate`"
             )
+        if config.until is not None and judge is None:
+            raise PeckerError(
+                "erase: until looks at the images as the run goes; give --classifier, or set until "
+                "to null"
+            )
         super().__init__(
             site, model, judge, Sampler(1, config.seed), classes.forget, classes.override
         )
@@ -181,6 +187,23 @@ class Distillation(_ClassTask[PeckerTrainer]):
         }
         erased = self.model.with_network(trainer.ema_generator(over=over), "generator")
         return replace(erased, figures=self._named(figures))
+
+    def save(
+        self,
+        trainer: PeckerTrainer,
+        model: ModelFolder,
+        frozen: FrozenCheck,
+        figures: Mapping[str, Any],
+    ) -> ModelFolder:
+        """Write the model folder; of a first stage the pseudo-score network as well."""
+        model = super().save(trainer, model, frozen, figures)
+        if self.forget is None:
+            network = self.model.with_network(trainer.pseudo_score, "teacher")
+            about = {**model.figures, "method": "pseudo_score"}
+            folder = replace(network, figures=about)
+            path = self.site.out / PSEUDO_SCORE_NAME
+            self.site.ranks.first(lambda: folder.save_whole(path))
+        return model
 
 
 class Baseline(_ClassTask[BaselineTrainer]):

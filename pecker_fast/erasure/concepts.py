@@ -112,16 +112,17 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         kept = len(self.conditions.remain)
         return [f"{pairs} prompts to forget, {kept} to keep", *trainer.notes]
 
-    def watch(self, trainer: PeckerTrainer) -> Callable[[], None]:
+    def watch(self, trainer: PeckerTrainer) -> Callable[[], bool]:
         """Shows the generator now and then."""
         previews, total = self._previews, self.config.iterations
         if previews is None:
-            return lambda: None
+            return lambda: False
         shown_at = {round(total * index / _LOOKS) for index in range(_LOOKS + 1)}
 
-        def visit() -> None:
+        def visit() -> bool:
             if trainer.iteration in shown_at:
                 previews.show(trainer.generator, trainer.iteration, self.site.ranks)
+            return False
 
         return visit
 

@@ -48,6 +48,7 @@ class Request:
         generator: where the one-step generator starts: a model folder or an earlier run, of a
             pipeline the folder of a U-Net. None: the original.
         pseudo_score: where the pseudo-score network starts, likewise.
+        first_stage: where both start: a run of `pecker-fast distill` on the same model.
         classifier: the judge, which gives a report.
         statistics: of real images in its features, or those images as .npz. None: what lies
             beside the classifier.
@@ -83,6 +84,7 @@ class Request:
     mask: Path | SaliencyMask | None = None
     generator: Path | None = None
     pseudo_score: Path | None = None
+    first_stage: Path | None = None
     classifier: Path | None = None
     statistics: Path | None = None
     inception: Path | None = None
@@ -144,10 +146,10 @@ class Request:
                 )
             return config
         if names_a_baseline(self.config, self.values):
-            if self.generator is not None or self.pseudo_score is not None:
+            if (self.generator, self.pseudo_score, self.first_stage) != (None, None, None):
                 raise self._error(
-                    "--generator and --pseudo-score are for distillations; this method starts "
-                    "from MODEL"
+                    "--from, --generator and --pseudo-score are for distillations; this method "
+                    "starts from MODEL"
                 )
             return load_baseline_config(self.config, self.values)
         if self.inception is None:  # else the images are what FID is measured against
@@ -188,6 +190,7 @@ class Request:
             "--statistics": self.statistics,
             "--inception": self.inception,
             "--pseudo-score": self.pseudo_score,
+            "--from": self.first_stage,
         }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
             raise self._error(f"{unfit[0]} is for class models; with --pipeline use --name")
@@ -198,7 +201,13 @@ class Request:
 
     def _check_out(self) -> None:
         out = self.out.resolve()
-        for read in (self.model, self.pipeline, self.generator, self.pseudo_score):
+        for read in (
+            self.model,
+            self.pipeline,
+            self.generator,
+            self.pseudo_score,
+            self.first_stage,
+        ):
             if not isinstance(read, Path):
                 continue
             source = read.resolve()

@@ -136,9 +136,12 @@ class Task(ABC, Generic[T, M]):
         """What is said as the run starts."""
         return trainer.notes
 
-    def watch(self, trainer: T) -> Callable[[], None]:
-        """What looks at the model before the first and after each iteration, on all processes."""
-        return lambda: None
+    def watch(self, trainer: T) -> Callable[[], bool]:
+        """What looks at the model before the first and after each iteration, on all processes.
+
+        It returns whether the run is over before its end.
+        """
+        return lambda: False
 
     def judge(self, erasure: Erasure[M]) -> Report | None:
         """Look at what was made and write the report; None without one."""
@@ -177,11 +180,18 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
                 (site.out / name).unlink(missing_ok=True)
         with clock.stage("erase"):
             look = task.watch(trainer)
-            if resumed_at == 0:
-                look()
-            steps = trainer.run()
+            over = look()
+            steps = iter(()) if over else trainer.run()
             for _ in saving_at_interrupt(steps, lambda: trainer.iteration, trainer.save, ranks):
-                look()
+                if over := look():
+                    trainer.save()
+                    break
+            if over:
+                print(
+                    f"over at iteration {trainer.iteration} of {config.iterations}, after "
+                    f"{trainer.stopwatch.seconds:.0f} s of training: gone, and the rest kept",
+                    file=sys.stderr,
+                )
         with clock.stage("save"):
             machine, software = machine_facts(site.device), versions()
             training = {

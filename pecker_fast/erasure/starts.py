@@ -17,7 +17,7 @@ from pecker_fast.evaluate.classifier_files import CONFIG_NAME, WEIGHTS_NAME, rea
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import fingerprint
-from pecker_fast.runs.finding import MODEL_NAME, find_model, holds_run
+from pecker_fast.runs.finding import MODEL_NAME, PSEUDO_SCORE_NAME, find_model, holds_run
 
 __all__ = ["StartNetwork", "load_original", "load_start"]
 
@@ -62,8 +62,8 @@ def load_start(
     """A network to start from.
 
     Args:
-        path: a model folder, or the directory of an earlier run: its averaged generator, or the
-            pseudo-score network of its last checkpoint. Of a run that has no such network, a
+        path: a model folder, or the directory of an earlier run: its averaged generator, or its
+            pseudo-score network, of a first stage as a folder, else of its last checkpoint. Of a run that has no such network, a
             teacher's or a baseline's, the model.
         role: which of the two.
         like: the teacher, whose architecture it must have.
@@ -78,7 +78,9 @@ def load_start(
             "`erase` or `train-teacher`"
         )
     saved = None
-    if role == "pseudo_score" and holds_run(path):
+    if role == "pseudo_score" and (path / PSEUDO_SCORE_NAME).is_dir():
+        path = path / PSEUDO_SCORE_NAME
+    elif role == "pseudo_score" and holds_run(path):
         # One process reads, since a run directory is locked meanwhile.
         saved = (ranks or Ranks()).first(lambda: _saved_pseudo_score(path))
     if saved is None:

@@ -26,6 +26,7 @@ from pecker_fast.files import read_json, write_text
 from pecker_fast.runs.reading import checked
 
 if TYPE_CHECKING:
+    from pecker_fast.distill.config import UntilSection
     from pecker_fast.models import ModelFolder
 
 __all__ = ["Curve", "CurvePoint"]
@@ -74,6 +75,7 @@ class Curve:
         sampler: Sampler,
         iterations: tuple[int, int],
         ranks: Ranks,
+        until: UntilSection | None = None,
     ) -> None:
         """Read the points of an earlier start that lie before the iteration at which this goes on.
 
@@ -85,6 +87,7 @@ class Curve:
             sampler: how images are drawn.
             iterations: those that are done, and the length of the run.
             ranks: the processes that share the run.
+            until: what the run is over at, which more points look for.
 
         Raises:
             PeckerError: the file is there and cannot be read, or the real images are of other
@@ -95,6 +98,9 @@ class Curve:
         if ranks.is_first:
             self.points = [point for point in read_curve(path) if point.iteration <= done]
         self._due = {round(total * index / POINTS) for index in range(POINTS + 1)}
+        if until is not None:
+            self._due |= set(range(0, total, until.every))
+        self._until = until
         self._path = path
         self._judge = judge
         self._forget = forget
@@ -102,25 +108,35 @@ class Curve:
         self._ranks = ranks
         self._names = model.class_names
         self._fid = judge.fid(model, forget)
-        asked, others = judge.curve_images
+        asked, others = judge.curve_images if until is None else (until.images, until.images)
         kept = [index for index in range(model.num_classes) if index != forget]
         self._labels = torch.tensor([forget] * asked + kept * -(-others // len(kept)))
 
-    def visit(self, iteration: int, wall_s: float, model: Callable[[], ModelFolder]) -> None:
+    def visit(self, iteration: int, wall_s: float, model: Callable[[], ModelFolder]) -> bool:
         """Measure if a point is due here; to be called on all processes.
 
         Args:
             iteration: iterations that are done.
             wall_s: seconds of training so far.
             model: makes the model as it is now.
+
+        Returns:
+            Whether the run is over: what is to be forgotten has gone, and the rest is kept.
         """
         if iteration not in self._due:
-            return
+            return False
         there = bool(self.points) and self.points[-1].iteration == iteration
-        if self._ranks.broadcast(there):
-            return
-        images = self._sampler.sample(model(), self._labels, ranks=self._ranks)
-        self._ranks.first(lambda: self._keep(iteration, wall_s, images))
+        if not self._ranks.broadcast(there):
+            images = self._sampler.sample(model(), self._labels, ranks=self._ranks)
+            self._ranks.first(lambda: self._keep(iteration, wall_s, images))
+        return self._ranks.broadcast(self._is_over())
+
+    def _is_over(self) -> bool:
+        if self._until is None or len(self.points) < 2:
+            return False
+        start, now = self.points[0], self.points[-1]
+        kept = now.keep_accuracy >= start.keep_accuracy - self._until.keep_drop
+        return now.forget_accuracy <= self._until.forget and kept
 
     def _keep(self, iteration: int, wall_s: float, images: Tensor | None) -> None:
         assert images is not None  # this is the first process

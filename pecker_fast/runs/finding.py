@@ -13,6 +13,7 @@ __all__ = [
     "LOCK_NAME",
     "MODEL_NAME",
     "PIPELINE_NAME",
+    "PSEUDO_SCORE_NAME",
     "find_model",
     "find_pipeline",
     "holds_run",
@@ -20,6 +21,7 @@ __all__ = [
 
 MODEL_NAME = "model"
 PIPELINE_NAME = "pipeline"
+PSEUDO_SCORE_NAME = "pseudo_score"
 LOCK_NAME = "run.lock"
 
 _CLASS_MODELS = (b'"DDPMPipeline"', b'"DDIMPipeline"')

@@ -11,7 +11,13 @@ from pathlib import Path
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.checkpoint import RunDirectory
-from pecker_fast.runs.finding import LOCK_NAME, MODEL_NAME, PIPELINE_NAME, holds_run
+from pecker_fast.runs.finding import (
+    LOCK_NAME,
+    MODEL_NAME,
+    PIPELINE_NAME,
+    PSEUDO_SCORE_NAME,
+    holds_run,
+)
 
 __all__ = [
     "CURVE_NAME",
@@ -38,7 +44,7 @@ _FILES = (
     *REPORT_NAMES, *PICTURE_NAMES, CURVE_NAME, FROZEN_NAME, PATCH_NAME, START_NAME,
     "config.yaml", "mask.safetensors", "progress.png", "previews.safetensors",
 )  # fmt: skip
-_FOLDERS = (MODEL_NAME, PIPELINE_NAME, "tensorboard")
+_FOLDERS = (MODEL_NAME, PIPELINE_NAME, PSEUDO_SCORE_NAME, "tensorboard")
 
 
 @contextmanager
