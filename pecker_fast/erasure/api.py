@@ -98,8 +98,8 @@ def erase(
 
 
 _PATHS = (
-    "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics", "inception",
-    "nudity_detector", "clip",
+    "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics",
+    "inception", "nudity_detector", "clip",
 )  # fmt: skip
 
 

@@ -63,8 +63,8 @@ def load_start(
 
     Args:
         path: a model folder, or the directory of an earlier run: its averaged generator, or its
-            pseudo-score network, of a first stage as a folder, else of its last checkpoint. Of a run that has no such network, a
-            teacher's or a baseline's, the model.
+            pseudo-score network, of a first stage as a folder, else of its last checkpoint. Of a
+            run that has no such network, a teacher's or a baseline's, the model.
         role: which of the two.
         like: the teacher, whose architecture it must have.
         ranks: the processes that share the run, all of which make this call. None: this one.
