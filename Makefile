@@ -26,7 +26,8 @@ test-gpu: .venv/installed-test  ## the same with GPU skips turned into failures
 	PECKER_REQUIRE_GPU=1 $(BIN)/python -m pytest
 
 test-oldest: .venv/installed-test build/oldest/installed  ## fused blocks on the oldest diffusers and Triton
-	PYTHONPATH=build/oldest $(BIN)/python -m pytest -n auto tests/nn tests/models/test_folder.py
+	PYTHONPATH=build/oldest $(BIN)/python -m pytest -n auto --dist worksteal tests/nn/test_accelerate.py \
+	  tests/nn/test_blocks.py tests/nn/test_accelerated_unets.py::test_unet_in_float32 tests/models/test_folder.py
 
 build/oldest/installed: pyproject.toml
 	rm -rf build/oldest
