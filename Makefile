@@ -20,7 +20,8 @@ test: .venv/installed-test  ## what a change could break, without a GPU; five mi
 test-slow: .venv/installed-test  ## the rest: whole chains, several processes, every ahead-of-time compilation
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
-test-all: test test-slow  ## both
+test-all: .venv/installed-test  ## both
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-gpu: .venv/installed-test  ## the same with GPU skips turned into failures
 	PECKER_REQUIRE_GPU=1 $(BIN)/python -m pytest
@@ -57,9 +58,10 @@ bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/tables.py
 
-package: .venv/installed-lint  ## build sdist and wheel; install the wheel elsewhere and import it
+package: .venv/installed-lint  ## build sdist and wheel; check the one, install the other elsewhere
 	rm -rf dist build/wheel-check
-	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist .
+	$(BIN)/python tests/check_sdist.py dist/*.tar.gz
 	$(INSTALL) --no-deps --target build/wheel-check dist/*.whl
 	cd build/wheel-check && PYTHONPATH=. ../../$(BIN)/python ../../tests/check_wheel.py .
 

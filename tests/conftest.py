@@ -136,7 +136,11 @@ def emulated_backend(item: pytest.Item) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of an exhaustive test, all cases on an emulated backend but the first are slow."""
+    """Of an exhaustive test, all cases on an emulated backend but the first are slow.
+
+    The longest tests, which have a time limit of their own, begin first.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
     seen = set()
     for item in items:
         backend = emulated_backend(item)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
+from pecker_fast.runs.checkpoint import RunDirectory
 
 SMALL = [
     "--forget", "star", "--override", "circle", "--density", "0.2",
@@ -182,6 +183,25 @@ def test_force_starts_anew(run, files, tmp_path):
     assert run("erase", files.model, "--out", out, *SMALL, *other, "--force").code == 0
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-00000001.pt"]
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(run, files, finished, tmp_path, monkeypatch):
+    command = ["erase", files.model, "--out", tmp_path / "run", *SMALL, "--iterations", 3]
+    command += ["--set", "logging.checkpoint_every=1"]
+    save = RunDirectory.save
+
+    def save_and_stop(directory, iteration, state):
+        save(directory, iteration, state)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "save", save_and_stop)
+        done = run(*command)
+    assert done.code == 130 and "start the same command again" in done.err
+    done = run(*command)
+    assert done.code == 0 and "resuming at iteration" in done.err
+    name = "model/unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
 @pytest.mark.slow
