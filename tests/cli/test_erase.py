@@ -13,7 +13,6 @@ from PIL import Image
 
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.checkpoint import RunDirectory
 
 SMALL = [
     "--forget", "star", "--override", "circle", "--density", "0.2",
@@ -185,17 +184,12 @@ def test_force_starts_anew(run, files, tmp_path):
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(run, files, finished, tmp_path, monkeypatch):
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    run, files, finished, tmp_path, ctrl_c_at_a_checkpoint
+):
     command = ["erase", files.model, "--out", tmp_path / "run", *SMALL, "--iterations", 3]
     command += ["--set", "logging.checkpoint_every=1"]
-    save = RunDirectory.save
-
-    def save_and_stop(directory, iteration, state):
-        save(directory, iteration, state)
-        signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunDirectory, "save", save_and_stop)
+    with ctrl_c_at_a_checkpoint():
         done = run(*command)
     assert done.code == 130 and "start the same command again" in done.err
     done = run(*command)
