@@ -1,6 +1,8 @@
 # Two commands to know: `make demo` and `make test`. Both make .venv and install into it first.
 PYTHON ?= python3
 BIN := .venv/bin
+# Python compiles what is imported: a fifth of what these packages hold.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 
@@ -13,22 +15,24 @@ demo: .venv/installed  ## erase a class of the shipped model; about three minute
 	$(BIN)/pecker-fast demo --out demo $(DEMO_OPTIONS)
 
 test: .venv/installed-test  ## what a change could break, without a GPU; five minutes on two cores
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: .venv/installed-test  ## the rest: whole chains, several processes, every ahead-of-time compilation
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
-test-all: test test-slow  ## both
+test-all: .venv/installed-test  ## both
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-gpu: .venv/installed-test  ## the same with GPU skips turned into failures
 	PECKER_REQUIRE_GPU=1 $(BIN)/python -m pytest
 
 test-oldest: .venv/installed-test build/oldest/installed  ## fused blocks on the oldest diffusers and Triton
-	PYTHONPATH=build/oldest $(BIN)/python -m pytest -n auto tests/nn tests/models/test_folder.py
+	PYTHONPATH=build/oldest $(BIN)/python -m pytest -n auto --dist worksteal tests/nn/test_accelerate.py \
+	  tests/nn/test_blocks.py tests/nn/test_accelerated_unets.py::test_unet_in_float32 tests/models/test_folder.py
 
 build/oldest/installed: pyproject.toml
 	rm -rf build/oldest
-	$(BIN)/python -m pip install --quiet --no-deps --target build/oldest diffusers==0.31.0 triton==3.6.0
+	$(INSTALL) --no-deps --target build/oldest diffusers==0.31.0 triton==3.6.0
 	touch $@
 
 lint: .venv/installed-lint  ## ruff, mypy --strict, clang-format, and the layers of CONTRIBUTING.md
@@ -54,16 +58,17 @@ bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/tables.py
 
-package: .venv/installed-lint  ## build sdist and wheel; install the wheel elsewhere and import it
+package: .venv/installed-lint  ## build sdist and wheel; check the one, install the other elsewhere
 	rm -rf dist build/wheel-check
-	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel-check dist/*.whl
+	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist .
+	$(BIN)/python tests/check_sdist.py dist/*.tar.gz
+	$(INSTALL) --no-deps --target build/wheel-check dist/*.whl
 	cd build/wheel-check && PYTHONPATH=. ../../$(BIN)/python ../../tests/check_wheel.py .
 
 lean: package  ## the wheel beside torch, numpy and safetensors only
 	rm -rf build/lean
 	$(BIN)/python -m venv build/lean
-	build/lean/bin/python -m pip install --quiet dist/*.whl
+	build/lean/bin/python -m pip install --quiet --no-compile dist/*.whl
 	cd build/lean && bin/python ../../tests/check_lean.py ../../README.md
 
 docs: .venv/installed-docs  ## the site of docs/ in build/site; warnings are errors
@@ -81,17 +86,14 @@ clean:           ## remove everything that was built
 	  { rm -rf .venv; echo "make: no venv module; install Debian's package python3-venv"; exit 2; }
 
 .venv/installed: .venv/bin/python pyproject.toml setup.py $(SOURCES)
-	$(BIN)/python -m pip install --quiet -e '.[evaluate]'
+	$(INSTALL) -e '.[evaluate]'
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet -e '.[test]'
+# What is installed brings its extras' packages without being built again.
+.venv/installed-test .venv/installed-docs: .venv/installed-%: .venv/installed
+	$(INSTALL) 'pecker-fast[$*]'
 	touch $@
 
 .venv/installed-lint: .venv/installed
-	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
-	touch $@
-
-.venv/installed-docs: .venv/installed
-	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(INSTALL) 'pecker-fast[test,lint]'
 	touch $@

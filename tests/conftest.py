@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -19,8 +20,15 @@ import torch
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What forked processes need and would each import. The first to fork starts the server for all.
+multiprocessing.set_forkserver_preload(
+    ["torch", "pecker_fast.distill.trainer", "dcp_jobs", "gradient_jobs", "pipeline_jobs",
+     "transformers.models.clip.modeling_clip", "diffusers.models.unets.unet_2d_condition"]
+)  # fmt: skip
+
 HERE = Path(__file__).parent
-for _folder in (HERE, *(HERE / name for name in ("optim", "distill", "datasets", "nn", "models"))):
+FOLDERS = ("optim", "distill", "datasets", "nn", "models", "kernels", "methods")
+for _folder in (HERE, *(HERE / name for name in FOLDERS)):
     sys.path.insert(0, str(_folder))  # for what tests share: oracle.py, toys.py, unets.py, ...
 
 # Without a GPU the kernels for GPUs run on the CPU: Triton's in its interpreter, those of csrc/cuda
@@ -63,6 +71,11 @@ class BackendCase:
     @property
     def module(self) -> backends.Backend:
         return backends.select(self.name, self.device)
+
+    @property
+    def emulated(self) -> bool:
+        """A backend for GPUs, on the CPU: slow."""
+        return self.name in ("triton", "cuda") and self.device.type == "cpu"
 
 
 @pytest.fixture(params=[id for id, (name, _) in BACKENDS.items() if name in backends.available()])
@@ -113,8 +126,26 @@ def _reproducible() -> None:
     torch.set_num_threads(1)
 
 
+def emulated_backend(item: pytest.Item) -> str | None:
+    """The backend for GPUs that a test runs on the CPU, if it does."""
+    for name in ("triton-interpret", "cuda-on-host"):
+        if name in item.name:
+            return name
+    kernels = item.path.name.startswith("test_triton_")
+    return "triton-interpret" if kernels and not torch.cuda.is_available() else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of an exhaustive test, all cases on an emulated backend but the first are slow.
+
+    The longest tests, which have a time limit of their own, begin first.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    seen = set()
     for item in items:
-        emulated = "triton-interpret" in item.name or "cuda-on-host" in item.name
-        if emulated and item.get_closest_marker("exhaustive"):
-            item.add_marker("slow")
+        backend = emulated_backend(item)
+        if backend is not None and item.get_closest_marker("exhaustive"):
+            case = item.nodeid.partition("[")[0], backend
+            if case in seen:
+                item.add_marker("slow")
+            seen.add(case)

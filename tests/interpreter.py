@@ -15,8 +15,15 @@ def patch_language_once() -> None:
         from triton.runtime import interpreter
 
         patch, nothing = interpreter._patch_lang, interpreter._LangPatchScope
+        find_dtype = interpreter._get_np_dtype
     except (ImportError, AttributeError):
         return
+    dtypes: dict[str, object] = {}  # name of a Triton type -> numpy's, else made at each use
+
+    def remembered(dtype):
+        if dtype.name not in dtypes:
+            dtypes[dtype.name] = find_dtype(dtype)
+        return dtypes[dtype.name]
 
     def patch_once(function):
         languages = [
@@ -26,3 +33,4 @@ def patch_language_once() -> None:
         return nothing() if languages and replaced else patch(function)
 
     interpreter._patch_lang = patch_once
+    interpreter._get_np_dtype = remembered

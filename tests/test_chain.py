@@ -27,7 +27,7 @@ from pecker_fast.models import ModelFolder
 
 NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress")
 DATA = "--dataset images --data-root data"
-FEW = "--dataset images --data-root few"  # 5 of each class: Inception is slow
+FEW = "--dataset images --data-root few"  # 2 of each class: Inception is slow
 TEACHER = (
     "train-teacher --config small_teacher --set batch_size=16 --set lr=2e-3 --set ema.decay=0.9 "
     "--set lr_schedule=constant --set network.channels=32 --set network.channel_mult=[1,1] "
@@ -41,7 +41,7 @@ METHODS = {
     f"--set batch_size=16 --set saliency.batch_size=64 {DATA}",
 }
 SAMPLERS = {"pecker": "", "salun": "--steps 4", "retrained": "--steps 4"}
-POINTS = [round(100 * k / 12) for k in range(13)]  # iterations of a curve
+POINTS = [round(50 * k / 12) for k in range(13)]  # iterations of a curve
 FIGURES = ("class_accuracy", "forget_probability", "forget_entropy", "frechet")
 
 
@@ -68,7 +68,7 @@ def test_from_image_files_to_a_comparison(run):
     if not fashion_mnist.DEFAULT_FOLDER.is_dir():
         pytest.skip("no Fashion-MNIST: install Debian's package dataset-fashion-mnist")
     train, test = fashion_in_colour("train", 1000, 4), fashion_in_colour("test", 200, 4)
-    few = np.concatenate([np.flatnonzero(train[1] == label)[:5] for label in range(4)])
+    few = np.concatenate([np.flatnonzero(train[1] == label)[:2] for label in range(4)])
     write_images(Path("data"), train, test, NAMES)
     write_images(Path("few"), (train[0][few], train[1][few]), test, NAMES)
     np.savez("test.npz", images=test[0], labels=test[1], class_names=np.array(NAMES))
@@ -120,17 +120,17 @@ def find_masks_and_erase(run):
     """PECKER finds the mask that `mask` found, and FID as it goes; SalUn is given its mask."""
     write_inception_weights(Path("inception.pth"))
     more = {"pecker": f"--inception inception.pth {FEW}", "salun": "--mask-file salun.safetensors"}
-    judged = "--classifier judge --per-class 5 --curve-per-class 2 --teacher-steps 4"
+    judged = "--classifier judge --per-class 2 --curve-per-class 2 --teacher-steps 4"
     for name, kind, steps in (("pecker", "saliency", 1), ("salun", "given", 4)):
         run(f"mask teacher {METHODS[name]} --out {name}.safetensors")
-        options = f"{METHODS[name]} {more[name]} {judged} --iterations 100"
+        options = f"{METHODS[name]} {more[name]} {judged} --iterations 50"
         done = run(f"erase teacher {options} --out {name}")
-        assert "of 5 images asked for it are recognised as Dress" in done
+        assert "of 2 images asked for it are recognised as Dress" in done
         report, curve = read(f"{name}/report.json"), read(f"{name}/curve.json")
         assert (report["forget"], report["override"]) == ("Dress", "T-shirt/top")
-        assert (report["mask"], report["iterations"]) == (kind, 100)
+        assert (report["mask"], report["iterations"]) == (kind, 50)
         assert report["after"]["steps"] == steps
-        assert (report["teacher"]["steps"], report["teacher"]["per_class"]) == (4, 5)
+        assert (report["teacher"]["steps"], report["teacher"]["per_class"]) == (4, 2)
         assert [point["iteration"] for point in curve] == POINTS
         for point in curve:
             assert (point["forget_count"], point["keep_count"]) == (2, 6) and point["frechet"] > 0
@@ -153,7 +153,7 @@ def check_frozen(name, report):
 
 def evaluate(run):
     """The original and each run, judged alike; the figures are those that the runs gave."""
-    judged = f"--classifier judge --per-class 5 {FEW} --inception inception.pth"
+    judged = f"--classifier judge --per-class 2 {FEW} --inception inception.pth"
     run(f"evaluate teacher {judged} --steps 4 --forget Dress --json original.json")
     found = [original := read("original.json")]
     for name, sampler in SAMPLERS.items():
@@ -161,8 +161,8 @@ def evaluate(run):
         found.append(read(f"{name}/evaluate.json"))
     for one in found:
         assert one["forget_class"] == "Dress" and one["judge"] == original["judge"]
-        assert (one["forget_count"], one["keep_count"], one["fidelity"]["count"]) == (5, 15, 15)
-        assert one["fidelity"]["real_count"] == 15 and one["frechet_real_count"] > 700
+        assert (one["forget_count"], one["keep_count"], one["fidelity"]["count"]) == (2, 6, 6)
+        assert one["fidelity"]["real_count"] == 6 and one["frechet_real_count"] > 700
         assert 0 < one["frechet"] < 1e6 and 0 < one["fidelity"]["fid"] < 1e6
     for name, one in zip(METHODS, found[1:3], strict=True):
         report = read(f"{name}/report.json")
@@ -174,9 +174,9 @@ def evaluate(run):
 def sample(run):
     """Folders of PNG files, which have the figures of the models that drew them."""
     for name in METHODS:
-        run(f"sample {name} --out {name}-images --per-class 5 {SAMPLERS[name]}")
+        run(f"sample {name} --out {name}-images --per-class 2 {SAMPLERS[name]}")
         found = sorted(path.parent.name for path in Path(f"{name}-images").glob("*/*.png"))
-        assert found == [f"0{i}_{NAMES[i].replace('/', '-')}" for i in range(4) for _ in range(5)]
+        assert found == [f"0{i}_{NAMES[i].replace('/', '-')}" for i in range(4) for _ in range(2)]
         run(f"evaluate --images {name}-images --classifier judge --json {name}-images.json")
         disk, model = read(f"{name}-images.json"), read(f"{name}/evaluate.json")
         for key in ("forget", "forget_count", "keep_count", "steps", "seed", *FIGURES):
@@ -190,10 +190,10 @@ def compare(run):
     rows = {row["run"]: row for row in csv.DictReader(table)}
     columns = ("method", "mask", "iterations", "forget_count", "keep_count", "fidelity_count")
     assert {name: ", ".join(row[key] for key in columns) for name, row in rows.items()} == {
-        "pecker": "PECKER, saliency, 100, 5, 15, 15",
-        "salun": "SalUn, given, 100, 5, 15, 15",
-        "retrained": "retraining, , 20, 5, 15, 15",
-        "original": "teacher, as it is, , , 5, 15, 15",
+        "pecker": "PECKER, saliency, 50, 2, 6, 6",
+        "salun": "SalUn, given, 50, 2, 6, 6",
+        "retrained": "retraining, , 20, 2, 6, 6",
+        "original": "teacher, as it is, , , 2, 6, 6",
     }
     for name, row in rows.items():
         judged = read("original.json" if name == "original" else f"{name}/evaluate.json")

@@ -1,9 +1,10 @@
 """Every Python block of README and docs/ runs, and does what the text says; tables are current."""
 
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,32 +15,34 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def run_blocks(page: Path, folder: Path) -> dict[str, object]:
-    """Run a page's blocks one after the other; what they leave behind."""
-    torch.manual_seed(0)
-    names: dict[str, object] = {}
-    home = Path.cwd()
-    os.chdir(folder)
-    try:
-        for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
-            exec(compile(block, str(page), "exec"), names)
-    finally:
-        os.chdir(home)
-    return names
+@pytest.fixture(scope="module")
+def left_by(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, object]]:
+    """Run a page's blocks one after the other, once; what they leave behind."""
+
+    @cache
+    def run_blocks(page: Path) -> dict[str, object]:
+        torch.manual_seed(0)
+        names: dict[str, object] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path_factory.mktemp(page.stem))
+            for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
+                exec(compile(block, str(page), "exec"), names)
+        return names
+
+    return run_blocks
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    names = run_blocks(page, tmp_path)
-    assert bool(names) == ("```python" in page.read_text())
+def test_blocks_of_a_page_run(page: Path, left_by) -> None:
+    assert bool(left_by(page)) == ("```python" in page.read_text())
 
 
 def test_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= 150
 
 
-def test_step_equals_the_plain_torch_in_the_readme(tmp_path: Path) -> None:
-    namespace = run_blocks(README, tmp_path)
+def test_step_equals_the_plain_torch_in_the_readme(left_by) -> None:
+    namespace = left_by(README)
     frozen = 0
     for name, param in namespace["model"].named_parameters():
         expected, salient = namespace["expected"][name], namespace["salient"][name]
@@ -49,14 +52,14 @@ def test_step_equals_the_plain_torch_in_the_readme(tmp_path: Path) -> None:
     assert frozen > 0.8 * sum(p.numel() for p in namespace["model"].parameters())
 
 
-def test_trainer_block_leaves_frozen_parameters_alone(tmp_path: Path) -> None:
-    check = run_blocks(ROOT / "docs" / "erase-a-class.md", tmp_path)["trainer"].verify_frozen()
+def test_trainer_block_leaves_frozen_parameters_alone(left_by) -> None:
+    check = left_by(ROOT / "docs" / "erase-a-class.md")["trainer"].verify_frozen()
     assert check.frozen > 0
     assert check.frozen_changed == 0
 
 
-def test_patch_block_makes_the_erased_network_and_the_model_again(tmp_path: Path) -> None:
-    namespace = run_blocks(ROOT / "docs" / "erase-a-concept.md", tmp_path)
+def test_patch_block_makes_the_erased_network_and_the_model_again(left_by) -> None:
+    namespace = left_by(ROOT / "docs" / "erase-a-concept.md")
     model, erased = namespace["model"], namespace["erased"]
     after = {name: param.detach() for name, param in erased.named_parameters()}
     moved = {n: int((p.detach() != after[n]).sum()) for n, p in model.named_parameters()}

@@ -1,5 +1,7 @@
 """A model folder, a classifier and real images on disk, all tiny and untrained."""
 
+import signal
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +12,7 @@ from tiny_models import tiny_scheduler, tiny_unet
 from pecker_fast import cli
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.models import ModelFolder
+from pecker_fast.runs.checkpoint import RunDirectory
 
 NAMES = ("circle", "square", "star")
 
@@ -43,6 +46,25 @@ def run(capfd):
         return SimpleNamespace(code=code, out=out, err=err)
 
     return run
+
+
+@pytest.fixture
+def ctrl_c_at_a_checkpoint(monkeypatch):
+    """A context in which Ctrl-C comes as soon as a checkpoint is written."""
+
+    @contextmanager
+    def ctrl_c():
+        save = RunDirectory.save
+
+        def save_and_stop(directory, iteration, state):
+            save(directory, iteration, state)
+            signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RunDirectory, "save", save_and_stop)
+            yield
+
+    return ctrl_c
 
 
 @pytest.fixture

@@ -188,6 +188,20 @@ def test_force_starts_anew(run, files, tmp_path):
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    run, files, finished, tmp_path, ctrl_c_at_a_checkpoint
+):
+    command = ["erase", files.model, "--out", tmp_path / "run", *SMALL, "--iterations", 3]
+    command += ["--set", "logging.checkpoint_every=1"]
+    with ctrl_c_at_a_checkpoint():
+        done = run(*command)
+    assert done.code == 130 and "start the same command again" in done.err
+    done = run(*command)
+    assert done.code == 0 and "resuming at iteration" in done.err
+    name = "model/unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_ends_with_the_same_weights(run, files, tmp_path):
     arguments = [*SMALL, "--iterations", "60", "--set", "logging.checkpoint_every=5"]

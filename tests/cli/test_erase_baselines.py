@@ -1,15 +1,13 @@
 """SalUn and the other baselines by the command line, on images in CIFAR-10's file format."""
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from distributed.processes import run_commands
 from image_data import random_images, write_images
 from tiny_models import tiny_scheduler
 
@@ -173,14 +171,9 @@ def test_two_processes_share_a_run(run, made, salun, tmp_path):
                "--set", "optimizer.eps=1", "--set", "optimizer.lr=0.05", "--out"]  # fmt: skip
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert run(*command, alone).code == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", "2", "-m", "pecker_fast.cli", *command, together]  # fmt: skip
-    done = subprocess.run(
-        [str(part) for part in torchrun], capture_output=True, text=True, timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("erased model") == 1
+    codes, said, errors = run_commands(2, *command, together)
+    assert codes == (0, 0), errors
+    assert "".join(said).count("erased model") == 1
     expected, start = weights_of(alone / "model"), weights_of(made.model)
     for name, value in weights_of(together / "model").items():
         torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6)

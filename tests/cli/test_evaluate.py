@@ -2,16 +2,14 @@
 
 import functools
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from distributed.processes import run_commands
 from inception_weights import write_inception_weights
 from PIL import Image
 
@@ -212,13 +210,9 @@ def test_several_processes_give_the_figures_of_one(run, files, tmp_path):
     arguments = ["evaluate", files.model, "--classifier", files.classifier, "--forget", "1",
                  "--per-class", "4", "--json"]  # fmt: skip
     assert run(*arguments, tmp_path / "one.json").code == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launcher, "-m", "pecker_fast.cli", *arguments, tmp_path / "two.json"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("forget accuracy") == 1
+    codes, said, errors = run_commands(2, *arguments, tmp_path / "two.json")
+    assert codes == (0, 0), errors
+    assert "".join(said).count("forget accuracy") == 1
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert {key: one[key] for key in SAME} == {key: two[key] for key in SAME}
     assert one["network"] == two["network"]

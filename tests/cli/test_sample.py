@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from distributed.processes import run_commands
 from PIL import Image
 from tiny_models import tiny_scheduler
 
@@ -18,7 +19,6 @@ from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 
-COMMAND = [sys.executable, "-m", "pecker_fast.cli"]
 SLOW = ("--count", 40, "--steps", 100, "--batch-size", 4, "--seed", 5)
 
 
@@ -33,35 +33,18 @@ def images_of(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.png")}
 
 
-def start(size, *arguments, command=COMMAND):
-    """A command line in `size` processes as torchrun starts them, but with nobody between."""
+def kill_after_some_images(folder, *arguments):
+    """SIGKILL to two processes as soon as the first images are in `folder`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if size > 1:
-        env |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            [*command, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(size)
-    ]  # fmt: skip
-
-
-def finish(children):
-    """Exit codes, stdout and stderr of processes, each a list by rank."""
-    try:
-        texts = [child.communicate(timeout=120) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    return [child.returncode for child in children], *map(list, zip(*texts, strict=True))
-
-
-def kill_after_some_images(children, folder):
-    """SIGKILL to all of them as soon as the first images are in `folder`."""
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "pecker_fast.cli", *map(str, arguments)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    children = [
+        subprocess.Popen(command, env={**env, "RANK": rank, "LOCAL_RANK": rank}, **quiet)
+        for rank in "01"
+    ]
     try:
         deadline = time.monotonic() + 90
         while not any(folder.glob("*/0*.png")):
@@ -70,7 +53,7 @@ def kill_after_some_images(children, folder):
     finally:
         for child in children:
             child.kill()
-        finish(children)
+            child.wait()
 
 
 @pytest.fixture
@@ -88,13 +71,13 @@ def test_two_processes_that_are_killed_and_started_again_draw_the_images_of_one(
 ):
     out = tmp_path / "samples"
     arguments = ("sample", files.model, "--out", out, *SLOW)
-    kill_after_some_images(start(2, *arguments), out)
+    kill_after_some_images(out, *arguments)
     there = images_of(out)
     assert 0 < len(there) < 40
     assert json.loads((out / "samples.json").read_text())["complete"] is False
-    codes, outs, errs = finish(start(2, *arguments))
-    assert codes == [0, 0], errs
-    assert outs == [f"{out}\n", ""] and errs[1] == ""  # one process speaks
+    codes, outs, errs = run_commands(2, *arguments)
+    assert codes == (0, 0), errs
+    assert outs == (f"{out}\n", "") and errs[1] == ""  # one process speaks
     assert f"{len(there)} of 40 images were there" in errs[0]
     assert images_of(out) == whole
     content = json.loads((out / "samples.json").read_text())

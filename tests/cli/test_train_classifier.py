@@ -1,7 +1,6 @@
 """`pecker-fast train-classifier`: from image files to a judge that evaluate and erase take."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -115,16 +114,11 @@ def test_models_of_other_classes_are_not_judged(run, refused, finished, model, t
     assert not (tmp_path / "run").exists()
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(run, refused, data, monkeypatch, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    run, refused, data, tmp_path, ctrl_c_at_a_checkpoint
+):
     assert run(*command(data, tmp_path / "whole", *SMALL)).code == 0
-    save = RunDirectory.save
-
-    def save_and_stop(directory, iteration, state):
-        save(directory, iteration, state)
-        signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunDirectory, "save", save_and_stop)
+    with ctrl_c_at_a_checkpoint():
         done = run(*command(data, tmp_path / "c", *SMALL))
     assert (done.code, "start the same command again" in done.err) == (130, True)
     refused(run("evaluate", tmp_path, "--classifier", tmp_path / "c", "--forget", 0), tmp_path)

@@ -75,16 +75,9 @@ def test_the_folder_is_what_the_other_commands_take(train, run, data, tmp_path):
     assert drawn.code == 0, drawn.err
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(train, monkeypatch, tmp_path):
+def test_an_interrupted_run_goes_on_to_the_same_bits(train, tmp_path, ctrl_c_at_a_checkpoint):
     assert train(out=tmp_path / "whole").code == 0
-    save = RunDirectory.save
-
-    def save_and_stop(directory, iteration, state):
-        save(directory, iteration, state)
-        signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunDirectory, "save", save_and_stop)
+    with ctrl_c_at_a_checkpoint():
         done = train()
     assert done.code == 130
     assert "start the same command again" in done.err

@@ -4,6 +4,7 @@
 // later. What it shows: results, addresses, barriers that not all threads reach. What it cannot
 // show: races within one turn, speed.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -46,8 +47,8 @@ struct Warp {
 };
 
 struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack{new char[kStackBytes]};
+    jmp_buf context;
+    std::unique_ptr<char[]> stack;  // null: not begun
     bool done;
 };
 
@@ -55,7 +56,7 @@ struct BlockRun {
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
     Barrier all;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     std::function<void()> body;
     int current = 0;
     int64_t progress = 0;  // counts what happens, to find a block that waits for ever
@@ -67,7 +68,10 @@ struct Index {
 };
 inline Index thread_index, block_index, grid_dimension;
 
-inline void yield() { swapcontext(&run.fibers[run.current].context, &run.scheduler); }
+// Taking turns by setjmp and longjmp: swapcontext asks the operating system each time.
+inline void yield() {
+    if (_setjmp(run.fibers[run.current].context) == 0) _longjmp(run.scheduler, 1);
+}
 
 inline void wait(Barrier& barrier) {
     ++run.progress;
@@ -79,11 +83,27 @@ inline void wait(Barrier& barrier) {
     while (barrier.generation == seen) yield();
 }
 
+// Of one thread of every block in turn.
 inline void fiber_main() {
-    run.body();
-    run.fibers[run.current].done = true;
-    ++run.progress;
-    yield();
+    for (;;) {
+        run.body();
+        run.fibers[run.current].done = true;
+        ++run.progress;
+        yield();
+    }
+}
+
+inline void resume(Fiber& fiber) {
+    if (_setjmp(run.scheduler) != 0) return;
+    if (fiber.stack) _longjmp(fiber.context, 1);
+    fiber.stack.reset(new char[kStackBytes]);
+    ucontext_t start;
+    getcontext(&start);
+    start.uc_stack.ss_sp = fiber.stack.get();
+    start.uc_stack.ss_size = kStackBytes;
+    start.uc_link = nullptr;
+    makecontext(&start, fiber_main, 0);
+    setcontext(&start);
 }
 
 // As far as the warp gets alone. Returns how many of its threads are not at their end.
@@ -97,7 +117,7 @@ inline int run_warp(int first, bool backwards) {
             if (run.fibers[i].done) continue;
             run.current = i;
             thread_index.x = static_cast<unsigned>(i);
-            swapcontext(&run.scheduler, &run.fibers[i].context);
+            resume(run.fibers[i]);
             alive += !run.fibers[i].done;
         }
     }
@@ -109,15 +129,7 @@ inline void run_block(int threads) {
     run.warps.assign((threads + kLanes - 1) / kLanes, Warp{});
     run.all = Barrier{threads, 0, 0};
     for (Warp& warp : run.warps) warp.barrier.members = kLanes;
-    for (int i = 0; i < threads; ++i) {
-        Fiber& fiber = run.fibers[i];
-        fiber.done = false;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = kStackBytes;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, fiber_main, 0);
-    }
+    for (int i = 0; i < threads; ++i) run.fibers[i].done = false;
     static int64_t blocks = 0;
     bool backwards = ++blocks % 2 != 0;
     for (int alive = threads; alive > 0; backwards = !backwards) {

@@ -1,12 +1,7 @@
-"""Makes tests/distill/toys.py importable from the tests and seeds every test."""
-
-import sys
-from pathlib import Path
+"""Seeds every test."""
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

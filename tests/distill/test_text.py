@@ -309,7 +309,12 @@ def test_a_misspelt_setting_is_named():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"micro_batch": 2}, {"precision": "bf16"}, {"optimizer.release_grads": True}],
+    [
+        {},
+        pytest.param({"micro_batch": 2}, marks=pytest.mark.slow),
+        {"precision": "bf16"},
+        pytest.param({"optimizer.release_grads": True}, marks=pytest.mark.slow),
+    ],
     ids=["plain", "micro batches", "bf16", "released gradients"],
 )
 def test_one_set_of_weights(options):

@@ -1,6 +1,6 @@
 """Runs a function in several processes that talk through gloo on this machine, as torchrun would.
 
-The processes are forked from a server that has imported torch already and has no threads.
+The processes are forked from a server that has no threads and has imported what conftest.py lists.
 """
 
 import io
@@ -9,12 +9,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from types import SimpleNamespace
 
 import torch
 
-PRELOADED = ["torch", "pecker_fast.distill.trainer", "pecker_fast.optim.adamw"]
 PATIENCE = 120  # seconds until a process counts as hanging
 
 
@@ -24,14 +24,29 @@ def run_processes(function, size, *args, **variables):
     The function must be importable by name. What one raises is re-raised here as RuntimeError with
     its traceback. `variables` of the environment must be given: the server does not see later ones.
     """
+    return _outcomes(_joined, size, variables, function, *args)
+
+
+def run_commands(size, *words):
+    """`pecker-fast` on each of `size` processes: exit codes, stdout and stderr, each by rank."""
+    return zip(*_outcomes(_command, size, {}, *map(str, words)), strict=True)
+
+
+def _outcomes(work, size, variables, *args):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     port = _free_port()
     queue = context.Queue()
-    processes = [
-        context.Process(target=_work, args=(queue, function, rank, size, port, args, variables))
-        for rank in range(size)
-    ]
+    processes = []
+    for rank in range(size):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            **variables,
+        }
+        processes.append(context.Process(target=work, args=(queue, rank, environment, *args)))
     for process in processes:
         process.start()
     try:
@@ -50,26 +65,42 @@ def _next(queue, processes):
     return rank, torch.load(io.BytesIO(value), weights_only=True)
 
 
-def _work(queue, function, rank, size, port, args, variables):
-    from pecker_fast.distributed import Ranks
-
+def _put(queue, rank, environment, function, *args):
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        **variables,
-    )
-    ranks = Ranks.join("cpu")
+    os.environ.update(environment)
     try:
         file = io.BytesIO()  # not torch's sharing of tensors, which needs this process to live on
-        torch.save(function(ranks, *args), file)
+        torch.save(function(*args), file)
         queue.put((rank, file.getvalue(), None))
     except BaseException:
         queue.put((rank, None, traceback.format_exc()))
+
+
+def _joined(queue, rank, environment, function, *args):
+    from pecker_fast.distributed import Ranks
+
+    os.environ.update(environment)
+    ranks = Ranks.join("cpu")
+    _put(queue, rank, environment, function, ranks, *args)
     ranks.leave()
+
+
+def _command(queue, rank, environment, *words):
+    _put(queue, rank, environment, _say, words)
+
+
+def _say(words):
+    from pecker_fast import cli
+
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        code = cli.main(list(words))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        out.seek(0)
+        err.seek(0)
+        return code, out.read(), err.read()
 
 
 def _free_port():
@@ -91,4 +122,4 @@ def torchrun(arguments, restarts=0):
     return SimpleNamespace(code=done.returncode, said=done.stdout)
 
 
-__all__ = ["run_processes", "torchrun"]
+__all__ = ["run_commands", "run_processes", "torchrun"]

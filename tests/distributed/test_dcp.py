@@ -53,7 +53,11 @@ def check_resumption(folder, cases, ways, first, others, steps):
                     assert_same(found["after"], begun[0][number]["after"], what)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [LAYOUTS[1], *(pytest.param(one, marks=pytest.mark.slow) for one in LAYOUTS[::2])],
+    ids=str,
+)
 def test_goes_on_on_any_number_of_processes(layout, tmp_path):
     others = [other for other in LAYOUTS if other != layout]
     check_resumption(tmp_path, CASES, ["pair"], layout, others, steps=3)
@@ -71,7 +75,9 @@ def test_before_the_first_step(layout, tmp_path):
     check_resumption(tmp_path, CASES[:2], [*WAYS, "flat"], layout, [layout], steps=0)
 
 
-@pytest.mark.parametrize("layout", [(2, False), (2, True)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [pytest.param((2, False), marks=pytest.mark.slow), (2, True)], ids=str
+)
 def test_other_ways_to_save(layout, tmp_path):
     """Dicts of the model and the optimizer, flat ones, whole ones; the last is read by one."""
     ways = ["own dicts", "flat", "full", "from the first"]

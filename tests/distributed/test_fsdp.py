@@ -38,7 +38,11 @@ def assert_same_bits(left, right, what):
         assert torch.equal(bits(value), bits(right[name])), f"{what}: {name}"
 
 
-@pytest.mark.parametrize(("size", "mesh"), [(1, None), (2, None), (4, None), (4, (2, 2))], ids=str)
+@pytest.mark.parametrize(
+    ("size", "mesh"),
+    [(1, None), (2, None), pytest.param(4, None, marks=pytest.mark.slow), (4, (2, 2))],
+    ids=str,
+)
 def test_same_bits_as_unsharded(size, mesh):
     """All processes see the same batch, so that the mean of their gradients is exact."""
     cases = list(CASES.values())
@@ -57,7 +61,7 @@ def test_same_bits_as_unsharded(size, mesh):
         assert held == alone["held"] * size // holders
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_equals_unsharded_with_the_same_global_batch(size):
     # A large eps: Adam's first steps divide rounding by itself where a gradient is almost 0.
     cases = [

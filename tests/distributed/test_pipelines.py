@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from pipeline_jobs import class_images, preview, sample
-from processes import run_processes, torchrun
+from processes import run_commands, run_processes
 from safetensors.torch import load_file
 from tiny_models import tiny_scheduler, tiny_unet
 from tiny_pipeline import save_tiny_pipeline
@@ -36,9 +36,9 @@ def _batches_as_before(monkeypatch):
     ("size", "count", "batch_size", "shares"),
     [
         (2, 7, 3, [[3], [3, 1]]),
-        (2, 6, 1, [[1] * 3, [1] * 3]),
+        pytest.param(2, 6, 1, [[1] * 3, [1] * 3], marks=pytest.mark.slow),
         (2, 2, 5, [[], [2]]),  # fewer batches than processes
-        (3, 7, 2, [[2], [2], [2, 1]]),
+        pytest.param(3, 7, 2, [[2], [2], [2, 1]], marks=pytest.mark.slow),
     ],
 )
 def test_latents_and_images_have_the_bits_of_one_process(pipeline, size, count, batch_size, shares):
@@ -99,9 +99,9 @@ def erase(pipeline, out):
 def test_two_processes_erase_as_one(pipeline, tmp_path):
     alone, out = tmp_path / "alone", tmp_path / "run"
     assert cli.main(erase(pipeline, alone)) == 0
-    done = torchrun(["-m", "pecker_fast.cli", *erase(pipeline, out)])
-    assert done.code == 0, done.said
-    assert done.said.count(f"report           {out / 'report.html'}") == 1  # one process speaks
+    codes, said, errors = run_commands(2, *erase(pipeline, out))
+    assert codes == (0, 0), errors
+    assert "".join(said).count(f"report           {out / 'report.html'}") == 1  # one speaks
 
     original = PipelineFolder.load(pipeline).unet
     masks = [SaliencyMask.load(run / "mask.safetensors", original) for run in (alone, out)]

@@ -69,6 +69,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", RESUMED.values(), ids=RESUMED.keys())
 def test_one_two_four_one(tmp_path, options):
     """A run that is taken up by another number of processes ends as if nothing had happened."""

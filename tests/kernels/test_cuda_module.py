@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,11 @@ import torch
 
 from pecker_fast import backends
 
+SOURCES = sorted((Path(__file__).resolve().parents[2] / "csrc" / "cuda").glob("*.cu"))
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 TARGETS = {"80", "86", "89", "90", "100", "120"}  # of a recent nvcc; an older one knows fewer
+# 64 registers let four blocks of 256 threads share an SM; more would halve the loads under way.
+PLAIN_STEP_REGISTERS = 64
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +28,14 @@ def module():
     if reason is not None:
         pytest.skip(f"pecker_fast._cuda: {reason}")
     return importlib.import_module("pecker_fast._cuda")
+
+
+def cuobjdump(file: Path | str, *options: str) -> str:
+    """What NVIDIA's tool says of a module or a cubin."""
+    triton = pytest.importorskip("triton", reason="cuobjdump comes with Triton")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    command = [str(tool), *options, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_it_is_not_the_one_for_tests(module):
@@ -54,13 +68,92 @@ def test_types_without_a_kernel_are_refused(module):
         module.masked_adamw(1, 2, False, 0, 0, 0, 0, 1, 0, 0, 0, 0)
 
 
+# ---- what nvcc made of it
+
+
 def test_holds_code_for_every_target(module):
-    triton = pytest.importorskip("triton", reason="cuobjdump comes with Triton")
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    listed = subprocess.run(
-        [str(tool), "-lelf", "-lptx", module.__file__], capture_output=True, text=True, check=True
-    ).stdout
+    listed = cuobjdump(module.__file__, "-lelf", "-lptx")
     found = set(re.findall(r"\.sm_(\d+)\.cubin", listed))
     assert "80" in found
     assert found <= TARGETS
     assert re.search(r"\.sm_80\.ptx|compute_80", listed)
+
+
+def resources(file: Path | str) -> list[tuple[str, str, dict[str, int]]]:
+    """Target, mangled name and use of registers, stack and local memory of every kernel."""
+    found, target = [], ""
+    pattern = r"arch = sm_(\d+)|Function (\S+):\s*(REG:.*)"
+    for arch, name, usage in re.findall(pattern, cuobjdump(file, "-res-usage")):
+        target = arch or target
+        if name:
+            numbers = re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)
+            found.append((target, name, {key: int(value) for key, value in numbers}))
+    return found
+
+
+def test_nothing_spills_on_any_target(module):
+    kernels = resources(module.__file__)
+    assert [k for k in kernels if k[2]["STACK"] or k[2]["LOCAL"]] == []
+    counts = Counter(target for target, _, _ in kernels)
+    assert min(counts.values()) == max(counts.values()) > 40
+    # fp32 arithmetic, no extras
+    plain = [usage["REG"] for _, name, usage in kernels if "masked_adamw_kernelILb0Ef" in name]
+    assert len(plain) == 7 * len(counts) and max(plain) <= PLAIN_STEP_REGISTERS
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+def test_a_spill_would_be_seen(tmp_path):
+    """The check itself: a kernel that keeps an array in local memory does not pass."""
+    source, cubin = tmp_path / "spill.cu", tmp_path / "spill.cubin"
+    source.write_text(
+        "__global__ void k(int* p, int n) { int a[64]; for (int i = 0; i < 64; ++i) a[i] = p[i];"
+        " for (int i = 0; i < n; ++i) p[i] = a[p[i] % 64]; }"
+    )
+    command = [NVCC, "-O3", "-arch=sm_90", "-cubin", str(source), "-o", str(cubin)]
+    subprocess.run(command, check=True)
+    ((_, _, usage),) = resources(cubin)
+    assert usage["STACK"] or usage["LOCAL"]
+
+
+@pytest.fixture(scope="module")
+def ptx(module):
+    """Mangled name of a kernel -> its PTX for the oldest target."""
+    parts = re.split(r"\.entry (\w+)", cuobjdump(module.__file__, "-ptx"))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_arithmetic_is_ieee(ptx):
+    """No contraction, no approximation, no flushed denormals: the bits are the CPU's."""
+    assert len(ptx) > 40
+    for name, text in ptx.items():
+        for forbidden in ("fma.", ".approx", ".ftz"):
+            assert forbidden not in text, f"{forbidden} in {name}"
+    steps = "".join(text for name, text in ptx.items() if "masked_adamw" in name)
+    assert "sqrt.rn.f32" in steps and "div.rn.f32" in steps
+
+
+def test_memory_is_known_to_be_global(ptx):
+    """Addresses come from tables; a generic access would have to find out what they point to."""
+    for name, text in ptx.items():
+        generic = re.findall(r"^\s*(?:@%p\d+ )?(?:ld|st)\.(?!global|param|shared)\S+", text, re.M)
+        assert not generic, f"{name}: {generic[:3]}"
+
+
+def test_whole_tensors_are_read_and_written_16_bytes_at_a_time(ptx):
+    (body,) = (text for name, text in ptx.items() if "masked_adamw_kernelILb0EfffE" in name)
+    # p, g and two moments; the same written, the gradient where a GradScaler asks for it.
+    assert len(re.findall(r"ld\.global\S*\.v4", body)) == 4
+    assert len(re.findall(r"st\.global\S*\.v4", body)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_compiles_without_a_warning(source, tmp_path):
+    command = [
+        NVCC, "-std=c++17", "-O3", "-fmad=false", "-gencode=arch=compute_90,code=compute_90", "-c",
+        "-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra",
+        str(source), "-o", str(tmp_path / "object.o"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,19 +1,16 @@
 """The published U-Net against a plain function of its state dict, and as a torch module."""
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ddpm_oracle import predicted_noise
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.ddpm import DDPMUNet
-
-sys.path.insert(0, str(Path(__file__).parent))  # for ddpm_oracle.py
-from ddpm_oracle import predicted_noise
 
 CLASSES, GROUPS = 3, 2
 # Attention at two levels, three levels, an odd number of blocks: unlike the presets.

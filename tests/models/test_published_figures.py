@@ -3,17 +3,14 @@
 import copy
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import formula
 import pytest
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent))  # for formula.py
-import formula
 
 from pecker_fast.cli import main
 from pecker_fast.distill import Objective, load_config

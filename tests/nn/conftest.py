@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from pecker_fast.nn import operations
-
-sys.path.insert(0, str(Path(__file__).parent))  # for norms.py
 
 
 @pytest.fixture

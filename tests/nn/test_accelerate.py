@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,6 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))  # for unets.py
-
 from unets import (
     DEVICE,
     UNETS,
@@ -25,16 +21,12 @@ from unets import (
     double,
     result,
     shake_,
+    types,
 )
 
 from pecker_fast import PeckerError, accelerate_, decelerate_
 from pecker_fast.nn import operations
 from pecker_fast.nn.blocks import FusedResnetBlock2D
-
-
-def types(model: nn.Module) -> dict[str, type]:
-    return {name: type(module) for name, module in model.named_modules()}
-
 
 EXPECTED = {
     "class": {

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import safetensors.torch  # noqa: F401  # diffusers 0.31 uses it without importing it
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
-sys.path.insert(0, str(Path(__file__).parent))  # for unets.py
-
 from unets import (
     DEVICE,
     UNETS,
     Case,
+    LayoutCopies,
     assert_no_worse,
     class_unet,
     convert,
@@ -146,20 +141,6 @@ def test_gradient_checkpointing() -> None:
     case.module.enable_gradient_checkpointing()
     found = run(Case(case.module, convert(case.inputs, torch.float32)))
     assert max(errors(found, oracle).values()) <= 1e-5
-
-
-class LayoutCopies(TorchDispatchMode):
-    """Counts copies of activations into another order in memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.clone.default and args[0].dim() >= 3:
-            self.count += args[0].stride() != out.stride()
-        return out
 
 
 @pytest.mark.usefixtures("on_reference")

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.utils.checkpoint
 from diffusers.models.attention_processor import AttnProcessor2_0
-
-sys.path.insert(0, str(Path(__file__).parent))  # for unets.py
-
 from unets import (
     BLOCKS,
     DEVICE,
+    FLOAT32,
     Case,
     assert_no_worse,
     attention,
@@ -23,7 +17,9 @@ from unets import (
     double,
     down,
     errors,
+    fused,
     leaves,
+    plain,
     resnet,
     run,
     shake_,
@@ -35,21 +31,6 @@ from pecker_fast.nn.accelerate import accelerate_, decelerate_
 from pecker_fast.nn.blocks import FusedResnetBlock2D
 
 pytestmark = pytest.mark.usefixtures("device")  # skips where the kernels cannot run
-
-# Relative error of whole tensors, as norms: rounding of 2^-24 in sums of some hundred terms,
-# through a dozen layers.
-FLOAT32 = 1e-5
-
-
-def plain(case: Case, dtype: torch.dtype, stream: torch.dtype | None = None) -> Case:
-    """A copy with parameters in `dtype` and inputs in `stream` (None: the same)."""
-    return Case(copy.deepcopy(case.module).to(dtype), convert(case.inputs, stream or dtype))
-
-
-def fused(case: Case, dtype: torch.dtype, stream: torch.dtype | None = None) -> Case:
-    copied = plain(case, dtype, stream)
-    accelerate_(copied.module)
-    return copied
 
 
 def assert_parity(case: Case, dtype: torch.dtype) -> None:
@@ -63,12 +44,15 @@ def assert_parity(case: Case, dtype: torch.dtype) -> None:
         assert not {name: error for name, error in found.items() if not error <= FLOAT32}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_parity(name: str, dtype: torch.dtype) -> None:
     assert_parity(BLOCKS[name](), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", ["resnet", "AttnUpBlock2D", "attention", "transformer"])
 def test_autocast_with_float32_weights(name: str, stream: torch.dtype) -> None:
@@ -141,7 +125,7 @@ def dropped(case: Case, seed: int) -> dict[str, torch.Tensor]:
     return run(case)
 
 
-@pytest.mark.parametrize("name", ["resnet", "UpBlock2D"])
+@pytest.mark.parametrize("name", ["resnet", pytest.param("UpBlock2D", marks=pytest.mark.slow)])
 def test_dropout(name: str) -> None:
     case = resnet(dropout=0.3) if name == "resnet" else up("UpBlock2D", dropout=0.3)
     first, again, other = (dropped(fused(case, torch.float32), seed) for seed in (1, 1, 2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,26 @@ import pytest
 import safetensors.torch  # noqa: F401  # diffusers 0.31 uses it without importing it
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))  # for unets.py
-
 from unets import (
     EMBEDDING,
+    FLOAT32,
     GROUPS,
     Case,
+    LayoutCopies,
     assert_no_worse,
     case_of,
     convert,
     double,
     embedding,
     errors,
+    fused,
     image,
     leaves,
+    plain,
     result,
     run,
     shake_,
+    types,
 )
 
 from pecker_fast import SaliencyMask, accelerate_, decelerate_
@@ -42,9 +42,6 @@ from pecker_fast.nn.skipping import skip_frozen_
 
 with_kernels = pytest.mark.usefixtures("device")  # skips where they cannot run
 on_reference = pytest.mark.usefixtures("on_reference")
-
-# Relative error of whole tensors, as norms: that of the blocks of diffusers, for its reason.
-FLOAT32 = 1e-5
 
 
 def residual(channels: int, out: int, skip: int = 0, dropout: float = 0.0) -> Case:
@@ -74,22 +71,10 @@ BLOCKS: dict[str, Callable[[], Case]] = {
 }
 
 
-def plain(case: Case, dtype: torch.dtype) -> Case:
-    return Case(copy.deepcopy(case.module).to(dtype), convert(case.inputs, dtype))
-
-
-def fused(case: Case, dtype: torch.dtype) -> Case:
-    copied = plain(case, dtype)
-    accelerate_(copied.module)
-    return copied
-
-
-def types(network: nn.Module) -> dict[str, type]:
-    return {name: type(module) for name, module in network.named_modules()}
-
-
 @with_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks(name: str, dtype: torch.dtype) -> None:
     case = BLOCKS[name]()
@@ -276,17 +261,6 @@ def test_float64_goes_through_the_reference() -> None:
 @on_reference
 def test_activations_stay_channels_last() -> None:
     """No copy of an activation into another layout, forward or backward."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class LayoutCopies(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            if function is torch.ops.aten.clone.default and args[0].dim() >= 3:
-                self.count += args[0].stride() != out.stride()
-            return out
-
     case = unet()
     case.inputs["sample"] = case.inputs["sample"].to(memory_format=torch.channels_last)
     accelerate_(case.module)

@@ -20,7 +20,9 @@ def kept(x, dropout, skip=None):
     return y != 0
 
 
-@pytest.mark.parametrize(("silu", "dropout"), [(False, 0.75), (True, 0.1)])
+@pytest.mark.parametrize(
+    ("silu", "dropout"), [(False, 0.75), pytest.param(True, 0.1, marks=pytest.mark.slow)]
+)
 def test_backward_drops_what_forward_dropped(silu, dropout, device, small_tiles):
     case = Case(4, 4, (2, 3, 3), skip_channels=20, add="sample", silu=silu)
     x, skip, weight, bias, add = leaves = case.inputs(torch.float32, torch.float32, device)

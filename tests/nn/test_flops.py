@@ -2,8 +2,6 @@
 
 import copy
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +14,6 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.nn.flops import BackwardFlops, NetworkFlops, count_flops
 from pecker_fast.nn.skipping import skip_frozen_
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "distill"))  # for toys.py
 
 CONV_1 = 2 * 4 * 6 * 16 * 9  # two FLOPs, 4 -> 6 channels, 16 pixels, 9 taps
 CONV_2 = 2 * 6 * 8 * 16 * 9

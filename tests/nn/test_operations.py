@@ -72,7 +72,10 @@ def test_low_precision(case, types, implementation, device):
     check(IMPLEMENTATIONS[implementation], CASES[case], *types, device)
 
 
-@pytest.mark.parametrize("case", ["10 a group, border inside", "16 a group, shortcuts"])
+@pytest.mark.parametrize(
+    "case",
+    ["10 a group, border inside", pytest.param("16 a group, shortcuts", marks=pytest.mark.slow)],
+)
 def test_many_tiles(case, device, small_tiles):
     check(operations, CASES[case], FP32, FP32, device)
 

@@ -1,8 +1,6 @@
 """Which layers of a network are sliced under a mask, and that training does not notice."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +17,6 @@ from pecker_fast.nn.skipping import (
     skip_frozen_,
     slice_weight_gradient_,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "distill"))  # for toys.py
 
 
 def mask_of(network, salient):

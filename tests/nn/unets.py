@@ -15,10 +15,15 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets import unet_2d_blocks
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pecker_fast.nn.accelerate import accelerate_
 
 EMBEDDING, TEXT, GROUPS = 12, 10, 2
 BATCH, SIDE = 2, 6
-
+# Relative error of whole tensors, as norms: rounding of 2^-24 in sums of some hundred terms,
+# through a dozen layers.
+FLOAT32 = 1e-5
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -306,3 +311,34 @@ def double(case: Case) -> Case:
     """The same module, plain, and its inputs in float64: the oracle."""
     module = copy.deepcopy(case.module).double()
     return Case(module, convert(case.inputs, torch.float64))
+
+
+def plain(case: Case, dtype: torch.dtype, stream: torch.dtype | None = None) -> Case:
+    """A copy with parameters in `dtype` and inputs in `stream` (None: the same)."""
+    return Case(copy.deepcopy(case.module).to(dtype), convert(case.inputs, stream or dtype))
+
+
+def fused(case: Case, dtype: torch.dtype, stream: torch.dtype | None = None) -> Case:
+    """The same with fused blocks."""
+    copied = plain(case, dtype, stream)
+    accelerate_(copied.module)
+    return copied
+
+
+def types(network: nn.Module) -> dict[str, type]:
+    """The classes of all modules by name."""
+    return {name: type(module) for name, module in network.named_modules()}
+
+
+class LayoutCopies(TorchDispatchMode):
+    """Counts copies of activations into another order in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.clone.default and args[0].dim() >= 3:
+            self.count += args[0].stride() != out.stride()
+        return out

@@ -37,6 +37,7 @@ def train_in(model, optimizer, steps):
         optimizer.step()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.0, 0.99)}], ids=str)
@@ -51,22 +52,22 @@ def test_resume_is_exact(backend, dtype, masked, options):
         )
 
     optimizer = make(model)
-    train_in(model, optimizer, 3)
+    train_in(model, optimizer, 2)
     saved = through_a_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    train_in(model, optimizer, 3)
+    train_in(model, optimizer, 2)
 
     resumed = make_model(backend.device).to(dtype)
     resumed.load_state_dict(saved["model"])
     resumed_optimizer = make(resumed)
     untouched = copy.deepcopy(saved)
     resumed_optimizer.load_state_dict(saved["optimizer"])
-    train_in(resumed, resumed_optimizer, 3)
+    train_in(resumed, resumed_optimizer, 2)
 
     assert_same(model, resumed)
     for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
         ours, theirs = optimizer.state[p], resumed_optimizer.state[q]
         assert ours.keys() == theirs.keys()
-        assert ours["step"] == 6
+        assert ours["step"] == 4
         for key in ours:
             assert ours[key].dtype == theirs[key].dtype
             assert torch.equal(bits(ours[key]), bits(theirs[key]))
@@ -96,6 +97,7 @@ def test_resume_is_exact_after_carry(backend):
     assert_same(model, resumed)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("theirs_options", [{}, {"fused": True}, {"foreach": True}], ids=str)
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.0, 0.99)}], ids=str)
 def test_exchange_with_torch(backend, options, theirs_options):
@@ -209,6 +211,7 @@ def test_load_hooks(backend):
     assert seen == [torch.float32] * 4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("flatten", [False, True])
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_distributed_checkpoint(backend, masked, flatten):

@@ -47,6 +47,7 @@ def iteration_of(model, optimizer):
     return iteration
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", ["the step", "the whole iteration"])
 @pytest.mark.parametrize("release_grads", [False, True])
 def test_compiled_training_has_the_bits_of_eager(backend, release_grads, what):

@@ -19,6 +19,7 @@ LOW = [torch.bfloat16, torch.float16]
 # ---- low-precision parameters
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.0, 0.99)}], ids=str)
@@ -31,7 +32,7 @@ def test_masters_equal_an_oracle_in_float32(backend, dtype, masked, options):
     optimizer = MaskedAdamW(
         params.items(), **BASE, **options, mask=masks, master_weights=True, backend=backend.name
     )
-    for _ in range(5):
+    for _ in range(3):
         for param in params.values():
             param.grad = torch.randn_like(param)
         oracle.step({name: param.grad for name, param in params.items()})
@@ -42,27 +43,28 @@ def test_masters_equal_an_oracle_in_float32(backend, dtype, masked, options):
         expected = oracle.salient[name].detach()
         master = state["master"] if masked else state["master"].flatten()
         torch.testing.assert_close(master, expected, rtol=1e-6, atol=1e-7)
-        assert state["step"] == 5
+        assert state["step"] == 3
         assert all(state[key].dtype == torch.float32 for key in state)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_masters_keep_updates_that_rounding_would_lose(backend, dtype):
     """85 to 91 % of updates with lr 1e-6 vanish in low-precision weights."""
-    start = torch.linspace(0.5, 1.0, 64, device=backend.device).to(dtype)
+    start = torch.linspace(0.55, 1.0, 64, device=backend.device).to(dtype)
     moved = {}
     for master in (True, False):
         param = torch.nn.Parameter(start.clone())
         optimizer = MaskedAdamW(
             [param],
-            lr=1e-4,
+            lr=2e-4,  # below half the distance of float16 numbers: 2.4e-4; 12 of bfloat16: 2e-3
             weight_decay=0.0,
             mask={param: torch.ones_like(param, dtype=torch.bool)},
             master_weights=master,
             backend=backend.name,
         )
         assert ("master" in optimizer.state[param]) is master
-        for _ in range(40):
+        for _ in range(12):
             param.grad = torch.ones_like(param)
             optimizer.step()
         moved[master] = int((param != start).sum())
@@ -139,6 +141,7 @@ def scaled_step(model, optimizer, scaler, seed, unscale=False, spoil=None):
     scaler.update()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_grad_scaler(backend, masked, unscale):

@@ -6,6 +6,7 @@ import pytest
 from short_runs.make import RECORDS, Session, unusable
 
 RECORD = json.loads(RECORDS.read_text())
+LONG = {"report", "concepts_in_fp32", "two_stages", "sample_and_evaluate", "train_resnet34"}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,10 @@ def test_every_case_is_on_record(session):
     assert session.names == list(RECORD["cases"])
 
 
-@pytest.mark.parametrize("name", RECORD["cases"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in RECORD["cases"]],
+)
 def test_same_bits(session, name):
     """Where it fails: a fault, or a change that belongs under Numerics in the CHANGELOG."""
     assert session.record(name) == RECORD["cases"][name]
