@@ -283,19 +283,19 @@ def _start(arguments: argparse.Namespace, roof: bool) -> tuple[Setup, dict[str, 
     return Setup(device, names, arguments.repeats, gb_per_s, timer, arguments.provider), about
 
 
-_UNPRINTED = ("benchmark", "settings", "notes", "floor_bytes", "floor_ms")
+_UNPRINTED = ("benchmark", "settings", "notes", "floor_bytes", "floor_ms", "p20_ms", "p80_ms")
 
 
 def _print_rows(rows: Sequence[Row], case: Case) -> None:
     """A line for each row of a case, with its speed-ups."""
     for row in rows:
         factors = {f"x {over}": speed_up(row, rows, over) for over in case.baselines}
-        hidden = {*_UNPRINTED, *asdict(case)}
-        shown = {
-            key: v for key, v in (row | factors).items() if v is not None and key not in hidden
-        }
-        cells = ", ".join(f"{key} {_cell(key, value)}" for key, value in shown.items())
-        print(f"  {row['provider']}: {cells}", flush=True)
+        cells = [
+            f"{key} {_cell(key, value)}"
+            for key, value in (row | factors).items()
+            if value is not None and key not in (*_UNPRINTED, *asdict(case))
+        ]
+        print("  " + ", ".join(cells), flush=True)
 
 
 def _cell(key: str, value: Any) -> str:

@@ -152,7 +152,8 @@ def _trainer(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> Any:
     memory.label(objective.teacher.parameters(), "weights")  # the original is, where it is in use
     for _, network in trainer.networks():
         memory.label(network.parameters(), "weights")
-        memory.label_gradients(network)
+        memory.label_gradients(network.requires_grad_(True))
+        network.requires_grad_(False)  # it rests
     if isinstance(trainer._networks, SharedNetworks):
         trainer._networks.use("generator")
         for absent in trainer._networks._absent.values():
@@ -192,7 +193,8 @@ def _published(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> An
     objective = teacher.objective(config, "cpu")
     make = partial(PublishedAdam, options=config.optimizer)
     loop = PublishedLoop(objective, teacher, mock.Mock(to_dense=dense), make)
-    for network in (objective.teacher, loop.generator, loop.pseudo_score):
+    memory.label(objective.teacher.parameters(), "weights")
+    for network in (loop.generator, loop.pseudo_score):
         memory.label(network.parameters(), "weights")
         memory.label_gradients(network)
     if loop.average is not None:
