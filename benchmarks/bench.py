@@ -22,24 +22,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from machine import machine
-from rows import RESULTS, Row, slug, speed_up, write_results
-from timing import Call, GpuTimer, Timing, bandwidth, in_turns
+from rows import RESULTS, Row, largest, slug, speed_up, write_results
+from timing import Call, GpuTimer, Timing, bandwidth, in_turns, machine
 
 from pecker_fast import backends
 from pecker_fast.errors import PeckerError
 
 __all__ = [
-    "Builder",
-    "Case",
-    "NotApplicable",
-    "Provider",
-    "Setup",
-    "command",
-    "make_parser",
-    "run",
-    "usable_backends",
-]
+    "Builder", "Case", "NotApplicable", "Provider", "Setup", "command", "make_parser",
+    "out_of_memory", "usable_backends",
+]  # fmt: skip
 
 
 class NotApplicable(Exception):
@@ -118,69 +110,64 @@ class Case:
         """Time a provider on a GPU."""
         return setup.timer.measure(provider.call, setup.repeats, provider.prepare)
 
+    def rows(self, setup: Setup) -> Iterator[Row]:
+        """Check, then time every provider; rows come as soon as they are complete.
 
-# ---- a case
+        Raises:
+            PeckerError: a provider was asked for that the case does not have.
+        """
+        builders = self.providers(setup)
+        if unknown := set(setup.only) - builders.keys():
+            names = ", ".join(builders)
+            raise PeckerError(f"no provider {min(unknown)!r}: expected one of {names}")
+        waiting: dict[str, tuple[Provider, Row]] = {}
+        for name in setup.only or list(builders):
+            row: Row = {"benchmark": self.benchmark, **asdict(self), "provider": name}
+            provider = self._build(builders.pop(name), row)
+            if provider is not None and setup.timer is None:
+                waiting[name] = provider, row
+                continue
+            if provider is not None:
+                try:
+                    row |= self._timed(setup, provider, self.measure(setup, provider))
+                except torch.OutOfMemoryError as error:
+                    row["skipped"] = out_of_memory(error)
+            del provider  # the next one has all of the memory
+            _free(setup.device)
+            yield row
+        timings = in_turns({name: one.call for name, (one, _) in waiting.items()}, setup.repeats)
+        for name, (provider, row) in waiting.items():
+            yield row | self._timed(setup, provider, timings[name])
 
+    def _build(self, build: Builder, row: Row) -> Provider | None:
+        """The provider, if it is to be timed; what is known of it so far goes into its row."""
+        row["match"] = None
+        try:
+            provider = build()
+        except NotApplicable as reason:
+            row["skipped"] = str(reason)
+        except torch.OutOfMemoryError as error:
+            row["skipped"] = out_of_memory(error)
+        else:
+            row |= {"match": provider.match, **provider.columns}
+            if provider.match is False:
+                row["skipped"] = "its result is wrong"
+            elif provider.call is not None:
+                return provider
+        return None
 
-def run(case: Case, setup: Setup) -> Iterator[Row]:
-    """Check, then time every provider; rows come as soon as they are complete.
-
-    Raises:
-        PeckerError: a provider was asked for that the case does not have.
-    """
-    head = {"benchmark": case.benchmark, **asdict(case)}
-    builders = case.providers(setup)
-    if unknown := set(setup.only) - builders.keys():
-        raise PeckerError(f"no provider {min(unknown)!r}: expected one of {', '.join(builders)}")
-    if setup.only:
-        builders = {name: builders[name] for name in setup.only}
-    waiting: dict[str, tuple[Provider, Row]] = {}
-    for name in list(builders):
-        provider, row = _build(builders.pop(name))
-        row = {**head, "provider": name, **row}
-        if provider is not None and setup.timer is None:
-            waiting[name] = provider, row
-            continue
-        if provider is not None:
-            try:
-                row |= _timed(case, setup, provider, case.measure(setup, provider))
-            except torch.OutOfMemoryError as error:
-                row["skipped"] = _out_of_memory(error)
-        del provider  # the next one has all of the memory
-        _free(setup.device)
-        yield row
-    timings = in_turns({name: one.call for name, (one, _) in waiting.items()}, setup.repeats)
-    for name, (provider, row) in waiting.items():
-        yield row | _timed(case, setup, provider, timings[name])
-
-
-def _build(build: Builder) -> tuple[Provider | None, Row]:
-    """The provider, if it is to be timed, and its columns so far."""
-    try:
-        provider = build()
-    except NotApplicable as reason:
-        return None, {"match": None, "skipped": str(reason)}
-    except torch.OutOfMemoryError as error:
-        return None, {"match": None, "skipped": _out_of_memory(error)}
-    row = {"match": provider.match, **provider.columns}
-    if provider.match is False:
-        return None, row | {"skipped": "its result is wrong"}
-    return (provider if provider.call is not None else None), row
-
-
-def _timed(case: Case, setup: Setup, provider: Provider, timing: Timing) -> Row:
-    row = timing.columns() | provider.after(timing)
-    if case.roof is not None:
-        roof, columns = setup.gb_per_s[case.roof], provider.columns
-        row["gb_per_s"] = columns["bytes_moved"] / row["p50_ms"] / 1e6
-        row["roof_share"] = row["gb_per_s"] / roof
-        row["floor_ms"] = columns["floor_bytes"] / roof / 1e6
-        row["floor_share"] = row["floor_ms"] / row["p50_ms"]
-    return row
+    def _timed(self, setup: Setup, provider: Provider, timing: Timing) -> Row:
+        row = timing.columns() | provider.after(timing)
+        if self.roof is not None:
+            roof, columns = setup.gb_per_s[self.roof], provider.columns
+            row["roof_share"] = columns["bytes_moved"] / row["p50_ms"] / 1e6 / roof
+            row["floor_ms"] = columns["floor_bytes"] / roof / 1e6
+            row["floor_share"] = row["floor_ms"] / row["p50_ms"]
+        return row
 
 
-def _out_of_memory(error: torch.OutOfMemoryError) -> str:
-    # "CUDA out of memory. Tried to allocate 9.56 GiB. GPU 0 has ..."
+def out_of_memory(error: torch.OutOfMemoryError) -> str:
+    """Its first two sentences: "CUDA out of memory. Tried to allocate 9.56 GiB"."""
     return ". ".join(str(error).split(". ")[:2])
 
 
@@ -243,13 +230,18 @@ def command(
         print(*(chosen or cases), sep="\n")
         return 0 if chosen else 2
     try:
-        setup, about = start(arguments, chosen)
+        setup, about = _start(arguments, any(case.roof is not None for case in chosen))
     except PeckerError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2
     path = arguments.json or (RESULTS / f"{slug(about['device'])}.json" if file_of_card else None)
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     result: dict[str, Any] = {"machine": about, "complete": False, "failures": [], "rows": []}
+
+    def write() -> None:
+        if path is not None:
+            write_results(path, result)
+
     begin = time.monotonic()
     for number, case in enumerate(chosen):
         elapsed = time.monotonic() - begin
@@ -259,32 +251,23 @@ def command(
         print(f"[{elapsed:4.0f} s] {case}", flush=True)
         first = len(result["rows"])
         try:
-            for row in run(case, setup):
+            for row in case.rows(setup):
                 result["rows"].append(row)
-                _write(path, result)
+                write()
         except Exception as error:  # the other cases are worth having; the exit code tells
             traceback.print_exc()
             failure = f"{case}: {type(error).__name__}: {error}".splitlines()[0]
             result["failures"].append(failure)
-        print_rows(result["rows"][first:], case)
+        _print_rows(result["rows"][first:], case)
         result["complete"] = number + 1 == len(cases)
-        _write(path, result)
+        write()
         _free(setup.device)
     wrong = any(row["match"] is False for row in result["rows"])
     return 1 if wrong or result["failures"] else 0
 
 
-def _write(path: Path | None, result: dict[str, Any]) -> None:
-    if path is not None:
-        write_results(path, result)
-
-
-def start(arguments: argparse.Namespace, cases: Sequence[Case]) -> tuple[Setup, dict[str, Any]]:
-    """Measure the bandwidth if a case needs it; the setup, and what to say about the machine.
-
-    Raises:
-        PeckerError: no such device, or a backend that cannot be used on it.
-    """
+def _start(arguments: argparse.Namespace, roof: bool) -> tuple[Setup, dict[str, Any]]:
+    """Measure the bandwidth if a case needs it; the setup, and what to say about the machine."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = arguments.device
@@ -293,49 +276,35 @@ def start(arguments: argparse.Namespace, cases: Sequence[Case]) -> tuple[Setup, 
         raise PeckerError("torch sees no CUDA device")
     names = usable_backends(arguments.backend, device)
     timer = GpuTimer(device) if on_gpu else None
-    needed = any(case.roof is not None for case in cases)
-    gb_per_s = bandwidth(timer, device) if needed else {}
+    gb_per_s = bandwidth(timer, device) if roof else {}
     about = machine(device) | gb_per_s
     if arguments.commit:
         about["commit"] = arguments.commit
-    setup = Setup(device, names, arguments.repeats, gb_per_s, timer, arguments.provider)
-    return setup, about
+    return Setup(device, names, arguments.repeats, gb_per_s, timer, arguments.provider), about
 
 
-# ---- output
+_UNPRINTED = ("benchmark", "settings", "notes", "floor_bytes", "floor_ms", "p20_ms", "p80_ms")
 
 
-_UNPRINTED = ("benchmark", "settings", "notes", "floor_bytes", "floor_ms")
+def _print_rows(rows: Sequence[Row], case: Case) -> None:
+    """A line for each row of a case, with its speed-ups."""
+    for row in rows:
+        factors = {f"x {over}": speed_up(row, rows, over) for over in case.baselines}
+        cells = [
+            f"{key} {_cell(key, value)}"
+            for key, value in (row | factors).items()
+            if value is not None and key not in (*_UNPRINTED, *asdict(case))
+        ]
+        print("  " + ", ".join(cells), flush=True)
 
 
 def _cell(key: str, value: Any) -> str:
     """A figure as its column's name says: shares in per cent, bytes in MB."""
-    if isinstance(value, dict):  # the largest parts: shares of a time, or bytes
-        largest = sorted(value.items(), key=lambda item: -item[1])[:4]
+    if isinstance(value, dict):  # parts: shares of a time, or bytes
         part = "_share" if max(value.values()) <= 1 else "_bytes"
-        return ", ".join(f"{name} {_cell(part, size)}" for name, size in largest)
+        return largest(value, lambda size: _cell(part, size))
     if key.endswith("_share"):
         return f"{value:.0%}"
     if "bytes" in key:
-        return f"{value / 1e6:,.1f}"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return str(value)
-
-
-def print_rows(rows: Sequence[Row], case: Case) -> None:
-    """A table of a case's rows with their speed-ups; bytes are in MB."""
-    hidden = {*_UNPRINTED, *asdict(case)}
-    over = [name for name in case.baselines if any(row["provider"] == name for row in rows)]
-    table = []
-    for row in rows:
-        factors = {f"x {name}": speed_up(row, rows, name) for name in over}
-        shown = {key: value for key, value in (row | factors).items() if key not in hidden}
-        table.append({key: _cell(key, value) for key, value in shown.items() if value is not None})
-    # What is text goes last, and takes no width from the others.
-    texts = ("kinds", "parts", "skipped")
-    columns = dict.fromkeys(key for row in table for key in row if key not in texts)
-    width = {key: max(len(key), *(len(row.get(key, "")) for row in table)) for key in columns}
-    for row in [{key: key for key in columns}, *table]:
-        cells = [row.get(key, "").rjust(width[key]) for key in columns]
-        print("  ".join([*cells, *(row[key] for key in texts if key in row)]).rstrip(), flush=True)
+        return f"{value / 1e6:,.1f} MB"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

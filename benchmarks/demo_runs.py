@@ -9,16 +9,16 @@ fails the benchmark.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from machine import machine
-from rows import write_results
+from bench import Case, Setup, command, make_parser
+from rows import Row
 
 CASES = {
     "saliency": [],
@@ -27,7 +27,6 @@ CASES = {
     # A mask on the pseudo-score too: one set of weights for all three networks.
     "both": ["--set", "mask.apply=both"],
     "bf16": ["--set", "precision=bf16"],
-    "both bf16": ["--set", "mask.apply=both", "--set", "precision=bf16"],
 }
 KEPT = (
     "forget", "override", "mask", "density", "seed", "iterations", "forget_accuracy_before",
@@ -36,39 +35,37 @@ KEPT = (
 )  # fmt: skip
 
 
-def demo(options: list[str]) -> dict[str, Any]:
-    """The figures of one run."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pecker_fast.cli", "demo", "--out", f"{folder}/run"]
-        subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
-        report = json.loads(Path(folder, "run", "report.json").read_text())
-    if report["frozen_changed"]:
-        raise SystemExit(f"{options}: {report['frozen_changed']} frozen parameters changed")
-    return {key: report[key] for key in KEPT}
+@dataclass(frozen=True)
+class DemoCase(Case):
+    """One run; `preset` is a name of CASES."""
+
+    benchmark = "demo"
+
+    seed: int
+    iterations: int | None = None  # as the demo has them
+
+    def rows(self, setup: Setup) -> Iterator[Row]:
+        """The figures of the run."""
+        options = [*CASES[self.preset], "--seed", str(self.seed)]
+        if self.iterations is not None:
+            options += ["--iterations", str(self.iterations)]
+        with tempfile.TemporaryDirectory() as folder:
+            demo = [sys.executable, "-m", "pecker_fast.cli", "demo", "--out", f"{folder}/run"]
+            subprocess.run([*demo, *options], check=True, stdout=subprocess.DEVNULL)
+            report = json.loads(Path(folder, "run", "report.json").read_text())
+        match = report["frozen_changed"] == 0
+        yield {"case": self.preset, "match": match, **{key: report[key] for key in KEPT}}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__, repeats=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["saliency", "random", "full"])
     parser.add_argument("--iterations", type=int)
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
-    extra = [] if arguments.iterations is None else ["--iterations", str(arguments.iterations)]
-    rows = []
-    for seed in arguments.seeds:
-        for name in arguments.cases:
-            row = {"case": name} | demo([*CASES[name], "--seed", str(seed), *extra])
-            rows.append(row)
-            print(
-                f"{row['forget']:10} -> {row['override']:10} {name:9} seed {row['seed']}: "
-                f"forget {row['forget_accuracy_after']:.3f} keep {row['keep_accuracy_after']:.3f} "
-                f"Fréchet {row['frechet_after']:.2f}, {row['wall_s']:.0f} s",
-                flush=True,
-            )
-            if arguments.json:  # after every run: the whole takes long
-                write_results(arguments.json, {"machine": machine(), "rows": rows})
+    options = parser.parse_args(argv)
+    cases = [DemoCase(name, s, options.iterations) for s in options.seeds for name in options.cases]
+    return command(options, cases)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,33 +1,50 @@
-"""What is stepped and ranked: parameters with gradients, masks, scores, and the bytes they cost."""
+"""What is stepped and ranked: parameters with gradients, masks, scores, and the bytes they cost.
+
+The shapes are those of real networks. They are data (benchmarks/shapes), so that no network library
+is needed to measure. The DDPMs are google/ddpm-cifar10-32 with a class embedding, and the same with
+channel multipliers 1, 2, 2, 2, 4 for 64 x 64 images; a test holds the others to those of
+networks.py.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from presets import shapes
 from torch import Tensor
 
-__all__ = [
-    "LINE_BYTES",
-    "StepInput",
-    "bytes_floor",
-    "make_input",
-    "make_masks",
-    "nbytes",
-    "one_tensor",
-    "random_scores",
-    "salient_entries",
-    "touched_lines",
-]
+from pecker_fast.masks.mask import SaliencyMask
 
+__all__ = [
+    "PRESETS", "StepInput", "bytes_floor", "heavy_mask", "make_input", "make_masks", "nbytes",
+    "random_scores", "shapes", "touched_lines",
+]  # fmt: skip
+
+PRESETS = ("tiny", "ddpm_cifar10", "ddpm_stl10", "sd15", "sdxl")
+# A few shapes of each kind, 100,498 parameters: for tests and smoke runs.
+_TINY = {
+    "conv.weight": torch.Size((64, 32, 3, 3)),
+    "conv.bias": torch.Size((64,)),
+    "linear.weight": torch.Size((512, 160)),
+    "norm.weight": torch.Size((32,)),
+    "scale": torch.Size((1,)),
+    "odd": torch.Size((7, 7)),
+}
 LINE_BYTES = 64
-HEAVY_SIGMA = 2.0
-_SAMPLE = 2**26  # scores from which the threshold of a heavy mask is found
 Params = dict[str, torch.nn.Parameter]
 Masks = dict[str, Tensor]
+
+
+def shapes(preset: str) -> dict[str, torch.Size]:
+    """Name -> shape of every parameter of one of `PRESETS`, in the network's order."""
+    if preset == "tiny":
+        return dict(_TINY)
+    file = Path(__file__).parent / "shapes" / f"{preset}.json"
+    return {name: torch.Size(shape) for name, shape in json.loads(file.read_text()).items()}
 
 
 @dataclass
@@ -79,68 +96,41 @@ def make_masks(
 ) -> Masks | None:
     """Bool masks by name, or None for kind "none".
 
-    "random" makes every entry salient with probability `density`. "heavy" takes the largest of
-    `random_scores`: the threshold comes from all of them, in a large network from a sample (some
-    64 M of them, so the density is met to four digits). Scores are made twice from one seed instead
-    of being kept: they would take as much memory as the parameters.
+    "random" makes every entry salient with probability `density`.
     """
     if kind == "none":
         return None
+    if kind == "heavy":
+        dense = heavy_mask(named_shapes, density, device).to_dense()
+        return {name: mask.to(device) for name, mask in dense.items()}
     generator = torch.Generator(device).manual_seed(1)
-    if kind == "random":
-        return {
-            name: torch.rand(shape, generator=generator, device=device) < density
-            for name, shape in named_shapes.items()
-        }
-    stride = math.ceil(sum(shape.numel() for shape in named_shapes.values()) / _SAMPLE)
-    sample = torch.cat(
-        [
-            random_scores(shape, kind, generator).flatten()[::stride]
-            for shape in named_shapes.values()
-        ]
-    )
-    count = max(1, round(density * sample.numel()))
-    threshold = torch.topk(sample, count, sorted=False).values.min()
-    generator.manual_seed(1)
     return {
-        name: random_scores(shape, kind, generator) >= threshold
+        name: torch.rand(shape, generator=generator, device=device) < density
         for name, shape in named_shapes.items()
     }
 
 
-def random_scores(shape: torch.Size, distribution: str, generator: torch.Generator) -> Tensor:
-    """Scores like |gradient|: "normal", or "heavy", with a log-normal scale (sigma 2) per row.
+def heavy_mask(named_shapes: Mapping[str, torch.Size], density: float, device: str) -> SaliencyMask:
+    """The most salient entries of heavy-tailed random scores, which look like real saliency."""
+    return SaliencyMask.from_scores(random_scores(named_shapes, device), density)
 
-    The latter touch about as few cache lines as real saliency does.
+
+def random_scores(
+    named_shapes: Mapping[str, torch.Size], device: str, seed: int = 1
+) -> dict[str, Tensor]:
+    """Scores like |gradient|, normal with a log-normal scale (sigma 2) per row.
+
+    The largest of them touch about as few cache lines as real saliency does.
     """
-    device = generator.device
-    score = torch.randn(shape, generator=generator, device=device).abs_()
-    if distribution == "heavy" and len(shape) > 0:
-        scale = torch.randn(shape[0], generator=generator, device=device)
-        score *= scale.mul_(HEAVY_SIGMA).exp_().view(-1, *[1] * (len(shape) - 1))
-    return score
-
-
-def one_tensor(made: StepInput) -> StepInput:
-    """The same step in one tensor: as many salient entries in as many lines, one parameter.
-
-    Under a mask every parameter keeps its alignment, by entries between that are not salient.
-    """
-    per_line = 1 if made.masks is None else LINE_BYTES // made.dtype.itemsize
-
-    def join(tensors: list[Tensor]) -> Tensor:
-        parts = []
-        for tensor in tensors:
-            flat = tensor.detach().flatten()
-            parts.append(torch.nn.functional.pad(flat, (0, -flat.numel() % per_line)))
-        return torch.cat(parts)
-
-    param = torch.nn.Parameter(join(list(made.params.values())))
-    param.grad = join([p.grad for p in made.params.values()])
-    masks = None
-    if made.masks is not None:
-        masks = {"all": join([made.masks[name] for name in made.params])}
-    return StepInput({"all": param}, masks, made.dtype, made.beta1)
+    generator = torch.Generator(device).manual_seed(seed)
+    scores = {}
+    for name, shape in named_shapes.items():
+        score = torch.randn(shape, generator=generator, device=device).abs_()
+        if len(shape) > 0:
+            scale = torch.randn(shape[0], generator=generator, device=device)
+            score *= scale.mul_(2.0).exp_().view(-1, *[1] * (len(shape) - 1))
+        scores[name] = score
+    return scores
 
 
 # ---- what a step must move
@@ -151,25 +141,17 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def salient_entries(made: StepInput) -> int:
-    """The number of entries that change."""
-    if made.masks is None:
-        return sum(param.numel() for param in made.params.values())
-    return int(torch.stack([mask.sum() for mask in made.masks.values()]).sum())
-
-
-def touched_lines(made: StepInput) -> tuple[int, int]:
-    """How many 64-byte lines of the parameters hold a salient entry, and how many there are."""
+def touched_lines(made: StepInput) -> int:
+    """How many 64-byte lines of the parameters hold a salient entry."""
     per_line = LINE_BYTES // made.dtype.itemsize
-    total = sum(math.ceil(param.numel() / per_line) for param in made.params.values())
     if made.masks is None:
-        return total, total
+        return sum(math.ceil(param.numel() / per_line) for param in made.params.values())
     touched = []
     for mask in made.masks.values():
         flat = mask.flatten()
         padded = torch.nn.functional.pad(flat, (0, -flat.numel() % per_line))
         touched.append(padded.view(-1, per_line).any(dim=1).sum())
-    return int(torch.stack(touched).sum()), total
+    return int(torch.stack(touched).sum())
 
 
 def bytes_floor(made: StepInput) -> int:
@@ -179,8 +161,10 @@ def bytes_floor(made: StepInput) -> int:
     entry its position (4 bytes, none without a mask) and each moment twice, 4 bytes each (one
     moment at beta1 = 0); under a mask the float32 master of a low-precision parameter, twice.
     """
-    touched, _ = touched_lines(made)
+    salient = sum(param.numel() for param in made.params.values())
+    if made.masks is not None:
+        salient = int(torch.stack([mask.sum() for mask in made.masks.values()]).sum())
     per_entry = 8 if made.beta1 == 0 else 16
     if made.masks is not None:
         per_entry += 4 + (8 if made.dtype.itemsize == 2 else 0)
-    return 3 * LINE_BYTES * touched + per_entry * salient_entries(made)
+    return 3 * LINE_BYTES * touched_lines(made) + per_entry * salient

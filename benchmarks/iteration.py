@@ -45,16 +45,10 @@ def build(problem: Problem, variant: Variant) -> Provider:
     """The gate of one variant; then it is made and has run its first iterations."""
     if (obstacle := problem.obstacle(variant)) is not None:
         raise NotApplicable(obstacle)
-    agreement = problem.agreement(variant)
-    columns = {
-        "precision": problem.precision(variant),
-        "settings": dict(variant.settings),
-        "loss_error": agreement.losses,
-        "update_error": agreement.updates,
-        "frozen_changed": agreement.frozen_changed,
-    }
-    checked_in = str(variant.settings.get("precision", "fp32"))  # the published loop: in fp32
-    if not agreement.within(checked_in, problem.teacher.network.guidance):
+    match, errors = problem.check(variant)
+    precision = problem.precision(variant)
+    columns = {"precision": precision, "settings": dict(variant.settings), **errors}
+    if not match:
         return Provider(None, False, columns)
 
     on_gpu = torch.device(problem.device).type == "cuda"
@@ -80,7 +74,6 @@ def build(problem: Problem, variant: Variant) -> Provider:
         peak = torch.cuda.max_memory_allocated(problem.device) - memory if on_gpu else None
         kinds = shares(step, problem.device)
         return {
-            "images_per_s": 2 * problem.batch_size / p50 * 1e3,
             "run_hours": ITERATIONS_OF_A_RUN * p50 / 3.6e6,
             "published_batch": problem.teacher.network.batch_sizes[0],
             "setup_s": max(0.0, begun_s - first * p50 / 1e3),

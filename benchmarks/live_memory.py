@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["LiveMemory", "cuda_autocast_rules"]
+__all__ = ["CASTS", "HOST", "OTHER", "LiveMemory", "cuda_autocast_rules"]
 
 OTHER = "activations and temporaries"
 CASTS = "bf16 copies of weights"
+HOST = "on the host"
 
 
 class LiveMemory(TorchDispatchMode):
@@ -31,7 +32,7 @@ class LiveMemory(TorchDispatchMode):
 
     Attributes:
         live_bytes: kind -> bytes that are alive now.
-        peak_bytes: the largest sum so far.
+        peak_bytes: the largest sum so far, of all kinds but `HOST`.
         at_peak: `live_bytes` at that moment.
     """
 
@@ -41,24 +42,29 @@ class LiveMemory(TorchDispatchMode):
         self.peak_bytes = 0
         self.at_peak: Counter[str] = Counter()
         self._kinds: dict[int, str] = {}  # address of a storage's C++ object -> kind
-        self._sum = 0
 
     def label(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count these tensors under a kind; those that are counted already change theirs."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            known = self._kinds.get(storage._cdata)
-            if known is None:
-                self._add(storage, kind)
-            elif known != kind:
-                self._kinds[storage._cdata] = kind
-                self.live_bytes[known] -= storage.nbytes()
-                self.live_bytes[kind] += storage.nbytes()
+            key, size = storage._cdata, storage.nbytes()
+            if key in self._kinds:
+                self.live_bytes[self._kinds[key]] -= size
+            else:
+                weakref.finalize(storage, self._forget, key, size)
+            self._kinds[key] = kind
+            self.live_bytes[kind] += size
+            total = self.live_bytes.total() - self.live_bytes[HOST]
+            if total > self.peak_bytes:
+                self.peak_bytes, self.at_peak = total, self.live_bytes.copy()
+                del self.at_peak[HOST]
 
     def label_gradients(self, network: nn.Module) -> None:
         """From now on count the gradients of a network's parameters as such."""
         for param in network.parameters():
-            param.register_post_accumulate_grad_hook(lambda p: self.label([p.grad], "gradients"))
+            param.register_post_accumulate_grad_hook(
+                lambda p: self.label([] if p.grad is None else [p.grad], "gradients")
+            )
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -66,26 +72,13 @@ class LiveMemory(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         cast = function is torch.ops.aten._to_copy.default
         for tensor in tree_leaves(result):
-            if not isinstance(tensor, Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._kinds:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._kinds:
                 of_weight = cast and self._kinds.get(args[0].untyped_storage()._cdata) == "weights"
-                self._add(storage, CASTS if of_weight else OTHER)
+                self.label([tensor], CASTS if of_weight else OTHER)
         return result
 
-    def _add(self, storage: torch.UntypedStorage, kind: str) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self._kinds[key] = kind
-        self.live_bytes[kind] += size
-        self._sum += size
-        if self._sum > self.peak_bytes:
-            self.peak_bytes, self.at_peak = self._sum, self.live_bytes.copy()
-        weakref.finalize(storage, self._remove, key, size)
-
-    def _remove(self, key: int, size: int) -> None:
+    def _forget(self, key: int, size: int) -> None:
         self.live_bytes[self._kinds.pop(key)] -= size
-        self._sum -= size
 
 
 @contextmanager

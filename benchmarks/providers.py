@@ -13,7 +13,7 @@ from functools import cache, partial
 
 import torch
 from bench import Builder, NotApplicable, Provider
-from inputs import Masks, Params, StepInput, bytes_floor, nbytes, touched_lines
+from inputs import Masks, Params, StepInput, bytes_floor, nbytes
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
@@ -45,11 +45,7 @@ def checked_ours(made: StepInput, backend: str) -> Provider:
     except PeckerError as error:  # e.g. a tensor too large for int32 positions
         raise NotApplicable(str(error)) from None
     match = gate(made, optimizer, before)
-    salient = sum(optimizer.state[param]["exp_avg_sq"].numel() for param in made.params.values())
-    positions = 0 if made.masks is None else 4 * salient
-    return _provider(
-        made, optimizer.step, bytes_floor(made), _state_bytes(optimizer), positions, match
-    )
+    return _provider(made, optimizer, optimizer.step, bytes_floor(made), match)
 
 
 def gate(made: StepInput, optimizer: MaskedAdamW, before: dict[str, Tensor]) -> bool:
@@ -123,39 +119,29 @@ def baselines(made: StepInput) -> dict[str, Builder]:
 
     def foreach() -> Provider:
         optimizer = stepped(foreach=True)
-        return _provider(made, optimizer.step, step_bytes, _state_bytes(optimizer), 0)
+        return _provider(made, optimizer, optimizer.step, step_bytes)
 
-    def after(change: Callable[[], object], moved: int, mask_bytes: int) -> Provider:
-        def step() -> None:
-            change()
-            fused().step()
-
-        return _provider(made, step, step_bytes + moved, _state_bytes(fused()), mask_bytes)
+    def dense() -> Provider:
+        return _provider(made, fused(), fused().step, step_bytes)
 
     # foreach first: it is the only one with a state of its own, which can go before the others come
-    builders: dict[str, Builder] = {
-        "torch_foreach": foreach,
-        "torch_fused": lambda: after(lambda: None, 0, 0),
-    }
+    builders: dict[str, Builder] = {"torch_foreach": foreach, "torch_fused": dense}
     if masks is None:
         return builders
 
-    def gradmask(dtype: torch.dtype) -> Provider:
-        own = {name: mask.to(dtype) for name, mask in masks.items()}
+    def gradmask(dtype: torch.dtype, at_once: bool = False) -> Provider:
+        own = [mask.to(dtype) for mask in masks.values()]
 
-        def multiply() -> None:
-            for name, param in made.params.items():
-                param.grad.mul_(own[name])
+        def step() -> None:
+            grads = [param.grad for param in params]
+            if at_once:
+                torch._foreach_mul_(grads, own)
+            else:
+                for grad, mask in zip(grads, own, strict=True):
+                    grad.mul_(mask)
+            fused().step()
 
-        return after(multiply, 2 * size + numel * dtype.itemsize, nbytes(own.values()))
-
-    def gradmask_foreach() -> Provider:
-        own = [mask.to(made.dtype) for mask in masks.values()]
-
-        def multiply() -> None:
-            torch._foreach_mul_([param.grad for param in params], own)
-
-        return after(multiply, 3 * size, nbytes(own))
+        return _provider(made, fused(), step, step_bytes + 2 * size + nbytes(own))
 
     def restore() -> Provider:
         originals = _copies(made.params)
@@ -168,40 +154,31 @@ def baselines(made: StepInput) -> dict[str, Builder]:
                 param.copy_(torch.where(masks[name], param, originals[name]))
 
         step()
-        held = masked.columns["mask_bytes"] + nbytes(originals.values())
         moved = masked.columns["bytes_moved"] + 5 * size + numel
-        kept = frozen_kept(made.params, originals, masks)
-        return _provider(made, step, moved, masked.columns["state_bytes"], held, kept)
+        return _provider(made, fused(), step, moved, frozen_kept(made.params, originals, masks))
 
     return builders | {
         "gradmask_fused": partial(gradmask, torch.bool),
         "gradmask_int64_fused": partial(gradmask, torch.int64),  # as SalUn's files have them
-        "gradmask_foreach_fused": gradmask_foreach,
+        "gradmask_foreach_fused": partial(gradmask, made.dtype, at_once=True),
         "gradmask_fused_restore": restore,
     }
 
 
 def _provider(
     made: StepInput,
+    optimizer: torch.optim.Optimizer,
     step: Callable[[], object],
     bytes_moved: int,
-    state_bytes: int,
-    mask_bytes: int,  # positions, masks, copies to restore from
     match: bool | None = None,
 ) -> Provider:
-    touched, total = touched_lines(made)
+    state = (tensor for values in optimizer.state.values() for tensor in values.values())
     columns = {
-        "lines": touched / total,  # share of the 64-byte lines that hold a salient entry
         "bytes_moved": bytes_moved,
         "floor_bytes": bytes_floor(made),
-        "state_bytes": state_bytes,
-        "mask_bytes": mask_bytes,
+        "state_bytes": nbytes(state),
     }
     return Provider(step, match, columns, made.fresh_grads)
-
-
-def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    return nbytes(tensor for state in optimizer.state.values() for tensor in state.values())
 
 
 def _copies(params: Params) -> dict[str, Tensor]:

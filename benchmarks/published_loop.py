@@ -12,7 +12,7 @@ looks at, and prompts are embeddings that are there already (see networks.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -47,31 +47,28 @@ Phases = tuple[tuple[Term, Term], tuple[Term, Term]]
 
 
 class PublishedAdam(torch.optim.Adam):
-    """Clamp every gradient entry, multiply by the mask, and take a step of torch's default Adam."""
+    """Clamp every gradient entry, multiply by the mask, and take a step of torch's default Adam.
 
-    def __init__(
-        self,
-        network: nn.Module,
-        mask: Any,
-        lr: float,
-        config: Any,
-    ) -> None:
+    Attributes:
+        masks: bool by parameter name; empty without a mask.
+    """
+
+    def __init__(self, network: nn.Module, mask: Any, lr: float, options: Any) -> None:
         """Of all parameters of `network`.
 
         Args:
             network: what learns.
             mask: a `SaliencyMask`: which entries may change. None: all.
             lr: learning rate.
-            config: a `PeckerConfig`; its `optimizer` section counts.
+            options: the section `optimizer` of a `PeckerConfig`.
         """
-        options = config.optimizer
         super().__init__(
             network.parameters(), lr, betas=(options.beta1, options.beta2), eps=options.eps
         )
         self._named = dict(network.named_parameters())
         device = next(network.parameters()).device
         dense = {} if mask is None else mask.to_dense()
-        self._masks = {name: one.to(device) for name, one in dense.items()}
+        self.masks = {name: one.to(device) for name, one in dense.items()}
         self._clip_value = options.clip_value
 
     @torch.no_grad()
@@ -82,8 +79,8 @@ class PublishedAdam(torch.optim.Adam):
                 continue
             if self._clip_value is not None:
                 param.grad.clamp_(-self._clip_value, self._clip_value)
-            if self._masks:
-                param.grad *= self._masks[name]
+            if self.masks:
+                param.grad *= self.masks[name]
         super().step()
 
 
@@ -94,6 +91,7 @@ class PublishedLoop:
         generator: theta.
         pseudo_score: psi.
         average: the average of theta's weights; None where the recipe has none.
+        optimizers: psi's and theta's.
     """
 
     def __init__(
@@ -125,62 +123,69 @@ class PublishedLoop:
         self._b = (1 - alphas_cumprod).sqrt().to(self._device, torch.float32)
         self._predict = described.predictors(self._device)
         masked = mask if config.mask.apply == "both" else None
-        self._psi = make_optimizer(self.pseudo_score, masked, config.pseudo_score.lr)
-        self._theta = make_optimizer(self.generator, mask, config.generator.lr)
+        self.optimizers = (
+            make_optimizer(self.pseudo_score, masked, config.pseudo_score.lr),
+            make_optimizer(self.generator, mask, config.generator.lr),
+        )
 
-    def run(self) -> Iterator[dict[str, float]]:
-        """Iterate without end on drawn numbers; yields the losses of each iteration."""
-        while True:
-            yield self.iterate(self._draw())
+    def run(self, drawn: Iterable[Phases] | None = None) -> Iterator[dict[str, float]]:
+        """Iterate on random numbers, without end on numbers of its own.
 
-    def iterate(self, phases: Phases) -> dict[str, float]:
-        """One iteration; the four losses, means over their samples, without their weights."""
-        losses = self._pseudo_score_phase(phases[0]) | self._generator_phase(phases[1])
-        if self.average is not None:
-            decay = self._config.ema.decay
-            with torch.no_grad(), torch.profiler.record_function("weight average"):
-                pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
-                for average, param in pairs:
-                    average.mul_(decay).add_(param, alpha=1 - decay)
-        return losses
+        Yields:
+            The four losses of each iteration, means over their samples, without their weights.
+        """
+        for pseudo_score_terms, generator_terms in drawn or self._draw():
+            losses = self._phase("pseudo_score", pseudo_score_terms)
+            losses |= self._phase("generator", generator_terms)
+            if self.average is not None:
+                decay = self._config.ema.decay
+                with torch.no_grad(), torch.profiler.record_function("weight average"):
+                    pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
+                    for average, param in pairs:
+                        average.mul_(decay).add_(param, alpha=1 - decay)
+            yield losses
 
-    def _pseudo_score_phase(self, terms: tuple[Term, Term]) -> dict[str, float]:
-        self.generator.eval().requires_grad_(False)
-        self.pseudo_score.train().requires_grad_(True)
-        self._psi.zero_grad()
-        section = self._config.pseudo_score
+    def ema_generator(self) -> nn.Module | None:
+        """The average, as the trainer calls it."""
+        return self.average
+
+    def _phase(self, name: str, terms: tuple[Term, Term]) -> dict[str, float]:
+        """One of the two networks takes a step, while the other rests."""
+        psi, theta = self.optimizers
+        if name == "pseudo_score":
+            network, resting, optimizer = self.pseudo_score, self.generator, psi
+            loss_of = self._pseudo_score_loss
+        else:
+            network, resting, optimizer = self.generator, self.pseudo_score, theta
+            loss_of = self._generator_loss
+        resting.eval().requires_grad_(False)
+        network.train().requires_grad_(True)
+        optimizer.zero_grad()
+        section = getattr(self._config, name)
         losses = {}
         weights = {"remain": section.lambda_remain, "forget": section.lambda_forget}
-        for (name, weight), term in zip(weights.items(), terms, strict=True):
-            with torch.no_grad():
-                x_g = self._generate(term)
-            x_t = self._add_noise(x_g, term)
-            eps = self._eps(self.pseudo_score, x_t, term.t, term.label)
-            loss = (term.e - eps).square().sum(dim=(1, 2, 3)).mean()
+        for (half, weight), term in zip(weights.items(), terms, strict=True):
+            loss = loss_of(term)
             (weight * loss).backward()
-            losses[f"pseudo_score/{name}"] = self._read(loss)
-        self._psi.step()
+            losses[f"{name}/{half}"] = self._read(loss)
+        optimizer.step()
         return losses
 
-    def _generator_phase(self, terms: tuple[Term, Term]) -> dict[str, float]:
-        self.pseudo_score.eval().requires_grad_(False)
-        self.generator.train().requires_grad_(True)
-        self._theta.zero_grad()
-        section = self._config.generator
-        losses = {}
-        weights = {"remain": section.lambda_remain, "forget": section.lambda_forget}
-        for (name, weight), term in zip(weights.items(), terms, strict=True):
+    def _pseudo_score_loss(self, term: Term) -> Tensor:
+        with torch.no_grad():
             x_g = self._generate(term)
-            x_t = self._add_noise(x_g, term)
-            s = self._denoise(self.pseudo_score, x_t, term.t, term.label)
-            p = self._denoise(self._teacher, x_t, term.t, term.teacher_label)
-            omega = (p - x_g).detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-5)
-            values = (p - s) * ((p - x_g) - self._config.alpha * (p - s)) / omega
-            loss = values.sum(dim=(1, 2, 3)).mean()
-            (weight * loss).backward()
-            losses[f"generator/{name}"] = self._read(loss)
-        self._theta.step()
-        return losses
+        x_t = self._add_noise(x_g, term)
+        eps = self._eps(self.pseudo_score, x_t, term.t, term.label)
+        return (term.e - eps).square().sum(dim=(1, 2, 3)).mean()
+
+    def _generator_loss(self, term: Term) -> Tensor:
+        x_g = self._generate(term)
+        x_t = self._add_noise(x_g, term)
+        s = self._denoise(self.pseudo_score, x_t, term.t, term.label)
+        p = self._denoise(self._teacher, x_t, term.t, term.teacher_label)
+        omega = (p - x_g).detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-5)
+        values = (p - s) * ((p - x_g) - self._config.alpha * (p - s)) / omega
+        return values.sum(dim=(1, 2, 3)).mean()
 
     def _read(self, loss: Tensor) -> float:
         return loss.item()
@@ -218,25 +223,22 @@ class PublishedLoop:
 
     # ---- random numbers
 
-    def _draw(self) -> Phases:
+    def _draw(self) -> Iterator[Phases]:
         size, classes = self._config.batch_size, self._classes
-        kept = torch.randint(classes.num_classes - 1, (size,), device=self._device)
-        remain = kept + (kept >= classes.forget)
-        forget = torch.full_like(remain, classes.forget)
-        override = torch.full_like(remain, classes.override)
+        while True:
+            kept = torch.randint(classes.num_classes - 1, (size,), device=self._device)
+            remain = kept + (kept >= classes.forget)
+            forget = torch.full_like(remain, classes.forget)
+            override = torch.full_like(remain, classes.override)
+            pairs = ((remain, remain), (forget, override))
+            pseudo_score, generator = (
+                tuple(self._term(*labels) for labels in pairs) for _ in range(2)
+            )
+            yield pseudo_score, generator
 
-        def phase() -> tuple[Term, Term]:
-            return self._draw_term(remain, remain), self._draw_term(forget, override)
-
-        return phase(), phase()
-
-    def _draw_term(self, label: Tensor, teacher_label: Tensor) -> Term:
+    def _term(self, label: Tensor, teacher_label: Tensor) -> Term:
         diffusion = self._config.diffusion
         shape = (len(label), *self._shape)
-        return Term(
-            torch.randn(shape, device=self._device),
-            torch.randn(shape, device=self._device),
-            torch.randint(diffusion.t_min, diffusion.t_max, (len(label),), device=self._device),
-            label,
-            teacher_label,
-        )
+        noise, e = (torch.randn(shape, device=self._device) for _ in range(2))
+        t = torch.randint(diffusion.t_min, diffusion.t_max, shape[:1], device=self._device)
+        return Term(noise, e, t, label, teacher_label)

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import mean, median
-from typing import Any
 
-from rows import Row, speed_up
-from table_parts import Cell, Result, gib, largest, measured_on, network, on, rows_of, span, table
+from rows import Cell, Result, Row, largest, measured_on, network, rows_of, span, speed_up, table
 
-__all__ = [
-    "communication",
-    "communication_in_short",
-    "demo",
-    "demo_settings",
-    "iteration",
-    "memory",
-]
+__all__ = ["communication", "demo", "demo_settings", "iteration", "memory"]
 
 _BEFORE = ("forget_accuracy_before", "keep_accuracy_teacher", "frechet_teacher")
 _AFTER = ("forget_accuracy_after", "keep_accuracy_after", "frechet_after")
@@ -46,24 +37,25 @@ def demo(result: Result) -> str:
         "random": "control: a random 10 %, one step",
         "full": "control: all parameters, one step",
     }
-    before = dict(zip(_AFTER, (rows[0][key] for key in _BEFORE), strict=True))
-    original = {**before, "mask": "original"}
-    seconds = {
-        kind: f"{median(row['wall_s'] for row in rows if row['mask'] == kind):.0f} s"
-        for kind in {row["mask"] for row in rows}
-    }
+    before = zip(_AFTER, (rows[0][key] for key in _BEFORE), strict=True)
+    original = {**dict(before), "mask": "original"}
+
+    def seconds(runs: list[Row]) -> str:
+        taken = [run["wall_s"] for run in runs if "wall_s" in run]
+        return f"{median(taken):.0f} s" if taken else "ships with it"
+
     frozen = next(row["frozen_parameters"] for row in rows if row["mask"] == "saliency")
     return table(
         [[row for row in (original, *rows) if row["mask"] == kind] for kind in names],
         [
             (f"{rows[0]['forget']} -> {rows[0]['override']}", lambda runs: names[runs[0]["mask"]]),
             *_figures("still recognised as such", "other classes recognised", "Fréchet distance"),
-            ("whole demo", lambda runs: seconds.get(runs[0]["mask"], "ships with it")),
+            ("whole demo", seconds),
         ],
         f"Mean of {len({row['seed'] for row in rows})} seeds (range in brackets), median time, "
         "5,000 samples each; Fréchet distance of the other classes in the features of the shipped "
         f"classifier. In every run under a mask all {frozen:,} frozen parameters kept their bits. "
-        f"{on(result)}",
+        f"{measured_on(result)}",
     )
 
 
@@ -81,8 +73,12 @@ def demo_settings(result: Result) -> str:
             *_figures("still recognised", "others recognised", "Fréchet"),
             ("seeds", lambda runs: str(len(runs))),
         ],
-        f"As in the first table; its runs are on another machine. {on(result)}",
+        f"As in the first table; its runs are on another machine. {measured_on(result)}",
     )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def iteration(result: Result) -> str:
@@ -102,9 +98,9 @@ def iteration(result: Result) -> str:
         if published != batch:
             text += f" of batch {published}, projected from this one"
         if best.get("peak_bytes") is not None:
-            text += f", {gib(best['peak_bytes'])} at the peak"
-        text += f", {best['optimizer_share']:.1%} of it optimizers"
-        return f"{text}, set-up {best['setup_s']:.0f} s; {largest(best['kinds'], '{:.0%}')}"
+            text += f", {_gib(best['peak_bytes'])} at the peak"
+        text += f", {best['optimizer_share']:.1%} of it optimizers, set-up {best['setup_s']:.0f} s"
+        return f"{text}; {largest(best['kinds'], '{:.0%}'.format)}"
 
     caption = "Medians, in one process; every line was first checked against the first."
     return _by_network(result, rows, ("ms per iteration (times faster)", time), caption, note)
@@ -112,23 +108,22 @@ def iteration(result: Result) -> str:
 
 def memory(result: Result) -> str:
     """One line per layout, one column per network."""
-    rows = rows_of(result, "memory")
 
     def peaks(row: Row) -> str:
         computed, measured = row.get("computed_peak_bytes"), row.get("measured_peak_bytes")
-        texts = [gib(computed)] if computed else []
-        return ", ".join([*texts, f"measured {gib(measured)}"] if measured else texts) or "-"
+        texts = [_gib(computed)] if computed else []
+        return ", ".join([*texts, f"measured {_gib(measured)}"] if measured else texts) or "-"
 
     def note(found: list[Row]) -> str:
         computed = [row for row in found if row.get("computed_peak_bytes")]
         best = min(computed, key=lambda row: row["computed_peak_bytes"])
-        parts = {kind: size / 2**30 for kind, size in best["parts"].items()}
-        return f"{best['provider']}: {largest(parts, '{:.1f} GiB')}"
+        return f"{best['provider']}: {largest(best['parts'], _gib)}"
 
     caption = (
         "Computed from shapes and lifetimes with torch's blocks, without what happens inside an "
         "operation; measured where it says so."
     )
+    rows = rows_of(result, "memory")
     return _by_network(result, rows, ("peak of an iteration", peaks), caption, note)
 
 
@@ -159,39 +154,28 @@ def _by_network(
     )
 
 
-_SHORT = ("DistributedDataParallel", "density 0.5", "density 0.1", "density 0.01", "mask on both")
-_NAMES = {"no mask": "ours, no mask", "mask on both": "mask on both networks, density 0.1"}
-
-
-def communication_in_short(result: Result) -> str:
-    """The lines that say it."""
-    return communication(result, _SHORT)
-
-
-def communication(result: Result, names: tuple[str, ...] | None = None) -> str:
-    """One line per row of communication.py, MB of each process by number of processes."""
-    rows = [r for r in result["rows"] if r["payload_bytes"] and (not names or r["name"] in names)]
+def communication(result: Result) -> str:
+    """One line per way to send, MB of each process by number of processes."""
+    rows = [row for row in result["rows"] if row["payload_bytes"]]
     if any(row["wire_bytes"] is None for row in rows):
-        raise SystemExit(f"rows that were not counted: {result['wire']}")
-    lines: dict[tuple[str, str], dict[int, Row]] = {}
+        raise SystemExit("rows that were not counted: see communication.py for how they are")
+    names = {"no mask": "ours, no mask", "mask on both": "mask on both networks, density 0.1"}
+    lines: dict[str, dict[int, Row]] = {}
     for row in rows:
-        lines.setdefault((row["what"], row["name"]), {})[row["processes"]] = row
-
-    def named(line: Any) -> str:
-        what, name = line[0]
-        return f"{what}: {_NAMES.get(name, name)}"
+        name = f"{row['what']}: {names.get(row['name'], row['name'])}"
+        lines.setdefault(name, {})[row["processes"]] = row
 
     def sent(size: int) -> list[tuple[str, Cell]]:
         return [
-            (f"{size} processes, MB", lambda line: f"{line[1][size]['wire_bytes'] / 1e6:.1f}"),
-            ("of DDP", lambda line: f"{line[1][size]['share_of_ddp']:.1%}"),
+            (f"{size} processes, MB", lambda name: f"{lines[name][size]['wire_bytes'] / 1e6:.1f}"),
+            ("of DDP", lambda name: f"{lines[name][size]['share_of_ddp']:.1%}"),
         ]
 
     sizes = sorted({row["processes"] for row in rows})
     ratios = [row["wire_of_ring"] for row in rows if row["name"] != "fully_shard"]
     return table(
-        lines.items(),
-        [("sent by each process", named), *(pair for size in sizes for pair in sent(size))],
+        lines,
+        [("sent by each process", str), *(pair for size in sizes for pair in sent(size))],
         f"gloo, {rows[0]['parameters'] / 1e6:.1f} M parameters (CIFAR-10 as published), fp32; an "
         "iteration is compared with two DDP steps, since two networks learn. Counted by the "
         "loopback device of a private network, headers included: "

@@ -25,8 +25,7 @@ from functools import partial
 
 import torch
 from bench import Builder, Case, Setup, command, make_parser
-from inputs import make_input, one_tensor
-from presets import PRESETS
+from inputs import PRESETS, make_input
 from providers import baselines, checked_ours
 
 __all__ = ["StepCase", "main"]
@@ -34,7 +33,7 @@ __all__ = ["StepCase", "main"]
 
 @dataclass(frozen=True)
 class StepCase(Case):
-    """One mask on one network. In the layout "one tensor" the same step is in one parameter."""
+    """One mask on one network."""
 
     benchmark = "step_time"
     baselines = (
@@ -47,20 +46,15 @@ class StepCase(Case):
     density: float = 0.1
     dtype: str = "float32"
     beta1: float = 0.9
-    layout: str = "model"
 
     def providers(self, setup: Setup) -> dict[str, Builder]:
-        """Ours on every backend; for a model what people run today, too."""
+        """Ours on every backend, and what people run today."""
         dtype = getattr(torch, self.dtype)
         made = make_input(self.preset, dtype, self.mask, self.density, setup.device, self.beta1)
-        if self.layout == "one tensor":
-            made = one_tensor(made)
-        builders: dict[str, Builder] = {
+        ours: dict[str, Builder] = {
             f"pecker_fast[{name}]": partial(checked_ours, made, name) for name in setup.backends
         }
-        if self.layout == "model":
-            builders |= baselines(made)
-        return builders
+        return ours | baselines(made)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,16 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--masks", nargs="*", choices=masks, default=masks)
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["float32"])
     parser.add_argument("--beta1", type=float, default=0.9, help="0: as published for SFD")
-    parser.add_argument("--one-tensor", action="store_true", help="also the step in one tensor")
     options = parser.parse_args(argv)
     chosen = [("none", 1.0), *itertools.product(options.masks, options.densities)]
-    layouts = ["model", "one tensor"] if options.one_tensor else ["model"]
     cases = [
-        StepCase(preset, mask, density, dtype, options.beta1, layout)
+        StepCase(preset, mask, density, dtype, options.beta1)
         for preset in options.preset
         for dtype in options.dtype
         for mask, density in chosen
-        for layout in layouts
     ]
     return command(options, cases)
 

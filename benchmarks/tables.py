@@ -19,12 +19,12 @@ from pathlib import Path
 
 import kernel_tables
 import run_tables
-from rows import RESULTS
-from table_parts import Result
+from rows import RESULTS, Result
 
 ROOT = Path(__file__).resolve().parent.parent
 CARDS = "every card"  # the result files of gpu.py
 
+# Name -> its result files, and what makes it of one.
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "demo": ("demo-cpu", run_tables.demo),
     "demo_settings": ("demo_settings-cpu", run_tables.demo_settings),
@@ -33,8 +33,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "iteration": ("iteration-cpu", run_tables.iteration),
     "published_runs": ("published_runs-cpu", run_tables.iteration),
     "memory": ("memory-cpu", run_tables.memory),
-    "communication": ("communication-cpu", run_tables.communication_in_short),
-    "communication_all": ("communication-cpu", run_tables.communication),
+    "communication": ("communication-cpu", run_tables.communication),
     "step_time_gpu": (CARDS, kernel_tables.step_time_of_card),
     "topk_gpu": (CARDS, kernel_tables.topk),
     "iteration_gpu": (CARDS, run_tables.iteration),
@@ -60,11 +59,10 @@ def _made(name: str) -> str:
     if name not in TABLES:
         raise SystemExit(f"no table {name!r}: expected one of {', '.join(TABLES)}")
     source, table = TABLES[name]
-    paths = [path for path in sorted(RESULTS.glob("*.json")) if path.stem == source]
-    if source == CARDS:
-        paths = [path for path in sorted(RESULTS.glob("*.json")) if path.stem[-4:] != "-cpu"]
     parts = []
-    for path in paths:
+    for path in sorted(RESULTS.glob("*.json")):
+        if path.stem != source and (source != CARDS or path.stem.endswith("-cpu")):
+            continue
         result = json.loads(path.read_text())
         for row in result["rows"]:
             if row.get("match") is False:

@@ -1,18 +1,29 @@
-"""Times of calls, on the CPU in turns and on a GPU by events; the bandwidth beside them."""
+"""What is measured: times on the CPU in turns and on a GPU by events, bandwidth, peak memory."""
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+import os
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Call", "GpuTimer", "Timing", "back_to_back", "bandwidth", "in_turns"]
+from pecker_fast.machine import machine_facts, versions
 
+__all__ = [
+    "Call", "GpuTimer", "Timing", "back_to_back", "bandwidth", "in_turns", "machine",
+    "peak_memory",
+]  # fmt: skip
+
+T = TypeVar("T")
 Call = Callable[[], object]
 _FLUSH_BYTES = 2**28  # more than twice the L2 cache of any card
 _MAX_FLUSHES = 200
@@ -24,7 +35,6 @@ class Timing:
 
     ms: list[float]  # of each run
     host_us: float | None = None  # median time until the call returned; GPU only
-    wall_ms: float | None = None  # median time until an idle GPU was done with it; GPU only
 
     def columns(self) -> dict[str, float | None]:
         """The columns of a row: median, second and eighth decile, minimum."""
@@ -34,7 +44,7 @@ class Timing:
             low, high = deciles[1], deciles[7]
         return {
             "p50_ms": statistics.median(self.ms), "p20_ms": low, "p80_ms": high,
-            "min_ms": min(self.ms), "host_us": self.host_us, "wall_ms": self.wall_ms,
+            "min_ms": min(self.ms), "host_us": self.host_us,
         }  # fmt: skip
 
 
@@ -67,7 +77,7 @@ class GpuTimer:
     `ms` is the time between two events around the call. Before each, the L2 cache is emptied: a
     large buffer is written, then read, so that the call does not pay for writing it back. That is
     repeated until the GPU is busy for longer than the host needs to launch the call; so `ms` has
-    no gaps in which the GPU waits for the host. What the host costs is in `host_us` and `wall_ms`.
+    no gaps in which the GPU waits for the host. What the host costs is in `host_us`.
 
     Args:
         device: where everything happens; it becomes the current one.
@@ -91,16 +101,14 @@ class GpuTimer:
         for _ in range(3):
             prepare()
             call()
-        host, wall = [], []
+        host = []
         for _ in range(repeats):
             prepare()
             torch.cuda.synchronize()
             start = time.perf_counter()
             call()
-            returned = time.perf_counter()
+            host.append(1e6 * (time.perf_counter() - start))
             torch.cuda.synchronize()
-            host.append(1e6 * (returned - start))
-            wall.append(1e3 * (time.perf_counter() - start))
         host_us = statistics.median(host)
         flushes = math.ceil(1.5e-3 * host_us / self._flush_ms)
 
@@ -109,7 +117,7 @@ class GpuTimer:
             for _ in range(min(max(flushes, 1), _MAX_FLUSHES)):
                 self._flush()
 
-        return Timing(self._events(call, repeats, fill_the_queue), host_us, statistics.median(wall))
+        return Timing(self._events(call, repeats, fill_the_queue), host_us)
 
     def _flush(self) -> None:
         self._buffer.zero_()
@@ -157,3 +165,72 @@ def bandwidth(timer: GpuTimer | None, device: str, repeats: int = 15) -> dict[st
     found = {name: moved / statistics.median(timing.ms) / 1e6 for name, timing in times.items()}
     found["roof_gb_per_s"] = max(found.values()) if timer is None else found["copy_gb_per_s"]
     return {name: round(value, 1) for name, value in found.items()}
+
+
+def peak_memory(run: Callable[[], T], device: str = "cpu") -> tuple[T, int | None]:
+    """The result of `run`, and by how many bytes memory peaked above what it was, result included.
+
+    On a CUDA device: what torch's allocator handed out. On the CPU: resident memory; None where
+    the system does not say. The allocator keeps some MB of what was freed before, which are not
+    counted: the figure means something from some tens of MB.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = run()
+        torch.cuda.synchronize(device)
+        return result, torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: give back what earlier runs have freed
+    except AttributeError:
+        pass
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+        before = _resident_peak()
+    except OSError:
+        return run(), None
+    return run(), _resident_peak() - before
+
+
+def _resident_peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What a figure depends on besides the code: hardware, threads, versions, commit, load.
+
+    Args:
+        device: "cpu" or a CUDA device.
+
+    Returns:
+        Plain types. "device" is the processor or the card; a card adds its driver and the versions
+        of CUDA and Triton.
+    """
+    facts = machine_facts(device)
+    about: dict[str, Any] = {"device": facts["device_name"]}
+    if torch.device(device).type == "cuda":
+        query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        about |= {"driver": _first_line(*query), "cuda": torch.version.cuda}
+        about["triton"] = versions().get("triton")
+    return about | {
+        "cpu": facts["processor"],
+        "cores": facts["cores"],
+        "threads": facts["threads"],
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": versions()["python"],
+        "torch": torch.__version__,
+        "commit": _first_line("git", "describe", "--always", "--dirty", "--exclude", "*"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _first_line(*command: str) -> str:
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.partition("\n")[0].strip()

@@ -16,6 +16,7 @@ the others'); beside it the same without the selection.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,8 @@ from typing import Any
 
 import torch
 from bench import Builder, Case, Provider, Setup, command, make_parser
-from inputs import nbytes, random_scores
-from machine import peak_memory
-from presets import PRESETS, shapes
+from inputs import PRESETS, nbytes, random_scores, shapes
+from timing import peak_memory
 from torch import Tensor
 
 from pecker_fast import backends
@@ -122,7 +122,6 @@ def build(
     columns = {
         **checked,
         "numel": numel,
-        "tensors": len(scores),
         "peak_extra_bytes": peak,
         "extra_bytes_without_result": None if peak is None else max(0, peak - result),
         "bytes_moved": 4 * numel + 4 * k,
@@ -133,20 +132,17 @@ def build(
 
 @dataclass(frozen=True)
 class TopkCase(Case):
-    """One density of one network's scores."""
+    """One density of one network's scores, which have heavy tails."""
 
     benchmark = "topk"
     baselines = (*_BASELINES, _REFERENCE)
     roof = "copy_gb_per_s"
 
-    scores: str = "heavy"  # or normal
     density: float = 0.1
 
     def providers(self, setup: Setup) -> dict[str, Builder]:
         """The baselines, the reference, and ours on every backend."""
-        random = torch.Generator(setup.device).manual_seed(0)
-        named = shapes(self.preset)
-        scores = [random_scores(shape, self.scores, random) for shape in named.values()]
+        scores = list(random_scores(shapes(self.preset), setup.device, seed=0).values())
         k = max(1, round(self.density * sum(score.numel() for score in scores)))
         builders: dict[str, Builder] = {
             name: partial(build, *how, scores, k, ties=True) for name, how in _BASELINES.items()
@@ -164,12 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", nargs="+", choices=PRESETS, default=["ddpm_cifar10"])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.5, 0.1, 0.01])
     options = parser.parse_args(argv)
-    cases = [
-        TopkCase(preset, scores, density)
-        for preset in options.preset
-        for scores in ("normal", "heavy")
-        for density in options.densities
-    ]
+    cases = [TopkCase(*case) for case in itertools.product(options.preset, options.densities)]
     return command(options, cases)
 
 

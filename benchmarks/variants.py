@@ -17,19 +17,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from networks import Teacher, make_mask
+from inputs import heavy_mask
+from networks import Teacher
 from published_loop import Phases, PublishedAdam, PublishedLoop, Term
+from rows import Row
 from torch import Tensor, nn
 
 from pecker_fast.distill import PeckerConfig, PeckerTrainer, load_config
 from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.distill.objective import Objective
-from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import check_frozen
-from pecker_fast.optim.adamw import MaskedAdamW
+from pecker_fast.runs.learner import MakeOptimizer, masked_adamw
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
-__all__ = ["ONE_SET", "VARIANTS", "Agreement", "Problem", "Variant", "configuration"]
+__all__ = ["ONE_SET", "VARIANTS", "Problem", "Variant", "configuration"]
 
 # What the published loop does, in the words of the trainer's configuration.
 _PLAIN: dict[str, Any] = {
@@ -79,31 +80,6 @@ VARIANTS: tuple[Variant, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far a variant is from the published loop, relative.
-
-    Attributes:
-        losses: the largest difference of a loss over the largest loss of its kind.
-        updates: norm of the difference of all weights' changes over the norm of the changes.
-        frozen_changed: frozen entries whose bits differ from their start.
-    """
-
-    losses: float
-    updates: float
-    frozen_changed: int
-
-    def within(self, precision: str, guidance: float | None = None) -> bool:
-        """Whether rounding explains it: see `TOLERANCES`.
-
-        Guidance, (1 - scale) eps_empty + scale eps_prompt, multiplies it by 2 scale - 1 in fp32.
-        """
-        losses, updates = TOLERANCES[precision]
-        if guidance is not None and precision == "fp32":
-            losses, updates = (2 * guidance - 1) * losses, (2 * guidance - 1) * updates
-        return self.losses <= losses and self.updates <= updates and self.frozen_changed == 0
-
-
 # Losses, updates. fp32: a few units of rounding in sums of some thousand terms; the generator's
 # loss is made of p - s, which is smaller than either (1.1e-5 was seen). bf16 rounds to 2^-9, and
 # each iteration makes more of what the last left: up to 0.15 and 0.28 were seen on a CPU. A term
@@ -144,7 +120,7 @@ class Problem:
         """
         self.device, self.batch_size, self.density = device, batch_size, density
         self.teacher = Teacher(preset)
-        self.mask = make_mask(self.teacher.shapes(), density, device)
+        self.mask = heavy_mask(self.teacher.shapes(), density, device)
         # Steps that change the outputs of a network by about as much, however many weights it has:
         # larger ones make chaos out of rounding, smaller ones leave p - s to rounding.
         root = math.sqrt(sum(shape.numel() for shape in self.teacher.shapes().values()))
@@ -165,11 +141,8 @@ class Problem:
         Returns:
             One iteration, and what the trainer says about how it iterates.
         """
-        settings = {"precision": self.precision(variant)}
-        if variant.trainer:
-            trainer = self._trainer(variant, settings, dropout=True)
-            return partial(next, trainer.run()), lambda: trainer.notes
-        return partial(next, self._loop(variant, settings, dropout=True)[0].run()), list
+        run, _ = self._make(variant, {"precision": self.precision(variant)}, dropout=True)
+        return partial(next, run.run()), lambda: getattr(run, "notes", [])
 
     def precision(self, variant: Variant) -> str:
         """The precision that a variant is timed in: as published, unless it changes that.
@@ -180,12 +153,18 @@ class Problem:
 
     # ---- the check
 
-    def agreement(self, variant: Variant) -> Agreement:
-        """Compare a few iterations with those of the published loop."""
+    def check(self, variant: Variant) -> tuple[bool, Row]:
+        """Compare a few iterations with those of the published loop.
+
+        Returns:
+            Whether rounding explains how far they are apart (see `TOLERANCES`), and columns:
+            loss_error, the largest difference of a loss over the largest loss of its kind;
+            update_error, the norm of the difference of all weights' changes over the norm of the
+            changes; and frozen_changed, the frozen entries whose bits differ from their start.
+        """
         with _exact_fp32():
             reference = self._reference(variant)
-            published = variant == VARIANTS[0]
-            found = reference if published else self._result(variant, {})
+            found = reference if variant == VARIANTS[0] else self._result(variant, {})
         scales = {
             name: max(abs(losses[name]) for losses in reference.losses)
             for name in reference.losses[0]
@@ -195,55 +174,50 @@ class Problem:
             for ours, losses in zip(found.losses, reference.losses, strict=True)
             for name, value in losses.items()
         )
-        update_errors = [found.difference(reference, network) for network in reference.changes]
-        return Agreement(loss_error, max(update_errors), found.frozen_changed)
+        update_error = max(found.difference(reference, network) for network in reference.changes)
+        precision = variant.settings.get("precision", "fp32")  # the published loop: in fp32
+        most_losses, most_updates = TOLERANCES[precision]
+        guidance = self.teacher.network.guidance
+        if guidance is not None and precision == "fp32":
+            # (1 - scale) eps_empty + scale eps_prompt multiplies rounding by 2 scale - 1
+            most_losses, most_updates = (
+                (2 * guidance - 1) * most for most in (most_losses, most_updates)
+            )
+        match = loss_error <= most_losses and update_error <= most_updates
+        columns = {"loss_error": loss_error, "update_error": update_error}
+        columns["frozen_changed"] = found.frozen_changed
+        return match and found.frozen_changed == 0, columns
 
     def _reference(self, variant: Variant) -> _Result:
         """The published loop, on what the variant changes of the algorithm."""
-        algorithm = {
-            key: value
-            for key, value in variant.settings.items()
-            if key in ("mask.apply", "share_generator_pass")
-        }
+        changed = ("mask.apply", "share_generator_pass")
+        algorithm = {key: value for key, value in variant.settings.items() if key in changed}
         key = tuple(sorted(algorithm))
         if key not in self._references:
             self._references[key] = self._result(VARIANTS[0], algorithm)
         return self._references[key]
 
     def _result(self, variant: Variant, algorithm: Mapping[str, Any]) -> _Result:
-        settings = {**self._gate, **algorithm}
-        views: dict[str, Callable[[], nn.Module]]
-        losses: Iterable[Mapping[str, float]]
-        if variant.trainer:
-            trainer = self._trainer(variant, settings, dropout=False)
-            config = trainer.config
-            # Where they share their weights, asking for one puts it in place.
-            views = {
-                "generator": lambda: trainer.generator,
-                "pseudo_score": lambda: trainer.pseudo_score,
-                "average": lambda: trainer.ema_generator(),
-            }
-            losses = (dict(metrics.losses or {}) for metrics in trainer.run())
-        else:
-            loop, objective = self._loop(variant, settings, dropout=False)
-            config = objective.config
-            views = {
-                "generator": lambda: loop.generator,
-                "pseudo_score": lambda: loop.pseudo_score,
-                "average": lambda: loop.average,
-            }
-            losses = (
-                loop.iterate(_phases(objective, iteration)) for iteration in range(_GATE_ITERATIONS)
-            )
+        run, objective = self._make(variant, {**self._gate, **algorithm}, dropout=False)
+        # Where they share their weights, asking for one puts it in place.
+        views: dict[str, Callable[[], nn.Module]] = {
+            "generator": lambda: run.generator,
+            "pseudo_score": lambda: run.pseudo_score,
+            "average": run.ema_generator,
+        }
         before = {name: _values(view()) for name, view in views.items() if name != "average"}
         before["average"] = _values(self.teacher.copy())
-        found = list(losses)
+        losses: list[Mapping[str, float]]
+        if variant.trainer:
+            losses = [dict(metrics.losses or {}) for metrics in run.run()]
+        else:
+            losses = list(run.run(_phases(objective, i) for i in range(_GATE_ITERATIONS)))
         after = {name: _values(view()) for name, view in views.items()}
         salient = self.mask.to_dense()
         frozen_changed = sum(
             check_frozen(before[name], after[name], salient).frozen_changed
             for name in after
-            if name != "pseudo_score" or config.mask.apply == "both"
+            if name != "pseudo_score" or objective.config.mask.apply == "both"
         )
         changes, rounding = {}, {}
         for name, values in after.items():
@@ -253,42 +227,23 @@ class Problem:
             rounding[name] = math.sqrt(_GATE_ITERATIONS) * _norm(
                 value.float() * torch.finfo(value.dtype).eps for value in values.values()
             )
-        return _Result(found, changes, rounding, frozen_changed)
+        return _Result(losses, changes, rounding, frozen_changed)
 
     # ---- building
 
-    def _trainer(
+    def _make(
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
-    ) -> PeckerTrainer:
-        objective, make = self._parts(variant, settings, dropout)
-        own = None if variant.masked_optimizer else make  # MaskedAdamW is the trainer's default
-        return PeckerTrainer(objective, mask=self.mask, make_optimizer=own)
-
-    def _loop(
-        self, variant: Variant, settings: Mapping[str, Any], dropout: bool
-    ) -> tuple[PublishedLoop, Objective]:
-        objective, make = self._parts(variant, settings, dropout)
-        return PublishedLoop(objective, self.teacher, self.mask, make), objective
-
-    def _parts(
-        self, variant: Variant, settings: Mapping[str, Any], dropout: bool
-    ) -> tuple[Objective, Callable[..., torch.optim.Optimizer]]:
-        """The objective, and (network, its mask or None, learning rate) -> optimizer."""
+    ) -> tuple[PeckerTrainer | PublishedLoop, Objective]:
+        """The trainer or the published loop, with the variant's optimizer."""
         settings = {**variant.settings, **settings}
         config = configuration(self.teacher, self.batch_size, self.density, settings)
         objective = self.teacher.objective(config, self.device, self.teacher.copy(dropout))
-
-        def make(network: nn.Module, mask: SaliencyMask | None, lr: float) -> torch.optim.Optimizer:
-            if not variant.masked_optimizer:
-                return PublishedAdam(network, mask, lr, config)
-            options = config.optimizer
-            betas = options.beta1, options.beta2
-            fixed = {"eps": options.eps, "weight_decay": options.weight_decay}
-            named = network.named_parameters()
-            clip = options.clip_value
-            return MaskedAdamW(named, lr=lr, betas=betas, mask=mask, clip_value=clip, **fixed)
-
-        return objective, make
+        make: MakeOptimizer = partial(PublishedAdam, options=config.optimizer)
+        if variant.masked_optimizer:
+            make = masked_adamw(config.optimizer)
+        if variant.trainer:
+            return PeckerTrainer(objective, mask=self.mask, make_optimizer=make), objective
+        return PublishedLoop(objective, self.teacher, self.mask, make), objective
 
 
 @dataclass(frozen=True)

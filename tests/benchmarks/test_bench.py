@@ -113,19 +113,18 @@ def test_what_cannot_be_is_one_line(run, options, named, monkeypatch, capsys):
     assert named in error and error.count("\n") == 1
 
 
-def test_on_a_gpu_one_follows_the_other_and_is_freed(monkeypatch):
+def test_on_a_gpu_one_follows_the_other_and_is_freed():
     """The GPU's path with a timer that takes no time."""
     import weakref
 
     from bench import Provider, Setup
-    from bench import run as run_case
     from timing import Timing
 
     class Timer:
         def measure(self, call, repeats, prepare):
             prepare()
             call()
-            return Timing([1.0] * repeats, host_us=5.0, wall_ms=2.0)
+            return Timing([1.0] * repeats, host_us=5.0)
 
     alive, order = [], []
 
@@ -138,9 +137,9 @@ def test_on_a_gpu_one_follows_the_other_and_is_freed(monkeypatch):
         )
 
     case = fake_case({name: (lambda name=name: build(name)) for name in "ab"})
-    rows = list(run_case(case, Setup("cpu", [], 2, {}, Timer())))
+    rows = list(case.rows(Setup("cpu", [], 2, {}, Timer())))
     assert order == ["a", ("a", 3), "b", ("b", 3)]
-    assert {(row["p50_ms"], row["host_us"], row["wall_ms"]) for row in rows} == {(1.0, 5.0, 2.0)}
+    assert {(row["p50_ms"], row["host_us"]) for row in rows} == {(1.0, 5.0)}
 
 
 def test_which_backends_are_measured(monkeypatch):
@@ -157,22 +156,16 @@ def test_which_backends_are_measured(monkeypatch):
     assert usable_backends(None, "cpu") == ["reference"]
 
 
-def test_a_result_file_is_whole_or_as_it_was(tmp_path):
-    from rows import slug, write_results
+def test_the_file_of_a_card_has_its_name():
+    from rows import slug
 
-    path = tmp_path / "new" / f"{slug('NVIDIA H100 80GB HBM3')}.json"
-    result = {"machine": {"device": "x"}, "rows": [{"a": 1}, {"a": 2}]}
-    write_results(path, result)
-    assert path.name == "nvidia-h100-80gb-hbm3.json" and json.loads(path.read_text()) == result
-    with pytest.raises(TypeError):
-        write_results(path, {"machine": {}, "rows": [{"a": torch.ones(1)}]})
-    assert json.loads(path.read_text()) == result
+    assert slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 
 def test_the_cases_of_a_card_are_what_the_benchmarks_know():
     from gpu import CASES
+    from inputs import PRESETS
     from networks import NETWORKS
-    from presets import PRESETS
 
     assert len(set(CASES)) == len(CASES)
     for case in CASES:

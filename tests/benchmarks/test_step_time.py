@@ -17,13 +17,12 @@ def test_every_row_is_gated_and_has_its_ratios(run):
     from step_time import StepCase
 
     case = StepCase("tiny", "random", 0.5)
-    code, result = run([case, StepCase("tiny", "random", 0.5, layout="one tensor")])
+    code, result = run([case])
     assert code == 0
-    rows = {row["provider"]: row for row in result["rows"] if row["layout"] == "model"}
-    ours, single = rows["pecker_fast[reference]"], result["rows"][-1]
+    rows = {row["provider"]: row for row in result["rows"]}
+    ours = rows["pecker_fast[reference]"]
     assert rows.keys() - {ours["provider"]} == {*case.baselines}
-    assert (single["layout"], single["provider"]) == ("one tensor", ours["provider"])
-    assert ours["match"] is single["match"] is rows["gradmask_fused_restore"]["match"] is True
+    assert ours["match"] is rows["gradmask_fused_restore"]["match"] is True
     assert rows["torch_fused"]["match"] is None
     restore = rows["gradmask_fused_restore"]["p50_ms"]
     assert speed_up(ours, rows.values(), "gradmask_fused_restore") == restore / ours["p50_ms"]
@@ -32,28 +31,19 @@ def test_every_row_is_gated_and_has_its_ratios(run):
     assert ours["roof_share"] == pytest.approx(ours["floor_share"])
     assert rows["torch_fused"]["bytes_moved"] == 28 * NUMEL
     assert rows["gradmask_fused"]["bytes_moved"] == 37 * NUMEL
-    assert rows["gradmask_int64_fused"]["mask_bytes"] == 8 * NUMEL
-    assert rows["gradmask_fused_restore"]["mask_bytes"] == 5 * NUMEL
-    assert 0 < ours["lines"] <= 1
+    assert ours["state_bytes"] < 0.6 * rows["torch_fused"]["state_bytes"]
 
 
-def test_the_command(monkeypatch, tmp_path):
-    import bench
+def test_the_command(capsys):
     import step_time
 
-    found = []
-    monkeypatch.setattr(bench, "command", lambda arguments, cases: found.extend(cases) or 0)
-    monkeypatch.setattr(step_time, "command", bench.command)
-    options = "--preset tiny --dtype float32 bfloat16 --masks heavy --densities 0.1 --one-tensor"
+    options = "--preset tiny --dtype float32 bfloat16 --masks heavy --densities 0.1 --list"
     assert step_time.main(options.split()) == 0
-    made = [(case.mask, case.density, case.dtype, case.layout) for case in found]
-    expected = [
-        (mask, density, dtype, layout)
+    assert capsys.readouterr().out.splitlines() == [
+        f"step_time tiny mask={mask} density={density} dtype={dtype} beta1=0.9"
         for dtype in ("float32", "bfloat16")
         for mask, density in (("none", 1.0), ("heavy", 0.1))
-        for layout in ("model", "one tensor")
     ]
-    assert made == expected
 
 
 @pytest.mark.parametrize("where", ["frozen", "salient", "state", "gradient"])
