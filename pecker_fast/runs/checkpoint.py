@@ -148,6 +148,8 @@ class RunDirectory:
             try:
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
                 found, digest = state["format"], state.pop("digest", None)
+                if type(found) is not int:
+                    raise ValueError("it does not say which format it has")
                 intact = digest == digest_of(state)
             except OSError as error:
                 raise PeckerError(f"cannot read {file}: {error.strerror}") from None

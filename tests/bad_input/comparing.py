@@ -20,7 +20,7 @@ REPORT = {
     "after.forget": "null text huge negative fraction",
     "after.override": "text huge negative",
     "after.frechet": "text list",
-    "mask": "null zero list object",
+    "mask": "zero list object",
     "versions": "null text list zero deep",
     "versions.torch": "null list object escape",
     "frozen_parameters": "text negative list",

@@ -122,7 +122,7 @@ CASES = [
         }.items()
     }, "done/config.yaml", _AGAIN, _NEEDS, code=(0, 2)),
     *each("mask of a run", TENSORS | ANY_FILE, "done/mask.safetensors", _AGAIN, _NEEDS,
-          code=(0, 2)),
+          code=(0, 2), writes=_DONE),
     *whole_json("start.json", "done/start.json", _AGAIN, _NEEDS, code=(0, 2)),
     *whole_json("curve.json", "done/curve.json",
                 (*_AGAIN, "--classifier", "classifier"), ("model", "done", "classifier"),
