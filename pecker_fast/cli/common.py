@@ -117,7 +117,9 @@ def config_values(options: dict[str, Any]) -> dict[str, Any]:
     for setting in options.pop("settings"):
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise PeckerError(f"--set {shown(setting)}: expected KEY=VALUE, e.g. --set generator.lr=1e-4")
+            raise PeckerError(
+                f"--set {shown(setting)}: expected KEY=VALUE, e.g. --set generator.lr=1e-4"
+            )
         values[key.strip()] = parse_yaml(text, f"--set {shown(key)}")
     named = {key: options.pop(option, None) for option, key in _KEYS.items()}
     return values | {key: value for key, value in named.items() if value is not None}

@@ -84,8 +84,8 @@ def erase(
             asked[name] = Path(value)
     source = model if isinstance(model, (ModelFolder, PipelineFolder)) else Path(model)
     if isinstance(source, Path):
-        source = find_pipeline(source) or source
-        prompts = (source / "model_index.json").is_file()
+        pipeline = find_pipeline(source)
+        source, prompts = pipeline or source, pipeline is not None
     else:
         prompts = isinstance(source, PipelineFolder)
     asked |= {"pipeline": source} if prompts else {"model": source}

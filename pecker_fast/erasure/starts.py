@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import yaml
 from torch import nn
 
 from pecker_fast.distill.network_set import restored_network, saved_network
@@ -17,6 +16,7 @@ from pecker_fast.evaluate.classifier_files import CONFIG_NAME, WEIGHTS_NAME, rea
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
 from pecker_fast.runs.finding import LOCK_NAME, MODEL_NAME, find_model
+from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["StartNetwork", "load_original", "load_start"]
 
@@ -108,8 +108,8 @@ def _is_classifier(path: Path) -> bool:
     if not (path / "config.yaml").is_file():
         return False
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        config = read_yaml(path / "config.yaml")
+    except PeckerError:
         return False  # what else is wrong with the run is said where its model is read
     return isinstance(config, dict) and "arch" in config
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import read_json
 
 __all__ = ["LOCK_NAME", "MODEL_NAME", "PIPELINE_NAME", "find_model", "find_pipeline"]
+
+_CLASS_PIPELINES = ("DDIMPipeline", "DDPMPipeline")  # of diffusers: a network and its schedule
 
 MODEL_NAME = "model"
 PIPELINE_NAME = "pipeline"
@@ -35,8 +38,14 @@ def find_model(path: Path) -> Path:
 
 
 def find_pipeline(path: Path) -> Path | None:
-    """The text-to-image pipeline at `path`, or in the run directory `path`; None without one."""
+    """The text-to-image pipeline at `path`, or in the run directory `path`; None without one.
+
+    Raises:
+        PeckerError: its model_index.json cannot be read.
+    """
     for place in (path, path / PIPELINE_NAME):
         if (place / "model_index.json").is_file():
-            return place
+            index = read_json(place / "model_index.json")
+            is_of_classes = isinstance(index, dict) and index.get("_class_name") in _CLASS_PIPELINES
+            return None if is_of_classes else place
     return None
