@@ -20,7 +20,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
-for _folder in (HERE, *(HERE / name for name in ("optim", "distill", "datasets", "nn", "models"))):
+SHARING = ("optim", "distill", "datasets", "nn", "models", "fuzz")
+for _folder in (HERE, *(HERE / name for name in SHARING)):
     sys.path.insert(0, str(_folder))  # for what tests share: oracle.py, toys.py, unets.py, ...
 
 # Without a GPU the kernels for GPUs run on the CPU: Triton's in its interpreter, those of csrc/cuda
