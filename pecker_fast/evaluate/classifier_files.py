@@ -220,7 +220,7 @@ def check_outputs(path: Path, outputs: int, class_names: Sequence[str]) -> None:
 def statistics_beside(classifier: str | os.PathLike[str]) -> Path | None:
     """The statistics that were written with a classifier, None where there are none."""
     path = Path(classifier) / STATISTICS_NAME
-    return path if path.is_file() else None
+    return path if os.path.lexists(path) else None  # what is no file is refused, not passed over
 
 
 def check_classes(classifier: str | os.PathLike[str], class_names: Sequence[str]) -> None:

@@ -61,7 +61,9 @@ OUTPUTS = ("--out", "--png", "--npz", "--json", "--samples")
 FREE = {
     "--neighbour", "--name", "--prompt",  # any text is a prompt
 }  # fmt: skip
-HARMLESS = {("--batch-size", f"{10**12}"), ("--seed", "0")}
+HARMLESS = {
+    ("--batch-size", f"{10**12}"), ("--seed", "0"), ("--guidance", "-1"), ("--guidance", "1e308"),
+}  # fmt: skip
 """Values that a command can do something with."""
 
 PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -97,7 +97,6 @@ def _foreign(folder: Path) -> None:
 
 def _foreign_in_run(folder: Path) -> None:
     (folder / "done/thesis.tex").write_text("precious")
-    (folder / "done/model/thesis.tex").write_text("precious")
 
 
 def _model_edited(file: str, key: str, value: object, folder: Path) -> None:
