@@ -218,7 +218,9 @@ def parse_json(text: str, source: str) -> Any:
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise PeckerError(f"{source}: not valid JSON ({reason}); restore the file") from error
+        raise PeckerError(
+            f"{source}: damaged, not valid JSON ({reason}); restore the file"
+        ) from error
     return content
 
 

@@ -27,8 +27,8 @@ multiprocessing.set_forkserver_preload(
 )  # fmt: skip
 
 HERE = Path(__file__).parent
-FOLDERS = ("optim", "distill", "datasets", "nn", "models", "kernels", "methods")
-for _folder in (HERE, *(HERE / name for name in FOLDERS)):
+SHARING = ("optim", "distill", "datasets", "nn", "models", "kernels", "methods", "fuzz")
+for _folder in (HERE, *(HERE / name for name in SHARING)):
     sys.path.insert(0, str(_folder))  # for what tests share: oracle.py, toys.py, unets.py, ...
 
 # Without a GPU the kernels for GPUs run on the CPU: Triton's in its interpreter, those of csrc/cuda

@@ -12,6 +12,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -141,10 +142,12 @@ def _fail(error: BaseException) -> int:
         # A bar that the error left open would share its line with the message.
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
-    if is_first():
-        print(f"pecker-fast: {line}", file=sys.stderr, flush=True)
-    elif not has_report():
-        print(f"pecker-fast (rank {os.environ['RANK']}): {line}", file=sys.__stderr__, flush=True)
+    with suppress(OSError):  # stderr itself may be what is full
+        if is_first():
+            print(f"pecker-fast: {line}", file=sys.stderr, flush=True)
+        elif not has_report():
+            rank = os.environ["RANK"]
+            print(f"pecker-fast (rank {rank}): {line}", file=sys.__stderr__, flush=True)
     return code
 
 

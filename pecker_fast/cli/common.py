@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_MOST_THREADS = 4096
 _LONGEST_LINE = 2000
 """Characters of a line of output."""
 
@@ -42,13 +44,19 @@ class _Path(click.Path):
 
         Raises:
             PeckerError: it is empty, as an unset variable of the shell is: `Path` takes that for
-                the current folder. Or its bytes are no text, which safetensors cannot open.
+                the current folder. Or its bytes are no text, which safetensors cannot open; or it
+                is a link that leads to itself.
         """
         name, text = "path" if param is None else param.opts[0], os.fspath(value)
         if not text:
             raise PeckerError(f"{name}: is empty; give a path, . for the current folder")
         if text.encode(errors="replace").decode() != text:
             raise PeckerError(f"{name}: {text} is no UTF-8; rename it")
+        try:
+            os.stat(text)
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # pathlib would say so in another way at each place
+                raise PeckerError(f"{name}: {text} is a link that leads to itself") from None
         return Path(text)
 
 
@@ -63,9 +71,10 @@ def echo(text: object = "", *, err: bool = False) -> None:
 
 def machine_options(function: F) -> F:
     """Add --device and --threads."""
-    function = click.option(
-        "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]"
-    )(function)
+    threads = click.IntRange(1, _MOST_THREADS)
+    function = click.option("--threads", type=threads, help="CPU threads.  [default: all cores]")(
+        function
+    )
     return click.option(
         "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
     )(function)

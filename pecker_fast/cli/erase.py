@@ -133,7 +133,7 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
     if recipe is not None and config is not None:
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
     request = Request(
-        config=recipe or config,
+        config=config if recipe is None else recipe,
         settings=config_values(options),
         previews=not options.pop("no_previews"),
         device=device,

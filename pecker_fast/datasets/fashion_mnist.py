@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pecker_fast.datasets.pixels import to_float
@@ -18,6 +21,7 @@ CLASS_NAMES = (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+_MOST = 70_000  # images in all, of both splits
 _STEMS = {"train": "train", "test": "t10k"}
 
 
@@ -45,26 +49,37 @@ def load_pixels(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         PeckerError: as in `load_split`.
     """
     stem = _STEMS[split]
-    pixels = _read_idx(folder / f"{stem}-images-idx3-ubyte.gz", header=16)
-    labels = _read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", header=8)
-    images = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy())
-    if len(images) != len(labels):
-        raise PeckerError(f"{folder}: {len(images)} {split} images but {len(labels)} labels")
-    return images, torch.from_numpy(labels.astype(np.int64))
+    pixels = _read_idx(folder / f"{stem}-images-idx3-ubyte.gz", (28, 28))
+    labels = _read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", ())
+    if len(pixels) != len(labels):
+        raise PeckerError(f"{folder}: {len(pixels)} {split} images but {len(labels)} labels")
+    return torch.from_numpy(pixels[:, None].copy()), torch.from_numpy(labels.astype(np.int64))
 
 
-def _read_idx(file: Path, header: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def _read_idx(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """(count, *shape); no more is unpacked than that takes."""
     if not file.is_file():
         raise PeckerError(
             f"{file} is missing; install Debian's package dataset-fashion-mnist, "
             "or name the folder with the four Fashion-MNIST files"
         )
+    magic = bytes([0, 0, 8, 1 + len(shape)])  # unsigned bytes, and how many dimensions
+    item = math.prod(shape)
     try:
-        content = gzip.decompress(file.read_bytes())
-    except (OSError, EOFError) as error:
-        raise PeckerError(f"{file}: not a complete gzip file ({error}); copy it again") from error
-    count = int.from_bytes(content[4:8], "big")
-    body = np.frombuffer(content, dtype=np.uint8, offset=header)
-    if count == 0 or len(body) % count:
-        raise PeckerError(f"{file}: an IDX header of {count} items does not fit {len(body)} bytes")
-    return body
+        with gzip.open(file) as opened:
+            head = opened.read(8 + 4 * len(shape))
+            count, *found = (int(size) for size in np.frombuffer(head[4:], dtype=">u4"))
+            if not head.startswith(magic) or tuple(found) != shape or not 0 < count <= _MOST:
+                raise ValueError(f"its header is {head.hex(' ', 4)}")
+            body = opened.read(count * item + 1)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise PeckerError(
+            f"{file}: not a complete IDX file of {' x '.join(map(str, (*shape, 'bytes')))} in "
+            f"gzip ({error}); copy it again"
+        ) from error
+    if len(body) != count * item:
+        raise PeckerError(
+            f"{file}: holds {'more' if len(body) > count * item else 'fewer'} than the {count:,} "
+            "items that its header tells of; copy it again"
+        )
+    return np.frombuffer(body, dtype=np.uint8).reshape(count, *shape)

@@ -8,39 +8,33 @@ torchvision's `ImageFolder` numbers them.
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from pydantic import ConfigDict, NonNegativeInt
 from torch import Tensor
 from tqdm import tqdm
 
-from pecker_fast.datasets.pixels import open_image
+from pecker_fast.datasets.arrays import read_arrays
+from pecker_fast.datasets.pixels import check_memory, open_image
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import parse_json, read_json, shown
+from pecker_fast.runs.reading import Names, Schema, checked
 
-__all__ = ["NPZ_ERRORS", "SAMPLES_FILE", "ImageFiles", "load_image_files"]
-
-NPZ_ERRORS = (
-    OSError, ValueError, EOFError, TypeError, KeyError, MemoryError, RuntimeError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What reading a file as an .npz raises: TypeError for one array (.npy) under its name,
-RuntimeError where it is encrypted or compressed in a way that is not known."""
-
-MOST_CLASSES = 100_000
+__all__ = ["SAMPLES_FILE", "ImageFiles", "load_image_files"]
 
 SAMPLES_FILE = "samples.json"
 """Where a folder of samples says what made them."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 GREY_MODES = ("1", "L", "LA")
+_MOST_CLASSES = 100_000
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 
 
@@ -111,7 +105,8 @@ def _load_folder(root: Path, progress: str | None) -> ImageFiles:
     if provenance is None:  # an empty folder counts: its class has no images, but has its number
         names, numbers = tuple(by_folder), {name: i for i, name in enumerate(by_folder)}
     else:
-        names, numbers = _classes(root / SAMPLES_FILE, provenance)
+        names = tuple(provenance["class_names"])
+        numbers = {name: part["index"] for name, part in provenance["folders"].items()}
         if unknown := sorted(filled.keys() - numbers.keys()):
             raise PeckerError(
                 f"{root}: {SAMPLES_FILE} knows no folder {unknown[0]!r}; remove one of them"
@@ -133,56 +128,39 @@ def _folders_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
+class _Folder(Schema):
+    model_config = ConfigDict(extra="allow")
+
+    index: NonNegativeInt
+
+
+class _Samples(Schema):
+    """Of `samples.json`, what is looked at here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    class_names: Names
+    folders: dict[str, _Folder]
+
+
 def _provenance(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
+    if not file.exists():
         return None
-    try:
-        return _object(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _unreadable(file, error) from error
-
-
-def _object(text: str) -> dict[str, Any]:
-    """A JSON object; ValueError where it is none."""
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
-    return content
-
-
-def _classes(file: Path, samples: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Names of all classes, and class indices by sub-folder, as `samples.json` has them."""
-    try:
-        folders = {str(name): int(part["index"]) for name, part in samples["folders"].items()}
-        names = tuple(str(name) for name in samples["class_names"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(file, error) from error
-    if not all(0 <= index < len(names) for index in folders.values()):
-        raise PeckerError(f"{file}: class indices must lie in [0, {len(names)})")
-    return names, folders
-
-
-def _unreadable(file: Path, error: Exception) -> PeckerError:
-    return PeckerError(
-        f"{file}: cannot be read ({type(error).__name__}: {error}); remove it to take the "
-        "sub-folders as the classes"
-    )
+    content = read_json(file)
+    samples = checked(_Samples, content, f"{file} (remove it to take the sub-folders as classes)")
+    if not all(part.index < len(samples.class_names) for part in samples.folders.values()):
+        raise PeckerError(f"{file}: class indices must lie in [0, {len(samples.class_names)})")
+    return dict(content)
 
 
 def _read_all(files: list[Path], progress: str | None) -> Tensor:
     """(N, C, H, W) uint8."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     images: Tensor | None = None
     bar = tqdm(files, desc=progress, unit="image", disable=progress is None)
     for index, file in enumerate(bar):
         pixels = _read(file)
         if images is None:
-            if (needed := len(files) * 3 * pixels[0].numel()) > memory:
-                raise PeckerError(
-                    f"{file.parent}: {len(files):,} images of {pixels.shape[2]}x{pixels.shape[1]} "
-                    f"need {needed / 1e9:,.1f} GB, the machine has {memory / 1e9:,.1f}; give fewer "
-                    "or smaller ones"
-                )
+            check_memory(len(files) * pixels.numel(), file.parent)
             images = torch.empty(len(files), *pixels.shape, dtype=torch.uint8)
         if pixels.shape[1:] != images.shape[2:]:
             sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (images.shape, pixels.shape)]
@@ -210,29 +188,26 @@ def _read(path: Path) -> Tensor:
 
 
 def _load_npz(path: Path) -> ImageFiles:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            key = next((k for k in ("images", "arr_0") if k in file), None)
-            if key is None:
-                raise PeckerError(
-                    f"{path}: expected an array images (N, C, H, W) or arr_0 (N, H, W, C), got "
-                    + (", ".join(file.files) or "none")
-                )
-            pixels = file[key]
-            labels = file["labels"] if "labels" in file else None
-            names = file["class_names"].reshape(-1) if "class_names" in file else None
-            provenance = _object(str(file["provenance"])) if "provenance" in file else None
-    except PeckerError:
-        raise
-    except NPZ_ERRORS as error:
+    file = read_arrays(path, ("images", "arr_0", "labels", "class_names", "provenance"))
+    key = next((k for k in ("images", "arr_0") if k in file), None)
+    if key is None:
         raise PeckerError(
-            f"{path}: cannot be read as an .npz file ({type(error).__name__}: {error}); expected "
-            "arrays images and labels"
-        ) from error
+            f"{path}: expected an array images (N, C, H, W) or arr_0 (N, H, W, C), there is neither"
+        )
+    pixels, labels, names = file[key], file.get("labels"), file.get("class_names")
+    provenance = None
+    if "provenance" in file:
+        provenance = parse_json(_text(file["provenance"], path), f"{path}, provenance")
+        if not isinstance(provenance, dict):
+            raise PeckerError(f"{path}: provenance must be an object, got {shown(provenance)}")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or 0 in pixels.shape:
         raise PeckerError(
             f"{path}: {key} must be uint8 with four dimensions and not empty, "
             f"got {pixels.dtype} {pixels.shape}"
+        )
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(names) == 0):
+        raise PeckerError(
+            f"{path}: class_names must be a list of texts, got {names.dtype} {names.shape}"
         )
     # The evaluator of guided-diffusion, whose files have arr_0, keeps channels last.
     images = torch.from_numpy(pixels)
@@ -251,8 +226,14 @@ def _load_npz(path: Path) -> ImageFiles:
             )
         numbers = torch.from_numpy(labels.astype(np.int64))
         least, most = int(numbers.min()), int(numbers.max())
-        classes = MOST_CLASSES if names is None else len(names)
-        if not 0 <= least <= most < classes:
+        classes = _MOST_CLASSES if names is None else len(names)
+        if least < 0 or most >= classes:
             raise PeckerError(f"{path}: labels must lie in [0, {classes}), got {least} to {most}")
-    class_names = None if names is None or numbers is None else tuple(str(n) for n in names)
+    class_names = None if names is None or numbers is None else tuple(names.tolist())
     return ImageFiles(images, numbers, class_names, str(path), provenance)
+
+
+def _text(array: npt.NDArray[Any], path: Path) -> str:
+    if array.ndim or array.dtype.kind != "U":
+        raise PeckerError(f"{path}: provenance must be a text, got {array.dtype} {array.shape}")
+    return str(array)

@@ -320,7 +320,7 @@ def _verified(cls: Callable[..., Any], root: Path, download: bool, **options: An
         return cls(str(root), download=download, **options)
     except RuntimeError as error:  # "Dataset not found or corrupted", whatever the matter is
         raise PeckerError(_diagnosis(cls, root) or str(error)) from None
-    except OSError as error:  # URLError included
+    except (OSError, ValueError) as error:  # URLError included; names of classes without an MD5
         action = "cannot be downloaded" if download else "cannot be read"
         raise PeckerError(f"{root}: {cls.__name__} {action} ({error})") from None
 

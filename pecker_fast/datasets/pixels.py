@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 
 import torch
 from PIL import Image
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["open_image", "to_float", "to_pil", "to_uint8"]
+__all__ = ["check_memory", "open_image", "to_float", "to_pil", "to_uint8"]
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -30,23 +29,35 @@ def to_pil(pixels: Tensor) -> Image.Image:
     return Image.fromarray(picture.contiguous().cpu().numpy())
 
 
+def check_memory(size: int, source: object) -> None:
+    """Refuse `size` bytes of images that this machine cannot hold.
+
+    Raises:
+        PeckerError: it has less memory.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise PeckerError(
+            f"{source}: {size / 1e9:,.1f} GB of pixels, and this machine has {memory / 1e9:.1f} GB "
+            "of memory; give fewer images, or smaller ones"
+        )
+
+
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """A PNG or JPEG file in memory, in its own mode.
 
     Raises:
         PeckerError: it is missing, or cannot be read.
     """
+    if not os.path.isfile(path):
+        raise PeckerError(f"image {path}: no such file")
     try:
-        with Image.open(path) as image:
+        # Other formats may be larger machines; EPS is a program that Ghostscript runs.
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
             image.load()
             return image
-    except FileNotFoundError:
-        raise PeckerError(f"image {path}: no such file") from None
-    except (
-        OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError,
-        Image.DecompressionBombError,
-    ) as error:  # fmt: skip
-        # What Pillow's plug-ins raise for broken files and for huge images.
+    except Exception as error:  # Pillow's plug-ins raise many kinds for broken files
         raise PeckerError(
-            f"{path}: cannot be read as an image ({error}); remove it or copy it again"
+            f"{path}: cannot be read as a PNG or JPEG image ({str(error)[:300]}); remove it or "
+            "copy it again"
         ) from error

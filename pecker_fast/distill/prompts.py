@@ -72,9 +72,11 @@ def prompt_pairs(section: ConceptSection, what: str = "text.concepts") -> list[P
     """Every template with every word for the concept and every value of its placeholders.
 
     Raises:
-        PeckerError: a template without the concept, or with a placeholder that has no value.
+        PeckerError: no concept, a template without it, or with a placeholder that has no value.
     """
     concepts = [section.concept] if isinstance(section.concept, str) else list(section.concept)
+    if not concepts or not all(word.strip() for word in concepts):
+        raise PeckerError(f"{what}: the concept is empty; name what is to be forgotten")
     pairs: dict[PromptPair, None] = {}
     for template in read_prompts(section.prompts, f"{what}.prompts"):
         if "concept" not in _placeholders(template, what):

@@ -175,6 +175,13 @@ class Request:
     def _check_class(self) -> None:
         if self.names:
             raise self._error("--name needs --pipeline; for a class use --forget")
+        only_concepts = {
+            "--neighbour": self.neighbours or None,
+            "--nudity-detector": self.nudity_detector,
+            "--clip": self.clip,
+        }
+        if unfit := [name for name, value in only_concepts.items() if value is not None]:
+            raise self._error(f"{unfit[0]} is about the images of prompts and needs --pipeline")
         named = self.config is not None or "method" in self.settings
         if not named and (self.forget is None or not self.overrides):
             raise self._error("give --forget and --override, or a --config that has them")

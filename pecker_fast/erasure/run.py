@@ -174,12 +174,13 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         resumed_at = trainer.iteration
         if resumed_at:
             print(f"resuming at iteration {resumed_at} of {config.iterations}", file=sys.stderr)
+        # Files of the run that cannot be read are refused before any of it is removed.
+        mask_seconds, look = _mask_seconds(site.out), task.watch(trainer)
         if ranks.is_first:
             for name in (FROZEN_NAME, PATCH_NAME, *REPORT_NAMES):
                 # Of an earlier state: must not stand beside a new one.
                 (site.out / name).unlink(missing_ok=True)
         with clock.stage("erase"):
-            look = task.watch(trainer)
             over = look()
             steps = iter(()) if over else trainer.run()
             for _ in saving_at_interrupt(steps, lambda: trainer.iteration, trainer.save, ranks):
@@ -200,8 +201,8 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
                 "machine": machine,
                 "versions": software,
             }
-            if (seconds := _mask_seconds(site.out)) is not None:
-                training["mask_seconds"] = seconds
+            if mask_seconds is not None:
+                training["mask_seconds"] = mask_seconds
             figures: dict[str, Any] = {"training": training}
             if task.starts:
                 figures["start"] = dict(task.starts)

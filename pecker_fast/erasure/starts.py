@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import yaml
 from torch import nn
 
 from pecker_fast.distill.network_set import restored_network, saved_network
@@ -18,6 +17,7 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.finding import MODEL_NAME, PSEUDO_SCORE_NAME, find_model, holds_run
+from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["StartNetwork", "load_original", "load_start"]
 
@@ -111,8 +111,8 @@ def _is_classifier(path: Path) -> bool:
     if not (path / "config.yaml").is_file():
         return False
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        config = read_yaml(path / "config.yaml")
+    except PeckerError:
         return False  # what else is wrong with the run is said where its model is read
     return isinstance(config, dict) and "arch" in config
 

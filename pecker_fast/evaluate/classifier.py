@@ -115,7 +115,13 @@ class ScriptedClassifier(nn.Module):
                 f"({str(error).strip().splitlines()[-1]}); it must take float32 images "
                 "(N, C, H, W) in [-1, 1] of the model's size"
             ) from error
-        logits, features = output if isinstance(output, tuple) else (output, output)
+        both = output if isinstance(output, tuple) else (output, output)
+        if len(both) != 2:
+            raise PeckerError(
+                "classifier: the TorchScript file must return logits (N, classes) or a tuple "
+                f"(logits, features (N, F)); got a tuple of {len(both)}"
+            )
+        logits, features = both
         for name, value in (("logits", logits), ("features", features)):
             if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(images):
                 found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -121,13 +121,25 @@ class SavedClassifier(nn.Module):
             raise PeckerError(_not_a_config(folder / CONFIG_NAME, cls.__name__, error)) from error
         path = folder / WEIGHTS_NAME
         try:
-            network.load_state_dict(load_file(path))
+            weights = load_file(path)
+            network.load_state_dict(weights)
         except (SafetensorError, RuntimeError, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":")
             raise PeckerError(
                 f"classifier {path}: cannot be read, truncated or of another network "
                 f"({reason}); copy the file again"
             ) from error
+        for name, value in network.state_dict().items():
+            # load_state_dict would make numbers of whatever is there.
+            if weights[name].is_floating_point() != value.is_floating_point():
+                raise PeckerError(
+                    f"classifier {path}: {name} is {weights[name].dtype}, expected {value.dtype}; "
+                    "copy the file again"
+                )
+            if not value.isfinite().all():
+                raise PeckerError(
+                    f"classifier {path}: {name} holds NaN or infinity; train the classifier again"
+                )
         return network.eval().requires_grad_(False)
 
 
@@ -208,7 +220,7 @@ def check_outputs(path: Path, outputs: int, class_names: Sequence[str]) -> None:
 def statistics_beside(classifier: str | os.PathLike[str]) -> Path | None:
     """The statistics that were written with a classifier, None where there are none."""
     path = Path(classifier) / STATISTICS_NAME
-    return path if path.is_file() else None
+    return path if os.path.lexists(path) else None  # what is no file is refused, not passed over
 
 
 def check_classes(classifier: str | os.PathLike[str], class_names: Sequence[str]) -> None:

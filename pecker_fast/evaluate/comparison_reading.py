@@ -13,6 +13,7 @@ evaluate.json            figures of `pecker-fast evaluate RUN --json RUN/evaluat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -296,16 +297,18 @@ def _check_same_model(file: Path, judged: Mapping[str, Any], figures: _Figures) 
 
 def _read(schema: type[W], file: Path, default: W | None = None) -> W:
     """What a file says, or `default` (None: nothing at all) where there is no file."""
-    if file.exists():
+    if os.path.lexists(file):
         return checked(schema, read_json(file), file)
     return schema() if default is None else default
 
 
 def _density(path: Path) -> float | None:
     """From the metadata of a mask file alone: its positions take long to unpack."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
+        if not path.is_file():
+            raise OSError("no regular file")
         with safe_open(path, framework="np") as file:
             density = float((file.metadata() or {})["density"])
         if not 0 <= density <= 1:

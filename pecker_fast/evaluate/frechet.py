@@ -166,7 +166,18 @@ class ClassStatistics:
                 f"feature statistics {path}: truncated, or not a file that "
                 f"ClassStatistics.save wrote ({error}); compute it again"
             ) from error
-        return cls(mean.double(), cov.double(), count.long(), source)
+        floats = mean.is_floating_point() and cov.is_floating_point()
+        if not floats or count.is_floating_point() or bool((count < 0).any()):
+            raise PeckerError(
+                f"feature statistics {path}: expected floats mean and cov, and counts of at least "
+                "0; compute it again"
+            )
+        if not (mean.isfinite().all() and cov.isfinite().all()):
+            raise PeckerError(f"feature statistics {path}: hold NaN or infinity; compute it again")
+        try:
+            return cls(mean.double(), cov.double(), count.long(), source)
+        except PeckerError as error:
+            raise PeckerError(f"feature statistics {path}: {error}; compute it again") from None
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

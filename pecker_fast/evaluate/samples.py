@@ -23,7 +23,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pecker_fast.datasets.image_files import NPZ_ERRORS, SAMPLES_FILE, load_image_files
+from pecker_fast.datasets.arrays import read_arrays
+from pecker_fast.datasets.image_files import SAMPLES_FILE, load_image_files
 from pecker_fast.datasets.pixels import to_pil, to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sample_plan import SamplePlan
-from pecker_fast.files import check_replaceable, replacing, write_text
+from pecker_fast.files import check_replaceable, parse_json, replacing, write_text
 from pecker_fast.machine import machine_facts, versions
 
 __all__ = ["read_back", "write_npz", "write_samples"]
@@ -284,14 +285,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 def _provenance(path: Path) -> dict[str, Any]:
     """What an .npz says of itself."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content: dict[str, Any] = json.loads(str(file["provenance"]))
+    with suppress(PeckerError, KeyError):
+        content = parse_json(str(read_arrays(path, ["provenance"])["provenance"]), str(path))
+        if isinstance(content, dict):
             return content
-    except NPZ_ERRORS:
-        raise PeckerError(
-            f"{path}: exists, and does not say what drew it; add --force to replace it"
-        ) from None
+    raise PeckerError(f"{path}: exists, and does not say what drew it; add --force to replace it")
 
 
 def _write(folder: Path, content: Mapping[str, Any]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing
-from pecker_fast.masks.checks import few
+from pecker_fast.files import few, parse_json, replacing, shown
 from pecker_fast.masks.select import check_numel
+from pecker_fast.torch_files import check_stored, load_torch
 
 __all__ = [
+    "UNEXPECTED",
     "MaskContent",
     "bitmask",
     "digest_of",
@@ -33,14 +35,20 @@ __all__ = [
     "positions_from_dense",
     "read_dense",
     "read_mask",
+    "read_own",
     "saved_by_torch",
+    "stored_shape",
     "strip_prefixes",
     "unpacked",
+    "unreadable",
     "write_mask",
 ]
 
 FORMAT = "pecker_fast.mask"
 VERSION = "1"
+_MOST_DIMENSIONS = 64  # as torch
+UNEXPECTED = (LookupError, AttributeError, TypeError, ValueError)
+"""What reading metadata raises that are not as they should be."""
 Bits = npt.NDArray[np.uint8]
 
 
@@ -100,6 +108,52 @@ def write_mask(
         raise PeckerError(f"cannot write mask file {os.fspath(path)!r}: {error}") from error
 
 
+def read_own(
+    path: str | os.PathLike[str], kind: str, version: str, writer: str
+) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
+    """Metadata and arrays of a safetensors file of a format of ours.
+
+    Args:
+        path: the file.
+        kind: the format, "mask" or "patch".
+        version: of the format.
+        writer: what writes such files, for messages.
+
+    Raises:
+        PeckerError: no such file, not readable, truncated, of another format or a later version.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise PeckerError(f"{kind} file {name!r} does not exist")
+    try:
+        with safe_open(name, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            if metadata.get("format") != f"pecker_fast.{kind}":
+                raise PeckerError(
+                    f"{name!r} is a safetensors file but not a pecker_fast {kind}; expected one "
+                    f"written by {writer}"
+                )
+            if metadata.get("version") != version:
+                raise PeckerError(
+                    f"{kind} file {name!r} has format version {shown(metadata.get('version'))}, "
+                    f"this pecker_fast reads version {version!r}; update pecker_fast"
+                )
+            return metadata, {key: file.get_tensor(key) for key in file.keys()}
+    except PeckerError:
+        raise
+    except OSError as error:
+        raise PeckerError(f"{kind} file {name!r} cannot be read: {error}") from error
+    except (SafetensorError, *UNEXPECTED) as error:
+        raise unreadable(kind, name, error) from error
+
+
+def unreadable(kind: str, name: str, error: Exception) -> PeckerError:
+    """What is said where a file of ours is not what it should be."""
+    return PeckerError(
+        f"{kind} file {name!r} cannot be read, it is damaged or not a {kind}: {error}"
+    )
+
+
 def read_mask(path: str | os.PathLike[str]) -> MaskContent:
     """Read a mask file and check every part of it.
 
@@ -108,31 +162,16 @@ def read_mask(path: str | os.PathLike[str]) -> MaskContent:
             not match its digest.
     """
     name = os.fspath(path)
-    if not Path(path).is_file():
-        raise PeckerError(f"mask file {name!r} does not exist")
+    metadata, bits = read_own(path, "mask", VERSION, "SaliencyMask.save")
     try:
-        with safe_open(name, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise PeckerError(
-                    f"{name!r} is a safetensors file but not a pecker_fast mask; expected one "
-                    "written by SaliencyMask.save"
-                )
-            if metadata.get("version") != VERSION:
-                raise PeckerError(
-                    f"mask file {name!r} has format version {metadata.get('version')!r}, this "
-                    f"pecker_fast reads version {VERSION!r}; update pecker_fast"
-                )
-            bits = {key: file.get_tensor(key) for key in file.keys()}
-        shapes = {key: torch.Size(shape) for key, shape in json.loads(metadata["shapes"])}
+        rows = parse_json(metadata["shapes"], f"mask file {name!r}")
+        shapes = {key: stored_shape(key, shape) for key, shape in rows}
         granularity, block_size = metadata["granularity"], int(metadata["block_size"])
         digest = metadata["digest"]
     except PeckerError:
         raise
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise PeckerError(
-            f"mask file {name!r} cannot be read, it is damaged or not a mask: {error}"
-        ) from error
+    except UNEXPECTED as error:
+        raise unreadable("mask", name, error) from error
     expected = {key: ((shape.numel() + 7) // 8, np.uint8) for key, shape in shapes.items()}
     found = {key: (value.size, value.dtype) for key, value in bits.items()}
     if found != expected or digest_of(shapes, bits) != digest:
@@ -147,12 +186,25 @@ def _positions(bits: Bits, numel: int) -> Tensor:
     return torch.from_numpy(np.flatnonzero(unpacked(bits, numel)).astype(np.int32))
 
 
+def stored_shape(name: object, shape: object) -> torch.Size:
+    """A parameter's shape as a file has it.
+
+    Raises:
+        ValueError: it is no list of at most 64 whole numbers, or of more entries than int64 counts.
+    """
+    if isinstance(name, str) and isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS:
+        whole = all(type(size) is int and size >= 0 for size in shape)
+        if whole and math.prod(max(size, 1) for size in shape) < 1 << 63:
+            return torch.Size(shape)
+    raise ValueError(f"{shown(name)} has the shape {shown(shape)}")
+
+
 def saved_by_torch(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as one of `torch.save` does: as a zip archive or, long ago, a pickle.
 
     A missing or unreadable file does not; whoever reads it says what is wrong with it.
     """
-    if not Path(path).is_file():  # opening a pipe would wait for somebody to write to it
+    if not Path(path).is_file():  # a pipe would wait for a writer
         return False
     try:
         with open(path, "rb") as file:
@@ -173,8 +225,8 @@ def read_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise PeckerError(f"mask file {name!r} does not exist")
     try:
-        content = torch.load(name, map_location="cpu", weights_only=True)
-    except MemoryError:
+        content = load_torch(Path(path))
+    except (PeckerError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         raise PeckerError(
@@ -189,9 +241,10 @@ def read_dense(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise PeckerError(
-                f"mask file {name!r} holds {type(value).__name__} under {key!r}; expected a "
+                f"mask file {name!r} holds {type(value).__name__} under {shown(key)}; expected a "
                 "dictionary from parameter names to 0/1 tensors"
             )
+        check_stored(key, value, f"mask file {name!r}")
     return dict(content)
 
 

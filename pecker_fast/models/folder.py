@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,18 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing_folder, write_text
+from pecker_fast.files import read_json, replacing_folder, shown, write_text
 from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.models.schemas import (
+    ClassDescription,
+    ClassUNetConfig,
+    DDPMUNetConfig,
+    ScheduleConfig,
+    read_config,
+)
+from pecker_fast.models.weights import load_network, weights_in
 from pecker_fast.runs.classes import class_index
+from pecker_fast.runs.reading import Schema
 
 __all__ = ["ModelFolder"]
 
@@ -119,36 +129,52 @@ class ModelFolder:
         """Read a model folder.
 
         Raises:
-            PeckerError: nothing there, a truncated file, a network without classes, no schedule,
-                or a description that does not fit the network.
+            PeckerError: nothing there, a truncated file, weights that are not the network's, a
+                network without classes, no schedule or one of another noise process, or a
+                description that does not fit the network.
         """
         root = Path(path)
-        unet_folder = root if (root / "config.json").is_file() else root / "unet"
-        for needed in (unet_folder / "config.json", unet_folder / WEIGHTS):
-            if not needed.is_file():
-                raise PeckerError(
-                    f"model folder {root}: {needed.relative_to(root)} is missing; expected a "
-                    "folder saved by save_pretrained of a network, or one with unet/ and scheduler/"
-                )
-        unet = _load_unet(unet_folder)
-        scheduler = _load_scheduler(root)
-        description = _load_description(root)
-        null_label = description.get("null_label")
-        names = _class_names(root, unet, description.get("class_names"), null_label)
-        patch_size = description.get("patch_size", 1)
-        channels = unet.config.in_channels
-        if not isinstance(patch_size, int) or patch_size < 1 or channels % patch_size**2:
+        if root.is_file():
             raise PeckerError(
-                f"model folder {root}: patch_size {patch_size!r} in {DESCRIPTION} must be a whole "
+                f"model {root}: is a file; expected a folder with unet/ and scheduler/, or what "
+                "save_pretrained of a network writes; a published checkpoint goes through "
+                "`pecker-fast convert` first"
+            )
+        unet_folder = root if (root / "config.json").is_file() else root / "unet"
+        if not (unet_folder / "config.json").is_file():
+            raise PeckerError(
+                f"model folder {root}: unet/config.json is missing; expected a folder saved by "
+                "save_pretrained of a network, or one with unet/ and scheduler/"
+            )
+        weights_in(unet_folder, WEIGHTS)
+        # Small files first: what is wrong there is said at once.
+        scheduler = _load_scheduler(root)
+        about = root / DESCRIPTION
+        described = read_config(about, ClassDescription) if about.exists() else {}
+        unet = _load_unet(unet_folder)
+        null_label = described.get("null_label")
+        names = _class_names(root, unet, described.get("class_names"), null_label)
+        patch_size = described.get("patch_size", 1)
+        channels = unet.config.in_channels
+        if channels % patch_size**2:
+            raise PeckerError(
+                f"model folder {root}: patch_size {patch_size} in {DESCRIPTION} must be a whole "
                 f"number whose square divides the network's {channels} channels"
+            )
+        figures = described.get("figures", {})
+        t_init, steps = figures.get("t_init") or 0, scheduler.config.num_train_timesteps
+        if t_init >= steps:
+            raise PeckerError(
+                f"{about}: figures.t_init must be below the {steps} time steps of the noise "
+                f"schedule, got {shown(t_init)}"
             )
         return cls(
             unet=unet,
             scheduler=scheduler,
             class_names=names,
             patch_size=patch_size,
-            figures=description.get("figures", {}),
-            kind=description.get("kind", "teacher"),
+            figures=figures,
+            kind=described.get("kind", "teacher"),
             null_label=null_label,
         )
 
@@ -173,7 +199,7 @@ class ModelFolder:
 
 
 def _class_names(
-    root: Path, unet: UNet2DModel | DDPMUNet, given: list[str] | None, null_label: Any
+    root: Path, unet: UNet2DModel | DDPMUNet, given: list[str] | None, null_label: int | None
 ) -> tuple[str, ...]:
     """The names in the description, or "class 0" and so on, checked against the network."""
     if isinstance(unet, DDPMUNet):
@@ -181,7 +207,7 @@ def _class_names(
         rows = classes if unet.null_label is None else classes + 1
         if null_label not in (None, unet.null_label):
             raise PeckerError(
-                f"model folder {root}: null_label in {DESCRIPTION} is {null_label!r}, but the "
+                f"model folder {root}: null_label in {DESCRIPTION} is {shown(null_label)}, but the "
                 f"network's own label of no class is {unet.null_label}; remove the entry"
             )
     elif isinstance(unet.class_embedding, torch.nn.Embedding):
@@ -198,63 +224,39 @@ def _class_names(
             f"model folder {root}: {DESCRIPTION} names {len(names)} classes, "
             f"the network has {classes}"
         )
-    if null_label is not None and (
-        not isinstance(null_label, int) or not len(names) <= null_label < rows
-    ):
+    if null_label is not None and not len(names) <= null_label < rows:
         raise PeckerError(
-            f"model folder {root}: null_label {null_label!r} in {DESCRIPTION} must be a label "
+            f"model folder {root}: null_label {shown(null_label)} in {DESCRIPTION} must be a label "
             f"behind the {len(names)} classes in the network's table of {rows}"
         )
     return names
 
 
 def _load_unet(folder: Path) -> UNet2DModel | DDPMUNet:
-    known: dict[str, Any] = {"UNet2DModel": UNet2DModel, "DDPMUNet": DDPMUNet}
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("_class_name", "UNet2DModel")
-        if kind in known:
-            unet, loaded = known[kind].from_pretrained(
-                folder, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
-            )
-    except Exception as error:  # diffusers and safetensors raise many kinds for a broken file
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise PeckerError(
-            f"model folder {folder}: the network cannot be read ({first_line}); "
-            "the file may be truncated: copy it again"
-        ) from error
-    if kind not in known:
-        raise PeckerError(
-            f"model folder {folder}: config.json is of a {kind!r}, expected {' or '.join(known)}"
-        )
-    # diffusers would go on with random values for what is missing.
-    for problem in ("missing_keys", "unexpected_keys"):
-        if loaded[problem]:
-            names = sorted(loaded[problem])
-            raise PeckerError(
-                f"model folder {folder}: {WEIGHTS} does not fit config.json, {len(names)} "
-                f"{problem.replace('_', ' ')}, first {names[0]!r}; copy both files again"
-            )
+    known: dict[str, tuple[Any, type[Schema]]] = {
+        "UNet2DModel": (UNet2DModel, ClassUNetConfig),
+        "DDPMUNet": (DDPMUNet, DDPMUNetConfig),
+    }
+    file = folder / "config.json"
+    config = read_json(file)
+    kind = config.get("_class_name") if isinstance(config, dict) else config
+    if kind not in ("UNet2DModel", "DDPMUNet"):
+        remedy = "; give a text-to-image pipeline as --pipeline" if "Condition" in str(kind) else ""
+        raise PeckerError(f"{file}: is of a {shown(kind)}, expected {' or '.join(known)}{remedy}")
+    network, schema = known[kind]
+    config = read_config(file, schema)
+    make = partial(network.from_config, config)
+    # Without the package accelerate diffusers would say at length that it does just this.
+    unet = load_network(network, folder, WEIGHTS, make, low_cpu_mem_usage=False)
     return unet.float().eval()
 
 
 def _load_scheduler(root: Path) -> DDPMScheduler:
     for folder in (root / "scheduler", root):
-        if (folder / "scheduler_config.json").is_file():
-            return DDPMScheduler.from_pretrained(folder, local_files_only=True)
+        file = folder / "scheduler_config.json"
+        if file.exists():
+            return DDPMScheduler.from_config(read_config(file, ScheduleConfig))
     raise PeckerError(
         f"model folder {root}: scheduler/scheduler_config.json is missing; the noise schedule the "
         "network was trained with is needed: DDPMScheduler(...).save_pretrained(folder/'scheduler')"
     )
-
-
-def _load_description(root: Path) -> dict[str, Any]:
-    file = root / DESCRIPTION
-    if not file.is_file():
-        return {}
-    try:
-        description = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise PeckerError(f"{file}: not valid JSON ({error}); restore the file") from error
-    if not isinstance(description, dict):
-        raise PeckerError(f"{file}: expected a JSON object, got {type(description).__name__}")
-    return description

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,22 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing_folder, write_text
+from pecker_fast.files import read_json, read_text, replacing_folder, shown, write_text
+from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
+from pecker_fast.models.schemas import (
+    AutoencoderConfig,
+    PipelineDescription,
+    ScheduleConfig,
+    TextEncoderConfig,
+    TextUNetConfig,
+    pipeline_parts,
+    read_config,
+)
+from pecker_fast.models.weights import load_network
+from pecker_fast.runs.reading import Schema
 
 __all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
 
-DESCRIPTION = "pecker_fast.json"
 _CHUNK = 64  # prompts or images at a time
 
 
@@ -73,25 +84,34 @@ class PipelineFolder:
                 damaged.
         """
         root = Path(path)
-        index = _read_json(root / "model_index.json", root)
-        _check_kind(index, root)
+        if root.is_file():
+            raise PeckerError(
+                f"pipeline {root}: is a file; expected a folder that "
+                "StableDiffusionPipeline.save_pretrained wrote: load the file with from_single_file"
+            )
+        _check_kind(*pipeline_parts(root / "model_index.json"), root)
         for part in ("unet", "scheduler", "tokenizer", "text_encoder"):
             if not (root / part).is_dir():
                 raise PeckerError(
                     f"pipeline folder {root}: {part}/ is missing; expected what "
                     "StableDiffusionPipeline.save_pretrained writes"
                 )
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        description = {}
-        if (root / DESCRIPTION).is_file():
-            description = _read_json(root / DESCRIPTION, root)
+        # Small files first: what is wrong there is said at once.
+        schedule = read_config(root / "scheduler" / "scheduler_config.json", ScheduleConfig)
+        about = root / DESCRIPTION
+        description = read_config(about, PipelineDescription) if about.exists() else {}
+        if (description.get("t_init") or 0) >= (steps := schedule["num_train_timesteps"]):
+            raise PeckerError(
+                f"{about}: t_init must be below the {steps} time steps of the noise schedule, got "
+                f"{shown(description['t_init'])}"
+            )
+        text_encoder = _load_text_encoder(root / "text_encoder")
         return cls(
             root,
-            _load_network(root, "unet", UNet2DConditionModel),
-            _read_json(root / "scheduler" / "scheduler_config.json", root),
-            _load(root, "tokenizer", CLIPTokenizer.from_pretrained),
-            _load(root, "text_encoder", CLIPTextModel.from_pretrained).eval().requires_grad_(False),
+            _load_unet(root / "unet", text_encoder.config.hidden_size),
+            schedule,
+            _load_tokenizer(root / "tokenizer", text_encoder.config),
+            text_encoder.eval().requires_grad_(False),
             description,
         )
 
@@ -137,9 +157,16 @@ class PipelineFolder:
         """The autoencoder, for `decode`.
 
         Raises:
-            PeckerError: it is missing or damaged.
+            PeckerError: it is missing or damaged, or of other latent images.
         """
-        return _load_network(self.path, "vae", AutoencoderKL).eval().requires_grad_(False)
+        decoder = _load_network(self.path / "vae", AutoencoderKL, AutoencoderConfig)
+        theirs, ours = decoder.config.latent_channels, self.unet.config.in_channels
+        if theirs != ours:
+            raise PeckerError(
+                f"{self.path / 'vae'}: decodes {theirs} channels, the network draws {ours}; take "
+                "both from one pipeline"
+            )
+        return decoder.eval().requires_grad_(False)
 
     @staticmethod
     @torch.no_grad()
@@ -181,7 +208,7 @@ def load_unet(path: str | os.PathLike[str], like: nn.Module) -> UNet2DConditionM
     """
     root = Path(path)
     folder = root / "unet" if (root / "unet").is_dir() else root
-    unet: UNet2DConditionModel = _load_network(folder.parent, folder.name, UNet2DConditionModel)
+    unet = _load_unet(folder, None)
     shapes, expected = (
         {name: tuple(p.shape) for name, p in network.named_parameters()} for network in (unet, like)
     )
@@ -194,10 +221,8 @@ def load_unet(path: str | os.PathLike[str], like: nn.Module) -> UNet2DConditionM
     return unet
 
 
-def _check_kind(index: dict[str, Any], root: Path) -> None:
+def _check_kind(name: str, parts: Mapping[str, str | None], root: Path) -> None:
     """Refuse pipelines whose network or text encoder is another one."""
-    name = str(index.get("_class_name", "unknown"))
-    parts = {part: value[1] for part, value in index.items() if isinstance(value, list)}
     if "transformer" in parts:
         raise PeckerError(
             f"pipeline folder {root}: {name} denoises with the transformer {parts['transformer']}; "
@@ -208,36 +233,77 @@ def _check_kind(index: dict[str, Any], root: Path) -> None:
             f"pipeline folder {root}: {name} has two text encoders; Stable Diffusion XL is not "
             "supported yet: its network needs pooled embeddings and image sizes as well"
         )
-    if parts.get("unet") != "UNet2DConditionModel" or parts.get("text_encoder") != "CLIPTextModel":
-        raise PeckerError(
-            f"pipeline folder {root}: {name} has unet {parts.get('unet')} and text_encoder "
-            f"{parts.get('text_encoder')}; expected UNet2DConditionModel and CLIPTextModel"
-        )
+    wanted = {
+        "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "vae": "AutoencoderKL",
+        "tokenizer": "CLIPTokenizer",
+    }  # fmt: skip
+    for part, kind in wanted.items():
+        if str(parts.get(part)).removesuffix("Fast") != kind:
+            raise PeckerError(
+                f"pipeline folder {root}: {name} has {part} {parts.get(part)}; expected {kind}"
+            )
 
 
-def _read_json(file: Path, root: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PeckerError(
-            f"pipeline folder {root}: {file.relative_to(root)} is missing; expected what "
-            "StableDiffusionPipeline.save_pretrained writes"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise PeckerError(f"pipeline folder {root}: {file.name} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise PeckerError(f"pipeline folder {root}: {file.name} must hold an object")
-    return found
+def _load_unet(folder: Path, text_width: int | None) -> UNet2DConditionModel:
+    """The network, for texts of that width where it is known."""
+    unet: UNet2DConditionModel = _load_network(folder, UNet2DConditionModel, TextUNetConfig)
+    widths = unet.config.cross_attention_dim
+    for width in [widths] if isinstance(widths, int) else widths:
+        if text_width not in (None, width):
+            raise PeckerError(
+                f"{folder}: takes texts of width {width}, the text encoder gives {text_width}; "
+                "take both from one pipeline"
+            )
+    return unet
 
 
-def _load_network(root: Path, part: str, kind: Any) -> Any:
+def _load_network(folder: Path, kind: Any, schema: type[Schema]) -> Any:
+    config = read_config(folder / "config.json", schema)
+    make = partial(kind.from_config, config)
     # Without the package accelerate diffusers would say at length that it does just this.
-    return _load(root, part, partial(kind.from_pretrained, low_cpu_mem_usage=False))
+    return load_network(kind, folder, WEIGHTS, make, low_cpu_mem_usage=False)
 
 
-def _load(root: Path, part: str, from_pretrained: Any) -> Any:
+def _load_text_encoder(folder: Path) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = read_config(folder / "config.json", TextEncoderConfig)
+    encoder: nn.Module = load_network(
+        CLIPTextModel,
+        folder,
+        "model.safetensors",
+        lambda: CLIPTextModel(CLIPTextConfig(**config)),
+    )
+    return encoder
+
+
+def _load_tokenizer(folder: Path, encoder: Any) -> Any:
+    """The tokenizer, which makes no text longer than the text encoder takes.
+
+    Args:
+        folder: with its files.
+        encoder: configuration of the text encoder.
+    """
+    from transformers import CLIPTokenizer
+
+    for file in sorted(folder.glob("*.json")):
+        if not isinstance(content := read_json(file), dict):
+            raise PeckerError(f"{file}: expected an object, got {shown(content)}")
+    merges = folder / "merges.txt"
+    lines = read_text(merges).split("\n") if merges.exists() else ["#version"]
+    if lines == [""] or not all(len(s.split(" ")) == 2 for s in lines if s[:1] not in "#"):
+        raise PeckerError(f"{merges}: expected two tokens on each line; copy the tokenizer again")
     try:
-        return from_pretrained(str(root / part), local_files_only=True)
-    except Exception as error:  # diffusers and transformers raise many kinds for damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PeckerError(f"pipeline folder {root}: {part} cannot be read: {reason}") from None
+        tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        size, longest = len(tokenizer), int(tokenizer.model_max_length)
+    except Exception as error:  # transformers raises many kinds for damaged files
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PeckerError(f"{folder}: the tokenizer cannot be read ({reason})") from error
+    if size > encoder.vocab_size or longest < 1:
+        raise PeckerError(
+            f"{folder}: {size} tokens, texts of up to {shown(longest)}; the text encoder knows "
+            f"{encoder.vocab_size} tokens: take both from one pipeline"
+        )
+    # A tokenizer that does not say how long its texts may be gives 10^30.
+    tokenizer.model_max_length = min(longest, encoder.max_position_embeddings)
+    return tokenizer

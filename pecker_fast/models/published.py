@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import few, shown
 from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.models.weights import mismatch
+from pecker_fast.torch_files import check_stored, load_torch
 
 __all__ = [
     "CLASS_NAMES",
@@ -70,6 +72,8 @@ _KEYS = {
     "generator": ("generator", "g_model", "G"),
     "pseudo-score": ("sg_model", "pseudo_score", "fake_score"),
 }
+_MOST_LEVELS = 16
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 
 _Weights = Mapping[str, Tensor]
@@ -131,7 +135,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> PublishedCheckpoint:
 
     Raises:
         PeckerError: no file, a truncated one, one that is not a checkpoint, one that would have
-            to run code to be read, or one without a network.
+            to run code to be read, one without a network, or with tensors that are not all there.
     """
     path = Path(path)
     content = _read(path)
@@ -146,6 +150,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> PublishedCheckpoint:
             f"{path}: no network in it; expected a state dict or the list [network, optimizer, "
             f"step, EMA], found {_in_words(content)}"
         )
+    for weights in slots.values():
+        for name, weight in weights.items():
+            check_stored(name, weight, path)
     return PublishedCheckpoint(path, {n: slots[n] for n in SLOTS if n in slots}, step)
 
 
@@ -163,8 +170,14 @@ def network_from(weights: _Weights, source: str, *, sample_size: int | None = No
 
     Raises:
         PeckerError: another architecture, saying what is missing, unexpected or of another shape;
-            or a weight that is not finite.
+            or a weight that is empty, not finite or no float.
     """
+    for name, weight in weights.items():
+        if weight.dtype not in _FLOATS or weight.numel() == 0:
+            raise PeckerError(
+                f"{source}: {shown(name)} is {weight.dtype} {tuple(weight.shape)}; expected floats "
+                "of 16 bits or more, and no empty tensor"
+            )
     sizes = _sizes(weights, source)
     if sample_size is None:
         attention: tuple[int, ...] = sizes["attention_levels"]
@@ -177,7 +190,7 @@ def network_from(weights: _Weights, source: str, *, sample_size: int | None = No
     expected = {name: tuple(param.shape) for name, param in network.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if found != expected:
-        raise PeckerError(f"{source}: {_mismatch(expected, found)}; {_nearest_preset(found)}")
+        raise PeckerError(f"{source}: {mismatch(expected, found)}; {_nearest_preset(found)}")
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise PeckerError(
@@ -204,15 +217,14 @@ def published_scheduler() -> DDPMScheduler:
 
 def _read(path: Path) -> Any:
     """What `torch.load` makes of the file with `weights_only=True`, on the CPU."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(len(_LEGACY))
-    except FileNotFoundError as error:
-        raise PeckerError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
+    if path.is_dir():
         raise PeckerError(
             f"{path}: is a folder; expected a checkpoint file, such as ckpts/ckpt.pth in it"
-        ) from error
+        )
+    if not path.is_file():
+        raise PeckerError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        head = file.read(len(_LEGACY))
     if head.startswith(_SAFETENSORS, 4):
         try:
             return load_file(path)
@@ -226,26 +238,25 @@ def _read(path: Path) -> Any:
             f"{head[:8]!r}); if it was downloaded, look whether it is a web page or a pointer to it"
         )
     try:
-        # Mapped, so that the optimizers' moments are never read.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error below says it
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP)
-            )
+        return load_torch(path)
+    except (PeckerError, MemoryError):
+        raise
     except Exception as error:  # torch raises many kinds for a broken file
         reason = str(error)
         code = re.search(r"Unsupported (?:global|class|function)\S* (?:GLOBAL )?(\S+)", reason)
         if code is not None:
-            raise _runs_code(path, f"it holds a {code[1]}") from error
+            raise _runs_code(path, f"it holds a {code[1][:100]}") from error
         if "TorchScript" in reason:
             raise _runs_code(path, "it is a TorchScript module") from error
-        raise _unreadable(path, "checkpoint", reason.strip() or repr(error)) from error
+        # What torch says before that is how to run the code after all.
+        _, _, inner = reason.partition("WeightsUnpickler error: ")
+        raise _unreadable(path, "checkpoint", (inner or reason).strip() or repr(error)) from error
 
 
 def _unreadable(path: Path, kind: str, reason: str) -> PeckerError:
     return PeckerError(
         f"{path}: cannot be read as a {kind}, it may be truncated: copy or download it again "
-        f"({reason.splitlines()[0]})"
+        f"({reason.splitlines()[0][:300]})"
     )
 
 
@@ -260,7 +271,7 @@ def _runs_code(path: Path, what: str) -> PeckerError:
 
 def _slots_of_list(content: Sequence[Any]) -> tuple[dict[str, _Weights], int | None]:
     networks = {i: _plain_names(item) for i, item in enumerate(content) if _is_network(item)}
-    numbers = [item for item in content if isinstance(item, int)]
+    numbers = [item for item in content if _is_step(item)]
     if not networks:
         return {}, None
     last = len(content) - 1
@@ -286,7 +297,11 @@ def _slots_of_dict(content: Mapping[Any, Any]) -> tuple[dict[str, _Weights], int
         if _is_network(content.get(key))
     }
     steps = (content.get(key) for key in ("step", "global_step", "iteration"))
-    return slots, next((step for step in steps if isinstance(step, int)), None)
+    return slots, next((step for step in steps if _is_step(step)), None)
+
+
+def _is_step(item: Any) -> bool:
+    return type(item) is int and 0 <= item < 1 << 63
 
 
 def _is_network(item: Any) -> bool:
@@ -324,6 +339,8 @@ def _sizes(weights: _Weights, source: str) -> dict[str, Any]:
 
     channels, in_channels = weights["conv_in.weight"].shape[:2]
     levels = range(count("down"))
+    if len(levels) > _MOST_LEVELS:
+        raise PeckerError(f"{source}: another architecture, {len(levels)} levels")
     widths = [_rows(weights, f"down.{level}.block.0.conv1.weight", source) for level in levels]
     uneven = [width for width in widths if width % channels]
     if uneven:
@@ -343,7 +360,7 @@ def _sizes(weights: _Weights, source: str) -> dict[str, Any]:
 
 
 def _rows(weights: _Weights, name: str, source: str) -> int:
-    if name not in weights:
+    if name not in weights or weights[name].ndim == 0:
         raise PeckerError(f"{source}: another architecture, {_kind(weights, [name])}")
     return weights[name].shape[0]
 
@@ -358,27 +375,7 @@ def _kind(weights: _Weights, absent: Sequence[str]) -> str:
         )
     if absent == ["classes_emb.weight"]:
         return f"{without}; an unconditional DDPM knows no classes, so none can be erased from it"
-    names = ", ".join(list(weights)[:3])
-    return f"{without}; it has {len(weights)} tensors, the first {names}"
-
-
-def _mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Missing, unexpected and differently shaped tensors, a few of each by name."""
-
-    def listed(names: Sequence[str]) -> str:
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    shapes = [
-        f"{name} {found[name]} instead of {expected[name]}"
-        for name in expected
-        if name in found and found[name] != expected[name]
-    ]
-    parts = {"missing": missing, "unexpected": unexpected, "shaped otherwise": shapes}
-    return "does not fit: " + "; ".join(
-        f"{len(names)} {what}: {listed(names)}" for what, names in parts.items() if names
-    )
+    return f"{without}; it has {len(weights)} tensors, {few(weights)}"
 
 
 def _nearest_preset(found: Mapping[str, Any]) -> str:
@@ -394,7 +391,8 @@ def _nearest_preset(found: Mapping[str, Any]) -> str:
 
 def _in_words(content: Any) -> str:
     if isinstance(content, Mapping):
-        return f"a dictionary with {', '.join(map(str, list(content)[:5])) or 'nothing in it'}"
+        return f"a dictionary with {few(content) or 'nothing in it'}"
     if isinstance(content, (list, tuple)):
-        return f"a list of {', '.join(type(item).__name__ for item in content) or 'nothing'}"
+        kinds = ", ".join(type(item).__name__ for item in content[:5])
+        return f"a list of {kinds or 'nothing'}"
     return f"a {type(content).__name__}"

@@ -20,19 +20,25 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing
-from pecker_fast.masks.files import Bits, unpacked
+from pecker_fast.files import parse_json, replacing, shown
+from pecker_fast.masks.files import (
+    UNEXPECTED,
+    Bits,
+    read_own,
+    stored_shape,
+    unpacked,
+    unreadable,
+)
 from pecker_fast.masks.stats import ParameterStats
 
 __all__ = [
@@ -50,6 +56,9 @@ __all__ = [
 FORMAT = "pecker_fast.patch"
 VERSION = "1"
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ITEMSIZES = {
+    name: kind.itemsize for name, kind in vars(torch).items() if isinstance(kind, torch.dtype)
+}
 
 
 class TensorRecord(NamedTuple):
@@ -198,33 +207,19 @@ def read_patch(path: str | os.PathLike[str]) -> Patch:
             not match its digest.
     """
     file_name = os.fspath(path)
-    if not Path(path).is_file():
-        raise PeckerError(f"patch file {file_name!r} does not exist")
+    metadata, content = read_own(path, "patch", VERSION, "pecker_fast.save_patch")
     try:
-        with safe_open(file_name, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            if metadata.get("format") != FORMAT:
-                raise PeckerError(
-                    f"{file_name!r} is a safetensors file but not a pecker_fast patch; expected "
-                    "one written by pecker_fast.save_patch"
-                )
-            if metadata.get("version") != VERSION:
-                raise PeckerError(
-                    f"patch file {file_name!r} has format version {metadata.get('version')!r}, "
-                    f"this pecker_fast reads version {VERSION!r}; update pecker_fast"
-                )
-            content = {key: file.get_tensor(key) for key in file.keys()}
         digest = metadata.pop("digest")
         intact = _digest_of_file(metadata, content) == digest
         patch = Patch(
             path=file_name,
             tensors={
-                name: TensorRecord(torch.Size(shape), dtype, base, *(result or [base]))
-                for name, shape, dtype, base, *result in json.loads(metadata["tensors"])
+                name: _record(name, *row)
+                for name, *row in parse_json(metadata["tensors"], f"patch file {file_name!r}")
             },
             bits=_with_prefix(content, "mask."),
             values=_with_prefix(content, "values."),
-            about=json.loads(metadata["about"]),
+            about=_about(parse_json(metadata["about"], f"patch file {file_name!r}")),
             package=metadata["package"],
             mask=metadata.get("mask", ""),
             digest=digest,
@@ -232,10 +227,8 @@ def read_patch(path: str | os.PathLike[str]) -> Patch:
         intact = intact and _consistent(patch)
     except PeckerError:
         raise
-    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:
-        raise PeckerError(
-            f"patch file {file_name!r} cannot be read, it is damaged or not a patch: {error}"
-        ) from error
+    except UNEXPECTED as error:
+        raise unreadable("patch", file_name, error) from error
     if not intact:
         raise PeckerError(
             f"patch file {file_name!r} is damaged: its content does not match its digest; copy it "
@@ -244,18 +237,33 @@ def read_patch(path: str | os.PathLike[str]) -> Patch:
     return patch
 
 
+def _record(name: object, shape: object, dtype: str, base: str, *result: str) -> TensorRecord:
+    """What a file says of a tensor; ValueError or LookupError where that makes no sense."""
+    digests = [base, *(result or [base])]
+    if len(digests) != 2 or not all(isinstance(digest, str) for digest in digests):
+        raise ValueError(f"{shown(name)} has the digests {shown(digests)}")
+    _ITEMSIZES[dtype]  # a KeyError where there is no such dtype
+    return TensorRecord(stored_shape(name, shape), dtype, *digests)
+
+
+def _about(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"about must be an object, got {shown(content)}")
+    return content
+
+
 def _with_prefix(content: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
 
 
 def _consistent(patch: Patch) -> bool:
     """Whether positions and values are as many, and as wide, as the records say."""
-    if patch.bits.keys() != patch.values.keys():
+    if patch.bits.keys() != patch.values.keys() or not patch.numel:
         return False
     for name, bits in patch.bits.items():
         record, values = patch.tensors[name], patch.values[name]
         numel = record.shape.numel()
-        integer = _INTEGERS[getattr(torch, record.dtype).itemsize]
+        integer = _INTEGERS[_ITEMSIZES[record.dtype]]
         if bits.shape != ((numel + 7) // 8,) or bits.dtype != np.uint8:
             return False
         if values.ndim != 1 or values.dtype.name != str(integer).removeprefix("torch."):

@@ -146,8 +146,12 @@ class RunDirectory:
         for iteration in reversed(iterations):
             file = self._file(iteration)
             try:
+                if not file.is_file():  # a pipe would wait for a writer
+                    raise ValueError("no regular file")
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
                 found, digest = state["format"], state.pop("digest", None)
+                if type(found) is not int:
+                    raise ValueError("it does not say which format it has")
                 intact = digest == digest_of(state)
             except OSError as error:
                 raise PeckerError(f"cannot read {file}: {error.strerror}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import shown
 
 __all__ = ["class_index"]
 
@@ -18,7 +19,8 @@ def class_index(name: str | int, class_names: Sequence[str], whose: str) -> int:
         whose: Who has these classes, for the message.
 
     Raises:
-        PeckerError: No such class; the message lists those that there are.
+        PeckerError: No such class; the message lists the first that there are, and says how
+            classes get names where they have none.
 
     Example:
         >>> class_index("Dog", ["cat", "dog"], "the model"), class_index("0", ["cat"], "the model")
@@ -30,8 +32,17 @@ def class_index(name: str | int, class_names: Sequence[str], whose: str) -> int:
         if wanted in known:
             index = known.index(wanted)
         else:
-            index = int(wanted) if wanted.isdecimal() else -1
+            index = int(wanted) if wanted.isdecimal() and len(wanted) < 10 else -1
     if not 0 <= int(index) < len(class_names):
-        listed = ", ".join(f"{number} {each!r}" for number, each in enumerate(class_names))
-        raise PeckerError(f"unknown class {name!r}; the classes of {whose} are: {listed}")
+        listed = ", ".join(f"{number} {each!r}" for number, each in enumerate(class_names[:20]))
+        more = f" and {len(class_names) - 20} more" if len(class_names) > 20 else ""
+        unnamed = all(each == f"class {number}" for number, each in enumerate(class_names))
+        remedy = (
+            '; give a number, or names: {"class_names": ["cat", ...]}, one for each label, in '
+            "pecker_fast.json in the model's folder"
+        )
+        raise PeckerError(
+            f"unknown class {shown(name)}; the classes of {whose} are: {listed}{more}"
+            + (remedy if unnamed else "")
+        )
     return int(index)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import read_json
 
 __all__ = [
     "LOCK_NAME",
@@ -19,12 +20,12 @@ __all__ = [
     "holds_run",
 ]
 
+_CLASS_PIPELINES = ("DDIMPipeline", "DDPMPipeline")  # of diffusers: a network and its schedule
+
 MODEL_NAME = "model"
 PIPELINE_NAME = "pipeline"
 PSEUDO_SCORE_NAME = "pseudo_score"
 LOCK_NAME = "run.lock"
-
-_CLASS_MODELS = (b'"DDPMPipeline"', b'"DDIMPipeline"')
 
 
 def holds_run(path: Path) -> bool:
@@ -56,10 +57,12 @@ def find_model(path: Path) -> Path:
 def find_pipeline(path: Path) -> Path | None:
     """The text-to-image pipeline at `path`, or in the run directory `path`; None without one.
 
-    diffusers' own pipelines of class models have such a file too, and are model folders here.
+    Raises:
+        PeckerError: its model_index.json cannot be read.
     """
     for place in (path, path / PIPELINE_NAME):
-        index = place / "model_index.json"
-        if index.is_file() and not any(name in index.read_bytes() for name in _CLASS_MODELS):
-            return place
+        if (place / "model_index.json").is_file():
+            index = read_json(place / "model_index.json")
+            is_of_classes = isinstance(index, dict) and index.get("_class_name") in _CLASS_PIPELINES
+            return None if is_of_classes else place
     return None

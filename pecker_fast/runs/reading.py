@@ -1,21 +1,21 @@
 """What comes in as YAML or JSON: read within limits, and checked by a schema.
 
-Of YAML only what JSON has as well: objects, lists, texts, numbers, true, false and null, and aliases
-as long as what they stand for is not large: some hundred bytes of them could be a list of billions.
+Of YAML only what JSON has as well: objects, lists, texts, numbers, true, false and null; and
+aliases while what they stand for is small: some hundred bytes of them could be a list of billions.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import MOST_DIGITS, MOST_LEVELS, check_extent, few, read_text, shown
 
-__all__ = ["Schema", "checked", "parse_yaml", "read_yaml"]
+__all__ = ["Names", "Schema", "checked", "parse_yaml", "read_yaml"]
 
 S = TypeVar("S", bound="Schema")
 _MOST_BYTES = 1 << 20
@@ -28,6 +28,17 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"a name holds characters that cannot be printed: {shown(text)}")
+    return text
+
+
+Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+Names: TypeAlias = Annotated[list[Name], Field(max_length=100_000)]
+"""Of classes, by label."""
+
+
 def checked(schema: type[S], content: Any, source: object) -> S:
     """What a file holds, once it fits a schema.
 
@@ -37,7 +48,7 @@ def checked(schema: type[S], content: Any, source: object) -> S:
         source: the file, for messages.
 
     Raises:
-        PeckerError: it does not fit; the first entry that is wrong is named, with what stands there.
+        PeckerError: it does not fit; the first wrong entry is named, with what stands there.
     """
     if not isinstance(content, dict):
         raise PeckerError(

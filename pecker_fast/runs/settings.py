@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import shown
@@ -25,6 +26,15 @@ class Section(BaseModel):
     """Immutable; an unknown key, an infinity or a NaN is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is expected: they would count as 1 and 0."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *typing.get_args(kind)):
+            raise PydanticCustomError("truth", "must not be true or false")
+        return value
 
 
 class Settings(Section):

@@ -25,6 +25,7 @@ _FASHION = ("train-classifier", "--arch", "small", "--dataset", "fashion-mnist",
             "fashion", "--out", "run", "--iterations", "1", "--set", "batch_size=2")  # fmt: skip
 _CIFAR = ("train-classifier", "--arch", "small", "--dataset", "cifar10", "--data-root",
           "cifar", "--out", "run", "--iterations", "1")  # fmt: skip
+_AGAIN = ("sample", "model", "--out", "samples", "--steps", "1", "--per-class", "2")
 _PNG = "folders/circle/0.png"
 
 
@@ -135,9 +136,16 @@ def _circle(folder: Path) -> None:
 _NEEDS = ("folders", "classifier")
 _WITH_SAMPLES = ("samples", "classifier")
 _KEYS = {
-    key: "missing null text negative list object huge"
-    for key in ("classes", "folders", "format", "counts", "shape", "seed", "model")
+    "class_names": "missing null text negative list object nested deep",
+    "folders": "missing null text list zero object",
+    "folders.00_circle": "null text list object",
+    "folders.00_circle.index": "missing null text negative huge fraction list true",
 }
+_RESUMED = {
+    "folders": "missing null text list zero", "sampler": "missing null text list zero object",
+    "starts": "missing null text zero object", "model": "missing null text list",
+    "complete": "missing text list", "class_names": "null text",
+}  # fmt: skip
 
 CASES = [
     *each("archive", ANY_FILE | ARRAYS, "real.npz", _ARCHIVE, ("real.npz", "classifier"),
@@ -159,8 +167,8 @@ CASES = [
         },
         "real.npz", _ARCHIVE, ("real.npz", "classifier"),
     ),
-    *each("training archive", ARRAYS, "data/train.npz", TEACHER, ("data",), named="train.npz"),
-    *each("test archive", ARRAYS, "data/test.npz", JUDGE, ("data",), named="test.npz"),
+    *each("training archive", ARRAYS, "data/train.npz", TEACHER, ("data",)),
+    *each("test archive", ARRAYS, "data/test.npz", JUDGE, ("data",)),
     *each("picture", ANY_FILE | PICTURES, _PNG, _FOLDER, _NEEDS, named="circle"),
     *each("idx images", ANY_FILE | {n: _write(c) for n, c in IDX.items()},
           "fashion/train-images-idx3-ubyte.gz", _FASHION, ("fashion",), named="train-images"),
@@ -191,20 +199,21 @@ CASES = [
     case("a class called escape", _FOLDER, _NEEDS, partial(_rename, "\x1b[31mred"), code=(0, 2)),
     case("a class that is no UTF-8", _FOLDER, _NEEDS, partial(_rename, "x\udcff"), code=(0, 2)),
     case("a class called a formula", _FOLDER, _NEEDS, partial(_rename, "=SUM(1)"), code=0),
-    *keys("samples", "samples/samples.json", _KEYS, _SAMPLES, _WITH_SAMPLES),
+    *keys("samples", "samples/samples.json", _KEYS, _SAMPLES, _WITH_SAMPLES, named="samples"),
+    *keys("samples that go on", "samples/samples.json", _RESUMED, _AGAIN, ("model", "samples"),
+          named="samples"),
     *whole_json("samples", "samples/samples.json", _SAMPLES, _WITH_SAMPLES, named="samples.json"),
     *(case(f"samples with {name}", _SAMPLES, _WITH_SAMPLES, _samples(folders=folders))
       for name, folders in {
-          "numbers": [1, 2, 3], "above": ["..", "../..", "x"], "absolute": ["/", "/etc", "/tmp"],
-          "twice": ["000_circle"] * 3, "a number": 3, "names": {"circle": 1},
+          "numbers": [1, 2, 3], "a number": 3, "names": {"circle": 1}, "nothing": {},
+          "above": {"../folders": {"index": 0}}, "absolute": {"/etc": {"index": 0}},
+          "one folder": {"00_circle": {"index": 0}},
       }.items()),
     *(case(f"going on with samples of {name}",
-           ("sample", "model", "--out", "samples", "--steps", "1", "--per-class", "2", *more),
+           (*_AGAIN, *more),
            ("model", "samples"), change, named="samples")
       for name, change, more in (
           ("another seed", None, ("--seed", "1")),
-          ("classes text", _samples(classes="abc"), ()),
-          ("no classes", _samples(classes=[]), ()),
-          ("another format", _samples(format=99), ()),
+          ("another guidance", None, ("--sampler", "ddim", "--steps", "2", "--guidance", "0.5")),
       )),
 ]  # fmt: skip

@@ -39,7 +39,7 @@ _UNET_KEYS = {
     "downsample_type": "text",
 }
 _SCHEDULE_KEYS = {
-    "num_train_timesteps": "null text negative zero fraction huge list missing digits",
+    "num_train_timesteps": "null text negative zero fraction huge list digits",
     "beta_start": "null text negative zero huge list infinity nan missing",
     "beta_end": "null text negative zero huge nan",
     "beta_schedule": "null text zero list escape",

@@ -61,6 +61,10 @@ OUTPUTS = ("--out", "--png", "--npz", "--json", "--samples")
 FREE = {
     "--neighbour", "--name", "--prompt",  # any text is a prompt
 }  # fmt: skip
+HARMLESS = {
+    ("--batch-size", f"{10**12}"), ("--seed", "0"), ("--guidance", "-1"), ("--guidance", "1e308"),
+}  # fmt: skip
+"""Values that a command can do something with."""
 
 PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
     "sample": (
@@ -144,7 +148,8 @@ def _values() -> Iterator[Case]:
             wrong = next(v for kind, v in WRONG.items() if isinstance(option.type, kind))
             for value in wrong:
                 words = repr(value) if len(value) < 30 else f"{len(value)} times {value[0]}"
-                yield case(f"{name} {flag} {words}", (*line, flag, value), needs)
+                code = (0, 2) if flag in FREE or (flag, value) in HARMLESS else 2
+                yield case(f"{name} {flag} {words}", (*line, flag, value), needs, code=code)
 
 
 CASES = [

@@ -30,9 +30,7 @@ _CONFIGS = {
         "norm_num_groups": "text zero negative",
         "down_block_types": "null text list",
         "layers_per_block": "text negative",
-        "_class_name": "text list",
         "addition_embed_type": "text",
-        "class_embed_type": "text",
     },
     "text_encoder": {
         "hidden_size": "null text negative zero",
@@ -42,7 +40,6 @@ _CONFIGS = {
         "max_position_embeddings": "null text negative zero",
         "hidden_act": "null text zero",
         "architectures": "text zero",
-        "model_type": "text zero missing",
     },
     "vae": {
         "latent_channels": "null text negative zero",

@@ -97,7 +97,6 @@ def _foreign(folder: Path) -> None:
 
 def _foreign_in_run(folder: Path) -> None:
     (folder / "done/thesis.tex").write_text("precious")
-    (folder / "done/model/thesis.tex").write_text("precious")
 
 
 def _model_edited(file: str, key: str, value: object, folder: Path) -> None:
@@ -122,7 +121,7 @@ CASES = [
         }.items()
     }, "done/config.yaml", _AGAIN, _NEEDS, code=(0, 2)),
     *each("mask of a run", TENSORS | ANY_FILE, "done/mask.safetensors", _AGAIN, _NEEDS,
-          code=(0, 2)),
+          code=(0, 2), writes=_DONE),
     *whole_json("start.json", "done/start.json", _AGAIN, _NEEDS, code=(0, 2)),
     *whole_json("curve.json", "done/curve.json",
                 (*_AGAIN, "--classifier", "classifier"), ("model", "done", "classifier"),

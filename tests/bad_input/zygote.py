@@ -190,12 +190,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
                     traceback.print_exc(file=err)
             finally:
                 os._exit(code)
-        ended, busy, moved = 0, 0, started
+        ended, spent, moved = 0, 0, started
         while not ended:
             ended, status, used = os.wait4(child, os.WNOHANG)
             now = time.monotonic()
-            if not ended and (ticks := _ticks(child)) != busy:
-                busy, moved = ticks, now
+            if not ended and (ticks := _ticks(child)) != spent:
+                spent, moved = ticks, now
             if not ended and (now - started > 2 * SECONDS or now - moved > _IDLE):
                 os.killpg(child, signal.SIGKILL)
             time.sleep(0.002)
@@ -212,10 +212,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ticks(process: int) -> int:
-    """What a process has had of the processor; it counts as busy while it waits for its turn."""
+def _ticks(process: int) -> float:
+    """What a process has had of the processor; it is busy while it waits for its turn."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12]) if fields[0] == "S" else -1
+    return int(fields[11]) + int(fields[12]) if fields[0] == "S" else time.monotonic()
 
 
 def main(requests: IO[str], answers: IO[str]) -> None:

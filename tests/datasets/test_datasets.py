@@ -163,6 +163,14 @@ def test_stl10_keeps_its_96_pixels_on_request(tmp_path, monkeypatch):
     assert np.array_equal(images.images.permute(0, 2, 3, 1).numpy(), shown[6:])
 
 
+def test_stl10_with_names_that_are_no_text(tmp_path, monkeypatch):
+    write_stl10(tmp_path)  # torchvision has an MD5 sum for every file but this one
+    (tmp_path / "stl10_binary" / "class_names.txt").write_bytes(b"\xff\xfe")
+    published_md5(monkeypatch, torchvision.datasets.STL10, tmp_path)
+    with pytest.raises(PeckerError, match="STL10 cannot be read"):
+        load_images("stl10", tmp_path, "train")
+
+
 def test_stl10_without_labels_is_refused(tmp_path, monkeypatch):
     write_stl10(tmp_path)
     published_md5(monkeypatch, torchvision.datasets.STL10, tmp_path)
@@ -228,10 +236,10 @@ def test_fashion_mnist_pixels_and_their_values(tmp_path):
     generator = np.random.default_rng(3)
     pixels = generator.integers(0, 256, (4, 28, 28), dtype=np.uint8)
     for name, header, body in (
-        ("t10k-images-idx3-ubyte.gz", 16, pixels.tobytes()),
-        ("t10k-labels-idx1-ubyte.gz", 8, bytes([9, 0, 3, 3])),
+        ("t10k-images-idx3-ubyte.gz", [2051, 4, 28, 28], pixels.tobytes()),
+        ("t10k-labels-idx1-ubyte.gz", [2049, 4], bytes([9, 0, 3, 3])),
     ):
-        head = b"\0" * 4 + (4).to_bytes(4, "big") + b"\0" * (header - 8)
+        head = b"".join(number.to_bytes(4, "big") for number in header)
         (tmp_path / name).write_bytes(gzip.compress(head + body))
     images = load_images("fashion-mnist", tmp_path, "test")
     assert np.array_equal(images.images[:, 0].numpy(), pixels)

@@ -1,8 +1,6 @@
 """Folders and .npz files of images: what is read, in which order, and what is refused."""
 
-import io
 import json
-import zipfile
 
 import numpy as np
 import pytest
@@ -62,9 +60,10 @@ def test_samples_json_says_which_class_a_folder_holds(tmp_path):
     write(tmp_path / "other" / "0.png", GREY[0])
     with pytest.raises(PeckerError, match="knows no folder 'other'"):
         load_image_files(tmp_path)
-    for text in ("{", "[]", "{}", '{"folders": {"02_star": 2}, "class_names": []}'):
+    nested = '{"folders": {"02_star": {"index": "2"}}, "class_names": ["a"]}'
+    for text in ("{", "[]", "{}", '{"folders": {"02_star": 2}, "class_names": []}', nested):
         (tmp_path / "samples.json").write_text(text)
-        with pytest.raises(PeckerError, match=r"samples.json: cannot be read .* remove it"):
+        with pytest.raises(PeckerError, match=r"samples\.json"):
             load_image_files(tmp_path)
     (tmp_path / "samples.json").write_text(json.dumps({"folders": folders, "class_names": ["a"]}))
     with pytest.raises(PeckerError, match=r"must lie in \[0, 1\)"):
@@ -118,7 +117,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, kept):
     write(tmp_path / "b.png", COLOUR[1])
     whole = (tmp_path / "b.png").read_bytes()
     (tmp_path / "b.png").write_bytes(whole[:kept])
-    with pytest.raises(PeckerError, match=r"b\.png: cannot be read as an image"):
+    with pytest.raises(PeckerError, match=r"b\.png: cannot be read as a PNG or JPEG image"):
         load_image_files(tmp_path)
 
 
@@ -165,27 +164,29 @@ def test_npz(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pixels": GREY}, "expected an array images .* got pixels"),
+        ({"pixels": GREY}, "expected an array images"),
         ({"images": GREY}, r"images must be uint8 with four dimensions.* got uint8 \(5, 4, 6\)"),
         ({"images": GREY[:, None] / 255}, "got float64"),
         ({"images": GREY[:0, None]}, r"not empty, got uint8 \(0, 1, 4, 6\)"),
         ({"images": COLOUR}, r"must have 1 or 3 channels, got \(4, 6, 3\)"),
         ({"images": GREY[:, None], "labels": np.arange(4)}, "labels must be 5 whole numbers"),
         ({"images": GREY[:, None], "labels": np.zeros(5)}, "got float64"),
-        (
-            {"images": GREY[:, None], "labels": np.arange(5) - 1},
-            r"lie in \[0, 100000\), got -1 to 3",
-        ),
+        ({"images": GREY[:, None], "labels": np.arange(5) - 1}, "got -1 to 3"),
         (
             {"images": GREY[:, None], "labels": np.arange(5), "class_names": np.array(["x", "y"])},
             r"labels must lie in \[0, 2\), got 0 to 4",
         ),
-        ({"images": GREY[:, None], "labels": np.arange(5) + 3 * 10**7}, "got 30000000 to"),
-        ({"images": GREY[:, None], "labels": np.array(list("abcde"))}, "5 whole numbers"),
         ({"images": np.array([None])}, "cannot be read as an .npz file"),
         (
             {"images": GREY[:, None], "provenance": np.array("[]")},
-            "expected a JSON object, got list",
+            "provenance must be an object, got ",
+        ),
+        ({"images": GREY[:, None], "provenance": np.array("[")}, "provenance: .*not valid JSON"),
+        ({"images": GREY[:, None], "provenance": np.arange(3)}, "provenance must be a text"),
+        ({"images": GREY[:1, None], "labels": np.array([3 * 10**7])}, "got 30000000 to 30000000"),
+        (
+            {"images": GREY[:1, None], "labels": np.array([0]), "class_names": np.array([[1]])},
+            "class_names must be a list of texts",
         ),
     ],
 )
@@ -195,76 +196,75 @@ def test_npz_files_that_are_refused(tmp_path, arrays, message):
         load_image_files(tmp_path / "a.npz")
 
 
-def patched(offset, value):
-    """Change two bytes of every member's header, at the front of it and in the directory."""
-
-    def change(content):
-        content = bytearray(content)
-        for signature, further in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
-            start = content.find(signature)
-            while start >= 0:
-                at = start + offset + further
-                content[at : at + 2] = value.to_bytes(2, "little")
-                start = content.find(signature, start + 1)
-        return bytes(content)
-
-    return change
+def test_a_truncated_npz(tmp_path):
+    np.savez(tmp_path / "a.npz", images=GREY[:, None])
+    whole = (tmp_path / "a.npz").read_bytes()
+    for kept in (0, 10, len(whole) - 30):
+        (tmp_path / "a.npz").write_bytes(whole[:kept])
+        with pytest.raises(PeckerError, match=r"cannot be read as an \.npz file"):
+            load_image_files(tmp_path / "a.npz")
 
 
-def flipped(content):
-    start, end = len(content) // 3, len(content) // 3 + 40
-    return content[:start] + bytes(byte ^ 0xFF for byte in content[start:end]) + content[end:]
+def test_one_array_named_npz(tmp_path):
+    with open(tmp_path / "a.npz", "wb") as file:
+        np.save(file, GREY)
+    with pytest.raises(PeckerError, match=r"cannot be read as an \.npz file"):
+        load_image_files(tmp_path / "a.npz")
 
 
-def one_array(content):
-    file = io.BytesIO()
-    np.save(file, GREY)
-    return file.getvalue()
+def _encrypted(content):
+    changed = bytearray(content)
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        changed[content.index(start) + flags] |= 1
+    return changed
 
 
-def beyond_all_memory(content):
-    """A header that promises 10^15 images."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        array = io.BytesIO()
-        header = {"descr": "|u1", "fortran_order": False, "shape": (10**15, 1, 4, 6)}
-        np.lib.format.write_array_header_1_0(array, header)
-        archive.writestr("images.npy", array.getvalue())
-    return file.getvalue()
+def _of_unknown_compression(content):
+    changed = bytearray(content)
+    for start, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        changed[content.index(start) + method] = 99
+    return changed
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda content: b"",
-        lambda content: content[:10],
-        lambda content: content[:-30],
-        flipped,
-        one_array,
-        beyond_all_memory,
-        patched(6, 1),  # encrypted
-        patched(8, 99),  # a compression that nobody knows
+        _encrypted,
+        _of_unknown_compression,
+        lambda content: content.replace(b"\x93NUMPY", b"\x93numpy"),
+        lambda content: content.replace(b"(5, 1, 4, 6)", b"(5**9**9,  )"),
+        lambda content: content.replace(b"(5, 1, 4, 6)", b"(50000000000"),
+        lambda content: content.replace(b"(5, 1, 4, 6), }", b"(99999999999,)}"),
     ],
-    ids=["empty", "start", "cut", "damaged", "array", "huge", "encrypted", "unknown"],
 )
-def test_npz_files_that_are_damaged(tmp_path, change):
-    path = tmp_path / "a.npz"
-    noise = np.random.default_rng(0).integers(0, 256, (9, 1, 8, 8), dtype=np.uint8)
-    np.savez_compressed(path, images=noise)
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(PeckerError, match=r"a\.npz: cannot be read"):
-        load_image_files(path)
+def test_damaged_npz(tmp_path, change):
+    np.savez(tmp_path / "a.npz", images=GREY[:, None])
+    (tmp_path / "a.npz").write_bytes(change((tmp_path / "a.npz").read_bytes()))
+    with pytest.raises(PeckerError, match=r"a\.npz"):
+        load_image_files(tmp_path / "a.npz")
 
 
-def test_huge_images(tmp_path, monkeypatch):
-    for name in "ab":
-        write(tmp_path / f"{name}.png", GREY[0])
-    with monkeypatch.context() as small:
-        small.setattr("os.sysconf", lambda name: 10)  # a machine of 100 bytes
-        with pytest.raises(PeckerError, match="2 images of 6x4"):
-            load_image_files(tmp_path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # half of what Pillow opens at most
-    with pytest.raises(PeckerError, match=r"a\.png"):
+def test_more_pixels_than_memory(tmp_path, monkeypatch):
+    write(tmp_path / "folder" / "0.png", GREY[0])
+    np.savez_compressed(tmp_path / "a.npz", images=GREY[:, None])
+    monkeypatch.setattr("os.sysconf", lambda name: 4)
+    for place in ("folder", "a.npz"):
+        with pytest.raises(PeckerError, match="this machine has"):
+            load_image_files(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",  # for Ghostscript
+        b"GIF89a" + bytes(20),
+        b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + b"\0\1\0\0" * 2 + b"\x08\0\0\0\0" + bytes(4),
+    ],
+    ids=["EPS", "GIF", "4 gigapixels"],
+)
+def test_files_that_are_only_named_png(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(PeckerError, match=r"a\.png: cannot be read as a PNG or JPEG"):
         load_image_files(tmp_path)
 
 

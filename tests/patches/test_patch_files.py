@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 import pecker_fast
@@ -19,7 +20,13 @@ from pecker_fast import SaliencyMask, apply_patch, remove_patch, save_patch
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.files import bitmask
 from pecker_fast.masks.stats import ParameterStats
-from pecker_fast.patches.files import TensorRecord, patch_bytes, read_patch, write_patch
+from pecker_fast.patches.files import (
+    TensorRecord,
+    _digest_of_file,
+    patch_bytes,
+    read_patch,
+    write_patch,
+)
 
 
 @pytest.fixture
@@ -164,15 +171,43 @@ def test_every_flipped_bit_shows(file, weights):
         lambda patch: {
             "tensors": {**patch.tensors, "a": TensorRecord(torch.Size([10]), "float99", "", "")}
         },
+        lambda patch: {"tensors": {}, "bits": {}, "values": {}},
     ],
     ids=[
         "fewer values", "narrow values", "floats", "two dimensions", "positions without values",
         "positions of another size", "signed positions", "no record", "unknown dtype",
+        "no tensors",
     ],
 )  # fmt: skip
 def test_parts_that_contradict_each_other(file, weights, change):
     patch = read_patch(file)
     write_patch(file, replace(patch, **change(patch)))  # its digest is right
+    refused(file, weights, "damaged")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("about", "[1]"),
+        ("about", "[" * 10**5),
+        ("tensors", "{}"),
+        ("tensors", '[["a", [9223372036854775808], "float32", ""]]'),
+        ("tensors", '[["a", [1e3], "float32", ""]]'),
+        ("tensors", '[["a", [-1], "float32", ""]]'),
+        ("tensors", '[["a", [' + "1," * 10**5 + '1], "float32", ""]]'),
+        ("tensors", '[["a", [3], "nn", ""]]'),
+        ("tensors", '[["a", [3], "float32", 7]]'),
+        ("tensors", '[["a"]]'),
+        ("tensors", "[7]"),
+    ],
+)
+def test_metadata_that_lie(file, weights, key, value):
+    with safe_open(file, framework="np") as opened:
+        metadata, content = opened.metadata(), {k: opened.get_tensor(k) for k in opened.keys()}
+    metadata = {**metadata, key: value}
+    del metadata["digest"]
+    metadata["digest"] = _digest_of_file(metadata, content)
+    save_numpy(content, file, metadata=metadata)
     refused(file, weights, "damaged")
 
 

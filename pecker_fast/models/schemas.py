@@ -1,0 +1,286 @@
+"""What the JSON files of model and pipeline folders may hold.
+
+Only what is looked at here or would be believed by diffusers and transformers without a check; they
+take the rest, and what they refuse is said in their words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    field_validator,
+    model_validator,
+)
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.files import few, read_json, shown
+from pecker_fast.runs.reading import Names, Schema, checked
+
+__all__ = [
+    "AutoencoderConfig",
+    "ClassDescription",
+    "ClassUNetConfig",
+    "DDPMUNetConfig",
+    "PipelineDescription",
+    "ScheduleConfig",
+    "TextEncoderConfig",
+    "TextUNetConfig",
+    "pipeline_parts",
+    "read_config",
+]
+
+
+Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 20)]
+Layers: TypeAlias = Annotated[int, Field(ge=1, le=256)]
+Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 14)]
+Widths: TypeAlias = Annotated[list[Count], Field(min_length=1, max_length=16)]
+Word: TypeAlias = Annotated[str, Field(max_length=100)]
+Words: TypeAlias = Annotated[list[Word], Field(min_length=1, max_length=16)]
+Beta: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+
+
+# ---- pecker_fast.json
+
+
+class _Figures(Schema):
+    """Measured figures, and what a run says of itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+    t_init: NonNegativeInt | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class ClassDescription(Schema):
+    """pecker_fast.json of a class model; people write it by hand."""
+
+    kind: Literal["teacher", "generator"] = "teacher"
+    class_names: Names = Field(default_factory=list)
+    patch_size: Annotated[int, Field(ge=1, le=64)] = 1
+    null_label: NonNegativeInt | None = None
+    figures: _Figures = _Figures()
+
+
+class PipelineDescription(Schema):
+    """pecker_fast.json of a pipeline."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Word = "text-to-image"
+    class_names: Names = Field(default_factory=list)
+    t_init: NonNegativeInt | None = None
+
+
+# ---- networks
+
+
+class _Config(Schema):
+    """Of diffusers or transformers, who write more entries than are looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _UNetConfig(_Config):
+    sample_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    in_channels: Count = 3
+    out_channels: Count = 3
+    block_out_channels: Widths
+    down_block_types: Words
+    up_block_types: Words
+    norm_num_groups: Count = 32
+    class_embed_type: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> _UNetConfig:
+        if self.sample_size is None:
+            raise ValueError(
+                "'sample_size' is not given, and nothing else says how large the images are; write "
+                "the height and width that the network was trained with, such as 32"
+            )
+        halvings = 2 ** (len(self.block_out_channels) - 1)
+        sides = [self.sample_size] if isinstance(self.sample_size, int) else self.sample_size
+        if any(side % halvings for side in sides):
+            raise ValueError(
+                f"'sample_size' {self.sample_size} cannot be halved "
+                f"{len(self.block_out_channels) - 1} times, which as many levels need"
+            )
+        if self.in_channels != self.out_channels:
+            raise ValueError(self._other_channels())
+        if self.class_embed_type is not None:
+            raise ValueError(
+                f"'class_embed_type' {shown(self.class_embed_type)} is not supported; expected "
+                "null, where classes are the rows of a table"
+            )
+        return self
+
+    def _other_channels(self) -> str:
+        two = f"takes {self.in_channels} channels and predicts {self.out_channels}"
+        if self.out_channels == 2 * self.in_channels:
+            return f"the network {two}: the variance too, which is not supported"
+        if self.in_channels > self.out_channels:
+            return f"the network {two}: it fills in parts of an image, which is not supported"
+        return f"the network {two}; expected as many"
+
+
+class ClassUNetConfig(_UNetConfig):
+    """config.json of diffusers' `UNet2DModel`."""
+
+    layers_per_block: Layers = 2
+    attention_head_dim: Count | None = 8
+    num_class_embeds: Count | None = None
+
+
+class TextUNetConfig(_UNetConfig):
+    """config.json of diffusers' `UNet2DConditionModel`, conditioned on a text and nothing else."""
+
+    in_channels: Count = 4
+    out_channels: Count = 4
+    layers_per_block: Layers | list[Layers] = 2
+    attention_head_dim: Count | Widths = 8
+    cross_attention_dim: Count | Widths = 1280
+    transformer_layers_per_block: Layers | list[Layers] = 1
+    num_class_embeds: None = None
+    addition_embed_type: None = None
+    encoder_hid_dim: None = None
+    encoder_hid_dim_type: None = None
+
+
+class DDPMUNetConfig(_Config):
+    """config.json of this package's `DDPMUNet`, which checks how its sizes fit."""
+
+    sample_size: Side = 32
+    in_channels: Count = 3
+    num_classes: Count = 10
+    channels: Count = 128
+    channel_mult: Widths
+    attention_levels: Annotated[list[NonNegativeInt], Field(max_length=16)]
+    blocks_per_level: Layers = 2
+    norm_num_groups: Count = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    null_class: bool = True
+
+
+class AutoencoderConfig(_Config):
+    """config.json of diffusers' `AutoencoderKL`."""
+
+    in_channels: Count = 3
+    out_channels: Count = 3
+    latent_channels: Count = 4
+    block_out_channels: Widths
+    layers_per_block: Layers = 1
+    norm_num_groups: Count = 32
+    scaling_factor: PositiveFloat = 0.18215
+    shift_factor: float | None = None
+    latents_mean: None = None
+    latents_std: None = None
+
+
+class TextEncoderConfig(_Config):
+    """config.json of transformers' `CLIPTextModel`."""
+
+    vocab_size: Count = 49408
+    hidden_size: Count = 512
+    intermediate_size: Count = 2048
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Count = 8
+    max_position_embeddings: Count = 77
+
+
+# ---- the noise schedule
+
+
+SCHEDULERS = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep",
+        "DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSDE", "DPMSolverSinglestep",
+        "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete",
+        "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep",
+    )
+)  # fmt: skip
+"""Of diffusers: those that step through DDPM's noise process, however they step."""
+
+
+class ScheduleConfig(_Config):
+    """scheduler_config.json."""
+
+    class_name: str = Field(alias="_class_name")
+    num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)]
+    beta_start: Beta
+    beta_end: Beta
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+    trained_betas: Annotated[list[Beta], Field(max_length=100_000)] | None = None
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    variance_type: str | None = None
+    clip_sample: bool = True
+    clip_sample_range: PositiveFloat = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: Annotated[float, Field(ge=0, le=1)] = 0.995
+    sample_max_value: PositiveFloat = 1.0
+    steps_offset: NonNegativeInt = 0
+    set_alpha_to_one: bool = True
+    timestep_spacing: Word = "leading"
+    use_flow_sigmas: Literal[False] | None = None
+    predict_epsilon: Literal[True] | None = None  # of old files, before prediction_type
+
+    @field_validator("class_name")
+    @classmethod
+    def _shares_the_process(cls, name: str) -> str:
+        if name not in SCHEDULERS:
+            raise ValueError(
+                f"a {shown(name)} adds noise in another way than DDPM, or is not known here; "
+                f"supported are {few(sorted(SCHEDULERS), 6)}"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _fits(self) -> ScheduleConfig:
+        betas, steps = self.trained_betas, self.num_train_timesteps
+        if betas is not None and len(betas) != steps:
+            raise ValueError(f"{len(betas)} 'trained_betas' for {steps} 'num_train_timesteps'")
+        if self.variance_type in ("learned", "learned_range"):
+            raise ValueError(
+                f"'variance_type' {self.variance_type!r} is not supported: the network would have "
+                "to predict the variance too"
+            )
+        return self
+
+
+def read_config(file: Path, schema: type[Schema]) -> dict[str, Any]:
+    """A JSON file that fits a schema, as it stands there.
+
+    Raises:
+        PeckerError: it cannot be read, or does not fit.
+    """
+    content = read_json(file)
+    checked(schema, content, file)
+    return dict(content)
+
+
+def pipeline_parts(file: Path) -> tuple[str, dict[str, str | None]]:
+    """What model_index.json says: the pipeline's class, and the class of each of its parts.
+
+    Raises:
+        PeckerError: it cannot be read, or is no index of a pipeline.
+    """
+    index = read_json(file)
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise PeckerError(f"{file}: expected an object with '_class_name', got {shown(index)}")
+    parts: dict[str, str | None] = {}
+    for part, value in index.items():
+        if not isinstance(value, list):
+            continue  # an option, such as requires_safety_checker
+        if len(value) != 2 or not all(isinstance(word, str | None) for word in value):
+            raise PeckerError(
+                f"{file}: {few([part])} must be a library and a class in it, such as "
+                f'["diffusers", "UNet2DModel"], got {shown(value)}'
+            )
+        parts[part] = value[1]
+    return index["_class_name"], parts

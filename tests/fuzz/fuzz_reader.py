@@ -1,0 +1,173 @@
+"""Feeds one reader with mutated files: `python fuzz_reader.py READER FOLDER -runs=N`.
+
+libFuzzer ends the process itself, so each reader gets one of its own. Only our modules are
+instrumented: the coverage of torch or numpy would cost much and lead elsewhere.
+"""
+
+import gzip
+import importlib
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def reader(module, name):
+    """Imports a reader, once the importer instruments."""
+    return lambda: getattr(importlib.import_module(f"pecker_fast.{module}"), name)
+
+
+def with_schema(name):
+    def make():
+        schemas = importlib.import_module("pecker_fast.models.schemas")
+        return partial(schemas.read_config, schema=getattr(schemas, name))
+
+    return make
+
+
+def idx():
+    read_idx = reader("datasets.fashion_mnist", "_read_idx")()
+
+    def read(path):
+        path.write_bytes(gzip.compress(path.read_bytes(), compresslevel=0))
+        read_idx(path, (28, 28))
+
+    return read
+
+
+def checkpoint():
+    published = importlib.import_module("pecker_fast.models.published")
+
+    def read(path):
+        found = published.read_checkpoint(path)
+        found.network(found.choose())
+
+    return read
+
+
+# ---- valid files to start from
+
+
+def text(content):
+    return lambda path: path.write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
+
+
+def write_npz(path):
+    images = np.zeros((2, 1, 2, 2), np.uint8)
+    with open(path, "wb") as file:
+        np.savez(file, images=images, labels=np.arange(2), class_names=np.array(["a", "b"]))
+
+
+def write_image(path):
+    from PIL import Image
+
+    Image.new("RGB", (3, 2), "red").save(path, format="PNG")
+
+
+def write_idx(path):
+    header = b"".join(number.to_bytes(4, "big") for number in (2051, 1, 28, 28))
+    path.write_bytes(header + bytes(784))
+
+
+def a_mask():
+    from pecker_fast import SaliencyMask
+
+    return SaliencyMask({"a": torch.tensor([0, 5], dtype=torch.int32)}, {"a": torch.Size([2, 3])})
+
+
+def write_mask(path):
+    a_mask().save(path)
+
+
+def write_patch(path):
+    from pecker_fast import save_patch
+
+    base, erased = {"a": torch.zeros(2, 3)}, {"a": torch.zeros(2, 3)}
+    erased["a"][0, 0], erased["a"][1, 2] = 1, 2
+    save_patch(path, base, erased, a_mask(), name="x")
+
+
+def write_floats(path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2, 3)}, path)
+
+
+def write_tensors(path):
+    torch.save({"a": torch.ones(2, 3)}, path)
+
+
+def write_network(path):
+    from pecker_fast.models.ddpm import DDPMUNet
+
+    network = DDPMUNet(sample_size=4, num_classes=2, channels=32, channel_mult=(1,))
+    torch.save([network.state_dict(), None, 3], path)
+
+
+DESCRIPTION = {"kind": "teacher", "class_names": ["a", "b"], "figures": {"t_init": 440}}
+SCHEDULE = {
+    "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4,
+    "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None, "clip_sample": False,
+}  # fmt: skip
+NETWORK = {
+    "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8],
+    "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2,
+}  # fmt: skip
+INDEX = {"_class_name": "X", "unet": ["diffusers", "U"], "vae": [None, None]}
+SAMPLES = {"folders": {"a": {"index": 0}}, "class_names": ["a"]}
+SETTINGS = "base: demo\nmask: {density: 0.1}\nforget: &a cat\noverride: *a\nseed: 0x1F\n"
+
+READERS = {
+    "json": (reader("files", "read_json"), text(DESCRIPTION)),
+    "yaml": (reader("runs.reading", "read_yaml"), text(SETTINGS)),
+    "settings": (reader("distill.config", "load_config"), text(SETTINGS)),
+    "model description": (with_schema("ClassDescription"), text(DESCRIPTION)),
+    "pipeline description": (with_schema("PipelineDescription"), text({"t_init": 625, "x": 1})),
+    "schedule": (with_schema("ScheduleConfig"), text(SCHEDULE)),
+    "network": (with_schema("ClassUNetConfig"), text(NETWORK)),
+    "index": (reader("models.schemas", "pipeline_parts"), text(INDEX)),
+    "header": (reader("models.weights", "_shapes_in"), write_floats),
+    "samples": (reader("datasets.image_files", "_provenance"), text(SAMPLES)),
+    "npz": (reader("datasets.image_files", "_load_npz"), write_npz),
+    "image": (reader("datasets.pixels", "open_image"), write_image),
+    "idx": (idx, write_idx),
+    "mask": (reader("masks.files", "read_mask"), write_mask),
+    "patch": (reader("patches.files", "read_patch"), write_patch),
+    "dense mask": (reader("masks.files", "read_dense"), write_tensors),
+    "checkpoint": (checkpoint, write_network),
+}
+
+
+def main():
+    import atheris
+
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    make, write = READERS[name]
+    with atheris.instrument_imports(include=["pecker_fast"]):
+        from pecker_fast.errors import PeckerError
+
+        read = make()
+    corpus, place = folder / "corpus", folder / "input"
+    corpus.mkdir()
+    write(corpus / "valid")
+    place.write_bytes((corpus / "valid").read_bytes())
+    read(place)  # what follows starts from a file that is read
+
+    def once(data):
+        place.write_bytes(data)
+        try:
+            read(place)
+        except PeckerError as error:
+            assert len(str(error)) < 4000
+
+    atheris.Setup([sys.argv[0], *sys.argv[3:], f"-artifact_prefix={folder}/", str(corpus)], once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

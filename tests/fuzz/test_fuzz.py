@@ -1,0 +1,33 @@
+"""Files that differ from valid ones in bits and pieces: read, or refused as bad input.
+
+Needs atheris, which is built for some platforms only. What is found becomes a test of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("atheris")
+
+from fuzz_reader import READERS
+
+RUNS = 3000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_nothing_but_bad_input(name, tmp_path):
+    script = Path(__file__).with_name("fuzz_reader.py")
+    limits = [f"-runs={RUNS}", "-seed=1", "-timeout=20", "-rss_limit_mb=4096", "-max_len=4096"]
+    done = subprocess.run(
+        [sys.executable, script, name, tmp_path, *limits],
+        env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert f"Done {RUNS}" in done.stderr, done.stderr[-4000:]
