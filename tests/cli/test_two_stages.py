@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.digest import fingerprint
 
