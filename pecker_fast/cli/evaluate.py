@@ -77,6 +77,7 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
     help="How images are drawn.  [default: by --steps]",
 )
 @click.option("--guidance", type=float, help="Classifier-free, in many steps.  [default: 0]")
+@click.option("--eta", type=float, help="Randomness of DDIM's steps, 0 to 1.  [default: 0]")
 @click.option("--seed", type=int, help="Seed of the noise.  [default: 0]")
 @click.option(
     "--samples",

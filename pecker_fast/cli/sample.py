@@ -24,7 +24,7 @@ Examples:
     pecker-fast sample teacher --steps 50 --per-class 4 --png before.png
     pecker-fast sample demo/model --class Sneaker --per-class 1000 --npz sneakers.npz
     pecker-fast sample RUN --per-class 5000 --out samples
-    pecker-fast sample TEACHER --sampler ddpm --steps 1000 --guidance 2 --out teacher.npz
+    pecker-fast sample TEACHER --steps 1000 --eta 1 --guidance 2 --out teacher.npz
     torchrun --nproc-per-node 8 -m pecker_fast.cli sample RUN --count 50000 --out samples
     pecker-fast sample run/pipeline --prompt "a photo of a church" --per-class 4 --png church.png
 

@@ -55,6 +55,7 @@ def judge(
     steps: int | None = None,
     method: Method | None = None,
     guidance: float | None = None,
+    eta: float | None = None,
     seed: int | None = None,
     samples: _Path | None = None,
     force: bool = False,
@@ -80,6 +81,7 @@ def judge(
         steps: None: 1 for an erased model, 50 for a teacher.
         method: how images are drawn. None: by `steps`.
         guidance: of a classifier-free kind, in many steps. None: 0.
+        eta: how random DDIM's steps are. None: 0.
         seed: of the noise. None: 0.
         samples: folder that keeps the images; what was stopped goes on with them.
         force: replace other samples that this folder holds.
@@ -93,13 +95,13 @@ def judge(
         PeckerError: arguments that do not go together, or something that is missing, broken, or of
             other classes or sizes.
     """
-    drawing = (per_class, steps, method, guidance, seed, samples)
+    drawing = (per_class, steps, method, guidance, eta, seed, samples)
     has_real = real is not None or dataset is not None
     for is_wrong, message in (
         ((model is None) == (images is None),
          "give a model folder MODEL or --images FOLDER, and not both: one draws, one has images"),
         (images is not None and any(value is not None for value in drawing),
-         ("--per-class, --steps, --sampler, --guidance, --seed and --samples say how models draw, "
+         ("--per-class, --steps, --sampler, --guidance, --eta, --seed and --samples say how models draw, "
           f"but {images} has its images already; leave them out")),
         (statistics is not None and classifier is None, "--statistics needs --classifier"),
         (override is not None and classifier is None, "--override needs --classifier"),
@@ -120,7 +122,7 @@ def judge(
         ranks, subject = Ranks(), _files(images)
     else:
         assert model is not None  # checked above
-        subject = _model(model, per_class, steps, method, guidance, seed)
+        subject = _model(model, per_class, steps, method, guidance, eta, seed)
     forget = subject.forgot if forget is None else forget
     if classifier is not None and forget is None:
         raise PeckerError("evaluate: --classifier needs --forget CLASS, the forgotten class")
@@ -220,6 +222,7 @@ def _model(
     steps: int | None,
     method: Method | None,
     guidance: float | None,
+    eta: float | None,
     seed: int | None,
 ) -> _Subject:
     model = ModelFolder.load(find_model(Path(path)))
@@ -228,7 +231,7 @@ def _model(
         raise PeckerError(f"evaluate: --per-class must be at least 2, got {per_class}")
     if steps is None:
         steps = default_steps(model.kind, method)
-    sampler = Sampler(steps, seed or 0, method=method, guidance=guidance or 0.0)
+    sampler = Sampler(steps, seed or 0, method=method, guidance=guidance or 0.0, eta=eta or 0.0)
     forgot = model.figures.get("forget")
     known = {k: v for k, v in model.figures.items() if k not in _LONG}
     return _Subject(

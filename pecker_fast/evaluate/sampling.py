@@ -53,11 +53,12 @@ class Sampler:
             noise-to-signal ratio is 2.5). The others do not use it.
         batch_size: images per forward pass; guidance makes it twice as many.
         method: "one-step", "ddim", or "ddpm": ancestral steps with the variance beta_t ("fixed
-            large") and predicted images clamped to [-1, 1], as SA, SalUn and SFD sample.
+            large") and predicted images clamped to [-1, 1].
             None: one-step for one step, else ddim.
         guidance: w of classifier-free guidance, (1 + w) eps_c - w eps_null. 0: none; SA and SalUn
             sample with 2.
-        eta: how random DDIM's steps are; 0: not at all, 1: as DDPM's with its small variance.
+        eta: how random DDIM's steps are; 0: not at all, 1: as DDPM's with its small variance, not
+            clamped, which is how SA, SalUn and SFD sample their many-step models (1,000 steps).
     """
 
     steps: int = 1
