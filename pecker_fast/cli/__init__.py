@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from pecker_fast.cli import (
+    attack,
     compare,
     convert,
     demo,
@@ -82,6 +83,7 @@ for _command in (
     patch.patch,
     sample.sample,
     evaluate.evaluate,
+    attack.attack,
     compare.compare,
     convert.convert,
     info.info,

@@ -101,8 +101,8 @@ def judge(
         ((model is None) == (images is None),
          "give a model folder MODEL or --images FOLDER, and not both: one draws, one has images"),
         (images is not None and any(value is not None for value in drawing),
-         ("--per-class, --steps, --sampler, --guidance, --eta, --seed and --samples say how models draw, "
-          f"but {images} has its images already; leave them out")),
+         ("--per-class, --steps, --sampler, --guidance, --eta, --seed and --samples say how models "
+          f"draw, but {images} has its images already; leave them out")),
         (statistics is not None and classifier is None, "--statistics needs --classifier"),
         (override is not None and classifier is None, "--override needs --classifier"),
         (real is not None and dataset is not None,

@@ -1,0 +1,82 @@
+"""Shares with intervals, ways of asking, and attacks that train."""
+
+import json
+
+import pytest
+import torch
+from tiny_models import tiny_scheduler, tiny_unet
+
+from pecker_fast.erasure.attack import Attacked, attack
+from pecker_fast.evaluate.classifier import SmallClassifier
+from pecker_fast.evaluate.intervals import Share
+from pecker_fast.evaluate.sweep import Asked, class_rows, ways
+from pecker_fast.methods.relearning import attacked
+from pecker_fast.models import ModelFolder
+
+NAMES = ("circle", "square", "star")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return ModelFolder(tiny_unet(), tiny_scheduler(), NAMES, kind="generator")
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "low", "high"),
+    [
+        (1, 500, 0.000353, 0.011241),  # R: prop.test(1, 500, correct = FALSE)
+        (0, 20, 0.0, 0.161125),
+        (20, 20, 0.838875, 1.0),
+        (10, 20, 0.299298, 0.700702),
+    ],
+)
+def test_wilson_intervals(count, total, low, high):
+    assert Share(count, total).interval == pytest.approx((low, high), abs=1e-6)
+    assert Share.of(count / total, total) == Share(count, total)
+
+
+def test_every_way_asks_another_way(model):
+    found = list(ways(model, 2, seed=0))
+    assert len({words for words, _, _ in found}) == len(found) >= 10
+    assert {sampler.kind for _, sampler, _ in found} == {"one-step", "ddim", "ddpm"}
+    blended = [asked.unet for _, _, asked in found if asked.unet is not model.unet]
+    for unet in blended:  # the row of the class and no other has moved
+        changed = (class_rows(unet) != class_rows(model.unet)).any(1)
+        assert changed.tolist()[:3] == [False, False, True]
+
+
+def test_a_door_that_is_open_is_named():
+    closed, door = Asked("one step", Share(0, 100)), Asked("DDIM", Share(12, 100))
+    assert Attacked("star", (closed,)).open == []
+    both = Attacked("star", (closed, door))
+    assert both.open == [door] and "DDIM" in both.headline and "1 of 2" in both.headline
+
+
+def test_inversion_moves_one_row_and_relearning_everything(model):
+    images = torch.rand(4, *model.image_shape) * 2 - 1
+    before = {name: p.detach().clone() for name, p in model.unet.named_parameters()}
+    for kind in ("inversion", "relearning"):
+        *_, (steps, taught) = attacked(model, 2, images, kind, (1, 2), batch_size=2)
+        assert steps == 2
+        moved = {n for n, p in taught.unet.named_parameters() if not torch.equal(p, before[n])}
+        (table,) = {n for n, p in taught.unet.named_parameters() if p is class_rows(taught.unet)}
+        assert moved == {table} if kind == "inversion" else moved > {table}
+        rows = (class_rows(taught.unet) != before[table]).any(1)
+        assert rows.nonzero().flatten().tolist() == [2]
+    for name, param in model.unet.named_parameters():
+        assert torch.equal(param, before[name])
+
+
+@pytest.mark.slow
+def test_a_run_is_attacked_on_disk(model, tmp_path):
+    SmallClassifier(3, width=4).save(tmp_path / "judge")
+    run = tmp_path / "run"
+    named = {"figures": {"forget": "star"}}
+    ModelFolder(model.unet, model.scheduler, NAMES, kind="generator", **named).save(run / "model")
+    (run / "run.lock").touch()
+    ModelFolder(tiny_unet(), tiny_scheduler(), NAMES).save(tmp_path / "original")
+    found = attack(run, tmp_path / "judge", original=tmp_path / "original", images=10)
+    written = json.loads((run / "attack.json").read_text())
+    assert written == found.to_dict()
+    assert len(written["taught"]) == 8 and written["asked"][0]["found"]["of"] == 10
