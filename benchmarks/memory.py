@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -146,7 +147,8 @@ def _trainer(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> Any:
     counts = {n: max(1, round(config.mask.density * shape.numel())) for n, shape in shapes.items()}
     positions = {name: torch.empty(count, dtype=torch.int32) for name, count in counts.items()}
     memory.label(positions.values(), "positions of the mask")
-    mask: Any = mock.Mock(indices=positions, shapes=shapes, nnz=sum(counts.values()))
+    nnz = sum(counts.values())
+    mask: Any = SimpleNamespace(indices=positions, shapes=shapes, nnz=nnz, check=_nothing)
     objective = teacher.objective(config, "cpu", network=original)
     trainer = PeckerTrainer(objective, mask=mask)
     memory.label(objective.teacher.parameters(), "weights")  # the original is, where it is in use
@@ -192,7 +194,7 @@ def _published(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> An
 
     objective = teacher.objective(config, "cpu")
     make = partial(PublishedAdam, options=config.optimizer)
-    loop = PublishedLoop(objective, teacher, mock.Mock(to_dense=dense), make)
+    loop = PublishedLoop(objective, teacher, SimpleNamespace(to_dense=dense), make)
     memory.label(objective.teacher.parameters(), "weights")
     for network in (loop.generator, loop.pseudo_score):
         memory.label(network.parameters(), "weights")
