@@ -59,7 +59,7 @@ bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/
 	$(BIN)/python benchmarks/tables.py
 
 package: .venv/installed-lint  ## build sdist and wheel; check the one, install the other elsewhere
-	rm -rf dist build/wheel-check
+	rm -rf dist build/wheel-check build/lib* build/bdist.*
 	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist .
 	$(BIN)/python tests/check_sdist.py dist/*.tar.gz
 	$(INSTALL) --no-deps --target build/wheel-check dist/*.whl
