@@ -1,7 +1,7 @@
 # Two commands to know: `make demo` and `make test`. Both make .venv and install into it first.
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what is imported: a fifth of what these packages hold.
+# Python compiles what is imported; most of what these packages hold never is.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
@@ -59,7 +59,7 @@ bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/
 	$(BIN)/python benchmarks/tables.py
 
 package: .venv/installed-lint  ## build sdist and wheel; check the one, install the other elsewhere
-	rm -rf dist build/wheel-check
+	rm -rf dist build/wheel-check build/lib* build/bdist.*
 	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist .
 	$(BIN)/python tests/check_sdist.py dist/*.tar.gz
 	$(INSTALL) --no-deps --target build/wheel-check dist/*.whl

@@ -67,6 +67,7 @@ def find(run, files, tmp_path):
     return find
 
 
+@pytest.mark.slow
 def test_the_command_counts(find):
     assert "skips no arithmetic" in find()
     rows = find("--set", "mask.granularity=out_channel", "--set", "mask.apply=both")

@@ -50,6 +50,7 @@ def weights(out):
     return load_file(out / "model/unet/diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_folder_is_what_the_other_commands_take(train, run, data, tmp_path):
     done = train()
     assert done.code == 0 and "teacher: 100%" in done.err, done.err

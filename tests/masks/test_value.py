@@ -252,7 +252,7 @@ def test_constructor_types():
 # ---- plot
 
 
-@pytest.mark.parametrize("layers", [1, 30, 120])
+@pytest.mark.parametrize("layers", [1, 30, pytest.param(120, marks=pytest.mark.slow)])
 def test_plot(tmp_path, layers):
     scores = {}
     for number in range(layers):
