@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pecker_fast.runs.settings import Section, Settings
 
 __all__ = [
+    "BatchSize",
     "EmaSection",
     "Fraction",
     "LoggingSection",
@@ -22,6 +23,8 @@ __all__ = [
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Density: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+BatchSize: TypeAlias = Annotated[int, Field(gt=0, le=2**20)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class OptimizerSection(Section):
@@ -64,8 +67,8 @@ class RunConfig(Settings):
     """What every run needs to know, whatever it trains."""
 
     iterations: NonNegativeInt | None = None
-    batch_size: PositiveInt = 128  # Samples of an iteration, of all processes together.
-    seed: NonNegativeInt = 0
+    batch_size: BatchSize = 128  # Samples of an iteration, of all processes together.
+    seed: Seed = 0
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
     logging: LoggingSection = LoggingSection()
 
