@@ -97,8 +97,8 @@ def _import_everything() -> None:
         if not module.name.endswith("__main__") and ".kernels" not in module.name:
             importlib.import_module(module.name)
     for name in (
-        "diffusers", "encodings.cp437", "encodings.idna", "jinja2", "matplotlib.pyplot", "onnxruntime", "PIL.PngImagePlugin",
-        "torch_fidelity", "torchvision", "transformers", "yaml",
+        "diffusers", "encodings.cp437", "encodings.idna", "jinja2", "matplotlib.pyplot",
+        "onnxruntime", "PIL.PngImagePlugin", "torch_fidelity", "torchvision", "transformers", "yaml",
     ):  # fmt: skip
         with contextlib.suppress(ImportError):  # an extra that is missing says so itself
             importlib.import_module(name)
