@@ -98,7 +98,8 @@ def _import_everything() -> None:
             importlib.import_module(module.name)
     for name in (
         "diffusers", "encodings.cp437", "encodings.idna", "jinja2", "matplotlib.pyplot",
-        "onnxruntime", "PIL.PngImagePlugin", "torch_fidelity", "torchvision", "transformers", "yaml",
+        "onnxruntime", "PIL.PngImagePlugin", "torch_fidelity", "torchvision", "transformers",
+        "yaml",
     ):  # fmt: skip
         with contextlib.suppress(ImportError):  # an extra that is missing says so itself
             importlib.import_module(name)
