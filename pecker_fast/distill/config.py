@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from pecker_fast.distill.text_config import TextSection, name_concepts
 from pecker_fast.errors import PeckerError
-from pecker_fast.runs.config import BatchSize, MaskChoice, MaskedConfig
+from pecker_fast.runs.config import BatchSize, Iterations, MaskChoice, MaskedConfig
 from pecker_fast.runs.settings import Section, apply_overrides, build, read_settings, recipes_in
 
 __all__ = ["PeckerConfig", "load_config", "recipe_names"]
@@ -70,7 +70,7 @@ class PeckerConfig(MaskedConfig):
     # The class to erase: index or name. null = none: the model is only distilled into one step.
     forget: int | str | None = 0
     override: int | str = 1  # What takes its place: index, name, or 'random' (a kept class each).
-    iterations: NonNegativeInt = 50_000
+    iterations: Iterations = 50_000
     batch_size: BatchSize = 128  # B: remain images and, again, forget images per iteration.
     micro_batch: PositiveInt | None = None  # Images per pass out of the 2B. null = all.
     # The second of two stages: generator and pseudo-score must start from networks that are given.

@@ -18,7 +18,7 @@ from torch import Tensor
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
-from pecker_fast.evaluate.forgetting import evaluate_images
+from pecker_fast.evaluate.forgetting import check_figures, evaluate_images
 from pecker_fast.evaluate.judgement import Written
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
@@ -60,6 +60,10 @@ class CurvePoint:
     wall_s: float | None = None
     frechet: float | None = None
     fid: float | None = None
+
+    def __post_init__(self) -> None:
+        counts = (self.iteration, self.forget_count, self.keep_count, self.wall_s)
+        check_figures((self.forget_accuracy, self.keep_accuracy), counts)
 
 
 class Curve:

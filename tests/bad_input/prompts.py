@@ -83,7 +83,13 @@ CONCEPTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-_HARMLESS = ("template: repr", "remain: repr", "template: doubled", "template: precision")
+_HARMLESS = (
+    "template: escape",
+    "template: repr",
+    "remain: repr",
+    "template: doubled",
+    "template: precision",
+)
 
 
 def _lines(content: bytes, folder: Path) -> None:
