@@ -31,9 +31,9 @@ def sample(ranks, folder, count, batch_size):
     sampler = PipelineSampler(pipeline, batch_size=batch_size)
     unet, prompts = pipeline.unet.eval(), PROMPTS[:count]
     calls = counting(unet)
-    one = sampler.one_step(unet, prompts, 3, ranks=ranks)
+    one = sampler.latents(unet, prompts, 3, ranks=ranks)
     drawn = list(calls)
-    many = sampler.many_steps(unet, prompts, 4, steps=3, guidance=2.0, ranks=ranks)
+    many = sampler.latents(unet, prompts, 4, steps=3, guidance=2.0, ranks=ranks)
     images = sampler.images(many, ranks=ranks)
     return {"one": one, "many": many, "images": images, "drawn": drawn}
 

@@ -97,20 +97,10 @@ def test_notes_stand_beside_their_rows(tmp_path, figures):
 
 
 def test_small_images_keep_their_pixels_and_large_ones_are_reduced(tmp_path, figures):
-    for images in (flat(1, 2, 3), flat(1, 2, 3)[:, :, :4], flat(1, 2, 3, side=512)):
-        plot_rows(tmp_path / "p.png", GROUPS, [Block.of("", images, 3)])
-    small, wide, large = (figure.axes[0].images[0] for figure in figures)
-    assert [i.get_interpolation() for i in (small, wide, large)] == [
-        "nearest",
-        "nearest",
-        "hanning",
-    ]
-
-    def pixels(image):
-        left, right, bottom, top = image.get_extent()
-        return [round(150 * (right - left)), round(150 * (bottom - top))]
-
-    assert [pixels(i) for i in (small, wide, large)] == [[88, 88], [88, 44], [160, 160]]
+    for side in (8, 512):
+        plot_rows(tmp_path / "p.png", GROUPS, [Block.of("", flat(1, 2, 3, side=side), 3)])
+    small, large = (figure.axes[0].images[0] for figure in figures)
+    assert (small.get_interpolation(), large.get_interpolation()) == ("nearest", "hanning")
 
 
 @pytest.mark.parametrize(
