@@ -20,9 +20,9 @@ from torch import nn
 from pecker_fast import backends
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distributed import Ranks
-from pecker_fast.evaluate.comparison_reading import Begun
+from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.report import Report, RunFacts
-from pecker_fast.files import read_json, write_text
+from pecker_fast.files import write_text
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import FrozenCheck
@@ -41,7 +41,6 @@ from pecker_fast.runs.outputs import (
     Clock,
     run_directory,
 )
-from pecker_fast.runs.reading import checked
 
 __all__ = ["Erasure", "Site", "Task", "Trainer", "carry_out"]
 
@@ -225,4 +224,10 @@ def _mask_seconds(out: Path) -> float | None:
     None where it was not searched for: given, drawn at random, full, or nobody timed it.
     """
     file = out / START_NAME
-    return checked(Begun, read_json(file), file).mask_seconds if file.exists() else None
+    if not file.is_file():
+        return None
+    try:
+        seconds: float | None = json.loads(file.read_text(encoding="utf-8")).get("mask_seconds")
+    except (ValueError, AttributeError) as error:
+        raise PeckerError(f"{file}: not a JSON object ({error}); remove it") from error
+    return seconds
