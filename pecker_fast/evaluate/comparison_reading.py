@@ -102,7 +102,7 @@ class _Description(Written):
     figures: _Figures = _Figures()
 
 
-class _Begun(Written):
+class Begun(Written):
     """start.json: how a run began."""
 
     start: dict[str, _Trained] = Field({})
@@ -196,7 +196,7 @@ def _read_run(path: Path, name: str) -> Run:
         if seconds is None and curve[-1].iteration == done:
             seconds = curve[-1].wall_s
     mask = None if config.mask is None else report.mask or config.mask.kind
-    begun = _Begun() if mask is None else _read(_Begun, path / "start.json")
+    begun = Begun() if mask is None else _read(Begun, path / "start.json")
     start = _start(begun.start if figures.start is None else figures.start)
     return Run(
         name=name,
