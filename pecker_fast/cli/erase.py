@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["erase", "say"]
 
-_images = partial(click.option, type=click.IntRange(min=2))
+_images = partial(click.option, type=click.IntRange(2, 1_000_000))
 
 
 @click.command(

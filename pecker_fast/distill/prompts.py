@@ -21,6 +21,7 @@ from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.networks import NoisePredictor, Predictors, guided_by_sample
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import read_text
 from pecker_fast.runs.randomness import IterationRandom
 
 __all__ = ["PromptPair", "TextConditions", "fill_template", "prompt_pairs", "read_prompts"]
@@ -52,14 +53,10 @@ def read_prompts(source: Sequence[str] | str, what: str) -> list[str]:
     if isinstance(source, str):
         path = Path(source)
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise PeckerError(f"{what}: cannot read {path}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise PeckerError(
-                f"{what}: {path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-            ) from None
-        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+            lines = read_text(path).removeprefix("\ufeff").splitlines()
+        except PeckerError as error:
+            raise PeckerError(f"{what}: {error}") from None
+        prompts = [line.strip() for line in lines if line.strip()]
         what = f"{what}: {path}"
     else:
         prompts = list(source)

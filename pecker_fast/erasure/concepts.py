@@ -168,8 +168,11 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         if showing is None or previews is None or erasure.frozen.frozen_changed:
             return None
         unet = erasure.model.unet.to(site.device)
-        images = previews.compare(unet, site.ranks)
-        if images is None:
+        images = (
+            previews.original(previews.texts, site.ranks),
+            previews.erased(unet, previews.texts, site.ranks),
+        )
+        if not site.ranks.is_first:
             return None  # the first process writes the report
         figures = None
         if showing.measure is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from torch import nn
 from pecker_fast.data import pipeline_folder, teacher_folder
 from pecker_fast.distill.config import RECIPES, load_config
 from pecker_fast.distill.prompts import TextConditions
+from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
 from pecker_fast.erasure.run import Erasure, Site, carry_out
-from pecker_fast.evaluate.classifier import Classifier, load_classifier
+from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.concept import ConceptFigures, Recognition
 from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images
 from pecker_fast.evaluate.forgetting import TeacherFigures
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.judges import Judge
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.previews import Previews
 from pecker_fast.machine import usable_device
 from pecker_fast.models import ModelFolder
@@ -90,36 +90,20 @@ def demo_concept(
     classifier = load_classifier(teacher_folder() / "classifier").to(place)
 
     def measure(previews: Previews, told: TextConditions, erased: nn.Module) -> ConceptFigures:
+        """What the classifier recognises in images of both, from captions of all kinds."""
+        how, ranks = previews.sampling, Ranks()  # this process alone judges
         prompts = [pair.forget for concept in told.concepts for pair in concept]
-        return _recognised(pipeline, previews, prompts, erased, classifier, place)
+        captions = fashion_concept(SNEAKER, BAG, CAPTIONS_PER_CLASS, how.seed, prompts)
+        before = previews.original(captions.prompts, ranks)
+        after = previews.erased(erased, captions.prompts, ranks)
+
+        def recognised(images: torch.Tensor, words: str) -> Recognition:
+            seen = fashion_images(images)
+            return Recognition.measure(seen, captions, classifier, words, how.seed)
+
+        return ConceptFigures(
+            captions, recognised(before, how.original()), recognised(after, how.erased())
+        )
 
     showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, measure=measure)
     return carry_out(Concept(site, pipeline, config, showing))
-
-
-def _recognised(
-    pipeline: PipelineFolder,
-    previews: Previews,
-    told: Sequence[str],
-    erased: nn.Module,
-    classifier: Classifier,
-    device: torch.device,
-) -> ConceptFigures:
-    """What the classifier recognises in images of both networks, from captions of all kinds."""
-    how = previews.sampling
-    captions = fashion_concept(SNEAKER, BAG, CAPTIONS_PER_CLASS, how.seed, told)
-    sampler = PipelineSampler(pipeline, device)
-
-    def recognised(latents: torch.Tensor, words: str) -> Recognition:
-        images = fashion_images(sampler.images(latents))
-        return Recognition.measure(images, captions, classifier, words, how.seed)
-
-    original = pipeline.unet.to(device).eval()
-    before = sampler.latents(
-        original, captions.prompts, how.seed, how.steps, guidance=how.guidance,
-        progress="original model",
-    )  # fmt: skip
-    after = sampler.latents(erased.eval(), captions.prompts, how.seed, t_init=how.t_init)
-    return ConceptFigures(
-        captions, recognised(before, how.original()), recognised(after, how.erased())
-    )

@@ -153,8 +153,11 @@ def _panels(comparison: Comparison) -> list[Charts]:
     found = []
     for panel in _PANELS:
         charts = []
-        for axis, *along in _across(comparison.runs):
-            series = [_series(panel, run, n, *along) for n, run in enumerate(comparison.runs)]
+        for axis, unit, of_run, of_point in _across(comparison.runs):
+            series = [
+                _series(panel, run, number, unit, of_run, of_point)
+                for number, run in enumerate(comparison.runs)
+            ]
             if any(part.xs() for part in series):
                 title = f"{panel.title}: {axis.title.lower()}"
                 charts.append(svg_chart(title, axis, panel.axis, series))

@@ -29,7 +29,7 @@ from pecker_fast.evaluate.judgement import Judgement, Written
 from pecker_fast.files import few, read_json, shown
 from pecker_fast.runs.reading import checked, read_yaml
 
-__all__ = ["EVALUATION_NAME", "Begun", "read_runs"]
+__all__ = ["EVALUATION_NAME", "read_runs"]
 
 W = TypeVar("W", bound=Written)
 
@@ -68,32 +68,30 @@ class _Machine(Written):
     device_name: str | None = None
 
 
-class _Training(Written):
-    """What a model's figures say of its training."""
+class _Trained(Written):
+    """What a model's figures say of its training; or of a network that its run started from."""
 
+    path: str = "an unnamed network"
+    kind: str | None = None
     iterations: NonNegativeInt | None = None
     seconds: NonNegativeFloat | None = None
     mask_seconds: NonNegativeFloat | None = None
     processes: PositiveInt = 1
     machine: _Machine = _Machine()
-
-
-class _Trained(Written):
-    """A network that a run started from, with what its own run started from."""
-
-    path: str
-    kind: str | None = None
-    iterations: NonNegativeInt | None = None
-    seconds: NonNegativeFloat | None = None
-    processes: PositiveInt = 1
     device_name: str | None = None
     start: dict[str, _Trained] = Field({})
+
+    @property
+    def device(self) -> str | None:
+        """What it ran on, if that is known."""
+        name = self.machine.device_name or self.device_name
+        return name if name is None or self.processes == 1 else f"{self.processes} x {name}"
 
 
 class _Figures(Written):
     iterations: NonNegativeInt | None = None
     mask_digest: str | None = None
-    training: _Training = _Training()
+    training: _Trained = _Trained()
     start: dict[str, _Trained] | None = None
 
 
@@ -215,7 +213,7 @@ def _read_run(path: Path, name: str) -> Run:
         wall_s=seconds,
         start=start,
         mask_s=begun.mask_seconds if training.mask_seconds is None else training.mask_seconds,
-        device=_device(training.machine.device_name, training.processes),
+        device=training.device,
         seed=config.seed,
         evaluation=evaluation,
         fidelity=fidelity,
@@ -253,7 +251,7 @@ def _start(given: Mapping[str, _Trained]) -> Start | None:
     counts = dict.fromkeys((facts.iterations, facts.seconds) for facts in trained)
     iterations = [count for count, _ in counts if count is not None]
     wall = [seconds for _, seconds in counts if seconds is not None]
-    devices = dict.fromkeys(_device(facts.device_name, facts.processes) for facts in trained)
+    devices = dict.fromkeys(facts.device for facts in trained)
     return Start(
         path=", ".join(dict.fromkeys(facts.path for facts in _trained(given, deep=False))),
         iterations=sum(iterations) if len(iterations) == len(counts) else None,
@@ -321,7 +319,7 @@ def _density(path: Path) -> float | None:
 def _class_name(path: Path, given: int | str | None, names: Sequence[str]) -> str | None:
     """The name of a class that a configuration names or numbers; "random" stays what it is."""
     if given is None or given == "random":
-        return given
+        return None if given is None else str(given)
     for index, name in enumerate(names):
         if str(given).lower() in (name.lower(), str(index)):
             return name
@@ -331,11 +329,6 @@ def _class_name(path: Path, given: int | str | None, names: Sequence[str]) -> st
             f"the run's model ({few(names)}); restore the file"
         )
     return given if isinstance(given, str) else f"class {given}"
-
-
-def _device(name: str | None, processes: int) -> str | None:
-    """What training ran on."""
-    return name if name is None or processes == 1 else f"{processes} x {name}"
 
 
 def _words(versions: Mapping[str, str]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
-from pecker_fast.evaluate.forgetting import evaluate_images
+from pecker_fast.evaluate.forgetting import check_figures
 from pecker_fast.evaluate.judgement import Written
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
@@ -61,6 +61,10 @@ class CurvePoint:
     wall_s: float | None = None
     frechet: float | None = None
     fid: float | None = None
+
+    def __post_init__(self) -> None:
+        counts = (self.iteration, self.forget_count, self.keep_count, self.wall_s)
+        check_figures((self.forget_accuracy, self.keep_accuracy), counts)
 
 
 class Curve:
@@ -140,13 +144,9 @@ class Curve:
 
     def _keep(self, iteration: int, wall_s: float, images: Tensor | None) -> None:
         assert images is not None  # this is the first process
-        pixels = to_uint8(images)
-        judge, labels = self._judge, self._labels
-        found = evaluate_images(pixels, labels, judge.classifier, judge.statistics, self._forget)
-        fid = None
-        if self._fid is not None:
-            source = f"iteration {iteration}"
-            fid = self._fid.measure(ImageSet(pixels, labels, self._names, source))
+        drawn = ImageSet(to_uint8(images), self._labels, self._names, f"iteration {iteration}")
+        found = self._judge.evaluation(drawn, self._forget)
+        fid = None if self._fid is None else self._fid.measure(drawn)
         measured = {name: getattr(found, name) for name in _MEASURED}
         point = CurvePoint(iteration, **measured, wall_s=round(wall_s, 2), fid=fid)
         self.points.append(point)

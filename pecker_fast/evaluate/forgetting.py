@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,16 @@ class Evaluation:
     frechet_source: str | None = None
     judge: str = ""
 
+    def __post_init__(self) -> None:
+        classes = len(self.class_accuracy)
+        for name, label in (("forget", self.forget), ("override", self.override)):
+            if label is not None and not 0 <= label < classes:
+                raise PeckerError(f"{name} {label} is none of {classes} classes")
+        shares = (
+            self.forget_accuracy, self.keep_accuracy, self.override_accuracy, *self.class_accuracy
+        )  # fmt: skip
+        check_figures(shares, (self.forget_count, self.keep_count, self.steps))
+
     @property
     def unlearning_accuracy(self) -> float:
         """UA of the literature: share of the forgotten class's images that are not taken for it."""
@@ -106,6 +116,18 @@ class Evaluation:
             "class_accuracy": list(self.class_accuracy),
             "unlearning_accuracy": self.unlearning_accuracy,
         }
+
+
+def check_figures(shares: Iterable[float | None], counts: Iterable[float | None]) -> None:
+    """Refuse figures, which may come from a file, that nothing can have.
+
+    Raises:
+        PeckerError: a share outside of [0, 1], or a count below 0.
+    """
+    if wrong := [share for share in shares if share is not None and (share < 0 or share > 1)]:
+        raise PeckerError(f"an accuracy of {wrong[0]} is not in [0, 1]")
+    if wrong := [count for count in counts if count is not None and count < 0]:
+        raise PeckerError(f"a count of {wrong[0]} is below 0")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ The JSON file is what `pecker-fast compare` reads.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ FORMAT = 1  # of the JSON file
 PUBLISHED_PER_CLASS = 5_000
 """Images of each class, the forgotten one included, behind SFD's figures. SA, SalUn and EraseDiff
 take 500 of the forgotten class."""
+
+_LARGEST = 1e30  # of a figure that is read
 
 FEATURES = 2_048  # of Inception: with fewer real images their covariance is singular
 
@@ -137,7 +140,8 @@ class Judgement:
             "evaluation": values if "forget_accuracy" in values else None,
         }
         found = checked(_File, {"figures": known}, path).figures
-        for index in (found.forget, found.evaluation and found.evaluation.override):
+        override = None if found.evaluation is None else found.evaluation.override
+        for index in (found.forget, override):
             if index is not None and not 0 <= index < len(found.class_names):
                 raise PeckerError(
                     f"{path}: class {index} is none of its {len(found.class_names)} classes; "
@@ -151,33 +155,22 @@ class Judgement:
 
     def lines(self) -> list[str]:
         """The figures for a terminal."""
-        rows = [] if self.evaluation is None else self._classifier_rows(self.evaluation)
-        if self.fidelity is not None:
-            rows += _fidelity_rows(self.fidelity)
+        found, rows = self.evaluation, list[tuple[str, str]]()
+        for index, share in enumerate(() if found is None else found.class_accuracy):
+            mark = "  (forget)" if index == self.forget else ""
+            words = "-" if share is None else f"{100 * share:5.1f} %"
+            rows.append((self.class_names[index], f"{words}{mark}"))
+        override = None if found is None else self.name(found.override)
+        for part in (found, self.fidelity):
+            rows += [
+                (title, words.format(part, override=override))
+                for figure, title, words in _LINES
+                if getattr(part, figure, None) is not None
+            ]
         width = max(20, *(len(name) for name, _ in rows))
         return [f"{name:{width}} {value}" for name, value in rows] + [
             f"note: {warning}" for warning in self.warnings()
         ]
-
-    def _classifier_rows(self, found: Evaluation) -> list[tuple[str, str]]:
-        rows = []
-        for index, (name, share) in enumerate(
-            zip(self.class_names, found.class_accuracy, strict=True)
-        ):
-            mark = "  (forget)" if index == self.forget else ""
-            rows.append((name, f"{'-' if share is None else f'{100 * share:5.1f} %'}{mark}"))
-        rows.append(("forget accuracy", f"{found.forget_accuracy:.4f} of {found.forget_count:,}"))
-        rows.append(("UA (1 - forget)", f"{found.unlearning_accuracy:.4f}"))
-        if found.override is not None and found.override_accuracy is not None:
-            name = self.class_names[found.override]
-            rows.append(("override accuracy", f"{found.override_accuracy:.4f} are {name}"))
-        rows.append(("keep accuracy", f"{found.keep_accuracy:.4f} of {found.keep_count:,}"))
-        rows.append(("P(forgotten class)", f"{found.forget_probability:.4f}"))
-        rows.append(("entropy, nats", f"{found.forget_entropy:.4f}"))
-        if found.frechet is not None:
-            rows.append(("Fréchet, kept", f"{found.frechet:.3f}"))
-            rows.append(("Fréchet, all", f"{found.frechet_all:.3f}"))
-        return rows
 
 
 class Written(Schema):
@@ -188,20 +181,36 @@ class Written(Schema):
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Any:
         """Check plain types as a JSON text: in Python, a list and an object are exactly that."""
-        return cls.model_validate_json(json.dumps(obj), **options)
+        bounded = json.loads(json.dumps(obj), parse_float=_bounded)
+        return cls.model_validate_json(json.dumps(bounded), **options)
+
+
+def _bounded(digits: str) -> float:
+    """A figure; infinity, which is refused, for one that nothing measures and no chart can show."""
+    value = float(digits)
+    return value if abs(value) <= _LARGEST else math.inf
 
 
 class _File(Written):
     figures: Judgement
 
 
-def _fidelity_rows(found: FidelityFigures) -> list[tuple[str, str]]:
-    score = f"{found.inception_score:.3f} +- {found.inception_score_std:.3f}"
-    counts = f"{found.count:,} generated, {found.real_count:,} real"
-    return [
-        ("FID, kept", f"{found.fid:.3f} ({counts})"),
-        ("KID, kept", f"{found.kid:.5f} +- {found.kid_std:.5f}"),
-        ("inception score", score),
-        ("precision, kept", f"{found.precision:.4f}"),
-        ("recall, kept", f"{found.recall:.4f}"),
-    ]
+_LINES = (  # name of a figure, its title, and the figure in words
+    ("forget_accuracy", "forget accuracy", "{0.forget_accuracy:.4f} of {0.forget_count:,}"),
+    ("unlearning_accuracy", "UA (1 - forget)", "{0.unlearning_accuracy:.4f}"),
+    ("override_accuracy", "override accuracy", "{0.override_accuracy:.4f} are {override}"),
+    ("keep_accuracy", "keep accuracy", "{0.keep_accuracy:.4f} of {0.keep_count:,}"),
+    ("forget_probability", "P(forgotten class)", "{0.forget_probability:.4f}"),
+    ("forget_entropy", "entropy, nats", "{0.forget_entropy:.4f}"),
+    ("frechet", "Fréchet, kept", "{0.frechet:.3f}"),
+    ("frechet_all", "Fréchet, all", "{0.frechet_all:.3f}"),
+    ("fid", "FID, kept", "{0.fid:.3f} ({0.count:,} generated, {0.real_count:,} real)"),
+    ("kid", "KID, kept", "{0.kid:.5f} +- {0.kid_std:.5f}"),
+    (
+        "inception_score",
+        "inception score",
+        "{0.inception_score:.3f} +- {0.inception_score_std:.3f}",
+    ),
+    ("precision", "precision, kept", "{0.precision:.4f}"),
+    ("recall", "recall, kept", "{0.recall:.4f}"),
+)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
 
+from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier, load_classifier
@@ -114,17 +114,33 @@ class Judge:
         check_comparable(model.image_shape, model.class_names, every, "the model", self.real, name)
         return KeptFid(self.inception, self.real, name)
 
+    def evaluation(
+        self,
+        drawn: ImageSet,
+        forget: int,
+        override: int | None = None,
+        sampler: Sampler | None = None,
+        progress: str | None = None,
+    ) -> Evaluation:
+        """The classifier's figures, see `evaluate_images`; there is a classifier."""
+        assert self.classifier is not None
+        return evaluate_images(
+            drawn.images, drawn.labels, self.classifier, self.statistics, forget, override, sampler,
+            drawn.num_classes, progress,
+        )  # fmt: skip
+
     def of_teacher(self, model: ModelFolder, seed: int, ranks: Ranks) -> TeacherFigures | None:
         """The figures of the original model; None on all processes but the first."""
         if self.teacher is not None:
             return self.teacher if ranks.is_first else None
         sampler = Sampler(self.teacher_steps, seed)
 
-        def figures(images: Tensor, labels: Tensor) -> TeacherFigures:
+        def figures(drawn: ImageSet) -> TeacherFigures:
             assert self.classifier is not None  # of a run's
             return TeacherFigures.of_images(
-                images, labels, self.classifier, self.statistics, sampler, progress="judging"
-            )
+                drawn.images, drawn.labels, self.classifier, self.statistics, sampler,
+                progress="judging",
+            )  # fmt: skip
 
         return self._drawn(model, sampler, ranks, "original model", figures)
 
@@ -137,15 +153,10 @@ class Judge:
         ranks: Ranks,
     ) -> Evaluation | None:
         """The figures of a model that forgot; None on all processes but the first."""
-
-        def figures(images: Tensor, labels: Tensor) -> Evaluation:
-            assert self.classifier is not None  # of a run's
-            return evaluate_images(
-                images, labels, self.classifier, self.statistics, forget, override, sampler,
-                erased.num_classes, "judging",
-            )  # fmt: skip
-
-        return self._drawn(erased, sampler, ranks, "erased model", figures)
+        return self._drawn(
+            erased, sampler, ranks, "erased model",
+            lambda drawn: self.evaluation(drawn, forget, override, sampler, "judging"),
+        )  # fmt: skip
 
     def _drawn(
         self,
@@ -153,7 +164,7 @@ class Judge:
         sampler: Sampler,
         ranks: Ranks,
         progress: str,
-        figures: Callable[[Tensor, Tensor], T],
+        figures: Callable[[ImageSet], T],
     ) -> T | None:
         """What `figures` says of `per_class` images of every class, drawn by all processes."""
         labels = balanced_labels(model.num_classes, self.per_class)
@@ -162,7 +173,7 @@ class Judge:
 
         def look() -> None:
             assert images is not None  # this is the first process
-            found.append(figures(images, labels))
+            found.append(figures(ImageSet(images, labels, model.class_names, progress)))
 
         ranks.first(look)
         return found[0] if found else None

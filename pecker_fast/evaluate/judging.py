@@ -18,8 +18,7 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS, default_steps
 from pecker_fast.evaluate.fidelity import WEIGHTS_WANTED, FidelityFigures, fidelity_figures
-from pecker_fast.evaluate.forgetting import Evaluation, evaluate_images
-from pecker_fast.evaluate.judgement import Judgement
+from pecker_fast.evaluate.judgement import Judgement, Written
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.kept import Images, check_comparable, kept_images
 from pecker_fast.evaluate.sample_plan import class_plan
@@ -30,6 +29,7 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.runs.classes import class_index
 from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.finding import find_model
+from pecker_fast.runs.reading import checked
 
 __all__ = ["judge"]
 
@@ -151,6 +151,17 @@ def judge(
     judged = subject.draw(place, ranks, None if samples is None else Path(samples), force)
     if judged is None:
         return None  # the first process judges what all have drawn
+    drawn, evaluation = None, None
+    if subject.labels is not None:
+        drawn = ImageSet(judged, subject.labels, subject.class_names, subject.source)
+        if judges.classifier is not None and forgotten is not None:
+            evaluation = judges.evaluation(drawn, forgotten, instead, subject.sampler, "judging")
+            if subject.sampler is None:
+                how = checked(_HowDrawn, subject.drawn, subject.source)
+                evaluation = replace(
+                    evaluation, sampler=how.description, steps=how.steps, seed=how.seed,
+                    guidance=how.guidance,
+                )  # fmt: skip
     return Judgement(
         source=subject.source,
         from_files=model is None,
@@ -159,8 +170,8 @@ def judge(
         drawn=subject.drawn,
         network="" if subject.model is None else fingerprint(subject.model.unet),
         trained=subject.trained,
-        evaluation=_evaluation(judges, judged, subject, forgotten, instead),
-        fidelity=_fidelity(judges, judged, subject, name),
+        evaluation=evaluation,
+        fidelity=_fidelity(judges, judged, subject.source, drawn, name),
         machine=machine_facts(place),
         processes=ranks.size,
         versions=versions(),
@@ -264,29 +275,17 @@ def _files(path: _Path) -> _Subject:
     )
 
 
-def _evaluation(
-    judge: Judge, images: Tensor, subject: _Subject, forget: int | None, override: int | None
-) -> Evaluation | None:
-    """The classifier's figures of (N, C, H, W) uint8, or None without a classifier."""
-    if judge.classifier is None or forget is None or subject.labels is None:
-        return None
-    found = evaluate_images(
-        images, subject.labels, judge.classifier, judge.statistics, forget, override,
-        subject.sampler, len(subject.class_names), progress="judging",
-    )  # fmt: skip
-    if subject.sampler is not None:
-        return found
-    return replace(
-        found,
-        sampler=str(subject.drawn.get("description", found.sampler)),
-        steps=int(subject.drawn.get("steps", found.steps)),
-        seed=subject.drawn.get("seed", found.seed),
-        guidance=float(subject.drawn.get("guidance", found.guidance)),
-    )
+class _HowDrawn(Written):
+    """What may be written beside images on disk."""
+
+    description: str = "given images"
+    steps: int = 0
+    seed: int | None = None
+    guidance: float = 0.0
 
 
 def _fidelity(
-    judge: Judge, images: Tensor, subject: _Subject, forget: str | None
+    judge: Judge, images: Tensor, source: str, drawn: ImageSet | None, forget: str | None
 ) -> FidelityFigures | None:
     """FID and its like of (N, C, H, W) uint8, of the kept classes, or None without real ones.
 
@@ -295,17 +294,16 @@ def _fidelity(
     if judge.inception is None or judge.real is None:
         return None
     real, without = judge.real.images, ""
-    if forget is not None and subject.labels is not None:
-        drawn = ImageSet(images, subject.labels, subject.class_names, subject.source)
+    if forget is not None and drawn is not None:
         images, real = kept_images(drawn, forget), kept_images(judge.real, forget)
         without = f", without {forget}"
-    generated, theirs = (
-        judge.inception.features(each, f"{source}{without}", progress=f"Inception, {title}")
-        for each, source, title in (
-            (images, subject.source, "generated"), (real, judge.real.source, "real")
+    features, theirs = (
+        judge.inception.features(each, f"{whose}{without}", progress=f"Inception, {title}")
+        for each, whose, title in (
+            (images, source, "generated"), (real, judge.real.source, "real")
         )
     )  # fmt: skip
-    return fidelity_figures(generated, theirs, judge.inception)
+    return fidelity_figures(features, theirs, judge.inception)
 
 
 def _read_real(

@@ -90,27 +90,17 @@ class Previews:
             PeckerError: the first process cannot read or write the strip.
         """
         if not ranks.first(lambda: self.strip.has_original):
-            original = self.original(1, ranks)
+            original = self.original(self.prompts, ranks)
             ranks.first(lambda: self.strip.add_original(original))
-        images = self.erased(generator, 1, ranks)
+        images = self.erased(generator, self.prompts, ranks)
         ranks.first(lambda: self.strip.add(iteration, images))
 
-    def compare(self, unet: nn.Module, ranks: Ranks) -> tuple[Tensor, Tensor] | None:
-        """Images of the original model and of `unet`, several of each prompt, from the same noise.
-
-        Returns:
-            (N, 3, H, W) in [0, 1] each, on the first process; None on the others.
-        """
-        compared = self.original(_COLUMNS, ranks), self.erased(unet, _COLUMNS, ranks)
-        return compared if ranks.is_first else None
-
-    def original(self, columns: int, ranks: Ranks) -> Tensor:
-        """Images of the original model, `columns` of each prompt, (N, 3, H, W) in [0, 1].
+    def original(self, texts: Sequence[str], ranks: Ranks) -> Tensor:
+        """An image of each text by the original model, (N, 3, H, W) in [0, 1].
 
         All of them on the first process, none on the others.
         """
-        how, texts = self.sampling, self._texts(columns)
-        unet = self._pipeline.unet.to(self._device).eval()
+        how, unet = self.sampling, self._pipeline.unet.to(self._device).eval()
         latents = self._sampler.latents(
             unet, texts, how.seed, how.steps, guidance=how.guidance, negative=how.negative,
             progress="original model", ranks=ranks,
@@ -118,17 +108,17 @@ class Previews:
         self._pipeline.unet.to("cpu")
         return self._sampler.images(latents, ranks=ranks)
 
-    def erased(self, generator: nn.Module, columns: int, ranks: Ranks) -> Tensor:
-        """Images of a generator from the same noise."""
+    def erased(self, generator: nn.Module, texts: Sequence[str], ranks: Ranks) -> Tensor:
+        """The same by a generator, from the same noise."""
         how, training = self.sampling, generator.training
         latents = self._sampler.latents(
-            generator.eval(), self._texts(columns), how.seed, t_init=how.t_init, ranks=ranks
+            generator.eval(), texts, how.seed, t_init=how.t_init, ranks=ranks
         )
         generator.train(training)
         return self._sampler.images(latents, ranks=ranks)
 
     def pictures(self, before: Tensor, after: Tensor) -> list[Picture]:
-        """Plot the images of `compare`, on the first process; with the strip, if there is one."""
+        """Plot images of `texts`, on the first process; with the strip, if there is one."""
         path = self._out / PICTURE_NAMES[0]
         plot_before_after(path, self.groups, before, after)
         found = [
@@ -153,11 +143,8 @@ class Previews:
 
     @property
     def texts(self) -> list[str]:
-        """The prompt of each image of `compare`."""
-        return self._texts(_COLUMNS)
-
-    def _texts(self, columns: int) -> list[str]:
-        return [prompt for prompt in self.prompts for _ in range(columns)]
+        """The prompts of the picture before and after, several times each."""
+        return [prompt for prompt in self.prompts for _ in range(_COLUMNS)]
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:

@@ -192,6 +192,11 @@ def network_from(weights: _Weights, source: str, *, sample_size: int | None = No
     if found != expected:
         raise PeckerError(f"{source}: {mismatch(expected, found)}; {_nearest_preset(found)}")
     for name, weight in weights.items():
+        if not weight.is_floating_point() or weight.is_meta or weight.is_sparse:
+            raise PeckerError(
+                f"{source}: {name} is a {weight.layout} of {weight.dtype} on {weight.device}; "
+                "expected floats, all of them in the file"
+            )
         if not weight.isfinite().all():
             raise PeckerError(
                 f"{source}: {name} holds NaN or infinity; the run it comes from diverged: take an "
@@ -330,6 +335,7 @@ def _sizes(weights: _Weights, source: str) -> dict[str, Any]:
     """
     needed = ("conv_in.weight", "classes_emb.weight", "down.0.block.0.conv1.weight")
     absent = [name for name in needed if name not in weights or weights[name].ndim < 2]
+    absent += [name for name in needed if name in weights and 0 in weights[name].shape]
     if absent:
         raise PeckerError(f"{source}: another architecture, {_kind(weights, absent)}")
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from pecker_fast.runs.settings import Section, Settings
 
 __all__ = [
+    "BatchSize",
     "EmaSection",
     "Fraction",
+    "Iterations",
     "LoggingSection",
     "MaskChoice",
     "MaskedConfig",
@@ -22,6 +24,9 @@ __all__ = [
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Density: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+BatchSize: TypeAlias = Annotated[int, Field(gt=0, le=2**20)]
+Iterations: TypeAlias = Annotated[int, Field(ge=0, le=10**9)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class OptimizerSection(Section):
@@ -63,9 +68,9 @@ class LoggingSection(Section):
 class RunConfig(Settings):
     """What every run needs to know, whatever it trains."""
 
-    iterations: NonNegativeInt | None = None
-    batch_size: PositiveInt = 128  # Samples of an iteration, of all processes together.
-    seed: NonNegativeInt = 0
+    iterations: Iterations | None = None
+    batch_size: BatchSize = 128  # Samples of an iteration, of all processes together.
+    seed: Seed = 0
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
     logging: LoggingSection = LoggingSection()
 

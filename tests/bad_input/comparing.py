@@ -26,7 +26,7 @@ REPORT = {
     "frozen_parameters": "text negative list",
     "frozen_changed": "text list",
 }
-PROOF = {"frozen_parameters": "null text list negative", "frozen_changed": "null text list object"}
+PROOF = {"frozen_parameters": "text list negative", "frozen_changed": "text list object"}
 CURVE = {
     "0": "null text list zero",
     "0.iteration": "missing null text negative list",

@@ -18,11 +18,12 @@ Weights = dict[str, torch.Tensor]
 
 
 def _network(change: Callable[[Weights], object]) -> Callable[[Path], object]:
-    """Change the weights of the average, which is what is taken."""
+    """Change the weights of the network and of its average."""
 
     def spoil(file: Path) -> None:
         content = torch.load(file, weights_only=False)
-        change(content[3])
+        for network in (content[0], content[3]):
+            change(network)
         torch.save(content, file)
 
     return spoil

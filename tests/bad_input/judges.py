@@ -24,7 +24,7 @@ _INCEPTION = (*EVALUATE, "--real", "real.npz", "--inception", "weights.pth")
 
 _CONFIG_KEYS = {
     "num_classes": "missing null text negative zero fraction huge list",
-    "in_channels": "missing null text negative zero list",
+    "in_channels": "null text negative zero list",
     "width": "null text negative zero huge",
     "dropout": "text negative huge nan list",
     "arch": "text zero null",

@@ -87,7 +87,7 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
          "--config", "demo"), ("--clip", "clip"), ("--nudity-detector", "x.onnx"),
         ("--neighbour", "a dog"), ("--generator", "nowhere"), ("--pseudo-score", "nowhere"),
         ("--override", "star"), ("--override", "random", "--forget", "random"), ("--forget", "3"),
-        ("--no-previews",), ("--mask-file", "m", "--mask", "random"),
+        ("--mask-file", "m", "--mask", "random"),
     ),
     "erase of a concept": (
         ("--forget", "0"), ("--classifier", "c"), ("--statistics", "s"), ("--inception", "i"),

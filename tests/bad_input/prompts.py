@@ -83,7 +83,13 @@ CONCEPTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-_HARMLESS = ("template: repr", "remain: repr", "template: doubled", "template: precision")
+_HARMLESS = (
+    "template: escape",
+    "template: repr",
+    "remain: repr",
+    "template: doubled",
+    "template: precision",
+)
 
 
 def _lines(content: bytes, folder: Path) -> None:
@@ -103,7 +109,7 @@ FILES = {
     "keys that are numbers": "1: 2\n", "keys that are null": "~: 2\n",
     "key twice": "seed: 1\nseed: 2\nx: 1\n",
     "tab": "mask:\n\tdensity: 0.1\n", "control": "mask: \x01\n", "zero byte": "mask: \0\n",
-    "date": "iterations: 2001-01-01\n", "sexagesimal": "iterations: 1:30:00\nforget: 2\n",
+    "date": "iterations: 2001-01-01\n", "sexagesimal": "seed: 1:30:00.5\nforget: 2\n",
     "set": "iterations: !!set {a}\n", "binary": "iterations: !!binary aGVsbG8=\n",
     "mask text": "mask: full\n", "mask list": "mask: [1]\n", "mask null": "mask: null\n",
     "unknown section": "maks: {density: 1}\n", "density text": "mask: {density: much}\n",

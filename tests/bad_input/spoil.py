@@ -226,9 +226,9 @@ TENSORS: dict[str, Spoil] = {
     "wrapped": edit_tensors(
         lambda tensors: [tensors.update({"base." + n: tensors.pop(n)}) for n in list(tensors)]
     ),
-    "longer": _first(lambda tensor: torch.cat([tensor, tensor])),
-    "flat": _first(lambda tensor: tensor.reshape(1, -1)),
-    "no-entries": _first(lambda tensor: tensor[:0]),
+    "longer": _first(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor[None]),
+    "flat": _first(lambda tensor: tensor.reshape(1, 1, -1)),
+    "no-entries": _first(lambda tensor: tensor.reshape(-1)[:0]),
     "integers": _each(lambda tensor: tensor.to(torch.int64)),
     "booleans": _first(lambda tensor: tensor.bool()),
     "nan": _each(lambda tensor: torch.full(tensor.shape, torch.nan)),

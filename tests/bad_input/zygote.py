@@ -60,8 +60,11 @@ class Zygote:
     """The process, seen from the tests."""
 
     def __init__(self) -> None:
-        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
-        environment = os.environ | threads | {"TOKENIZERS_PARALLELISM": "false"}
+        environment = dict(os.environ)
+        environment |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+        # As `cli.main` sets them, before anything is imported.
+        environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        environment["TOKENIZERS_PARALLELISM"] = "false"
         environment.pop("TRITON_INTERPRET", None)
         root = Path(__file__).resolve().parents[2]
         path = [str(root), *filter(None, [environment.get("PYTHONPATH")])]
@@ -97,8 +100,9 @@ def _import_everything() -> None:
         if not module.name.endswith("__main__") and ".kernels" not in module.name:
             importlib.import_module(module.name)
     for name in (
-        "diffusers", "jinja2", "matplotlib.pyplot", "onnxruntime", "PIL.PngImagePlugin",
-        "torch_fidelity", "torchvision", "transformers", "yaml",
+        "diffusers", "encodings.cp437", "encodings.idna", "jinja2", "matplotlib.pyplot",
+        "onnxruntime", "PIL.PngImagePlugin", "torch_fidelity", "torchvision", "transformers",
+        "yaml",
     ):  # fmt: skip
         with contextlib.suppress(ImportError):  # an extra that is missing says so itself
             importlib.import_module(name)

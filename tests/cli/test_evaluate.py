@@ -12,11 +12,11 @@ import torch
 from distributed.processes import run_commands
 from inception_weights import write_inception_weights
 from PIL import Image
+from run_folders import EVALUATION, FIDELITY, judgement
 
 import pecker_fast.evaluate
 from pecker_fast.evaluate.fidelity import WEIGHTS_SHA256, Inception
 from pecker_fast.evaluate.frechet import ClassStatistics
-from pecker_fast.evaluate.judgement import Judgement
 from pecker_fast.evaluate.resnet import ResNetClassifier
 from pecker_fast.models import ModelFolder
 
@@ -253,31 +253,8 @@ def test_what_is_refused(run, files, tmp_path, weights, arguments, words):
     assert not path.exists()
 
 
-def test_full_counts_with_the_published_weights_need_no_warning(run, files, tmp_path):
-    done = run(
-        "evaluate", files.model, "--classifier", files.classifier, "--forget", 0,
-        "--per-class", 2, "--json", tmp_path / "out.json",
-    )  # fmt: skip
-    assert done.code == 0 and done.out.count("note: ") == 1
-    from pecker_fast.evaluate.fidelity import FidelityFigures
-    from pecker_fast.evaluate.forgetting import Evaluation
-
-    evaluation = Evaluation(
-        forget=0, override=None, forget_count=5000, forget_accuracy=0.0036,
-        forget_probability=0.0057, forget_entropy=0.151, override_accuracy=None,
-        keep_count=10_000, keep_accuracy=0.9, class_accuracy=(0.0036, 0.9, 0.9), frechet=None,
-        frechet_all=None, frechet_real_count=None, sampler="one step", steps=1, seed=0,
-    )  # fmt: skip
-    figures = FidelityFigures(
-        fid=5.32, kid=0.001, kid_std=0.0, inception_score=9.5, inception_score_std=0.1,
-        precision=0.66, recall=0.55, count=10_000, real_count=10_000, source="", real_source="",
-        layer="2048", kid_subsets=100, kid_subset_size=1000, inception_score_splits=10,
-        neighbours=3, shuffle_seed=2020, weights="w", weights_sha256="", weights_published=True,
-    )  # fmt: skip
-    judgement = Judgement(
-        source="model", from_files=False, class_names=("a", "b", "c"), forget=0,
-        evaluation=evaluation, fidelity=figures, machine={}, versions={},
-    )  # fmt: skip
-    assert judgement.warnings() == []
-    fewer = replace(judgement, fidelity=replace(figures, count=9_999))
-    assert len(fewer.warnings()) == 1 and "9,999 generated" in fewer.warnings()[0]
+def test_full_counts_with_the_published_weights_need_no_warning():
+    full = judgement(replace(EVALUATION, forget_count=5000))
+    assert full.warnings() == []
+    for wrong in ({"count": 9_999}, {"real_count": 2_047}, {"weights_published": False}):
+        assert len(replace(full, fidelity=replace(FIDELITY, **wrong)).warnings()) == 1

@@ -57,5 +57,8 @@ def preview(ranks, folder, out):
         previews.show(generator, iteration, ranks)
     assert generator.training
     drawn = list(calls)
-    compared = previews.compare(generator, ranks)
-    return {"drawn": drawn, "compared": None if compared is None else list(compared)}
+    compared = [
+        previews.original(previews.texts, ranks),
+        previews.erased(generator, previews.texts, ranks),
+    ]
+    return {"drawn": drawn, "compared": compared if ranks.is_first else None}

@@ -32,12 +32,13 @@ WRONG = {
     "report.json": [
         "{", "[]", "null", b"\xff", DEEP, '{"after": NaN}', {"after": None}, {"after": 1},
         {"after": {}}, {"after.forget_accuracy": "0.5"}, {"after.class_accuracy": 1},
-        {"after.class_accuracy": ["x"]}, {"after.frechet": [1]}, {"versions": ["torch"]},
+        {"after.class_accuracy": ["x"]}, {"after.frechet": [1]},
+        {"after.frechet": 1e308}, {"versions": ["torch"]},
         {"versions": {"torch": 2}}, {"mask": 3}, '{"frozen_changed": ' + "9" * 10_000 + "}",
     ],
     "frozen.json": ["[]", {"frozen_parameters": "many"}, {"frozen_changed": -1}],
     "start.json": ["[]", {"mask_seconds": "x"}, {"start": []}, {"start": {"generator": None}},
-                   {"start": {"generator": {"kind": "generator"}}}],
+                   {"start": {"generator": {"path": 3}}}],
     "curve.json": ["{}", "null", '["text"]', "[{}]", "[1]", '[{"iteration": "0"}]', DEEP,
                    '[{"iteration": 0, "forget_accuracy": "half", "keep_accuracy": 1}]'],
     "model/pecker_fast.json": [

@@ -64,12 +64,6 @@ def test_a_run_that_is_taken_up_drops_what_lies_ahead(tiny_model, tmp_path):
     assert [point["wall_s"] for point in json.loads(path.read_text())] == [0, 2, 4, 7]
 
 
-def test_a_damaged_file_is_named(tiny_model, tmp_path):
-    (tmp_path / "curve.json").write_text('[{"iteration": 0')
-    with pytest.raises(PeckerError, match=r"curve\.json"):
-        curve_of(tiny_model, tmp_path / "curve.json", Constant(0))
-
-
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
     """A small layer of the Inception network with drawn weights."""
