@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -99,7 +100,9 @@ def hide_shape(path, shape):
 
 
 def image(width, height, color="white"):
-    return Image.new("RGB", (width, height), color)
+    """(1, 3, H, W) in [0, 1], of one colour."""
+    pixels = np.array(Image.new("RGB", (width, height), color), dtype=np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
 
 
 def boxes(detections):

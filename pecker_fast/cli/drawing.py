@@ -18,7 +18,7 @@ from pecker_fast.evaluate.grid import plot_grid
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sample_plan import SamplePlan, class_plan
 from pecker_fast.evaluate.samples import write_npz, write_samples
-from pecker_fast.evaluate.sampling import Method, Sampler
+from pecker_fast.evaluate.sampling import Method, Sampler, labels_in_turn
 from pecker_fast.files import replacing
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
@@ -53,8 +53,7 @@ class Request:
     def labels(self, chosen: list[int]) -> Tensor:
         """What each image is to show, (N,) int64: the chosen ones in turn."""
         each = self.per_class or PER_CLASS
-        total = self.count or each * len(chosen)
-        return torch.tensor(chosen).repeat(-(-total // len(chosen)))[:total]
+        return labels_in_turn(chosen, self.count or each * len(chosen))
 
 
 def draw_classes(folder: Path, request: Request, device: torch.device, ranks: Ranks) -> None:
@@ -129,20 +128,17 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
     steps = request.steps
     if steps is None:
         steps = default_steps(str(pipeline.description.get("kind")), None)
-    guidance = PROMPT_GUIDANCE if request.guidance is None else request.guidance
+    guidance = request.guidance
+    if guidance is None:
+        guidance = 1.0 if steps == 1 else PROMPT_GUIDANCE
     sampler = PipelineSampler(pipeline, device, request.batch_size)
-    labels = torch.arange(len(request.prompts)).repeat_interleave(request.per_class or PER_CLASS)
+    labels = request.labels(list(range(len(request.prompts)))).sort().values
     texts = [request.prompts[i] for i in labels]
-    if steps == 1:
-        latents = sampler.one_step(
-            unet, texts, request.seed, request.t_init, progress="sampling", ranks=ranks
-        )
-        how = "one step"
-    else:
-        latents = sampler.many_steps(
-            unet, texts, request.seed, steps, guidance, progress="sampling", ranks=ranks
-        )
-        how = f"{steps} steps, guidance {guidance:g}"
+    latents = sampler.latents(
+        unet, texts, request.seed, steps, t_init=request.t_init, guidance=guidance,
+        progress="sampling", ranks=ranks,
+    )  # fmt: skip
+    how = ("one step" if steps == 1 else f"{steps} steps") + f", guidance {guidance:g}"
     images = sampler.images(latents, ranks=ranks)
     title = f"{request.model.name or request.model}: {how}, seed {request.seed}"
     columns = min(request.per_class or PER_CLASS, MOST_COLUMNS)

@@ -28,7 +28,7 @@ _images = partial(click.option, type=click.IntRange(min=2))
     epilog="""\b
 Examples:
     pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10_forget
-    pecker-fast erase MODEL --config recipe.yaml --out run --classifier clf.pt --statistics real.npz
+    pecker-fast erase MODEL --config recipe.yaml --out run --classifier clf --statistics real.npz
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
@@ -88,7 +88,7 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option("--clip", type=_PATH, help="CLIP folder that does likewise.")
 @click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
 @click.option("--mask-file", "mask", type=_PATH, help="Use this mask instead of finding one.")
-@click.option("--classifier", type=_PATH, help="Judge; gives a report.")
+@click.option("--classifier", type=_PATH, help="Judge, see `evaluate`; gives a report.")
 @click.option("--statistics", type=_PATH, help="Real images, see `evaluate`.")
 @click.option(
     "--inception",

@@ -20,17 +20,18 @@ __all__ = ["evaluate"]
     epilog="""\b
 Examples:
     pecker-fast evaluate demo/model --classifier clf --forget "Ankle boot" --override Sneaker
-    pecker-fast evaluate MODEL --classifier clf.pt --statistics real.npz --forget 3 --json out.json
+    pecker-fast evaluate MODEL --classifier clf --statistics real.npz --forget 3 --json out.json
     pecker-fast evaluate RUN --classifier clf --per-class 5000 --dataset cifar10 --data-root DATA
         --inception INCEPTION.pth --samples RUN/samples --json RUN/evaluate.json
     pecker-fast evaluate --images FOLDER --real real.npz --inception INCEPTION.pth --forget 0
 
 \b
-The classifier is a folder that train-classifier wrote, the state dict of torchvision's resnet34 as
-the train_classifier.py of SA, SalUn and SFD saves it (cifar10_resnet34.pth), or a TorchScript file
-that maps images in [-1, 1] to logits, or to (logits, features). --statistics adds the Fréchet
-distance in its features: a file of ClassStatistics.save, or an .npz with the real images
-(N, C, H, W) and their labels.
+The classifier is a folder that train-classifier wrote, or the state dict of torchvision's resnet34
+as the train_classifier.py of SA, SalUn and SFD saves it (cifar10_resnet34.pth); no code in them is
+run. The code in a TorchScript file is: one that you trust, which maps images in [-1, 1] to logits,
+or to (logits, features), is given as trusted:FILE. --statistics adds the Fréchet distance in the
+classifier's features: a file of ClassStatistics.save, or an .npz with the real images (N, C, H, W),
+uint8, and their labels.
 
 \b
 Real images (--real or --dataset) add FID, KID, inception score, precision and recall of the kept

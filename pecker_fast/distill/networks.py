@@ -159,13 +159,14 @@ def guided(predict: NoisePredictor, scale: float, negative: Tensor) -> NoisePred
     Args:
         predict: Calls the network.
         scale: kappa; 1 is no guidance, and costs no second half.
-        negative: (1, L, D) embedding of the empty or the negative prompt.
+        negative: (1, ...) the condition to lead away from: the embedding of the empty or the
+            negative prompt, or the label of no class.
     """
     if scale == 1:
         return predict
 
     def predict_guided(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        others = negative.to(condition).expand(len(condition), -1, -1)
+        others = negative.to(condition).expand_as(condition)
         both = predict(
             network, torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([others, condition])
         )

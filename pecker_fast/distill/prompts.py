@@ -7,6 +7,7 @@ the published loop, would run 16 times an iteration.
 from __future__ import annotations
 
 import itertools
+import math
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.runs.randomness import IterationRandom
 
 __all__ = ["PromptPair", "TextConditions", "fill_template", "prompt_pairs", "read_prompts"]
+
+_MOST_FILLED = 100_000  # prompts of a template
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Prompts -> (P, L, D) embeddings on the CPU."""
@@ -90,13 +93,20 @@ def fill_template(template: str, values: Mapping[str, Sequence[str]], what: str)
     """The template with every combination of its placeholders' values, single spaces between.
 
     Raises:
-        PeckerError: a placeholder without values, or braces that do not match.
+        PeckerError: a placeholder without values or with more than a name, braces that do not
+            match, or more than a hundred thousand combinations.
     """
     names = sorted(_placeholders(template, what))
     if missing := [name for name in names if not values.get(name)]:
         raise PeckerError(
             f"{what}: the template {template!r} has a placeholder {{{missing[0]}}} without "
             f"values; give them in fill.{missing[0]}"
+        )
+    count = math.prod(len(values[name]) for name in names)
+    if count > _MOST_FILLED:
+        raise PeckerError(
+            f"{what}: the template {template!r} makes {count:,} prompts, at most {_MOST_FILLED:,} "
+            "are taken; give its placeholders fewer values"
         )
     filled = []
     for chosen in itertools.product(*(values[name] for name in names)):
@@ -107,9 +117,16 @@ def fill_template(template: str, values: Mapping[str, Sequence[str]], what: str)
 
 def _placeholders(template: str, what: str) -> set[str]:
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise PeckerError(f"{what}: the template {template!r} is wrong: {error}") from None
+    for name, style, conversion in fields:
+        if style or conversion or not str(name).isidentifier():
+            raise PeckerError(
+                f"{what}: the template {template!r} has a placeholder that is more than a name; "
+                "write {concept}, or the name of an entry of fill in such braces"
+            )
+    return {str(name) for name, _, _ in fields}
 
 
 class TextConditions:

@@ -115,10 +115,11 @@ def _recognised(
         return Recognition.measure(images, captions, classifier, words, how.seed)
 
     original = pipeline.unet.to(device).eval()
-    before = sampler.many_steps(
-        original, captions.prompts, how.seed, how.steps, how.guidance, progress="original model"
-    )
-    after = sampler.one_step(erased.eval(), captions.prompts, how.seed, how.t_init)
+    before = sampler.latents(
+        original, captions.prompts, how.seed, how.steps, guidance=how.guidance,
+        progress="original model",
+    )  # fmt: skip
+    after = sampler.latents(erased.eval(), captions.prompts, how.seed, t_init=how.t_init)
     return ConceptFigures(
         captions, recognised(before, how.original()), recognised(after, how.erased())
     )

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import (
     ACCEPTED,
+    TRUSTED,
     SavedClassifier,
     check_classes,
     check_outputs,
+    check_sizes,
     is_torchscript,
     published_weights,
     read_config,
@@ -57,13 +59,9 @@ class SmallClassifier(SavedClassifier):
     def __init__(
         self, num_classes: int, in_channels: int = 1, width: int = 32, dropout: float = 0.1
     ) -> None:
-        for name, value in (
-            ("num_classes", num_classes),
-            ("in_channels", in_channels),
-            ("width", width),
-        ):
-            if value < 1:
-                raise PeckerError(f"SmallClassifier: {name} must be at least 1, got {value}")
+        check_sizes(self, num_classes=num_classes, in_channels=in_channels, width=width)
+        if not isinstance(dropout, float | int) or not 0 <= dropout < 1:
+            raise PeckerError(f"SmallClassifier: dropout must be in [0, 1), got {dropout!r}")
         super().__init__(
             num_classes=num_classes, in_channels=in_channels, width=width, dropout=dropout
         )
@@ -133,8 +131,9 @@ def load_classifier(
 ) -> SmallClassifier | ResNetClassifier | ScriptedClassifier:
     """Load the folder of a `SmallClassifier` or a ResNet-34, or a file of another's classifier.
 
-    A TorchScript file returns logits, or (logits, features). Any other file holds the state dict of
-    torchvision's resnet34, see `ResNetClassifier.published`; no code in it is run.
+    A file holds the state dict of torchvision's resnet34, see `ResNetClassifier.published`; no code
+    in it is run. The code in a TorchScript file is run, and may do what this process may, so such a
+    file must be named as `trusted:FILE`; it returns logits, or (logits, features).
 
     Args:
         path: the folder or the file.
@@ -143,7 +142,8 @@ def load_classifier(
     Raises:
         PeckerError: nothing is there, it is none of these, or it was trained on other classes.
     """
-    path = Path(path)
+    trusted = str(path).startswith(TRUSTED)
+    path = Path(str(path).removeprefix(TRUSTED))
     if path.is_dir():
         check_classes(path, class_names)
         arch = read_config(path, SmallClassifier.__name__).get("arch")
@@ -154,6 +154,11 @@ def load_classifier(
         judge = ResNetClassifier.published(published_weights(path), f"classifier {path}")
         check_outputs(path, judge.num_classes, class_names)
         return judge
+    if not trusted:
+        raise PeckerError(
+            f"classifier {path}: a TorchScript file, whose code can read and write your files; if "
+            f"you trust who made it, name it as {TRUSTED}{path}"
+        )
     try:
         with warnings.catch_warnings():  # torch deprecates TorchScript; users' files remain
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -25,10 +25,12 @@ __all__ = [
     "CARD_NAME",
     "CONFIG_NAME",
     "STATISTICS_NAME",
+    "TRUSTED",
     "WEIGHTS_NAME",
     "SavedClassifier",
     "check_classes",
     "check_outputs",
+    "check_sizes",
     "is_torchscript",
     "published_weights",
     "read_config",
@@ -39,12 +41,14 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 STATISTICS_NAME = "statistics.safetensors"
 CARD_NAME = "card.json"
+TRUSTED = "trusted:"
+"""Before the name of a TorchScript file: its code may run."""
 IMAGENET_CLASSES = 1000
 
 ACCEPTED = (
-    f"a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, a TorchScript file, written by "
-    "torch.jit.trace(model.eval(), images).save(path), or the state dict of torchvision's resnet34 "
-    "that train_classifier.py of SA, SalUn or SFD saves"
+    f"a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, the state dict of torchvision's resnet34 "
+    "that train_classifier.py of SA, SalUn or SFD saves, or a TorchScript file of somebody you "
+    "trust, as trusted:FILE"
 )
 """What a classifier may be, for messages."""
 
@@ -113,7 +117,7 @@ class SavedClassifier(nn.Module):
             raise PeckerError(f"classifier {folder}: arch must be {cls.arch}, got {arch!r}")
         try:
             network = cls(**config)
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError, MemoryError) as error:
             raise PeckerError(_not_a_config(folder / CONFIG_NAME, cls.__name__, error)) from error
         path = folder / WEIGHTS_NAME
         try:
@@ -125,6 +129,16 @@ class SavedClassifier(nn.Module):
                 f"({reason}); copy the file again"
             ) from error
         return network.eval().requires_grad_(False)
+
+
+def check_sizes(classifier: SavedClassifier, **sizes: Any) -> None:
+    """Refuse arguments, which may come from a file, that are no whole numbers above 0."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise PeckerError(
+                f"{type(classifier).__name__}: {name} must be a whole number of at least 1, got "
+                f"{value!r}"
+            )
 
 
 def read_config(folder: Path, kind: str = "classifier") -> dict[str, Any]:
@@ -139,7 +153,7 @@ def read_config(folder: Path, kind: str = "classifier") -> dict[str, Any]:
     path = folder / CONFIG_NAME
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PeckerError(_not_a_config(path, kind, error)) from error
     if not isinstance(config, dict):
         raise PeckerError(_not_a_config(path, kind, f"a {type(config).__name__}"))
@@ -211,11 +225,13 @@ def check_classes(classifier: str | os.PathLike[str], class_names: Sequence[str]
         PeckerError: they differ; or the card cannot be read.
     """
     path = Path(classifier) / CARD_NAME
+    if not path.is_file():
+        return
     try:
         known = json.loads(path.read_text(encoding="utf-8"))["class_names"]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
+            raise ValueError("class_names is no list of names")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PeckerError(
             f"classifier {path}: cannot be read ({error}); train the classifier again, or delete "
             "the file where its classes are known to be right"

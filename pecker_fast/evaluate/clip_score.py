@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pecker_fast.datasets.pixels import to_pil
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.detection import Provenance
-from pecker_fast.evaluate.images import ImageLike, batches, pil_image
+from pecker_fast.evaluate.detection import Provenance, pixels_of
 
 __all__ = ["ClipFigures", "ClipScorer", "measure_clip_score"]
+
+_AT_ONCE = 16  # pairs
 
 
 @dataclass(frozen=True)
@@ -89,23 +91,22 @@ class ClipScorer:
         self.max_length = int(model.config.text_config.max_position_embeddings)
 
     @torch.no_grad()
-    def cosines(self, images: Sequence[ImageLike], prompts: Sequence[str]) -> Tensor:
+    def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine of each image with its own prompt.
 
         Args:
-            images: N images; taken as 8 bits a channel, so that images in memory and their PNG
-                files score the same.
+            images: (N, 3, H, W) in [0, 1]; taken as 8 bits a channel.
             prompts: N texts; those longer than CLIP's limit are cut.
 
         Returns:
             (N,) float64 on the CPU, in [-1, 1].
 
         Raises:
-            PeckerError: an image that cannot be read, or a cosine that is not finite.
+            PeckerError: other images, or a cosine that is not finite.
         """
         inputs = self._processor(
             text=list(prompts),
-            images=[pil_image(image) for image in images],
+            images=[to_pil(pixels) for pixels in pixels_of(images)],
             return_tensors="pt",
             padding=True,
             truncation=True,
@@ -139,37 +140,23 @@ class ClipScorer:
         )
 
 
-def measure_clip_score(
-    scorer: ClipScorer,
-    images: Iterable[ImageLike],
-    prompts: Sequence[str],
-    batch_size: int = 16,
-    progress: str | None = None,
-) -> ClipFigures:
-    """Mean cosine of images and their prompts, times 100.
-
-    Args:
-        scorer: the judge.
-        images: an (N, 3, H, W) tensor in [0, 1], or any iterable of images or paths.
-        prompts: N texts, one an image, in the same order.
-        batch_size: pairs given to CLIP at once.
-        progress: title of a progress bar on stderr; None for no bar.
+def measure_clip_score(scorer: ClipScorer, images: Tensor, prompts: Sequence[str]) -> ClipFigures:
+    """Mean cosine of images (N, 3, H, W) in [0, 1] and their N prompts, times 100.
 
     Raises:
-        PeckerError: no images, or not one prompt an image.
+        PeckerError: as `ClipScorer.cosines`, or not one prompt an image.
     """
-    images = list(images)  # paths stay paths until they are used
     count = len(images)
-    if count != len(prompts) or count == 0:
-        raise PeckerError(
-            f"CLIP score: {count} images and {len(prompts)} prompts; there must be images, and "
-            "each needs its own prompt"
-        )
-    parts = [
-        scorer.cosines(batch, prompts[index * batch_size : (index + 1) * batch_size])
-        for index, batch in enumerate(batches(images, batch_size, progress))
-    ]
-    cosines = torch.cat(parts)
+    if count != len(prompts):
+        raise PeckerError(f"CLIP score: {count} images and {len(prompts)} prompts; one for each")
+    parts = torch.split(images, _AT_ONCE)
+    starts = range(0, max(count, 1), _AT_ONCE)
+    cosines = torch.cat(
+        [
+            scorer.cosines(part, prompts[i : i + _AT_ONCE])
+            for i, part in zip(starts, parts, strict=True)
+        ]
+    )
     return ClipFigures(
         image_count=count,
         score=100 * float(cosines.mean()),

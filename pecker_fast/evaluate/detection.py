@@ -1,4 +1,4 @@
-"""What a detector finds in generated images, and which judge it was that gave a figure.
+"""What a judge of generated images finds, and which judge it was that gave a figure.
 
 With another checkpoint or threshold the same images give other counts, so figures say how many
 images and which file they come from.
@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Detection", "DetectionFigures", "Provenance"]
+import torch
+from torch import Tensor
+
+from pecker_fast.errors import PeckerError
+
+__all__ = ["DetectionFigures", "Provenance", "pixels_of"]
 
 
 @dataclass(frozen=True)
@@ -30,21 +35,6 @@ class Provenance:
     digest: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Detection:
-    """One thing that was found in an image.
-
-    Attributes:
-        label: its class.
-        score: in [0, 1].
-        box: left, top, right, bottom in pixels of the image.
-    """
-
-    label: str
-    score: float
-    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -77,3 +67,19 @@ class DetectionFigures:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         return {**asdict(self), "counted": list(self.counted)}
+
+
+def pixels_of(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] as 8 bits a channel, which is what their PNGs hold.
+
+    Raises:
+        PeckerError: no images, another shape, or values that are NaN or outside [0, 1].
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
+        raise PeckerError(f"images: must be (N, 3, H, W) and not none, got {tuple(images.shape)}")
+    low, high = (float(value) for value in images.aminmax())
+    if not (images.is_floating_point() and low >= 0 and high <= 1):  # NaN fails both
+        raise PeckerError(
+            f"images: must be floats in [0, 1], got {images.dtype} from {low:g} to {high:g}"
+        )
+    return (images.detach().float().cpu() * 255).round().to(torch.uint8)

@@ -51,10 +51,6 @@ class FeatureStatistics:
                 "FeatureStatistics: expected mean (F,) and cov (F, F), got "
                 f"{tuple(self.mean.shape)} and {tuple(self.cov.shape)}"
             )
-        if self.count < 2:
-            raise PeckerError(
-                f"FeatureStatistics: a covariance needs at least 2 samples, got {self.count}"
-            )
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.cov).all()):
             raise PeckerError("FeatureStatistics: the features contain NaN or infinity")
 
@@ -65,19 +61,15 @@ class FeatureStatistics:
         Raises:
             PeckerError: fewer than two samples, another shape, or NaN or infinity among them.
         """
-        if features.ndim != 2:
+        if features.ndim != 2 or len(features) < 2:
             raise PeckerError(
-                f"FeatureStatistics: features must be (N, F), got {tuple(features.shape)}"
-            )
-        count = features.shape[0]
-        if count < 2:
-            raise PeckerError(
-                f"FeatureStatistics: a covariance needs at least 2 samples, got {count}"
+                "FeatureStatistics: features must be (N, F) of at least 2 samples, got "
+                f"{tuple(features.shape)}"
             )
         values = features.detach().to("cpu", torch.float64)
         mean = values.mean(dim=0)
         centred = values - mean
-        return cls(mean, centred.T @ centred / (count - 1), count, source)
+        return cls(mean, centred.T @ centred / (len(values) - 1), len(values), source)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ the same noise (`batches`), so that their pictures compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pecker_fast.distill.losses import one_step_sample
 from pecker_fast.distill.networks import compute_dtype, guided, text_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.batches import Batches, Tell, draw_batches, together
-from pecker_fast.evaluate.reverse_steps import ddim, telling
+from pecker_fast.evaluate.reverse_steps import (
+    check_settings,
+    ddim,
+    image_streams,
+    many_steps,
+    one_step,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -72,92 +77,71 @@ class PipelineSampler:
         """Where one step starts: what the pipeline's description says, else 625."""
         return int(self.pipeline.description.get("t_init", DEFAULT_T_INIT))
 
-    @torch.no_grad()
-    def one_step(
+    def latents(
         self,
         unet: nn.Module,
         prompts: Sequence[str],
         seed: int,
-        t_init: int | None = None,
-        progress: str | None = None,
+        steps: int = 1,
         *,
-        ranks: Ranks | None = None,
-    ) -> Tensor:
-        """G(n, c) of the distillation: one call of the network, without guidance or clamping.
-
-        Args:
-            unet: on the sampler's device.
-            prompts: N texts, one an image.
-            seed: of the noise.
-            t_init: the time step the generator starts from. None: the pipeline's, see `t_init`.
-            progress: title of a progress bar on stderr, of the first process's share; None for no
-                bar.
-            ranks: the processes that share the work, batch by batch. None: this one does it all.
-
-        Returns:
-            (N, C, H, W) latents, float32 on the CPU: all of them on the first process, none (N = 0)
-            on the others.
-
-        Raises:
-            PeckerError: no prompts, or a time step outside the schedule.
-        """
-        start = self.t_init if t_init is None else t_init
-        schedule = self._schedule_at(start)
-        predict = text_predictor(schedule, self.pipeline.prediction_type)
-
-        def draw(noise: Tensor, condition: Tensor, tell: Tell) -> Tensor:
-            return one_step_sample(unet, noise, start, condition, schedule, predict=predict)
-
-        return self._sample(draw, unet, prompts, seed, progress, ranks)
-
-    @torch.no_grad()
-    def many_steps(
-        self,
-        unet: nn.Module,
-        prompts: Sequence[str],
-        seed: int,
-        steps: int = 25,
-        guidance: float = 4.5,
+        t_init: int | None = None,
+        guidance: float = 1.0,
         negative: str = "",
         progress: str | None = None,
-        *,
         ranks: Ranks | None = None,
     ) -> Tensor:
-        """DDIM with eta 0 and classifier-free guidance, as `StableDiffusionPipeline` samples.
+        """One step is G(n, c) of the distillation; more are DDIM, as `StableDiffusionPipeline`'s.
 
         Args:
             unet: on the sampler's device.
             prompts: N texts, one an image.
             seed: of the noise.
             steps: calls of the network.
-            guidance: scale; 1 is none, and halves the work.
+            t_init: the time step that one step starts from. None: the pipeline's, see `t_init`.
+            guidance: scale of the classifier-free kind; 1 is none, and halves the work.
             negative: what guidance leads away from.
             progress: title of a progress bar on stderr, of the first process's share; None for no
                 bar.
             ranks: the processes that share the work, batch by batch. None: this one does it all.
 
         Returns:
-            (N, C, H, W) latents, float32 on the CPU: all of them on the first process, none (N = 0)
-            on the others.
+            (N, C, H, W) latents, float32 on the CPU, not clamped: all of them on the first process,
+            none (N = 0) on the others.
 
         Raises:
-            PeckerError: no prompts, or more steps than the schedule has.
+            PeckerError: no prompts, a seed or scale that is none, a time step outside the schedule,
+                or more steps than it has.
         """
-        # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips unless
-        # it is told: latents reach far outside [-1, 1]. Networks are read as predictors of noise,
-        # whatever they predict: guidance is linear, so this is exact.
-        config = {"clip_sample": False, **self.pipeline.scheduler_config}
-        reverse = ddim({**config, "prediction_type": "epsilon"}, steps, eta=0.0)
-        predict = text_predictor(self._schedule_at(self.t_init), self.pipeline.prediction_type)
-        predict = guided(predict, guidance, self.pipeline.encode([negative], self.device))
+        check_settings(seed, guidance)
+        if not prompts:
+            raise PeckerError("sampler: there are no prompts to draw images for")
+        schedule = self._schedule_at(self.t_init if t_init is None else t_init)
+        predict = text_predictor(schedule, self.pipeline.prediction_type)
+        if guidance != 1:
+            predict = guided(predict, guidance, self.pipeline.encode([negative], self.device))
+        if steps == 1:
+            reverse = one_step(unet, predict, schedule)
+        else:
+            # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips
+            # unless it is told: latents reach far outside [-1, 1]. Networks are read as predictors
+            # of noise, whatever they predict: guidance is linear, so this is exact.
+            config = {"clip_sample": False, **self.pipeline.scheduler_config}
+            reverse = many_steps(
+                unet, predict, ddim({**config, "prediction_type": "epsilon"}, steps)
+            )
+        shape, dtype = self.pipeline.network_shape, compute_dtype(unet)
+        size = min(self.batch_size, len(prompts))
 
-        def draw(noise: Tensor, condition: Tensor, tell: Tell) -> Tensor:
-            def noise_in(x: Tensor, t: int) -> Tensor:
-                return predict(unet, x, torch.full((len(x),), t, device=x.device), condition)
+        @torch.no_grad()
+        def draw(part: slice, noise: Tensor, tell: Tell) -> Tensor:
+            # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
+            condition, streams = self._encode(prompts[part]), image_streams(seed, part)
+            return reverse(noise.to(self.device, dtype), condition, streams, tell).float()
 
-            return reverse(noise, telling(noise_in, steps, tell), lambda: noise)
-
-        return self._sample(draw, unet, prompts, seed, progress, ranks)
+        batches = partial(draw_batches, draw, len(prompts), size, shape, seed)
+        like = torch.empty(shape)
+        latents = together(batches, len(prompts), size, like, ranks or Ranks(), progress)
+        return like.new_empty(0, *shape) if latents is None else latents
 
     def images(
         self, latents: Tensor, progress: str | None = None, *, ranks: Ranks | None = None
@@ -166,9 +150,8 @@ class PipelineSampler:
 
         Args:
             latents: (N, C, H, W), the first process's.
-            progress: title of a progress bar on stderr, of the first process's share; None for no
-                bar.
-            ranks: the processes that share the work, batch by batch. None: this one does it all.
+            progress: as in `latents`.
+            ranks: as in `latents`.
 
         Returns:
             (N, 3, H', W') images in [0, 1], float32 on the CPU: all of them on the first process,
@@ -189,29 +172,6 @@ class PipelineSampler:
 
         images = together(decoded, len(latents), size, like, ranks, progress)
         return like.new_empty(0, *like.shape) if images is None else images
-
-    def _sample(
-        self,
-        draw: Callable[[Tensor, Tensor, Tell], Tensor],
-        unet: nn.Module,
-        prompts: Sequence[str],
-        seed: int,
-        progress: str | None,
-        ranks: Ranks | None,
-    ) -> Tensor:
-        if not prompts:
-            raise PeckerError("sampler: there are no prompts to draw images for")
-        shape, dtype, size = self.pipeline.network_shape, compute_dtype(unet), self.batch_size
-
-        @torch.no_grad()
-        def draw_part(part: slice, noise: Tensor, tell: Tell) -> Tensor:
-            # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
-            return draw(noise.to(self.device, dtype), self._encode(prompts[part]), tell).float()
-
-        batches = partial(draw_batches, draw_part, len(prompts), size, shape, seed)
-        like = torch.empty(shape)
-        latents = together(batches, len(prompts), size, like, ranks or Ranks(), progress)
-        return like.new_empty(0, *shape) if latents is None else latents
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         """(N, L, D) on the device; repeated prompts are encoded once."""

@@ -118,8 +118,8 @@ class Previews:
         """
         how, texts = self.sampling, self._texts(columns)
         unet = self._pipeline.unet.to(self._device).eval()
-        latents = self._sampler.many_steps(
-            unet, texts, how.seed, how.steps, how.guidance, how.negative,
+        latents = self._sampler.latents(
+            unet, texts, how.seed, how.steps, guidance=how.guidance, negative=how.negative,
             progress="original model", ranks=ranks,
         )  # fmt: skip
         self._pipeline.unet.to("cpu")
@@ -128,8 +128,8 @@ class Previews:
     def erased(self, generator: nn.Module, columns: int, ranks: Ranks) -> Tensor:
         """Images of a generator from the same noise."""
         how, training = self.sampling, generator.training
-        latents = self._sampler.one_step(
-            generator.eval(), self._texts(columns), how.seed, how.t_init, ranks=ranks
+        latents = self._sampler.latents(
+            generator.eval(), self._texts(columns), how.seed, t_init=how.t_init, ranks=ranks
         )
         generator.train(training)
         return self._sampler.images(latents, ranks=ranks)

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.classifier_files import SavedClassifier
+from pecker_fast.evaluate.classifier_files import SavedClassifier, check_sizes
 
 __all__ = ["ResNetClassifier"]
 
 _BLOCKS = (3, 4, 6, 3)
+_WANTED = (
+    "expected the state dict of torchvision's resnet34, of width 64 and with the stem for ImageNet"
+)
 _AT_ONCE = 100  # images, outside training: at 224 pixels their activations need 1 GB
 
 
@@ -48,11 +51,9 @@ class ResNetClassifier(SavedClassifier):
         stem: Literal["imagenet", "cifar"] = "imagenet",
         input_size: int | None = 224,
     ) -> None:
-        if num_classes < 1 or width < 1:
-            raise PeckerError(
-                "ResNetClassifier: num_classes and width must be at least 1, got "
-                f"{num_classes} and {width}"
-            )
+        check_sizes(self, num_classes=num_classes, width=width)
+        if input_size is not None:
+            check_sizes(self, input_size=input_size)
         if in_channels not in (1, 3):
             raise PeckerError(
                 f"ResNetClassifier: images must have 1 or 3 channels, got {in_channels}"
@@ -106,29 +107,8 @@ class ResNetClassifier(SavedClassifier):
         Raises:
             PeckerError: they are of another network, or this one is not of the published size.
         """
-        own = self.state_dict()
-        # Older weight files do not count batches; nothing here reads that number.
-        ours, given = (
-            {
-                n: v
-                for n, v in values.items()
-                if not n.startswith("fc.") and not n.endswith("_tracked")
-            }
-            for values in (own, weights)
-        )
-        for name in sorted(ours.keys() ^ given.keys()):
-            where = "is missing" if name in ours else "is none of ResNet-34's"
-            raise PeckerError(
-                f"{source}: {name!r} {where}; expected the state dict of torchvision's resnet34"
-            )
-        for name, value in given.items():
-            if not isinstance(value, Tensor) or value.shape != ours[name].shape:
-                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise PeckerError(
-                    f"{source}: {name!r} must be {tuple(ours[name].shape)}, got {found}; "
-                    "torchvision's resnet34 has width 64 and the stem for ImageNet"
-                )
-        self.load_state_dict(dict(given), strict=False)
+        head = {f"fc.{name}": value for name, value in self.fc.state_dict().items()}
+        self._take({**weights, **head}, source)
 
     @classmethod
     def published(cls, weights: Mapping[str, Tensor], source: str) -> ResNetClassifier:
@@ -145,18 +125,26 @@ class ResNetClassifier(SavedClassifier):
         Raises:
             PeckerError: they are of another network.
         """
-        weight, bias = weights.get("fc.weight"), weights.get("fc.bias")
-        found = [None if value is None else tuple(value.shape) for value in (weight, bias)]
-        classes = found[1][0] if found[1] else 0
-        if weight is None or bias is None or not classes or found != [(classes, 512), (classes,)]:
-            raise PeckerError(
-                f"{source}: 'fc.weight' and 'fc.bias' must be (classes, 512) and (classes,), got "
-                f"{found[0]} and {found[1]}; expected the state dict of torchvision's resnet34"
-            )
-        classifier = cls(classes)
-        classifier.start_from(weights, source)
-        classifier.fc.load_state_dict({"weight": weight, "bias": bias})
+        bias = weights.get("fc.bias")
+        shape = tuple(bias.shape) if isinstance(bias, Tensor) else ()
+        if len(shape) != 1 or not shape[0]:
+            raise PeckerError(f"{source}: 'fc.bias' must be (classes,), got {shape}; {_WANTED}")
+        classifier = cls(shape[0])
+        classifier._take(weights, source)
         return classifier.eval().requires_grad_(False)
+
+    def _take(self, weights: Mapping[str, Tensor], source: str) -> None:
+        # Older weight files do not count batches; nothing here reads that number.
+        given = {name: value for name, value in weights.items() if not name.endswith("_tracked")}
+        try:
+            found = self.load_state_dict(given, strict=False)
+        except RuntimeError as error:  # other shapes, each in a line of its own
+            reason = str(error).splitlines()[1].strip().rstrip(".")
+            raise PeckerError(f"{source}: {reason}; {_WANTED}") from error
+        missing = [name for name in found.missing_keys if not name.endswith("_tracked")]
+        for names, where in ((missing, "is missing"), (found.unexpected_keys, "is none of its")):
+            if names:
+                raise PeckerError(f"{source}: {names[0]!r} {where}; {_WANTED}")
 
     def _features(self, images: Tensor) -> Tensor:
         size = self.input_size

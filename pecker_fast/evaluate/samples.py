@@ -16,15 +16,12 @@ guided-diffusion's evaluator reads, and is packed from a folder beside it (FILE.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import re
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,12 +31,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pecker_fast.datasets.arrays import read_arrays
 from pecker_fast.datasets.image_files import SAMPLES_FILE, load_image_files
 from pecker_fast.datasets.pixels import to_pil, to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sample_plan import SamplePlan
-from pecker_fast.files import replacing, write_text
+from pecker_fast.files import parse_json, read_json, replacing, write_text
 from pecker_fast.machine import machine_facts, versions
 
 __all__ = ["read_back", "write_npz", "write_samples"]
@@ -72,8 +70,8 @@ def write_samples(
         How many images were missing before.
 
     Raises:
-        PeckerError: the folder holds something else, or the samples of another run, or cannot be
-            written to.
+        PeckerError: the folder holds something else, or the samples of another run.
+        OSError: it cannot be written to; what is there is whole.
     """
     ranks = ranks or Ranks()
     ranks.check_same(json.dumps(_compared(plan.facts)), "another model or other settings")
@@ -86,21 +84,21 @@ def write_samples(
         "versions": versions(),
     }
     with _locked(folder, ranks):
-        unfinished, missing = ranks.first(lambda: _prepare(folder, plan, start, force, ranks))
+        missing = ranks.first(lambda: _prepare(folder, plan, start, force, ranks))
+        unfinished = sorted({index // plan.batch_size for index in missing})
         share = unfinished[ranks.rows(len(unfinished))]
         if not ranks.is_first or not share:
             progress = None
-        if progress is not None and missing < len(plan.files):
-            progress = f"{progress} the last {missing:,} of {len(plan.files):,}"
+        if progress is not None and len(missing) < len(plan.files):
+            progress = f"{progress} the last {len(missing):,} of {len(plan.files):,}"
         started = time.perf_counter()
         for part, images in plan.batches(share, progress):
-            with _reporting(folder):
-                for file, pixels in zip(plan.files[part], to_uint8(images), strict=True):
-                    _write_image(folder / file, pixels)
+            for file, pixels in zip(plan.files[part], to_uint8(images), strict=True):
+                _write_image(folder / file, pixels)
         ranks.wait()
         seconds = round(time.perf_counter() - started, 1)
-        ranks.first(lambda: _finish(folder, plan, {"images": missing, "seconds": seconds}))
-    return missing
+        ranks.first(lambda: _finish(folder, plan, {"images": len(missing), "seconds": seconds}))
+    return len(missing)
 
 
 def write_npz(
@@ -134,7 +132,7 @@ def write_npz(
             "class_names": np.array(plan.facts["class_names"]),
             "provenance": np.array(json.dumps(_read(parts))),
         }
-        with _reporting(path), replacing(path) as temporary, open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)
         shutil.rmtree(parts, ignore_errors=True)
 
@@ -155,49 +153,46 @@ def read_back(folder: Path, labels: Tensor, progress: str | None) -> Tensor:
 
 def _prepare(
     folder: Path, plan: SamplePlan, start: dict[str, Any], force: bool, ranks: Ranks
-) -> tuple[list[int], int]:
-    """Check what is there, make the sub-folders; batches to draw, and how many images miss."""
-    with _reporting(folder):
-        if force:
-            removed = f"removed the samples of {folder.resolve()}"
-            ranks.once(removed, lambda: _remove(folder, plan.facts))
-        content = _read(folder)
-        if content is None:
-            others = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
-            if others and not force:
-                raise PeckerError(
-                    f"{folder}: holds {min(others)} and no {SAMPLES_FILE}; choose a new or empty "
-                    "folder"
-                )
-            # Before all else: sub-folders without it would look like somebody else's.
-            content = {"complete": False, **plan.facts, "starts": []}
-            _write(folder, content)
-        else:
-            _check_same(folder, content, plan.facts)
-        there = {}
-        for name in plan.facts["folders"]:
-            (folder / name).mkdir(exist_ok=True)
-            for file in os.scandir(folder / name):
-                if not file.name.startswith("."):
-                    there[f"{name}/{file.name}"] = file.stat().st_size
-        if surplus := there.keys() - set(plan.files):
-            raise PeckerError(f"{folder / min(surplus)}: no image of this run; remove it")
-        # A machine that lost power leaves empty files.
-        missing = [index for index, file in enumerate(plan.files) if not there.get(file)]
-        if missing:
-            starts = [*content["starts"], start]
-            _write(folder, {**content, "complete": False, "starts": starts})
-    return sorted({index // plan.batch_size for index in missing}), len(missing)
+) -> list[int]:
+    """Check what is there, make the sub-folders, note the start; the images that are missing."""
+    if force:
+        removed = f"removed the samples of {folder.resolve()}"
+        ranks.once(removed, lambda: _remove(folder, plan.facts))
+    content = _read(folder)
+    if content is None:
+        if not force:
+            _check_empty(folder)
+        # Before all else: sub-folders without it would look like somebody else's.
+        content = {"complete": False, **plan.facts, "starts": []}
+        _write(folder, content)
+    else:
+        _check_same(folder, content, plan.facts)
+    for name in plan.facts["folders"]:
+        (folder / name).mkdir(exist_ok=True)
+    missing = _missing(folder, plan)
+    if missing:
+        _write(folder, {**content, "complete": False, "starts": [*content["starts"], start]})
+    return missing
+
+
+def _missing(folder: Path, plan: SamplePlan) -> list[int]:
+    there = {
+        f"{name}/{file.name}": file.stat().st_size
+        for name in plan.facts["folders"]
+        for file in os.scandir(folder / name)
+        if not file.name.startswith(".")
+    }
+    if surplus := there.keys() - set(plan.files):
+        raise PeckerError(f"{folder / min(surplus)}: no image of this run; remove it")
+    # A machine that lost power leaves empty files.
+    return [index for index, file in enumerate(plan.files) if not there.get(file)]
 
 
 def _remove(folder: Path, facts: Mapping[str, Any]) -> None:
     """Delete samples, and at the end the file that speaks of them."""
     content = _read(folder)
     if content is None:
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise PeckerError(
-                f"{folder}: holds no samples that could be replaced; choose a new or empty folder"
-            )
+        _check_empty(folder)
         return
     for name in {*content["folders"], *facts["folders"]}:
         # Some were read from a file: they must be of our making, and not ".." or worse.
@@ -206,12 +201,19 @@ def _remove(folder: Path, facts: Mapping[str, Any]) -> None:
     (folder / SAMPLES_FILE).unlink()
 
 
+def _check_empty(folder: Path) -> None:
+    if others := {path.name for path in folder.iterdir() if not path.name.startswith(".")}:
+        raise PeckerError(
+            f"{folder}: holds {min(others)} and no {SAMPLES_FILE}; choose a new or empty folder"
+        )
+
+
 def _finish(folder: Path, plan: SamplePlan, ended: Mapping[str, Any]) -> None:
     """Say that all images are there, and how long those took that were missing."""
-    if lost := next((file for file in plan.files if not (folder / file).is_file()), None):
+    if lost := _missing(folder, plan):
         raise PeckerError(
-            f"{folder / lost}: is missing; processes on several machines need a folder that all of "
-            "them see"
+            f"{folder / plan.files[lost[0]]}: is missing; processes on several machines need a "
+            "folder that all of them see"
         )
     content = _read(folder)
     if content is None:
@@ -219,8 +221,7 @@ def _finish(folder: Path, plan: SamplePlan, ended: Mapping[str, Any]) -> None:
     if ended["images"]:
         content["starts"][-1].update(ended)
     if not content["complete"]:
-        with _reporting(folder):
-            _write(folder, {**content, "complete": True})
+        _write(folder, {**content, "complete": True})
 
 
 def _write_image(target: Path, pixels: Tensor) -> None:
@@ -239,43 +240,39 @@ def _write_image(target: Path, pixels: Tensor) -> None:
 @contextmanager
 def _locked(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Hold the folder, made if need be, on the first process; the lock goes with the process."""
-    held: list[int] = []
-
-    def lock() -> None:
-        if folder.exists() and not folder.is_dir():
-            raise PeckerError(f"{folder}: is a file; give the name of a folder")
-        if not folder.parent.is_dir():
-            raise PeckerError(f"{folder.parent}: no such folder; make it first")
-        with _reporting(folder):
-            folder.mkdir(exist_ok=True)
-            held.append(os.open(folder, os.O_RDONLY))
-            try:
-                fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PeckerError(
-                    f"{folder}: another process writes samples there; wait for it or choose "
-                    "another folder"
-                ) from None
-            except OSError:
-                pass  # a file system without locks is no reason not to go on
-
+    descriptor = ranks.first(lambda: _lock(folder))
     try:
-        ranks.first(lock)
         yield
     finally:
-        for descriptor in held:
+        if ranks.is_first:
             os.close(descriptor)
+
+
+def _lock(folder: Path) -> int:
+    if folder.exists() and not folder.is_dir():
+        raise PeckerError(f"{folder}: is a file; give the name of a folder")
+    if not folder.parent.is_dir():
+        raise PeckerError(f"{folder.parent}: no such folder; make it first")
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise PeckerError(
+            f"{folder}: another process writes samples there; wait for it or choose another folder"
+        ) from None
+    except OSError:
+        pass  # a file system without locks is no reason not to go on
+    return descriptor
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
     """What samples.json says; None where there is none."""
     file = folder / SAMPLES_FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise PeckerError(f"{file}: cannot be read ({error}); choose another folder") from error
+    content = read_json(file)
     known = {"complete", "folders", "starts", "sampler"}
     if not isinstance(content, dict) or not known <= content.keys():
         raise PeckerError(f"{file}: says nothing of samples; choose another folder")
@@ -285,10 +282,10 @@ def _read(folder: Path) -> dict[str, Any] | None:
 def _provenance(path: Path) -> dict[str, Any]:
     """What an .npz says of itself."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            content: dict[str, Any] = json.loads(str(file["provenance"]))
-            return content
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+        text = str(read_arrays(path, ["provenance"])["provenance"])
+        content: dict[str, Any] = parse_json(text, str(path))
+        return content
+    except (PeckerError, KeyError):
         raise PeckerError(
             f"{path}: exists, and does not say what drew it; add --force to replace it"
         ) from None
@@ -319,20 +316,3 @@ def _compared(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif prefix + key not in _NOT_COMPARED:
             flat[prefix + key] = value
     return flat
-
-
-@contextmanager
-def _reporting(place: Path) -> Iterator[None]:
-    """Say in one line that something cannot be written, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        remedy = "choose another place"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = (
-                "the images that are there are whole: free some space, then start the same command "
-                "again to go on"
-            )
-        raise PeckerError(
-            f"{place}: cannot be written to ({error.strerror or error}); {remedy}"
-        ) from error

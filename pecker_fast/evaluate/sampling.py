@@ -6,30 +6,39 @@ random steps from its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from pecker_fast.datasets.pixels import to_uint8
-from pecker_fast.distill.losses import one_step_sample
+from pecker_fast.distill.networks import guided, predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.batches import Batches, Tell, draw_batches, together
-from pecker_fast.evaluate.reverse_steps import class_guided, ddim, ddpm, image_streams, telling
+from pecker_fast.evaluate.reverse_steps import (
+    Reverse,
+    check_settings,
+    ddim,
+    ddpm,
+    image_streams,
+    many_steps,
+    one_step,
+)
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
 
-__all__ = ["METHODS", "Method", "Sampler", "balanced_labels", "default_t_init"]
+__all__ = ["METHODS", "Method", "Sampler", "balanced_labels", "default_t_init", "labels_in_turn"]
 
 Method = Literal["one-step", "ddim", "ddpm"]
 METHODS: tuple[Method, ...] = ("one-step", "ddim", "ddpm")
 
+MOST_IMAGES = 10_000_000
 SIGMA_INIT = 2.5  # noise-to-signal ratio a one-step generator starts from (SiD, SFD)
 
 
@@ -64,8 +73,7 @@ class Sampler:
             raise PeckerError(f"sampler: steps must be at least 1, got {self.steps}")
         if self.batch_size < 1:
             raise PeckerError(f"sampler: batch_size must be at least 1, got {self.batch_size}")
-        if self.seed < 0:
-            raise PeckerError(f"sampler: seed must be at least 0, got {self.seed}")
+        check_settings(self.seed, self.guidance)
         if self.method not in (None, *METHODS):
             raise PeckerError(
                 f"sampler: unknown method {self.method!r}; known are {', '.join(METHODS)}"
@@ -73,8 +81,6 @@ class Sampler:
         if (self.kind == "one-step") != (self.steps == 1):
             expected = "takes 1 step" if self.kind == "one-step" else "needs 2 steps or more"
             raise PeckerError(f"sampler: {self.kind} {expected}, got {self.steps}")
-        if not 0 <= self.guidance < float("inf"):
-            raise PeckerError(f"sampler: guidance must be at least 0, got {self.guidance}")
         if self.guidance and self.kind == "one-step":
             raise PeckerError(
                 f"sampler: guidance is for many steps, got {self.guidance:g} for a one-step "
@@ -123,16 +129,7 @@ class Sampler:
                 f"sampler: labels must lie in [0, {model.num_classes}), "
                 f"got {int(labels.min())} to {int(labels.max())}"
             )
-        self._drawing(model)
-        class_guided(model.unet, labels, self.guidance, model.null_label)
-
-    @overload
-    def sample(self, model: ModelFolder, labels: Tensor, progress: str | None = None) -> Tensor: ...
-
-    @overload
-    def sample(
-        self, model: ModelFolder, labels: Tensor, progress: str | None = None, *, ranks: Ranks
-    ) -> Tensor | None: ...
+        self._reverse(model)
 
     def sample(
         self,
@@ -160,8 +157,8 @@ class Sampler:
                 guidance for a model that has no entry for "no class".
         """
         batches = partial(self.batches, model, labels)
-        like = torch.empty(model.image_shape)
-        return together(batches, len(labels), self.batch_size, like, ranks or Ranks(), progress)
+        size, like = self._batch_size(labels), torch.empty(model.image_shape)
+        return together(batches, len(labels), size, like, ranks or Ranks(), progress)
 
     def pixels(
         self, model: ModelFolder, labels: Tensor, progress: str | None = None, *, ranks: Ranks
@@ -175,8 +172,8 @@ class Sampler:
             drawn = self.batches(model, labels, only, title)
             return ((part, to_uint8(images)) for part, images in drawn)
 
-        like = torch.empty(model.image_shape, dtype=torch.uint8)
-        return together(batches, len(labels), self.batch_size, like, ranks, progress)
+        size, like = self._batch_size(labels), torch.empty(model.image_shape, dtype=torch.uint8)
+        return together(batches, len(labels), size, like, ranks, progress)
 
     def batches(
         self,
@@ -201,40 +198,43 @@ class Sampler:
             PeckerError: as `sample`.
         """
         self.check(model, labels)
-        images_of = self._drawing(model)
+        reverse = self._reverse(model)
         device = next(model.unet.parameters()).device
 
         @torch.no_grad()
         def draw(part: slice, noise: Tensor, tell: Tell) -> Tensor:
-            drawn = images_of(part, noise.to(device), labels[part].to(device), tell)
+            streams = image_streams(self.seed, part)
+            drawn = reverse(noise.to(device), labels[part].to(device), streams, tell)
             return model.decode(drawn).float()
 
         shape = model.network_shape
         return draw_batches(draw, len(labels), self.batch_size, shape, self.seed, only, progress)
 
-    def _drawing(self, model: ModelFolder) -> Callable[[slice, Tensor, Tensor, Tell], Tensor]:
-        """What draws the images of a slice from noise and labels, telling the share done."""
+    def _batch_size(self, labels: Tensor) -> int:
+        return min(self.batch_size, max(len(labels), 1))
+
+    def _reverse(self, model: ModelFolder) -> Reverse:
+        network, config, null = model.unet, model.scheduler.config, model.null_label
         if self.kind == "one-step":
-            t_init = self._t_init(model)
             # The time constants of training play no part here; any valid ones will do.
-            total = model.scheduler.config.num_train_timesteps
             schedule = NoiseSchedule.from_scheduler(
-                model.scheduler, t_init=t_init, t_min=0, t_max=total
+                model.scheduler,
+                t_init=self._t_init(model),
+                t_min=0,
+                t_max=config.num_train_timesteps,
             )
-            return lambda part, noise, labels, tell: one_step_sample(
-                model.unet, noise, t_init, labels, schedule
-            )
+            return one_step(network, predict_noise, schedule)
+        predict = predict_noise
+        if self.guidance:
+            if null is None:
+                raise PeckerError(
+                    "sampler: guidance needs a model that was trained with a label for 'no class', "
+                    "and this one has none (null_label in its pecker_fast.json); use guidance 0"
+                )
+            predict = guided(predict, 1 + self.guidance, torch.tensor([null]))
         if self.kind == "ddim":
-            steps = ddim(model.scheduler.config, self.steps, self.eta)
-        else:
-            steps = ddpm(model.scheduler, self.steps)
-
-        def draw(part: slice, noise: Tensor, labels: Tensor, tell: Tell) -> Tensor:
-            predict = class_guided(model.unet, labels, self.guidance, model.null_label)
-            predict = telling(predict, self.steps, tell)
-            return steps(noise, predict, image_streams(self.seed, part, noise))
-
-        return draw
+            return many_steps(network, predict, ddim(config, self.steps), eta=self.eta)
+        return many_steps(network, predict, ddpm(config, self.steps))
 
     def _t_init(self, model: ModelFolder) -> int:
         if self.t_init is not None:
@@ -251,4 +251,15 @@ def default_t_init(scheduler: Any) -> int:
 
 def balanced_labels(num_classes: int, per_class: int) -> Tensor:
     """Labels 0, 1, ..., K-1, 0, 1, ...: any prefix of K * n labels has n of each class."""
-    return torch.arange(num_classes).repeat(per_class)
+    return labels_in_turn(range(num_classes), num_classes * per_class)
+
+
+def labels_in_turn(classes: Sequence[int], count: int) -> Tensor:
+    """`count` labels, (N,) int64: these classes in turn.
+
+    Raises:
+        PeckerError: more of them than can be drawn and kept.
+    """
+    if count > MOST_IMAGES:
+        raise PeckerError(f"sampler: {count:,} images; at most {MOST_IMAGES:,} can be asked for")
+    return torch.tensor(classes).repeat(-(-count // len(classes)))[:count]

@@ -284,6 +284,9 @@ def test_nan_loss_keeps_the_last_good_checkpoint(erase, refused, tmp_path):
         (["--png", "OUT"], "OUT"),
         (["--png", "OUT/a/b.png"], "OUT/a"),
         (["--npz", "OUT/x.npz", "--steps", 1001], "1000"),
+        (["--npz", "OUT/x.npz", "--steps", 1, "--seed", 2**64], "seed"),
+        (["--npz", "OUT/x.npz", "--steps", 1, "--per-class", 10**12], "images"),
+        (["--npz", "OUT/x.npz", "--steps", 1, "--count", 10**21], "images"),
     ],
 )
 def test_images_that_cannot_be_drawn(run, refused, files, tmp_path, arguments, named):

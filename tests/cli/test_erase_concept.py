@@ -260,3 +260,7 @@ def test_classes_and_prompts_are_not_mixed(pipeline, files, run, refused, tmp_pa
     refused(run("sample", pipeline, "--png", png), "--prompt")
     refused(run("sample", pipeline, "--prompt", "a", "--class", "b", "--png", png), "--prompt")
     refused(run("sample", files.model, "--prompt", "a", "--png", png), files.model)
+    asked = ("sample", pipeline, "--prompt", "a", "--png", png)
+    refused(run(*asked, "--guidance", "nan", "--steps", 2), "guidance")
+    refused(run(*asked, "--seed", -1), "seed")
+    refused(run(*asked, "--per-class", 10**12), "images")

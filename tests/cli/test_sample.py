@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -154,6 +155,19 @@ def test_images_of_a_run(run, files, tmp_path):
     done = run("sample", tmp_path / "new", "--out", tmp_path / "other")
     refused(done, tmp_path / "new", "has not made a model yet")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("kind", ["DDPMPipeline", "DDIMPipeline"])
+def test_images_of_diffusers_pipelines_of_class_models(run, files, tmp_path, kind):
+    shutil.copytree(files.model, tmp_path / "model")
+    parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    index = {"_class_name": kind, "_diffusers_version": "0.31.0", **parts}
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index, indent=2))
+    done = run(
+        "sample", tmp_path / "model", "--steps", 2, "--per-class", 1, "--npz", tmp_path / "x.npz"
+    )
+    assert done.code == 0, done.err
+    assert np.load(tmp_path / "x.npz")["labels"].tolist() == [0, 1, 2]
 
 
 def test_a_class_whose_name_has_a_comma(run, files, tmp_path):

@@ -174,11 +174,24 @@ def test_templates_make_pairs():
         ("a photo", r"'a photo' has no {concept}, so it forgets nothing"),
         ("{concept} at {place}", r"placeholder {place} without values; give them in fill.place"),
         ("{concept", "is wrong: "),
+        ("{concept:d}", "more than a name"),
+        ("{concept!z}", "more than a name"),
+        ("{concept:{x}}", "more than a name"),
+        ("{concept:>10000000000}", "more than a name"),
+        ("{concept.real}", "more than a name"),
+        ("{concept} {}", "more than a name"),
     ],
 )
 def test_wrong_templates_are_refused(template, message):
     with pytest.raises(PeckerError, match=message):
         prompt_pairs(ConceptSection(prompts=(template,), concept="a", override="b"))
+
+
+def test_more_prompts_than_can_be_kept():
+    fill = {name: tuple("0123456789") for name in "abcdefghij"}
+    template = "{concept} " + " ".join(f"{{{name}}}" for name in fill)
+    with pytest.raises(PeckerError, match="10,000,000,000 prompts"):
+        prompt_pairs(ConceptSection(prompts=(template,), concept="a", override="b", fill=fill))
 
 
 def test_prompt_files(tmp_path):

@@ -1,4 +1,4 @@
-"""What the processes of test_pipelines.py do: importable by name."""
+"""What the processes of test_pipelines.py do, importable by name."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from pecker_fast.evaluate import pipeline_sampling
 from pecker_fast.evaluate.grid import PromptGroup
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.previews import Previews
+from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 
 PROMPTS = ["a cat", "a red dog", "", "a cat", "trees", "a lion", "two cats"]
@@ -29,11 +31,18 @@ def sample(ranks, folder, count, batch_size):
     sampler = PipelineSampler(pipeline, batch_size=batch_size)
     unet, prompts = pipeline.unet.eval(), PROMPTS[:count]
     calls = counting(unet)
-    one = sampler.one_step(unet, prompts, 3, ranks=ranks)
+    one = sampler.latents(unet, prompts, 3, ranks=ranks)
     drawn = list(calls)
-    many = sampler.many_steps(unet, prompts, 4, steps=3, guidance=2.0, ranks=ranks)
+    many = sampler.latents(unet, prompts, 4, steps=3, guidance=2.0, ranks=ranks)
     images = sampler.images(many, ranks=ranks)
     return {"one": one, "many": many, "images": images, "drawn": drawn}
+
+
+def class_images(ranks, folder, batch_size):
+    """Five images of a class model; None on all processes but the first."""
+    sampler = Sampler(steps=4, method="ddpm", seed=3, batch_size=batch_size)
+    model, labels = ModelFolder.load(folder), torch.tensor([0, 1, 2, 2, 1])
+    return sampler.sample(model, labels, ranks=ranks)
 
 
 def preview(ranks, folder, out):

@@ -4,15 +4,17 @@ import json
 
 import pytest
 import torch
-from pipeline_jobs import preview, sample
+from pipeline_jobs import class_images, preview, sample
 from processes import run_processes, torchrun
 from safetensors.torch import load_file
+from tiny_models import tiny_scheduler, tiny_unet
 from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast import cli
 from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate import pipeline_sampling
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 
 
@@ -47,6 +49,14 @@ def test_latents_and_images_have_the_bits_of_one_process(pipeline, size, count, 
         assert torch.equal(first[name], alone[name]), name
         assert all(len(other[name]) == 0 for other in others)
     assert [outcome["drawn"] for outcome in (first, *others)] == shares
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 10])
+def test_images_of_a_class_model_have_the_bits_of_one_process(tmp_path, batch_size):
+    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(tmp_path)
+    first, second = run_processes(class_images, 2, str(tmp_path), batch_size)
+    assert second is None
+    assert torch.equal(first, class_images(None, str(tmp_path), batch_size))
 
 
 def test_previews_and_the_comparison_are_shared(pipeline, tmp_path):

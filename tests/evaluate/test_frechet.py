@@ -112,7 +112,7 @@ def test_truncated_and_missing_files(tmp_path):
     ("features", "message"),
     [
         (torch.randn(1, 4), "at least 2 samples"),
-        (torch.randn(4), "must be"),
+        (torch.randn(4), r"\(N, F\)"),
         (torch.full((3, 2), float("nan")), "NaN"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The NudeNet-format detector on real ONNX files, whose outputs are known by construction."""
+"""Detectors in NudeNet's format: what is fed in, what is read out, counts, refusals."""
 
 import hashlib
 import json
@@ -19,36 +19,31 @@ from nudity_files import (
     image,
     write_file,
 )
-from PIL import Image
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.nudity import (
-    EXPOSED,
-    LABELS,
-    NUDE,
-    NudeNetDetector,
-    measure_nudity,
+from pecker_fast.evaluate.nudity import EXPOSED, LABELS, NudeNetDetector, measure_nudity
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [
+        (32, 32, (6, 4, 14, 8)),
+        (64, 20, (12, 8, 28, 16)),  # 64 pixels on 32: twice
+        (10, 40, (7.5, 5, 10, 10)),  # 40 on 32: 1.25 times; right would be 17.5, the width is 10
+        (16, 4, (3, 2, 7, 4)),  # 16 on 32: half
+    ],
 )
-
-
-def test_boxes_are_mapped_back_to_the_image(detector):
+def test_boxes_are_mapped_back_to_the_image(detector, width, height, box):
     judge = detector((10, 6, 8, 4, BREAST, 0.5))  # left 6, top 4, right 14, bottom 8 of the input
-    square, wide, tall, small = judge.detect(
-        [image(32, 32), image(64, 20), image(10, 40), image(16, 4)]
-    )
-    assert square[0].label == "FEMALE_BREAST_EXPOSED"
-    assert square[0].score == 0.5
-    assert square[0].box == (6, 4, 14, 8)
-    assert wide[0].box == (12, 8, 28, 16)  # 64 pixels on 32: twice
-    assert tall[0].box == (7.5, 5, 10, 10)  # 40 on 32: 1.25 times; right would be 17.5, width is 10
-    assert small[0].box == (3, 2, 7, 4)  # 16 on 32: half
+    (found,) = judge.detect(image(width, height))[0]
+    assert found == ("FEMALE_BREAST_EXPOSED", 0.5, box)
 
 
 def test_boxes_in_the_padding_are_no_detections(detector):
     # Input rows 16 to 31 are padding for an image of 32 x 16; the second box reaches out of it.
     judge = detector((8, 24, 8, 8, BREAST, 0.9), (8, 14, 8, 8, BREAST, 0.8))
-    assert boxes(judge.detect([image(32, 16)])[0]) == [(4, 10, 12, 16)]
-    assert len(judge.detect([image(32, 32)])[0]) == 2
+    assert boxes(judge.detect(image(32, 16))[0]) == [(4, 10, 12, 16)]
+    assert len(judge.detect(image(32, 32))[0]) == 2
 
 
 def test_padding_is_black_on_the_right_and_below(detector):
@@ -60,64 +55,48 @@ def test_padding_is_black_on_the_right_and_below(detector):
 
     def white(width, height):
         scale = max(width, height) / SIZE
-        return {
-            spots[int(left / (2 * scale))]
-            for left, *_ in boxes(judge.detect([image(width, height)])[0])
-        }
+        found = boxes(judge.detect(image(width, height))[0])
+        return {spots[int(left / (2 * scale))] for left, *_ in found}
 
     assert white(64, 64) == set(spots)
     assert white(64, 32) == set(spots[:4])
     assert white(32, 64) == {(0, 0), (15, 15), (16, 0), (31, 15)}
 
 
-def test_channels_are_red_green_blue_unless_asked_otherwise(detector):
+@pytest.mark.parametrize(("order", "scores"), [("rgb", (1, 0.2, 0.6)), ("bgr", (0.6, 0.2, 1))])
+def test_channels_are_red_green_blue_unless_asked_otherwise(detector, order, scores):
     entries = [(4, 4, 2, 2, BREAST, 0), (12, 4, 2, 2, FACE, 0), (20, 4, 2, 2, BELLY, 0)]
     probes = [(4 + k, i, i, 3, 5) for i, k in enumerate((BREAST, FACE, BELLY))]
-    color = image(32, 32, (255, 51, 153))
-    for order, scores in (("rgb", (1, 0.2, 0.6)), ("bgr", (0.6, 0.2, 1))):
-        judge = detector(*entries, probes=probes, threshold=0.1, channel_order=order)
-        found = {d.label: d.score for d in judge.detect([color])[0]}
-        expected = dict(zip((LABELS[BREAST], LABELS[FACE], LABELS[BELLY]), scores, strict=True))
-        # n / 255 in float32, at most 6e-8 from the fraction.
-        assert found == pytest.approx(expected, rel=1e-7)
-        assert judge.provenance().settings["channel_order"] == order
+    judge = detector(*entries, probes=probes, threshold=0.1, channel_order=order)
+    found = {d.label: d.score for d in judge.detect(image(32, 32, (255, 51, 153)))[0]}
+    expected = dict(zip((LABELS[BREAST], LABELS[FACE], LABELS[BELLY]), scores, strict=True))
+    # n / 255 in float32, at most 6e-8 from the fraction.
+    assert found == pytest.approx(expected, rel=1e-7)
+    assert judge.provenance().settings["channel_order"] == order
 
 
-def test_images_are_resized_bilinearly(detector):
+def test_images_are_resized_bilinearly_and_seen_with_8_bits(detector):
     """Twice as large an image: each input pixel is the mean of 2 x 2."""
     picture = image(64, 64, "black")
-    for x, y, level in ((10, 20, 255), (11, 20, 51), (10, 21, 102)):
-        picture.putpixel((x, y), (level,) * 3)
+    for x, y, level in ((10, 20, 255), (11, 20, 51.4), (10, 21, 101.6)):
+        picture[..., y, x] = level / 255
     judge = detector((4, 4, 2, 2, BREAST, 0), probes=[(4 + BREAST, 0, 0, 10, 5)])
     # The mean of 1, .2, .4 and 0, to a few units of float32.
-    assert judge.detect([picture])[0][0].score == pytest.approx(0.4, rel=1e-6)
-
-
-def test_an_image_in_memory_gives_what_its_file_gives(detector, tmp_path):
-    judge = detector((4, 4, 2, 2, BREAST, 0), probes=[(4 + BREAST, 0, 1, 3, 5)], threshold=0.01)
-    pixels = torch.rand(3, 40, 50).clamp(min=0.1)
-    saved = Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
-    saved.save(tmp_path / "x.png")
-    one, two, three = judge.detect([pixels, saved, tmp_path / "x.png"])
-    assert len(one) == 1
-    assert one == two == three
+    assert judge.detect(picture)[0][0].score == pytest.approx(0.4, rel=1e-6)
 
 
 def test_the_best_class_of_an_anchor_is_the_only_one(tmp_path):
     output = anchors((8, 8, 4, 4, BREAST, 0.5))
     output[4 + BELLY], output[4 + FACE] = 0.75, 0.4
-    (found,) = NudeNetDetector(write_file(tmp_path / "d.onnx", output)).detect([image(32, 32)])
+    (found,) = NudeNetDetector(write_file(tmp_path / "d.onnx", output)).detect(image(32, 32))
     assert [(d.label, d.score) for d in found] == [("BELLY_EXPOSED", 0.75)]
 
 
-def test_scores_of_exactly_the_threshold_count_and_counting_agrees(detector):
+@pytest.mark.parametrize(("threshold", "count"), [(0.25, 1), (0.7, 0), (0.3, 1), (0.5, 1)])
+def test_scores_of_exactly_the_threshold_count(detector, threshold, count):
     # 0.7 in float32 is a little less than 0.7, 0.3 a little more.
-    for threshold, expected in ((0.25, 1), (0.7, 0), (0.3, 1), (0.5, 1)):
-        judge = detector((8, 8, 4, 4, BREAST, threshold), threshold=threshold)
-        assert len(judge.detect([image(32, 32)])[0]) == expected
-        low = detector((8, 8, 4, 4, BREAST, threshold), threshold=0.1)
-        figures = measure_nudity(low, [image(32, 32)], threshold=threshold)
-        assert figures.counted_detections == expected
+    judge = detector((8, 8, 4, 4, BREAST, threshold), threshold=threshold)
+    assert len(judge.detect(image(32, 32))[0]) == count
 
 
 def test_overlapping_boxes_are_suppressed_whatever_their_class(detector):
@@ -127,8 +106,7 @@ def test_overlapping_boxes_are_suppressed_whatever_their_class(detector):
         (8, 20, 8, 8, BELLY, 0.4),
         (8, 24, 8, 8, BELLY, 0.3),  # intersection 32, union 96: 1/3
     )
-    found = judge.detect([image(32, 32)])[0]
-    assert [(d.label, d.box) for d in found] == [
+    assert [(d.label, d.box) for d in judge.detect(image(32, 32))[0]] == [
         ("FACE_FEMALE", (4, 5, 12, 11)),
         ("BELLY_EXPOSED", (4, 16, 12, 24)),
         ("BELLY_EXPOSED", (4, 20, 12, 28)),
@@ -137,34 +115,30 @@ def test_overlapping_boxes_are_suppressed_whatever_their_class(detector):
 
 @pytest.mark.parametrize("count", ["batch", 1])
 def test_files_for_one_image_and_for_any_number(detector, count):
-    probes = [(4 + BREAST, 0, 0, 3, 5)]
-    judge = detector((4, 4, 2, 2, BREAST, 0), probes=probes, file={"count": count})
-    colors = ["white", "black", "red", "blue"]
-    found = judge.detect([image(32, 32, color) for color in colors])
-    assert [len(part) for part in found] == [1, 0, 1, 0]
-    assert judge.detect([]) == []
+    judge = detector(
+        (4, 4, 2, 2, BREAST, 0), probes=[(4 + BREAST, 0, 0, 3, 5)], file={"count": count}
+    )
+    colors = ["white", "black", "red", "blue"] * 5
+    found = judge.detect(torch.cat([image(32, 32, color) for color in colors]))
+    assert [len(part) for part in found] == [1, 0, 1, 0] * 5
 
 
 def test_the_files_own_input_size_counts(detector):
-    free = {"free_size": True, "imgsz": "[32, 32]"}
-    judge = detector((10, 6, 8, 4, BREAST, 0.5), file=free)
+    free = {"free_size": True}
+    judge = detector((10, 6, 8, 4, BREAST, 0.5), file={**free, "imgsz": "[32, 32]"})
     assert judge.input_size == 32
-    assert boxes(judge.detect([image(64, 64)])[0]) == [(12, 8, 28, 16)]
-    assert detector((10, 6, 8, 4, BREAST, 0.5), file=free, input_size=64).input_size == 64
-    assert detector(file={"free_size": True}, input_size=64).input_size == 64
+    assert boxes(judge.detect(image(64, 64))[0]) == [(12, 8, 28, 16)]
     assert detector(file={"imgsz": "[64, 64]"}).input_size == 32  # the graph has the last word
-    for wanted, file in ((None, {"free_size": True, "imgsz": "?"}), (64, {})):
-        with pytest.raises(PeckerError, match="another model or format"):
-            detector(file=file, input_size=wanted)
+    with pytest.raises(PeckerError, match=r"d\.onnx"):
+        detector(file={**free, "imgsz": "?"})
 
 
 def test_the_files_own_order_of_classes_counts(detector):
     order = list(LABELS)
     order[0], order[1] = order[1], order[0]
-    entry = (8, 8, 4, 4, 0, 0.5)
     for names, expected in ((NAMES, LABELS[0]), (str(dict(enumerate(order))), LABELS[1])):
-        judge = detector(entry, file={"names": names})
-        assert judge.detect([image(32, 32)])[0][0].label == expected
+        judge = detector((8, 8, 4, 4, 0, 0.5), file={"names": names})
+        assert judge.detect(image(32, 32))[0][0].label == expected
 
 
 def test_figures_by_hand_with_their_provenance(detector, tmp_path):
@@ -176,55 +150,25 @@ def test_figures_by_hand_with_their_provenance(detector, tmp_path):
         probes=[(4 + BREAST, 0, 0, 3, 5)],
     )
     pictures = [image(32, 32, color) for color in ("white", "black", "red")]
-    figures = measure_nudity(judge, iter(pictures), batch_size=2)
-    assert figures.image_count == 3
-    assert figures.counted == EXPOSED
+    figures = measure_nudity(judge, torch.cat(pictures * 6))
+    assert figures.image_count == 18  # more than go in at once
+    assert len(EXPOSED) == 9 and figures.counted == EXPOSED
     assert tuple(figures.detections) == LABELS
-    assert {k: v for k, v in figures.detections.items() if v} == {
-        "FACE_FEMALE": 3,
-        "FEMALE_BREAST_EXPOSED": 2,
-        "BELLY_EXPOSED": 3,
-    }
-    assert (figures.counted_detections, figures.counted_images) == (5, 3)
-    strict = measure_nudity(judge, pictures, NUDE, threshold=0.7)
-    assert (strict.counted_detections, strict.counted_images) == (2, 2)
+    expected = {"FACE_FEMALE": 18, "FEMALE_BREAST_EXPOSED": 12, "BELLY_EXPOSED": 18}
+    assert {k: v for k, v in figures.detections.items() if v} == expected
+    assert (figures.counted_detections, figures.counted_images) == (30, 18)
 
-    provenance = figures.to_dict()["provenance"]
+    provenance = json.loads(json.dumps(figures.to_dict()))["provenance"]
     assert provenance["digest"] == hashlib.sha256((tmp_path / "d.onnx").read_bytes()).hexdigest()
     assert provenance["file"] == str(tmp_path / "d.onnx")
     assert provenance["versions"] == {"onnxruntime": sys.modules["onnxruntime"].__version__}
     assert provenance["settings"] == {
-        "threshold": 0.25,
-        "iou_threshold": 0.45,
-        "channel_order": "rgb",
-        "input_size": 32,
+        "threshold": 0.25, "iou_threshold": 0.45, "channel_order": "rgb", "input_size": 32,
         "providers": ["CPUExecutionProvider"],
-    }
-    json.dumps(figures.to_dict())
+    }  # fmt: skip
 
 
-def test_which_classes_count():
-    assert len(LABELS) == len(set(LABELS)) == 18
-    assert len(EXPOSED) == 9
-    assert set(EXPOSED) - set(NUDE) == {"FEET_EXPOSED", "BELLY_EXPOSED", "ARMPITS_EXPOSED"}
-
-
-def test_what_cannot_be_counted_is_refused_before_any_detection(detector):
-    judge = detector((8, 8, 4, 4, BREAST, 0.5))
-
-    def unread():
-        raise AssertionError("an image was asked for")
-        yield
-
-    with pytest.raises(PeckerError, match="unknown class EXPOSED_BREAST_F"):  # of NudeNet 2.x
-        measure_nudity(judge, unread(), ["EXPOSED_BREAST_F"])
-    with pytest.raises(PeckerError, match=r"threshold must be from 0\.25"):
-        measure_nudity(judge, unread(), threshold=0.2)
-    with pytest.raises(PeckerError, match="no images"):
-        measure_nudity(judge, [])
-
-
-# ---- files and arguments that are refused
+# ---- what is refused
 
 
 @pytest.mark.parametrize(
@@ -238,51 +182,62 @@ def test_what_cannot_be_counted_is_refused_before_any_detection(detector):
         (22, {"dtype": np.float64}),
     ],
 )
-def test_other_models_are_refused(tmp_path, rows, file):
+def test_other_models(tmp_path, rows, file):
     path = write_file(tmp_path / "d.onnx", np.zeros((rows, 1), dtype=np.float32), **file)
-    with pytest.raises(PeckerError, match=r"d\.onnx: another model or format"):
+    with pytest.raises(PeckerError, match=r"d\.onnx"):
         NudeNetDetector(path)
 
 
-def test_a_transposed_output_is_refused_even_where_the_graph_does_not_say(tmp_path):
+def test_a_transposed_output_even_where_the_graph_does_not_say(tmp_path):
     path = write_file(tmp_path / "d.onnx", np.zeros((30, 22), dtype=np.float32))
     hide_shape(path, [1, 30, 22])
-    with pytest.raises(PeckerError, match=r"its output is \(1, 30, 22\)"):
+    with pytest.raises(PeckerError, match=r"\(1, 30, 22\)"):
         NudeNetDetector(path)
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), 1.5, -0.5])
 def test_scores_that_are_none_do_not_pass_for_no_nudity(detector, score):
-    with pytest.raises(PeckerError, match=r"its scores are not all in \[0, 1\], or a box is NaN"):
+    with pytest.raises(PeckerError, match=r"d\.onnx"):
         detector((8, 8, 4, 4, BREAST, score))
     probes = [(4 + BREAST, 0, 0, 3, 5)]  # 1 more for a white image than for the one it is tried on
     judge = detector((8, 8, 4, 4, BREAST, 0.5), probes=probes)
-    with pytest.raises(PeckerError, match="or a box is NaN"):
-        judge.detect([image(32, 32)])
+    with pytest.raises(PeckerError, match=r"d\.onnx"):
+        judge.detect(image(32, 32))
 
 
-def test_what_is_no_file_of_onnx_is_refused(tmp_path):
+def test_what_is_no_file_of_onnx(tmp_path):
     path = tmp_path / "d.onnx"
-    for missing in (path, tmp_path):
-        with pytest.raises(PeckerError, match="no such file"):
-            NudeNetDetector(missing)
+    with pytest.raises(PeckerError, match="no such file"):
+        NudeNetDetector(path)
     write_file(path, anchors((8, 8, 4, 4, BREAST, 0.5)))
     for content in (b"", b"<html>404</html>", path.read_bytes()[:-100]):
         path.write_bytes(content)
-        with pytest.raises(PeckerError, match=r"d\.onnx: another model") as e:
+        with pytest.raises(PeckerError, match=r"d\.onnx") as caught:
             NudeNetDetector(path)
-        assert "\n" not in str(e.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("argument", "value"),
+    [("threshold", 0.0), ("threshold", float("nan")), ("channel_order", "RGB")],
+)
+def test_arguments_out_of_range(detector, argument, value):
+    with pytest.raises(PeckerError, match=argument):
+        detector((8, 8, 4, 4, BREAST, 0.5), **{argument: value})
+
+
+@pytest.mark.parametrize(
+    "images",
     [
-        {"threshold": 0.0},
-        {"threshold": float("nan")},
-        {"iou_threshold": 1.2},
-        {"channel_order": "RGB"},
+        torch.zeros(1, 1, 8, 8),
+        torch.zeros(3, 8, 8),
+        torch.zeros(0, 3, 8, 8),
+        torch.full((1, 3, 8, 8), 1.5),
+        torch.full((1, 3, 8, 8), -0.1),
+        torch.full((1, 3, 8, 8), torch.nan),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
     ],
 )
-def test_arguments_out_of_range_are_refused(detector, arguments):
-    with pytest.raises(PeckerError, match=next(iter(arguments))):
-        detector((8, 8, 4, 4, BREAST, 0.5), **arguments)
+def test_images_that_are_none(detector, images):
+    with pytest.raises(PeckerError, match="images: must be"):
+        detector().detect(images)

@@ -58,7 +58,7 @@ def noise_of(seed, count):
 @pytest.mark.parametrize("t_init", [0, 625, 999])
 def test_one_step_is_the_formula(pipelines, prediction, t_init):
     folder, theirs = pipelines[prediction]
-    latents = PipelineSampler(folder, batch_size=2).one_step(folder.unet, PROMPTS, 3, t_init)
+    latents = PipelineSampler(folder, batch_size=2).latents(folder.unet, PROMPTS, 3, t_init=t_init)
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1 - betas, 0)[t_init]
@@ -78,7 +78,7 @@ def test_one_step_is_the_formula(pipelines, prediction, t_init):
 @pytest.mark.parametrize("negative", ["", "a dog"])
 def test_many_steps_are_what_diffusers_draws(pipelines, prediction, guidance, negative):
     folder, theirs = pipelines[prediction]
-    latents = PipelineSampler(folder, batch_size=3).many_steps(
+    latents = PipelineSampler(folder, batch_size=3).latents(
         folder.unet, PROMPTS, seed=5, steps=7, guidance=guidance, negative=negative
     )
     expected = theirs(
@@ -111,11 +111,11 @@ def test_grey_images_get_three_channels(tmp_path):
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-@pytest.mark.parametrize("method", ["one_step", "many_steps"])
-def test_noise_depends_on_seed_and_index_alone(pipeline, method):
+@pytest.mark.parametrize("steps", [1, 25])
+def test_noise_depends_on_seed_and_index_alone(pipeline, steps):
     def draw(seed, count, batch_size):
         sampler = PipelineSampler(pipeline, batch_size=batch_size)
-        return getattr(sampler, method)(Silent(), ["a cat"] * count, seed)
+        return sampler.latents(Silent(), ["a cat"] * count, seed, steps)
 
     five = draw(7, 5, 5)
     assert torch.equal(draw(7, 5, 2), five)
@@ -131,10 +131,10 @@ def test_guidance_is_one_doubled_batch_and_no_guidance_none(pipeline):
     sampler = PipelineSampler(pipeline, batch_size=3)
     for guidance, batches in ((4.5, [6, 6, 4, 4]), (1, [3, 3, 2, 2])):
         network = Silent()
-        sampler.many_steps(network, PROMPTS, 0, steps=2, guidance=guidance)
+        sampler.latents(network, PROMPTS, 0, 2, guidance=guidance)
         assert network.batches == batches
     network = Silent()
-    sampler.one_step(network, PROMPTS, 0)
+    sampler.latents(network, PROMPTS, 0)
     assert network.batches == [3, 2]
 
 
@@ -155,12 +155,16 @@ def test_batches_are_bounded_by_latent_size(pipeline):
 
 def test_networks_in_bfloat16(pipeline):
     sampler = PipelineSampler(pipeline)
-    expected = sampler.one_step(pipeline.unet, PROMPTS, 0)
-    found = sampler.one_step(copy.deepcopy(pipeline.unet).bfloat16(), PROMPTS, 0)
+    expected = sampler.latents(pipeline.unet, PROMPTS, 0)
+    found = sampler.latents(copy.deepcopy(pipeline.unet).bfloat16(), PROMPTS, 0)
     assert found.dtype == torch.float32
     # bfloat16 keeps 8 bits; through a dozen layers a hundredth of the largest value remains right.
     assert 0 < (found - expected).abs().max() < 0.03 * expected.abs().max()
-    assert sampler.many_steps(copy.deepcopy(pipeline.unet).bfloat16(), PROMPTS, 0).isfinite().all()
+    assert (
+        sampler.latents(copy.deepcopy(pipeline.unet).bfloat16(), PROMPTS, 0, 25, guidance=4.5)
+        .isfinite()
+        .all()
+    )
 
 
 def test_latents_are_not_clipped_whatever_scheduler_the_folder_has(pipelines, tmp_path):
@@ -175,7 +179,7 @@ def test_latents_are_not_clipped_whatever_scheduler_the_folder_has(pipelines, tm
     config.pop("clip_sample", None)  # diffusers hands the settings of DDIM on
     file.write_text(json.dumps(config))
     assert DDIMScheduler.from_config(config).config.clip_sample  # what would happen otherwise
-    latents = PipelineSampler(PipelineFolder.load(folder)).many_steps(Silent(), ["a cat"], 0)
+    latents = PipelineSampler(PipelineFolder.load(folder)).latents(Silent(), ["a cat"], 0, 25)
     assert latents.abs().max() > 5
 
 
@@ -184,21 +188,25 @@ def test_the_pipeline_says_where_one_step_starts(pipeline, tmp_path):
     erased = PipelineFolder.load(tmp_path / "erased")
     sampler = PipelineSampler(erased)
     assert (PipelineSampler(pipeline).t_init, sampler.t_init) == (625, 500)
-    default = sampler.one_step(erased.unet, PROMPTS, 0)
-    assert torch.equal(default, sampler.one_step(erased.unet, PROMPTS, 0, t_init=500))
-    assert not torch.equal(default, sampler.one_step(erased.unet, PROMPTS, 0, t_init=625))
+    default = sampler.latents(erased.unet, PROMPTS, 0)
+    assert torch.equal(default, sampler.latents(erased.unet, PROMPTS, 0, t_init=500))
+    assert not torch.equal(default, sampler.latents(erased.unet, PROMPTS, 0, t_init=625))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s, u: s.one_step(u, [], 0), "no prompts"),
-        (lambda s, u: s.one_step(u, ["a"], 0, t_init=1000), r"t_init must be in 0 \.\. 999"),
-        (lambda s, u: s.many_steps(u, ["a"], 0, steps=0), r"steps must be in 1 \.\. 1000"),
-        (lambda s, u: s.many_steps(u, ["a"], 0, steps=1001), r"steps must be in 1 \.\. 1000"),
+        (lambda s, u: s.latents(u, ["a"], -1), "seed"),
+        (lambda s, u: s.latents(u, ["a"], 2**64), "seed"),
+        (lambda s, u: s.latents(u, ["a"], 0, 2, guidance=float("nan")), "guidance"),
+        (lambda s, u: s.latents(u, ["a"], 0, 2, guidance=-1), "guidance"),
+        (lambda s, u: s.latents(u, [], 0), "no prompts"),
+        (lambda s, u: s.latents(u, ["a"], 0, t_init=1000), "t_init"),
+        (lambda s, u: s.latents(u, ["a"], 0, steps=0), "steps"),
+        (lambda s, u: s.latents(u, ["a"], 0, steps=1001), "steps"),
         # With steps_offset 1 the last of 1,000 steps would be time step 1,000 of 0 .. 999.
-        (lambda s, u: s.many_steps(u, ["a"], 0, steps=1000), "or fewer"),
-        (lambda s, u: PipelineSampler(s.pipeline, batch_size=0), "batch_size must be at least 1"),
+        (lambda s, u: s.latents(u, ["a"], 0, steps=1000), "or fewer"),
+        (lambda s, u: PipelineSampler(s.pipeline, batch_size=0), "batch_size"),
     ],
 )
 def test_bad_input(pipeline, call, message):

@@ -1,6 +1,7 @@
-"""ResNet-34 against torchvision's, its folder, and weights that are not its own."""
+"""ResNet-34 against torchvision's; files that train_classifier.py of SA, SalUn, SFD saves."""
 
-import json
+import argparse
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.classifier import Classifier, SmallClassifier, load_classifier
-from pecker_fast.evaluate.classifier_files import statistics_beside
+from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.resnet import ResNetClassifier
 
 torchvision = pytest.importorskip("torchvision")
+
+NAMES = ("ant", "bee", "cat")
 
 
 def like_trained(network):
@@ -105,59 +107,6 @@ def test_many_images_are_judged_in_parts(monkeypatch):
     torch.testing.assert_close(logits[5:6], classifier(images[5:6]), rtol=1e-4, atol=1e-5)
 
 
-def test_save_and_load(tmp_path):
-    torch.manual_seed(0)
-    classifier = ResNetClassifier(5, in_channels=1, width=4, stem="cifar", input_size=16).eval()
-    classifier.save(tmp_path)
-    loaded = load_classifier(tmp_path)
-    assert isinstance(loaded, ResNetClassifier) and isinstance(loaded, Classifier)
-    images = torch.randn(2, 1, 12, 12)
-    assert torch.equal(loaded(images), classifier(images))
-    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-    assert statistics_beside(tmp_path) is None
-    (tmp_path / "statistics.safetensors").touch()
-    assert statistics_beside(tmp_path) == tmp_path / "statistics.safetensors"
-    SmallClassifier(3, width=4).save(tmp_path / "small")
-    assert isinstance(load_classifier(tmp_path / "small"), SmallClassifier)
-
-
-def test_bad_folders(tmp_path):
-    ResNetClassifier(5, width=2).save(tmp_path)
-    path = tmp_path / "config.json"
-    config = json.loads(path.read_text())
-    for changes, message in (
-        ({"arch": "vit"}, "arch must be resnet34, got 'vit'"),
-        ({"num_classes": 6}, "another network"),
-        ({"depth": 3}, "not a ResNetClassifier configuration"),
-        ({"stem": "big"}, "stem must be imagenet or cifar, got 'big'"),
-        ({"in_channels": 4}, "1 or 3 channels, got 4"),
-        ({"width": 0}, "at least 1, got 5 and 0"),
-    ):
-        path.write_text(json.dumps({**config, **changes}))
-        with pytest.raises(PeckerError, match=message):
-            load_classifier(tmp_path)
-    path.write_text("[1]")
-    with pytest.raises(PeckerError, match=r"config.json: not a .* configuration \(a list\)"):
-        load_classifier(tmp_path)
-
-
-def test_other_classes_than_those_on_the_card_are_refused(tmp_path):
-    """Two data sets of ten classes differ in their order: every figure would be wrong."""
-    SmallClassifier(3, width=2).save(tmp_path)
-    load_classifier(tmp_path, ("dog", "cat"))  # without a card nothing is known
-    card = tmp_path / "card.json"
-    card.write_text(json.dumps({"class_names": ["Cat", "dog", "emu"]}))
-    for names in (("cat", "Dog"), ("class 0", "class 1", "class 2"), ("cat", "dog", "emu"), ()):
-        load_classifier(tmp_path, names)
-    with pytest.raises(PeckerError, match=r"label 1 is 'dog' there, but 'emu' in .* same order"):
-        load_classifier(tmp_path, ("cat", "emu", "dog"))
-    with pytest.raises(PeckerError, match="label 1 is 'dog' there, but 'class 2'"):
-        load_classifier(tmp_path, ("cat", "class 2"))
-    card.write_text("{}")
-    with pytest.raises(PeckerError, match=r"card\.json: cannot be read"):
-        load_classifier(tmp_path)
-
-
 def test_pretrained_weights_but_for_the_last_layer(published):
     torch.manual_seed(5)
     classifier = ResNetClassifier(3)
@@ -167,8 +116,100 @@ def test_pretrained_weights_but_for_the_last_layer(published):
     assert torch.equal(classifier.fc.weight, head)
     assert torch.equal(classifier.layer3[5].bn2.running_var, published.layer3[5].bn2.running_var)
     assert torch.equal(classifier.conv1.weight, published.conv1.weight)
+    with pytest.raises(PeckerError, match=r"weights\.pth.*conv1"):
+        ResNetClassifier(3, width=2).start_from(old, "weights.pth")
 
 
-def test_wrong_images():
-    with pytest.raises(PeckerError, match=r"\(N, 3, H, W\), got \(2, 1, 16, 16\)"):
-        ResNetClassifier(2, width=2)(torch.randn(2, 1, 16, 16))
+@pytest.fixture(scope="module")
+def theirs():
+    """As train_classifier.py makes it: torchvision's network with a last layer of its own."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet34()
+    network.fc = torch.nn.Linear(network.fc.in_features, len(NAMES))
+    return like_trained(network).eval()
+
+
+def wrapped(weights):
+    return OrderedDict({f"module.{name}": value for name, value in weights.items()})
+
+
+LAYOUTS = {
+    "alone": lambda weights: weights,
+    "DataParallel": wrapped,
+    "checkpoint": lambda weights: {"state_dict": weights, "epoch": 9},
+    "checkpoint, DataParallel": lambda weights: {"model": wrapped(weights), "acc": 95.03},
+    "old": lambda weights: {n: v for n, v in weights.items() if not n.endswith("_tracked")},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_published_files(theirs, layout, tmp_path):
+    path = tmp_path / "cifar10_resnet34.pth"
+    content = LAYOUTS[layout](theirs.state_dict())
+    torch.save(content, path, _use_new_zipfile_serialization=layout != "alone")
+    judge = load_classifier(path, NAMES)
+    assert isinstance(judge, ResNetClassifier)
+    assert (judge.num_classes, judge.in_channels, judge.input_size) == (3, 3, 224)
+    assert not judge.training and not any(p.requires_grad for p in judge.parameters())
+    for name, value in theirs.state_dict().items():
+        if not name.endswith("_tracked"):
+            assert torch.equal(judge.state_dict()[name], value), name
+
+
+def test_it_judges_as_the_published_evaluation_does(theirs):
+    """classifier_evaluation.py: Pillow's resizing of the PNG, then mean and deviation of 1/2."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    smooth = [Image.fromarray(p).resize((32, 32), Image.Resampling.BICUBIC) for p in pixels]
+    steps = torchvision.transforms.Compose(
+        [
+            torchvision.transforms.Resize((224, 224)),
+            torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    )
+    images = torch.stack([torch.from_numpy(np.array(image)) for image in smooth])
+    with torch.no_grad():
+        expected = theirs(torch.stack([steps(image) for image in smooth]))
+        judge = ResNetClassifier.published(theirs.state_dict(), "stl10_resnet34.pth")
+        logits, features = judge.logits_and_features(images.permute(0, 3, 1, 2) / 127.5 - 1)
+    assert features.shape == (2, 512)
+    # Pillow rounds to 8 bits after each of two passes. ImageNet's mean and deviation would be
+    # further off than the two images are from each other.
+    scale = (expected[0] - expected[1]).abs().max()
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0.05 * float(scale))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("layer1.0.bn1.weight", None),
+        ("layer1.3.conv1.weight", torch.zeros(1)),
+        ("fc.weight", None),
+        ("fc.weight", torch.zeros(3, 2048)),
+        ("fc.bias", None),
+        ("fc.bias", torch.zeros(0)),
+        ("fc.bias", torch.tensor(1.0)),
+        ("conv1.weight", torch.zeros(64, 3, 3, 3)),
+    ],
+)
+def test_another_network(theirs, name, value):
+    weights = {**theirs.state_dict(), name: value}
+    with pytest.raises(PeckerError, match=rf"c\.pth: .*{name}"):
+        ResNetClassifier.published({n: v for n, v in weights.items() if v is not None}, "c.pth")
+
+
+def test_files_that_are_refused(theirs, tmp_path):
+    path = tmp_path / "c.pth"
+    for content in (torch.nn.Linear(1, 1), {"args": argparse.Namespace()}):
+        torch.save(content, path)  # it would run code
+        with pytest.raises(PeckerError, match=r"c\.pth.*state dict of torchvision's resnet34"):
+            load_classifier(path)
+    torch.save(theirs.state_dict(), path)
+    for names in ((), NAMES[:2], NAMES):  # it may know more
+        load_classifier(path, names)
+    with pytest.raises(PeckerError, match=r"c\.pth: 3 classes.* has 4"):
+        load_classifier(path, (*NAMES, "dog"))
+    head = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    torch.save({**theirs.state_dict(), **head}, path)
+    with pytest.raises(PeckerError, match="ImageNet"):
+        load_classifier(path, NAMES)

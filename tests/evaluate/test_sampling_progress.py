@@ -1,7 +1,6 @@
 """The progress bar of sampling: many steps take minutes a batch, and the bar moves on meanwhile."""
 
 import io
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,29 +13,24 @@ from pecker_fast.evaluate.sampling import Sampler
 LABELS = torch.tensor([0, 1, 2, 2, 1])
 
 
-class Recorded(batches.tqdm):
-    """A progress bar that keeps how far it was moved."""
-
-    shown: ClassVar[list] = []
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs, file=io.StringIO())
-        if not self.disable:
-            self.moves = []
-            self.shown.append(self)
-
-    def update(self, n=1):
-        if not self.disable:
-            self.moves.append(n)
-        return super().update(n)
-
-
 @pytest.fixture
 def bars(monkeypatch):
-    """Those that were shown."""
-    monkeypatch.setattr(Recorded, "shown", [])
+    """Those that were shown; each keeps how far it was moved."""
+    shown = []
+
+    class Recorded(batches.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs, file=io.StringIO())
+            self.moves = []
+            if not self.disable:
+                shown.append(self)
+
+        def update(self, n=1):
+            self.moves.append(n)
+            return super().update(n)
+
     monkeypatch.setattr(batches, "tqdm", Recorded)
-    return Recorded.shown
+    return shown
 
 
 @pytest.mark.parametrize(
