@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import reprlib
+import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +21,14 @@ __all__ = [
     "MOST_ENTRIES",
     "MOST_LEVELS",
     "check_extent",
+    "check_output_file",
     "check_output_folder",
+    "check_replaceable",
     "few",
     "parse_json",
     "read_json",
     "read_text",
+    "remove_leftovers",
     "replacing",
     "replacing_folder",
     "shown",
@@ -40,25 +46,38 @@ MOST_DIGITS = 40
 
 _MOST_BYTES = 16 << 20
 
+_STEM = 40
+"""Characters of a name that its temporary one begins with: both have the same limit."""
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there if the block succeeds.
+    """Yield a temporary file beside `path`; move it there if the block succeeds.
 
     A reader sees the old file or the new one, whatever happens in between. If the block raises, a
     full disk included, the temporary file is removed and `path` is as it was.
+
+    Raises:
+        PeckerError: `path` is something else than a file, which is not replaced.
     """
     path = Path(path)
+    check_replaceable(path)
     # The suffix stays last: matplotlib and others take the format from it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    name = f".{path.stem[:_STEM]}.{secrets.token_hex(8)}.tmp{path.suffix}"
+    temporary = path.with_name(name)
+    # Nobody who may write to the folder can have put a link there.
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = os.fstat(descriptor).st_mode
+    os.close(descriptor)
     try:
-        temporary.touch()
-        # safetensors leaves its files readable by their owner only; the umask decides.
-        mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        descriptor = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            # safetensors leaves its files readable by their owner only; the umask decides.
+            os.fchmod(descriptor, stat.S_IMODE(mode))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -72,28 +91,35 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A new, hidden folder beside `path` to be filled, which takes its place: whole or not at all.
+    """A folder to be made and filled, which then takes the place of `path`: whole or not at all.
 
-    If the block raises, what was there before stays.
+    If the block raises, what was there before stays. It lies in a folder that nobody else can
+    write to.
     """
-    partial, old = path.with_name(f".{path.name}-partial"), path.with_name(f".{path.name}-old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        yield partial
-        probe = partial / ".mode"
+    with tempfile.TemporaryDirectory(
+        prefix=f".{path.name[:_STEM]}.", suffix=".tmp", dir=path.parent, ignore_cleanup_errors=True
+    ) as workspace:
+        new = Path(workspace, path.name)
+        yield new
+        probe = new / ".mode"
         probe.touch()
         mode = probe.stat().st_mode
         probe.unlink()
-        for file in partial.rglob("*"):
-            if file.is_file():
+        for file in new.rglob("*"):
+            if file.is_file() and not file.is_symlink():
                 file.chmod(mode)  # safetensors leaves its files readable by their owner only
         if path.exists():
-            path.rename(old)
-        partial.rename(path)
-    finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+            path.rename(Path(workspace, "old"))
+        new.rename(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left half-written in a folder that is ours alone."""
+    for leftover in folder.glob(".*.tmp*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def check_output_folder(
@@ -132,6 +158,41 @@ def check_output_folder(
                 f"{path}: holds {name!r}, which this command does not write; --force replaces only "
                 "what it wrote: choose another --out, or delete the folder yourself"
             )
+
+
+def check_output_file(path: Path, force: bool) -> Path:
+    """Check before any work is done that `path` can become a file, and return it.
+
+    Raises:
+        PeckerError: it exists (without `force`), is no file, or its folder is missing or cannot be
+            written to.
+    """
+    check_replaceable(path)
+    if path.exists() and not force:
+        raise PeckerError(f"{path}: exists; add --force to replace it")
+    if not path.parent.is_dir():
+        raise PeckerError(f"{path.parent}: no such folder; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise PeckerError(f"{path.parent}: cannot be written to; choose another folder")
+    return path
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a file can be written in the place of `path`.
+
+    Raises:
+        PeckerError: a folder, a link, a device or a pipe is there, which others may need.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return  # whoever creates it says what is wrong with its folder
+    if stat.S_ISDIR(mode):
+        raise PeckerError(f"{path}: is a folder; give the name of a file")
+    if stat.S_ISLNK(mode):
+        raise PeckerError(f"{path}: is a link; name the file itself")
+    if not stat.S_ISREG(mode):
+        raise PeckerError(f"{path}: is a device or a pipe; give the name of a file")
 
 
 def read_text(path: str | os.PathLike[str], most: int = _MOST_BYTES) -> str:

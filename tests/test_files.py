@@ -3,11 +3,21 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import few, read_json, replacing, replacing_folder, shown, write_text
+from pecker_fast.files import (
+    check_output_file,
+    few,
+    read_json,
+    remove_leftovers,
+    replacing,
+    replacing_folder,
+    shown,
+    write_text,
+)
 
 
 def test_success_replaces_and_leaves_nothing_else(tmp_path):
@@ -107,3 +117,61 @@ def test_values_are_shown_in_short():
         bomb = [bomb] * 10
     assert len(shown(bomb)) < 210 and len(shown({"a": "x" * 10**6})) < 210
     assert few([f"name {i}" for i in range(9)]) == "'name 0', 'name 1', 'name 2' and 6 more"
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "device", "pipe", "folder"])
+def test_only_files_are_replaced(tmp_path, kind):
+    victim, path = tmp_path / "victim", tmp_path / "out.json"
+    victim.write_text("mine")
+    if kind == "device":
+        path = Path("/dev/full")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(victim if kind == "link" else tmp_path / "nowhere")
+    before = path.lstat()
+    with pytest.raises(PeckerError, match=str(path)):
+        write_text(path, "text")
+    with pytest.raises(PeckerError, match=str(path)):
+        check_output_file(path, force=True)
+    assert path.lstat().st_ino == before.st_ino and path.lstat().st_mode == before.st_mode
+    assert victim.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+def test_temporary_names_cannot_be_guessed(tmp_path):
+    names = set()
+    for _ in range(3):
+        with replacing(tmp_path / "x.png") as temporary:
+            names.add(temporary.name)
+        with replacing_folder(tmp_path / "model") as new:
+            new.mkdir()
+            names.add(new.parent.name)
+            assert stat.S_IMODE(new.parent.stat().st_mode) == 0o700
+    assert len(names) == 6
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    with pytest.raises(OSError), replacing(tmp_path / "x.txt") as temporary:
+        temporary.unlink()
+        temporary.symlink_to(victim)
+    assert victim.read_text() == "mine" and list(tmp_path.iterdir()) == [victim]
+
+
+def test_long_names_have_room(tmp_path):
+    write_text(tmp_path / ("x" * 250 + ".txt"), "text")
+    with replacing_folder(tmp_path / ("m" * 255)) as new:
+        new.mkdir()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_leftovers_of_killed_processes_go(tmp_path):
+    (tmp_path / ".x.0123.tmp.png").touch()
+    (tmp_path / ".model.abc.tmp" / "model").mkdir(parents=True)
+    (tmp_path / ".link.tmp").symlink_to(tmp_path)
+    (tmp_path / "kept.png").touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.png"]

@@ -30,7 +30,7 @@ from pecker_fast.cli import (
     train_teacher,
 )
 from pecker_fast.cli.torchrun import has_report, is_first, one_voice, recorded, several
-from pecker_fast.errors import FrozenChangedError, PeckerError
+from pecker_fast.errors import FrozenChangedError, PeckerError, printable
 from pecker_fast.extras import missing_package
 
 __all__ = ["group", "main"]
@@ -113,7 +113,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.UsageError as error:
         if several():
             return _fail(error)
-        error.show()
+        click.UsageError(printable(error.format_message()), error.ctx).show()
         return 2
     except BrokenPipeError:
         # The reader of our output has left (`pecker-fast info | head -1`): not worth a word, but
@@ -148,6 +148,11 @@ def _fail(error: BaseException) -> int:
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """What is said of an error, in one line, and the exit code."""
+    text, code = _cause(error)
+    return printable(text), code
+
+
+def _cause(error: BaseException) -> tuple[str, int]:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):  # click makes an Abort of the other
         return str(error.__cause__ or error) or "interrupted", 130
     if isinstance(error, click.ClickException):
@@ -155,7 +160,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     # SafetensorError is how safetensors reports a full disk.
     if isinstance(error, PeckerError) or type(error).__name__ == "SafetensorError":
         code = 3 if isinstance(error, FrozenChangedError) else 2
-        return " ".join(str(error).split()), code
+        return str(error), code
     if isinstance(error, ModuleNotFoundError) and (line := missing_package(error)):
         return f"this command {line}", 2
     if isinstance(error, OSError):

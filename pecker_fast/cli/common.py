@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pecker_fast.errors import PeckerError
+from pecker_fast.errors import PeckerError, printable
 from pecker_fast.files import shown
 
 if TYPE_CHECKING:
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODEL_ARGUMENT",
+    "PATH",
     "config_values",
+    "echo",
     "machine_options",
-    "output_file",
     "prepare",
     "seed_option",
     "settings_option",
@@ -29,7 +30,35 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MODEL_ARGUMENT = click.argument("model", type=click.Path(path_type=Path))
+_LONGEST_LINE = 2000
+"""Characters of a line of output."""
+
+
+class _Path(click.Path):
+    """A path, as a `Path`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path.
+
+        Raises:
+            PeckerError: it is empty, as an unset variable of the shell is: `Path` takes that for
+                the current folder. Or its bytes are no text, which safetensors cannot open.
+        """
+        name, text = "path" if param is None else param.opts[0], os.fspath(value)
+        if not text:
+            raise PeckerError(f"{name}: is empty; give a path, . for the current folder")
+        if text.encode(errors="replace").decode() != text:
+            raise PeckerError(f"{name}: {text} is no UTF-8; rename it")
+        return Path(text)
+
+
+PATH = _Path()
+MODEL_ARGUMENT = click.argument("model", type=PATH)
+
+
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Print a line, made safe to show: names, prompts and paths in it may come from strangers."""
+    click.echo(printable(text, _LONGEST_LINE), err=err)
 
 
 def machine_options(function: F) -> F:
@@ -144,21 +173,3 @@ def prepare(device: str, threads: int | None) -> torch.device:
         # torch counts the machine's cores; a container may be allowed fewer.
         torch.set_num_threads(usable_cores())
     return usable_device(device)
-
-
-def output_file(path: Path, force: bool) -> Path:
-    """Check before any work is done that `path` can become a file.
-
-    Raises:
-        PeckerError: it exists (without --force), is a folder, or its folder is missing or cannot
-            be written to.
-    """
-    if path.is_dir():
-        raise PeckerError(f"{path}: is a folder; give the name of a file")
-    if path.exists() and not force:
-        raise PeckerError(f"{path}: exists; add --force to replace it")
-    if not path.parent.is_dir():
-        raise PeckerError(f"{path.parent}: no such folder; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise PeckerError(f"{path.parent}: cannot be written to; choose another folder")
-    return path

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pecker_fast.cli.common import PATH, echo
 from pecker_fast.errors import PeckerError
 
 __all__ = ["compare"]
@@ -27,10 +28,10 @@ e.g. of the original model. Figures in RUN/evaluate.json count more than the run
 Figures that rest on other judges, other numbers of images or other real images are marked.
 """,
 )
-@click.argument("runs", metavar="RUN...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Folder for comparison.html, comparison.csv and curves.csv; made if need be.",
 )
@@ -51,8 +52,8 @@ def compare(runs: tuple[Path, ...], out: Path, force: bool) -> None:
     write_comparison(comparison, out)
     for title, letters in comparison.notes().items():
         listed = "; ".join(f"{letter}: {words}" for words, letter in letters.items())
-        click.echo(f"note: {title}: not comparable where letters differ. {listed}.")
+        echo(f"note: {title}: not comparable where letters differ. {listed}.")
     for sentence in comparison.unfinished():
-        click.echo(f"note: {sentence}")
+        echo(f"note: {sentence}")
     for name in FILES:
-        click.echo(out / name)
+        echo(out / name)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from pecker_fast.cli.common import PATH, echo
+
 __all__ = ["convert"]
 
 # `published.SLOTS`, which only torch can import; a test holds the two together.
@@ -20,8 +22,8 @@ Examples:
     pecker-fast convert sfd/ckpt-50000.pth --out psi --slot pseudo-score
 """,
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder to write.")
 @click.option(
     "--slot",
     type=click.Choice(_SLOTS),
@@ -55,5 +57,5 @@ def convert(
 
     _, lines = convert_checkpoint(checkpoint, out, slot, classes, size, force=force)
     for line in lines:
-        click.echo(line)
-    click.echo(f"wrote {out}")
+        echo(line)
+    echo(f"wrote {out}")

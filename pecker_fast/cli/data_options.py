@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from pecker_fast.cli.common import PATH
 from pecker_fast.datasets import DATASETS
 
 __all__ = ["data_options"]
@@ -25,7 +25,7 @@ def data_options(function: F) -> F:
             click.option("--dataset", type=click.Choice(DATASETS), help="Images to read."),
             click.option(
                 "--data-root",
-                type=click.Path(path_type=Path),
+                type=PATH,
                 help="Folder that holds cifar-10-batches-py or stl10_binary; for fashion-mnist, "
                 "its four files; for images, the folders train and test with a sub-folder per "
                 "class, or train.npz and test.npz.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import config_values, machine_options, prepare, training_options
+from pecker_fast.cli.common import PATH, config_values, machine_options, prepare, training_options
 from pecker_fast.cli.erase import say
 from pecker_fast.errors import PeckerError
 
@@ -31,7 +31,7 @@ Needs no network, no data set and no GPU. An interrupted demo goes on when start
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("demo"),
     show_default=True,
     help="Directory for the report, the pictures and the erased model.",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from torch import Tensor
 
+from pecker_fast.cli.common import echo
 from pecker_fast.datasets.pixels import to_float
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
@@ -99,7 +99,7 @@ def draw_classes(folder: Path, request: Request, device: torch.device, ranks: Ra
             )
     for path in (request.png, request.npz):
         if path is not None:
-            click.echo(path)
+            echo(path)
 
 
 def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ranks) -> None:
@@ -146,7 +146,7 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
     ranks.first(
         lambda: plot_grid(png, images * 2 - 1, labels, request.prompts, title, columns=columns)
     )
-    click.echo(png)
+    echo(png)
 
 
 def _chosen(model: ModelFolder, classes: tuple[str, ...]) -> list[int]:
@@ -167,12 +167,13 @@ def _write(out: Path, plan: SamplePlan, ranks: Ranks, force: bool) -> None:
     try:
         missing = write(out, plan, ranks, "sampling", force)
     except KeyboardInterrupt:
-        click.echo("\nstart the same command again to go on", err=True)
+        echo(err=True)
+        echo("start the same command again to go on", err=True)
         raise
     if missing < len(plan.files):
         there = len(plan.files) - missing
-        click.echo(f"{there:,} of {len(plan.files):,} images were there before", err=True)
-    click.echo(out)
+        echo(f"{there:,} of {len(plan.files):,} images were there before", err=True)
+    echo(out)
 
 
 def _draw_grid(

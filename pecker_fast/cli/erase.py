@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pecker_fast.cli.common import config_values, machine_options, prepare, training_options
+from pecker_fast.cli.common import (
+    PATH,
+    config_values,
+    echo,
+    machine_options,
+    prepare,
+    training_options,
+)
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.cli.torchrun import is_first
 from pecker_fast.errors import PeckerError
@@ -19,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["erase", "say"]
 
-_PATH = click.Path(path_type=Path)
 _images = partial(click.option, type=click.IntRange(min=2))
 
 
@@ -48,15 +53,15 @@ ascent (cifar10_neggrad), fine-tuning (cifar10_finetune) and ESD (cifar10_esd); 
 Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
 )
-@click.argument("model", type=_PATH, required=False)
-@click.option("--out", type=_PATH, required=True, help="Run directory.")
+@click.argument("model", type=PATH, required=False)
+@click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option("--config", help="YAML file or name of a shipped recipe.")
 @training_options
 @data_options
 @click.option("--iterations", type=int, help="Length of the run.")
 @click.option(
     "--pipeline",
-    type=_PATH,
+    type=PATH,
     help="Folder of a diffusers text-to-image pipeline, in place of MODEL.",
 )
 @click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
@@ -65,13 +70,13 @@ Their result draws images in many steps, as the original does. --mask-file takes
 )
 @click.option(
     "--generator",
-    type=_PATH,
+    type=PATH,
     help="Where the one-step generator starts: a model folder, an earlier run, or with --pipeline "
     "the folder of a U-Net.  [default: the model itself]",
 )
 @click.option(
     "--pseudo-score",
-    type=_PATH,
+    type=PATH,
     help="Where the pseudo-score network starts, likewise: the second of two stages.",
 )
 @click.option(
@@ -82,17 +87,17 @@ Their result draws images in many steps, as the original does. --mask-file takes
 )
 @click.option(
     "--nudity-detector",
-    type=_PATH,
+    type=PATH,
     help="ONNX file in NudeNet's format that judges the images of a pipeline.",
 )
-@click.option("--clip", type=_PATH, help="CLIP folder that does likewise.")
+@click.option("--clip", type=PATH, help="CLIP folder that does likewise.")
 @click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
-@click.option("--mask-file", "mask", type=_PATH, help="Use this mask instead of finding one.")
-@click.option("--classifier", type=_PATH, help="Judge, see `evaluate`; gives a report.")
-@click.option("--statistics", type=_PATH, help="Real images, see `evaluate`.")
+@click.option("--mask-file", "mask", type=PATH, help="Use this mask instead of finding one.")
+@click.option("--classifier", type=PATH, help="Judge, see `evaluate`; gives a report.")
+@click.option("--statistics", type=PATH, help="Real images, see `evaluate`.")
 @click.option(
     "--inception",
-    type=_PATH,
+    type=PATH,
     help="Weights file, see `evaluate`: also measures FID as the run goes, against --dataset.",
 )
 @_images(
@@ -147,24 +152,24 @@ def say(erasure: Erasure[Any]) -> None:
         return  # one process speaks for all
     out, report = erasure.out, erasure.report
     if report is not None:
-        click.echo(report.headline)
+        echo(report.headline)
         if kept := report.kept_sentence:
-            click.echo(kept)
-    click.echo(erasure.frozen.sentence())
+            echo(kept)
+    echo(erasure.frozen.sentence())
     if report is not None:
         for table in report.tables[:1]:
             width = max(len(row[0]) for row in table.rows)
-            click.echo()
+            echo()
             for name, before, after in [("", "original", "erased"), *table.rows]:
-                click.echo(f"{name:{width}}  {before:>12}  {after:>12}")
-            click.echo()
+                echo(f"{name:{width}}  {before:>12}  {after:>12}")
+            echo()
     facts = erasure.facts if report is None else report.run
-    click.echo(f"wall time        {facts.wall_s:.0f} s")
+    echo(f"wall time        {facts.wall_s:.0f} s")
     if report is not None:
-        click.echo(f"report           {out / 'report.html'}")
-    click.echo(f"erased {erasure.kind:9} {out / erasure.kind}")
+        echo(f"report           {out / 'report.html'}")
+    echo(f"erased {erasure.kind:9} {out / erasure.kind}")
     if (out / PATCH_NAME).is_file():
         patch, network = patch_sizes(out)
         share = f"{patch / network:.1%} of the network's file"
-        click.echo(f"patch            {out / PATCH_NAME} ({share})")
+        echo(f"patch            {out / PATCH_NAME} ({share})")
     erasure.frozen.require_unchanged(out)

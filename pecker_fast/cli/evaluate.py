@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import machine_options, output_file, prepare
+from pecker_fast.cli.common import PATH, echo, machine_options, prepare
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
+from pecker_fast.files import check_output_file, write_text
 
 __all__ = ["evaluate"]
 
@@ -39,16 +40,16 @@ classes, by torch-fidelity. Its Inception weights are a file that you give; noth
 Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anything judges them.
 """,
 )
-@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.argument("model", type=PATH, required=False)
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Judge these instead of a model: a folder, or an .npz.",
 )
-@click.option("--classifier", type=click.Path(path_type=Path), help="The judge.")
+@click.option("--classifier", type=PATH, help="The judge.")
 @click.option(
     "--statistics",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Of real images.  [default: those in the folder of the classifier]",
 )
 @click.option(
@@ -56,11 +57,9 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
     help="The forgotten class: name or index.  [default: what an erased model says]",
 )
 @click.option("--override", help="The class in its place: name or index.")
-@click.option("--real", type=click.Path(path_type=Path), help="Real images: a folder, or an .npz.")
+@click.option("--real", type=PATH, help="Real images: a folder, or an .npz.")
 @data_options
-@click.option(
-    "--inception", type=click.Path(path_type=Path), help="File of the Inception weights, for FID."
-)
+@click.option("--inception", type=PATH, help="File of the Inception weights, for FID.")
 @click.option(
     "--per-class",
     type=click.IntRange(min=2),
@@ -81,10 +80,10 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
 @click.option("--seed", type=int, help="Seed of the noise.  [default: 0]")
 @click.option(
     "--samples",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder that keeps the images; an evaluation that was stopped goes on with them.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures.")
+@click.option("--json", "json_path", type=PATH, help="Write the figures.")
 @click.option("--force", is_flag=True, help="Replace a file that exists, or other --samples.")
 @machine_options
 def evaluate(
@@ -92,18 +91,17 @@ def evaluate(
 ) -> None:
     """Judge images of MODEL, a model folder or a run, or images on disk."""
     if json_path is not None:
-        output_file(json_path, force)
+        check_output_file(json_path, force)
 
     from pecker_fast.distributed import Ranks
     from pecker_fast.evaluate import judge
-    from pecker_fast.files import write_text
 
     place = prepare(device, threads)
     found = judge(**options, force=force, device=place, ranks=Ranks.join(place.type))
     if found is None:
         return  # the first process judges what all have drawn
     for line in found.lines():
-        click.echo(line)
+        echo(line)
     if json_path is not None:
         content = json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(json_path, content + "\n")

@@ -10,13 +10,16 @@ import click
 
 from pecker_fast.cli.common import (
     MODEL_ARGUMENT,
+    PATH,
     config_values,
+    echo,
     machine_options,
-    output_file,
     prepare,
     training_options,
 )
 from pecker_fast.cli.data_options import data_options
+from pecker_fast.errors import PeckerError
+from pecker_fast.files import check_output_file
 
 if TYPE_CHECKING:
     from pecker_fast.masks.mask import ParameterStats
@@ -37,7 +40,7 @@ Examples:
 @MODEL_ARGUMENT
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("mask.safetensors"),
     show_default=True,
     help="Mask file; a PNG with the density per layer is written beside it.",
@@ -51,8 +54,11 @@ def mask(out: Path, force: bool, device: str, threads: int | None, **options: An
     """Find which parameters of the model folder MODEL matter for forgetting a class."""
     from pecker_fast.erasure.request import Request
 
+    if out.suffix.lower() == ".png":
+        name = out.with_suffix(".safetensors").name
+        raise PeckerError(f"--out {out}: is what the picture of the mask is called; name it {name}")
     for path in (out, out.with_suffix(".png")):
-        output_file(path, force)
+        check_output_file(path, force)
     values = config_values(options)
     request = Request(out=out, settings=values, device=device, command="mask", **options)
     prepare(device, threads)
@@ -61,12 +67,13 @@ def mask(out: Path, force: bool, device: str, threads: int | None, **options: An
 
     found = mask_of_class(request)
     plot = found.save(out)
-    click.echo(
+    echo(
         f"{found.mask.nnz:,} of {found.mask.numel:,} parameters are salient for "
         f"{found.forget!r} (density {found.mask.density:.4g}, {found.kind})"
     )
-    for line in (*density_table(found.mask.stats()), found.note, out, plot):
-        click.echo(line)
+    made_of = f"digest {found.mask.digest[:16]}, of the model {found.model[:16]}"
+    for line in (*density_table(found.mask.stats()), found.note, made_of, out, plot):
+        echo(line)
 
 
 def density_table(stats: Iterable[ParameterStats]) -> list[str]:

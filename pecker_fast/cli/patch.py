@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pecker_fast.cli.common import PATH, echo
+from pecker_fast.errors import printable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["patch"]
 
-_FOLDER = click.argument("model", type=click.Path(path_type=Path))
-_FILE = click.argument("file", type=click.Path(path_type=Path))
-_OUT = click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder for the result."
-)
+_FOLDER = click.argument("model", type=PATH)
+_FILE = click.argument("file", type=PATH)
+_OUT = click.option("--out", type=PATH, required=True, help="Folder for the result.")
 _APPLIED = click.option(
     "--applied",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     help="A patch that MODEL carries; may be given again, in the order they were applied.",
 )
@@ -47,7 +48,7 @@ def patch() -> None:
 
 
 @patch.command(short_help="Show what patches hold and where they overlap.")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(files: tuple[Path, ...], as_json: bool) -> None:
     """Show what each of FILES holds, and what it has in common with those named before it."""
@@ -66,6 +67,7 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
                 "digest": one.digest,
                 "base": one.base,
                 "result": one.result,
+                "mask": one.mask,
                 "entries": one.nnz,
                 "of": one.numel,
                 "package": one.package,
@@ -80,16 +82,17 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     for file, one, found in zip(files, patches, overlaps, strict=True):
-        click.echo(one.path)
-        click.echo(f"  {'entries':9} {one.nnz:,} of {one.numel:,} ({one.nnz / one.numel:.2%})")
-        click.echo(f"  {'size':9} {file.stat().st_size:,} bytes")
-        click.echo(f"  {'base':9} {one.base}")
-        click.echo(f"  {'result':9} {one.result}")
-        click.echo(f"  {'made by':9} pecker_fast {one.package}")
+        echo(one.path)
+        echo(f"  {'entries':9} {one.nnz:,} of {one.numel:,} ({one.nnz / one.numel:.2%})")
+        echo(f"  {'size':9} {file.stat().st_size:,} bytes")
+        echo(f"  {'base':9} {one.base}")
+        echo(f"  {'result':9} {one.result}")
+        echo(f"  {'mask':9} {one.mask}")
+        echo(f"  {'made by':9} pecker_fast {one.package}")
         for key, value in one.about.items():
-            click.echo(f"  {key:9} {value}")
+            echo(f"  {printable(key, 60):9} {printable(value)}")
         for overlap in found:
-            click.echo(f"  {'overlap':9} {overlap}")
+            echo(f"  {'overlap':9} {overlap}")
 
 
 @patch.command(short_help="Make an erased model of its base.")
@@ -124,10 +127,11 @@ def apply(
             )
         )
 
-    change_weights(model, out, change, patches=[file, *applied], force=force)
+    check = change_weights(model, out, change, patch=file, applied=applied, force=force)
     for one in found:
-        click.echo(f"overlap: {one}")
-    click.echo(out)
+        echo(f"overlap: {one}")
+    echo(check.sentence())
+    echo(out)
 
 
 @patch.command(short_help="Restore the base of an erased model.")
@@ -144,5 +148,6 @@ def remove(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force:
     def change(weights: dict[str, Tensor]) -> None:
         remove_patch(weights, file, applied=applied or None)
 
-    change_weights(model, out, change, patches=[file, *applied], force=force)
-    click.echo(out)
+    check = change_weights(model, out, change, patch=file, applied=applied, force=force)
+    echo(check.sentence())
+    echo(out)

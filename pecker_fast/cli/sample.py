@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import MODEL_ARGUMENT, machine_options, output_file, prepare
+from pecker_fast.cli.common import MODEL_ARGUMENT, PATH, machine_options, prepare
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import BATCH_SIZE, PER_CLASS
+from pecker_fast.files import check_output_file
 from pecker_fast.runs.finding import find_model, find_pipeline
 
 __all__ = ["sample"]
@@ -35,13 +36,9 @@ same images, on any number of processes.
 """,
 )
 @MODEL_ARGUMENT
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of PNG files, or FILE.npz; resumes."
-)
-@click.option("--png", type=click.Path(path_type=Path), help="Write a grid, one row per class.")
-@click.option(
-    "--npz", type=click.Path(path_type=Path), help="Write images (N, C, H, W) uint8 and labels."
-)
+@click.option("--out", type=PATH, help="Folder of PNG files, or FILE.npz; resumes.")
+@click.option("--png", type=PATH, help="Write a grid, one row per class.")
+@click.option("--npz", type=PATH, help="Write images (N, C, H, W) uint8 and labels.")
 @click.option(
     "--class",
     "--classes",
@@ -105,7 +102,7 @@ def sample(model: Path, device: str, threads: int | None, **options: Any) -> Non
         raise PeckerError("sample: --count and --per-class both say how many images; give one")
     for path in (png, npz):
         if path is not None:
-            output_file(path, options["force"])
+            check_output_file(path, options["force"])
     pipeline = find_pipeline(model)
     if pipeline is None and options["prompts"]:
         raise PeckerError(f"sample: {model} is a class model; --prompt is for pipelines")

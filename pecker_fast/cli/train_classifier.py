@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from pecker_fast.cli.common import (
+    PATH,
     config_values,
+    echo,
     machine_options,
     prepare,
     seed_option,
@@ -44,7 +46,7 @@ the training images in its features, card.json with the test accuracy, and check
 was interrupted goes on where it was when the same command is started again.
 """,
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=PATH, required=True, help="Folder to write.")
 @click.option(
     "--arch",
     type=click.Choice(["resnet34", "small"]),
@@ -54,7 +56,7 @@ was interrupted goes on where it was when the same command is started again.
 )
 @click.option(
     "--pretrained",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File of torchvision's resnet34 weights for ImageNet; nothing is downloaded.",
 )
 @data_options
@@ -116,7 +118,9 @@ def train_classifier(
         )
         done = trainer.iteration
         if done:
-            click.echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
+            echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
+        for note in trainer.moved:
+            echo(note, err=True)
         for _ in saving_at_interrupt(
             trainer.run(), lambda: trainer.iteration, trainer.save, Ranks()
         ):
@@ -126,9 +130,7 @@ def train_classifier(
         card = json.dumps(measured.card, indent=2, ensure_ascii=False)
         write_text(out / CARD_NAME, card + "\n")
         measured.network.save(out)
-    click.echo(f"trained on     {measured.card['train_images']}")
-    click.echo(
-        f"test accuracy  {measured.card['test_accuracy']:.4f} of {measured.card['test_images']}"
-    )
-    click.echo(f"classifier     {out}")
-    click.echo(f"statistics     {out / STATISTICS_NAME}")
+    echo(f"trained on     {measured.card['train_images']}")
+    echo(f"test accuracy  {measured.card['test_accuracy']:.4f} of {measured.card['test_images']}")
+    echo(f"classifier     {out}")
+    echo(f"statistics     {out / STATISTICS_NAME}")

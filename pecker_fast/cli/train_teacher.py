@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from pecker_fast.cli.common import (
+    PATH,
     config_values,
+    echo,
     machine_options,
     prepare,
     seed_option,
@@ -38,7 +40,7 @@ checkpoints, config.yaml and, at the end, the model folder `model` with the aver
 that was interrupted goes on where it was when the same command is started again.
 """,
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")
+@click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option(
     "--config", "config_path", required=True, help="YAML file or name of a recipe, see below."
 )
@@ -90,14 +92,14 @@ def train_teacher(
             images, config, place, directory=directory, ranks=ranks, progress=True
         )
         for note in trainer.notes:
-            click.echo(note, err=True)
+            echo(note, err=True)
         done = trainer.iteration
         if done:
-            click.echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
+            echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
         for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
             pass
         model = trainer.model()
         ranks.first(lambda: model.save_whole(out / MODEL_NAME))
-    click.echo(f"trained on    {model.figures['training']['images']}")
-    click.echo(f"iterations    {config.iterations:,}")
-    click.echo(f"teacher       {out / MODEL_NAME}")
+    echo(f"trained on    {model.figures['training']['images']}")
+    echo(f"iterations    {config.iterations:,}")
+    echo(f"teacher       {out / MODEL_NAME}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from pecker_fast.distill.networks import (
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
 
@@ -75,6 +77,7 @@ class Objective:
         *,
         device: torch.device | None = None,
         predict: NoisePredictor | Predictors = predict_noise,
+        given: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         """Put the pieces together; see the attributes.
 
@@ -86,6 +89,7 @@ class Objective:
             sample_shape: (C, H, W).
             device: None = the teacher's.
             predict: Calls the networks, everywhere alike or in each place of the method.
+            given: What else a run depends on, by its name: the model's description, the prompts.
         """
         first = next(teacher.parameters())
         self.original = teacher.eval().requires_grad_(False)
@@ -93,6 +97,7 @@ class Objective:
         self.conditions = conditions
         self.config = config
         self.sample_shape = sample_shape
+        self._given = given
         # torch.device("cuda") becomes the current one, with its number.
         self.device = first.device if device is None else torch.empty(0, device=device).device
         self.dtype = compute_dtype(teacher)
@@ -118,7 +123,15 @@ class Objective:
         schedule = NoiseSchedule.from_scheduler(model.scheduler, **config.diffusion.model_dump())
         names = model.class_names
         conditions = ClassConditions(config.forget, config.override, len(names), names)
-        return cls(model.unet, schedule, conditions, config, model.network_shape, device=device)
+        return cls(
+            model.unet,
+            schedule,
+            conditions,
+            config,
+            model.network_shape,
+            device=device,
+            given=model.about_network,
+        )
 
     @classmethod
     def from_pipeline(
@@ -140,6 +153,18 @@ class Objective:
         conditions = TextConditions(
             config.text, lambda prompts: pipeline.encode(prompts, place), config.seed
         )
+
+        def given() -> dict[str, Any]:
+            # Not the embeddings: their last bits depend on the device.
+            prompts, tokenizer = conditions.prompts, pipeline.tokenizer
+            limit = tokenizer.model_max_length
+            tokens = tokenizer(prompts, max_length=limit, truncation=True).input_ids
+            return {
+                "prompts": [prompts, tokens],
+                "text encoder": pipeline.text_encoder.state_dict(),
+                "prediction type": pipeline.prediction_type,
+            }
+
         return cls(
             pipeline.unet,
             schedule,
@@ -148,7 +173,13 @@ class Objective:
             pipeline.network_shape,
             device=device,
             predict=conditions.predictors(predict, place),
+            given=given,
         )
+
+    def identity(self) -> dict[str, str]:
+        """Digests of what a run depends on besides its configuration and its networks, by name."""
+        given = {"noise schedule": self.schedule.alphas_cumprod, **self._given()}
+        return {name: digest_of(value) for name, value in given.items()}
 
     def own_teacher(self) -> nn.Module:
         """The teacher, made a copy if it is the original: whoever changes its blocks needs one."""

@@ -176,6 +176,11 @@ class TextConditions:
         self._weights = torch.tensor([concept.weight for concept in section.concepts])
         self._refuse_what_means_the_same(pairs)
 
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that a network may be told."""
+        return list(self._rows)
+
     def draw(self, batch_size: int, random: IterationRandom) -> Conditions:
         """As `DrawsConditions.draw`: embeddings, (2B, L, D) each."""
         host = random.host

@@ -22,7 +22,8 @@ from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.learner import MakeOptimizer, masked_adamw
 from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.metrics import LOSS_NAMES
@@ -77,11 +78,21 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             raise PeckerError("a given mask cannot be refreshed: set mask.refresh_every to 0")
         # The teacher never changes, so a generator that starts as its copy needs no second one.
         start = objective.original if generator is None else copy.deepcopy(generator)
+
+        def identity() -> dict[str, str]:
+            networks = {"model": objective.original}
+            if generator is not None:
+                networks["start of the generator"] = start
+            if pseudo_score is not None:
+                networks["start of the pseudo-score network"] = pseudo_score
+            found = {what: fingerprint(network) for what, network in networks.items()}
+            return found | objective.identity()
+
         super().__init__(
             config,
             objective.device,
             start,
-            lambda: {"model": fingerprint(objective.original, start)},
+            identity,
             directory=run_directory,
             ranks=ranks,
             title="distill" if progress else None,

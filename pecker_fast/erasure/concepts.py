@@ -14,6 +14,7 @@ from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task
+from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.concept import ConceptFigures
 from pecker_fast.evaluate.concept_report import Measure
 from pecker_fast.evaluate.previews import Previews, prompt_groups
@@ -74,6 +75,12 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             PeckerError: prompts that cannot be used, or a time constant that the model does not
                 have.
         """
+        for file in sorted(pipeline.path.rglob("*")):
+            if file.is_symlink() and not file.exists():
+                raise PeckerError(
+                    f"pipeline folder {pipeline.path}: {file.relative_to(pipeline.path)} is a link "
+                    "to what is not there, so the result could not be written; restore or remove it"
+                )
         self.site, self.pipeline, self.config = site, pipeline, config
         self.original = pipeline.unet
         with site.clock.stage("prompts"):

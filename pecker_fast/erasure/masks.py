@@ -25,6 +25,7 @@ from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objective import BaselineObjective
 from pecker_fast.models import ModelFolder
 from pecker_fast.nn.flops import NetworkFlops, count_flops
+from pecker_fast.runs.digest import fingerprint
 
 __all__ = ["ClassMask", "describe_backward", "mask_of_class"]
 
@@ -38,16 +39,18 @@ class ClassMask:
         forget: name of the class.
         kind: saliency, random or full.
         note: a line on what it saves, or what it was found on.
+        model: digest of the network that it was found on.
     """
 
     mask: SaliencyMask
     forget: str
     kind: str
     note: str
+    model: str
 
     def save(self, out: Path) -> Path:
         """Write the file `out`, and beside it a picture of the density by layer; returns that."""
-        self.mask.save(out)
+        self.mask.save(out, model=self.model)
         plot = out.with_suffix(".png")
         self.mask.plot(plot)
         return plot
@@ -83,7 +86,8 @@ def mask_of_class(request: Request) -> ClassMask:
     assert isinstance(classes, ClassConditions) and classes.forget is not None
     found = find_mask(objective, progress=True)
     name = model.class_names[classes.forget]
-    return ClassMask(found, name, config.mask.kind, _backward(objective, found))
+    note, digest = _backward(objective, found), fingerprint(model.unet)
+    return ClassMask(found, name, config.mask.kind, note, digest)
 
 
 def _of_images(model: ModelFolder, config: BaselineConfig, request: Request) -> ClassMask:
@@ -92,7 +96,8 @@ def _of_images(model: ModelFolder, config: BaselineConfig, request: Request) -> 
     objective = BaselineObjective(model, images, config)
     found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
     name = model.class_names[objective.images.forget]
-    return ClassMask(found, name, config.mask.kind, f"found on {name} in {images.source}")
+    note, digest = f"found on {name} in {images.source}", fingerprint(model.unet)
+    return ClassMask(found, name, config.mask.kind, note, digest)
 
 
 def _backward(objective: Objective, mask: SaliencyMask) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME, holds_run
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +108,8 @@ class Request:
             self._check_class()
         else:
             self._check_concept()
+        if self.command == "erase":
+            self._check_out()
 
     @property
     def values(self) -> dict[str, Any]:
@@ -192,6 +195,18 @@ class Request:
             raise self._error("--pipeline needs --recipe, e.g. celebrity, object or nudity")
         if not self.previews and (self.nudity_detector is not None or self.clip is not None):
             raise self._error("--no-previews leaves nothing to judge; leave it out")
+
+    def _check_out(self) -> None:
+        out = self.out.resolve()
+        for read in (self.model, self.pipeline, self.generator, self.pseudo_score):
+            if not isinstance(read, Path):
+                continue
+            source = read.resolve()
+            if source in (out, out / MODEL_NAME, out / PIPELINE_NAME):
+                raise self._error(f"--out {self.out} would replace {read}; choose another --out")
+            made = {source / MODEL_NAME, source / PIPELINE_NAME} if holds_run(source) else {source}
+            if made & set(out.parents):
+                raise self._error(f"--out {self.out} lies in {read}; choose a folder outside of it")
 
     def _check_data_free(self) -> None:
         given = {

@@ -30,6 +30,7 @@ from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
 from pecker_fast.runs.interrupts import saving_at_interrupt
 from pecker_fast.runs.masked import MaskedRun
@@ -160,6 +161,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         begun: dict[str, Any] = {"start": dict(task.starts)}
         if searched:
             begun["mask_seconds"] = round(clock.stages["mask"], 2)
+        begun["digest"] = digest_of(begun)
         # A later start neither finds a mask nor times that.
         ranks.first(lambda: _write_json(site.out / START_NAME, begun) if is_new else None)
         print("; ".join(task.notes(trainer)), file=sys.stderr)
@@ -192,6 +194,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
                 figures["start"] = dict(task.starts)
             model = task.finish(trainer)
             frozen = trainer.verify_frozen(model.unet)
+            figures["frozen"] = frozen.to_dict()
             ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))
             model = task.save(trainer, model, frozen, figures)
         facts = RunFacts(
@@ -227,7 +230,11 @@ def _mask_seconds(out: Path) -> float | None:
     if not file.is_file():
         return None
     try:
-        seconds: float | None = json.loads(file.read_text(encoding="utf-8")).get("mask_seconds")
-    except (ValueError, AttributeError) as error:
+        begun = json.loads(file.read_text(encoding="utf-8"))
+        intact = begun.pop("digest", None) == digest_of(begun)
+    except (ValueError, AttributeError, TypeError) as error:
         raise PeckerError(f"{file}: not a JSON object ({error}); remove it") from error
+    if not intact:
+        raise PeckerError(f"{file}: is damaged, its content does not match its digest; remove it")
+    seconds: float | None = begun.get("mask_seconds")
     return seconds

@@ -14,8 +14,9 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import CONFIG_NAME, WEIGHTS_NAME, read_config
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
-from pecker_fast.runs.finding import LOCK_NAME, MODEL_NAME, find_model
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.digest import fingerprint
+from pecker_fast.runs.finding import MODEL_NAME, find_model, holds_run
 from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["StartNetwork", "load_original", "load_start"]
@@ -77,7 +78,7 @@ def load_start(
             "`erase` or `train-teacher`"
         )
     saved = None
-    if role == "pseudo_score" and (path / LOCK_NAME).is_file():
+    if role == "pseudo_score" and holds_run(path):
         # One process reads, since a run directory is locked meanwhile.
         saved = (ranks or Ranks()).first(lambda: _saved_pseudo_score(path))
     if saved is None:
@@ -143,9 +144,7 @@ def _saved_pseudo_score(path: Path) -> dict[str, Any] | None:
     network = saved_network(saved, "pseudo_score")
     if network is None:
         return None
-    training = {"iterations": saved["iteration"]}
-    if "seconds" in saved:
-        training["seconds"] = round(saved["seconds"], 2)
+    training = {"iterations": saved["iteration"], "seconds": round(saved["seconds"], 2)}
     if (path / MODEL_NAME).is_dir():
         made = _training(ModelFolder.load(path / MODEL_NAME).figures)
         # Of one state of the run: the model's figures say more, and count its seconds to the end.

@@ -15,7 +15,7 @@ from pecker_fast.datasets.pixels import to_float
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
 from pecker_fast.evaluate.sampling import Sampler
-from pecker_fast.runs.checkpoint import fingerprint
+from pecker_fast.runs.digest import fingerprint
 
 if TYPE_CHECKING:
     from pecker_fast.evaluate.classifier import Classifier

@@ -35,8 +35,8 @@ from pecker_fast.evaluate.sampling import Method, Sampler, balanced_labels
 from pecker_fast.evaluate.statistics_files import load_statistics
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.checkpoint import fingerprint
 from pecker_fast.runs.classes import class_index
+from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.finding import find_model
 
 __all__ = ["judge"]

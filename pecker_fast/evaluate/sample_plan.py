@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sampling import Sampler
-from pecker_fast.runs.checkpoint import fingerprint
+from pecker_fast.runs.digest import fingerprint
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder

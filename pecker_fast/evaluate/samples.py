@@ -37,7 +37,7 @@ from pecker_fast.datasets.pixels import to_pil, to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sample_plan import SamplePlan
-from pecker_fast.files import parse_json, read_json, replacing, write_text
+from pecker_fast.files import check_replaceable, parse_json, read_json, replacing, write_text
 from pecker_fast.machine import machine_facts, versions
 
 __all__ = ["read_back", "write_npz", "write_samples"]
@@ -116,8 +116,7 @@ def write_npz(
     parts = path.with_name(path.name + ".parts")
 
     def is_done() -> bool:
-        if path.is_dir():
-            raise PeckerError(f"{path}: is a folder; give the name of a file")
+        check_replaceable(path)
         if force:
             ranks.once(f"removed the file {path.resolve()}", lambda: path.unlink(missing_ok=True))
         if path.exists():
@@ -228,10 +227,12 @@ def _write_image(target: Path, pixels: Tensor) -> None:
     if target.exists() and target.stat().st_size:
         return
     # `files.replacing` would wait for the disk after every image. A process that is killed leaves
-    # the file, and the next one overwrites it.
+    # the file, and the next one removes it.
     temporary = target.with_name(f".{target.name}")
+    temporary.unlink(missing_ok=True)
     try:
-        to_pil(pixels).save(temporary)
+        with open(temporary, "xb") as file:  # never through a link
+            to_pil(pixels).save(file, format="png")
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

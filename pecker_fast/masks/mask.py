@@ -284,21 +284,20 @@ class SaliencyMask:
         self._check_unwritten()
         check_fit(self.shapes, model)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], **about: str) -> None:
         """Write the mask as a safetensors file, 1 bit per entry; whole or not at all.
+
+        Args:
+            path: the file.
+            **about: kept in its metadata, e.g. `model`: the digest of what it was found on.
 
         Raises:
             PeckerError: the file cannot be written.
         """
         self._check_unwritten()
-        metadata = {
-            "granularity": self.granularity,
-            "block_size": str(self.block_size),
-            "nnz": str(self.nnz),
-            "density": repr(self.density),
-            "digest": self.digest,
-        }
-        mask_io.write_mask(path, self._bits(), self.shapes, metadata)
+        own = {"granularity": self.granularity, "block_size": str(self.block_size)}
+        own |= {"nnz": str(self.nnz), "density": repr(self.density), "digest": self.digest}
+        mask_io.write_mask(path, self._bits(), self.shapes, about | own)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the density of each layer (weight and bias together) as bars into a PNG file."""

@@ -27,6 +27,8 @@ class FrozenCheck:
         salient: entries inside the mask.
         salient_changed: those whose bits differ.
         changed: parameter name -> its frozen entries whose bits differ, where there are any.
+        digests: of what was compared, where somebody took them: `original` and `erased` network,
+            as a patch has them, and `mask`.
     """
 
     frozen: int
@@ -34,6 +36,7 @@ class FrozenCheck:
     salient: int
     salient_changed: int
     changed: Mapping[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """What was compared and what came of it."""
@@ -50,6 +53,7 @@ class FrozenCheck:
             "frozen_changed_in": dict(self.changed),
             "salient_parameters": self.salient,
             "salient_changed": self.salient_changed,
+            "digests": dict(self.digests),
         }
 
     def require_unchanged(self, where: object) -> None:
@@ -66,8 +70,7 @@ class FrozenCheck:
         entries = "entry" if self.frozen_changed == 1 else "entries"
         raise FrozenChangedError(
             f"{where}: {self.frozen_changed:,} frozen {entries} of {few(self.changed)} changed, "
-            "expected 0: a checkpoint, the disk or the memory may be damaged; start the run anew "
-            "with --force"
+            "expected 0: a file, the disk or the memory may be damaged; start anew with --force"
         )
 
 

@@ -22,6 +22,7 @@ from pecker_fast.methods.denoising import Ask, denoising_loss, guided_denoising_
 from pecker_fast.methods.esd import esd_loss
 from pecker_fast.methods.negative_gradient import negative_gradient_loss
 from pecker_fast.methods.random_label import random_label_loss
+from pecker_fast.runs.digest import digest_of, fingerprint
 from pecker_fast.runs.randomness import IterationRandom
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class BaselineObjective:
         dtype = compute_dtype(self.original)
         self.images = RealImages(images, model, config, steps, self.device, dtype)
         self.data = images
+        self._model = model
         # What was used, not how it was said: a class may be named or numbered on resuming.
         classes = {"forget": self.images.forget, "override": self.images.override}
         self.config = config.model_copy(update=classes)
@@ -94,6 +96,15 @@ class BaselineObjective:
             self._predict = with_autocast(predict, self.device)
         terms: list[Term] = ["remain"] if config.lambda_remain > 0 else []
         self.terms: list[Term] = [*terms, "forget"] if config.uses_forget_images else terms
+
+    def identity(self) -> dict[str, str]:
+        """Digests of what a run depends on besides its configuration, by name."""
+        given = {"noise schedule": self.schedule.alphas_cumprod, **self._model.about_network()}
+        return {
+            "model": fingerprint(self.original),
+            "images": self.data.fingerprint(),
+            **{name: digest_of(value) for name, value in given.items()},
+        }
 
     def draw(self, term: Term, random: IterationRandom) -> Batch:
         """The images of a term; all terms of an iteration are drawn in the order of `terms`."""

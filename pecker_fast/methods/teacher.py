@@ -111,7 +111,7 @@ class TeacherTrainer(Run[Batch]):
         )
         self.network = network.to(device)
         blocks = fused_blocks(lambda: network, config.accelerate, device)
-        self.notes = [blocks, *slow_average(config.ema.decay, config.iterations)]
+        self.notes = [blocks, *self.moved, *slow_average(config.ema.decay, config.iterations)]
         self._model = ModelFolder(
             unet=network,
             scheduler=published_scheduler(),

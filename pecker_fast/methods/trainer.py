@@ -17,7 +17,7 @@ from pecker_fast.methods.batches import Batch
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.mask_finding import find_mask
 from pecker_fast.methods.objective import BaselineObjective
-from pecker_fast.runs.checkpoint import RunDirectory, fingerprint
+from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.learner import masked_adamw
 from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.randomness import IterationRandom
@@ -59,7 +59,7 @@ class BaselineTrainer(MaskedRun[list[Batch]]):
             config,
             objective.device,
             original,
-            lambda: {"model": fingerprint(original), "images": objective.data.fingerprint()},
+            objective.identity,
             directory=run_directory,
             ranks=ranks,
             title=config.method if progress else None,

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import read_json, replacing_folder, shown
+from pecker_fast.files import read_json, replacing_folder, shown, write_text
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.schemas import (
     ClassDescription,
@@ -112,6 +112,14 @@ class ModelFolder:
         """
         return class_index(name, self.class_names, "the model")
 
+    def about_network(self) -> dict[str, Any]:
+        """What the folder says about the network besides its schedule, by name."""
+        return {
+            "class names": self.class_names,
+            "null label": self.null_label,
+            "patch size": self.patch_size,
+        }
+
     def with_network(self, unet: UNet2DModel | DDPMUNet, kind: str) -> ModelFolder:
         """The same description around another network; the figures do not carry over."""
         return replace(self, unet=unet, kind=kind, figures={})
@@ -182,9 +190,7 @@ class ModelFolder:
             "null_label": self.null_label,
             "figures": dict(self.figures),
         }
-        temporary = root / (DESCRIPTION + ".tmp")
-        temporary.write_text(json.dumps(description, indent=2) + "\n")
-        os.replace(temporary, root / DESCRIPTION)
+        write_text(root / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
     def save_whole(self, path: Path) -> None:
         """Write the folder whole or not at all, in the place of one that may be there."""

@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ __all__ = [
     "Patch",
     "TensorRecord",
     "digest_of_bits",
+    "digest_of_records",
     "flat_bits",
     "integer_dtype",
     "patch_bytes",
@@ -88,6 +89,7 @@ class Patch:
         values: name -> (nnz,) integers, base XOR erased; the same names.
         about: what the author of the patch said about it.
         package: version of pecker_fast that made it.
+        mask: digest of the mask that it was made with; "" in the first files.
         digest: SHA-256 (hex) of all of the above except the path.
     """
 
@@ -97,6 +99,7 @@ class Patch:
     values: Mapping[str, npt.NDArray[Any]]
     about: Mapping[str, Any]
     package: str
+    mask: str = ""
     digest: str = ""
 
     @cached_property
@@ -112,12 +115,12 @@ class Patch:
     @cached_property
     def base(self) -> str:
         """Digest of the network that the patch may be applied to."""
-        return _digest_of_records((n, r, r.base) for n, r in self.tensors.items())
+        return digest_of_records(self.tensors, "base")
 
     @cached_property
     def result(self) -> str:
         """Digest of the network that it makes of the base."""
-        return _digest_of_records((n, r, r.result) for n, r in self.tensors.items())
+        return digest_of_records(self.tensors, "result")
 
     def salient(self, name: str) -> npt.NDArray[np.bool_]:
         """(numel,) bool, True where the tensor `name` (one of `values`) is salient."""
@@ -179,6 +182,7 @@ def write_patch(path: str | os.PathLike[str], patch: Patch) -> Patch:
         "package": patch.package,
         "base": patch.base,
         "result": patch.result,
+        "mask": patch.mask,
         "nnz": str(patch.nnz),
         "about": about,
         "tensors": json.dumps(records, separators=(",", ":")),
@@ -217,6 +221,7 @@ def read_patch(path: str | os.PathLike[str]) -> Patch:
             values=_with_prefix(content, "values."),
             about=_about(parse_json(metadata["about"], f"patch file {file_name!r}")),
             package=metadata["package"],
+            mask=metadata.get("mask", ""),
             digest=digest,
         )
         intact = intact and _consistent(patch)
@@ -268,8 +273,9 @@ def _consistent(patch: Patch) -> bool:
     return True
 
 
-def _digest_of_records(records: Iterable[tuple[str, TensorRecord, str]]) -> str:
-    rows = sorted([name, list(r.shape), r.dtype, digest] for name, r, digest in records)
+def digest_of_records(tensors: Mapping[str, TensorRecord], which: Literal["base", "result"]) -> str:
+    """SHA-256 (hex) of a network, of what is known of its tensors."""
+    rows = sorted([n, list(r.shape), r.dtype, getattr(r, which)] for n, r in tensors.items())
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

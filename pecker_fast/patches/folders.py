@@ -6,12 +6,17 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import check_output_folder, replacing_folder
+from pecker_fast.masks.files import strip_prefixes
+from pecker_fast.masks.mask import PREFIXES
+from pecker_fast.masks.verify import FrozenCheck, check_frozen
+from pecker_fast.patches.files import Patch, read_patch
 
 __all__ = ["change_weights"]
 
@@ -21,34 +26,37 @@ def change_weights(
     out: Path,
     change: Callable[[dict[str, Tensor]], None],
     *,
-    patches: Sequence[Path] = (),
+    patch: Path,
+    applied: Sequence[Path] = (),
     force: bool = False,
-) -> None:
+) -> FrozenCheck:
     """Copy a model folder with changed weights, whole or not at all.
+
+    The copy is read back, and its frozen entries compared with the model's bit by bit.
 
     Args:
         model: a folder as diffusers saves it: a pipeline, of which the U-Net is taken, or a network
             alone.
         out: the copy; may be `model` itself.
         change: changes the weights by name in place, such as `lambda w: apply_patch(w, file)`.
-        patches: the files that `change` reads, which must not be replaced.
+        patch: whose entries may change.
+        applied: other files that `change` reads, which must not be replaced either.
         force: replace a copy of the model that exists, `model` itself too.
 
+    Returns:
+        The comparison.
+
     Raises:
+        FrozenChangedError: a frozen entry has changed; `out` is as it was.
         PeckerError: `out` exists, holds other things, is a file, lies in `model` or in no folder;
             or the weights are not in one .safetensors file that can be read.
     """
     copied = {found.relative_to(model).as_posix() for found in model.rglob("*")}
-    check_output_folder(out, force, writes=copied, reads=[model, *patches])
+    check_output_folder(out, force, writes=copied, reads=[model, patch, *applied])
     if model.resolve() in out.resolve().parents:
         raise PeckerError(f"{out}: lies in {model}, which is to be copied; choose another folder")
     file = _weights_file(model)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata()
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (OSError, SafetensorError) as error:
-        raise PeckerError(f"{file}: cannot be read ({error}); copy the model again") from error
+    weights, metadata = _read(file)
     change(weights)
 
     def stale(folder: str, names: list[str]) -> list[str]:
@@ -56,7 +64,31 @@ def change_weights(
 
     with replacing_folder(out) as partial:
         shutil.copytree(model, partial, ignore=stale)
-        save_file(weights, partial / file.relative_to(model), metadata=metadata)
+        copy = partial / file.relative_to(model)
+        save_file(weights, copy, metadata=metadata)
+        del weights
+        check = _check(_read(file)[0], _read(copy)[0], read_patch(patch))
+        check.require_unchanged(out)
+    return check
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """The tensors and the metadata of a file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {n: opened.get_tensor(n) for n in opened.keys()}, opened.metadata()
+    except (OSError, SafetensorError) as error:
+        raise PeckerError(f"{file}: cannot be read ({error}); copy the model again") from error
+
+
+def _check(before: dict[str, Tensor], after: dict[str, Tensor], patch: Patch) -> FrozenCheck:
+    """Compare a model with its copy outside the entries of a patch."""
+    salient = {}
+    for name, tensor in before.items():
+        bare = strip_prefixes(name, PREFIXES)
+        if bare in patch.bits:
+            salient[name] = torch.from_numpy(patch.salient(bare)).view(tensor.shape)
+    return check_frozen(before, after, salient)
 
 
 def _weights_file(model: Path) -> Path:

@@ -44,13 +44,21 @@ from pecker_fast.patches.files import (
     Patch,
     TensorRecord,
     digest_of_bits,
+    digest_of_records,
     flat_bits,
     integer_dtype,
     read_patch,
     write_patch,
 )
 
-__all__ = ["Overlap", "apply_patch", "overlap_of", "remove_patch", "save_patch"]
+__all__ = [
+    "Overlap",
+    "apply_patch",
+    "network_digest",
+    "overlap_of",
+    "remove_patch",
+    "save_patch",
+]
 
 PathLike = str | os.PathLike[str]
 T = TypeVar("T")
@@ -143,6 +151,7 @@ def save_patch(
         values={name: values for name, (_, _, values, _) in found.items() if values is not None},
         about=about,
         package=pecker_fast.__version__,
+        mask=mask.digest,
     )
     if patch.base == patch.result:
         raise PeckerError(
@@ -150,6 +159,29 @@ def save_patch(
             "base copied before it was trained?"
         )
     return write_patch(path, patch)
+
+
+def network_digest(network: Model) -> str:
+    """SHA-256 (hex) of every bit of a network, and of names, shapes and dtypes.
+
+    It is the `base` of every patch of this network, and the `result` of one that makes it. Names
+    are without prefixes, and their order does not count.
+
+    Args:
+        network: parameters and persistent buffers of a module, or a mapping of names to tensors;
+            any device and memory format.
+
+    Raises:
+        PeckerError: two names that differ by a prefix only, tensors without values, or entries that
+            are not 1, 2, 4 or 8 bytes wide.
+    """
+    tensors = tensors_of(network, "network")
+
+    def record(name: str) -> TensorRecord:
+        found = digest_of_bits(flat_bits(name, tensors[name]))
+        return TensorRecord(tensors[name].shape, dtype_name(tensors[name]), found, found)
+
+    return digest_of_records(dict(zip(tensors, _in_threads(record, tensors), strict=True)), "base")
 
 
 def apply_patch(

@@ -16,27 +16,30 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
-from torch import nn
 
-from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing, write_text
+from pecker_fast.errors import PeckerError, printable
+from pecker_fast.files import remove_leftovers, replacing, write_text
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.runs.digest import digest_of
+from pecker_fast.runs.finding import LOCK_NAME
 
-__all__ = ["RunDirectory", "fingerprint", "mask_state"]
+__all__ = ["RunDirectory", "mask_state"]
 
-_FORMAT = 2
+_FORMAT = 3
 _KEEP = 2
+_LONGEST_OWNER = 20
+"""Characters of the number of a process."""
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 
 
@@ -55,7 +58,7 @@ class RunDirectory:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "run.lock", "a+", encoding="ascii")
+            self._lock = _open_lock(self.path / LOCK_NAME)
         except OSError as error:
             raise PeckerError(
                 f"cannot write to {self.path}: {error.strerror}; choose another output directory"
@@ -63,8 +66,7 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
+            owner = self._lock.read(_LONGEST_OWNER).strip() or "unknown"
             self._lock.close()
             raise PeckerError(
                 f"{self.path} is in use by process {owner}; wait for it or choose another directory"
@@ -78,8 +80,7 @@ class RunDirectory:
             self._lock.truncate(0)
             self._lock.write(str(os.getpid()))
             self._lock.flush()
-            for leftover in self.path.glob(".*.tmp*"):
-                leftover.unlink()
+            remove_leftovers(self.path)
 
     def close(self) -> None:
         """Release the lock."""
@@ -119,9 +120,11 @@ class RunDirectory:
         Raises:
             PeckerError: The disk is full or cannot be written; the checkpoints are as they were.
         """
+        content = {"format": _FORMAT, "iteration": iteration, **state}
+        content["digest"] = digest_of(content)
         with self._reporting(f"the checkpoint of iteration {iteration}"):
             with replacing(self._file(iteration)) as temporary, open(temporary, "wb") as file:
-                torch.save({"format": _FORMAT, "iteration": iteration, **state}, file)
+                torch.save(content, file)
                 file.flush()
             self._sync()
             done = self.iterations()
@@ -134,7 +137,7 @@ class RunDirectory:
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, on the CPU; None if there is none.
 
-        A damaged checkpoint is passed over with a warning.
+        One that does not have the bits that were saved is passed over with a warning.
 
         Raises:
             PeckerError: A checkpoint may not be read or is of another format, or all are damaged.
@@ -144,21 +147,24 @@ class RunDirectory:
             file = self._file(iteration)
             try:
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-                found = state["format"]
+                found, digest = state["format"], state.pop("digest", None)
+                intact = digest == digest_of(state)
             except OSError as error:
                 raise PeckerError(f"cannot read {file}: {error.strerror}") from None
             except MemoryError:
                 raise
             except Exception as error:  # what a damaged zip or pickle raises is not specified
                 reason = str(error).split("\n", 1)[0]
-                warnings.warn(f"{file} cannot be read ({reason}); trying older", stacklevel=2)
-                continue
-            if found != _FORMAT:
-                raise PeckerError(
-                    f"{file} has format {found}, this version reads {_FORMAT}; resume it with the "
-                    "version that wrote it or choose another directory"
-                )
-            return state
+            else:
+                if found != _FORMAT and (intact or digest is None):
+                    raise PeckerError(
+                        f"{file} has format {found}, this version reads {_FORMAT}; resume it with "
+                        "the version that wrote it or choose another directory"
+                    )
+                if intact:
+                    return state
+                reason = "its content does not match its digest"
+            warnings.warn(printable(f"{file} is damaged ({reason}); trying older"), stacklevel=2)
         if iterations:
             raise PeckerError(
                 f"every checkpoint in {self.path} is damaged; delete them to start anew"
@@ -174,14 +180,14 @@ class RunDirectory:
         with self._reporting("config.yaml"):
             write_text(self.path / "config.yaml", text)
 
-    def write_mask(self, mask: SaliencyMask) -> None:
-        """Write mask.safetensors.
+    def write_mask(self, mask: SaliencyMask, model: str) -> None:
+        """Write mask.safetensors, with the digest of the model that it is of.
 
         Raises:
             PeckerError: The disk is full or cannot be written.
         """
         with self._reporting("mask.safetensors"):
-            mask.save(self.path / "mask.safetensors")
+            mask.save(self.path / "mask.safetensors", model=model)
 
     def _file(self, iteration: int) -> Path:
         return self.path / f"checkpoint-{iteration:08d}.pt"
@@ -212,14 +218,27 @@ class RunDirectory:
             ) from error
 
 
-def fingerprint(*networks: nn.Module) -> str:
-    """A hash (hex) of every bit of the networks' weights and buffers, and of their names."""
-    digest = hashlib.blake2b(digest_size=32)
-    for network in dict.fromkeys(networks):  # the same network twice says nothing new
-        for name, value in network.state_dict().items():
-            digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _open_lock(path: Path) -> TextIO:
+    """The lock's file, made if need be, as it is; never through a link, and no other file.
+
+    Raises:
+        PeckerError: It is a link, or holds something else than the number of a process: the
+            directory may come from somebody else.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        lock = open(os.open(path, flags, 0o666), "r+", encoding="ascii", errors="replace")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise PeckerError(f"{path}: is a link, which is not written through; remove it") from None
+    regular = stat.S_ISREG(os.fstat(lock.fileno()).st_mode)
+    owner = lock.read(_LONGEST_OWNER + 1) if regular else "?"
+    if owner and not (owner.strip().isdigit() and len(owner) <= _LONGEST_OWNER):
+        lock.close()
+        raise PeckerError(f"{path}: is no lock of a run; remove it, or choose another directory")
+    lock.seek(0)
+    return lock
 
 
 def mask_state(mask: SaliencyMask) -> dict[str, Any]:

@@ -10,13 +10,28 @@ from pathlib import Path
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json
 
-__all__ = ["LOCK_NAME", "MODEL_NAME", "PIPELINE_NAME", "find_model", "find_pipeline"]
+__all__ = [
+    "LOCK_NAME",
+    "MODEL_NAME",
+    "PIPELINE_NAME",
+    "find_model",
+    "find_pipeline",
+    "holds_run",
+]
 
 _CLASS_PIPELINES = ("DDIMPipeline", "DDPMPipeline")  # of diffusers: a network and its schedule
 
 MODEL_NAME = "model"
 PIPELINE_NAME = "pipeline"
 LOCK_NAME = "run.lock"
+
+
+def holds_run(path: Path) -> bool:
+    """Whether `path` is the directory of a run. A copy of one may lack the lock."""
+    if (path / LOCK_NAME).is_file():
+        return True
+    saved = path.glob("checkpoint-" + "[0-9]" * 8 + ".pt")
+    return (path / "config.yaml").is_file() and any(saved)
 
 
 def find_model(path: Path) -> Path:
@@ -29,7 +44,7 @@ def find_model(path: Path) -> Path:
         return path
     if (path / MODEL_NAME).is_dir():
         return path / MODEL_NAME
-    if (path / LOCK_NAME).is_file():
+    if holds_run(path):
         raise PeckerError(
             f"{path}: this run has not made a model yet; let it finish first: the same command "
             "goes on with it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import FrozenCheck, check_frozen
+from pecker_fast.patches.patch import network_digest
 from pecker_fast.runs.checkpoint import RunDirectory, mask_state
 from pecker_fast.runs.config import MaskChoice, MaskedConfig
 from pecker_fast.runs.ema import SalientEma, slow_average
@@ -66,7 +68,7 @@ class MaskedRun(Run[Batch]):
     @property
     def notes(self) -> list[str]:
         """How iterations are run and what to know of the result, in lines to show."""
-        return [self._blocks, *slow_average(self.config.ema.decay, self.config.length)]
+        return [self._blocks, *self.moved, *slow_average(self.config.ema.decay, self.config.length)]
 
     def erased_network(self) -> nn.Module:
         """The result: the network in eval mode, averaged where `ema.decay` is set.
@@ -89,9 +91,16 @@ class MaskedRun(Run[Batch]):
             network: None = the one that is trained. Its dtype is that in which the two are
                 compared.
         """
-        after = dict((self.network if network is None else network).named_parameters())
+        network = self.network if network is None else network
+        after = dict(network.named_parameters())
         before = {name: p.to(after[name].dtype) for name, p in self.start.named_parameters()}
-        return check_frozen(before, after, self.ever_salient.to_dense())
+        digests = {
+            "original": network_digest(self.start),
+            "erased": network_digest(network),
+            "mask": self.ever_salient.digest,
+        }
+        found = check_frozen(before, after, self.ever_salient.to_dense())
+        return replace(found, digests=digests)
 
     def _settle_mask(
         self, given: SaliencyMask | None, find: Callable[[], SaliencyMask]
@@ -109,7 +118,7 @@ class MaskedRun(Run[Batch]):
             self.mask = self.ever_salient = self._agreed(find() if given is None else given)
         else:
             self.mask = SaliencyMask(**self._saved["mask"])
-            self.ever_salient = SaliencyMask(**self._saved.get("ever_salient", self._saved["mask"]))
+            self.ever_salient = SaliencyMask(**self._saved["ever_salient"])
             if self.ever_salient == self.mask:  # one object: its positions are on the device once
                 self.ever_salient = self.mask
             if given not in (None, self.mask):
@@ -165,7 +174,7 @@ class MaskedRun(Run[Batch]):
     def _describe(self) -> None:
         super()._describe()
         if self._directory is not None:
-            self._directory.write_mask(self.mask)
+            self._directory.write_mask(self.mask, self._identity["model"])
 
 
 def choose_mask(

@@ -11,7 +11,7 @@ from pathlib import Path
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.checkpoint import RunDirectory
-from pecker_fast.runs.finding import LOCK_NAME, MODEL_NAME, PIPELINE_NAME
+from pecker_fast.runs.finding import LOCK_NAME, MODEL_NAME, PIPELINE_NAME, holds_run
 
 __all__ = [
     "CURVE_NAME",
@@ -47,6 +47,8 @@ def run_directory(
 ) -> Iterator[RunDirectory | None]:
     """Lock the directory of a run: a new one, an empty one, or one that holds a run.
 
+    If the block raises before anything is written there, the lock goes, and a new directory too.
+
     Args:
         out: The directory.
         force: Remove the run that it holds. Only files that a run writes are removed, and once:
@@ -61,9 +63,16 @@ def run_directory(
         PeckerError: It is a file, in use, not writable, or holds other things.
     """
     opened: list[RunDirectory] = []
+    is_new = not out.exists()
     ranks.first(lambda: opened.append(_open(out, force, ranks, also)))
     try:
         yield opened[0] if opened else None
+    except BaseException:
+        if opened and [file.name for file in out.iterdir()] == [LOCK_NAME]:
+            (out / LOCK_NAME).unlink()
+            if is_new:
+                out.rmdir()
+        raise
     finally:
         for directory in opened:
             directory.close()
@@ -72,10 +81,14 @@ def run_directory(
 def _open(out: Path, force: bool, ranks: Ranks, also: Sequence[str]) -> RunDirectory:
     if out.exists() and not out.is_dir():
         raise PeckerError(f"{out}: is a file; give --out the name of a directory")
-    if out.is_dir() and any(out.iterdir()) and not (out / LOCK_NAME).exists():
+    if out.is_dir() and any(out.iterdir()) and not holds_run(out):
         raise PeckerError(
             f"{out}: is not empty and holds no run of pecker-fast; choose another --out"
         )
+
+    for name in _FOLDERS:
+        if (out / name).is_symlink():
+            raise PeckerError(f"{out / name}: is a link, which is not written through; remove it")
 
     def remove() -> None:
         for file in [*map(out.joinpath, (*_FILES, *also)), *out.glob("checkpoint-*.pt")]:

@@ -56,6 +56,7 @@ class Run(ABC, Generic[Batch]):
         rows: This process's part of a batch of `config.batch_size`.
         share: The same as a fraction.
         learners: Whose learning rates follow the schedule.
+        moved: Lines to show where the run goes on in another way than before.
     """
 
     lower: ClassVar[str]
@@ -110,6 +111,15 @@ class Run(ABC, Generic[Batch]):
                 ranks.check_same(fingerprint, _another(what))
             ranks.check_same(config.to_yaml(), "another configuration")
         self._saved = ranks.first(self._read_saved)
+        self.moved: list[str] = []
+        if self._saved is not None:
+            before, now = self._saved["place"], self._place()
+            self.moved = [
+                f"the run had {before[what]} {what} and goes on with {now[what]}: the result may "
+                "differ in its last bits"
+                for what in before
+                if before[what] != now[what]
+            ]
 
     # ---- what a method is
 
@@ -144,7 +154,7 @@ class Run(ABC, Generic[Batch]):
         """Go on from the checkpoint, once all parts are made; describe the run in its directory."""
         if self._saved is not None:
             self.iteration = self._saved["iteration"]
-            self.stopwatch = Stopwatch(self._saved.get("seconds", 0.0))
+            self.stopwatch = Stopwatch(self._saved["seconds"])
             for name, part in self.parts().items():
                 part.load_state_dict(self._saved[name])
             self._saved = None
@@ -248,9 +258,15 @@ class Run(ABC, Generic[Batch]):
             "kind": type(self.config).__name__,
             "identity": dict(self._identity),
             "seconds": self.stopwatch.seconds,
+            "place": self._place(),
             "config": self.config.flat(),
             **{name: part.state_dict() for name, part in self.parts().items()},
         }
+
+    def _place(self) -> dict[str, Any]:
+        """What the order of sums depends on, besides the machine."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else "no"
+        return {"device": self.device.type, "threads": threads, "processes": self._ranks.size}
 
     def _write(self) -> None:
         if self._directory is not None:
@@ -271,15 +287,11 @@ class Run(ABC, Generic[Batch]):
         if saved is None or self._directory is None:
             return None
         where = self._directory.path
-        # Once only teachers and classifiers said what they are, and most had one fingerprint only.
-        unsaid = "PeckerConfig" if "networks" in saved else "BaselineConfig"
-        if saved.get("kind", unsaid) != type(self.config).__name__:
+        if saved["kind"] != type(self.config).__name__:
             raise PeckerError(f"{where} holds a run of another kind; choose another directory")
         theirs = saved["identity"]
-        if isinstance(theirs, str):
-            theirs = dict.fromkeys(self._identity, theirs)
-        for what, fingerprint in self._identity.items():
-            if theirs.get(what) != fingerprint:
+        for what in {**theirs, **self._identity}:
+            if theirs.get(what) != self._identity.get(what):
                 on = "on" if what == "images" else "of"
                 raise PeckerError(
                     f"{where} holds a run {on} {_another(what)}; resume it with the {what} that it "
@@ -305,4 +317,4 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
 
 
 def _another(what: str) -> str:
-    return "other images" if what == "images" else f"another {what}"
+    return f"other {what}" if what.endswith("s") else f"another {what}"

@@ -302,3 +302,27 @@ def test_images_that_cannot_be_drawn(run, refused, files, tmp_path, arguments, n
 def test_usage_errors(run, arguments):
     done = run(*arguments)
     assert done.code == 2 and done.out == "" and "Usage:" in done.err and "Error:" in done.err
+
+
+def test_a_run_must_not_replace_what_it_reads(run, refused, files, model_copy, tmp_path):
+    for out in (model_copy, model_copy / "run", tmp_path):
+        refused(
+            run("erase", model_copy, "--out", out, *CLASSES, *QUICK), f"--out {out}", model_copy
+        )
+    assert not (tmp_path / "run.lock").exists() and not (model_copy / "run").exists()
+
+
+def test_a_mask_does_not_take_the_name_of_its_picture(run, refused, files, tmp_path):
+    out = tmp_path / "m.PNG"
+    refused(run("mask", files.model, *CLASSES, "--out", out), out, "m.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--png", "--npz", "--out"])
+def test_devices_pipes_and_links_are_not_replaced(run, refused, files, tmp_path, option):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "link.npz").symlink_to(tmp_path / "target")
+    for path in (tmp_path / "pipe.npz", tmp_path / "link.npz", Path("/dev/full")):
+        before = path.lstat()
+        refused(run("sample", files.model, option, path, "--force"), path)
+        assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)

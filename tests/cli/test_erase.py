@@ -13,6 +13,7 @@ from PIL import Image
 
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
+from pecker_fast.runs.checkpoint import RunDirectory
 
 SMALL = [
     "--forget", "star", "--override", "circle", "--density", "0.2",
@@ -84,15 +85,18 @@ def proof(out):
 
 
 def move_a_frozen_entry(out):
-    """Change one bit of the newest checkpoint outside the mask; the parameter it is in."""
-    file = max(out.glob("checkpoint-*.pt"))
-    state = torch.load(file)
+    """Change a bit of the newest checkpoint outside the mask, under a digest that says it is right.
+
+    Returns the parameter that it is in.
+    """
     dense = SaliencyMask.load(out / "mask.safetensors").to_dense()
     name = next(name for name, salient in dense.items() if not salient.all())
-    weight = state["networks"]["generator"][name]
-    place = (~dense[name]).nonzero()[0].tolist()
-    weight[tuple(place)] = torch.nextafter(weight[tuple(place)], torch.tensor(9.0))
-    torch.save(state, file)
+    place = tuple((~dense[name]).nonzero()[0].tolist())
+    with RunDirectory(out) as directory:
+        state = directory.load()
+        weight = state["networks"]["generator"][name]
+        weight[place] = torch.nextafter(weight[place], torch.tensor(9.0))
+        directory.save(state["iteration"], state)
     return name
 
 

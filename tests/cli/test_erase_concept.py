@@ -228,6 +228,22 @@ def test_folders_that_cannot_be_used(pipeline, run, refused, tmp_path, change, n
     assert not out.exists()
 
 
+@pytest.mark.parametrize("where", ["", "run", "a/b"])
+def test_a_run_inside_its_own_pipeline_is_refused(pipeline, run, refused, where):
+    before = sorted(pipeline.rglob("*"))
+    out = pipeline / where
+    refused(run("erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK), out, "--out")
+    assert sorted(pipeline.rglob("*")) == before
+
+
+def test_a_link_to_nothing_in_the_pipeline_is_named_first(pipeline, run, refused, tmp_path):
+    folder, out = tmp_path / "pipe", tmp_path / "run"
+    shutil.copytree(pipeline, folder)
+    (folder / "vae" / "old.bin").symlink_to(tmp_path / "gone")
+    refused(run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK), "vae/old.bin")
+    assert not out.exists()
+
+
 def test_a_generator_of_another_architecture(pipeline, run, refused, tmp_path):
     other = UNet2DConditionModel(
         sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, norm_num_groups=4,

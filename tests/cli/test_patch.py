@@ -8,8 +8,11 @@ import shutil
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 
 from pecker_fast import SaliencyMask, cli, save_patch
+from pecker_fast.patches import folders
+from pecker_fast.patches.files import read_patch
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,8 @@ def test_apply_and_remove_make_the_same_folder_again(root, capsys):
     pipe, erased, restored = root / "pipe", root / "erased", root / "restored"
     before = files_in(pipe)
     assert run("apply", pipe, root / "a.safetensors", "--out", erased) == 0
-    assert capsys.readouterr().out == f"{erased}\n"
+    proof, path = capsys.readouterr().out.splitlines()
+    assert path == str(erased) and "; 0 of them changed" in proof
     changed = files_in(erased)
     assert changed.keys() == before.keys()
     assert [name for name in before if changed[name] != before[name]] == [WEIGHTS]
@@ -186,3 +190,17 @@ def test_force_replaces_an_earlier_result(root):
     assert files_in(erased) != first
     assert run("apply", pipe, root / "a.safetensors", "--out", erased, "--force") == 0
     assert files_in(erased) == first
+
+
+def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_copy(root, capsys, monkeypatch):
+    def damaged(weights, path, metadata):
+        patch = read_patch(root / "a.safetensors")
+        name, frozen = next((n, ~patch.salient(n)) for n in weights if n in patch.bits)
+        weights[name].view(-1)[int(frozen.argmax())] += 1
+        save_file(weights, path, metadata)
+
+    monkeypatch.setattr(folders, "save_file", damaged)
+    assert run("apply", root / "pipe", root / "a.safetensors", "--out", root / "erased") == 3
+    error = capsys.readouterr().err
+    assert str(root / "erased") in error and "1 frozen entry of '" in error
+    assert not (root / "erased").exists() and not list(root.glob(".*"))

@@ -151,6 +151,8 @@ def test_resnet_starts_from_a_weights_file(run, refused, data, tmp_path):
     assert card["config"]["lr"] == 1e-5
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:5000])
     refused(run(*command(data, tmp_path / "d", *arguments)), tmp_path / "w.pth")
+    torch.save(ResNetClassifier(10, width=8).state_dict(), tmp_path / "w.pth")
+    refused(run(*command(data, tmp_path / "d", *arguments)), tmp_path / "w.pth")
     assert not (tmp_path / "d").exists()
 
 

@@ -11,7 +11,7 @@ from pecker_fast.distill import RunDirectory
 from pecker_fast.erasure.starts import load_start
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.checkpoint import fingerprint
+from pecker_fast.runs.digest import fingerprint
 
 QUICK = ["--set", "batch_size=2", "--set", "generator.lr=1e-3", "--iterations", "2"]
 STAGE_2 = ["--forget", "star", "--override", "circle", "--mask", "random", *QUICK]
@@ -173,10 +173,13 @@ def test_the_seconds_of_finding_the_mask(files, refused, tmp_path, run):
     training = ModelFolder.load(out / "model").figures["training"]
     assert training["mask_seconds"] > 0
     begun = json.loads((out / "start.json").read_text())
-    assert begun == {"start": {}, "mask_seconds": training["mask_seconds"]}
-    (out / "start.json").write_text(json.dumps({**begun, "mask_seconds": 1e6}))
+    facts = {"start": {}, "mask_seconds": training["mask_seconds"]}
+    assert begun == {**facts, "digest": begun["digest"]}
     assert run("erase", files.model, *saliency, "--out", out).code == 0  # takes the run up
-    assert ModelFolder.load(out / "model").figures["training"]["mask_seconds"] == 1e6
+    again = ModelFolder.load(out / "model").figures["training"]
+    assert again["mask_seconds"] == training["mask_seconds"]
+    (out / "start.json").write_text(json.dumps({**begun, "mask_seconds": 1e6}))
+    refused(run("erase", files.model, *saliency, "--out", out), out / "start.json", "damaged")
     (out / "start.json").write_text("[]")
     refused(run("erase", files.model, *saliency, "--out", out), out / "start.json")
 

@@ -165,6 +165,10 @@ def test_which_files_torch_saved(tmp_path, mask):
     path.write_bytes(b"")
     assert not saved_by_torch(path)
     assert not saved_by_torch(tmp_path) and not saved_by_torch(tmp_path / "missing")
+    os.mkfifo(tmp_path / "pipe")  # to open it would wait for ever
+    assert not saved_by_torch(tmp_path / "pipe")
+    with pytest.raises(PeckerError, match="pipe"):
+        SaliencyMask.load(tmp_path / "pipe")
 
 
 # ---- save and load

@@ -28,6 +28,9 @@ class SmallModel:
     def encode(self, images):
         return images
 
+    def about_network(self):
+        return {"class names": self.class_names, "null label": self.null_label}
+
 
 def small_model(dtype=torch.float32, dropout=0.1, null_label=4):
     torch.manual_seed(0)

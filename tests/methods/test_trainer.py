@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from methods.training_jobs import train_tiny
 from small import small_config, small_images, small_model, small_objective, train
 from torch.nn import functional as F
@@ -199,3 +200,22 @@ def test_an_objective_on_another_device_needs_a_copy_for_esd():
         model, small_images(), small_config({"lambda_remain": 0.0}, "esd"), torch.device("cpu")
     )
     assert objective.frozen is model.unet is objective.original
+
+
+def test_what_a_run_is_of(tmp_path):
+    before = small_objective().identity()
+    assert small_objective().identity() == before
+    renamed, other = small_model(), small_model()
+    renamed.class_names = ("square", "circle", "star", "cross")
+    other.scheduler = DDPMScheduler(1000, 1e-4, 0.03, "linear", clip_sample=False)
+    for objective, named in (
+        (small_objective(model=renamed), "class names"),
+        (small_objective(model=other), "noise schedule"),
+        (small_objective(images=small_images(seed=1)), "images"),
+    ):
+        after = objective.identity()
+        assert {what for what in before if before[what] != after[what]} == {named}
+    with RunDirectory(tmp_path) as directory:
+        train(small_objective(), run_directory=directory)
+        with pytest.raises(PeckerError, match="other class names"):
+            train(small_objective(model=renamed), run_directory=directory)

@@ -18,6 +18,8 @@ from torch import nn
 from pecker_fast import SaliencyMask, apply_patch, remove_patch, save_patch
 from pecker_fast.errors import PeckerError
 from pecker_fast.patches.files import read_patch
+from pecker_fast.patches.patch import network_digest
+from pecker_fast.runs.digest import fingerprint
 
 
 @pytest.fixture
@@ -29,6 +31,14 @@ def made(tmp_path):
     file = tmp_path / "a.safetensors"
     save_patch(file, base, erased, mask)
     return base, erased, file
+
+
+def test_one_digest_of_a_network(made):
+    base, erased, file = made
+    patch = read_patch(file)
+    assert network_digest(base) == fingerprint(base) == patch.base
+    assert network_digest(weights_of(erased)) == patch.result
+    assert patch.mask == mask_of(base).digest
 
 
 # ---- There and back

@@ -17,7 +17,7 @@ from pecker_fast.distill import PeckerTrainer, RunDirectory
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.runs import checkpoint as checkpoint_module
-from pecker_fast.runs.checkpoint import fingerprint
+from pecker_fast.runs.digest import fingerprint
 
 
 def train(path, overrides=None, *, stop=None, seed=0, **options):
@@ -149,13 +149,13 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     whole, _ = train(tmp_path)
     newest = tmp_path / "checkpoint-00000006.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match=r"checkpoint-00000006\.pt cannot be read .* older"):
+    with pytest.warns(UserWarning, match=r"checkpoint-00000006\.pt is damaged .* older"):
         again, first = train(tmp_path)
     assert first == 3
     assert_same_bits(whole.generator.state_dict(), again.generator.state_dict())
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.filterwarnings("ignore:.*is damaged")
 def test_a_damaged_checkpoint_is_not_counted_as_saved(tmp_path):
     train(tmp_path)
     (tmp_path / "checkpoint-00000006.pt").write_bytes(b"")
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_not_counted_as_saved(tmp_path):
         assert directory.standing() == "the checkpoint of iteration 4 is intact"
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.filterwarnings("ignore:.*is damaged")
 @pytest.mark.parametrize("content", [b"", b"garbage"])
 def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path, content):
     train(tmp_path)
@@ -179,8 +179,72 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "_FORMAT", 9)
         train(tmp_path)
-    with pytest.raises(PeckerError, match="has format 9, this version reads 2"):
+    with pytest.raises(PeckerError, match="has format 9, this version reads 3"):
         train(tmp_path)
+
+
+def rewritten(path, change):
+    """Write a checkpoint again with changed content under the digest that it had."""
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize("where", ["weight", "moment", "mask", "number", "name", "digest"])
+def test_a_changed_bit_is_noticed(tmp_path, where):
+    whole, _ = train(tmp_path)
+
+    def change(state):
+        if where == "weight":
+            weight = state["networks"]["generator"]["conv_in.bias"]
+            weight.view(torch.int32)[0] ^= 1
+        elif where == "moment":
+            state["generator"]["state"][1]["exp_avg_sq"].view(torch.int32)[0] ^= 1
+        elif where == "mask":
+            state["mask"]["indices"]["conv_out.weight"][-1] += 1
+        elif where == "number":
+            state["seconds"] += 2**-20
+        elif where == "name":
+            state["identity"]["modem"] = state["identity"].pop("model")
+        else:
+            state.pop("digest")
+
+    rewritten(tmp_path / "checkpoint-00000006.pt", change)
+    with pytest.warns(UserWarning, match=r"checkpoint-00000006\.pt is damaged .*digest.* older"):
+        again, first = train(tmp_path)
+    assert first == 3
+    assert_same_bits(whole.generator.state_dict(), again.generator.state_dict())
+
+
+def test_a_lock_is_not_written_through_a_link(tmp_path):
+    victim = tmp_path / "keys"
+    victim.write_text("mine")
+    for name, make in {
+        "link": lambda lock: lock.symlink_to(victim),
+        "dangling": lambda lock: lock.symlink_to(tmp_path / "nowhere"),
+        "hard": lambda lock: lock.hardlink_to(victim),
+        "pipe": os.mkfifo,
+        "folder": os.mkdir,
+    }.items():
+        run = tmp_path / name
+        run.mkdir()
+        make(run / "run.lock")
+        with pytest.raises(PeckerError, match=str(run)):
+            RunDirectory(run)
+    assert victim.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+def test_another_number_of_threads_is_said(tmp_path):
+    train(tmp_path, stop=4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        trainer, first = train(tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert first == 3
+    assert any(f"{threads} threads" in note for note in trainer.notes)
+    assert train(tmp_path)[0].moved and not train(tmp_path / "new")[0].moved
 
 
 def test_half_written_files_are_cleared(tmp_path):

@@ -186,18 +186,6 @@ def test_another_run_is_not_taken_up(tmp_path, change, message):
             training(directory, **change)
 
 
-def test_a_checkpoint_whose_identity_has_no_name_is_taken_up(tmp_path):
-    """As teachers, classifiers and distillations once wrote it."""
-    with RunDirectory(tmp_path) as directory:
-        done = trained(directory)
-        state = directory.load()
-        directory.save(12, {**state, "identity": "toy"})
-        assert training(directory).iteration == done.iteration
-        directory.save(12, {**state, "identity": "other"})
-        with pytest.raises(PeckerError, match="holds a run on other images"):
-            training(directory)
-
-
 def test_every_process_needs_a_sample():
     with pytest.raises(PeckerError, match="batch_size 4 for 5 processes: each needs one sample"):
         training(config=settings(batch_size=4), ranks=Ranks(rank=0, size=5))
