@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
