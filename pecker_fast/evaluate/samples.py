@@ -273,12 +273,9 @@ def _read(folder: Path) -> dict[str, Any] | None:
     file = folder / SAMPLES_FILE
     if not file.exists():
         return None
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        known = {"complete", "folders", "starts", "sampler"} <= content.keys()
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise PeckerError(f"{file}: cannot be read ({error}); choose another folder") from error
-    if not known:
+    content = read_json(file)
+    known = {"complete", "folders", "starts", "sampler"}
+    if not isinstance(content, dict) or not known <= content.keys():
         raise PeckerError(f"{file}: says nothing of samples; choose another folder")
     return content
 

@@ -264,17 +264,16 @@ def _load_network(folder: Path, kind: Any, schema: type[Schema]) -> Any:
     return load_network(kind, folder, WEIGHTS, make, low_cpu_mem_usage=False)
 
 
-def _load_text_encoder(folder: Path) -> nn.Module:
+def _load_text_encoder(folder: Path) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = read_config(folder / "config.json", TextEncoderConfig)
-    encoder: nn.Module = load_network(
+    return load_network(
         CLIPTextModel,
         folder,
         "model.safetensors",
         lambda: CLIPTextModel(CLIPTextConfig(**config)),
     )
-    return encoder
 
 
 def _load_tokenizer(folder: Path, encoder: Any) -> Any:
