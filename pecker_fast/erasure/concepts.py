@@ -53,6 +53,8 @@ class Showing:
 class Concept(Task[PeckerTrainer, PipelineFolder]):
     """A pipeline's network is distilled into a one-step generator that forgets concepts."""
 
+    config: PeckerConfig
+
     def __init__(
         self,
         site: Site,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError, safe_open
@@ -79,7 +79,7 @@ class _Trained(Written):
     processes: PositiveInt = 1
     machine: _Machine = _Machine()
     device_name: str | None = None
-    start: dict[str, _Trained] = Field({})
+    start: dict[str, _Trained] = Field(default={})
 
     @property
     def device(self) -> str | None:
@@ -98,14 +98,14 @@ class _Figures(Written):
 class _Description(Written):
     """pecker_fast.json of the model that the run made."""
 
-    class_names: list[str] = Field([])
+    class_names: list[str] = Field(default=[])
     figures: _Figures = _Figures()
 
 
 class Begun(Written):
     """start.json: how a run began."""
 
-    start: dict[str, _Trained] = Field({})
+    start: dict[str, _Trained] = Field(default={})
     mask_seconds: NonNegativeFloat | None = None
 
 
@@ -119,9 +119,9 @@ class _Proof(Written):
 class _Report(_Proof):
     """report.json; where nothing was judged there is no `after`."""
 
-    after: Evaluation = Field(default=None)
+    after: Evaluation = cast(Any, None)  # may be missing, but not null
     mask: str | None = None
-    versions: dict[str, str] = Field({})
+    versions: dict[str, str] = Field(default={})
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

@@ -306,8 +306,12 @@ class TeacherFigures:
         Raises:
             PeckerError: a key is missing or unknown.
         """
+        read: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            return cls(**read)
         except TypeError as error:
             raise PeckerError(
                 f"model folder: its shipped teacher figures cannot be read ({error}); "
