@@ -37,7 +37,7 @@ from pecker_fast.datasets.pixels import to_pil, to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sample_plan import SamplePlan
-from pecker_fast.files import check_replaceable, parse_json, replacing, write_text
+from pecker_fast.files import check_replaceable, parse_json, read_json, replacing, write_text
 from pecker_fast.machine import machine_facts, versions
 
 __all__ = ["read_back", "write_npz", "write_samples"]
