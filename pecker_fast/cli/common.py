@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "INPUT",
     "MODEL_ARGUMENT",
     "config_values",
     "machine_options",
@@ -28,7 +29,25 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MODEL_ARGUMENT = click.argument("model", type=click.Path(path_type=Path))
+
+class _Input(click.Path):
+    """A path that is there, or a refusal before anything heavy is loaded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path.
+
+        Raises:
+            PeckerError: Nothing is there.
+        """
+        if not os.path.exists(value):
+            option = f"{param.opts[0]} " if isinstance(param, click.Option) else ""
+            raise PeckerError(f"{option}{value}: no such file or folder; check the path")
+        return Path(value)
+
+
+INPUT = _Input()
+
+MODEL_ARGUMENT = click.argument("model", type=INPUT)
 
 
 def machine_options(function: F) -> F:
@@ -125,18 +144,27 @@ def config_values(options: dict[str, Any]) -> dict[str, Any]:
     return values | {key: value for key, value in named.items() if value is not None}
 
 
-def prepare(device: str, threads: int | None) -> torch.device:
-    """Set the number of threads and resolve the device.
+def prepare(device: str, threads: int | None, *, models: bool = True) -> torch.device:
+    """Load torch, set the number of threads and resolve the device.
+
+    Args:
+        device: As `usable_device` takes it.
+        threads: None = the cores that may be used.
+        models: Networks are loaded afterwards.
 
     Raises:
         PeckerError: no such device on this machine.
     """
-    if "torch" not in sys.modules and sys.stderr.isatty():
-        click.echo("loading ...", err=True)  # a few seconds on a slow disk
+    if "torch" not in sys.modules:
+        click.echo("loading torch and the model ...", err=True)  # seconds, more on a slow disk
 
     import torch
 
+    from pecker_fast.cli.quick_start import load_class_networks
     from pecker_fast.machine import usable_cores, usable_device
+
+    if models:
+        load_class_networks()
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from pecker_fast.cli.common import INPUT
+
 __all__ = ["convert"]
 
 # `published.SLOTS`, which only torch can import; a test holds the two together.
@@ -20,7 +22,7 @@ Examples:
     pecker-fast convert sfd/ckpt-50000.pth --out psi --slot pseudo-score
 """,
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=INPUT)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(
     "--slot",

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pecker_fast.cli.common import config_values, machine_options, prepare, training_options
+from pecker_fast.cli.common import (
+    INPUT,
+    config_values,
+    machine_options,
+    prepare,
+    training_options,
+)
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.cli.torchrun import is_first
 from pecker_fast.errors import PeckerError
@@ -19,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["erase", "say"]
 
-_PATH = click.Path(path_type=Path)
 _images = partial(click.option, type=click.IntRange(min=2))
 
 
@@ -48,15 +53,15 @@ ascent (cifar10_neggrad), fine-tuning (cifar10_finetune) and ESD (cifar10_esd); 
 Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
 )
-@click.argument("model", type=_PATH, required=False)
-@click.option("--out", type=_PATH, required=True, help="Run directory.")
+@click.argument("model", type=INPUT, required=False)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run directory.")
 @click.option("--config", help="YAML file or name of a shipped recipe.")
 @training_options
 @data_options
 @click.option("--iterations", type=int, help="Length of the run.")
 @click.option(
     "--pipeline",
-    type=_PATH,
+    type=INPUT,
     help="Folder of a diffusers text-to-image pipeline, in place of MODEL.",
 )
 @click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
@@ -65,13 +70,13 @@ Their result draws images in many steps, as the original does. --mask-file takes
 )
 @click.option(
     "--generator",
-    type=_PATH,
+    type=INPUT,
     help="Where the one-step generator starts: a model folder, an earlier run, or with --pipeline "
     "the folder of a U-Net.  [default: the model itself]",
 )
 @click.option(
     "--pseudo-score",
-    type=_PATH,
+    type=INPUT,
     help="Where the pseudo-score network starts, likewise: the second of two stages.",
 )
 @click.option(
@@ -82,17 +87,17 @@ Their result draws images in many steps, as the original does. --mask-file takes
 )
 @click.option(
     "--nudity-detector",
-    type=_PATH,
+    type=INPUT,
     help="ONNX file in NudeNet's format that judges the images of a pipeline.",
 )
-@click.option("--clip", type=_PATH, help="CLIP folder that does likewise.")
+@click.option("--clip", type=INPUT, help="CLIP folder that does likewise.")
 @click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
-@click.option("--mask-file", "mask", type=_PATH, help="Use this mask instead of finding one.")
-@click.option("--classifier", type=_PATH, help="Judge; gives a report.")
-@click.option("--statistics", type=_PATH, help="Real images, see `evaluate`.")
+@click.option("--mask-file", "mask", type=INPUT, help="Use this mask instead of finding one.")
+@click.option("--classifier", type=INPUT, help="Judge; gives a report.")
+@click.option("--statistics", type=INPUT, help="Real images, see `evaluate`.")
 @click.option(
     "--inception",
-    type=_PATH,
+    type=click.Path(path_type=Path),
     help="Weights file, see `evaluate`: also measures FID as the run goes, against --dataset.",
 )
 @_images(
@@ -127,6 +132,7 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
         started=started,
         **options,
     )
+    request.check()
     prepare(device, threads)
 
     from pecker_fast.erasure.api import run

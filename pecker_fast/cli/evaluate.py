@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import machine_options, output_file, prepare
+from pecker_fast.cli.common import INPUT, machine_options, output_file, prepare
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 
@@ -38,16 +38,16 @@ classes, by torch-fidelity. Its Inception weights are a file that you give; noth
 Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anything judges them.
 """,
 )
-@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.argument("model", type=INPUT, required=False)
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=INPUT,
     help="Judge these instead of a model: a folder, or an .npz.",
 )
-@click.option("--classifier", type=click.Path(path_type=Path), help="The judge.")
+@click.option("--classifier", type=INPUT, help="The judge.")
 @click.option(
     "--statistics",
-    type=click.Path(path_type=Path),
+    type=INPUT,
     help="Of real images.  [default: those in the folder of the classifier]",
 )
 @click.option(
@@ -55,7 +55,7 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
     help="The forgotten class: name or index.  [default: what an erased model says]",
 )
 @click.option("--override", help="The class in its place: name or index.")
-@click.option("--real", type=click.Path(path_type=Path), help="Real images: a folder, or an .npz.")
+@click.option("--real", type=INPUT, help="Real images: a folder, or an .npz.")
 @data_options
 @click.option(
     "--inception", type=click.Path(path_type=Path), help="File of the Inception weights, for FID."

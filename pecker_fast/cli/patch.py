@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pecker_fast.cli.common import INPUT
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["patch"]
 
-_FOLDER = click.argument("model", type=click.Path(path_type=Path))
-_FILE = click.argument("file", type=click.Path(path_type=Path))
+_FOLDER = click.argument("model", type=INPUT)
+_FILE = click.argument("file", type=INPUT)
 _OUT = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for the result."
 )
 _APPLIED = click.option(
     "--applied",
-    type=click.Path(path_type=Path),
+    type=INPUT,
     multiple=True,
     help="A patch that MODEL carries; may be given again, in the order they were applied.",
 )
@@ -47,7 +49,7 @@ def patch() -> None:
 
 
 @patch.command(short_help="Show what patches hold and where they overlap.")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=INPUT)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(files: tuple[Path, ...], as_json: bool) -> None:
     """Show what each of FILES holds, and what it has in common with those named before it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.finding import check_run_directory, find_model
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +118,19 @@ class Request:
         if self.overrides:
             values["override"] = self.overrides[-1]
         return values
+
+    def check(self) -> None:
+        """Say what is wrong with configuration and paths, as far as that needs no torch.
+
+        Raises:
+            PeckerError: see `read_config`; a run that has made no model yet, or an `out` that
+                cannot be the directory of a run.
+        """
+        self.read_config()
+        if isinstance(self.model, Path):
+            find_model(self.model)
+        if self.command == "erase":
+            check_run_directory(self.out)
 
     def read_config(self) -> PeckerConfig | BaselineConfig:
         """The configuration: of a distillation, or of a method that learns from real images.

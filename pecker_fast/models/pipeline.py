@@ -15,14 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import replacing_folder, write_text
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 __all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
 
@@ -81,6 +83,7 @@ class PipelineFolder:
                     f"pipeline folder {root}: {part}/ is missing; expected what "
                     "StableDiffusionPipeline.save_pretrained writes"
                 )
+        from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
         description = {}
@@ -128,6 +131,8 @@ class PipelineFolder:
         Raises:
             PeckerError: it is missing or damaged.
         """
+        from diffusers import AutoencoderKL
+
         return _load_network(self.path, "vae", AutoencoderKL).eval().requires_grad_(False)
 
     @staticmethod
@@ -168,6 +173,8 @@ def load_unet(path: str | os.PathLike[str], like: nn.Module) -> UNet2DConditionM
     Raises:
         PeckerError: it cannot be read, or its parameters have other names or shapes.
     """
+    from diffusers import UNet2DConditionModel
+
     root = Path(path)
     folder = root / "unet" if (root / "unet").is_dir() else root
     unet: UNet2DConditionModel = _load_network(folder.parent, folder.name, UNet2DConditionModel)

@@ -9,11 +9,32 @@ from pathlib import Path
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["LOCK_NAME", "MODEL_NAME", "PIPELINE_NAME", "find_model", "find_pipeline"]
+__all__ = [
+    "LOCK_NAME",
+    "MODEL_NAME",
+    "PIPELINE_NAME",
+    "check_run_directory",
+    "find_model",
+    "find_pipeline",
+]
 
 MODEL_NAME = "model"
 PIPELINE_NAME = "pipeline"
 LOCK_NAME = "run.lock"
+
+
+def check_run_directory(out: Path) -> None:
+    """Refuse what cannot be the directory of a run.
+
+    Raises:
+        PeckerError: It is a file, or holds other things.
+    """
+    if out.exists() and not out.is_dir():
+        raise PeckerError(f"{out}: is a file; give --out the name of a directory")
+    if out.is_dir() and any(out.iterdir()) and not (out / LOCK_NAME).exists():
+        raise PeckerError(
+            f"{out}: is not empty and holds no run of pecker-fast; choose another --out"
+        )
 
 
 def find_model(path: Path) -> Path:

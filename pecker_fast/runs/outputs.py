@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pecker_fast.distributed import Ranks
-from pecker_fast.errors import PeckerError
 from pecker_fast.runs.checkpoint import RunDirectory
-from pecker_fast.runs.finding import LOCK_NAME, MODEL_NAME, PIPELINE_NAME
+from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME, check_run_directory
 
 __all__ = [
     "CURVE_NAME",
@@ -70,12 +69,7 @@ def run_directory(
 
 
 def _open(out: Path, force: bool, ranks: Ranks, also: Sequence[str]) -> RunDirectory:
-    if out.exists() and not out.is_dir():
-        raise PeckerError(f"{out}: is a file; give --out the name of a directory")
-    if out.is_dir() and any(out.iterdir()) and not (out / LOCK_NAME).exists():
-        raise PeckerError(
-            f"{out}: is not empty and holds no run of pecker-fast; choose another --out"
-        )
+    check_run_directory(out)
 
     def remove() -> None:
         for file in [*map(out.joinpath, (*_FILES, *also)), *out.glob("checkpoint-*.pt")]:
