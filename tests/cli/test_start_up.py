@@ -61,7 +61,8 @@ def test_a_line_says_what_is_loaded(tmp_path):
 @pytest.mark.slow
 def test_a_class_model_needs_no_transformers_and_leaves_diffusers_whole(tmp_path):
     code = (
-        "import sys; from pecker_fast.cli import main; from pecker_fast.data import teacher_folder\n"
+        "import sys; from pecker_fast.cli import main\n"
+        "from pecker_fast.data import teacher_folder\n"
         "code = main(['erase', str(teacher_folder()), '--config', 'demo', '--out', sys.argv[1],"
         "'--iterations', '1', '--set', 'batch_size=2', '--set', 'saliency.batches=1',"
         "'--set', 'saliency.batch_size=2'])\n"
