@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 
-.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package lean docs check clean help
+.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package lean audit docs check clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
@@ -58,6 +58,8 @@ bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/tables.py
 
+# The time in the archives' entries, so that the same commit gives the same files.
+package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 package: .venv/installed-lint  ## build sdist and wheel; check the one, install the other elsewhere
 	rm -rf dist build/wheel-check build/lib* build/bdist.*
 	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist .
@@ -70,6 +72,14 @@ lean: package  ## the wheel beside torch, numpy and safetensors only
 	$(BIN)/python -m venv build/lean
 	build/lean/bin/python -m pip install --quiet --no-compile dist/*.whl
 	cd build/lean && bin/python ../../tests/check_lean.py ../../README.md
+
+licences: .venv/installed-lint  ## build/licences.md: the licences of all that is installed
+	$(INSTALL) pip-licenses
+	$(BIN)/pip-licenses --from=mixed --order=license --format=markdown --output-file=build/licences.md
+
+audit: licences  ## and its known vulnerabilities, which needs a network
+	$(INSTALL) pip-audit
+	$(BIN)/pip-audit --local --skip-editable
 
 docs: .venv/installed-docs  ## the site of docs/ in build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site

@@ -1,7 +1,8 @@
-"""Installing without a C++ compiler or without nvcc succeeds and leaves the reason behind."""
+"""Installing without a compiler succeeds and says why; the same sources give the same wheel."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,28 @@ def test_build_without_nvcc(tmp_path: Path, switch: str) -> None:
         report = json.loads((tmp_path / "lib/pecker_fast/_build_report.json").read_text())
         reason = "not built at installation: switched off by PECKER_FAST_CUDA=0"
         assert report == {"cpu": "built", "cuda": reason}
+
+
+@pytest.mark.slow
+def test_two_builds_of_the_python_part_are_the_same_file(tmp_path: Path) -> None:
+    """In two folders, with other times of the files, and no compiler on the PATH."""
+    pytest.importorskip("setuptools", minversion="70.1", reason="older ones make no wheel")
+    wheels = []
+    for index, name in enumerate(("one", "another")):
+        tree = tmp_path / name
+        leave_out = shutil.ignore_patterns(
+            ".*", "build", "demo", "tests", "__pycache__", "*.so", "_build_report.json"
+        )
+        shutil.copytree(ROOT, tree, ignore=leave_out, symlinks=True)
+        for file in tree.rglob("*.py"):
+            os.utime(file, (1e9 + index, 1e9 + index))
+        env = {name: value for name, value in os.environ.items() if name != "CXX"}
+        env |= {"PATH": str(tmp_path), "SOURCE_DATE_EPOCH": "1700000000"}
+        done = subprocess.run(
+            [sys.executable, "setup.py", "-q", "bdist_wheel"],
+            cwd=tree, env=env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        wheels += (tree / "dist").glob("*.whl")
+    one, another = (wheel.read_bytes() for wheel in wheels)
+    assert one == another and len(one) > 1_000_000

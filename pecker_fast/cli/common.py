@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "INPUT",
     "MODEL_ARGUMENT",
     "PATH",
     "config_values",
@@ -60,8 +61,25 @@ class _Path(click.Path):
         return Path(text)
 
 
+class _Input(_Path):
+    """A path that is there, or a refusal before anything heavy is loaded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path.
+
+        Raises:
+            PeckerError: Nothing is there, or as above.
+        """
+        path = super().convert(value, param, ctx)
+        if not os.path.exists(path):
+            option = f"{param.opts[0]} " if isinstance(param, click.Option) else ""
+            raise PeckerError(f"{option}{path}: no such file or folder; check the path")
+        return path
+
+
 PATH = _Path()
-MODEL_ARGUMENT = click.argument("model", type=PATH)
+INPUT = _Input()
+MODEL_ARGUMENT = click.argument("model", type=INPUT)
 
 
 def echo(text: object = "", *, err: bool = False) -> None:
@@ -163,18 +181,27 @@ def config_values(options: dict[str, Any]) -> dict[str, Any]:
     return values | {key: value for key, value in named.items() if value is not None}
 
 
-def prepare(device: str, threads: int | None) -> torch.device:
-    """Set the number of threads and resolve the device.
+def prepare(device: str, threads: int | None, *, models: bool = True) -> torch.device:
+    """Load torch, set the number of threads and resolve the device.
+
+    Args:
+        device: As `usable_device` takes it.
+        threads: None = the cores that may be used.
+        models: Networks are loaded afterwards.
 
     Raises:
         PeckerError: no such device on this machine.
     """
-    if "torch" not in sys.modules and sys.stderr.isatty():
-        click.echo("loading ...", err=True)  # a few seconds on a slow disk
+    if "torch" not in sys.modules:
+        click.echo("loading torch and the model ...", err=True)  # seconds, more on a slow disk
 
     import torch
 
+    from pecker_fast.cli.quick_start import load_class_networks
     from pecker_fast.machine import usable_cores, usable_device
+
+    if models:
+        load_class_networks()
 
     if threads is not None:
         torch.set_num_threads(threads)

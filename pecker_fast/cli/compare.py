@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pecker_fast.cli.common import PATH, echo
+from pecker_fast.cli.common import INPUT, PATH, echo
 from pecker_fast.errors import PeckerError
 
 __all__ = ["compare"]
@@ -28,7 +28,7 @@ e.g. of the original model. Figures in RUN/evaluate.json count more than the run
 Figures that rest on other judges, other numbers of images or other real images are marked.
 """,
 )
-@click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
+@click.argument("runs", metavar="RUN...", type=INPUT, nargs=-1, required=True)
 @click.option(
     "--out",
     type=PATH,
@@ -38,15 +38,16 @@ Figures that rest on other judges, other numbers of images or other real images 
 @click.option("--force", is_flag=True, help="Replace a comparison that is there.")
 def compare(runs: tuple[Path, ...], out: Path, force: bool) -> None:
     """Put runs that forget the same class side by side, as HTML and as CSV."""
-    from pecker_fast.evaluate.comparison import Comparison
     from pecker_fast.evaluate.comparison_page import FILES, write_comparison
-    from pecker_fast.evaluate.comparison_reading import read_runs
 
     if out.exists() and not out.is_dir():
         raise PeckerError(f"{out}: is a file; give --out the name of a folder")
     there = [name for name in FILES if (out / name).exists()]
     if there and not force:
         raise PeckerError(f"{out / there[0]}: exists; add --force to replace it")
+    from pecker_fast.evaluate.comparison import Comparison
+    from pecker_fast.evaluate.comparison_reading import read_runs
+
     comparison = Comparison(read_runs(runs))
     out.mkdir(parents=True, exist_ok=True)
     write_comparison(comparison, out)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pecker_fast.cli.common import PATH, echo
+from pecker_fast.cli.common import INPUT, PATH, echo
 
 __all__ = ["convert"]
 
@@ -22,7 +22,7 @@ Examples:
     pecker-fast convert sfd/ckpt-50000.pth --out psi --slot pseudo-score
 """,
 )
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=INPUT)
 @click.option("--out", type=PATH, required=True, help="Folder to write.")
 @click.option(
     "--slot",

@@ -11,6 +11,7 @@ import click
 from pecker_fast.cli.common import PATH, config_values, machine_options, prepare, training_options
 from pecker_fast.cli.erase import say
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.finding import check_run_directory
 
 __all__ = ["demo"]
 
@@ -49,6 +50,8 @@ def demo(
     out: Path, concept: bool, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:
     """Erase a class of the shipped Fashion-MNIST model and prove it, in about 3 minutes."""
+    from pecker_fast.distill.config import RECIPES, load_config
+
     started = time.monotonic()
     values = config_values(options)
     if options["forget"] is not None:
@@ -60,6 +63,8 @@ def demo(
             "demo: --concept forgets sneakers in favour of bags; for another concept use "
             "erase --pipeline with a recipe of your own"
         )
+    load_config(RECIPES / ("demo_concept.yaml" if concept else "demo.yaml"), values)
+    check_run_directory(out)
     prepare(device, threads)
 
     from pecker_fast.erasure.demo import demo, demo_concept

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pecker_fast.cli.common import (
+    INPUT,
     PATH,
     config_values,
     echo,
@@ -55,7 +56,7 @@ ascent (cifar10_neggrad), fine-tuning (cifar10_finetune) and ESD (cifar10_esd); 
 Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
 )
-@click.argument("model", type=PATH, required=False)
+@click.argument("model", type=INPUT, required=False)
 @click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option("--config", help="YAML file or name of a shipped recipe.")
 @training_options
@@ -63,7 +64,7 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option("--iterations", type=int, help="Length of the run.")
 @click.option(
     "--pipeline",
-    type=PATH,
+    type=INPUT,
     help="Folder of a diffusers text-to-image pipeline, in place of MODEL.",
 )
 @click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
@@ -72,19 +73,19 @@ Their result draws images in many steps, as the original does. --mask-file takes
 )
 @click.option(
     "--generator",
-    type=PATH,
+    type=INPUT,
     help="Where the one-step generator starts: a model folder, an earlier run, or with --pipeline "
     "the folder of a U-Net.  [default: the model itself]",
 )
 @click.option(
     "--pseudo-score",
-    type=PATH,
+    type=INPUT,
     help="Where the pseudo-score network starts, likewise: the second of two stages.",
 )
 @click.option(
     "--from",
     "first_stage",
-    type=PATH,
+    type=INPUT,
     help="Where both start: what `pecker-fast distill` has made of MODEL.",
 )
 @click.option(
@@ -95,17 +96,17 @@ Their result draws images in many steps, as the original does. --mask-file takes
 )
 @click.option(
     "--nudity-detector",
-    type=PATH,
+    type=INPUT,
     help="ONNX file in NudeNet's format that judges the images of a pipeline.",
 )
-@click.option("--clip", type=PATH, help="CLIP folder that does likewise.")
+@click.option("--clip", type=INPUT, help="CLIP folder that does likewise.")
 @click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
-@click.option("--mask-file", "mask", type=PATH, help="Use this mask instead of finding one.")
+@click.option("--mask-file", "mask", type=INPUT, help="Use this mask instead of finding one.")
 @click.option("--classifier", type=PATH, help="Judge, see `evaluate`; gives a report.")
-@click.option("--statistics", type=PATH, help="Real images, see `evaluate`.")
+@click.option("--statistics", type=INPUT, help="Real images, see `evaluate`.")
 @click.option(
     "--inception",
-    type=PATH,
+    type=INPUT,
     help="Weights file, see `evaluate`: also measures FID as the run goes, against --dataset.",
 )
 @_images(
@@ -140,6 +141,7 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
         started=started,
         **options,
     )
+    request.check()
     prepare(device, threads)
 
     from pecker_fast.erasure.api import run

@@ -48,7 +48,7 @@ def _collect() -> dict[str, Any]:
     from pecker_fast.cli.common import prepare
     from pecker_fast.machine import machine_facts, versions
 
-    prepare("cpu", None)
+    prepare("cpu", None, models=False)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     reasons = backends.available()
     built_for = torch.version.cuda

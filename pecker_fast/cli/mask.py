@@ -61,6 +61,7 @@ def mask(out: Path, force: bool, device: str, threads: int | None, **options: An
         check_output_file(path, force)
     values = config_values(options)
     request = Request(out=out, settings=values, device=device, command="mask", **options)
+    request.check()
     prepare(device, threads)
 
     from pecker_fast.erasure.masks import mask_of_class

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pecker_fast.cli.common import PATH, echo
+from pecker_fast.cli.common import INPUT, PATH, echo
 from pecker_fast.errors import printable
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["patch"]
 
-_FOLDER = click.argument("model", type=PATH)
-_FILE = click.argument("file", type=PATH)
+_FOLDER = click.argument("model", type=INPUT)
+_FILE = click.argument("file", type=INPUT)
 _OUT = click.option("--out", type=PATH, required=True, help="Folder for the result.")
 _APPLIED = click.option(
     "--applied",
-    type=PATH,
+    type=INPUT,
     multiple=True,
     help="A patch that MODEL carries; may be given again, in the order they were applied.",
 )
@@ -48,7 +48,7 @@ def patch() -> None:
 
 
 @patch.command(short_help="Show what patches hold and where they overlap.")
-@click.argument("files", nargs=-1, required=True, type=PATH)
+@click.argument("files", nargs=-1, required=True, type=INPUT)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(files: tuple[Path, ...], as_json: bool) -> None:
     """Show what each of FILES holds, and what it has in common with those named before it."""

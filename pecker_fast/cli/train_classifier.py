@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pecker_fast.cli.common import (
+    INPUT,
     PATH,
     config_values,
     echo,
@@ -19,6 +20,7 @@ from pecker_fast.cli.common import (
 )
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.finding import check_run_directory
 from pecker_fast.runs.interrupts import saving_at_interrupt
 
 __all__ = ["train_classifier"]
@@ -56,7 +58,7 @@ was interrupted goes on where it was when the same command is started again.
 )
 @click.option(
     "--pretrained",
-    type=PATH,
+    type=INPUT,
     help="File of torchvision's resnet34 weights for ImageNet; nothing is downloaded.",
 )
 @data_options
@@ -90,6 +92,12 @@ def train_classifier(
     values = config_values(options)
     values.setdefault("held_out", HELD_OUT.get(dataset))
 
+    from pecker_fast.methods.training_config import classifier_config
+
+    config = classifier_config(arch, values, pretrained=pretrained is not None)
+    check_run_directory(out)
+    place = prepare(device, threads)
+
     from pecker_fast.distributed import Ranks
     from pecker_fast.evaluate.classifier_files import (
         CARD_NAME,
@@ -99,13 +107,10 @@ def train_classifier(
     )
     from pecker_fast.files import write_text
     from pecker_fast.methods.classifier import ClassifierTrainer, load_split_images
-    from pecker_fast.methods.training_config import classifier_config
     from pecker_fast.models.published import read_checkpoint
     from pecker_fast.runs.memory import naming_settings
     from pecker_fast.runs.outputs import run_directory
 
-    config = classifier_config(arch, values, pretrained=pretrained is not None)
-    place = prepare(device, threads)
     weights = None
     if pretrained is not None:
         checkpoint = read_checkpoint(pretrained)

@@ -18,6 +18,7 @@ from pecker_fast.cli.common import (
 )
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.finding import check_run_directory
 from pecker_fast.runs.interrupts import saving_at_interrupt
 
 __all__ = ["train_teacher"]
@@ -63,15 +64,7 @@ def train_teacher(
     **options: Any,
 ) -> None:
     """Train a class-conditional DDPM on a data set, in one process or several."""
-    import torch
-
-    from pecker_fast.datasets.loading import read_images
-    from pecker_fast.distributed import Ranks
-    from pecker_fast.methods.teacher import TeacherTrainer, build_network
     from pecker_fast.methods.training_config import load_teacher_config
-    from pecker_fast.runs.finding import MODEL_NAME
-    from pecker_fast.runs.memory import naming_settings
-    from pecker_fast.runs.outputs import run_directory
 
     config = load_teacher_config(config_path, config_values(options))
     dataset = dataset or config.dataset
@@ -80,7 +73,18 @@ def train_teacher(
             f"train-teacher: {config_path} leaves the images open; add --dataset, e.g. --dataset "
             "cifar10 --data-root FOLDER"
         )
+    check_run_directory(out)
     place = prepare(device, threads)
+
+    import torch
+
+    from pecker_fast.datasets.loading import read_images
+    from pecker_fast.distributed import Ranks
+    from pecker_fast.methods.teacher import TeacherTrainer, build_network
+    from pecker_fast.runs.finding import MODEL_NAME
+    from pecker_fast.runs.memory import naming_settings
+    from pecker_fast.runs.outputs import run_directory
+
     ranks = Ranks.join(place.type)
     images = read_images(ranks, dataset, data_root, config.split, download)
     left_out = None if config.without is None else images.class_index(config.without)

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME, holds_run
+from pecker_fast.runs.finding import (
+    MODEL_NAME,
+    PIPELINE_NAME,
+    check_run_directory,
+    find_model,
+    holds_run,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +128,19 @@ class Request:
         if self.overrides:
             values["override"] = self.overrides[-1]
         return values
+
+    def check(self) -> None:
+        """Say what is wrong with configuration and paths, as far as that needs no torch.
+
+        Raises:
+            PeckerError: see `read_config`; a run that has made no model yet, or an `out` that
+                cannot be the directory of a run.
+        """
+        self.read_config()
+        if isinstance(self.model, Path):
+            find_model(self.model)
+        if self.command == "erase":
+            check_run_directory(self.out)
 
     def read_config(self) -> PeckerConfig | BaselineConfig:
         """The configuration: of a distillation, or of a method that learns from real images.

@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
+from diffusers.models.unets.unet_2d import UNet2DModel
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json, replacing_folder, shown, write_text

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
@@ -35,6 +34,9 @@ from pecker_fast.models.schemas import (
 )
 from pecker_fast.models.weights import load_network
 from pecker_fast.runs.reading import Schema
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 __all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -73,10 +72,11 @@ _WITHOUT_FUSED_FORM = (
 # Blocks that take over the norms right inside them. Attention, also unfused, normalises tokens.
 _NORM_OWNERS: list[Any] = [FusedResnetBlock2D, Attention, FusedTransformer2DModel]
 
-# U-Nets by the names of their last norm and of the activation behind it.
-_OUTPUTS: dict[Any, tuple[str, str]] = {
-    UNet2DModel: ("conv_norm_out", "conv_act"),
-    UNet2DConditionModel: ("conv_norm_out", "conv_act"),
+# Names of a U-Net's last norm and of the activation behind it, by that of its class: to import
+# both of diffusers' classes would load transformers.
+_OUTPUTS: dict[str, tuple[str, str]] = {
+    "UNet2DModel": ("conv_norm_out", "conv_act"),
+    "UNet2DConditionModel": ("conv_norm_out", "conv_act"),
 }
 
 # On a convolution whose weight was made channels_last.
@@ -115,7 +115,7 @@ def register_unet(kind: type[nn.Module], output: tuple[str, str], blocks: Sequen
         blocks: Fused blocks, each a direct subclass of the block it stands for, with a static
             `obstacle(block) -> str | None`; they take over the norms right inside them.
     """
-    _OUTPUTS[kind] = output
+    _OUTPUTS[kind.__name__] = output
     for fused in blocks:
         _BLOCKS[fused] = _PLAIN[fused] = fused.__base__
         _NORM_OWNERS.append(fused)
@@ -223,9 +223,9 @@ def _switch_norms(model: nn.Module) -> Counter[str]:
             else:
                 left[f"GroupNorm ({obstacle})"] += 1
     for unet in model.modules():
-        for kind, names in _OUTPUTS.items():
-            if isinstance(unet, kind):
-                _join_output(unet, *names)
+        for kind in type(unet).__mro__:
+            if kind.__name__ in _OUTPUTS:
+                _join_output(unet, *_OUTPUTS[kind.__name__])
     return left
 
 

@@ -125,7 +125,7 @@ def save_patch(
     def compare(name: str) -> tuple[TensorRecord, Bits | None, Any, int]:
         old, new = flat_bits(name, before[name]), flat_bits(name, after[name])
         # In parts: a copy of every tensor that a thread works on would be half a large network.
-        parts = zip(old.split(_PART), new.split(_PART), strict=True)
+        parts = zip(torch.split(old, _PART), torch.split(new, _PART), strict=True)
         changed = sum(int(torch.count_nonzero(ours != theirs)) for ours, theirs in parts)
         digest = digest_of_bits(old)
         result = digest_of_bits(new) if changed else digest

@@ -15,6 +15,7 @@ __all__ = [
     "MODEL_NAME",
     "PIPELINE_NAME",
     "PSEUDO_SCORE_NAME",
+    "check_run_directory",
     "find_model",
     "find_pipeline",
     "holds_run",
@@ -34,6 +35,20 @@ def holds_run(path: Path) -> bool:
         return True
     saved = path.glob("checkpoint-" + "[0-9]" * 8 + ".pt")
     return (path / "config.yaml").is_file() and any(saved)
+
+
+def check_run_directory(out: Path) -> None:
+    """Refuse what cannot be the directory of a run.
+
+    Raises:
+        PeckerError: It is a file, or holds other things.
+    """
+    if out.exists() and not out.is_dir():
+        raise PeckerError(f"{out}: is a file; give --out the name of a directory")
+    if out.is_dir() and any(out.iterdir()) and not holds_run(out):
+        raise PeckerError(
+            f"{out}: is not empty and holds no run of pecker-fast; choose another --out"
+        )
 
 
 def find_model(path: Path) -> Path:

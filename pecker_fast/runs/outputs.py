@@ -16,7 +16,7 @@ from pecker_fast.runs.finding import (
     MODEL_NAME,
     PIPELINE_NAME,
     PSEUDO_SCORE_NAME,
-    holds_run,
+    check_run_directory,
 )
 
 __all__ = [
@@ -85,12 +85,7 @@ def run_directory(
 
 
 def _open(out: Path, force: bool, ranks: Ranks, also: Sequence[str]) -> RunDirectory:
-    if out.exists() and not out.is_dir():
-        raise PeckerError(f"{out}: is a file; give --out the name of a directory")
-    if out.is_dir() and any(out.iterdir()) and not holds_run(out):
-        raise PeckerError(
-            f"{out}: is not empty and holds no run of pecker-fast; choose another --out"
-        )
+    check_run_directory(out)
 
     for name in _FOLDERS:
         if (out / name).is_symlink():

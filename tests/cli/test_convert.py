@@ -167,5 +167,6 @@ def test_force_follows_no_link(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_no_folder_to_write_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(MODEL, tmp_path / "x.pth")
     code, _, err = run(capsys, tmp_path / "x.pth", "--out", tmp_path / "a" / "b")
     assert code == 2 and "no such folder; make it first" in err

@@ -183,7 +183,7 @@ def test_recipes_have_the_published_constants(recipe):
         ([*OBJECT, "--dataset", "cifar10"], ["--dataset"]),
         ([*OBJECT, "--config", "x.yaml"], ["--recipe", "--config"]),
         ([*OBJECT, "--nudity-detector", "nowhere.onnx"], ["nowhere.onnx"]),
-        ([*OBJECT, "--clip", "nowhere", "--no-previews"], ["--no-previews"]),
+        ([*OBJECT, "--clip", ".", "--no-previews"], ["--no-previews"]),
         (["--recipe", "object", "--name", "cat", "--override", "CAT "], ["override"]),
     ],
 )

@@ -1,0 +1,79 @@
+"""What needs no torch is refused before it is loaded, and what loads long says so."""
+
+import subprocess
+import sys
+
+import pytest
+
+REFUSED = """
+info extra
+erase missing --forget 1 --override 2 --out run
+erase . --out run
+erase . --forget 1 --override 2 --config missing --out run
+erase . --forget 1 --override 2 --set batchsize=1 --out run
+erase . --forget 1 --override 1 --out run
+erase . --config cifar10_salun --set batchsize=1 --out run
+erase . --forget 1 --override 2 --mask-file missing --out run
+erase . --forget 1 --override 2 --out full
+erase --pipeline missing --recipe nudity --out run
+erase --pipeline . --recipe cifar10_forget --out run
+mask missing --forget 1 --override 2
+mask . --forget 1 --override 2 --density 2
+sample missing --png a.png
+sample . --png missing/a.png
+evaluate missing --classifier .
+evaluate . --classifier missing
+patch info missing
+patch apply missing missing --out model
+convert missing --out model
+compare missing --out model
+train-teacher --config missing --out run
+train-teacher --config cifar10_teacher --out full
+train-classifier --dataset cifar10 --set batchsize=1 --out run
+demo --set batchsize=1
+demo --out full
+"""
+
+
+def test_refusals_that_need_no_torch_do_not_load_it(tmp_path):
+    code = (
+        "import sys; from pecker_fast.cli import main\n"
+        "for line in sys.argv[1].strip().splitlines():\n"
+        "    code = main(line.split())\n"
+        "    assert code == 2 and 'torch' not in sys.modules, (line, code)\n"
+    )
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    command = [sys.executable, "-c", code, REFUSED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["full"]
+
+
+@pytest.mark.slow
+def test_a_line_says_what_is_loaded(tmp_path):
+    command = [sys.executable, "-m", "pecker_fast", "sample", str(tmp_path), "--png", "a.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    first, second = done.stderr.splitlines()
+    assert first == "loading torch and the model ..." and str(tmp_path) in second
+
+
+@pytest.mark.slow
+def test_a_class_model_needs_no_transformers_and_leaves_diffusers_whole(tmp_path):
+    code = (
+        "import sys; from pecker_fast.cli import main\n"
+        "from pecker_fast.data import teacher_folder\n"
+        "code = main(['erase', str(teacher_folder()), '--config', 'demo', '--out', sys.argv[1],"
+        "'--iterations', '1', '--set', 'batch_size=2', '--set', 'saliency.batches=1',"
+        "'--set', 'saliency.batch_size=2'])\n"
+        "assert code == 0 and 'transformers' not in sys.modules\n"
+        "import diffusers\n"
+        "from pecker_fast.models.folder import UNet2DModel\n"
+        "assert diffusers.UNet2DModel is UNet2DModel\n"
+        "from diffusers.models.unets import UNet2DConditionModel, unet_2d\n"
+        "assert diffusers.UNet2DConditionModel is UNet2DConditionModel\n"
+        "assert 'transformers' in sys.modules and unet_2d.UNet2DModel is UNet2DModel\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
