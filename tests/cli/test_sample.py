@@ -30,7 +30,8 @@ def refused(done, *words):
 
 
 def images_of(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.png")}
+    """All but what a kill has left half-written."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("[!.]*.png")}
 
 
 def kill_after_some_images(folder, *arguments):
