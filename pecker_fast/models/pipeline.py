@@ -161,6 +161,8 @@ class PipelineFolder:
         Raises:
             PeckerError: it is missing or damaged, or of other latent images.
         """
+        from diffusers import AutoencoderKL
+
         decoder = _load_network(self.path / "vae", AutoencoderKL, AutoencoderConfig)
         theirs, ours = decoder.config.latent_channels, self.unet.config.in_channels
         if theirs != ours:
@@ -248,6 +250,8 @@ def _check_kind(name: str, parts: Mapping[str, str | None], root: Path) -> None:
 
 def _load_unet(folder: Path, text_width: int | None) -> UNet2DConditionModel:
     """The network, for texts of that width where it is known."""
+    from diffusers import UNet2DConditionModel
+
     unet: UNet2DConditionModel = _load_network(folder, UNet2DConditionModel, TextUNetConfig)
     widths = unet.config.cross_attention_dim
     for width in [widths] if isinstance(widths, int) else widths:
