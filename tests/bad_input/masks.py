@@ -136,7 +136,7 @@ CASES = [
     *each("mask", ANY_FILE | TENSORS | MASK_METADATA | MASK_SHAPES | BITS, "mask.safetensors",
           _MASKED, _NEEDS, named="mask", fine=("flat",)),
     *each("SalUn", {n: partial(_dictionary, c) for n, c in DICTIONARIES.items()}, "salun.pt",
-          _SALUN, ("model", "salun.pt"), named="salun.pt"),
+          _SALUN, ("model", "salun.pt"), named="mask"),
     *each("SalUn file", ANY_FILE, "salun.pt", _SALUN, ("model", "salun.pt"), named="salun.pt"),
     case("mask nowhere", (*ERASE, "--mask-file", "nowhere.safetensors"), _NEEDS, named="nowhere"),
     case("a mask called .txt", (*ERASE, "--mask-file", "m.txt"), _NEEDS,

@@ -60,7 +60,7 @@ _SCHEDULE_KEYS = {
     "trained_betas": "text pair",
 }
 _INDEX_KEYS = {
-    "_class_name": "null text zero list escape missing",
+    "_class_name": "zero list",
     "unet": "null text zero list pair object missing",
     "unet.1": "null text zero",
     "text_encoder": "null text list missing",
