@@ -275,7 +275,8 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        known = {"complete", "folders", "starts", "sampler"} <= content.keys()
+        kinds = {"complete": bool, "folders": dict, "starts": list, "sampler": dict}
+        known = all(isinstance(content.get(key), kind) for key, kind in kinds.items())
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise PeckerError(f"{file}: cannot be read ({error}); choose another folder") from error
     if not known:

@@ -151,7 +151,7 @@ CASES = [
     *each("patch in apply", ANY_FILE | TENSORS | PATCH_METADATA | BITS, "patch.safetensors",
           APPLY, _PATCHED, named="patch.safetensors"),
     *each("base", ANY_FILE | TENSORS, "model/unet/diffusion_pytorch_model.safetensors", APPLY,
-          _PATCHED, named="model"),
+          _PATCHED),
     case("a patch that is not on it", _REMOVE, _PATCHED, named="patch"),
     case("a mask as patch", ("patch", "info", "mask.safetensors"), ("mask.safetensors",),
          named="mask.safetensors"),

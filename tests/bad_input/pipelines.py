@@ -165,12 +165,11 @@ CASES = [
     ),
     *(
         found
-        for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json")
+        for file in ("tokenizer.json", "tokenizer_config.json")
         for found in whole_json(
             file, f"pipe/tokenizer/{file}", PROMPTS, _NEEDS, named="tokenizer"
         )
     ),
-    *each("merges.txt", ANY_FILE, "pipe/tokenizer/merges.txt", PROMPTS, _NEEDS),
     *keys(
         "tokenizer", "pipe/tokenizer/tokenizer_config.json",
         {
