@@ -15,6 +15,9 @@ from pecker_fast.errors import PeckerError
 
 __all__ = ["read_arrays"]
 
+_LARGE, _MOST_PACKED = 64 << 20, 200
+"""Bytes of an array from which on it is looked at how far it is compressed, and the most."""
+
 
 def read_arrays(path: Path, names: Collection[str]) -> dict[str, npt.NDArray[Any]]:
     """Those of the named arrays that an .npz file holds.
@@ -28,6 +31,12 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, npt.NDArray[Any
     try:
         with zipfile.ZipFile(path) as archive:
             check_memory(sum(part.file_size for part in archive.infolist()), path)
+            for part in archive.infolist():
+                if part.file_size > max(_LARGE, _MOST_PACKED * part.compress_size):
+                    raise PeckerError(
+                        f"{path}: {part.filename[:100]!r} is {part.compress_size:,} bytes that "
+                        f"stand for {part.file_size:,}, which no images do; write it again"
+                    )
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names if name in file}
     except PeckerError:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import replacing, write_text
+from pecker_fast.files import read_json, replacing, write_text
 
 __all__ = [
     "ACCEPTED",
@@ -237,10 +237,10 @@ def check_classes(classifier: str | os.PathLike[str], class_names: Sequence[str]
         PeckerError: they differ; or the card cannot be read.
     """
     path = Path(classifier) / CARD_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
         return
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))["class_names"]
+        known = read_json(path)["class_names"]
         if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
             raise ValueError("class_names is no list of names")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -122,8 +122,8 @@ def sweep(
         )
 
 
-def class_rows(network: nn.Module) -> nn.Parameter:
-    """The network's table of class embeddings, (K, D).
+def class_rows(network: nn.Module) -> Tensor:
+    """The network's table of class embeddings, a parameter, (K, D).
 
     Raises:
         PeckerError: it has none, or several.

@@ -94,6 +94,7 @@ class _UNetConfig(_Config):
     down_block_types: Words
     up_block_types: Words
     norm_num_groups: Count = 32
+    center_input_sample: bool = False
     class_embed_type: str | None = None
 
     @model_validator(mode="after")

@@ -55,7 +55,7 @@ def load_network(
 
     Raises:
         PeckerError: the file is missing or damaged, or lacks tensors of the network, or holds
-            others; or config.json describes no network.
+            others, NaN or infinity; or config.json describes no network.
     """
     file = weights_in(folder, name)
     found = _shapes_in(file)
@@ -88,6 +88,12 @@ def load_network(
     wrong = [info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")]
     if any(not str(key).endswith("position_ids") for keys in wrong for key in keys):
         raise _does_not_fit(file, expected, found)
+    for name, value in loaded.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise PeckerError(
+                f"{file}: {few([name])} holds NaN or infinity; the training that it comes from "
+                "diverged: take earlier weights"
+            )
     return loaded
 
 

@@ -202,7 +202,7 @@ CASES = [
     *keys("samples", "samples/samples.json", _KEYS, _SAMPLES, _WITH_SAMPLES, named="samples"),
     *keys("samples that go on", "samples/samples.json", _RESUMED, _AGAIN, ("model", "samples"),
           named="samples"),
-    *whole_json("samples", "samples/samples.json", _SAMPLES, _WITH_SAMPLES, named="samples.json"),
+    *whole_json("samples", "samples/samples.json", _SAMPLES, _WITH_SAMPLES, named="samples"),
     *(case(f"samples with {name}", _SAMPLES, _WITH_SAMPLES, _samples(folders=folders))
       for name, folders in {
           "numbers": [1, 2, 3], "a number": 3, "names": {"circle": 1}, "nothing": {},

@@ -159,7 +159,7 @@ CASES = [
     case("an empty folder", (*EVALUATE[:3], "void", *EVALUATE[4:]), _NEEDS,
          lambda folder: (folder / "void").mkdir(), named="void"),
     case("a model as classifier", (*EVALUATE[:3], "model", *EVALUATE[4:]), _NEEDS, named="model"),
-    *(case(f"script: {name}", _TRUSTED, ("model",), _script(module), named="judge.pt")
+    *(case(f"script: {name}", _TRUSTED, ("model",), _script(module), named="TorchScript")
       for name, module in SCRIPTS.items()),
     case("script that writes files, not trusted", _BY_FILE, ("model",), _script(_Writes),
          named="trusted:"),
@@ -178,7 +178,7 @@ CASES = [
     *(
         found
         for file in ("config.json", "preprocessor_config.json", "tokenizer_config.json",
-                     "vocab.json")
+                     "tokenizer.json")
         for found in each(f"CLIP {file}", {
             "gone": ANY_FILE["gone"], "empty": ANY_FILE["empty"], "list": put("[1]"),
             "object": put("{}"), "deep": put("[" * 100_000), "latin": put(b'{"\xe4": 1}'),

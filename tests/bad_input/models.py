@@ -125,7 +125,7 @@ CASES = [
     *keys("unet", UNET, _UNET_KEYS, SAMPLE, _NEEDS, named="model"),
     *keys("schedule", SCHEDULE, _SCHEDULE_KEYS, SAMPLE, _NEEDS, named="schedul"),
     *keys("schedule in erase", SCHEDULE, dict(list(_SCHEDULE_KEYS.items())[:5]), ERASE, _NEEDS),
-    *keys("description", ABOUT, _ABOUT_KEYS, SAMPLE, _NEEDS, named="pecker_fast.json"),
+    *keys("description", ABOUT, _ABOUT_KEYS, SAMPLE, _NEEDS),
     *keys("description in erase", ABOUT, dict(list(_ABOUT_KEYS.items())[:4]), ERASE, _NEEDS),
     *whole_json("unet", UNET, SAMPLE, _NEEDS, named="model"),
     *whole_json("schedule", SCHEDULE, MASK, _NEEDS, named="schedul"),

@@ -60,7 +60,7 @@ _SCHEDULE_KEYS = {
     "trained_betas": "text pair",
 }
 _INDEX_KEYS = {
-    "_class_name": "null text zero list escape missing",
+    "_class_name": "zero list",
     "unet": "null text zero list pair object missing",
     "unet.1": "null text zero",
     "text_encoder": "null text list missing",
@@ -165,12 +165,11 @@ CASES = [
     ),
     *(
         found
-        for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json")
+        for file in ("tokenizer.json", "tokenizer_config.json")
         for found in whole_json(
             file, f"pipe/tokenizer/{file}", PROMPTS, _NEEDS, named="tokenizer"
         )
     ),
-    *each("merges.txt", ANY_FILE, "pipe/tokenizer/merges.txt", PROMPTS, _NEEDS),
     *keys(
         "tokenizer", "pipe/tokenizer/tokenizer_config.json",
         {

@@ -15,7 +15,7 @@ from bad_input.seeds import CLASSES, ERASE, EVALUATE, JUDGE, QUICK, SAMPLE, TEAC
 from bad_input.spoil import ANY_FILE, TENSORS, code_pickle, edit, put
 
 _AGAIN = ("erase", "model", "--out", "done", *CLASSES, *QUICK)
-_LONGER = (*_AGAIN, "--iterations", "3")
+_JUDGED_AGAIN = (*_AGAIN, "--classifier", "classifier")
 _TAUGHT = ("train-teacher", *TEACHER[1:8], "taught", *TEACHER[9:])
 _JUDGED = ("train-classifier", *JUDGE[1:8], "judged", *JUDGE[9:])
 _NEEDS = ("model", "done")
@@ -122,10 +122,15 @@ CASES = [
     }, "done/config.yaml", _AGAIN, _NEEDS, code=(0, 2)),
     *each("mask of a run", TENSORS | ANY_FILE, "done/mask.safetensors", _AGAIN, _NEEDS,
           code=(0, 2), writes=_DONE),
-    *whole_json("start.json", "done/start.json", _AGAIN, _NEEDS, code=(0, 2)),
-    *whole_json("curve.json", "done/curve.json",
-                (*_AGAIN, "--classifier", "classifier"), ("model", "done", "classifier"),
-                code=(0, 2)),
+    *whole_json("start.json", "done/start.json", _AGAIN, _NEEDS, code=(0, 2), writes=_DONE),
+    *whole_json("curve.json", "done/curve.json", _JUDGED_AGAIN, ("model", "done", "classifier"),
+                code=(0, 2), writes=_DONE),
+    # What is refused leaves the results that are there.
+    case("start.json that is a number", _AGAIN, _NEEDS, lambda f: put("5")(f / "done/start.json"),
+         writes=("done/run.lock", "done/mask.safetensors"), named="start.json"),
+    case("curve.json that is a text", _JUDGED_AGAIN, ("model", "done", "classifier"),
+         lambda f: put("x")(f / "done/curve.json"),
+         writes=("done/run.lock", "done/mask.safetensors"), named="curve.json"),
     case("lock that links to a file", _AGAIN, _NEEDS, _lock_link, named="run.lock"),
     case("lock that is a folder", _AGAIN, _NEEDS, partial(_lock_as, Path.mkdir), named="done"),
     case("lock that is a pipe", _AGAIN, _NEEDS, partial(_lock_as, os.mkfifo), named="run.lock"),
@@ -171,7 +176,9 @@ CASES = [
     *each("model of a run", TENSORS, "done/model/unet/diffusion_pytorch_model.safetensors",
           (SAMPLE[0], "done", *SAMPLE[2:]), ("done",), named="done"),
     *whole_json("description of a run", "done/model/pecker_fast.json",
-                (SAMPLE[0], "done", *SAMPLE[2:]), ("done",), named="pecker_fast.json"),
+                (SAMPLE[0], "done", *SAMPLE[2:]), ("done",), named="pecker_fast.json",
+        fine=("gone",),
+    ),
     case("a run without a model", (SAMPLE[0], "done", *SAMPLE[2:]), ("done",),
          lambda folder: shutil.rmtree(folder / "done/model"), named="done"),
     case("evaluate of a run without a model", (EVALUATE[0], "done", *EVALUATE[2:]),
@@ -181,5 +188,5 @@ CASES = [
          named="checkpoint", writes=("done/run.lock",)),
     case("a number that no run has", _AGAIN, _NEEDS,
          lambda folder: shutil.copy(folder / _NEWEST, folder / f"done/checkpoint-{10**30}.pt"),
-         writes=("done/run.lock",), named="done"),
+         writes=_DONE, code=(0, 2)),
 ]  # fmt: skip
