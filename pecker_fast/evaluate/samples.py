@@ -273,19 +273,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
     file = folder / SAMPLES_FILE
     if not file.exists():
         return None
-<<<<<<< HEAD
     content = read_json(file)
-    known = {"complete", "folders", "starts", "sampler"}
-    if not isinstance(content, dict) or not known <= content.keys():
-=======
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        kinds = {"complete": bool, "folders": dict, "starts": list, "sampler": dict}
-        known = all(isinstance(content.get(key), kind) for key, kind in kinds.items())
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise PeckerError(f"{file}: cannot be read ({error}); choose another folder") from error
-    if not known:
->>>>>>> h-h
+    kinds = {"complete": bool, "folders": dict, "starts": list, "sampler": dict}
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), kind) for key, kind in kinds.items()
+    ):
         raise PeckerError(f"{file}: says nothing of samples; choose another folder")
     return content
 

@@ -304,10 +304,11 @@ def _load_tokenizer(folder: Path, encoder: Any) -> Any:
     except Exception as error:  # transformers raises many kinds for damaged files
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise PeckerError(f"{folder}: the tokenizer cannot be read ({reason})") from error
-    if size > encoder.vocab_size or longest < 1:
+    if size > encoder.vocab_size or longest < 1 or tokenizer.pad_token is None:
         raise PeckerError(
-            f"{folder}: {size} tokens, texts of up to {shown(longest)}; the text encoder knows "
-            f"{encoder.vocab_size} tokens: take both from one pipeline"
+            f"{folder}: the tokenizer has {size} tokens, texts of up to {shown(longest)} and the "
+            f"padding {tokenizer.pad_token!r}; expected some padding and at most the "
+            f"{encoder.vocab_size} tokens of the text encoder: take both from one pipeline"
         )
     # A tokenizer that does not say how long its texts may be gives 10^30.
     tokenizer.model_max_length = min(longest, encoder.max_position_embeddings)
