@@ -97,15 +97,12 @@ class _UNetConfig(_Config):
     down_block_types: Words
     up_block_types: Words
     norm_num_groups: Count = 32
-<<<<<<< HEAD
     center_input_sample: bool = False
-=======
     norm_eps: Small = 1e-5
     dropout: Share = 0.0
     downsample_padding: Bit = 1
     freq_shift: Bit = 0
     mid_block_scale_factor: Factor = 1
->>>>>>> h-f
     class_embed_type: str | None = None
 
     @model_validator(mode="after")
