@@ -89,6 +89,13 @@ class ClipScorer:
         self._digest = _digest_of_weights(self._model)
         self._version = transformers.__version__
         self.max_length = int(model.config.text_config.max_position_embeddings)
+        try:  # images are judged at the end of a run
+            self.cosines(torch.zeros(1, 3, 8, 8), ["a"])
+        except Exception as error:
+            raise PeckerError(
+                f"CLIP folder {folder}: its parts do not fit each other "
+                f"({' '.join(str(error).split())[:200]}); {expected}"
+            ) from error
 
     @torch.no_grad()
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
