@@ -40,7 +40,7 @@ def broadcast_all(ranks, chunk):
 
 
 def gather_and_sum(ranks, totals):
-    """All rows of several totals, of two dtypes and shapes; and a sum."""
+    """All rows of several totals, of two dtypes and shapes; a sum; what one knows or none."""
     gathered = []
     for total in totals:
         rows = torch.arange(total)[ranks.rows(total)]
@@ -49,7 +49,8 @@ def gather_and_sum(ranks, totals):
     summed = torch.full((3,), 10.0**ranks.rank)
     assert ranks.sum_(summed) is summed  # in place
     ranks.wait()
-    return {"gathered": gathered, "sum": summed}
+    heard = [ranks.any(ranks.rank == one) for one in (0, ranks.size - 1, ranks.size)]
+    return {"gathered": gathered, "sum": summed, "any": heard}
 
 
 def errors(ranks):

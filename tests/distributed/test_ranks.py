@@ -39,6 +39,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
     assert ranks.gather(rows, 5) is rows
     ones = torch.ones(2)
     assert ranks.sum_(ones) is ones and ones.tolist() == [1, 1]
+    assert ranks.any(True) and not ranks.any(False)
     ranks.check_same("a", "another model")
     ranks.wait()
     ranks.leave()
@@ -124,6 +125,7 @@ def test_gather_and_sum():
     for outcome in outcomes[1:]:
         assert outcome["gathered"] == [[None, None]] * len(totals)
     assert all(outcome["sum"].tolist() == [111.0] * 3 for outcome in outcomes)
+    assert all(outcome["any"] == [True, True, False] for outcome in outcomes)
 
 
 def test_an_error_on_the_first_reaches_all():
