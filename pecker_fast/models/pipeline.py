@@ -288,9 +288,9 @@ def _load_tokenizer(folder: Path, encoder: Any) -> Any:
     except Exception as error:  # transformers raises many kinds for damaged files
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise PeckerError(f"{folder}: the tokenizer cannot be read ({reason})") from error
-    if size > encoder.vocab_size or longest < 1:
+    if size > encoder.vocab_size or longest < 1 or longest != tokenizer.model_max_length:
         raise PeckerError(
-            f"{folder}: {size} tokens, texts of up to {shown(longest)}; the text encoder knows "
+            f"{folder}: {size} tokens, texts of up to {shown(tokenizer.model_max_length)}; the text encoder knows "
             f"{encoder.vocab_size} tokens: take both from one pipeline"
         )
     # A tokenizer that does not say how long its texts may be gives 10^30.

@@ -36,7 +36,6 @@ _UNET_KEYS = {
     "_class_name": "null text zero list escape missing",
     "center_input_sample": "text",
     "attention_head_dim": "text negative zero",
-    "downsample_type": "text",
 }
 _SCHEDULE_KEYS = {
     "num_train_timesteps": "null text negative zero fraction huge list digits",

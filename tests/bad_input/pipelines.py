@@ -39,7 +39,6 @@ _CONFIGS = {
         "num_hidden_layers": "text negative zero huge",
         "max_position_embeddings": "null text negative zero",
         "hidden_act": "null text zero",
-        "architectures": "text zero",
     },
     "vae": {
         "latent_channels": "null text negative zero",

@@ -119,7 +119,7 @@ CASES = [
             "empty": "", "list": "[1]", "text": "wizard", "no YAML": "a: [", "number": "5",
             "other": "iterations: 9\nseed: 3\n", "tag": "!!python/object/apply:os.system [ls]",
         }.items()
-    }, "done/config.yaml", _AGAIN, _NEEDS, code=(0, 2)),
+    }, "done/config.yaml", _AGAIN, _NEEDS, code=(0, 2), writes=_DONE),
     *each("mask of a run", TENSORS | ANY_FILE, "done/mask.safetensors", _AGAIN, _NEEDS,
           code=(0, 2), writes=_DONE),
     *whole_json("start.json", "done/start.json", _AGAIN, _NEEDS, code=(0, 2), writes=_DONE),
