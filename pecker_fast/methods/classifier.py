@@ -184,12 +184,7 @@ class ClassifierTrainer(Run[Batch]):
         Raises:
             PeckerError: The test images have other classes or another size.
         """
-        ours = (self._images.class_names, self._images.image_shape)
-        if (test.class_names, test.image_shape) != ours:
-            raise PeckerError(
-                f"train-classifier: the test images ({test.source}) have other classes or another "
-                f"size than the training images ({self._images.source})"
-            )
+        _check_alike(self._images, test)
         network = self.network.eval().requires_grad_(False)
         titles = ("test images", "statistics") if self._title else (None, None)
         tf32 = torch.backends.cudnn.allow_tf32
@@ -231,12 +226,15 @@ def load_split_images(
     With `config.held_out` they are split anew, under the seed: both keep the order of the data set.
 
     Raises:
-        PeckerError: See `load_images`; or nothing would be left to train on.
+        PeckerError: See `load_images`; or nothing would be left to train on, or the two have other
+            classes or sizes.
     """
     count = config.held_out
     if count is None:
         train = load_images(dataset, root, "train", download=download)
-        return train, load_images(dataset, root, "test")
+        test_images = load_images(dataset, root, "test")
+        _check_alike(train, test_images)  # before the training, not after it
+        return train, test_images
     everything = load_images(dataset, root, "all", download=download)
     if count >= len(everything):
         raise PeckerError(
@@ -250,6 +248,14 @@ def load_split_images(
         everything.select(train_indices, f"without {count:,} to test on"),
         everything.select(test, f"{count:,} of them"),
     )
+
+
+def _check_alike(train: ImageSet, test: ImageSet) -> None:
+    if (test.class_names, test.image_shape) != (train.class_names, train.image_shape):
+        raise PeckerError(
+            f"train-classifier: the test images ({test.source}) have other classes or another "
+            f"size than the training images ({train.source})"
+        )
 
 
 def _build(images: ImageSet, config: ClassifierConfig) -> SmallClassifier | ResNetClassifier:
