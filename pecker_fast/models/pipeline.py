@@ -290,8 +290,8 @@ def _load_tokenizer(folder: Path, encoder: Any) -> Any:
         raise PeckerError(f"{folder}: the tokenizer cannot be read ({reason})") from error
     if size > encoder.vocab_size or longest < 1 or longest != tokenizer.model_max_length:
         raise PeckerError(
-            f"{folder}: {size} tokens, texts of up to {shown(tokenizer.model_max_length)}; the text "
-            f"encoder knows {encoder.vocab_size} tokens: take both from one pipeline"
+            f"{folder}: {size} tokens, texts of up to {shown(tokenizer.model_max_length)}; the "
+            f"text encoder knows {encoder.vocab_size} tokens: take both from one pipeline"
         )
     # A tokenizer that does not say how long its texts may be gives 10^30.
     tokenizer.model_max_length = min(longest, encoder.max_position_embeddings)
