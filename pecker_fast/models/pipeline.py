@@ -99,7 +99,7 @@ class PipelineFolder:
         # Small files first: what is wrong there is said at once.
         schedule = read_config(root / "scheduler" / "scheduler_config.json", ScheduleConfig)
         about = root / DESCRIPTION
-        description = read_config(about, PipelineDescription) if about.exists() else {}
+        description = read_config(about, PipelineDescription) if os.path.lexists(about) else {}
         if (description.get("t_init") or 0) >= (steps := schedule["num_train_timesteps"]):
             raise PeckerError(
                 f"{about}: t_init must be below the {steps} time steps of the noise schedule, got "

@@ -109,6 +109,8 @@ def _places(force: bool) -> list[Case]:
             for place, (value, change) in places.items():
                 if name == "compare" and place in ("here", "above", "root", "with things"):
                     continue  # it adds its three files to whatever is there
+                if force and table is FILES and place == "what is there":
+                    continue  # --force is for that
                 if force and value in ("/dev/null", "/dev/full", "/dev/stdout", "/"):
                     continue  # what would be lost is the machine's
                 line = (*_with(arguments, option, value), *["--force"] * force)

@@ -177,7 +177,7 @@ CASES = [
           (SAMPLE[0], "done", *SAMPLE[2:]), ("done",), named="done"),
     *whole_json("description of a run", "done/model/pecker_fast.json",
                 (SAMPLE[0], "done", *SAMPLE[2:]), ("done",), named="pecker_fast.json",
-        fine=("gone",),
+        fine=("gone", "object"),
     ),
     case("a run without a model", (SAMPLE[0], "done", *SAMPLE[2:]), ("done",),
          lambda folder: shutil.rmtree(folder / "done/model"), named="done"),
