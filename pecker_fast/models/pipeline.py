@@ -282,6 +282,10 @@ def _load_tokenizer(folder: Path, encoder: Any) -> Any:
     lines = read_text(merges).split("\n") if merges.exists() else ["#version"]
     if lines == [""] or not all(len(s.split(" ")) == 2 for s in lines if s[:1] not in "#"):
         raise PeckerError(f"{merges}: expected two tokens on each line; copy the tokenizer again")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise PeckerError(
+            f"{folder}: the tokenizer has neither tokenizer.json nor vocab.json; copy it again"
+        )
     try:
         tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         size, longest = len(tokenizer), int(tokenizer.model_max_length)
@@ -292,6 +296,10 @@ def _load_tokenizer(folder: Path, encoder: Any) -> Any:
         raise PeckerError(
             f"{folder}: {size} tokens, texts of up to {shown(tokenizer.model_max_length)}; the "
             f"text encoder knows {encoder.vocab_size} tokens: take both from one pipeline"
+        )
+    if tokenizer.pad_token is None:
+        raise PeckerError(
+            f"{folder}: the tokenizer has no pad_token; copy tokenizer_config.json again"
         )
     # A tokenizer that does not say how long its texts may be gives 10^30.
     tokenizer.model_max_length = min(longest, encoder.max_position_embeddings)

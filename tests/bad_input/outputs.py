@@ -107,7 +107,13 @@ def _places(force: bool) -> list[Case]:
     for table, places in ((FILES, FILE_PLACES), (FOLDERS, FOLDER_PLACES)):
         for name, (arguments, option, needs) in table.items():
             for place, (value, change) in places.items():
-                if name == "compare" and place in ("here", "above", "root", "with things"):
+                if name == "compare" and place in (
+                    "here",
+                    "above",
+                    "root",
+                    "with things",
+                    "a link to a folder with things",
+                ):
                     continue  # it adds its three files to whatever is there
                 if force and table is FILES and place == "what is there":
                     continue  # --force is for that
