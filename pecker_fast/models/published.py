@@ -193,10 +193,7 @@ def network_from(weights: _Weights, source: str, *, sample_size: int | None = No
         raise PeckerError(f"{source}: {mismatch(expected, found)}; {_nearest_preset(found)}")
     for name, weight in weights.items():
         if not weight.is_floating_point() or weight.is_meta or weight.is_sparse:
-            raise PeckerError(
-                f"{source}: {name} is a {weight.layout} of {weight.dtype} on {weight.device}; "
-                "expected floats, all of them in the file"
-            )
+            raise PeckerError(f"{source}: {name} is no dense tensor of floats; save it as one")
         if not weight.isfinite().all():
             raise PeckerError(
                 f"{source}: {name} holds NaN or infinity; the run it comes from diverged: take an "
@@ -334,8 +331,9 @@ def _sizes(weights: _Weights, source: str) -> dict[str, Any]:
         PeckerError: too little of it is there to tell.
     """
     needed = ("conv_in.weight", "classes_emb.weight", "down.0.block.0.conv1.weight")
-    absent = [name for name in needed if name not in weights or weights[name].ndim < 2]
-    absent += [name for name in needed if name in weights and 0 in weights[name].shape]
+    absent = [
+        n for n in needed if n not in weights or weights[n].ndim < 2 or not weights[n].numel()
+    ]
     if absent:
         raise PeckerError(f"{source}: another architecture, {_kind(weights, absent)}")
 
