@@ -192,16 +192,14 @@ def network_from(weights: _Weights, source: str, *, sample_size: int | None = No
     if found != expected:
         raise PeckerError(f"{source}: {mismatch(expected, found)}; {_nearest_preset(found)}")
     for name, weight in weights.items():
-        if not weight.is_floating_point() or weight.is_meta or weight.is_sparse:
-            raise PeckerError(f"{source}: {name} is no dense tensor of floats; save it as one")
-        if not weight.isfinite().all():
+        usable = weight.is_floating_point() and not (weight.is_meta or weight.is_sparse)
+        if not usable or not weight.isfinite().all():
             raise PeckerError(
-                f"{source}: {name} holds NaN or infinity; the run it comes from diverged: take an "
-                "earlier checkpoint"
+                f"{source}: {name} holds NaN or infinity, or is no tensor of floats; the run it "
+                "comes from diverged: take an earlier checkpoint"
             )
     network.to_empty(device="cpu").load_state_dict(weights)
-    network.eval()
-    return network
+    return network.eval()
 
 
 def published_scheduler() -> DDPMScheduler:
@@ -331,9 +329,7 @@ def _sizes(weights: _Weights, source: str) -> dict[str, Any]:
         PeckerError: too little of it is there to tell.
     """
     needed = ("conv_in.weight", "classes_emb.weight", "down.0.block.0.conv1.weight")
-    absent = [
-        n for n in needed if n not in weights or weights[n].ndim < 2 or not weights[n].numel()
-    ]
+    absent = [n for n in needed if n not in weights or weights[n].ndim < 2 or not len(weights[n])]
     if absent:
         raise PeckerError(f"{source}: another architecture, {_kind(weights, absent)}")
 
