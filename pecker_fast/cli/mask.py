@@ -57,8 +57,8 @@ def mask(out: Path, force: bool, device: str, threads: int | None, **options: An
     if out.suffix.lower() == ".png":
         name = out.with_suffix(".safetensors").name
         raise PeckerError(f"--out {out}: is what the picture of the mask is called; name it {name}")
-    for path in (out, out.with_suffix(".png")):
-        check_output_file(path, force)
+    check_output_file(out, force)
+    check_output_file(out.with_suffix(".png"), force)
     values = config_values(options)
     request = Request(out=out, settings=values, device=device, command="mask", **options)
     request.check()

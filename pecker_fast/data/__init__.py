@@ -1,25 +1,33 @@
-"""What ships inside the package: two models, a classifier and feature statistics.
+"""What ships inside the package: three models, a classifier and feature statistics.
 
 `teacher/` is a model folder (see `pecker_fast.models.folder`) with two more parts: `classifier/`,
 which judges the samples, and `statistics.safetensors`, the classifier's features of real images.
 `tools/demo_assets/make_teacher.py` made all three.
 
+`first_stage/` is the teacher distilled into one step, for erasures to start from: the generator as
+`model/`, and what knows its scores as `pseudo_score/`. The recipe `demo_first_stage` made it.
+
 `pipeline/` is a text-to-image pipeline in Stable Diffusion's format, which diffusers loads; its
 `pecker_fast.json` holds its figures. `make_pipeline.py` there made it.
 
-Both learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
+They learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["pipeline_folder", "teacher_folder"]
+__all__ = ["first_stage_folder", "pipeline_folder", "teacher_folder"]
 
 
 def teacher_folder() -> Path:
     """The folder of the shipped Fashion-MNIST teacher."""
     return Path(__file__).parent / "teacher"
+
+
+def first_stage_folder() -> Path:
+    """The folder of the shipped first stage of the teacher, for `erase --from`."""
+    return Path(__file__).parent / "first_stage"
 
 
 def pipeline_folder() -> Path:

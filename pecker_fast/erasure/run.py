@@ -7,6 +7,7 @@ erasure differ in is a `Task`.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -241,7 +242,7 @@ def _mask_seconds(out: Path) -> float | None:
     None where it was not searched for: given, drawn at random, full, or nobody timed it.
     """
     file = out / START_NAME
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     content = read_json(file)
     begun = checked(Begun, content, file)

@@ -7,6 +7,7 @@ with the points that it has.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,7 +160,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
     Raises:
         PeckerError: it is there and cannot be read.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
     return checked(_Points, {"points": read_json(path)}, path).points
 

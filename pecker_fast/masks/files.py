@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import few, parse_json, replacing, shown
-from pecker_fast.masks.select import check_numel
+from pecker_fast.masks.select import check_granularity, check_numel
 from pecker_fast.torch_files import check_stored, load_torch
 
 __all__ = [
@@ -180,6 +180,10 @@ def read_mask(path: str | os.PathLike[str]) -> MaskContent:
         raise PeckerError(
             f"mask file {name!r} is damaged: its content does not match its digest; make it again"
         )
+    try:
+        check_granularity(granularity, block_size)
+    except PeckerError as error:
+        raise PeckerError(f"mask file {name!r}: {error}") from error
     indices = {key: _positions(bits[key], shape.numel()) for key, shape in shapes.items()}
     return MaskContent(indices, shapes, granularity, block_size, digest)
 

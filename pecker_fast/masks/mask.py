@@ -211,15 +211,12 @@ class SaliencyMask:
             PeckerError: no such file, truncated, not a mask file, damaged, or of another model.
         """
         content = mask_io.read_mask(path)
-        try:
-            mask = cls(
-                content.indices,
-                content.shapes,
-                content.granularity,  # type: ignore[arg-type]  # __init__ checks the value
-                content.block_size,
-            )
-        except PeckerError as error:
-            raise PeckerError(f"mask file {os.fspath(path)!r}: {error}") from error
+        mask = cls(
+            content.indices,
+            content.shapes,
+            content.granularity,  # type: ignore[arg-type]  # read_mask checks the value
+            content.block_size,
+        )
         if model is not None:
             mask.check(model)
         return mask

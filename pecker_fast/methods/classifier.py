@@ -184,12 +184,7 @@ class ClassifierTrainer(Run[Batch]):
         Raises:
             PeckerError: The test images have other classes or another size.
         """
-        ours = (self._images.class_names, self._images.image_shape)
-        if (test.class_names, test.image_shape) != ours:
-            raise PeckerError(
-                f"train-classifier: the test images ({test.source}) have other classes or another "
-                f"size than the training images ({self._images.source})"
-            )
+        _check_alike(self._images, test)
         network = self.network.eval().requires_grad_(False)
         titles = ("test images", "statistics") if self._title else (None, None)
         tf32 = torch.backends.cudnn.allow_tf32
@@ -231,12 +226,15 @@ def load_split_images(
     With `config.held_out` they are split anew, under the seed: both keep the order of the data set.
 
     Raises:
-        PeckerError: See `load_images`; or nothing would be left to train on.
+        PeckerError: See `load_images`; or nothing would be left to train on, too little of a class,
+            or the two have other classes or sizes.
     """
     count = config.held_out
     if count is None:
         train = load_images(dataset, root, "train", download=download)
-        return train, load_images(dataset, root, "test")
+        test = load_images(dataset, root, "test")
+        _check_alike(train, test)  # before the training, not after it
+        return _countable(train), test
     everything = load_images(dataset, root, "all", download=download)
     if count >= len(everything):
         raise PeckerError(
@@ -245,11 +243,31 @@ def load_split_images(
         )
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(everything), generator=generator)
-    test, train_indices = order[:count].sort().values, order[count:].sort().values
+    tested, trained = order[:count].sort().values, order[count:].sort().values
     return (
-        everything.select(train_indices, f"without {count:,} to test on"),
-        everything.select(test, f"{count:,} of them"),
+        _countable(everything.select(trained, f"without {count:,} to test on")),
+        everything.select(tested, f"{count:,} of them"),
     )
+
+
+def _countable(train: ImageSet) -> ImageSet:
+    """The same, once each class has the two images that its statistics need."""
+    counts = train.labels.bincount(minlength=train.num_classes)
+    if (least := int(counts.min())) < 2:
+        name = train.class_names[int(counts.argmin())]
+        raise PeckerError(
+            f"train-classifier: {train.source}: class {name!r} has {least} images to train on, "
+            "which must be 2 at least; leave the class out, or add images"
+        )
+    return train
+
+
+def _check_alike(train: ImageSet, test: ImageSet) -> None:
+    if (test.class_names, test.image_shape) != (train.class_names, train.image_shape):
+        raise PeckerError(
+            f"train-classifier: the test images ({test.source}) have other classes or another "
+            f"size than the training images ({train.source})"
+        )
 
 
 def _build(images: ImageSet, config: ClassifierConfig) -> SmallClassifier | ResNetClassifier:

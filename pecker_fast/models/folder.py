@@ -151,7 +151,7 @@ class ModelFolder:
         # Small files first: what is wrong there is said at once.
         scheduler = _load_scheduler(root)
         about = root / DESCRIPTION
-        described = read_config(about, ClassDescription) if about.exists() else {}
+        described = read_config(about, ClassDescription) if os.path.lexists(about) else {}
         unet = _load_unet(unet_folder)
         null_label = described.get("null_label")
         names = _class_names(root, unet, described.get("class_names"), null_label)

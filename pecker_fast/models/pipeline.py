@@ -101,7 +101,7 @@ class PipelineFolder:
         # Small files first: what is wrong there is said at once.
         schedule = read_config(root / "scheduler" / "scheduler_config.json", ScheduleConfig)
         about = root / DESCRIPTION
-        description = read_config(about, PipelineDescription) if about.exists() else {}
+        description = read_config(about, PipelineDescription) if os.path.lexists(about) else {}
         if (description.get("t_init") or 0) >= (steps := schedule["num_train_timesteps"]):
             raise PeckerError(
                 f"{about}: t_init must be below the {steps} time steps of the noise schedule, got "
@@ -298,17 +298,24 @@ def _load_tokenizer(folder: Path, encoder: Any) -> Any:
     lines = read_text(merges).split("\n") if merges.exists() else ["#version"]
     if lines == [""] or not all(len(s.split(" ")) == 2 for s in lines if s[:1] not in "#"):
         raise PeckerError(f"{merges}: expected two tokens on each line; copy the tokenizer again")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise PeckerError(
+            f"{folder}: the tokenizer has neither tokenizer.json nor vocab.json; copy it again"
+        )
     try:
         tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         size, longest = len(tokenizer), int(tokenizer.model_max_length)
     except Exception as error:  # transformers raises many kinds for damaged files
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise PeckerError(f"{folder}: the tokenizer cannot be read ({reason})") from error
-    if size > encoder.vocab_size or longest < 1 or tokenizer.pad_token is None:
+    if size > encoder.vocab_size or longest < 1 or longest != tokenizer.model_max_length:
         raise PeckerError(
-            f"{folder}: the tokenizer has {size} tokens, texts of up to {shown(longest)} and the "
-            f"padding {tokenizer.pad_token!r}; expected some padding and at most the "
-            f"{encoder.vocab_size} tokens of the text encoder: take both from one pipeline"
+            f"{folder}: {size} tokens, texts of up to {shown(tokenizer.model_max_length)}; the "
+            f"text encoder knows {encoder.vocab_size} tokens: take both from one pipeline"
+        )
+    if tokenizer.pad_token is None:
+        raise PeckerError(
+            f"{folder}: the tokenizer has no pad_token; copy tokenizer_config.json again"
         )
     # A tokenizer that does not say how long its texts may be gives 10^30.
     tokenizer.model_max_length = min(longest, encoder.max_position_embeddings)

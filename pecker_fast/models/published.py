@@ -192,19 +192,14 @@ def network_from(weights: _Weights, source: str, *, sample_size: int | None = No
     if found != expected:
         raise PeckerError(f"{source}: {mismatch(expected, found)}; {_nearest_preset(found)}")
     for name, weight in weights.items():
-        if not weight.is_floating_point() or weight.is_meta or weight.is_sparse:
+        usable = weight.is_floating_point() and not (weight.is_meta or weight.is_sparse)
+        if not usable or not weight.isfinite().all():
             raise PeckerError(
-                f"{source}: {name} is a {weight.layout} of {weight.dtype} on {weight.device}; "
-                "expected floats, all of them in the file"
-            )
-        if not weight.isfinite().all():
-            raise PeckerError(
-                f"{source}: {name} holds NaN or infinity; the run it comes from diverged: take an "
-                "earlier checkpoint"
+                f"{source}: {name} holds NaN or infinity, or is no tensor of floats; the run it "
+                "comes from diverged: take an earlier checkpoint"
             )
     network.to_empty(device="cpu").load_state_dict(weights)
-    network.eval()
-    return network
+    return network.eval()
 
 
 def published_scheduler() -> DDPMScheduler:
@@ -334,8 +329,7 @@ def _sizes(weights: _Weights, source: str) -> dict[str, Any]:
         PeckerError: too little of it is there to tell.
     """
     needed = ("conv_in.weight", "classes_emb.weight", "down.0.block.0.conv1.weight")
-    absent = [name for name in needed if name not in weights or weights[name].ndim < 2]
-    absent += [name for name in needed if name in weights and 0 in weights[name].shape]
+    absent = [n for n in needed if n not in weights or weights[n].ndim < 2 or not len(weights[n])]
     if absent:
         raise PeckerError(f"{source}: another architecture, {_kind(weights, absent)}")
 

@@ -61,7 +61,8 @@ class RunDirectory:
             self._lock = _open_lock(self.path / LOCK_NAME)
         except OSError as error:
             raise PeckerError(
-                f"cannot write to {self.path}: {error.strerror}; choose another output directory"
+                f"cannot write to {self.path}: {error.strerror or error}; choose another output "
+                "directory"
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

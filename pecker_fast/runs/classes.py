@@ -33,7 +33,7 @@ def class_index(name: str | int, class_names: Sequence[str], whose: str) -> int:
             index = known.index(wanted)
         else:
             index = int(wanted) if wanted.isdecimal() and len(wanted) < 10 else -1
-    if not 0 <= int(index) < len(class_names):
+    if not isinstance(index, int) or not 0 <= index < len(class_names):
         listed = ", ".join(f"{number} {each!r}" for number, each in enumerate(class_names[:20]))
         more = f" and {len(class_names) - 20} more" if len(class_names) > 20 else ""
         unnamed = all(each == f"class {number}" for number, each in enumerate(class_names))

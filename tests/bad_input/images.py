@@ -169,7 +169,8 @@ CASES = [
     ),
     *each("training archive", ARRAYS, "data/train.npz", TEACHER, ("data",)),
     *each("test archive", ARRAYS, "data/test.npz", JUDGE, ("data",)),
-    *each("picture", ANY_FILE | PICTURES, _PNG, _FOLDER, _NEEDS, named="circle"),
+    *each("picture", ANY_FILE | PICTURES, _PNG, _FOLDER, _NEEDS, named="circle",
+          fine=("gone", "folder", "dangling", "loop", "device", "fifo")),  # no file, no image
     *each("idx images", ANY_FILE | {n: _write(c) for n, c in IDX.items()},
           "fashion/train-images-idx3-ubyte.gz", _FASHION, ("fashion",), named="train-images"),
     *each("idx labels", {n: _write(c) for n, c in LABELS.items()},

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from bad_input.building import case, each, keys, whole_json
 from bad_input.seeds import ERASE, EVALUATE
-from bad_input.spoil import ANY_FILE, ARRAYS, TENSORS, edit_metadata, edit_tensors, in_npz, put
+from bad_input.spoil import ANY_FILE, ARRAYS, TENSORS, edit_tensors, in_npz, put
 
 WEIGHTS = "classifier/model.safetensors"
 _NEEDS = ("model", "classifier")
@@ -62,11 +62,6 @@ class _Three(torch.nn.Module):
         return images, images, images
 
 
-class _Integers(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1)[:, :3].long()
-
-
 class _Writes(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         harmed = torch.from_file("harmed.txt", shared=True, size=64, dtype=torch.float32)
@@ -75,7 +70,6 @@ class _Writes(torch.nn.Module):
 
 SCRIPTS = {
     "one score": _OneScore, "fails": _Fails, "nan": _Nan, "words": _Words, "three": _Three,
-    "integers": _Integers,
 }  # fmt: skip
 
 STATE_DICTS = {
@@ -124,22 +118,12 @@ CASES = [
         }.items()
     ),
     *each("statistics beside it", ANY_FILE | TENSORS, _STATISTICS_FILE, _CARD,
-          ("model", "judged"), named="statistics"),
-    *each(
-        "metadata of statistics", {
-            "none": edit_metadata(lambda m: m.clear()),
-            "format": edit_metadata(lambda m: m.update(format="x")),
-            **{
-                f"{key} {value[:9]!r}": edit_metadata(partial(dict.update, **{key: value}))
-                for key in ("version", "source", "classes", "counts")
-                for value in ("", "nan", "-1", "[" * 20_000, "\x1b[31m")
-            },
-            "counts negative": edit_tensors(
-                lambda t: [t.update({n: -v}) for n, v in list(t.items())]
-            ),
-        },
-        _STATISTICS_FILE, _CARD, ("model", "judged"),
-    ),
+          ("model", "judged"), named="statistics", fine=("gone", "one-more", "escape-name")),
+    *each("counts", {
+        "negative": edit_tensors(lambda t: t["count"].neg_()),
+        "missing": edit_tensors(lambda t: t.pop("count")),
+        "huge": edit_tensors(lambda t: t["count"].fill_(2**62)),
+    }, _STATISTICS_FILE, _CARD, ("model", "judged"), named="statistics"),
     *each("real images", ANY_FILE | ARRAYS, "real.npz", _REAL, (*_NEEDS, "real.npz"),
           named="real.npz"),
     *each("real images in erase", ARRAYS, "real.npz",

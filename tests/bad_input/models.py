@@ -36,7 +36,6 @@ _UNET_KEYS = {
     "_class_name": "null text zero list escape missing",
     "center_input_sample": "text",
     "attention_head_dim": "text negative zero",
-    "downsample_type": "text",
 }
 _SCHEDULE_KEYS = {
     "num_train_timesteps": "null text negative zero fraction huge list digits",
@@ -53,7 +52,7 @@ _SCHEDULE_KEYS = {
 }
 _ABOUT_KEYS = {
     "class_names": "null text zero true object nested pair list escape deep",
-    "class_names.0": "null zero object escape text list",
+    "class_names.0": "null zero object escape list",
     "patch_size": "null text negative zero fraction huge true list digits",
     "null_label": "text negative zero fraction huge true list",
     "kind": "null text zero list escape object",
@@ -129,7 +128,9 @@ CASES = [
     *keys("description in erase", ABOUT, dict(list(_ABOUT_KEYS.items())[:4]), ERASE, _NEEDS),
     *whole_json("unet", UNET, SAMPLE, _NEEDS, named="model"),
     *whole_json("schedule", SCHEDULE, MASK, _NEEDS, named="schedul"),
-    *whole_json("description", ABOUT, SAMPLE, _NEEDS, named="pecker_fast.json"),
+    *whole_json(
+        "description", ABOUT, SAMPLE, _NEEDS, named="pecker_fast.json", fine=("gone", "object")
+    ),
     *each("weights", ANY_FILE, WEIGHTS, ERASE, _NEEDS, named="model"),
     *each("weights", TENSORS, WEIGHTS, SAMPLE, _NEEDS, named="model"),
     *each("weights in evaluate", TENSORS, WEIGHTS, EVALUATE, _JUDGED, named="model"),

@@ -62,7 +62,8 @@ FREE = {
     "--neighbour", "--name", "--prompt",  # any text is a prompt
 }  # fmt: skip
 HARMLESS = {
-    ("--batch-size", f"{10**12}"), ("--seed", "0"), ("--guidance", "-1"), ("--guidance", "1e308"),
+    ("--batch-size", f"{10**12}"), ("--seed", "0"), ("--t-init", "0"), ("--guidance", "-1"),
+    ("--guidance", "1e308"),
 }  # fmt: skip
 """Values that a command can do something with."""
 

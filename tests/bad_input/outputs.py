@@ -81,7 +81,7 @@ FILE_PLACES: dict[str, tuple[str, Callable[[Path], object] | None]] = {
     "what is there": ("precious.txt", None), "in a file": ("precious.txt/x.png", None),
     "no folder": ("nowhere/x.png", None), "too long": (_LONG, None),
     "too deep": ("/".join(["x"] * 3000), None), "escape": ("\x1b[31mred/x.png", None),
-    "no UTF-8": ("x\udcff/y.png", None), "with slash": ("x/", None),
+    "no UTF-8": ("x\udcff/y.png", None),
     "a pipe": ("pipe.png", _fifo), "a folder with things": ("there", _folder),
     "a link to a file": ("link.png", _link("../precious.txt", "link.png")),
     "a link to nowhere": ("link.png", _link("../nowhere/x", "link.png")),
@@ -107,8 +107,16 @@ def _places(force: bool) -> list[Case]:
     for table, places in ((FILES, FILE_PLACES), (FOLDERS, FOLDER_PLACES)):
         for name, (arguments, option, needs) in table.items():
             for place, (value, change) in places.items():
-                if name == "compare" and place in ("here", "above", "root", "with things"):
+                if name == "compare" and place in (
+                    "here",
+                    "above",
+                    "root",
+                    "with things",
+                    "a link to a folder with things",
+                ):
                     continue  # it adds its three files to whatever is there
+                if force and table is FILES and place == "what is there":
+                    continue  # --force is for that
                 if force and value in ("/dev/null", "/dev/full", "/dev/stdout", "/"):
                     continue  # what would be lost is the machine's
                 line = (*_with(arguments, option, value), *["--force"] * force)

@@ -39,7 +39,6 @@ _CONFIGS = {
         "num_hidden_layers": "text negative zero huge",
         "max_position_embeddings": "null text negative zero",
         "hidden_act": "null text zero",
-        "architectures": "text zero",
     },
     "vae": {
         "latent_channels": "null text negative zero",
@@ -177,7 +176,10 @@ CASES = [
             "pad_token": "null zero list", "tokenizer_class": "text zero",
             "unk_token": "zero list", "added_tokens_decoder": "text list zero",
         },
-        PROMPTS, _NEEDS,
+        PROMPTS, _NEEDS, fine=(
+            "model_max_length=missing", "model_max_length=null", "tokenizer_class=text",
+            "tokenizer_class=zero",
+        ),
     ),
     *each(
         "description", {

@@ -84,12 +84,9 @@ CONCEPTS: dict[str, dict[str, Any]] = {
 
 
 _HARMLESS = (
-    "template: escape",
-    "template: repr",
-    "remain: repr",
-    "template: doubled",
-    "template: precision",
-)
+    "template: escape", "template: repr", "remain: repr", "template: doubled",
+    "template: precision", "fill of concept", "weight zero",
+)  # fmt: skip
 
 
 def _lines(content: bytes, folder: Path) -> None:

@@ -119,7 +119,7 @@ CASES = [
             "empty": "", "list": "[1]", "text": "wizard", "no YAML": "a: [", "number": "5",
             "other": "iterations: 9\nseed: 3\n", "tag": "!!python/object/apply:os.system [ls]",
         }.items()
-    }, "done/config.yaml", _AGAIN, _NEEDS, code=(0, 2)),
+    }, "done/config.yaml", _AGAIN, _NEEDS, code=(0, 2), writes=_DONE),
     *each("mask of a run", TENSORS | ANY_FILE, "done/mask.safetensors", _AGAIN, _NEEDS,
           code=(0, 2), writes=_DONE),
     *whole_json("start.json", "done/start.json", _AGAIN, _NEEDS, code=(0, 2), writes=_DONE),
@@ -177,7 +177,7 @@ CASES = [
           (SAMPLE[0], "done", *SAMPLE[2:]), ("done",), named="done"),
     *whole_json("description of a run", "done/model/pecker_fast.json",
                 (SAMPLE[0], "done", *SAMPLE[2:]), ("done",), named="pecker_fast.json",
-        fine=("gone",),
+        fine=("gone", "object"),
     ),
     case("a run without a model", (SAMPLE[0], "done", *SAMPLE[2:]), ("done",),
          lambda folder: shutil.rmtree(folder / "done/model"), named="done"),

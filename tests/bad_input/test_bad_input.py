@@ -64,7 +64,7 @@ def _readable_by_all() -> bool:
     return all(place.stat().st_mode & 0o001 for place in package.parents)
 
 
-@pytest.mark.parametrize("case", _cases())
+@pytest.mark.parametrize("case", list(_cases()))
 def test_is_refused(case: Case, zygote: Zygote, valid: Path) -> None:
     if case.options.get("nobody") and os.geteuid() == 0 and not _readable_by_all():
         pytest.skip("root may read everything, and others may not read the package")

@@ -139,12 +139,14 @@ def _child(
         stdout: likewise. None: into `log`.
         stderr: likewise.
         nobody: run it as a user without rights, where that can be done.
-        vanish: remove the folder first.
+        vanish: start it in a folder that is then removed.
     """
     os.setsid()
     os.chdir(folder)
     if vanish:
-        os.rmdir(folder)
+        os.mkdir("gone")
+        os.chdir("gone")
+        os.rmdir("../gone")
     for name, value in (environment or {}).items():
         if value is None:
             os.environ.pop(name, None)
