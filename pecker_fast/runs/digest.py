@@ -60,5 +60,7 @@ def _flatten(value: Any, lines: list[str], tensors: list[Tensor]) -> None:
 
 
 def _digest_of_tensor(tensor: Tensor) -> bytes:
-    bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(bits.numpy().data).digest()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.stride() != (1,):  # of one entry, which is contiguous with any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()
