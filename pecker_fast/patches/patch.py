@@ -30,7 +30,7 @@ import pecker_fast
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import usable_cores
 from pecker_fast.masks.checks import Model, few
-from pecker_fast.masks.files import Bits, bitmask
+from pecker_fast.masks.files import Bits, bitmask, digest_of
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.stats import block_of
 from pecker_fast.patches.checks import (
@@ -151,7 +151,10 @@ def save_patch(
         values={name: values for name, (_, _, values, _) in found.items() if values is not None},
         about=about,
         package=pecker_fast.__version__,
-        mask=mask.digest,
+        mask=digest_of(  # by bare names
+            {name: before[name].shape for name in salient},
+            {name: bitmask(at, before[name].numel()) for name, at in salient.items()},
+        ),
     )
     if patch.base == patch.result:
         raise PeckerError(
