@@ -19,6 +19,7 @@ def test_counts_by_hand():
         "frozen_changed_in": {"a": 1, "b": 1},
         "salient_parameters": 3,
         "salient_changed": 1,
+        "digests": {},
     }
 
 
