@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from pecker_fast.distill.text_config import TextSection, name_concepts
 from pecker_fast.errors import PeckerError
-from pecker_fast.runs.config import BatchSize, Iterations, MaskChoice, MaskedConfig
+from pecker_fast.runs.config import Iterations, MaskChoice, MaskedConfig
 from pecker_fast.runs.settings import Section, apply_overrides, build, read_settings, recipes_in
 
 __all__ = ["PeckerConfig", "load_config", "recipe_names"]
@@ -59,7 +59,7 @@ class SaliencySection(Section):
     loss: Literal["sfd_forget", "denoise"] = "sfd_forget"  # Forget term, or denoising of c_f.
     source: Literal["generated"] = "generated"  # Images: the generator's own, of the forget class.
     batches: PositiveInt = 40  # Gradients that are accumulated.
-    batch_size: BatchSize = 128  # Images per batch.
+    batch_size: PositiveInt = 128  # Images per batch.
     reduction: Literal["abs_of_sum", "sum_of_abs", "sum_of_squares", "fisher_ratio"] = "abs_of_sum"
     clip_grad_norm: PositiveFloat | None = 1.0  # Global norm limit per batch. null = off.
 
@@ -71,7 +71,7 @@ class PeckerConfig(MaskedConfig):
     forget: int | str | None = 0
     override: int | str = 1  # What takes its place: index, name, or 'random' (a kept class each).
     iterations: Iterations = 50_000
-    batch_size: BatchSize = 128  # B: remain images and, again, forget images per iteration.
+    batch_size: PositiveInt = 128  # B: remain images and, again, forget images per iteration.
     micro_batch: PositiveInt | None = None  # Images per pass out of the 2B. null = all.
     # The second of two stages: generator and pseudo-score must start from networks that are given.
     second_stage: bool = False
