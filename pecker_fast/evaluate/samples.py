@@ -231,8 +231,8 @@ def _write_image(target: Path, pixels: Tensor) -> None:
     temporary = target.with_name(f".{target.name}")
     temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "xb") as file:  # never through a link
-            to_pil(pixels).save(file, format="png")
+        temporary.touch(exist_ok=False)  # a file of ours, not the link of somebody
+        to_pil(pixels).save(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def _flatten(value: Any, lines: list[str], tensors: list[Tensor]) -> None:
 
 
 def _digest_of_tensor(tensor: Tensor) -> bytes:
-    entries = tensor.detach().cpu().contiguous()
-    # A single entry counts as contiguous whatever its stride, but is viewed as bytes with 1 only.
-    bits = entries.as_strided((entries.numel(),), (1,)).view(torch.uint8)
-    return hashlib.sha256(bits.numpy().data).digest()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.stride() != (1,):  # of one entry, which is contiguous with any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()

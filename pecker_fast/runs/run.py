@@ -287,7 +287,7 @@ class Run(ABC, Generic[Batch]):
         if saved is None or self._directory is None:
             return None
         where = self._directory.path
-        if saved["kind"] != type(self.config).__name__:
+        if saved.get("kind") != type(self.config).__name__:
             raise PeckerError(f"{where} holds a run of another kind; choose another directory")
         theirs = saved["identity"]
         for what in {**theirs, **self._identity}:

@@ -319,6 +319,7 @@ def test_a_unet_is_trained_from_a_model_folder():
         scheduler = DDPMScheduler()
         class_names = ("boot", "bag", "coat", "shirt")
         network_shape = (1, 8, 8)
+        about_network = dict
 
     overrides = {"forget": "Bag", "override": "random", "iterations": 2, "batch_size": 2}
     overrides |= {"saliency.batches": 1, "saliency.batch_size": 2, "generator.lr": 1e-3}

@@ -48,6 +48,11 @@ def test_layout_and_saving_do_not_count(tmp_path):
     assert digest_of(contiguous) == digest_of(value)
 
 
+def test_one_entry_of_any_stride():
+    one = torch.empty_strided((1,), (0,)).fill_(5)
+    assert digest_of(one) == digest_of(torch.tensor([5.0]))
+
+
 def test_networks():
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     assert fingerprint(first, first) == fingerprint(first)
