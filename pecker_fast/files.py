@@ -160,6 +160,41 @@ def check_output_folder(
             )
 
 
+def check_output_file(path: Path, force: bool) -> Path:
+    """Check before any work is done that `path` can become a file, and return it.
+
+    Raises:
+        PeckerError: it exists (without `force`), is no file, or its folder is missing or cannot be
+            written to.
+    """
+    check_replaceable(path)
+    if path.exists() and not force:
+        raise PeckerError(f"{path}: exists; add --force to replace it")
+    if not path.parent.is_dir():
+        raise PeckerError(f"{path.parent}: no such folder; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise PeckerError(f"{path.parent}: cannot be written to; choose another folder")
+    return path
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a file can be written in the place of `path`.
+
+    Raises:
+        PeckerError: a folder, a link, a device or a pipe is there, which others may need.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return  # whoever creates it says what is wrong with its folder
+    if stat.S_ISDIR(mode):
+        raise PeckerError(f"{path}: is a folder; give the name of a file")
+    if stat.S_ISLNK(mode):
+        raise PeckerError(f"{path}: is a link; name the file itself")
+    if not stat.S_ISREG(mode):
+        raise PeckerError(f"{path}: is a device or a pipe; give the name of a file")
+
+
 def read_text(path: str | os.PathLike[str], most: int = _MOST_BYTES) -> str:
     """A text file, UTF-8.
 
@@ -266,38 +301,3 @@ def check_extent(content: Any) -> None:
             item for part in inner for item in (part.values() if isinstance(part, dict) else part)
         ]
     raise ValueError(f"nested deeper than {MOST_LEVELS} levels")
-
-
-def check_output_file(path: Path, force: bool) -> Path:
-    """Check before any work is done that `path` can become a file, and return it.
-
-    Raises:
-        PeckerError: it exists (without `force`), is no file, or its folder is missing or cannot be
-            written to.
-    """
-    check_replaceable(path)
-    if path.exists() and not force:
-        raise PeckerError(f"{path}: exists; add --force to replace it")
-    if not path.parent.is_dir():
-        raise PeckerError(f"{path.parent}: no such folder; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise PeckerError(f"{path.parent}: cannot be written to; choose another folder")
-    return path
-
-
-def check_replaceable(path: Path) -> None:
-    """Check that a file can be written in the place of `path`.
-
-    Raises:
-        PeckerError: a folder, a link, a device or a pipe is there, which others may need.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except OSError:
-        return  # whoever creates it says what is wrong with its folder
-    if stat.S_ISDIR(mode):
-        raise PeckerError(f"{path}: is a folder; give the name of a file")
-    if stat.S_ISLNK(mode):
-        raise PeckerError(f"{path}: is a link; name the file itself")
-    if not stat.S_ISREG(mode):
-        raise PeckerError(f"{path}: is a device or a pipe; give the name of a file")

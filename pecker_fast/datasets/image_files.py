@@ -160,7 +160,11 @@ def _read_all(files: list[Path], progress: str | None) -> Tensor:
     for index, file in enumerate(bar):
         pixels = _read(file)
         if images is None:
-            check_memory(len(files) * pixels.numel(), file.parent)
+            size = f"{pixels.shape[2]}x{pixels.shape[1]}"
+            check_memory(
+                len(files) * 3 * pixels[0].numel(),
+                f"{file.parent}: {len(files):,} images of {size}",
+            )
             images = torch.empty(len(files), *pixels.shape, dtype=torch.uint8)
         if pixels.shape[1:] != images.shape[2:]:
             sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (images.shape, pixels.shape)]

@@ -80,8 +80,8 @@ def erase(
             asked[name] = Path(value)
     source = model if isinstance(model, (ModelFolder, PipelineFolder)) else Path(model)
     if isinstance(source, Path):
-        found = find_pipeline(source)
-        source, prompts = found or source, found is not None
+        pipeline = find_pipeline(source)
+        source, prompts = pipeline or source, pipeline is not None
     else:
         prompts = isinstance(source, PipelineFolder)
     asked |= {"pipeline": source} if prompts else {"model": source}

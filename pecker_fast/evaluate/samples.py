@@ -37,7 +37,7 @@ from pecker_fast.datasets.pixels import to_pil, to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sample_plan import SamplePlan
-from pecker_fast.files import check_replaceable, parse_json, replacing, write_text
+from pecker_fast.files import check_replaceable, parse_json, read_json, replacing, write_text
 from pecker_fast.machine import machine_facts, versions
 
 __all__ = ["read_back", "write_npz", "write_samples"]
@@ -273,13 +273,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
     file = folder / SAMPLES_FILE
     if not file.exists():
         return None
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        kinds = {"complete": bool, "folders": dict, "starts": list, "sampler": dict}
-        known = all(isinstance(content.get(key), kind) for key, kind in kinds.items())
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise PeckerError(f"{file}: cannot be read ({error}); choose another folder") from error
-    if not known:
+    content = read_json(file)
+    kinds = {"complete": bool, "folders": dict, "starts": list, "sampler": dict}
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), kind) for key, kind in kinds.items()
+    ):
         raise PeckerError(f"{file}: says nothing of samples; choose another folder")
     return content
 

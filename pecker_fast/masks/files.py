@@ -172,7 +172,9 @@ def read_mask(path: str | os.PathLike[str]) -> MaskContent:
         raise
     except UNEXPECTED as error:
         raise unreadable("mask", name, error) from error
-    expected = {key: ((shape.numel() + 7) // 8, np.uint8) for key, shape in shapes.items()}
+    expected = {
+        key: ((shape.numel() + 7) // 8, np.dtype(np.uint8)) for key, shape in shapes.items()
+    }
     found = {key: (value.size, value.dtype) for key, value in bits.items()}
     if found != expected or digest_of(shapes, bits) != digest:
         raise PeckerError(

@@ -13,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     field_validator,
     model_validator,
 )
@@ -42,6 +41,10 @@ Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 14)]
 Widths: TypeAlias = Annotated[list[Count], Field(min_length=1, max_length=16)]
 Word: TypeAlias = Annotated[str, Field(max_length=100)]
 Words: TypeAlias = Annotated[list[Word], Field(min_length=1, max_length=16)]
+Bit: TypeAlias = Annotated[int, Field(ge=0, le=1)]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Small: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+Factor: TypeAlias = Annotated[float, Field(gt=0, le=1e6)]
 Beta: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -95,6 +98,11 @@ class _UNetConfig(_Config):
     up_block_types: Words
     norm_num_groups: Count = 32
     center_input_sample: bool = False
+    norm_eps: Small = 1e-5
+    dropout: Share = 0.0
+    downsample_padding: Bit = 1
+    freq_shift: Bit = 0
+    mid_block_scale_factor: Factor = 1
     class_embed_type: str | None = None
 
     @model_validator(mode="after")
@@ -163,7 +171,7 @@ class DDPMUNetConfig(_Config):
     attention_levels: Annotated[list[NonNegativeInt], Field(max_length=16)]
     blocks_per_level: Layers = 2
     norm_num_groups: Count = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Share = 0.1
     null_class: bool = True
 
 
@@ -176,8 +184,8 @@ class AutoencoderConfig(_Config):
     block_out_channels: Widths
     layers_per_block: Layers = 1
     norm_num_groups: Count = 32
-    scaling_factor: PositiveFloat = 0.18215
-    shift_factor: float | None = None
+    scaling_factor: Factor = 0.18215
+    shift_factor: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
     latents_mean: None = None
     latents_std: None = None
 
@@ -191,6 +199,9 @@ class TextEncoderConfig(_Config):
     num_hidden_layers: Layers = 12
     num_attention_heads: Count = 8
     max_position_embeddings: Count = 77
+    layer_norm_eps: Small = 1e-5
+    attention_dropout: Share = 0.0
+    eos_token_id: Annotated[int, Field(ge=0, le=1 << 20)] = 49407
 
 
 # ---- the noise schedule
@@ -221,11 +232,11 @@ class ScheduleConfig(_Config):
     rescale_betas_zero_snr: bool = False
     variance_type: str | None = None
     clip_sample: bool = True
-    clip_sample_range: PositiveFloat = 1.0
+    clip_sample_range: Factor = 1.0
     thresholding: bool = False
     dynamic_thresholding_ratio: Annotated[float, Field(ge=0, le=1)] = 0.995
-    sample_max_value: PositiveFloat = 1.0
-    steps_offset: NonNegativeInt = 0
+    sample_max_value: Factor = 1.0
+    steps_offset: Bit = 0
     set_alpha_to_one: bool = True
     timestep_spacing: Word = "leading"
     use_flow_sigmas: Literal[False] | None = None

@@ -154,7 +154,7 @@ def save_patch(
         values={name: values for name, (_, _, values, _) in found.items() if values is not None},
         about=about,
         package=pecker_fast.__version__,
-        mask=mask.digest,
+        mask=SaliencyMask(salient, {name: before[name].shape for name in salient}).digest,
     )
     if patch.base == patch.result:
         raise PeckerError(

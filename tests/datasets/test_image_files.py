@@ -212,45 +212,11 @@ def test_one_array_named_npz(tmp_path):
         load_image_files(tmp_path / "a.npz")
 
 
-def _encrypted(content):
-    changed = bytearray(content)
-    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        changed[content.index(start) + flags] |= 1
-    return changed
-
-
-def _of_unknown_compression(content):
-    changed = bytearray(content)
-    for start, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
-        changed[content.index(start) + method] = 99
-    return changed
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        _encrypted,
-        _of_unknown_compression,
-        lambda content: content.replace(b"\x93NUMPY", b"\x93numpy"),
-        lambda content: content.replace(b"(5, 1, 4, 6)", b"(5**9**9,  )"),
-        lambda content: content.replace(b"(5, 1, 4, 6)", b"(50000000000"),
-        lambda content: content.replace(b"(5, 1, 4, 6), }", b"(99999999999,)}"),
-    ],
-)
-def test_damaged_npz(tmp_path, change):
-    np.savez(tmp_path / "a.npz", images=GREY[:, None])
-    (tmp_path / "a.npz").write_bytes(change((tmp_path / "a.npz").read_bytes()))
-    with pytest.raises(PeckerError, match=r"a\.npz"):
-        load_image_files(tmp_path / "a.npz")
-
-
 def test_more_pixels_than_memory(tmp_path, monkeypatch):
-    write(tmp_path / "folder" / "0.png", GREY[0])
     np.savez_compressed(tmp_path / "a.npz", images=GREY[:, None])
     monkeypatch.setattr("os.sysconf", lambda name: 4)
-    for place in ("folder", "a.npz"):
-        with pytest.raises(PeckerError, match="this machine has"):
-            load_image_files(tmp_path / place)
+    with pytest.raises(PeckerError, match="this machine has"):
+        load_image_files(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(

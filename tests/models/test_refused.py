@@ -175,7 +175,7 @@ def test_schedulers_that_share_the_process(model, name):
         ({"layers_per_block": 10**9}, "layers_per_block"),
         ({"norm_num_groups": 3}, "describes no UNet2DModel"),
         ({"act_fn": "wave"}, "describes no UNet2DModel"),
-        ({"dropout": "much"}, "describes no UNet2DModel"),
+        ({"dropout": "much"}, "dropout"),
         ({"_class_name": ["UNet2DModel"]}, "UNet2DModel"),
         ({"_class_name": "UNet2DConditionModel"}, "--pipeline"),
     ],

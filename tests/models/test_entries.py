@@ -1,0 +1,112 @@
+"""Each entry of each configuration with each kind of value: refused, or a model that draws."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from tiny_models import tiny_scheduler, tiny_unet
+from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline
+from transformers import CLIPTextConfig
+
+from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.errors import PeckerError
+from pecker_fast.models import ModelFolder, pipeline
+from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.models.schemas import (
+    AutoencoderConfig,
+    ScheduleConfig,
+    pipeline_parts,
+    read_config,
+)
+
+VALUES = (None, "x", -1, 3, 10**39, 2.5, [], {})
+
+
+def use_model(folder):
+    model = ModelFolder.load(folder)
+    constants = {"t_init": 0, "t_min": 0, "t_max": model.scheduler.config.num_train_timesteps}
+    NoiseSchedule.from_scheduler(model.scheduler, **constants)
+    noise = torch.zeros(2, *model.network_shape)
+    drawn = model.unet(noise, torch.tensor([3, 0]), torch.tensor([0, model.num_classes - 1]))
+    assert model.decode(drawn.sample).shape == (2, *model.image_shape)
+
+
+def use_index(folder):
+    pipeline._check_kind(*pipeline_parts(folder / "model_index.json"), folder)
+
+
+def use_schedule(folder):
+    config = read_config(folder / "scheduler" / "scheduler_config.json", ScheduleConfig)
+    NoiseSchedule.from_scheduler_config(config, t_init=0, t_min=0, t_max=1)
+
+
+def use_unet(folder):
+    unet = pipeline._load_unet(folder / "unet", WIDTH)
+    noise = torch.zeros(1, CHANNELS, SIDE, SIDE)
+    assert unet(noise, 3, torch.zeros(1, LENGTH, WIDTH)).sample.shape == noise.shape
+
+
+def use_text_encoder(folder):
+    encoder = pipeline._load_text_encoder(folder / "text_encoder")
+    assert encoder(torch.zeros(1, LENGTH, dtype=torch.int64))[0].shape == (1, LENGTH, WIDTH)
+
+
+def use_vae(folder):
+    decoder = pipeline._load_network(folder / "vae", AutoencoderKL, AutoencoderConfig)
+    images = PipelineFolder.decode(decoder, torch.zeros(1, CHANNELS, SIDE, SIDE))
+    assert images.shape == (1, 3, 2 * SIDE, 2 * SIDE)
+
+
+def use_tokenizer(folder):
+    tokenizer = pipeline._load_tokenizer(
+        folder / "tokenizer", CLIPTextConfig(vocab_size=54, max_position_embeddings=LENGTH)
+    )
+    tokens = tokenizer(["bee"], padding="max_length", max_length=tokenizer.model_max_length)
+    assert tokens
+
+
+USES = {
+    "model/pecker_fast.json": use_model,
+    "model/scheduler/scheduler_config.json": use_model,
+    "model/unet/config.json": use_model,
+    "pipeline/model_index.json": use_index,
+    "pipeline/scheduler/scheduler_config.json": use_schedule,
+    "pipeline/unet/config.json": use_unet,
+    "pipeline/text_encoder/config.json": use_text_encoder,
+    "pipeline/vae/config.json": use_vae,
+    "pipeline/tokenizer/tokenizer_config.json": use_tokenizer,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("entries")
+    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(root / "model")
+    save_tiny_pipeline(root / "pipeline")
+    shutil.rmtree(root / "pipeline" / "letters")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", USES)
+@torch.no_grad()
+def test_every_entry_with_every_kind_of_value(folders, name):
+    file, folder, use = folders / name, folders / name.split("/")[0], USES[name]
+    text = file.read_text()
+    entries = json.loads(text)
+    use(folder)
+    failed = []
+    for entry in entries:
+        for value in VALUES:
+            file.write_text(json.dumps({**entries, entry: value}))
+            try:
+                use(folder)
+            except PeckerError:
+                pass
+            except Exception as error:
+                failed.append(f"{entry} = {value!r}: {type(error).__name__} {str(error)[:80]}")
+    file.write_text(text)
+    assert not failed, "\n".join(failed)
