@@ -13,13 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from pecker_fast.distill.text_config import TextSection, name_concepts
 from pecker_fast.errors import PeckerError
-from pecker_fast.runs.config import (
-    BatchSize,
-    Fraction,
-    Iterations,
-    MaskChoice,
-    MaskedConfig,
-)
+from pecker_fast.runs.config import Fraction, Iterations, MaskChoice, MaskedConfig
 from pecker_fast.runs.settings import Section, apply_overrides, build, read_settings, recipes_in
 
 __all__ = ["PeckerConfig", "load_config", "recipe_names"]
@@ -80,7 +74,7 @@ class SaliencySection(Section):
     # fisher_ratio = squares of denoise, of c_f over the classes to keep.
     kind: Literal["forget", "denoise", "retain_aware", "fisher_ratio"] = "forget"
     batches: PositiveInt = 40  # Gradients that are accumulated, of each half that is needed.
-    batch_size: BatchSize = 128  # Images per batch: the generator's own.
+    batch_size: PositiveInt = 128  # Images per batch: the generator's own.
     clip_grad_norm: PositiveFloat | None = 1.0  # Global norm limit per batch. null = off.
 
 
@@ -100,7 +94,7 @@ class PeckerConfig(MaskedConfig):
     forget: int | str | None = 0
     override: int | str = 1  # What takes its place: index, name, or 'random' (a kept class each).
     iterations: Iterations = 50_000
-    batch_size: BatchSize = 128  # B: remain images and, again, forget images per iteration.
+    batch_size: PositiveInt = 128  # B: remain images and, again, forget images per iteration.
     micro_batch: PositiveInt | None = None  # Images per pass out of the 2B. null = all.
     # Networks that must be given to start from: those of a first stage, or a one-step generator.
     # advised = the run goes on without, and says what to expect.

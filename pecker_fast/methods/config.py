@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pecker_fast.datasets import Dataset
 from pecker_fast.distill.config import RECIPES as DISTILLATIONS
 from pecker_fast.runs.config import (
-    BatchSize,
     EmaSection,
     Fraction,
     Iterations,
@@ -59,7 +58,7 @@ class BaselineOptimizerSection(OptimizerSection):
 class RealSaliencySection(Section):
     """How the saliency mask is found: one pass over the real images of the class to forget."""
 
-    batch_size: BatchSize = 128  # Images per gradient.
+    batch_size: PositiveInt = 128  # Images per gradient.
     guidance: NonNegativeFloat = 2.0  # w in (1 + w) eps(c_f) - w eps(no class).
     reduction: Literal["abs_of_sum", "sum_of_abs", "sum_of_squares"] = "abs_of_sum"
     clip_grad_norm: PositiveFloat | None = 1.0  # Global norm limit per batch. null = off.
@@ -76,7 +75,7 @@ class BaselineConfig(MaskedConfig):
     forget: int | str = 0  # The class to erase: index or name.
     override: int | str | None = None  # random_label: the class imitated. null = the next class.
     iterations: Iterations = 1_000
-    batch_size: BatchSize = 128  # Images to keep and, again, to forget, per iteration.
+    batch_size: PositiveInt = 128  # Images to keep and, again, to forget, per iteration.
     precision: Literal["fp32", "autocast"] = "fp32"  # autocast = bf16 inside the network.
     lambda_forget: NonNegativeFloat = 1.0  # Weight of the forget term (batch mean).
     lambda_remain: NonNegativeFloat = (

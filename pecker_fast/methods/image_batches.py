@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pecker_fast.errors import PeckerError
 from pecker_fast.runs.randomness import IterationRandom
 
 __all__ = ["ShuffledEpochs", "antithetic_timesteps"]
+
+_MOST = 2**24  # Images per iteration; their order alone would take hours otherwise.
 
 
 class ShuffledEpochs:
@@ -26,7 +29,12 @@ class ShuffledEpochs:
             batch_size: Images per iteration; may exceed N.
             seed: The run's seed.
             stream: Tells orders under one seed apart.
+
+        Raises:
+            PeckerError: More images per iteration than any memory holds.
         """
+        if batch_size > _MOST:
+            raise PeckerError(f"batch_size {batch_size:,}: must be at most {_MOST:,}")
         self._count = count
         self._batch_size = batch_size
         self._key = (seed, stream)

@@ -308,14 +308,12 @@ def _load_tokenizer(folder: Path, encoder: Any) -> Any:
     except Exception as error:  # transformers raises many kinds for damaged files
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise PeckerError(f"{folder}: the tokenizer cannot be read ({reason})") from error
-    if size > encoder.vocab_size or longest < 1 or longest != tokenizer.model_max_length:
+    said = tokenizer.model_max_length
+    if size > encoder.vocab_size or longest < 1 or longest != said or tokenizer.pad_token is None:
         raise PeckerError(
-            f"{folder}: {size} tokens, texts of up to {shown(tokenizer.model_max_length)}; the "
-            f"text encoder knows {encoder.vocab_size} tokens: take both from one pipeline"
-        )
-    if tokenizer.pad_token is None:
-        raise PeckerError(
-            f"{folder}: the tokenizer has no pad_token; copy tokenizer_config.json again"
+            f"{folder}: the tokenizer has {size} tokens, texts of up to {shown(said)} and the "
+            f"padding {tokenizer.pad_token!r}; expected some padding and at most the "
+            f"{encoder.vocab_size} tokens of the text encoder: take both from one pipeline"
         )
     # A tokenizer that does not say how long its texts may be gives 10^30.
     tokenizer.model_max_length = min(longest, encoder.max_position_embeddings)

@@ -199,7 +199,8 @@ def network_from(weights: _Weights, source: str, *, sample_size: int | None = No
                 "comes from diverged: take an earlier checkpoint"
             )
     network.to_empty(device="cpu").load_state_dict(weights)
-    return network.eval()
+    network.eval()
+    return network
 
 
 def published_scheduler() -> DDPMScheduler:

@@ -232,13 +232,16 @@ def _open_lock(path: Path) -> TextIO:
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        lock = open(os.open(path, flags, 0o666), "r+", encoding="ascii", errors="replace")
+        descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise PeckerError(f"{path}: is a link, which is not written through; remove it") from None
-    regular = stat.S_ISREG(os.fstat(lock.fileno()).st_mode)
-    owner = lock.read(_LONGEST_OWNER + 1) if regular else "?"
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise PeckerError(f"{path}: is no lock of a run; remove it, or choose another directory")
+    lock = open(descriptor, "r+", encoding="ascii", errors="replace")
+    owner = lock.read(_LONGEST_OWNER + 1)
     if owner and not (owner.strip().isdigit() and len(owner) <= _LONGEST_OWNER):
         lock.close()
         raise PeckerError(f"{path}: is no lock of a run; remove it, or choose another directory")

@@ -10,7 +10,6 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pecker_fast.runs.settings import Section, Settings
 
 __all__ = [
-    "BatchSize",
     "EmaSection",
     "Fraction",
     "Iterations",
@@ -24,7 +23,6 @@ __all__ = [
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Density: TypeAlias = Annotated[float, Field(gt=0, le=1)]
-BatchSize: TypeAlias = Annotated[int, Field(gt=0, le=2**20)]
 Iterations: TypeAlias = Annotated[int, Field(ge=0, le=10**9)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -69,7 +67,7 @@ class RunConfig(Settings):
     """What every run needs to know, whatever it trains."""
 
     iterations: Iterations | None = None
-    batch_size: BatchSize = 128  # Samples of an iteration, of all processes together.
+    batch_size: PositiveInt = 128  # Samples of an iteration, of all processes together.
     seed: Seed = 0
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
     logging: LoggingSection = LoggingSection()

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,12 +233,12 @@ def test_a_disk_that_fills_up(plan, tmp_path, monkeypatch):
     folder, written = tmp_path / "samples", []
     save = Image.Image.save
 
-    def until_full(self, path):
+    def until_full(self, file, **options):
         if len(written) == 3:
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        written.append(path)
-        save(self, path)
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        written.append(file.name)
+        save(self, file, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(Image.Image, "save", until_full)
