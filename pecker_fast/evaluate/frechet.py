@@ -167,10 +167,11 @@ class ClassStatistics:
                 f"ClassStatistics.save wrote ({error}); compute it again"
             ) from error
         floats = mean.is_floating_point() and cov.is_floating_point()
-        if not floats or count.is_floating_point() or bool((count < 0).any()):
+        counts = not count.is_floating_point() and bool(((count >= 0) & (count < 2**40)).all())
+        if not (floats and counts):
             raise PeckerError(
-                f"feature statistics {path}: expected floats mean and cov, and counts of at least "
-                "0; compute it again"
+                f"feature statistics {path}: expected floats mean and cov, and counts of images; "
+                "compute it again"
             )
         if not (mean.isfinite().all() and cov.isfinite().all()):
             raise PeckerError(f"feature statistics {path}: hold NaN or infinity; compute it again")
