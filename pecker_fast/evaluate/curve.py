@@ -102,9 +102,10 @@ class Curve:
         self.points: list[CurvePoint] = []
         if ranks.is_first:
             self.points = [point for point in read_curve(path) if point.iteration <= done]
-        self._due = {round(total * index / POINTS) for index in range(POINTS + 1)}
-        if until is not None:
-            self._due |= set(range(0, total, until.every))
+        if until is None:
+            self._due = {round(total * index / POINTS) for index in range(POINTS + 1)}
+        else:
+            self._due = {*range(0, total, until.every), total}
         self._until = until
         self._path = path
         self._judge = judge
