@@ -35,7 +35,7 @@ from variants import configuration
 
 from pecker_fast import MaskedAdamW, PeckerTrainer, SaliencyMask
 from pecker_fast.distributed import GradientReducer, Ranks
-from pecker_fast.runs.checkpoint import fingerprint
+from pecker_fast.runs.digest import fingerprint
 
 __all__ = [
     "WAYS", "CommunicationCase", "Way", "loopback_bytes", "main", "ring_bytes", "sums_agree",

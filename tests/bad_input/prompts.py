@@ -130,7 +130,7 @@ FILES = {
     "logging": "logging: {every: 0}\n", "checkpoint": "logging: {checkpoint_every: -1}\n",
     "block": "mask: {granularity: block, block_size: 0}\n",
     "granularity": "mask: {granularity: x}\n",
-    "second stage": "second_stage: true\n", "forget null": "forget: null\n",
+    "second stage": "first_stage: both\n", "forget null": "forget: null\n",
     "micro": "micro_batch: 0\n", "precision": "precision: fp4\n",
 }  # fmt: skip
 _RAW: dict[str, bytes] = {
@@ -149,7 +149,7 @@ SETTINGS = (
     "batch_size=0", "batch_size=1000000000000", "seed=!!python/object/apply:os.system [ls]",
     "seed=*a", "seed=&a [*a]", "optimizer.backend=\x1b[31m", "\x1b[31m=1", "generator.lr=nan",
     "ema.decay=2", "diffusion.t_min=-1", "diffusion.t_max=99999", "mask.block_size=0",
-    "saliency.batches=0", "saliency.loss=x", "text=x", "text.remain=x", "x" * 100_000 + "=1",
+    "saliency.batches=0", "saliency.kind=x", "text=x", "text.remain=x", "x" * 100_000 + "=1",
     "generator=1", "generator.lr={a: 1}", "logging.every=x", "precision=fp8", "micro_batch=-1",
     "optimizer.beta1=1", "optimizer.eps=-1", "optimizer.weight_decay=-1",
 )  # fmt: skip
