@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import PATH, echo, machine_options, prepare
+from pecker_fast.cli.common import CLASSIFIER, INPUT, echo, machine_options, prepare
 
 __all__ = ["attack"]
 
@@ -28,10 +28,10 @@ draws. A model that was trained without the class says what could be hoped for. 
 with 95 % intervals; in a run they are written to attack.json.
 """,
 )
-@click.argument("run", type=PATH)
-@click.option("--classifier", type=PATH, required=True, help="The judge.")
+@click.argument("run", type=INPUT)
+@click.option("--classifier", type=CLASSIFIER, required=True, help="The judge.")
 @click.option("--forget", help="The class: name or index.  [default: what the erased model says]")
-@click.option("--original", type=PATH, help="The model before, which draws images to teach with.")
+@click.option("--original", type=INPUT, help="The model before, which draws images to teach with.")
 @click.option(
     "--images",
     type=click.IntRange(min=10),

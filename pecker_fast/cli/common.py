@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pecker_fast.errors import PeckerError, printable
+from pecker_fast.evaluate.defaults import TRUSTED
 from pecker_fast.files import shown
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "CLASSIFIER",
     "INPUT",
     "MODEL_ARGUMENT",
     "PATH",
@@ -77,8 +79,19 @@ class _Input(_Path):
         return path
 
 
+class _Classifier(_Input):
+    """A classifier that is there, by its name or as `trusted:FILE`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path as it was given; see `_Input`."""
+        text = os.fspath(value)
+        path = super().convert(text.removeprefix(TRUSTED), param, ctx)
+        return Path(text) if text.startswith(TRUSTED) else path
+
+
 PATH = _Path()
 INPUT = _Input()
+CLASSIFIER = _Classifier()
 MODEL_ARGUMENT = click.argument("model", type=INPUT)
 
 

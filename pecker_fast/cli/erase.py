@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pecker_fast.cli.common import (
+    CLASSIFIER,
     INPUT,
     PATH,
     config_values,
@@ -102,11 +103,11 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option("--clip", type=INPUT, help="CLIP folder that does likewise.")
 @click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
 @click.option("--mask-file", "mask", type=INPUT, help="Use this mask instead of finding one.")
-@click.option("--classifier", type=PATH, help="Judge, see `evaluate`; gives a report.")
+@click.option("--classifier", type=CLASSIFIER, help="Judge, see `evaluate`; gives a report.")
 @click.option("--statistics", type=INPUT, help="Real images, see `evaluate`.")
 @click.option(
     "--inception",
-    type=INPUT,
+    type=PATH,
     help="Weights file, see `evaluate`: also measures FID as the run goes, against --dataset.",
 )
 @_images(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import INPUT, PATH, echo, machine_options, prepare
+from pecker_fast.cli.common import CLASSIFIER, INPUT, PATH, echo, machine_options, prepare
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 from pecker_fast.files import check_output_file, write_text
@@ -46,7 +46,7 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
     type=INPUT,
     help="Judge these instead of a model: a folder, or an .npz.",
 )
-@click.option("--classifier", type=PATH, help="The judge.")
+@click.option("--classifier", type=CLASSIFIER, help="The judge.")
 @click.option(
     "--statistics",
     type=INPUT,
@@ -59,7 +59,7 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
 @click.option("--override", help="The class in its place: name or index.")
 @click.option("--real", type=INPUT, help="Real images: a folder, or an .npz.")
 @data_options
-@click.option("--inception", type=INPUT, help="File of the Inception weights, for FID.")
+@click.option("--inception", type=PATH, help="File of the Inception weights, for FID.")
 @click.option(
     "--per-class",
     type=click.IntRange(min=2),

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import (
     ACCEPTED,
-    TRUSTED,
     SavedClassifier,
     check_classes,
     check_outputs,
@@ -29,6 +28,7 @@ from pecker_fast.evaluate.classifier_files import (
     published_weights,
     read_config,
 )
+from pecker_fast.evaluate.defaults import TRUSTED
 from pecker_fast.evaluate.resnet import ResNetClassifier
 
 __all__ = ["Classifier", "ScriptedClassifier", "SmallClassifier", "load_classifier"]

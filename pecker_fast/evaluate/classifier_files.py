@@ -25,7 +25,6 @@ __all__ = [
     "CARD_NAME",
     "CONFIG_NAME",
     "STATISTICS_NAME",
-    "TRUSTED",
     "WEIGHTS_NAME",
     "SavedClassifier",
     "check_classes",
@@ -41,8 +40,6 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 STATISTICS_NAME = "statistics.safetensors"
 CARD_NAME = "card.json"
-TRUSTED = "trusted:"
-"""Before the name of a TorchScript file: its code may run."""
 IMAGENET_CLASSES = 1000
 
 ACCEPTED = (

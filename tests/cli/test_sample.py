@@ -206,7 +206,7 @@ def test_force_deletes_no_image_of_its_own_launch(run, files, tmp_path, launch):
     arguments = ("sample", files.model, "--steps", 1, "--count", 8, "--out", out, "--force")
     (out / "00_circle").mkdir(parents=True)
     (out / "samples.json").write_text(
-        '{"complete": true, "folders": ["00_circle"], "sampler": {}, "starts": []}'
+        '{"complete": true, "folders": {"00_circle": "circle"}, "sampler": {}, "starts": []}'
     )
     (out / "00_circle" / "9.png").touch()  # an earlier run
     assert run(*arguments).code == 0

@@ -8,21 +8,21 @@ import pytest
 REFUSED = """
 info extra
 erase missing --forget 1 --override 2 --out run
-erase . --out run
-erase . --forget 1 --override 2 --config missing --out run
-erase . --forget 1 --override 2 --set batchsize=1 --out run
-erase . --forget 1 --override 1 --out run
-erase . --config cifar10_salun --set batchsize=1 --out run
-erase . --forget 1 --override 2 --mask-file missing --out run
-erase . --forget 1 --override 2 --out full
+erase there --out run
+erase there --forget 1 --override 2 --config missing --out run
+erase there --forget 1 --override 2 --set batchsize=1 --out run
+erase there --forget 1 --override 1 --out run
+erase there --config cifar10_salun --set batchsize=1 --out run
+erase there --forget 1 --override 2 --mask-file missing --out run
+erase there --forget 1 --override 2 --out full
 erase --pipeline missing --recipe nudity --out run
-erase --pipeline . --recipe cifar10_forget --out run
+erase --pipeline there --recipe cifar10_forget --out run
 mask missing --forget 1 --override 2
-mask . --forget 1 --override 2 --density 2
+mask there --forget 1 --override 2 --density 2
 sample missing --png a.png
-sample . --png missing/a.png
-evaluate missing --classifier .
-evaluate . --classifier missing
+sample there --png missing/a.png
+evaluate missing --classifier there
+evaluate there --classifier missing
 patch info missing
 patch apply missing missing --out model
 convert missing --out model
@@ -44,10 +44,11 @@ def test_refusals_that_need_no_torch_do_not_load_it(tmp_path):
     )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
+    (tmp_path / "there").mkdir()
     command = [sys.executable, "-c", code, REFUSED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["full"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["full", "there"]
 
 
 @pytest.mark.slow

@@ -68,9 +68,10 @@ def test_tensorboard_when_asked(tmp_path):
 
     with RunDirectory(tmp_path) as directory:
         objective = toy_objective({"logging.tensorboard": True})
-        _, metrics = train(objective, run_directory=directory)
+        trainer, metrics = train(objective, run_directory=directory)
+    assert list(trainer.terms) == [name for name in LOSS_NAMES if "every_step" not in name]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    for name in LOSS_NAMES:
+    for name in trainer.terms:
         logged = [(e.step, e.value) for e in events.Scalars(f"loss/{name}")]
         read = [(m.iteration, m.losses[name]) for m in metrics if m.losses]
         assert [step for step, _ in logged] == [iteration for iteration, _ in read]

@@ -210,7 +210,7 @@ def test_plain_prompts_that_name_the_concept():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("a photo", "'a photo' has no {concept}"),
+        ("my photo", "'my photo' has no {concept}"),
         ("{concept} at {place}", r"placeholder {place} without values; give them in fill.place"),
         ("{concept", "is wrong: "),
         ("{concept:d}", "more than a name"),

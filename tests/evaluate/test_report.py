@@ -60,7 +60,8 @@ FIGURES = ConceptFigures(CAPTIONS, BEFORE, recognition(0, 2, 91, 88, 91))
 
 RUN_KEYS = [
     "frozen_parameters", "frozen_changed", "frozen_changed_in", "salient_parameters",
-    "salient_changed", "mask", "density", "iterations", "resumed_at", "wall_s", "training_s",
+    "salient_changed", "digests", "mask", "density", "iterations", "resumed_at", "wall_s",
+    "training_s",
     "processes", "stage_s", "backend", "seed", "machine", "versions", "config",
 ]  # fmt: skip
 

@@ -235,9 +235,9 @@ def test_a_disk_that_fills_up(plan, tmp_path, monkeypatch):
 
     def until_full(self, file, **options):
         if len(written) == 3:
-            file.write(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
-        written.append(file.name)
+            file.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        written.append(file)
         save(self, file, **options)
 
     with monkeypatch.context() as patched:

@@ -225,8 +225,9 @@ def train_teacher(out):
 def train_unet2d_teacher(out):
     """The kind of the shipped teacher, on noise in Fashion-MNIST's files."""
     pixels, labels = noise(20, 784), noise(20) % 10
-    for name, body, header in (("images-idx3", pixels, 16), ("labels-idx1", labels, 8)):
-        head = bytes(4) + (20).to_bytes(4, "big") + bytes(header - 8)
+    heads = {"images-idx3": (pixels, 2051, 20, 28, 28), "labels-idx1": (labels, 2049, 20)}
+    for name, (body, *numbers) in heads.items():
+        head = b"".join(number.to_bytes(4, "big") for number in numbers)
         (ROOT / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(head + body.tobytes()))
     options = (
         "train-teacher --config small_teacher --dataset fashion-mnist --set network.kind=unet2d "
