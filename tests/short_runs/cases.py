@@ -212,7 +212,8 @@ def concepts_in_fp32(out):
     save_tiny_pipeline(out / "tiny", prediction_type="v_prediction", length=32)
     options = f"erase --recipe object --teacher-steps 2 {DISTIL} --set precision=fp32"
     options += " --set mask.apply=generator --set text.guidance.kappa1=1 --set micro_batch=null"
-    options += " --set text.guidance.kappa3=2 --set text.negative.kappa4=blurred"
+    options += " --set text.guidance.kappa3=2 --set text.negative.remain.kappa4=blurred"
+    options += " --set text.negative.forget.kappa4=blurred"
     words = ("--name", "church", "--override", "barn", "--name", "dog", "--override", "cat")
     found = train(out / "run", options, *words, "--pipeline", out / "tiny")
     return {**found, "previews": digest(load_file(out / "run" / "previews.safetensors"))}
