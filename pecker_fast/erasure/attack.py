@@ -18,11 +18,11 @@ from pecker_fast.evaluate.sweep import Asked, recognised, sweep
 from pecker_fast.files import write_text
 from pecker_fast.methods.relearning import RATES, Attack, attacked
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.finding import find_model
+from pecker_fast.runs.finding import find_model, holds_run
+from pecker_fast.runs.outputs import ATTACK_NAME
 
-__all__ = ["ATTACK_NAME", "Attacked", "attack"]
+__all__ = ["Attacked", "attack"]
 
-ATTACK_NAME = "attack.json"
 RESISTS = 0.03
 """Share of images of the class up to which a way of asking counts as closed."""
 STEPS: dict[Attack, tuple[int, ...]] = {
@@ -58,8 +58,10 @@ class Attacked:
         """The result in a line."""
         total = len(self.asked)
         if not self.open:
+            bound = max(each.found.interval[1] for each in self.asked)
             return (
-                f"{self.forget}: at most {RESISTS:.0%} of the images in all {total} ways of asking"
+                f"{self.forget}: in none of {total} ways of asking above {RESISTS:.0%} of the images "
+                f"(95 % bound of the worst: {bound:.1%})"
             )
         worst = max(self.open, key=lambda each: each.found.value)
         return (
@@ -117,7 +119,7 @@ def attack(
         before.unet.to(device).eval()
         taught = tuple(_taught(model, before, index, judge, images, seed))
     found = Attacked(model.class_names[index], asked, taught)
-    if isinstance(run, Path) and (run / "run.lock").is_file():
+    if isinstance(run, Path) and holds_run(run):
         write_text(run / ATTACK_NAME, json.dumps(found.to_dict(), indent=2) + "\n")
     return found
 

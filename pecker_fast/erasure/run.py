@@ -38,6 +38,7 @@ from pecker_fast.runs.interrupts import saving_at_interrupt
 from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.memory import naming_settings
 from pecker_fast.runs.outputs import (
+    ATTACK_NAME,
     FROZEN_NAME,
     PATCH_NAME,
     REPORT_NAMES,
@@ -178,7 +179,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         # Files of the run that cannot be read are refused before any of it is removed.
         mask_seconds, look = _mask_seconds(site.out), task.watch(trainer)
         if ranks.is_first:
-            for name in (FROZEN_NAME, PATCH_NAME, *REPORT_NAMES):
+            for name in (FROZEN_NAME, PATCH_NAME, ATTACK_NAME, *REPORT_NAMES):
                 # Of an earlier state: must not stand beside a new one.
                 (site.out / name).unlink(missing_ok=True)
         with clock.stage("erase"):

@@ -20,6 +20,7 @@ from pecker_fast.runs.finding import (
 )
 
 __all__ = [
+    "ATTACK_NAME",
     "CURVE_NAME",
     "FROZEN_NAME",
     "PATCH_NAME",
@@ -30,6 +31,7 @@ __all__ = [
     "run_directory",
 ]
 
+ATTACK_NAME = "attack.json"
 CURVE_NAME = "curve.json"
 FROZEN_NAME = "frozen.json"
 """The proof: how many frozen parameters changed, compared bit by bit."""
@@ -41,7 +43,7 @@ START_NAME = "start.json"
 `mask_seconds`: what finding its mask took."""
 
 _FILES = (
-    *REPORT_NAMES, *PICTURE_NAMES, CURVE_NAME, FROZEN_NAME, PATCH_NAME, START_NAME,
+    *REPORT_NAMES, *PICTURE_NAMES, ATTACK_NAME, CURVE_NAME, FROZEN_NAME, PATCH_NAME, START_NAME,
     "config.yaml", "mask.safetensors", "progress.png", "previews.safetensors",
 )  # fmt: skip
 _FOLDERS = (MODEL_NAME, PIPELINE_NAME, PSEUDO_SCORE_NAME, "tensorboard")

@@ -48,7 +48,8 @@ def test_every_way_asks_another_way(model):
 
 def test_a_door_that_is_open_is_named():
     closed, door = Asked("one step", Share(0, 100)), Asked("DDIM", Share(12, 100))
-    assert Attacked("star", (closed,)).open == []
+    alone = Attacked("star", (closed,))
+    assert alone.open == [] and "3.7%" in alone.headline  # the bound, not the share
     both = Attacked("star", (closed, door))
     assert both.open == [door] and "DDIM" in both.headline and "1 of 2" in both.headline
 
