@@ -60,7 +60,7 @@ class Attacked:
         if not self.open:
             bound = max(each.found.interval[1] for each in self.asked)
             return (
-                f"{self.forget}: in none of {total} ways of asking above {RESISTS:.0%} of the images "
+                f"{self.forget}: in none of {total} ways of asking above {RESISTS:.0%} of images "
                 f"(95 % bound of the worst: {bound:.1%})"
             )
         worst = max(self.open, key=lambda each: each.found.value)
