@@ -58,7 +58,6 @@ _ABOUT_KEYS = {
     "kind": "null text zero list escape object",
     "figures": "null text zero list true deep",
     "figures.frozen": "null text list zero",
-    "figures.frozen.digests": "null text list zero",
     "figures.t_init": "null text negative huge fraction list",
     "figures.forget": "null text negative huge list fraction object",
 }
