@@ -278,11 +278,9 @@ def class_report(
 def _distance(value: float | None, interval: Interval | None = None) -> str:
     if value is None:
         return "not measured"
-    return (
-        f"{value:.2f}"
-        if interval is None
-        else f"{value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
-    )
+    words = "{:.2f}".format if value >= 0.1 else "{:.2g}".format
+    bounds = "" if interval is None else f" ({words(interval.low)} to {words(interval.high)})"
+    return f"{words(value)}{bounds}"
 
 
 def _second_rows(name: str, after: Evaluation) -> list[tuple[str, str, str]]:
