@@ -67,8 +67,11 @@ def erase(
             leaves its last checkpoint.
 
     Example:
-        >>> from pecker_fast.data import teacher_folder
-        >>> erased = erase(teacher_folder(), "Bag", "Coat", out="run", config="demo", iterations=1)
+        >>> from pecker_fast.data import first_stage_folder, teacher_folder
+        >>> erased = erase(
+        ...     teacher_folder(), "Bag", "Coat", out="run", config="second_stage",
+        ...     first_stage=first_stage_folder(), iterations=1,
+        ... )
         >>> erased.frozen.frozen_changed, erased.model.kind
         (0, 'generator')
     """
