@@ -304,9 +304,9 @@ def fidelity_figures(
         weights_sha256=inception.weights_sha256,
         weights_published=inception.published,
         real_digest=real.digest,
-        fid_interval=measured_distance(
-            generated.pooled, FeatureStatistics.from_features(real.pooled)
-        )[1],
+        fid_interval=None
+        if count <= generated.pooled.shape[1]
+        else measured_distance(generated.pooled, FeatureStatistics.from_features(real.pooled))[1],
     )
 
 

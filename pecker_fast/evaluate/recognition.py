@@ -10,7 +10,6 @@ the verdict is open, and the sentence says how many would do.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,8 +171,6 @@ class Outcome:
 
     def headline(self, what: str) -> str:
         """One plain sentence: what became of what was to be forgotten, and how sure that is."""
-        what = re.sub("^(an?|the) ", "", what)
-        what = what[:1].upper() + what[1:]
         seen = self.after["forget"]
         if seen is None:
             return f"{what}: no image of it was judged."
