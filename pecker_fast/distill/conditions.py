@@ -31,7 +31,8 @@ class Conditions(Rows):
         score: (2B, ...) for the pseudo-score in the generator loss. None: as `student`.
         sampled: (2B, ...) for the generator while the pseudo-score learns. None: as `student`.
         training: (2B, ...) for the pseudo-score while it learns. None: as `sampled`.
-        redirected: (2B, ...) for the teacher where there is no guidance. None: as `teacher`.
+        redirected: (2B, ...) for the teacher at every time step, where the generator is told
+            `sampled`. None: as `teacher`.
         weight: (2B,) factors of the samples' losses. None: 1.
     """
 
@@ -45,7 +46,7 @@ class Conditions(Rows):
 
     @property
     def of_redirection(self) -> Tensor:
-        """What the teacher is told without guidance."""
+        """What the teacher is told at every time step."""
         return self.teacher if self.redirected is None else self.redirected
 
     @property
@@ -55,7 +56,7 @@ class Conditions(Rows):
 
     @property
     def of_samples(self) -> Tensor:
-        """What the generator is told while the pseudo-score learns."""
+        """What the generator is told while the pseudo-score learns, and at every time step."""
         return self.student if self.sampled is None else self.sampled
 
     @property

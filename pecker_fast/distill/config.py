@@ -79,12 +79,12 @@ class SaliencySection(Section):
 
 
 class UntilSection(Section):
-    """When a class has gone and the others are kept: looked at as the run goes, by its judge."""
+    """When what is to be forgotten has gone and the rest is kept, by a judge that looks on."""
 
-    forget: Fraction = 0.02  # Share of the images of the class that may still be recognised.
+    forget: Fraction = 0.02  # Share of the images of it that may still be recognised.
     keep_drop: Fraction = 0.03  # How far the share of the others may fall below the start's.
     every: PositiveInt = 5  # Iterations between two looks.
-    images: PositiveInt = 180  # Images of the class in a look, and as many of all others together.
+    images: PositiveInt = 180  # Images of it in a look, and as many of all others together.
 
 
 class PeckerConfig(MaskedConfig):
@@ -127,8 +127,8 @@ class PeckerConfig(MaskedConfig):
             )
         if self.halves == 1:
             self._check_forgets_nothing()
-        if self.until is not None and (self.halves == 1 or self.text is not None):
-            raise ValueError("until is for runs that forget a class; set it to null")
+        if self.until is not None and self.halves == 1:
+            raise ValueError("until is for runs that forget something; set it to null")
         if self.share_generator_pass and self.micro_batch is not None:
             raise ValueError(
                 "share_generator_pass holds the generator's graph of the whole batch, which "
@@ -194,18 +194,20 @@ class PeckerConfig(MaskedConfig):
     def _check_forgets_nothing(self) -> None:
         if self.generator.lambda_forget or self.pseudo_score.lambda_forget:
             raise ValueError(
-                "forget null: nothing is forgotten, so generator.lambda_forget and "
-                "pseudo_score.lambda_forget must be 0"
+                "nothing is forgotten (forget null, or no text.concepts), so "
+                "generator.lambda_forget and pseudo_score.lambda_forget must be 0"
             )
         if self.mask.kind == "saliency":
             raise ValueError(
-                "forget null: no class to find the saliency of; use mask.kind full or random"
+                "nothing is forgotten (forget null, or no text.concepts), so there is no saliency "
+                "to find; use mask.kind full or random"
             )
 
     @property
     def halves(self) -> int:
         """Parts of a batch: 2, remain and forget; 1 where nothing is forgotten."""
-        return 1 if self.forget is None and self.text is None else 2
+        forgets = self.forget is not None if self.text is None else bool(self.text.concepts)
+        return 2 if forgets else 1
 
 
 def load_config(

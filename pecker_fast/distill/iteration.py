@@ -194,7 +194,7 @@ class Iteration:
                     self._networks,
                     x_t,
                     noised.t,
-                    labels.student,
+                    labels.of_samples,
                     labels.of_redirection,
                     predict=objective.predictors.generator,
                 )

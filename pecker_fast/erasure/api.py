@@ -26,7 +26,7 @@ from pecker_fast.masks.files import saved_by_torch
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.pipeline import PipelineFolder, load_unet
+from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.finding import find_pipeline
 from pecker_fast.runs.outputs import Clock
 
@@ -142,15 +142,7 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
         judge = _judge(request, model, device, images)
         return carry_out(Baseline(site, model, config, images, judge))
     judge = _judge(request, model, device, _real(request, ranks))
-    paths: dict[Role, Path | None] = {
-        "generator": request.generator or request.first_stage,
-        "pseudo_score": request.pseudo_score or request.first_stage,
-    }
-    starts: dict[str, StartNetwork] = {
-        role: load_start(path, role, model.unet, ranks=ranks)
-        for role, path in paths.items()
-        if path is not None
-    }
+    starts = _starts(request, model.unet, ranks)
     return carry_out(Distillation(site, model, config, judge, starts))
 
 
@@ -166,9 +158,7 @@ def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
         assert pipeline is not None
         pipeline = PipelineFolder.load(pipeline)
     site = _site(request, device, ranks, pipeline.unet)
-    generator = None
-    if request.generator is not None:
-        generator = load_unet(request.generator, like=pipeline.unet)
+    starts = _starts(request, pipeline.unet, ranks)
     showing = None
     if request.previews:
         showing = Showing(
@@ -177,7 +167,21 @@ def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
             request.teacher_steps,
             load_measures(request.nudity_detector, request.clip, device),
         )
-    return carry_out(Concept(site, pipeline, config, showing, generator))
+    return carry_out(Concept(site, pipeline, config, showing, starts))
+
+
+def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartNetwork]:
+    """Networks that start elsewhere than at the teacher, by role."""
+    paths: dict[Role, Path | None] = {
+        "generator": request.generator or request.first_stage,
+        "pseudo_score": request.pseudo_score or request.first_stage,
+    }
+    of_prompts = request.pipeline is not None
+    return {
+        role: load_start(path, role, like, of_prompts=of_prompts, ranks=ranks)
+        for role, path in paths.items()
+        if path is not None
+    }
 
 
 def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Module) -> Site:

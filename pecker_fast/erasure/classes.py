@@ -15,7 +15,7 @@ from pecker_fast.erasure.run import Erasure, Site, Task, Trainer
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.class_pictures import draw_pictures
-from pecker_fast.evaluate.curve import Curve
+from pecker_fast.evaluate.curve import ClassProbe, Curve
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.report import Report, class_report
 from pecker_fast.evaluate.sampling import Sampler
@@ -63,19 +63,17 @@ class _ClassTask(Task[T, ModelFolder]):
         """Measures forgetting and keeping where a point of the curve is due."""
         if self._judge is None or self.forget is None:
             return lambda: False
+        until = getattr(self.config, "until", None)
+        probe = ClassProbe(self._judge, self.model, self.forget, self._sampler, until)
         curve = self._curve = Curve(
             self.site.out / CURVE_NAME,
-            self._judge,
-            self.model,
-            self.forget,
-            self._sampler,
+            lambda: probe.draw(self.finish(trainer), self.site.ranks),
+            probe.measure,
             (trainer.iteration, self.config.iterations),
             self.site.ranks,
-            getattr(self.config, "until", None),
+            until,
         )
-        return lambda: curve.visit(
-            trainer.iteration, trainer.stopwatch.seconds, lambda: self.finish(trainer)
-        )
+        return lambda: curve.visit(trainer.iteration, trainer.stopwatch.seconds)
 
     def save(
         self, trainer: T, model: ModelFolder, frozen: FrozenCheck, figures: Mapping[str, Any]

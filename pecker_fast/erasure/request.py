@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Request"]
 
+_TRAINS = ("erase", "distill")  # commands whose `out` is the directory of a run
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -51,8 +53,8 @@ class Request:
         data_root: the folder that holds them.
         download: fetch them if they are not there.
         mask: instead of one that is found; a file or in memory.
-        generator: where the one-step generator starts: a model folder or an earlier run, of a
-            pipeline the folder of a U-Net. None: the original.
+        generator: where the one-step generator starts: a model folder, with `pipeline` a pipeline
+            or a U-Net, or an earlier run. None: the original.
         pseudo_score: where the pseudo-score network starts, likewise.
         first_stage: where both start: a run of `pecker-fast distill` on the same model.
         classifier: the judge, which gives a report.
@@ -116,7 +118,7 @@ class Request:
             self._check_class()
         else:
             self._check_concept()
-        if self.command == "erase":
+        if self.command in _TRAINS:
             self._check_out()
 
     @property
@@ -139,7 +141,7 @@ class Request:
         self.read_config()
         if isinstance(self.model, Path):
             find_model(self.model)
-        if self.command == "erase":
+        if self.command in _TRAINS:
             check_run_directory(self.out)
 
     def read_config(self) -> PeckerConfig | BaselineConfig:
@@ -215,8 +217,6 @@ class Request:
             "--classifier": self.classifier,
             "--statistics": self.statistics,
             "--inception": self.inception,
-            "--pseudo-score": self.pseudo_score,
-            "--from": self.first_stage,
         }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
             raise self._error(f"{unfit[0]} is for class models; with --pipeline use --name")

@@ -78,6 +78,7 @@ class PipelineDescription(Schema):
     kind: Word = "text-to-image"
     class_names: Names = Field(default_factory=list)
     t_init: NonNegativeInt | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
 
 
 # ---- networks
