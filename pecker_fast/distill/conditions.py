@@ -31,8 +31,9 @@ class Conditions(Rows):
         score: (2B, ...) for the pseudo-score in the generator loss. None: as `student`.
         sampled: (2B, ...) for the generator while the pseudo-score learns. None: as `student`.
         training: (2B, ...) for the pseudo-score while it learns. None: as `sampled`.
-        redirected: (2B, ...) for the teacher at every time step, where the generator is told
-            `sampled`. None: as `teacher`.
+        redirected: (2B, ...) for the teacher where there is no guidance. None: as `teacher`.
+        redirected_samples: (2B, ...) for the teacher at every time step, where the generator is
+            told `sampled`. None: as `redirected`.
         weight: (2B,) factors of the samples' losses. None: 1.
     """
 
@@ -42,12 +43,19 @@ class Conditions(Rows):
     sampled: Tensor | None = None
     training: Tensor | None = None
     redirected: Tensor | None = None
+    redirected_samples: Tensor | None = None
     weight: Tensor | None = None
 
     @property
     def of_redirection(self) -> Tensor:
-        """What the teacher is told at every time step."""
+        """What the teacher is told without guidance."""
         return self.teacher if self.redirected is None else self.redirected
+
+    @property
+    def at_every_step(self) -> Tensor:
+        """What the teacher is told at every time step."""
+        told = self.redirected_samples
+        return self.of_redirection if told is None else told
 
     @property
     def of_score(self) -> Tensor:

@@ -228,7 +228,8 @@ class TextConditions:
             "score": torch.stack(score, 1),
             "sampled": sampled,
             "training": torch.stack([sampled, away["kappa1"].masked_fill(dropped, empty)], 1),
-            "redirected": redirected.masked_fill(dropped, empty),
+            "redirected": redirected,
+            "redirected_samples": redirected.masked_fill(dropped, empty),
         }
         return Conditions(
             **{name: self._embeddings(rows, random.device) for name, rows in found.items()},

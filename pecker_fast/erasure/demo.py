@@ -9,23 +9,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from pecker_fast.data import pipeline_folder, teacher_folder
+from pecker_fast.data import (
+    first_stage_folder,
+    pipeline_first_stage_folder,
+    pipeline_folder,
+    teacher_folder,
+)
 from pecker_fast.distill.config import RECIPES, load_config
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Distillation
-from pecker_fast.erasure.concepts import Concept, Showing
+from pecker_fast.erasure.concepts import Concept, Probe, Showing
 from pecker_fast.erasure.run import Erasure, Site, carry_out
-from pecker_fast.evaluate.classifier import load_classifier
-from pecker_fast.evaluate.concept import ConceptFigures, Recognition
-from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images
-from pecker_fast.evaluate.forgetting import TeacherFigures
+from pecker_fast.erasure.starts import Role, load_start
+from pecker_fast.evaluate.classifier import Classifier, load_classifier
+from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Recognition
+from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images, fashion_probe
+from pecker_fast.evaluate.forgetting import Hits, TeacherFigures, classify
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.previews import Previews
+from pecker_fast.files import read_json
 from pecker_fast.machine import usable_device
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.outputs import Clock
 
 __all__ = ["demo", "demo_concept"]
@@ -34,7 +42,9 @@ PER_CLASS = 500
 SNEAKER, BAG = 7, 8  # classes of Fashion-MNIST
 NEIGHBOURS = ("a pair of ankle boots", "a sandal")
 TEACHER_STEPS = 25  # of the text-to-image pipeline
-CAPTIONS_PER_CLASS = 20  # in the evaluation; guided sampling of the original takes most of it
+CAPTIONS_PER_CLASS = 40  # in the evaluation, of the classes to keep
+CAPTIONS_OF_CONCEPT = 200  # that were told, and as many that were held back
+ORIGINAL_NAME = "original.json"  # what the classifier sees in the original's images of these
 
 
 def demo(
@@ -70,7 +80,11 @@ def demo(
         per_class=PER_CLASS,
         teacher=TeacherFigures.from_dict(model.figures["teacher"]),
     )
-    return carry_out(Distillation(site, model, config, judge))
+    starts = {
+        "generator": load_start(first_stage_folder(), "generator", model.unet),
+        "pseudo_score": load_start(first_stage_folder(), "pseudo_score", model.unet),
+    }
+    return carry_out(Distillation(site, model, config, judge, starts))
 
 
 def demo_concept(
@@ -90,20 +104,69 @@ def demo_concept(
     classifier = load_classifier(teacher_folder() / "classifier").to(place)
 
     def measure(previews: Previews, told: TextConditions, erased: nn.Module) -> ConceptFigures:
-        """What the classifier recognises in images of both, from captions of all kinds."""
-        how, ranks = previews.sampling, Ranks()  # this process alone judges
-        prompts = [pair.forget for concept in told.concepts for pair in concept]
-        captions = fashion_concept(SNEAKER, BAG, CAPTIONS_PER_CLASS, how.seed, prompts)
-        before = previews.original(captions.prompts, ranks)
-        after = previews.erased(erased, captions.prompts, ranks)
+        captions = demo_captions(told, config.seed)
+        images = previews.erased(erased, captions.prompts, Ranks())  # this process alone judges
+        after = recognised(images, captions, classifier, previews.sampling.erased(), config.seed)
+        before = shipped_original(captions, previews.sampling.original())
+        if before is None:  # other settings than those that ship with figures
+            before = recognised_in_original(previews, captions, classifier)
+        return ConceptFigures(captions, before, after)
 
-        def recognised(images: torch.Tensor, words: str) -> Recognition:
-            seen = fashion_images(images)
-            return Recognition.measure(seen, captions, classifier, words, how.seed)
-
-        return ConceptFigures(
-            captions, recognised(before, how.original()), recognised(after, how.erased())
+    def probe(told: TextConditions) -> Probe:
+        images = 100 if config.until is None else config.until.images
+        captions = fashion_probe(SNEAKER, _told(told), images, config.seed + 1)
+        return Probe(
+            captions, lambda seen: classify(classifier, fashion_images(seen))[0].argmax(dim=1)
         )
 
-    showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, measure=measure)
-    return carry_out(Concept(site, pipeline, config, showing))
+    showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, measure=measure, probe=probe)
+    roles: tuple[Role, ...] = ("generator", "pseudo_score")
+    starts = {
+        role: load_start(pipeline_first_stage_folder(), role, pipeline.unet, of_prompts=True)
+        for role in roles
+    }
+    return carry_out(Concept(site, pipeline, config, showing, starts))
+
+
+def demo_captions(told: TextConditions, seed: int) -> ConceptCaptions:
+    """What the demo's images are asked for in the evaluation."""
+    return fashion_concept(SNEAKER, BAG, CAPTIONS_PER_CLASS, seed, _told(told), CAPTIONS_OF_CONCEPT)
+
+
+def recognised(
+    images: torch.Tensor,
+    captions: ConceptCaptions,
+    classifier: Classifier,
+    sampler: str,
+    seed: int,
+) -> Recognition:
+    """What the classifier sees in the pipeline's images (N, 3, H, W) of the captions."""
+    return Recognition.measure(fashion_images(images), captions, classifier, sampler, seed)
+
+
+def recognised_in_original(
+    previews: Previews, captions: ConceptCaptions, classifier: Classifier
+) -> Recognition:
+    """The same of the original pipeline, in its many steps: minutes on a CPU."""
+    how = previews.sampling
+    images = previews.original(captions.prompts, Ranks())
+    return recognised(images, captions, classifier, how.original(), how.seed)
+
+
+def shipped_original(captions: ConceptCaptions, sampler: str) -> Recognition | None:
+    """What ships of `recognised_in_original`; None for other captions, or another sampler."""
+    content = read_json(pipeline_first_stage_folder() / ORIGINAL_NAME)
+    found = content["recognition"]
+    if content["captions"] != digest_of(captions.prompts) or found["sampler"] != sampler:
+        return None
+    counted = {
+        name: None if hits is None else Hits(**hits)
+        for name, hits in found.items()
+        if name not in ("classes", "sampler", "seed")
+    }
+    classes = {name: Hits(**hits) for name, hits in found["classes"].items()}
+    return Recognition(counted, classes, sampler, found["seed"])
+
+
+def _told(conditions: TextConditions) -> list[str]:
+    return [pair.forget for concept in conditions.concepts for pair in concept]

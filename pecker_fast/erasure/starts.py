@@ -83,7 +83,8 @@ def load_start(
         ranks: the processes that share the run, all of which make this call. None: this one.
 
     Raises:
-        PeckerError: neither of the two, a run that is not finished, or another architecture.
+        PeckerError: neither of the two, a run that is not finished, another architecture, or what
+            was distilled from another model.
     """
     if _is_classifier(path):
         raise PeckerError(
@@ -98,6 +99,7 @@ def load_start(
         saved = (ranks or Ranks()).first(lambda: _saved_pseudo_score(path, of_prompts))
     if saved is None:
         network, figures = _read(path, of_prompts)
+        _check_origin(path, role, figures, like)
         facts = {"kind": figures.get("method", figures.get("kind")), **_training(figures)}
     else:
         try:
@@ -129,6 +131,18 @@ def _read(path: Path, of_prompts: bool) -> tuple[nn.Module, Mapping[str, Any]]:
             "goes on with it"
         )
     return load_unet(path)
+
+
+def _check_origin(path: Path, role: Role, figures: Mapping[str, Any], teacher: nn.Module) -> None:
+    """Refuse what says that it was distilled from another model than this teacher."""
+    digests = figures.get("frozen", {}).get("digests", {})
+    # A run that started elsewhere is compared with its start, not with its teacher.
+    origin = None if "start" in figures else digests.get("original")
+    if origin is not None and origin != fingerprint(teacher):
+        raise PeckerError(
+            f"{path}: the {role} was made of another model (digest {origin[:9]}); make one of this "
+            "model with `pecker-fast distill`"
+        )
 
 
 def _is_classifier(path: Path) -> bool:

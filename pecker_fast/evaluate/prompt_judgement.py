@@ -10,7 +10,7 @@ from pecker_fast.evaluate.clip_score import ClipFigures
 from pecker_fast.evaluate.detection import DetectionFigures
 from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.intervals import Share
-from pecker_fast.evaluate.recognition import RecognitionFigures
+from pecker_fast.evaluate.faces import RecognitionFigures
 
 __all__ = ["GroupFigures", "PromptJudgement"]
 

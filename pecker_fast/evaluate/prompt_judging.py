@@ -27,7 +27,7 @@ from pecker_fast.evaluate.fidelity import FidelityFigures, Inception, fidelity_f
 from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
 from pecker_fast.evaluate.prompt_judgement import GroupFigures, PromptJudgement
 from pecker_fast.evaluate.prompt_plan import prompt_plan
-from pecker_fast.evaluate.recognition import Recogniser, load_recogniser, measure_recognition
+from pecker_fast.evaluate.faces import Recogniser, load_recogniser, measure_recognition
 from pecker_fast.evaluate.sample_plan import numbered_files
 from pecker_fast.evaluate.samples import write_samples
 from pecker_fast.machine import machine_facts, versions
@@ -136,7 +136,7 @@ def judge_prompts(
         ((real is None) != (inception is None), "--real and --inception need each other"),
         (nudity_detector is None and (nudity_threshold, nudity_channel_order) != (None, None),
          "--nudity-threshold and --nudity-channel-order need --nudity-detector"),
-        (per_prompt is not None and per_prompt < 1, "--per-prompt must be at least 1"),
+        (not 1 <= (per_prompt or 1) <= 10_000, "--per-prompt must be from 1 to 10,000"),
     ):  # fmt: skip
         if is_wrong:
             raise PeckerError(f"evaluate: {message}")

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from pecker_fast.datasets.prompt_files import PromptFile, PromptRow
+from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import default_steps
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.reverse_steps import check_settings
 from pecker_fast.evaluate.sample_plan import SamplePlan, numbered_files
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.digest import fingerprint
 
 __all__ = ["prompt_plan"]
 
+_MOST_IMAGES = 1_000_000
 GUIDANCE = 7.5  # of a many-step pipeline where nobody says, as diffusers'
 
 
@@ -52,6 +55,10 @@ def prompt_plan(
     Raises:
         PeckerError: settings that do not fit the pipeline.
     """
+    if guidance is not None:
+        check_settings(seed, guidance)
+    if (count := len(told.rows) * each) > _MOST_IMAGES:
+        raise PeckerError(f"{told.source}: {count:,} images, at most {_MOST_IMAGES:,} are drawn")
     rows = [row for row in told.rows for _ in range(each)]
     if steps is None:
         steps = default_steps(str(pipeline.description.get("kind")), None)

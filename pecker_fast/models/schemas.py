@@ -51,6 +51,14 @@ Beta: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 # ---- pecker_fast.json
 
 
+class _Frozen(Schema):
+    """What was compared with what, after a run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    digests: dict[Word, Word] = Field(default_factory=dict)
+
+
 class _Figures(Schema):
     """Measured figures, and what a run says of itself."""
 
@@ -58,6 +66,7 @@ class _Figures(Schema):
 
     t_init: NonNegativeInt | None = None
     training: dict[str, Any] = Field(default_factory=dict)
+    frozen: _Frozen = _Frozen()
 
 
 class ClassDescription(Schema):
@@ -79,6 +88,7 @@ class PipelineDescription(Schema):
     class_names: Names = Field(default_factory=list)
     t_init: NonNegativeInt | None = None
     training: dict[str, Any] = Field(default_factory=dict)
+    frozen: _Frozen = _Frozen()
 
 
 # ---- networks

@@ -30,7 +30,10 @@ def test_rows_with_all_there_is(written):
 
 def test_i2ps_own_columns(tmp_path):
     """As the data set has them, and as the copies of ESD do; prompts over several lines."""
-    for seed, scale in (("sd_seed", "sd_guidance_scale"), ("evaluation_seed", "evaluation_guidance")):
+    for seed, scale in (
+        ("sd_seed", "sd_guidance_scale"),
+        ("evaluation_seed", "evaluation_guidance"),
+    ):
         path = tmp_path / f"{seed}.csv"
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)

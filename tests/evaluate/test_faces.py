@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.recognition import load_recogniser, measure_recognition
+from pecker_fast.evaluate.faces import load_recogniser, measure_recognition
 
 FACES = [
     [{"Ann": 0.9, "Bob": 0.1}],  # Ann, asked for
