@@ -113,7 +113,7 @@ def demo_concept(
         return ConceptFigures(captions, before, after)
 
     def probe(told: TextConditions) -> Probe:
-        images = 100 if config.until is None else config.until.images
+        images = 60 if config.until is None else config.until.images
         captions = fashion_probe(SNEAKER, _told(told), images, config.seed + 1)
         return Probe(
             captions, lambda seen: classify(classifier, fashion_images(seen))[0].argmax(dim=1)

@@ -205,6 +205,7 @@ _LINES = (  # name of a figure, its title, and the figure in words
     ("frechet", "Fréchet, kept", "{0.frechet:.3f}"),
     ("frechet_all", "Fréchet, all", "{0.frechet_all:.3f}"),
     ("fid", "FID, kept", "{0.fid:.3f} ({0.count:,} generated, {0.real_count:,} real)"),
+    ("sfid", "sFID, kept", "{0.sfid:.3f}"),
     ("kid", "KID, kept", "{0.kid:.5f} +- {0.kid_std:.5f}"),
     (
         "inception_score",

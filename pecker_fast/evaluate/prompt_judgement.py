@@ -8,9 +8,9 @@ from typing import Any
 
 from pecker_fast.evaluate.clip_score import ClipFigures
 from pecker_fast.evaluate.detection import DetectionFigures
+from pecker_fast.evaluate.faces import RecognitionFigures
 from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.intervals import Share
-from pecker_fast.evaluate.faces import RecognitionFigures
 
 __all__ = ["GroupFigures", "PromptJudgement"]
 
@@ -77,6 +77,8 @@ class GroupFigures:
                 ("FID", f"{fid.fid:.3f} ({fid.count:,} generated, {fid.real_count:,} real)"),
                 ("KID", f"{fid.kid:.5f}"),
             ]
+            if fid.sfid is not None:
+                rows.append(("sFID", f"{fid.sfid:.3f}"))
         return rows
 
 

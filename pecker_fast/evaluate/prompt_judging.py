@@ -23,11 +23,11 @@ from pecker_fast.datasets.prompt_files import ALL, PromptFile, PromptRow, read_p
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.clip_score import ClipScorer, measure_clip_score
+from pecker_fast.evaluate.faces import Recogniser, load_recogniser, measure_recognition
 from pecker_fast.evaluate.fidelity import FidelityFigures, Inception, fidelity_figures
 from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
 from pecker_fast.evaluate.prompt_judgement import GroupFigures, PromptJudgement
 from pecker_fast.evaluate.prompt_plan import prompt_plan
-from pecker_fast.evaluate.faces import Recogniser, load_recogniser, measure_recognition
 from pecker_fast.evaluate.sample_plan import numbered_files
 from pecker_fast.evaluate.samples import write_samples
 from pecker_fast.machine import machine_facts, versions
