@@ -18,6 +18,7 @@ def test_the_class_goes_in_tens_of_iterations_and_from_every_door(tmp_path):
         first_stage=first_stage_folder(),
         classifier=judge,
         per_class=50,
+        until={"keep_drop": 0.04},
     )
     assert erased.frozen.frozen_changed == 0
     assert 0 < erased.facts.iterations <= 40
