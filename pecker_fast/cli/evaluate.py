@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import CLASSIFIER, INPUT, PATH, echo, machine_options, prepare
+from pecker_fast.cli.common import CLASSIFIER, INPUT, PATH, echo, judges, machine_options, prepare
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 from pecker_fast.files import check_output_file, write_text
@@ -46,7 +46,13 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
     type=INPUT,
     help="Judge these instead of a model: a folder, or an .npz.",
 )
-@click.option("--classifier", type=CLASSIFIER, help="The judge.")
+@click.option(
+    "--classifier",
+    "classifiers",
+    type=CLASSIFIER,
+    multiple=True,
+    help="The judge; given again, a second one, whose agreement is reported.",
+)
 @click.option(
     "--statistics",
     type=INPUT,
@@ -88,7 +94,12 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
 @click.option("--force", is_flag=True, help="Replace a file that exists, or other --samples.")
 @machine_options
 def evaluate(
-    json_path: Path | None, force: bool, device: str, threads: int | None, **options: Any
+    classifiers: tuple[Path, ...],
+    json_path: Path | None,
+    force: bool,
+    device: str,
+    threads: int | None,
+    **options: Any,
 ) -> None:
     """Judge images of MODEL, a model folder or a run, or images on disk."""
     if json_path is not None:
@@ -98,7 +109,9 @@ def evaluate(
     from pecker_fast.evaluate import judge
 
     place = prepare(device, threads)
-    found = judge(**options, force=force, device=place, ranks=Ranks.join(place.type))
+    found = judge(
+        **options, **judges(classifiers), force=force, device=place, ranks=Ranks.join(place.type)
+    )
     if found is None:
         return  # the first process judges what all have drawn
     for line in found.lines():

@@ -102,6 +102,7 @@ def erase(
 
 _PATHS = (
     "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics",
+    "second_classifier",
     "inception", "nudity_detector", "clip",
 )  # fmt: skip
 
@@ -215,6 +216,7 @@ def _judge(
     judge = Judge.load(
         request.classifier, request.statistics, request.inception, real,
         class_names=model.class_names, model=model, device=device,
+        second=request.second_classifier,
     )  # fmt: skip
     judge = replace(judge, per_class=request.per_class, teacher_steps=request.teacher_steps)
     if request.curve_per_class is not None:

@@ -110,6 +110,7 @@ class _ClassTask(Task[T, ModelFolder]):
             curve.points,
             teacher_ships=judge.teacher is not None,
             images=self.images,
+            real=judge.real_figures,
         )
         report.write(site.out, pictures)
         return report

@@ -15,9 +15,9 @@ from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.concept import ConceptFigures
 from pecker_fast.evaluate.concept_report import Measure, concept_report
 from pecker_fast.evaluate.previews import Previews, prompt_groups
+from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.evaluate.report import Report
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.models.pipeline import PipelineFolder
@@ -40,14 +40,14 @@ class Showing:
         neighbours: prompts near to the concept that are shown as well.
         steps: of the original model.
         measures: what looks at the images besides the reader.
-        measure: a classifier's figures of the original and of the erased network.
+        measure: what a classifier sees in images of the original and of the erased network.
     """
 
     recipe: str
     neighbours: Sequence[str] = ()
     steps: int = 50
     measures: Sequence[Measure] = ()
-    measure: Callable[[Previews, TextConditions, nn.Module], ConceptFigures] | None = None
+    measure: Callable[[Previews, TextConditions, nn.Module], Outcome] | None = None
 
 
 class Concept(Task[PeckerTrainer, PipelineFolder]):
@@ -176,9 +176,9 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         )
         if not site.ranks.is_first:
             return None  # the first process writes the report
-        figures = None
+        outcome = None
         if showing.measure is not None:
-            figures = showing.measure(previews, self.conditions, unet)
+            outcome = showing.measure(previews, self.conditions, unet)
         patch, network = patch_sizes(site.out)
         erased = self.config.text.concepts if self.config.text is not None else ()
         words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in erased)]
@@ -192,7 +192,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             patch_bytes=patch,
             unet_bytes=network,
             sampling=previews.sampling,
-            figures=figures,
+            outcome=outcome,
             sections=[measure(*images, previews.texts) for measure in showing.measures],
         )
         report.write(site.out, previews.pictures(*images))

@@ -56,6 +56,7 @@ class Request:
         pseudo_score: where the pseudo-score network starts, likewise.
         first_stage: where both start: a run of `pecker-fast distill` on the same model.
         classifier: the judge, which gives a report.
+        second_classifier: another judge, whose agreement is reported.
         statistics: of real images in its features, or those images as .npz. None: what lies
             beside the classifier.
         inception: weights of the Inception network, for FID as the run goes.
@@ -92,6 +93,7 @@ class Request:
     pseudo_score: Path | None = None
     first_stage: Path | None = None
     classifier: Path | None = None
+    second_classifier: Path | None = None
     statistics: Path | None = None
     inception: Path | None = None
     curve_per_class: int | None = None
@@ -204,9 +206,14 @@ class Request:
         named = self.config is not None or "method" in self.settings
         if not named and (self.forget is None or not self.overrides):
             raise self._error("give --forget and --override, or a --config that has them")
-        for option, value in {"statistics": self.statistics, "inception": self.inception}.items():
+        needing = {
+            "--statistics": self.statistics,
+            "--inception": self.inception,
+            "second_classifier": self.second_classifier,
+        }
+        for option, value in needing.items():
             if value is not None and self.classifier is None:
-                raise self._error(f"--{option} needs --classifier, which judges the same images")
+                raise self._error(f"{option} needs --classifier, which judges the same images")
 
     def _check_concept(self) -> None:
         self._check_data_free()

@@ -13,8 +13,9 @@ from pecker_fast import cli
 from pecker_fast.data import teacher_folder
 from pecker_fast.datasets.fashion_mnist import DEFAULT_FOLDER, load_split
 from pecker_fast.evaluate.classifier import load_classifier
-from pecker_fast.evaluate.forgetting import TeacherFigures, classify
+from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics
+from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 
@@ -26,7 +27,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def figures(shipped):
-    return TeacherFigures.from_dict(shipped.figures["teacher"])
+    return ClassFigures.from_dict(shipped.figures["teacher"])
 
 
 pytestmark = pytest.mark.timeout(1200)  # for machines that are busy with other tests
