@@ -146,8 +146,7 @@ class RedirectObjective(MethodObjective[Drawing]):
         both = zip(remain.tensors(), forget.tensors(), strict=True)
         drawing = remain.with_tensors([torch.cat(pair) for pair in both])
         for losses in self._losses(network, drawing):
-            of_remain, of_forget = losses.split([len(remain), len(forget)])
-            yield {"remain": of_remain, "forget": of_forget}
+            yield {"remain": losses[: len(remain)], "forget": losses[len(remain) :]}
 
     def saliency(
         self, network: nn.Module, random: IterationRandom
@@ -164,7 +163,7 @@ class RedirectObjective(MethodObjective[Drawing]):
                 _, drawing = self._drawings(section.batch_size, random)
                 losses = self._losses(network, drawing)
                 for _ in range(steps):
-                    yield lambda losses=losses: next(losses).mean()
+                    yield partial(_next_mean, losses)
 
         def of_remain() -> Iterator[LossFn]:
             for _ in range(section.batches):
@@ -205,6 +204,10 @@ class RedirectObjective(MethodObjective[Drawing]):
             random.normal(shape, self.dtype), random.integers(0, gap, 2 * count), told, original
         )
         return [both[:count], both[count:]]
+
+
+def _next_mean(losses: Iterator[Tensor]) -> Tensor:
+    return next(losses).mean()
 
 
 def _product_with_noise(
