@@ -45,12 +45,27 @@ class NetworkSection(Section):
 
 
 class GeneratorSection(NetworkSection):
-    """The generator's learning."""
+    """The generator's learning: SFD's loss, and two terms that SFD does not have.
 
-    # Weight of a third term, not in SFD: at every time step the generator predicts what the teacher
-    # does, of c_f what that does of c_o. Without it c_f is forgotten where t_init is asked, and
-    # many-step samplers still find it.
+    After a first stage the two can do without SFD's: what is to be drawn instead is known then.
+    """
+
+    # Score distillation, the method as published. false = neither teacher nor pseudo-score judge
+    # the images, and the latter learns nothing.
+    scores: bool = True
+    # Weight of one_step: an image follows the one that the generator drew as the run began, of c_f
+    # the one that it drew of c_o.
+    one_step: NonNegativeFloat = 0.0
+    # Weight of every_step: at every time step the generator predicts what the teacher does, of c_f
+    # what that does of c_o. Without it c_f is forgotten where t_init is asked, and many-step
+    # samplers still find it.
     every_step: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _learns(self) -> GeneratorSection:
+        if not (self.scores or self.one_step or self.every_step):
+            raise ValueError("scores false: then one_step or every_step must be above 0")
+        return self
 
 
 class MaskSection(MaskChoice):
@@ -134,6 +149,8 @@ class PeckerConfig(MaskedConfig):
                 "share_generator_pass holds the generator's graph of the whole batch, which "
                 "micro_batch exists to avoid; set one of them"
             )
+        if self.share_generator_pass and not self.generator.scores:
+            raise ValueError("share_generator_pass serves two phases; scores false leaves only one")
         if self.share_generator_pass and self.recompute:
             raise ValueError(
                 "share_generator_pass holds the generator's graph through both phases, which "

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pecker_fast.data import pipeline_folder, teacher_folder
+from pecker_fast.data import first_stage_folder, pipeline_folder, teacher_folder
 from pecker_fast.distill.config import RECIPES, load_config
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
 from pecker_fast.erasure.run import Erasure, Site, carry_out
+from pecker_fast.erasure.starts import load_start
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.concept import ConceptFigures, Recognition
 from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images
@@ -70,7 +71,11 @@ def demo(
         per_class=PER_CLASS,
         teacher=TeacherFigures.from_dict(model.figures["teacher"]),
     )
-    return carry_out(Distillation(site, model, config, judge))
+    starts = {
+        "generator": load_start(first_stage_folder(), "generator", model.unet),
+        "pseudo_score": load_start(first_stage_folder(), "pseudo_score", model.unet),
+    }
+    return carry_out(Distillation(site, model, config, judge, starts))
 
 
 def demo_concept(

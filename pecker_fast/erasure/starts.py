@@ -70,7 +70,8 @@ def load_start(
         ranks: the processes that share the run, all of which make this call. None: this one.
 
     Raises:
-        PeckerError: neither of the two, a run that is not finished, or another architecture.
+        PeckerError: neither of the two, a run that is not finished, another architecture, or what
+            was distilled from another model.
     """
     if _is_classifier(path):
         raise PeckerError(
@@ -85,6 +86,7 @@ def load_start(
         saved = (ranks or Ranks()).first(lambda: _saved_pseudo_score(path))
     if saved is None:
         model = ModelFolder.load(find_model(path))
+        _check_origin(path, role, model, like)
         network: nn.Module = model.unet
         facts = {"kind": model.figures.get("method", model.kind), **_training(model.figures)}
     else:
@@ -102,6 +104,18 @@ def load_start(
         )
     facts = {"path": str(path), **facts, "fingerprint": fingerprint(network)}
     return StartNetwork(network.requires_grad_(True), facts)
+
+
+def _check_origin(path: Path, role: Role, model: ModelFolder, teacher: nn.Module) -> None:
+    """Refuse what says that it was distilled from another model than this teacher."""
+    digests = model.figures.get("frozen", {}).get("digests", {})
+    # A run that started elsewhere is compared with its start, not with its teacher.
+    origin = None if "start" in model.figures else digests.get("original")
+    if origin is not None and origin != fingerprint(teacher):
+        raise PeckerError(
+            f"{path}: the {role} was made of another model (digest {origin[:9]}); make one of this "
+            "model with `pecker-fast distill`"
+        )
 
 
 def _is_classifier(path: Path) -> bool:

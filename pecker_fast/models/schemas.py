@@ -236,6 +236,14 @@ class ScheduleConfig(_Config):
 # ---- pecker_fast.json
 
 
+class _Frozen(Schema):
+    """What was compared with what, after a run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    digests: dict[Word, Word] = Field(default_factory=dict)
+
+
 class _Figures(Schema):
     """Measured figures, and what a run says of itself."""
 
@@ -243,6 +251,7 @@ class _Figures(Schema):
 
     t_init: NonNegativeInt | None = None
     training: dict[str, Any] = Field(default_factory=dict)
+    frozen: _Frozen = _Frozen()
 
 
 class ClassDescription(Schema):

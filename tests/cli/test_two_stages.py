@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.digest import fingerprint
@@ -43,6 +44,16 @@ def test_an_erasure_starts_where_the_first_stage_ended(run, files, first_stage, 
         assert start[role]["fingerprint"] == fingerprint(network)
         assert start[role]["kind"] == role
     assert json.loads((tmp_path / "run" / "frozen.json").read_text())["frozen_changed"] == 0
+
+
+def test_a_first_stage_of_another_model_is_refused(run, refused, files, first_stage, tmp_path):
+    another = ModelFolder.load(files.model)
+    with torch.no_grad():
+        next(another.unet.parameters())[0] += 1
+    another.save(tmp_path / "another")
+    options = [*SMALL, "--from", first_stage, "--iterations", "1", "--out", tmp_path / "run"]
+    refused(run("erase", tmp_path / "another", *options), first_stage, "another model", "distill")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_saliency_that_needs_a_first_stage(run, refused, files, tmp_path):

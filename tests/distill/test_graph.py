@@ -22,6 +22,7 @@ OPTIONS = {
     "bf16": {"precision": "bf16", "mask.apply": "both"},
     "recomputed": {"recompute": True, "mask.apply": "both"},
     "every step": {"generator.every_step": 0.5, "mask.apply": "both", "micro_batch": 3},
+    "no scores": {"generator.scores": False, "generator.one_step": 0.5, "mask.apply": "both"},
 }
 
 pytestmark = pytest.mark.skipif(

@@ -14,7 +14,7 @@ def test_the_class_goes_in_tens_of_iterations_and_from_every_door(tmp_path):
     erased = erase(
         teacher_folder(),
         out=tmp_path / "run",
-        config="demo_forget",
+        config="demo",
         first_stage=first_stage_folder(),
         classifier=judge,
         per_class=50,
