@@ -141,11 +141,13 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
     assert request.model is not None  # there is no pipeline
     model = load_original(request.model)
     site = _site(request, device, ranks, model.unet)
-    if isinstance(config, BaselineConfig):
+    if isinstance(config, BaselineConfig) and not config.data_free:
         config, images = real_images(request, config, ranks)
         judge = _judge(request, model, device, images)
         return carry_out(Baseline(site, model, config, images, judge))
     judge = _judge(request, model, device, _real(request, ranks))
+    if isinstance(config, BaselineConfig):
+        return carry_out(Baseline(site, model, config, None, judge))
     paths: dict[Role, Path | None] = {
         "generator": request.generator or request.first_stage,
         "pseudo_score": request.pseudo_score or request.first_stage,

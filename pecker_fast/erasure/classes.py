@@ -21,7 +21,7 @@ from pecker_fast.evaluate.report import Report, class_report
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.objectives import method_objective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import RunDirectory
@@ -57,6 +57,7 @@ class _ClassTask(Task[T, ModelFolder]):
         self.forget, self.override = forget, override
         self.images: str | None = None
         self._judge, self._sampler = judge, sampler
+        self._look = sampler
         self._curve: Curve | None = None
 
     def watch(self, trainer: T) -> Callable[[], bool]:
@@ -68,10 +69,10 @@ class _ClassTask(Task[T, ModelFolder]):
             self._judge,
             self.model,
             self.forget,
-            self._sampler,
+            self._look,
             (trainer.iteration, self.config.iterations),
             self.site.ranks,
-            getattr(self.config, "until", None),
+            self.config.until,
         )
         return lambda: curve.visit(
             trainer.iteration, trainer.stopwatch.seconds, lambda: self.finish(trainer)
@@ -115,6 +116,13 @@ class _ClassTask(Task[T, ModelFolder]):
         report.write(site.out, pictures)
         return report
 
+    def _check_until(self) -> None:
+        if self.config.until is not None and self._judge is None:
+            raise PeckerError(
+                "erase: until looks at the images as the run goes; give --classifier, or set until "
+                "to null"
+            )
+
     def _named(self, figures: dict[str, Any]) -> dict[str, Any]:
         """With the name of the class, which has forgotten one."""
         if self.forget is not None:
@@ -154,15 +162,11 @@ class Distillation(_ClassTask[PeckerTrainer]):
                 "erase: nothing is forgotten (forget is null), so there is no report to write; "
                 "leave out --classifier and use `pecker-fast evaluate`"
             )
-        if config.until is not None and judge is None:
-            raise PeckerError(
-                "erase: until looks at the images as the run goes; give --classifier, or set until "
-                "to null"
-            )
         super().__init__(
             site, model, judge, Sampler(1, config.seed), classes.forget, classes.override
         )
         self.config = config
+        self._check_until()
         given = starts or {}
         self.starts = {role: start.facts for role, start in given.items()}
         self._networks = {role: start.network for role, start in given.items()}
@@ -208,14 +212,14 @@ class Distillation(_ClassTask[PeckerTrainer]):
 
 
 class Baseline(_ClassTask[BaselineTrainer]):
-    """A model is trained on real images so that it forgets a class; it keeps its many steps."""
+    """A model is trained so that it forgets a class; it keeps its many steps."""
 
     def __init__(
         self,
         site: Site,
         model: ModelFolder,
         config: BaselineConfig,
-        images: ImageSet,
+        images: ImageSet | None = None,
         judge: Judge | None = None,
     ) -> None:
         """Look at images and classes, before anything is written.
@@ -224,7 +228,8 @@ class Baseline(_ClassTask[BaselineTrainer]):
             site: where the run takes place.
             model: the model that must forget.
             config: the run.
-            images: what the model was trained on, of all classes.
+            images: what the model was trained on, of all classes; None for a method that needs
+                none.
             judge: None for no evaluation and no report.
 
         Raises:
@@ -239,15 +244,23 @@ class Baseline(_ClassTask[BaselineTrainer]):
                 f"method {config.method} gives a many-step model: --teacher-steps must be at "
                 "least 2"
             )
-        self._objective = BaselineObjective(model, images, config, site.device)
-        chosen = self._objective.images
+        self._objective = method_objective(model, config, images, site.device)
         super().__init__(
-            site, model, judge, Sampler(steps, config.seed), chosen.forget, chosen.override
+            site,
+            model,
+            judge,
+            Sampler(steps, config.seed),
+            self._objective.forget,
+            self._objective.override,
         )
-        self.config, self.images = config, images.source
+        self.config = config
+        if config.until is not None:
+            self._look = Sampler(config.until.steps, config.seed)
+        self._check_until()
+        self.images = None if images is None else images.source
 
     def start(self, directory: RunDirectory | None) -> BaselineTrainer:
-        """A trainer on real images."""
+        """A trainer by one of the methods."""
         return BaselineTrainer(
             self._objective,
             mask=self.site.mask,
@@ -262,7 +275,7 @@ class Baseline(_ClassTask[BaselineTrainer]):
             "method": trainer.config.method,
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
-            "images": self.images,
+            **({} if self.images is None else {"images": self.images}),
         }
         erased = self.model.with_network(trainer.erased_network(over=over), "teacher")
         return replace(erased, figures=self._named(figures))

@@ -67,6 +67,8 @@ class Request:
         neighbours: prompts near to the concept that are shown as well.
         nudity_detector: an ONNX file that judges these images.
         clip: a folder that does likewise.
+        keep_steps: the model goes on drawing in many steps; without `config`, by the recipe
+            keep_steps.
         force: delete the run that `out` holds instead of taking it up.
         device: where to work: auto, cpu, cuda, cuda:N.
         started: `time.monotonic()` at the start of the command, for the seconds of the report.
@@ -103,6 +105,7 @@ class Request:
     neighbours: Sequence[str] = ()
     nudity_detector: Path | None = None
     clip: Path | None = None
+    keep_steps: bool = False
     force: bool = False
     device: str | torch.device = "auto"
     started: float | None = None
@@ -118,6 +121,8 @@ class Request:
             self._check_class()
         else:
             self._check_concept()
+        if self.keep_steps and self.config is None:
+            object.__setattr__(self, "config", "keep_steps")
         if self.command == "erase":
             self._check_out()
 
@@ -172,14 +177,16 @@ class Request:
                     "--from, --generator and --pseudo-score are for distillations; this method "
                     "starts from MODEL"
                 )
-            return load_baseline_config(self.config, self.values)
-        if self.inception is None:  # else the images are what FID is measured against
-            self._check_data_free()
-        elif self.dataset is None:
+            found = load_baseline_config(self.config, self.values)
+            if found.data_free:
+                self._check_images()
+            return found
+        if self.keep_steps:
             raise self._error(
-                "--inception measures FID against real images; name them: --dataset cifar10 "
-                "--data-root FOLDER"
+                f"--keep-steps: {self.config} distils into one step; leave one of the two out, or "
+                "give a configuration with `method`, such as keep_steps"
             )
+        self._check_images()
         return load_config(self.config, self.values)
 
     def read_images(self, ranks: Ranks, split: str) -> ImageSet:
@@ -224,6 +231,7 @@ class Request:
             "--inception": self.inception,
             "--pseudo-score": self.pseudo_score,
             "--from": self.first_stage,
+            "--keep-steps": self.keep_steps or None,
         }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
             raise self._error(f"{unfit[0]} is for class models; with --pipeline use --name")
@@ -249,6 +257,16 @@ class Request:
             made = {source / MODEL_NAME, source / PIPELINE_NAME} if holds_run(source) else {source}
             if made & set(out.parents):
                 raise self._error(f"--out {self.out} lies in {read}; choose a folder outside of it")
+
+    def _check_images(self) -> None:
+        """Real images are what FID is measured against, of a run that is not trained on any."""
+        if self.inception is None:
+            self._check_data_free()
+        elif self.dataset is None:
+            raise self._error(
+                "--inception measures FID against real images; name them: --dataset cifar10 "
+                "--data-root FOLDER"
+            )
 
     def _check_data_free(self) -> None:
         given = {
