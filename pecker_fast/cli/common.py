@@ -25,6 +25,7 @@ __all__ = [
     "PATH",
     "config_values",
     "echo",
+    "judges",
     "machine_options",
     "prepare",
     "seed_option",
@@ -98,6 +99,17 @@ MODEL_ARGUMENT = click.argument("model", type=INPUT)
 def echo(text: object = "", *, err: bool = False) -> None:
     """Print a line, made safe to show: names, prompts and paths in it may come from strangers."""
     click.echo(printable(text, _LONGEST_LINE), err=err)
+
+
+def judges(given: tuple[Path, ...]) -> dict[str, Any]:
+    """What `--classifier` names, once or twice, by the arguments of Python.
+
+    Raises:
+        PeckerError: three and more.
+    """
+    if len(given) > 2:
+        raise PeckerError(f"--classifier: at most two judges, got {len(given)}; leave some out")
+    return dict(zip(("classifier", "second_classifier"), given, strict=False))
 
 
 def machine_options(function: F) -> F:

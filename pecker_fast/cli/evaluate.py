@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import CLASSIFIER, INPUT, PATH, echo, machine_options, prepare
+from pecker_fast.cli.common import CLASSIFIER, INPUT, PATH, echo, judges, machine_options, prepare
 from pecker_fast.cli.data_options import data_options
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
@@ -74,7 +74,13 @@ probabilities.
 @click.option("--negative", help="What guidance leads away from.  [default: the empty prompt]")
 @click.option("--t-init", type=int, help="Start of the one-step generator.  [default: the model's]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Prompts drawn at a time.")
-@click.option("--classifier", type=CLASSIFIER, help="The judge.")
+@click.option(
+    "--classifier",
+    "classifiers",
+    type=CLASSIFIER,
+    multiple=True,
+    help="The judge; given again, a second one, whose agreement is reported.",
+)
 @click.option(
     "--statistics",
     type=INPUT,
@@ -120,7 +126,12 @@ probabilities.
 @click.option("--force", is_flag=True, help="Replace a file that exists, or other --samples.")
 @machine_options
 def evaluate(
-    json_path: Path | None, force: bool, device: str, threads: int | None, **options: Any
+    classifiers: tuple[Path, ...],
+    json_path: Path | None,
+    force: bool,
+    device: str,
+    threads: int | None,
+    **options: Any,
 ) -> None:
     """Judge images of MODEL, a model folder or a run, or of prompts, or images on disk."""
     if json_path is not None:
@@ -132,7 +143,10 @@ def evaluate(
     from pecker_fast.evaluate import judge, judge_prompts
 
     place = prepare(device, threads)
-    work: Callable[..., Any] = judge_prompts if is_of_prompts else judge
+    if is_of_prompts:
+        work: Callable[..., Any] = judge_prompts
+    else:
+        work, options = judge, {**options, **judges(classifiers)}
     found = work(**options, force=force, device=place, ranks=Ranks.join(place.type))
     if found is None:
         return  # the first process judges what all have drawn

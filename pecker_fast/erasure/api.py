@@ -67,8 +67,11 @@ def erase(
             leaves its last checkpoint.
 
     Example:
-        >>> from pecker_fast.data import teacher_folder
-        >>> erased = erase(teacher_folder(), "Bag", "Coat", out="run", config="demo", iterations=1)
+        >>> from pecker_fast.data import first_stage_folder, teacher_folder
+        >>> erased = erase(
+        ...     teacher_folder(), "Bag", "Coat", out="run", config="second_stage",
+        ...     first_stage=first_stage_folder(), iterations=1,
+        ... )
         >>> erased.frozen.frozen_changed, erased.model.kind
         (0, 'generator')
     """
@@ -99,6 +102,7 @@ def erase(
 
 _PATHS = (
     "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics",
+    "second_classifier",
     "inception", "nudity_detector", "clip",
 )  # fmt: skip
 
@@ -137,11 +141,13 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
     assert request.model is not None  # there is no pipeline
     model = load_original(request.model)
     site = _site(request, device, ranks, model.unet)
-    if isinstance(config, BaselineConfig):
+    if isinstance(config, BaselineConfig) and not config.data_free:
         config, images = real_images(request, config, ranks)
         judge = _judge(request, model, device, images)
         return carry_out(Baseline(site, model, config, images, judge))
     judge = _judge(request, model, device, _real(request, ranks))
+    if isinstance(config, BaselineConfig):
+        return carry_out(Baseline(site, model, config, None, judge))
     starts = _starts(request, model.unet, ranks)
     return carry_out(Distillation(site, model, config, judge, starts))
 
@@ -216,6 +222,7 @@ def _judge(
     judge = Judge.load(
         request.classifier, request.statistics, request.inception, real,
         class_names=model.class_names, model=model, device=device,
+        second=request.second_classifier,
     )  # fmt: skip
     judge = replace(judge, per_class=request.per_class, teacher_steps=request.teacher_steps)
     if request.curve_per_class is not None:

@@ -21,7 +21,7 @@ from pecker_fast.evaluate.report import Report, class_report
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.objectives import method_objective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import RunDirectory
@@ -57,14 +57,15 @@ class _ClassTask(Task[T, ModelFolder]):
         self.forget, self.override = forget, override
         self.images: str | None = None
         self._judge, self._sampler = judge, sampler
+        self._look = sampler
         self._curve: Curve | None = None
 
     def watch(self, trainer: T) -> Callable[[], bool]:
         """Measures forgetting and keeping where a point of the curve is due."""
         if self._judge is None or self.forget is None:
             return lambda: False
-        until = getattr(self.config, "until", None)
-        probe = ClassProbe(self._judge, self.model, self.forget, self._sampler, until)
+        until = self.config.until
+        probe = ClassProbe(self._judge, self.model, self.forget, self._look, until)
         curve = self._curve = Curve(
             self.site.out / CURVE_NAME,
             lambda: probe.draw(self.finish(trainer), self.site.ranks),
@@ -108,9 +109,17 @@ class _ClassTask(Task[T, ModelFolder]):
             curve.points,
             teacher_ships=judge.teacher is not None,
             images=self.images,
+            real=judge.real_figures,
         )
         report.write(site.out, pictures)
         return report
+
+    def _check_until(self) -> None:
+        if self.config.until is not None and self._judge is None:
+            raise PeckerError(
+                "erase: until looks at the images as the run goes; give --classifier, or set until "
+                "to null"
+            )
 
     def _named(self, figures: dict[str, Any]) -> dict[str, Any]:
         """With the name of the class, which has forgotten one."""
@@ -151,15 +160,11 @@ class Distillation(_ClassTask[PeckerTrainer]):
                 "erase: nothing is forgotten (forget is null), so there is no report to write; "
                 "leave out --classifier and use `pecker-fast evaluate`"
             )
-        if config.until is not None and judge is None:
-            raise PeckerError(
-                "erase: until looks at the images as the run goes; give --classifier, or set until "
-                "to null"
-            )
         super().__init__(
             site, model, judge, Sampler(1, config.seed), classes.forget, classes.override
         )
         self.config = config
+        self._check_until()
         given = starts or {}
         self.starts = {role: start.facts for role, start in given.items()}
         self._networks = {role: start.network for role, start in given.items()}
@@ -205,14 +210,14 @@ class Distillation(_ClassTask[PeckerTrainer]):
 
 
 class Baseline(_ClassTask[BaselineTrainer]):
-    """A model is trained on real images so that it forgets a class; it keeps its many steps."""
+    """A model is trained so that it forgets a class; it keeps its many steps."""
 
     def __init__(
         self,
         site: Site,
         model: ModelFolder,
         config: BaselineConfig,
-        images: ImageSet,
+        images: ImageSet | None = None,
         judge: Judge | None = None,
     ) -> None:
         """Look at images and classes, before anything is written.
@@ -221,7 +226,8 @@ class Baseline(_ClassTask[BaselineTrainer]):
             site: where the run takes place.
             model: the model that must forget.
             config: the run.
-            images: what the model was trained on, of all classes.
+            images: what the model was trained on, of all classes; None for a method that needs
+                none.
             judge: None for no evaluation and no report.
 
         Raises:
@@ -236,15 +242,23 @@ class Baseline(_ClassTask[BaselineTrainer]):
                 f"method {config.method} gives a many-step model: --teacher-steps must be at "
                 "least 2"
             )
-        self._objective = BaselineObjective(model, images, config, site.device)
-        chosen = self._objective.images
+        self._objective = method_objective(model, config, images, site.device)
         super().__init__(
-            site, model, judge, Sampler(steps, config.seed), chosen.forget, chosen.override
+            site,
+            model,
+            judge,
+            Sampler(steps, config.seed),
+            self._objective.forget,
+            self._objective.override,
         )
-        self.config, self.images = config, images.source
+        self.config = config
+        if config.until is not None:
+            self._look = Sampler(config.until.steps, config.seed)
+        self._check_until()
+        self.images = None if images is None else images.source
 
     def start(self, directory: RunDirectory | None) -> BaselineTrainer:
-        """A trainer on real images."""
+        """A trainer by one of the methods."""
         return BaselineTrainer(
             self._objective,
             mask=self.site.mask,
@@ -259,7 +273,7 @@ class Baseline(_ClassTask[BaselineTrainer]):
             "method": trainer.config.method,
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
-            "images": self.images,
+            **({} if self.images is None else {"images": self.images}),
         }
         erased = self.model.with_network(trainer.erased_network(over=over), "teacher")
         return replace(erased, figures=self._named(figures))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.config import PeckerConfig
@@ -17,11 +18,12 @@ from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures
+from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.concept_report import Measure, concept_report
 from pecker_fast.evaluate.curve import Curve
-from pecker_fast.evaluate.forgetting import Hits
+from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.previews import Previews, prompt_groups
+from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.evaluate.report import Report
 from pecker_fast.files import replacing_folder, write_text
 from pecker_fast.masks.verify import FrozenCheck
@@ -51,18 +53,15 @@ class Probe:
     def measure(self, images: Tensor, iteration: int) -> dict[str, Any]:
         """The figures of a point of the curve; one image for each caption."""
         groups, right = self.captions.groups, self.recognise(images) == self.captions.labels
-        parts = zip(groups, right.split([len(group) for group in groups.values()]), strict=True)
-        forget, keep = Hits(0, 0), Hits(0, 0)
-        for name, hits in parts:
-            if name.startswith("forget"):
-                forget += Hits.of(hits)
-            else:
-                keep += Hits.of(hits)
+        asked = torch.tensor(
+            [name.startswith("forget") for name, group in groups.items() for _ in group]
+        )
+        forget, keep = (Share.counted(right[chosen]) for chosen in (asked, ~asked))
         return {
-            "forget_accuracy": forget.share or 0.0,
-            "keep_accuracy": keep.share or 0.0,
-            "forget_count": forget.count,
-            "keep_count": keep.count,
+            "forget_accuracy": forget.value,
+            "keep_accuracy": keep.value,
+            "forget_count": forget.total,
+            "keep_count": keep.total,
         }
 
 
@@ -75,7 +74,7 @@ class Showing:
         neighbours: prompts near to the concept that are shown as well.
         steps: of the original model.
         measures: what looks at the images besides the reader.
-        measure: a classifier's figures of the original and of the erased network.
+        measure: what a classifier sees in images of the original and of the erased network.
         probe: what looks at the generator as the run goes, which `until` needs.
     """
 
@@ -83,7 +82,7 @@ class Showing:
     neighbours: Sequence[str] = ()
     steps: int = 50
     measures: Sequence[Measure] = ()
-    measure: Callable[[Previews, TextConditions, nn.Module], ConceptFigures] | None = None
+    measure: Callable[[Previews, TextConditions, nn.Module], Outcome] | None = None
     probe: Callable[[TextConditions], Probe] | None = None
 
 
@@ -255,9 +254,9 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         )
         if not site.ranks.is_first:
             return None  # the first process writes the report
-        figures = None
+        outcome = None
         if showing.measure is not None:
-            figures = showing.measure(previews, self.conditions, unet)
+            outcome = showing.measure(previews, self.conditions, unet)
         patch, network = patch_sizes(site.out)
         erased = self.config.text.concepts if self.config.text is not None else ()
         words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in erased)]
@@ -271,7 +270,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             patch_bytes=patch,
             unet_bytes=network,
             sampling=previews.sampling,
-            figures=figures,
+            outcome=outcome,
             sections=[measure(*images, previews.texts) for measure in showing.measures],
         )
         report.write(site.out, previews.pictures(*images))

@@ -23,12 +23,15 @@ from pecker_fast.erasure.concepts import Concept, Probe, Showing
 from pecker_fast.erasure.run import Erasure, Site, carry_out
 from pecker_fast.erasure.starts import Role, load_start
 from pecker_fast.evaluate.classifier import Classifier, load_classifier
-from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Recognition
+from pecker_fast.evaluate.classifying import classify
+from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images, fashion_probe
-from pecker_fast.evaluate.forgetting import Hits, TeacherFigures, classify
 from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.previews import Previews
+from pecker_fast.evaluate.recognition import Outcome, Recognition
+from pecker_fast.evaluate.reference import ClassFigures, real_beside
 from pecker_fast.files import read_json
 from pecker_fast.machine import usable_device
 from pecker_fast.models import ModelFolder
@@ -42,7 +45,7 @@ PER_CLASS = 500
 SNEAKER, BAG = 7, 8  # classes of Fashion-MNIST
 NEIGHBOURS = ("a pair of ankle boots", "a sandal")
 TEACHER_STEPS = 25  # of the text-to-image pipeline
-CAPTIONS_PER_CLASS = 40  # in the evaluation, of the classes to keep
+CAPTIONS_PER_CLASS = 100  # in the evaluation, of the classes to keep
 CAPTIONS_OF_CONCEPT = 200  # that were told, and as many that were held back
 ORIGINAL_NAME = "original.json"  # what the classifier sees in the original's images of these
 
@@ -74,11 +77,13 @@ def demo(
     config = load_config(RECIPES / "demo.yaml", settings)
     site = Site(out=out, device=usable_device(device), force=force, clock=Clock(started))
     model = ModelFolder.load(teacher_folder())
+    classifier = teacher_folder() / "classifier"
     judge = Judge(
-        load_classifier(teacher_folder() / "classifier"),
+        load_classifier(classifier),
         ClassStatistics.load(teacher_folder() / "statistics.safetensors"),
         per_class=PER_CLASS,
-        teacher=TeacherFigures.from_dict(model.figures["teacher"]),
+        real_figures=real_beside(classifier),
+        teacher=ClassFigures.from_dict(model.figures["teacher"]),
     )
     starts = {
         "generator": load_start(first_stage_folder(), "generator", model.unet),
@@ -101,16 +106,19 @@ def demo_concept(
     place = usable_device(device)
     site = Site(out=out, device=place, force=force, clock=Clock(started))
     pipeline = PipelineFolder.load(pipeline_folder())
-    classifier = load_classifier(teacher_folder() / "classifier").to(place)
+    judge = teacher_folder() / "classifier"
+    classifier, real = load_classifier(judge).to(place), real_beside(judge)
 
-    def measure(previews: Previews, told: TextConditions, erased: nn.Module) -> ConceptFigures:
-        captions = demo_captions(told, config.seed)
-        images = previews.erased(erased, captions.prompts, Ranks())  # this process alone judges
-        after = recognised(images, captions, classifier, previews.sampling.erased(), config.seed)
-        before = shipped_original(captions, previews.sampling.original())
+    def measure(previews: Previews, told: TextConditions, erased: nn.Module) -> Outcome:
+        """What the classifier recognises in images of both, from captions of all kinds."""
+        how, captions = previews.sampling, demo_captions(told, config.seed)
+        before = shipped_original(captions, how.original())
         if before is None:  # other settings than those that ship with figures
             before = recognised_in_original(previews, captions, classifier)
-        return ConceptFigures(captions, before, after)
+        images = previews.erased(erased, captions.prompts, Ranks())  # this process alone judges
+        after = captions.recognition(fashion_images(images), classifier, how.erased(), how.seed)
+        seen = None if real is None else real.recognition(captions.class_names, SNEAKER)
+        return Outcome("concept", captions.name, captions.override_name, before, after, seen)
 
     def probe(told: TextConditions) -> Probe:
         images = 60 if config.until is None else config.until.images
@@ -133,39 +141,25 @@ def demo_captions(told: TextConditions, seed: int) -> ConceptCaptions:
     return fashion_concept(SNEAKER, BAG, CAPTIONS_PER_CLASS, seed, _told(told), CAPTIONS_OF_CONCEPT)
 
 
-def recognised(
-    images: torch.Tensor,
-    captions: ConceptCaptions,
-    classifier: Classifier,
-    sampler: str,
-    seed: int,
-) -> Recognition:
-    """What the classifier sees in the pipeline's images (N, 3, H, W) of the captions."""
-    return Recognition.measure(fashion_images(images), captions, classifier, sampler, seed)
-
-
 def recognised_in_original(
     previews: Previews, captions: ConceptCaptions, classifier: Classifier
 ) -> Recognition:
-    """The same of the original pipeline, in its many steps: minutes on a CPU."""
+    """What the classifier sees in the pipeline's own images of the captions: minutes on a CPU."""
     how = previews.sampling
-    images = previews.original(captions.prompts, Ranks())
-    return recognised(images, captions, classifier, how.original(), how.seed)
+    images = fashion_images(previews.original(captions.prompts, Ranks()))
+    return captions.recognition(images, classifier, how.original(), how.seed)
 
 
 def shipped_original(captions: ConceptCaptions, sampler: str) -> Recognition | None:
     """What ships of `recognised_in_original`; None for other captions, or another sampler."""
     content = read_json(pipeline_first_stage_folder() / ORIGINAL_NAME)
-    found = content["recognition"]
-    if content["captions"] != digest_of(captions.prompts) or found["sampler"] != sampler:
+    if content["captions"] != digest_of(captions.prompts) or content["sampler"] != sampler:
         return None
-    counted = {
-        name: None if hits is None else Hits(**hits)
-        for name, hits in found.items()
-        if name not in ("classes", "sampler", "seed")
-    }
-    classes = {name: Hits(**hits) for name, hits in found["classes"].items()}
-    return Recognition(counted, classes, sampler, found["seed"])
+    groups, classes = (
+        {name: Share(*counts) for name, counts in content[part].items()}
+        for part in ("groups", "classes")
+    )
+    return Recognition(groups, classes, content["seen_as"], sampler, content["seed"])
 
 
 def _told(conditions: TextConditions) -> list[str]:

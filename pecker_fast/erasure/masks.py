@@ -22,7 +22,7 @@ from pecker_fast.machine import usable_device
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods import mask_finding
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.objectives import method_objective
 from pecker_fast.models import ModelFolder
 from pecker_fast.nn.flops import NetworkFlops, count_flops
 from pecker_fast.runs.digest import fingerprint
@@ -79,7 +79,7 @@ def mask_of_class(request: Request) -> ClassMask:
     model = load_original(request.model)
     model.unet.to(device)
     if isinstance(config, BaselineConfig):
-        return _of_images(model, config, request)
+        return _of_method(model, config, request)
     if config.forget is None:
         raise PeckerError("mask: the configuration forgets no class; give --forget")
     objective = Objective.from_model(model, config)
@@ -92,14 +92,17 @@ def mask_of_class(request: Request) -> ClassMask:
     return ClassMask(found, name, config.mask.kind, note, digest)
 
 
-def _of_images(model: ModelFolder, config: BaselineConfig, request: Request) -> ClassMask:
-    """From real images, as SalUn finds it."""
-    config, images = real_images(request, config, Ranks())
-    objective = BaselineObjective(model, images, config)
+def _of_method(model: ModelFolder, config: BaselineConfig, request: Request) -> ClassMask:
+    """As a method finds it: from real images, or those that the model draws."""
+    images, source = None, "images of the model itself"
+    if not config.data_free:
+        config, images = real_images(request, config, Ranks())
+        source = images.source
+    objective = method_objective(model, config, images)
     with naming_settings(config):
         found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
-    name = model.class_names[objective.images.forget]
-    note, digest = f"found on {name} in {images.source}", fingerprint(model.unet)
+    name = model.class_names[objective.forget]
+    note, digest = f"found on {name} in {source}", fingerprint(model.unet)
     return ClassMask(found, name, config.mask.kind, note, digest)
 
 

@@ -58,6 +58,7 @@ class Request:
         pseudo_score: where the pseudo-score network starts, likewise.
         first_stage: where both start: a run of `pecker-fast distill` on the same model.
         classifier: the judge, which gives a report.
+        second_classifier: another judge, whose agreement is reported.
         statistics: of real images in its features, or those images as .npz. None: what lies
             beside the classifier.
         inception: weights of the Inception network, for FID as the run goes.
@@ -68,6 +69,8 @@ class Request:
         neighbours: prompts near to the concept that are shown as well.
         nudity_detector: an ONNX file that judges these images.
         clip: a folder that does likewise.
+        keep_steps: the model goes on drawing in many steps; without `config`, by the recipe
+            keep_steps.
         force: delete the run that `out` holds instead of taking it up.
         device: where to work: auto, cpu, cuda, cuda:N.
         started: `time.monotonic()` at the start of the command, for the seconds of the report.
@@ -94,6 +97,7 @@ class Request:
     pseudo_score: Path | None = None
     first_stage: Path | None = None
     classifier: Path | None = None
+    second_classifier: Path | None = None
     statistics: Path | None = None
     inception: Path | None = None
     curve_per_class: int | None = None
@@ -103,6 +107,7 @@ class Request:
     neighbours: Sequence[str] = ()
     nudity_detector: Path | None = None
     clip: Path | None = None
+    keep_steps: bool = False
     force: bool = False
     device: str | torch.device = "auto"
     started: float | None = None
@@ -118,6 +123,8 @@ class Request:
             self._check_class()
         else:
             self._check_concept()
+        if self.keep_steps and self.config is None:
+            object.__setattr__(self, "config", "keep_steps")
         if self.command in _TRAINS:
             self._check_out()
 
@@ -172,14 +179,16 @@ class Request:
                     "--from, --generator and --pseudo-score are for distillations; this method "
                     "starts from MODEL"
                 )
-            return load_baseline_config(self.config, self.values)
-        if self.inception is None:  # else the images are what FID is measured against
-            self._check_data_free()
-        elif self.dataset is None:
+            found = load_baseline_config(self.config, self.values)
+            if found.data_free:
+                self._check_images()
+            return found
+        if self.keep_steps:
             raise self._error(
-                "--inception measures FID against real images; name them: --dataset cifar10 "
-                "--data-root FOLDER"
+                f"--keep-steps: {self.config} distils into one step; leave one of the two out, or "
+                "give a configuration with `method`, such as keep_steps"
             )
+        self._check_images()
         return load_config(self.config, self.values)
 
     def read_images(self, ranks: Ranks, split: str) -> ImageSet:
@@ -206,9 +215,14 @@ class Request:
         named = self.config is not None or "method" in self.settings
         if not named and (self.forget is None or not self.overrides):
             raise self._error("give --forget and --override, or a --config that has them")
-        for option, value in {"statistics": self.statistics, "inception": self.inception}.items():
+        needing = {
+            "--statistics": self.statistics,
+            "--inception": self.inception,
+            "second_classifier": self.second_classifier,
+        }
+        for option, value in needing.items():
             if value is not None and self.classifier is None:
-                raise self._error(f"--{option} needs --classifier, which judges the same images")
+                raise self._error(f"{option} needs --classifier, which judges the same images")
 
     def _check_concept(self) -> None:
         self._check_data_free()
@@ -217,6 +231,7 @@ class Request:
             "--classifier": self.classifier,
             "--statistics": self.statistics,
             "--inception": self.inception,
+            "--keep-steps": self.keep_steps or None,
         }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
             raise self._error(f"{unfit[0]} is for class models; with --pipeline use --name")
@@ -242,6 +257,16 @@ class Request:
             made = {source / MODEL_NAME, source / PIPELINE_NAME} if holds_run(source) else {source}
             if made & set(out.parents):
                 raise self._error(f"--out {self.out} lies in {read}; choose a folder outside of it")
+
+    def _check_images(self) -> None:
+        """Real images are what FID is measured against, of a run that is not trained on any."""
+        if self.inception is None:
+            self._check_data_free()
+        elif self.dataset is None:
+            raise self._error(
+                "--inception measures FID against real images; name them: --dataset cifar10 "
+                "--data-root FOLDER"
+            )
 
     def _check_data_free(self) -> None:
         given = {

@@ -20,6 +20,7 @@ from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate.forgetting import check_figures
+from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.judgement import Written
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
@@ -66,6 +67,25 @@ class CurvePoint:
     def __post_init__(self) -> None:
         counts = (self.iteration, self.forget_count, self.keep_count, self.wall_s)
         check_figures((self.forget_accuracy, self.keep_accuracy), counts)
+
+    @property
+    def forgotten(self) -> Share | None:
+        """Images of the class to forget that are recognised; None: nobody says of how many."""
+        return Share.of(self.forget_accuracy, self.forget_count) if self.forget_count else None
+
+    @property
+    def kept(self) -> Share | None:
+        """The others that are, likewise."""
+        return Share.of(self.keep_accuracy, self.keep_count) if self.keep_count else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types with the 95 % intervals of both shares."""
+        shares = {"forget": self.forgotten, "keep": self.kept}
+        intervals = {
+            f"{name}_interval": None if share is None else list(share.interval)
+            for name, share in shares.items()
+        }
+        return {**asdict(self), **intervals}
 
 
 class Curve:

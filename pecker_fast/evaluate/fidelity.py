@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.frechet import FeatureStatistics, frechet_distance
+from pecker_fast.evaluate.frechet import FeatureStatistics, frechet_distance, measured_distance
+from pecker_fast.evaluate.intervals import Interval
 
 __all__ = ["FidelityFigures", "Inception", "InceptionFeatures", "fidelity_figures"]
 
@@ -74,7 +75,7 @@ class FidelityFigures:
     Attributes:
         fid: Fréchet inception distance.
         kid: kernel inception distance: mean over the subsets, polynomial kernel of degree 3.
-        kid_std: its standard deviation over the subsets; 0 where each holds all images.
+        kid_std: its standard deviation over the subsets; see `kid_spread`.
         inception_score: mean over the splits; of the generated images alone.
         inception_score_std: its standard deviation over the splits.
         precision: share of generated images inside the manifold of the real ones.
@@ -95,6 +96,8 @@ class FidelityFigures:
         real_digest: SHA-256 of the real images, whatever their order: which they were.
         sfid: the same distance of features that keep their place in the image; None where there
             are none.
+        fid_interval: 95 % interval of `fid`, see `frechet.measured_distance`; None where there are
+            no more generated images than features.
     """
 
     fid: float
@@ -119,10 +122,24 @@ class FidelityFigures:
     weights_published: bool
     real_digest: str = ""
     sfid: float | None = None
+    fid_interval: Interval | None = None
+
+    @property
+    def kid_spread(self) -> str | None:
+        """How much KID scatters over its subsets, in words.
+
+        None where a subset holds all images of one side: nearly the same images in each, whose
+        scatter says nothing.
+        """
+        if self.kid_subset_size >= min(self.count, self.real_count):
+            return None
+        each = f"{self.kid_subsets} of {self.kid_subset_size:,} images"
+        return f"standard deviation {self.kid_std:.5f}, {each}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return asdict(self)
+        interval = None if self.fid_interval is None else list(self.fid_interval)
+        return {**asdict(self), "fid_interval": interval}
 
 
 @dataclass(frozen=True)
@@ -310,6 +327,9 @@ def fidelity_figures(
         weights_published=inception.published,
         real_digest=real.digest,
         sfid=sfid,
+        fid_interval=measured_distance(
+            generated.pooled, FeatureStatistics.from_features(real.pooled)
+        )[1],
     )
 
 

@@ -102,6 +102,8 @@ class PipelineFolder:
         schedule = read_config(root / "scheduler" / "scheduler_config.json", ScheduleConfig)
         about = root / DESCRIPTION
         description = read_config(about, PipelineDescription) if os.path.lexists(about) else {}
+        # Of a one-step generator scheduler/ takes that one step.
+        schedule = description.pop("schedule", None) or schedule
         if (description.get("t_init") or 0) >= (steps := schedule["num_train_timesteps"]):
             raise PeckerError(
                 f"{about}: t_init must be below the {steps} time steps of the noise schedule, got "
@@ -197,6 +199,11 @@ class PipelineFolder:
         with replacing_folder(path) as partial:
             shutil.copytree(self.path, partial, ignore=shutil.ignore_patterns("unet", DESCRIPTION))
             unet.save_pretrained(partial / "unet")  # type: ignore[operator]
+            if description.get("kind") == "generator" and "t_init" in description:
+                from pecker_fast.models.one_step import write_prompt_pipeline
+
+                write_prompt_pipeline(partial, self.scheduler_config, description["t_init"])
+                description = {**description, "schedule": self.scheduler_config}
             write_text(partial / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
 

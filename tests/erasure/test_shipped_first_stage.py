@@ -30,6 +30,7 @@ def test_the_class_goes_in_tens_of_iterations_and_from_every_door(tmp_path):
         first_stage=first_stage_folder(),
         classifier=judge,
         per_class=50,
+        until={"keep_drop": 0.04},
     )
     assert erased.frozen.frozen_changed == 0
     assert 0 < erased.facts.iterations <= 40
@@ -48,7 +49,7 @@ def test_the_class_goes_in_tens_of_iterations_and_from_every_door(tmp_path):
 def test_the_concept_goes_in_tens_of_iterations(tmp_path):
     erased = demo_concept(tmp_path / "run")
     assert erased.frozen.frozen_changed == 0
-    assert 0 < erased.facts.iterations <= 60
+    assert erased.facts.iterations == 30
     found = erased.report.to_dict()["figures"]
     assert found["forget_held_back_before"] > 0.9 and found["keep_before"] > 0.8
     # 200 captions that neither the pipeline nor the erasure was told; 0.05 is five of the demo's.
@@ -68,6 +69,6 @@ def test_what_ships_of_the_original_is_of_the_captions_of_the_demo(tmp_path):
         found = shipped_original(captions, words)
         assert (found is not None) == ships
         if found is not None:
-            assert found["forget_held_back"].count == 200
-            assert found["forget"].share > 0.9 and found["keep"].share > 0.8
-            assert sum(hits.count for hits in found.classes.values()) == found["keep"].count
+            assert found["forget_held_back"].total == 200
+            assert found["forget"].value > 0.9 and found["keep"].value > 0.8
+            assert sum(share.total for share in found.classes.values()) == found["keep"].total

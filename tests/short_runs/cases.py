@@ -241,8 +241,10 @@ def train_unet2d_teacher(out):
 
 def train_classifier(out, options):
     run(f"{CLASSIFIER} {options}", "--out", out)
-    files = {"model": "model.safetensors", "statistics": STATISTICS}
-    return {name: digest(load_file(out / file)) for name, file in files.items()}
+    known = load_file(out / STATISTICS)
+    early = {name: known.pop(name) for name in [*known] if name.startswith("early_")}
+    parts = {"model": load_file(out / "model.safetensors"), "statistics": known, "early": early}
+    return {name: digest(tensors) for name, tensors in parts.items()}
 
 
 def report(out):

@@ -71,7 +71,14 @@ def measure_original(out: Path, device: torch.device) -> None:
     previews = Previews(pipeline, config, [], out, device, TEACHER_STEPS)
     classifier = load_classifier(teacher_folder() / "classifier").to(device)
     found = recognised_in_original(previews, captions, classifier)
-    content = {"captions": digest_of(captions.prompts), "recognition": found.to_dict()}
+    content = {
+        "captions": digest_of(captions.prompts),
+        "sampler": found.sampler,
+        "seed": found.seed,
+        "groups": {name: [share.count, share.total] for name, share in found.groups.items()},
+        "classes": {name: [share.count, share.total] for name, share in found.classes.items()},
+        "seen_as": dict(found.seen_as),
+    }
     write_text(out / ORIGINAL_NAME, json.dumps(content, indent=1) + "\n")
 
 
