@@ -38,6 +38,8 @@ Examples:
     pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10_forget
     pecker-fast distill MODEL --out one-step
     pecker-fast erase MODEL --from one-step --forget cat --override dog --out run
+    pecker-fast erase MODEL --keep-steps --forget cat --override dog --out run
+    pecker-fast erase MODEL --forget cat --override dog --forget car --override ship --out run
     pecker-fast erase MODEL --config recipe.yaml --out run --classifier clf --statistics real.npz
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
@@ -102,6 +104,11 @@ Their result draws images in many steps, as the original does. --mask-file takes
     help="ONNX file in NudeNet's format that judges the images of a pipeline.",
 )
 @click.option("--clip", type=INPUT, help="CLIP folder that does likewise.")
+@click.option(
+    "--keep-steps",
+    is_flag=True,
+    help="The erased model draws in many steps, as MODEL does, instead of in one.",
+)
 @click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
 @click.option("--mask-file", "mask", type=INPUT, help="Use this mask instead of finding one.")
 @click.option(

@@ -185,8 +185,8 @@ class Iteration:
                     self._networks,
                     x_t,
                     noised.t,
-                    labels.student,
-                    labels.of_redirection,
+                    labels.of_samples,
+                    labels.at_every_step,
                     predict=objective.predictors.generator,
                 )
                 scaled = config.generator.every_step * weight[rows] * loss

@@ -227,6 +227,7 @@ _LINES = (  # name of a figure, its title, and the figure in words
     ("agreed", "  both agree", "{1.counts}"),
     ("fid", "FID, kept", "{1:.3f} ({0.count:,} generated, {0.real_count:,} real)"),
     ("fid_interval", "  with 95 %", "{1.low:.3f} to {1.high:.3f}"),
+    ("sfid", "sFID, kept", "{1:.3f}"),
     ("kid", "KID, kept", "{1:.5f}"),
     ("kid_spread", "  of its subsets", "{1}"),
     (

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.pipeline import load_unet
 from pecker_fast.runs.digest import fingerprint
 
 SMALL = [
@@ -78,3 +80,70 @@ def test_a_run_is_over_when_the_class_has_gone(run, files, tmp_path):
 def test_until_needs_a_judge(run, refused, files, tmp_path):
     options = [*SMALL, "--set", "until={}", "--out", tmp_path / "run"]
     refused(run("erase", files.model, *options), "until", "--classifier")
+
+
+# ---- prompts
+
+PROMPTS = ["--set", "batch_size=2", "--set", "micro_batch=null", "--set", "generator.lr=1e-3"]
+CONCEPT = [
+    "--recipe", "object", "--name", "cat", "--override", "dog", "--density", "0.2", *PROMPTS,
+    "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--no-previews",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
+    save_tiny_pipeline(folder, length=48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_stage_of_prompts(pipeline, tmp_path_factory):
+    """Stopped and taken up."""
+    from pecker_fast import cli
+
+    out = tmp_path_factory.mktemp("distill") / "one-step"
+    command = ["distill", str(pipeline), "--out", str(out), *PROMPTS, "--iterations"]
+    assert cli.main([*command, "1"]) == cli.main([*command, "2"]) == 0
+    return out
+
+
+def test_a_first_stage_of_prompts_holds_both_networks(pipeline, first_stage_of_prompts):
+    generator, said = load_unet(first_stage_of_prompts / "pipeline")
+    pseudo_score, of_psi = load_unet(first_stage_of_prompts / "pseudo_score")
+    assert (said["kind"], said["iterations"], of_psi["method"]) == ("generator", 2, "pseudo_score")
+    assert "forget" not in said and not (first_stage_of_prompts / "patch.safetensors").exists()
+    networks = (load_unet(pipeline)[0], generator, pseudo_score)
+    assert len({fingerprint(network) for network in networks}) == 3
+
+
+def test_a_concept_is_forgotten_from_a_first_stage(run, pipeline, first_stage_of_prompts, tmp_path):
+    options = ["--from", first_stage_of_prompts, "--set", "saliency.kind=retain_aware",
+               "--set", "generator.every_step=1", "--iterations", "1"]  # fmt: skip
+    out = tmp_path / "run"
+    ended = run("erase", "--pipeline", pipeline, *CONCEPT, *options, "--out", out)
+    assert ended.code == 0, ended.err
+    assert "0 of them changed" in ended.out
+    start = json.loads((out / "start.json").read_text())["start"]
+    for role, folder in (("generator", "pipeline"), ("pseudo_score", "pseudo_score")):
+        network, _ = load_unet(first_stage_of_prompts / folder)
+        assert (start[role]["kind"], start[role]["iterations"]) == (role, 2)
+        assert start[role]["fingerprint"] == fingerprint(network)
+    # What it made can be started from in its turn, its pseudo-score out of the checkpoint.
+    again = run("erase", "--pipeline", pipeline, *CONCEPT, *options[2:], "--from", out,
+                "--out", tmp_path / "second")  # fmt: skip
+    assert again.code == 0, again.err
+
+
+def test_until_under_prompts_says_what_it_needs(run, refused, pipeline, tmp_path):
+    options = [*CONCEPT, "--set", "until={}", "--out", tmp_path / "run"]
+    refused(run("erase", "--pipeline", pipeline, *options), "until", "judge")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_prompts_that_has_made_nothing(run, refused, pipeline, tmp_path):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.lock").touch()
+    options = [*CONCEPT, "--generator", tmp_path / "begun", "--out", tmp_path / "run"]
+    refused(run("erase", "--pipeline", pipeline, *options), tmp_path / "begun", "not made")
