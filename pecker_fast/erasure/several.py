@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
 
 from pecker_fast.distributed import Ranks
-from pecker_fast.evaluate.forgetting import Hits, classify, percent
+from pecker_fast.evaluate.classifying import classify
+from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.page import Table, Terms
-from pecker_fast.evaluate.report import GONE, KEPT, Report, kept_sentence
+from pecker_fast.evaluate.recognition import Outcome, Recognition
+from pecker_fast.evaluate.report import Report
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 
@@ -53,53 +58,54 @@ def report_on_several(
     seen = classify(judge.classifier, images, progress="judging")[0].argmax(1)
     gone = {index for index, _ in pairs}
     kept = [index for index in range(len(names)) if index not in gone]
-    before = sum(teacher.class_accuracy[index] for index in kept) / len(kept)
-    right = sum((Hits.of(seen[labels == index] == index) for index in kept), Hits(0, 0))
-    rows, figures, left = [], list[dict[str, Any]](), list[str]()
-    for index, instead in pairs:
-        asked = seen[labels == index]
-        found = Hits.of(asked == index)
-        replaced = None if instead is None else Hits.of(asked == instead)
-        was = teacher.forget_accuracy(index)
-        rows.append((f"{names[index]}: recognised as {names[index]}", percent(was), str(found)))
-        if replaced is not None and instead is not None:
-            rows.append((f"{names[index]}: recognised as {names[instead]}", "", str(replaced)))
-        if found.hits > GONE * found.count:
-            left.append(names[index])
-        figures.append(
-            {
-                "forget": names[index],
-                "override": None if instead is None else names[instead],
-                "forget_accuracy_before": was,
-                "forget_accuracy_after": found.share,
-                "override_accuracy_after": None if replaced is None else replaced.share,
-                "count": found.count,
-            }
+    of_kept = torch.isin(labels, torch.tensor(kept))
+
+    def before(kind: str, indices: Sequence[int]) -> Recognition:
+        share = sum(teacher.class_accuracy[index] for index in indices) / len(indices)
+        return Recognition({kind: Share.of(share, teacher.per_class * len(indices))})
+
+    def after(kind: str, chosen: Tensor, forget: int) -> Recognition:
+        groups = {kind: torch.ones_like(seen[chosen], dtype=torch.bool)}
+        return Recognition.of(seen[chosen], labels[chosen], names, forget, groups)
+
+    outcomes = [
+        Outcome(
+            "class",
+            names[index],
+            None if instead is None else names[instead],
+            before("forget", [index]),
+            after("forget", labels == index, index),
         )
-    asked_for = "images recognised as the class asked for"
-    rows.append((f"Other classes: {asked_for}", percent(before), str(right)))
+        for index, instead in pairs
+    ]
+    rest = Outcome(
+        "class", "", None, before("keep", kept), after("keep", of_kept, -1),
+        others=(f"The other {len(kept)} classes", True),
+    )  # fmt: skip
+    verdicts = [outcome.gone for outcome in outcomes]
+    rows = [row for outcome in (*outcomes, rest) for row in outcome.rows()]
     rows.append(("Network evaluations per image", str(teacher.steps), str(sampler.steps)))
-    listed = ", ".join(figure["forget"] for figure in figures)
-    headline = f"{listed}: all are gone." if not left else f"Not gone: {', '.join(left)}."
-    is_kept = right.hits >= (before - KEPT) * right.count
     return Report(
         run=erasure.facts,
-        headline=headline,
-        gone=not left,
-        kept_sentence=kept_sentence(
-            f"The other {len(kept)} classes {'are kept' if is_kept else 'have suffered'}",
-            f"{right} of {right.count:,}",
-            "images are recognised as the class asked for",
-            percent(before),
-        ),
-        kept=is_kept,
+        headline=" ".join(outcome.headline(outcome.name) for outcome in outcomes),
+        gone=False if False in verdicts else None if None in verdicts else True,
+        kept_sentence=rest.kept_sentence(),
+        kept=rest.kept,
         figures={
             "classes": list(names),
-            "forgotten": figures,
-            "keep_accuracy_teacher": before,
-            "keep_accuracy_after": right.share,
+            "forgotten": [
+                {
+                    "forget": outcome.name,
+                    "override": outcome.override,
+                    **outcome.verdicts(),
+                    "before": outcome.before.to_dict(outcome.override),
+                    "after": outcome.after.to_dict(outcome.override),
+                }
+                for outcome in outcomes
+            ],
+            "rest": {"before": rest.before.to_dict(None), "after": rest.after.to_dict(None)},
         },
-        tables=[Table("Figures", rows)],
+        tables=[Table("Figures", rows, rest.columns)],
         conditions=[
             *erasure.facts.conditions(),
             ("Original model's images", f"{teacher.steps} DDIM steps, seed {teacher.seed}"),
