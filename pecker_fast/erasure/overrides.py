@@ -26,7 +26,7 @@ NEAREST, CLASSIFIER = "nearest", "classifier"
 IMAGES = 16  # of the class, behind a choice
 STEPS = 10  # of DDIM, in which they are drawn
 
-C = TypeVar("C", PeckerConfig, BaselineConfig)
+C = TypeVar("C", bound=PeckerConfig | BaselineConfig)
 
 
 def with_overrides(config: C, model: ModelFolder, judge: Judge | None, device: torch.device) -> C:
