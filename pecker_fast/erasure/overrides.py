@@ -12,7 +12,7 @@ from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.networks import compute_dtype, predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.forgetting import classify
+from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.methods.config import BaselineConfig

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+
 from pecker_fast.distributed import Ranks
-from pecker_fast.evaluate.forgetting import Hits, classify, percent
+from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.page import Table, Terms
-from pecker_fast.evaluate.report import GONE, KEPT, Report, kept_sentence
+from pecker_fast.evaluate.recognition import Outcome, Recognition
+from pecker_fast.evaluate.report import Report
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 
@@ -50,58 +54,50 @@ def report_on_several(
     if teacher is None or images is None:
         return None
     assert judge.classifier is not None
-    seen = classify(judge.classifier, images, progress="judging")[0].argmax(1)
-    gone = {index for index, _ in pairs}
-    kept = [index for index in range(len(names)) if index not in gone]
-    before = sum(teacher.class_accuracy[index] for index in kept) / len(kept)
-    right = sum((Hits.of(seen[labels == index] == index) for index in kept), Hits(0, 0))
-    rows, figures, left = [], list[dict[str, Any]](), list[str]()
+    predicted = classify(judge.classifier, images, progress="judging")[0].argmax(1)
+    forgotten = [index for index, _ in pairs]
+    keep = ~torch.isin(labels, torch.tensor(forgotten))
+    found = []
     for index, instead in pairs:
-        asked = seen[labels == index]
-        found = Hits.of(asked == index)
-        replaced = None if instead is None else Hits.of(asked == instead)
-        was = teacher.forget_accuracy(index)
-        rows.append((f"{names[index]}: recognised as {names[index]}", percent(was), str(found)))
-        if replaced is not None and instead is not None:
-            rows.append((f"{names[index]}: recognised as {names[instead]}", "", str(replaced)))
-        if found.hits > GONE * found.count:
-            left.append(names[index])
-        figures.append(
-            {
-                "forget": names[index],
-                "override": None if instead is None else names[instead],
-                "forget_accuracy_before": was,
-                "forget_accuracy_after": found.share,
-                "override_accuracy_after": None if replaced is None else replaced.share,
-                "count": found.count,
-            }
+        before = teacher.recognition(names, index, forgotten)
+        groups = {"forget": labels == index, "keep": keep}
+        after = Recognition.of(predicted, labels, names, index, groups)
+        kept = {name: after.classes[name] for name in before.classes}
+        real = judge.real_figures
+        outcome = Outcome(
+            "class",
+            names[index],
+            None if instead is None else names[instead],
+            before,
+            replace(after, classes=kept),
+            None if real is None else real.recognition(names, index, forgotten),
+            others=(f"The other {len(names) - len(pairs)} classes", True),
         )
-    asked_for = "images recognised as the class asked for"
-    rows.append((f"Other classes: {asked_for}", percent(before), str(right)))
-    rows.append(("Network evaluations per image", str(teacher.steps), str(sampler.steps)))
-    listed = ", ".join(figure["forget"] for figure in figures)
-    headline = f"{listed}: all are gone." if not left else f"Not gone: {', '.join(left)}."
-    is_kept = right.hits >= (before - KEPT) * right.count
+        found.append(outcome)
+    first, verdicts = found[0], [outcome.gone for outcome in found]
+    rows = [row for outcome in found for row in outcome.rows() if row != first.rows()[-1]]
+    keep_before, keep_after = first.before["keep"], first.after["keep"]
+    assert keep_before is not None and keep_after is not None  # every class has images
     return Report(
         run=erasure.facts,
-        headline=headline,
-        gone=not left,
-        kept_sentence=kept_sentence(
-            f"The other {len(kept)} classes {'are kept' if is_kept else 'have suffered'}",
-            f"{right} of {right.count:,}",
-            "images are recognised as the class asked for",
-            percent(before),
-        ),
-        kept=is_kept,
+        headline=" ".join(outcome.headline(outcome.name) for outcome in found),
+        gone=False if False in verdicts else all(verdicts) or None,
+        kept_sentence=first.kept_sentence(),
+        kept=first.kept,
         figures={
             "classes": list(names),
-            "forgotten": figures,
-            "keep_accuracy_teacher": before,
-            "keep_accuracy_after": right.share,
+            "forgotten": [_figures(outcome) for outcome in found],
+            "keep_accuracy_teacher": keep_before.value,
+            "keep_accuracy_after": keep_after.value,
+            "keep_interval_after": list(keep_after.interval),
         },
-        tables=[Table("Figures", rows)],
+        tables=[
+            Table("Figures", [*rows, first.rows()[-1]], first.columns),
+            Table("Classes that are to be kept", first.class_rows(), first.columns),
+        ],
         conditions=[
             *erasure.facts.conditions(),
+            ("Network evaluations per image", f"{teacher.steps} before, {sampler.steps} after"),
             ("Original model's images", f"{teacher.steps} DDIM steps, seed {teacher.seed}"),
             ("Erased model's images", f"{sampler.describe()}, seed {sampler.seed}"),
         ],
@@ -109,3 +105,20 @@ def report_on_several(
             "class", {"judged": True, "steps": sampler.steps, "evaluations": teacher.steps}
         ),
     )
+
+
+def _figures(outcome: Outcome) -> dict[str, Any]:
+    """What report.json says of one class, in plain types."""
+    before, after = outcome.before["forget"], outcome.after["forget"]
+    assert before is not None and after is not None
+    replaced = outcome.after.taken_for(outcome.override)
+    return {
+        "forget": outcome.name,
+        "override": outcome.override,
+        "forget_accuracy_before": before.value,
+        "forget_accuracy_after": after.value,
+        "forget_interval_after": list(after.interval),
+        "override_accuracy_after": None if replaced is None else replaced.value,
+        "count": after.total,
+        "gone": outcome.gone,
+    }
