@@ -57,7 +57,7 @@ def distill(model: Path, device: str, threads: int | None, **options: Any) -> No
     started = time.monotonic()
     pipeline = find_pipeline(model)
     recipe = options.pop("config") or ("cifar10_stage1" if pipeline is None else "text_stage1")
-    nothing = {"forget": None} if pipeline is None else {"text.concepts": []}
+    nothing: dict[str, Any] = {"forget": None} if pipeline is None else {"text.concepts": []}
     request = Request(
         model=model if pipeline is None else None,
         pipeline=pipeline,

@@ -126,12 +126,7 @@ probabilities.
 @click.option("--force", is_flag=True, help="Replace a file that exists, or other --samples.")
 @machine_options
 def evaluate(
-    classifiers: tuple[Path, ...],
-    json_path: Path | None,
-    force: bool,
-    device: str,
-    threads: int | None,
-    **options: Any,
+    json_path: Path | None, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:
     """Judge images of MODEL, a model folder or a run, or of prompts, or images on disk."""
     if json_path is not None:
@@ -143,10 +138,8 @@ def evaluate(
     from pecker_fast.evaluate import judge, judge_prompts
 
     place = prepare(device, threads)
-    if is_of_prompts:
-        work: Callable[..., Any] = judge_prompts
-    else:
-        work, options = judge, {**options, **judges(classifiers)}
+    work: Callable[..., Any] = judge_prompts if is_of_prompts else judge
+    options |= judges(options.pop("classifiers", ()))
     found = work(**options, force=force, device=place, ranks=Ranks.join(place.type))
     if found is None:
         return  # the first process judges what all have drawn
@@ -158,9 +151,10 @@ def evaluate(
 
 
 _CLASSES = (
-    "model", "classifier", "statistics", "forget", "override", "dataset", "data_root", "download",
+    "model", "classifiers", "statistics", "forget", "override", "dataset", "data_root", "download",
     "per_class", "method", "eta",
 )  # fmt: skip
+_SHOWN = {"model": "MODEL", "method": "--sampler", "classifiers": "--classifier"}
 _PROMPTS = (
     "prompts", "pipeline", "nudity_detector", "nudity_threshold", "nudity_channel_order", "clip",
     "faces", "per_prompt", "negative", "t_init", "batch_size",
@@ -170,9 +164,8 @@ _PROMPTS = (
 def _fitting(options: dict[str, Any], others: Sequence[str], of_prompts: bool) -> dict[str, Any]:
     """The options without those of the other kind of images, none of which may be given."""
     for name in others:
-        if options[name] not in (None, False):
-            shown = {"model": "MODEL", "method": "--sampler"}.get(name)
-            shown = shown or f"--{name.replace('_', '-')}"
+        if options[name] not in (None, False, ()):
+            shown = _SHOWN.get(name, f"--{name.replace('_', '-')}")
             raise PeckerError(
                 f"evaluate: {shown} judges images of classes; leave it out, or --prompts"
                 if of_prompts

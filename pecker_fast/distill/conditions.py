@@ -125,33 +125,25 @@ class ClassConditions:
             raise PeckerError(f"{num_classes} classes need as many names, got {len(names)}")
         self.num_classes = num_classes
         self.class_names = names or tuple(str(index) for index in range(num_classes))
-        # A class of that name wins, as everywhere.
-        drawn = RANDOM_OVERRIDE not in self.class_names
         self.pairs = tuple(
-            (
-                self._resolve(gone, "forget"),
-                None
-                if instead == RANDOM_OVERRIDE and drawn
-                else self._resolve(instead, "override"),
-            )
-            for gone, instead in class_pairs(forget, override)
+            (self._resolve(index, "forget"), self._override(instead))
+            for index, instead in class_pairs(forget, override)
         )
-        if forget is None and override != RANDOM_OVERRIDE:
-            for instead in _listed(override):
-                self._resolve(instead, "override")
+        if forget is None:
+            self._override(_listed(override)[0])
         gone = [index for index, _ in self.pairs]
-        for number, (index, instead_of) in enumerate(self.pairs):
+        for number, (index, instead) in enumerate(self.pairs):
             name = self.class_names[index]
-            if index == instead_of:
+            if index == instead:
                 raise PeckerError(
                     f"forget and override are the same class {name!r}: nothing would be forgotten; "
                     "choose another override"
                 )
             if index in gone[:number]:
                 raise PeckerError(f"forget: class {name!r} is named twice; name it once")
-            if instead_of in gone:
+            if instead is not None and instead in gone:
                 raise PeckerError(
-                    f"override: class {self.class_names[instead_of]!r}, in place of {name!r}, is "
+                    f"override: class {self.class_names[instead]!r}, in place of {name!r}, is "
                     "to be forgotten itself; choose a class that is kept"
                 )
         self.kept = tuple(index for index in range(num_classes) if index not in gone)
@@ -161,6 +153,12 @@ class ClassConditions:
                 if num_classes == 1
                 else "forget: all classes of the model; leave one at least that is kept"
             )
+
+    def _override(self, value: int | str | None) -> int | None:
+        # A class of that name wins, as everywhere.
+        if value is None or (value == RANDOM_OVERRIDE and value not in self.class_names):
+            return None
+        return self._resolve(value, "override")
 
     def _resolve(self, value: int | str, key: str) -> int:
         try:

@@ -21,7 +21,7 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Distillation
 from pecker_fast.erasure.concepts import Concept, Probe, Showing
 from pecker_fast.erasure.run import Erasure, Site, carry_out
-from pecker_fast.erasure.starts import Role, load_start
+from pecker_fast.erasure.starts import Role, StartNetwork, load_start
 from pecker_fast.evaluate.classifier import Classifier, load_classifier
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.concept import ConceptCaptions
@@ -129,7 +129,7 @@ def demo_concept(
 
     showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, measure=measure, probe=probe)
     roles: tuple[Role, ...] = ("generator", "pseudo_score")
-    starts = {
+    starts: dict[str, StartNetwork] = {
         role: load_start(pipeline_first_stage_folder(), role, pipeline.unet, of_prompts=True)
         for role in roles
     }

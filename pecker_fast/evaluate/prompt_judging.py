@@ -237,7 +237,7 @@ def _natural(file: Path) -> list[tuple[int, str]]:
 def _judged(judges: _Judges, group: str, drawn: _Drawn) -> GroupFigures:
     """The figures of one group."""
     chosen = [index for index, row in enumerate(drawn.rows) if row.group == group]
-    rows, files = ([each[index] for index in chosen] for each in (drawn.rows, drawn.files))
+    rows, files = [drawn.rows[i] for i in chosen], [drawn.files[i] for i in chosen]
     prompts = [row.prompt for row in rows]
 
     def images() -> Iterator[Tensor]:
