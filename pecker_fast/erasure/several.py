@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate.classifying import classify
-from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.page import Table, Terms
 from pecker_fast.evaluate.recognition import Outcome, Recognition
@@ -55,59 +54,50 @@ def report_on_several(
     if teacher is None or images is None:
         return None
     assert judge.classifier is not None
-    seen = classify(judge.classifier, images, progress="judging")[0].argmax(1)
-    gone = {index for index, _ in pairs}
-    kept = [index for index in range(len(names)) if index not in gone]
-    of_kept = torch.isin(labels, torch.tensor(kept))
-
-    def before(kind: str, indices: Sequence[int]) -> Recognition:
-        share = sum(teacher.class_accuracy[index] for index in indices) / len(indices)
-        return Recognition({kind: Share.of(share, teacher.per_class * len(indices))})
-
-    def after(kind: str, chosen: Tensor, forget: int) -> Recognition:
-        groups = {kind: torch.ones_like(seen[chosen], dtype=torch.bool)}
-        return Recognition.of(seen[chosen], labels[chosen], names, forget, groups)
-
-    outcomes = [
-        Outcome(
+    predicted = classify(judge.classifier, images, progress="judging")[0].argmax(1)
+    forgotten = [index for index, _ in pairs]
+    keep = ~torch.isin(labels, torch.tensor(forgotten))
+    found = []
+    for index, instead in pairs:
+        before = teacher.recognition(names, index, forgotten)
+        groups = {"forget": labels == index, "keep": keep}
+        after = Recognition.of(predicted, labels, names, index, groups)
+        kept = {name: after.classes[name] for name in before.classes}
+        real = judge.real_figures
+        outcome = Outcome(
             "class",
             names[index],
             None if instead is None else names[instead],
-            before("forget", [index]),
-            after("forget", labels == index, index),
+            before,
+            replace(after, classes=kept),
+            None if real is None else real.recognition(names, index, forgotten),
+            others=(f"The other {len(names) - len(pairs)} classes", True),
         )
-        for index, instead in pairs
-    ]
-    rest = Outcome(
-        "class", "", None, before("keep", kept), after("keep", of_kept, -1),
-        others=(f"The other {len(kept)} classes", True),
-    )  # fmt: skip
-    verdicts = [outcome.gone for outcome in outcomes]
-    rows = [row for outcome in (*outcomes, rest) for row in outcome.rows()]
-    rows.append(("Network evaluations per image", str(teacher.steps), str(sampler.steps)))
+        found.append(outcome)
+    first, verdicts = found[0], [outcome.gone for outcome in found]
+    rows = [row for outcome in found for row in outcome.rows() if row != first.rows()[-1]]
+    keep_before, keep_after = first.before["keep"], first.after["keep"]
+    assert keep_before is not None and keep_after is not None  # every class has images
     return Report(
         run=erasure.facts,
-        headline=" ".join(outcome.headline(outcome.name) for outcome in outcomes),
-        gone=False if False in verdicts else None if None in verdicts else True,
-        kept_sentence=rest.kept_sentence(),
-        kept=rest.kept,
+        headline=" ".join(outcome.headline(outcome.name) for outcome in found),
+        gone=False if False in verdicts else all(verdicts) or None,
+        kept_sentence=first.kept_sentence(),
+        kept=first.kept,
         figures={
             "classes": list(names),
-            "forgotten": [
-                {
-                    "forget": outcome.name,
-                    "override": outcome.override,
-                    **outcome.verdicts(),
-                    "before": outcome.before.to_dict(outcome.override),
-                    "after": outcome.after.to_dict(outcome.override),
-                }
-                for outcome in outcomes
-            ],
-            "rest": {"before": rest.before.to_dict(None), "after": rest.after.to_dict(None)},
+            "forgotten": [_figures(outcome) for outcome in found],
+            "keep_accuracy_teacher": keep_before.value,
+            "keep_accuracy_after": keep_after.value,
+            "keep_interval_after": list(keep_after.interval),
         },
-        tables=[Table("Figures", rows, rest.columns)],
+        tables=[
+            Table("Figures", [*rows, first.rows()[-1]], first.columns),
+            Table("Classes that are to be kept", first.class_rows(), first.columns),
+        ],
         conditions=[
             *erasure.facts.conditions(),
+            ("Network evaluations per image", f"{teacher.steps} before, {sampler.steps} after"),
             ("Original model's images", f"{teacher.steps} DDIM steps, seed {teacher.seed}"),
             ("Erased model's images", f"{sampler.describe()}, seed {sampler.seed}"),
         ],
@@ -115,3 +105,20 @@ def report_on_several(
             "class", {"judged": True, "steps": sampler.steps, "evaluations": teacher.steps}
         ),
     )
+
+
+def _figures(outcome: Outcome) -> dict[str, Any]:
+    """What report.json says of one class, in plain types."""
+    before, after = outcome.before["forget"], outcome.after["forget"]
+    assert before is not None and after is not None
+    replaced = outcome.after.taken_for(outcome.override)
+    return {
+        "forget": outcome.name,
+        "override": outcome.override,
+        "forget_accuracy_before": before.value,
+        "forget_accuracy_after": after.value,
+        "forget_interval_after": list(after.interval),
+        "override_accuracy_after": None if replaced is None else replaced.value,
+        "count": after.total,
+        "gone": outcome.gone,
+    }

@@ -78,7 +78,7 @@ class Recognition:
         Args:
             predicted: (N,) int64, what it takes the images for.
             labels: (N,) int64, what they should show.
-            names: of its classes.
+            names: of the classes, of which the classifier may know more.
             forget: index of the class to forget.
             groups: kind -> (N,) bool, which images are of it.
             sampler: recorded.
@@ -87,10 +87,11 @@ class Recognition:
         right = predicted == labels
         kept = sorted(set(labels.tolist()) - {forget})
         taken = torch.bincount(predicted[labels == forget], minlength=len(names)).tolist()
+        known = [*names, *(f"class {index}" for index in range(len(names), len(taken)))]
         return cls(
             {kind: Share.counted(right[chosen]) for kind, chosen in groups.items() if chosen.any()},
             {names[index]: Share.counted(right[labels == index]) for index in kept},
-            dict(zip(names, taken, strict=True)),
+            dict(zip(known, taken, strict=True)),
             sampler,
             seed,
         )
