@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TypeVar
+from typing import TypeAlias
 
 import torch
 
@@ -26,10 +26,12 @@ NEAREST, CLASSIFIER = "nearest", "classifier"
 IMAGES = 16  # of the class, behind a choice
 STEPS = 10  # of DDIM, in which they are drawn
 
-C = TypeVar("C", PeckerConfig, BaselineConfig)
+Config: TypeAlias = PeckerConfig | BaselineConfig
 
 
-def with_overrides(config: C, model: ModelFolder, judge: Judge | None, device: torch.device) -> C:
+def with_overrides(
+    config: Config, model: ModelFolder, judge: Judge | None, device: torch.device
+) -> Config:
     """The configuration with the indices of overrides that were left to choose.
 
     `nearest`: the kept class under which the model predicts most alike, on the way to images of the

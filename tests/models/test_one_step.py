@@ -43,7 +43,7 @@ def class_model(kind):
 
 
 @pytest.mark.parametrize("kind", ["plain", "patches", "ddpm"])
-@pytest.mark.parametrize("t_init", [440, 999])
+@pytest.mark.parametrize("t_init", [150, 440])
 def test_a_class_model_in_one_step(kind, t_init, tmp_path):
     teacher = class_model(kind)
     made = ModelFolder(
