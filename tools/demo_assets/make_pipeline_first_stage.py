@@ -9,7 +9,6 @@ minutes more.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import click
@@ -57,7 +56,6 @@ def make(run_folder: Path, out: Path, device: str, threads: int | None) -> None:
         network.to(torch.float16).save_pretrained(out / part / "unet")
         about = {name: said[name] for name in KEPT if name in said}
         write_text(out / part / DESCRIPTION, json.dumps(about, indent=1) + "\n")
-    shutil.copy(run_folder / "config.yaml", out / "config.yaml")
     measure_original(out, place)
 
 
