@@ -40,7 +40,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 LIMIT = 80
 JUDGED = 200  # images of each class at the end
-ASKED = 60  # of the class in each other way of asking
+ASKED = 30  # of the class in each other way of asking
 
 
 @dataclass(frozen=True)

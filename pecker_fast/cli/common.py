@@ -126,16 +126,21 @@ def machine_options(function: F) -> F:
 def training_options(function: F) -> F:
     """Add the options that lay values over a configuration; None or () where not given.
 
-    --override may be given again, and arrives as the tuple `overrides`.
+    --forget and --override may be given again, and arrive as the tuples `forget` and `overrides`.
     """
     for option in reversed(
         (
-            click.option("--forget", help="Class to erase: name or index."),
+            click.option(
+                "--forget",
+                multiple=True,
+                help="Class to erase: name or index. May be given again, each with its --override.",
+            ),
             click.option(
                 "--override",
                 "overrides",
                 multiple=True,
-                help="Class in its place: name, index, or 'random'.",
+                help="Class in its place: name, index, 'random', 'nearest' by the model's "
+                "predictions, or 'classifier': what that takes the class for.",
             ),
             click.option("--density", type=float, help="Share of the parameters that may change."),
             click.option(

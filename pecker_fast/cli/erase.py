@@ -39,6 +39,7 @@ Examples:
     pecker-fast distill MODEL --out one-step
     pecker-fast erase MODEL --from one-step --forget cat --override dog --out run
     pecker-fast erase MODEL --keep-steps --forget cat --override dog --out run
+    pecker-fast erase MODEL --forget cat --override dog --forget car --override ship --out run
     pecker-fast erase MODEL --config recipe.yaml --out run --classifier clf --statistics real.npz
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run

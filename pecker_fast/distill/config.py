@@ -105,9 +105,12 @@ class UntilSection(Section):
 class PeckerConfig(MaskedConfig):
     """A run of PECKER: score forgetting distillation under a saliency mask."""
 
-    # The class to erase: index or name. null = none: the model is only distilled into one step.
-    forget: int | str | None = 0
-    override: int | str = 1  # What takes its place: index, name, or 'random' (a kept class each).
+    # The class to erase: index or name; or a list. null = none: the model is only distilled into
+    # one step.
+    forget: int | str | list[int | str] | None = 0
+    # What takes its place: index, name, or 'random' (a kept class each); of a list one for all, or
+    # one for each. `erase` also takes 'nearest' and 'classifier'.
+    override: int | str | list[int | str] = 1
     iterations: Iterations = 50_000
     batch_size: PositiveInt = 128  # B: remain images and, again, forget images per iteration.
     micro_batch: PositiveInt | None = None  # Images per pass out of the 2B. null = all.
@@ -142,8 +145,9 @@ class PeckerConfig(MaskedConfig):
             )
         if self.halves == 1:
             self._check_forgets_nothing()
-        if self.until is not None and self.halves == 1:
-            raise ValueError("until is for runs that forget something; set it to null")
+        several = isinstance(self.forget, list) and len(self.forget) > 1
+        if self.until is not None and (several or self.halves == 1):
+            raise ValueError("until is for runs that forget one class or concept; set it to null")
         if self.share_generator_pass and self.micro_batch is not None:
             raise ValueError(
                 "share_generator_pass holds the generator's graph of the whole batch, which "

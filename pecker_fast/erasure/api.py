@@ -16,6 +16,7 @@ from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Baseline, Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
+from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.request import Request
 from pecker_fast.erasure.run import Erasure, Site, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
@@ -35,8 +36,8 @@ __all__ = ["erase", "real_images", "run"]
 
 def erase(
     model: str | os.PathLike[str] | ModelFolder | PipelineFolder,
-    forget: str | int | Sequence[str] | None = None,
-    override: str | int | Sequence[str] | None = None,
+    forget: str | int | Sequence[str | int] | None = None,
+    override: str | int | Sequence[str | int] | None = None,
     *,
     out: str | os.PathLike[str],
     config: str | os.PathLike[str] | None = None,
@@ -50,9 +51,11 @@ def erase(
     Args:
         model: a model folder, a run that made one, or the folder of a diffusers pipeline; or one of
             them in memory, whose network may be moved to the device of the run.
-        forget: name or index of the class; of a pipeline the concept or concepts, where the recipe
-            leaves them open. None: the configuration's.
-        override: what takes its place, likewise; of a class also "random", a kept class each time.
+        forget: name or index of the class or classes; of a pipeline the concept or concepts, where
+            the recipe leaves them open. None: the configuration's.
+        override: what takes its place, one for all or one for each; of a class also "random", a
+            kept class each time, "nearest" by the model's predictions, or "classifier", what that
+            takes the class for.
         out: the run directory.
         config: a YAML file or the name of a shipped recipe. None: the published CIFAR-10 recipe.
         options: fields of `Request`, e.g. `classifier="judge"` for a report, `mask=`, `device=`,
@@ -146,6 +149,7 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
         judge = _judge(request, model, device, images)
         return carry_out(Baseline(site, model, config, images, judge))
     judge = _judge(request, model, device, _real(request, ranks))
+    config = with_overrides(config, model, judge, device)
     if isinstance(config, BaselineConfig):
         return carry_out(Baseline(site, model, config, None, judge))
     starts = _starts(request, model.unet, ranks)
@@ -231,7 +235,7 @@ def _judge(
     return judge
 
 
-def _listed(given: str | int | Sequence[str] | None) -> tuple[Any, ...]:
+def _listed(given: str | int | Sequence[str | int] | None) -> tuple[Any, ...]:
     if given is None:
         return ()
     return (given,) if isinstance(given, (str, int)) else tuple(given)

@@ -12,6 +12,7 @@ from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task, Trainer
+from pecker_fast.erasure.several import Pairs, report_on_several
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.class_pictures import draw_pictures
@@ -38,8 +39,7 @@ class _ClassTask(Task[T, ModelFolder]):
 
     Attributes:
         model: the original.
-        forget: index of the class to forget, or None.
-        override: index of the class in its place, or None.
+        pairs: the classes to forget, and the class in the place of each, or None; by index.
         images: the real images that it is trained on, in words, or None.
     """
 
@@ -49,12 +49,11 @@ class _ClassTask(Task[T, ModelFolder]):
         model: ModelFolder,
         judge: Judge | None,
         sampler: Sampler,
-        forget: int | None,
-        override: int | None,
+        pairs: Pairs,
     ) -> None:
         """As the attributes say; without a judge there is no evaluation and no report."""
         self.site, self.model, self.original = site, model, model.unet
-        self.forget, self.override = forget, override
+        self.pairs = pairs
         self.images: str | None = None
         self._judge, self._sampler = judge, sampler
         self._look = sampler
@@ -62,10 +61,10 @@ class _ClassTask(Task[T, ModelFolder]):
 
     def watch(self, trainer: T) -> Callable[[], bool]:
         """Measures forgetting and keeping where a point of the curve is due."""
-        if self._judge is None or self.forget is None:
-            return lambda: False
+        if self._judge is None or len(self.pairs) != 1:
+            return lambda: False  # a curve is of one class
         until = self.config.until
-        probe = ClassProbe(self._judge, self.model, self.forget, self._look, until)
+        probe = ClassProbe(self._judge, self.model, self.pairs[0][0], self._look, until)
         curve = self._curve = Curve(
             self.site.out / CURVE_NAME,
             lambda: probe.draw(self.finish(trainer), self.site.ranks),
@@ -87,13 +86,20 @@ class _ClassTask(Task[T, ModelFolder]):
     def judge(self, erasure: Erasure[ModelFolder]) -> Report | None:
         """The figures of both models, pictures, and the page about them."""
         site, model, judge, curve = self.site, self.model, self._judge, self._curve
-        if judge is None or self.forget is None or curve is None:
+        if judge is None or not self.pairs:
             return None
         clock, ranks = site.clock, site.ranks
         model.unet.to(site.device)  # only now: the run has a copy in its own precision
+        if curve is None:
+            with clock.stage("evaluate"):
+                report = report_on_several(erasure, model, self.pairs, judge, self._sampler, ranks)
+            if report is not None:
+                report.write(site.out, ())
+            return report
+        ((forget, override),) = self.pairs
         with clock.stage("evaluate"):
             teacher = judge.of_teacher(model, self.config.seed, ranks)
-            after = judge.of_erased(erasure.model, self.forget, self.override, self._sampler, ranks)
+            after = judge.of_erased(erasure.model, forget, override, self._sampler, ranks)
         if teacher is None or after is None:
             return None  # the first process writes the report
         with clock.stage("pictures"):
@@ -122,9 +128,12 @@ class _ClassTask(Task[T, ModelFolder]):
             )
 
     def _named(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """With the name of the class, which has forgotten one."""
-        if self.forget is not None:
-            figures["forget"] = self.model.class_names[self.forget]
+        """With the name of the class that was forgotten, or the names of several."""
+        names = [self.model.class_names[index] for index, _ in self.pairs]
+        if len(names) == 1:
+            figures["forget"] = names[0]
+        elif names:
+            figures["forgotten"] = names
         return figures
 
 
@@ -155,14 +164,12 @@ class Distillation(_ClassTask[PeckerTrainer]):
         self._objective = Objective.from_model(model, config, site.device)
         classes = self._objective.conditions
         assert isinstance(classes, ClassConditions)  # a model folder's are
-        if classes.forget is None and judge is not None:
+        if not classes.pairs and judge is not None:
             raise PeckerError(
                 "erase: nothing is forgotten (forget is null), so there is no report to write; "
                 "leave out --classifier and use `pecker-fast evaluate`"
             )
-        super().__init__(
-            site, model, judge, Sampler(1, config.seed), classes.forget, classes.override
-        )
+        super().__init__(site, model, judge, Sampler(1, config.seed), classes.pairs)
         self.config = config
         self._check_until()
         given = starts or {}
@@ -200,7 +207,7 @@ class Distillation(_ClassTask[PeckerTrainer]):
     ) -> ModelFolder:
         """Write the model folder; of a first stage the pseudo-score network as well."""
         model = super().save(trainer, model, frozen, figures)
-        if self.forget is None:
+        if not self.pairs:
             network = self.model.with_network(trainer.pseudo_score, "teacher")
             about = {**model.figures, "method": "pseudo_score"}
             folder = replace(network, figures=about)
@@ -243,14 +250,7 @@ class Baseline(_ClassTask[BaselineTrainer]):
                 "least 2"
             )
         self._objective = method_objective(model, config, images, site.device)
-        super().__init__(
-            site,
-            model,
-            judge,
-            Sampler(steps, config.seed),
-            self._objective.forget,
-            self._objective.override,
-        )
+        super().__init__(site, model, judge, Sampler(steps, config.seed), self._objective.pairs)
         self.config = config
         if config.until is not None:
             self._look = Sampler(config.until.steps, config.seed)

@@ -15,7 +15,9 @@ from pecker_fast.distill.networks import predict_noise
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.api import real_images
+from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.request import Request
+from pecker_fast.erasure.several import Pairs
 from pecker_fast.erasure.starts import load_original
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import usable_device
@@ -78,16 +80,17 @@ def mask_of_class(request: Request) -> ClassMask:
     assert request.model is not None
     model = load_original(request.model)
     model.unet.to(device)
+    config = with_overrides(config, model, None, device)
     if isinstance(config, BaselineConfig):
         return _of_method(model, config, request)
     if config.forget is None:
         raise PeckerError("mask: the configuration forgets no class; give --forget")
     objective = Objective.from_model(model, config)
     classes = objective.conditions
-    assert isinstance(classes, ClassConditions) and classes.forget is not None
+    assert isinstance(classes, ClassConditions)
     with naming_settings(config):
         found = find_mask(objective, progress=True)
-    name = model.class_names[classes.forget]
+    name = _names(model, classes.pairs)
     note, digest = _backward(objective, found), fingerprint(model.unet)
     return ClassMask(found, name, config.mask.kind, note, digest)
 
@@ -101,9 +104,13 @@ def _of_method(model: ModelFolder, config: BaselineConfig, request: Request) -> 
     objective = method_objective(model, config, images)
     with naming_settings(config):
         found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
-    name = model.class_names[objective.forget]
+    name = _names(model, objective.pairs)
     note, digest = f"found on {name} in {source}", fingerprint(model.unet)
     return ClassMask(found, name, config.mask.kind, note, digest)
+
+
+def _names(model: ModelFolder, pairs: Pairs) -> str:
+    return ", ".join(model.class_names[index] for index, _ in pairs)
 
 
 def _backward(objective: Objective, mask: SaliencyMask) -> str:

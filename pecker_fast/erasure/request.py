@@ -45,9 +45,9 @@ class Request:
         pipeline: what concepts are to be erased from, in place of `model`; a folder or in memory.
         config: a YAML file or the name of a shipped recipe. None: the defaults.
         settings: dotted keys that are laid over it, e.g. `{"mask.density": 0.1}`.
-        forget: the class, by name or index. None: the configuration's.
-        overrides: the class in its place, of several the last; with `pipeline` one for each of
-            `names`.
+        forget: the class, by name or index, or several. None: the configuration's.
+        overrides: the class in its place, of several the last; where several are to be forgotten
+            one for all or one for each, and with `pipeline` one for each of `names`.
         names: the concepts, for a recipe that leaves them open.
         dataset: real images to train on, and to measure FID against. None: the configuration's.
         data_root: the folder that holds them.
@@ -86,7 +86,7 @@ class Request:
     pipeline: Path | PipelineFolder | None = None
     config: str | Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    forget: str | int | None = None
+    forget: str | int | Sequence[str | int] | None = None
     overrides: Sequence[str | int] = ()
     names: Sequence[str] = ()
     dataset: str | None = None
@@ -132,11 +132,19 @@ class Request:
     def values(self) -> dict[str, Any]:
         """What is laid over the configuration of a class: `settings` and the two classes."""
         values = dict(self.settings)
-        if self.forget is not None:
-            values["forget"] = self.forget
+        gone = self._forgotten
+        if gone:
+            values["forget"] = gone[0] if len(gone) == 1 else gone
         if self.overrides:
-            values["override"] = self.overrides[-1]
+            several = len(gone) > 1 and len(self.overrides) > 1
+            values["override"] = list(self.overrides) if several else self.overrides[-1]
         return values
+
+    @property
+    def _forgotten(self) -> list[str | int]:
+        if self.forget is None:
+            return []
+        return [self.forget] if isinstance(self.forget, (str, int)) else list(self.forget)
 
     def check(self) -> None:
         """Say what is wrong with configuration and paths, as far as that needs no torch.
@@ -213,7 +221,12 @@ class Request:
         if unfit := [name for name, value in only_concepts.items() if value is not None]:
             raise self._error(f"{unfit[0]} is about the images of prompts and needs --pipeline")
         named = self.config is not None or "method" in self.settings
-        if not named and (self.forget is None or not self.overrides):
+        if len(self._forgotten) > 1 and len(self.overrides) not in (0, 1, len(self._forgotten)):
+            raise self._error(
+                f"{len(self._forgotten)} classes to --forget and {len(self.overrides)} times "
+                "--override; give it once for all of them, or once for each in the same order"
+            )
+        if not named and not (self._forgotten and self.overrides):
             raise self._error("give --forget and --override, or a --config that has them")
         needing = {
             "--statistics": self.statistics,
@@ -227,7 +240,7 @@ class Request:
     def _check_concept(self) -> None:
         self._check_data_free()
         only_classes = {
-            "--forget": self.forget,
+            "--forget": self._forgotten or None,
             "--classifier": self.classifier,
             "--statistics": self.statistics,
             "--inception": self.inception,

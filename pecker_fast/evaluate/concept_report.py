@@ -139,9 +139,10 @@ def concept_report(
             {"judged": outcome is not None, "steps": 1, "evaluations": sampling.evaluations},
         ),
     }
+    name = concept.removeprefix("a ").removeprefix("an ")
+    name = name[:1].upper() + name[1:]
     if outcome is not None:
-        return Report.of(run, concept, outcome, rows=rows, tables=sections, **about)
-    name = concept[:1].upper() + concept[1:]
+        return Report.of(run, name, outcome, rows=rows, tables=sections, **about)
     return Report(
         run=run,
         headline=f"{name} was erased in favour of {override or 'nothing'}; no classifier has "

@@ -327,9 +327,9 @@ def fidelity_figures(
         weights_published=inception.published,
         real_digest=real.digest,
         sfid=sfid,
-        fid_interval=measured_distance(
-            generated.pooled, FeatureStatistics.from_features(real.pooled)
-        )[1],
+        fid_interval=None
+        if count <= generated.pooled.shape[1]
+        else measured_distance(generated.pooled, FeatureStatistics.from_features(real.pooled))[1],
     )
 
 

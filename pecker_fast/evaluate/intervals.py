@@ -62,7 +62,11 @@ class Share:
         n, z2 = self.total, Z**2
         middle = (self.count + z2 / 2) / (n + z2)
         half = Z / (n + z2) * math.sqrt(self.count * (n - self.count) / n + z2 / 4)
-        return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
+        # Exactly 0 and 1 where none and all are, and not what rounding leaves.
+        return Interval(
+            max(middle - half, 0.0) if self.count else 0.0,
+            min(middle + half, 1.0) if self.count < n else 1.0,
+        )
 
     def images_to_stay_below(self, limit: float) -> int | None:
         """Images of which this very share would have its upper bound at `limit`.

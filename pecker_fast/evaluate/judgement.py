@@ -218,7 +218,7 @@ _LINES = (  # name of a figure, its title, and the figure in words
     ("forget_entropy", "entropy, nats", "{1:.4f}"),
     ("frechet", "Fréchet, kept", "{1:.3f}"),
     ("frechet_interval", "  with 95 %", "{1.low:.3f} to {1.high:.3f}"),
-    ("frechet_early", "  in an earlier layer", "{1:.4g}"),
+    ("frechet_early", "  in earlier layer", "{1:.4g}"),
     ("frechet_early_interval", "  with 95 %", "{1.low:.4g} to {1.high:.4g}"),
     ("frechet_all", "Fréchet, all", "{1:.3f}"),
     ("second", "second judge", "{1.judge}"),

@@ -10,7 +10,6 @@ the verdict is open, and the sentence says how many would do.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +78,7 @@ class Recognition:
         Args:
             predicted: (N,) int64, what it takes the images for.
             labels: (N,) int64, what they should show.
-            names: of its classes.
+            names: of the classes, of which the classifier may know more.
             forget: index of the class to forget.
             groups: kind -> (N,) bool, which images are of it.
             sampler: recorded.
@@ -88,10 +87,11 @@ class Recognition:
         right = predicted == labels
         kept = sorted(set(labels.tolist()) - {forget})
         taken = torch.bincount(predicted[labels == forget], minlength=len(names)).tolist()
+        known = [*names, *(f"class {index}" for index in range(len(names), len(taken)))]
         return cls(
             {kind: Share.counted(right[chosen]) for kind, chosen in groups.items() if chosen.any()},
             {names[index]: Share.counted(right[labels == index]) for index in kept},
-            dict(zip(names, taken, strict=True)),
+            dict(zip(known, taken, strict=True)),
             sampler,
             seed,
         )
@@ -172,8 +172,6 @@ class Outcome:
 
     def headline(self, what: str) -> str:
         """One plain sentence: what became of what was to be forgotten, and how sure that is."""
-        what = re.sub("^(an?|the) ", "", what)
-        what = what[:1].upper() + what[1:]
         seen = self.after["forget"]
         if seen is None:
             return f"{what}: no image of it was judged."

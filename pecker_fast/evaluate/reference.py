@@ -169,11 +169,17 @@ class ClassFigures:
         """The same in the features of an earlier layer."""
         return self.early_without[forget] if self.early_without else None
 
-    def recognition(self, names: Sequence[str], forget: int) -> Recognition:
-        """The counts alone, under the names of the classes, where one is to be forgotten."""
+    def recognition(
+        self, names: Sequence[str], forget: int, also: Sequence[int] = ()
+    ) -> Recognition:
+        """The counts alone, under the names of the classes, where one is to be forgotten.
+
+        Those in `also` are not among the classes to keep either.
+        """
         shares = [Share.of(accuracy, self.per_class) for accuracy in self.class_accuracy]
         right = dict(zip(names, shares, strict=True))
-        kept = {name: share for name, share in right.items() if name != names[forget]}
+        lost = {names[index] for index in (forget, *also)}
+        kept = {name: share for name, share in right.items() if name not in lost}
         groups = {"forget": shares[forget], "keep": sum(kept.values(), Share(0, 0))}
         seen = self.confusion[forget] if self.confusion else ()
         known = [*names, *(f"class {index}" for index in range(len(names), len(seen)))]

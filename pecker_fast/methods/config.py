@@ -89,10 +89,13 @@ class BaselineConfig(MaskedConfig):
     method: Method = "random_label"
     dataset: Dataset | None = None  # Images to train on. null = --dataset says which.
     split: Literal["train", "all"] = "train"  # all = its test images too.
-    forget: int | str = 0  # The class to erase: index or name.
+    forget: int | str | list[int | str] = (
+        0  # The class to erase: index or name. redirect: or a list.
+    )
     # The class in its place. random_label: the one imitated, null = the next. redirect: also
-    # 'random', a kept one each time.
-    override: int | str | None = None
+    # 'random', a kept one each time; of a list one for all, or one for each. `erase` also takes
+    # 'nearest' and 'classifier'.
+    override: int | str | list[int | str] | None = None
     iterations: Iterations = 1_000
     batch_size: PositiveInt = 128  # Images to keep and, again, to forget, per iteration.
     precision: Literal["fp32", "autocast"] = "fp32"  # autocast = bf16 inside the network.
@@ -131,12 +134,18 @@ class BaselineConfig(MaskedConfig):
             )
         if not self.forgets and self.lambda_remain == 0:
             raise ValueError("method fine_tune needs lambda_remain > 0: it has no other term")
+        if self.until is not None and isinstance(self.forget, list) and len(self.forget) > 1:
+            raise ValueError("until is for runs that forget one class; set it to null")
         if self.data_free:
             for name in ("dataset", "split", "flip", "eta"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
                         f"{name}: method redirect draws its images itself; leave it out"
                     )
+        elif isinstance(self.forget, list) or isinstance(self.override, list):
+            raise ValueError(
+                f"method {self.method} forgets one class; method redirect takes a list"
+            )
         elif self.mask.kind == "saliency" and self.saliency.reduction in (
             "fisher_ratio",
             "retain_aware",

@@ -49,15 +49,13 @@ class MethodObjective(ABC, Generic[B]):
         config: The run, its classes by index.
         device: Where the run takes place.
         dtype: Of images and noise.
-        forget: The class to forget.
-        override: The class in its place; None where there is none.
+        pairs: The classes to forget, and the class in the place of each; None where there is none.
         terms: The terms that the method has, in the order in which they are drawn and computed.
         passes: Forward passes with a graph in an iteration.
     """
 
     config: BaselineConfig
-    forget: int
-    override: int | None
+    pairs: tuple[tuple[int, int | None], ...]
     terms: list[Term]
     passes: int
 
@@ -163,9 +161,9 @@ class BaselineObjective(MethodObjective[Batch]):
         steps = self.schedule.num_timesteps
         self.images = RealImages(images, model, config, steps, self.device, self.dtype)
         self.data = images
-        self.forget, self.override = self.images.forget, self.images.override
+        classes = {"forget": self.images.forget, "override": self.images.override}
+        self.pairs = ((self.images.forget, self.images.override),)
         # What was used, not how it was said: a class may be named or numbered on resuming.
-        classes = {"forget": self.forget, "override": self.override}
         self.config = config.model_copy(update=classes)
         self.frozen = self.look_up() if config.method == "esd" else None
         terms: list[Term] = ["remain"] if config.lambda_remain > 0 else []

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.conditions import ClassConditions
+from pecker_fast.distill.conditions import RANDOM_OVERRIDE, ClassConditions
 from pecker_fast.distill.networks import NoisePredictor, predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
@@ -120,10 +120,15 @@ class RedirectObjective(MethodObjective[Drawing]):
             )
         names = model.class_names
         self.conditions = ClassConditions(config.forget, config.override, len(names), names)
-        assert self.conditions.forget is not None
-        self.forget, self.override = self.conditions.forget, self.conditions.override
-        override = config.override if self.override is None else self.override
-        self.config = config.model_copy(update={"forget": self.forget, "override": override})
+        self.pairs = self.conditions.pairs
+        self.config = config.model_copy(
+            update={
+                "forget": _plain([gone for gone, _ in self.pairs]),
+                "override": _plain(
+                    [RANDOM_OVERRIDE if instead is None else instead for _, instead in self.pairs]
+                ),
+            }
+        )
         self.frozen = self.look_up()
         self.terms = ["remain", "forget"]
         self.passes = config.steps
@@ -204,6 +209,11 @@ class RedirectObjective(MethodObjective[Drawing]):
             random.normal(shape, self.dtype), random.integers(0, gap, 2 * count), told, original
         )
         return [both[:count], both[count:]]
+
+
+def _plain(classes: list[Any]) -> Any:
+    """What was used, not how it was said; a single one as such."""
+    return classes[0] if len(classes) == 1 else classes
 
 
 def _next_mean(losses: Iterator[Tensor]) -> Tensor:

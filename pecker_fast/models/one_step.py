@@ -47,6 +47,7 @@ def one_step_scheduler(config: Mapping[str, Any], t_init: int) -> EulerDiscreteS
         trained_betas=None if betas is None else list(betas[: t_init + 1]),
         prediction_type=whole.config.prediction_type,
         timestep_spacing="trailing",
+        steps_offset=1,  # plays no part then, but `StableDiffusionPipeline` complains of 0
     )
 
 
@@ -104,7 +105,8 @@ class OneStepPipeline(DiffusionPipeline):  # type: ignore[misc]
         scheduler.set_timesteps(1)
         t = scheduler.timesteps[0]
         sample = noise.to(place, self.unet.dtype) * scheduler.init_noise_sigma
-        predicted = self.unet(scheduler.scale_model_input(sample, t), t.to(place), labels).sample
+        times = torch.full_like(labels, int(t))
+        predicted = self.unet(scheduler.scale_model_input(sample, t), times, labels).sample
         sample = scheduler.step(predicted, t, sample).prev_sample.float()
         images = (F.pixel_shuffle(sample, self.config.patch_size) / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":

@@ -60,6 +60,7 @@ _ABOUT_KEYS = {
     "figures.frozen": "null text list zero",
     "figures.t_init": "null text negative huge fraction list",
     "figures.forget": "null text negative huge list fraction object",
+    "schedule": "text zero list true object",
 }
 
 OTHER_SCHEDULES = {

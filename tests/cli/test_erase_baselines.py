@@ -76,7 +76,9 @@ def erase(run, made, tmp_path):
 
     def erase(*arguments, method="salun", out=tmp_path / "run", data=made.data):
         config = ("--config", f"cifar10_{method}")
-        return run("erase", made.model, *config, "--out", out, *data, *SMALL, *arguments)
+        # Given again it would be a second class.
+        settings = SMALL[2:] if "--forget" in arguments else SMALL
+        return run("erase", made.model, *config, "--out", out, *data, *settings, *arguments)
 
     return erase
 
@@ -294,6 +296,7 @@ def test_mask_files_that_do_not_fit(erase, refused, salun, tmp_path):
         (("--override", "2"), "'star'"),
         (("--override", "random"), "'random'"),
         (("--set", "alpha=1"), "'alpha'"),
+        (("--forget", "star", "--forget", "circle"), "one class"),
     ],
 )
 def test_what_is_refused(arguments, named, erase, refused, made, tmp_path):

@@ -118,9 +118,25 @@ def test_a_class_that_is_gone(tmp_path):
         "keep_accuracy_after", "forget_interval_before", "keep_interval_before",
         "forget_interval_after", "keep_interval_after", "gone", "gone_limit", "kept", "kept_limit",
         "frechet_teacher", "frechet_after", "classes", "forget", "override",
-        "after", "teacher", "teacher_figures", "images", "curve", *RUN_KEYS,
+        "after", "teacher", "teacher_figures", "images", "real", "curve", *RUN_KEYS,
     ]  # fmt: skip
     assert figures["after"]["class_accuracy"] == [0.9, 0.96, 0.004]
+
+
+def test_real_images_and_a_second_judge(tmp_path):
+    real = ClassFigures(
+        0, 0, 500, (0.97, 0.96, 0.98), (0.1, 0.2, 0.3), 200, 199, source="real ones"
+    )
+    after = replace(AFTER, second=AFTER, agreement=0.9)
+    report = class_report(RUN, NAMES, TEACHER, after, real=real)
+    page, figures = written(report, tmp_path)
+    header, *rows = page.tables["Figures"]
+    assert header[3] == "Real test images" and {len(row) for row in rows} == {4}
+    assert rows[0][3].endswith("490 of 500") and rows[-1][2].endswith("1,350 of 1,500")
+    assert report.gone and figures["real"]["source"] == "real ones"
+    assert figures["after"]["second"]["keep_accuracy"] == AFTER.keep_accuracy
+    after = replace(after, second=replace(AFTER, forget_accuracy=0.05))
+    assert class_report(RUN, NAMES, TEACHER, after).gone is False  # both must say so
 
 
 def test_a_concept_that_is_gone(tmp_path):

@@ -43,7 +43,7 @@ def class_model(kind):
 
 
 @pytest.mark.parametrize("kind", ["plain", "patches", "ddpm"])
-@pytest.mark.parametrize("t_init", [440, 999])
+@pytest.mark.parametrize("t_init", [150, 440])
 def test_a_class_model_in_one_step(kind, t_init, tmp_path):
     teacher = class_model(kind)
     made = ModelFolder(
@@ -51,7 +51,8 @@ def test_a_class_model_in_one_step(kind, t_init, tmp_path):
     )
     made.save(tmp_path / "model")
     read = ModelFolder.load(tmp_path / "model")
-    assert read.scheduler.config == made.scheduler.config
+    ours, theirs = (json.loads(each.scheduler.to_json_string()) for each in (read, made))
+    assert ours == theirs
     assert type(read.scheduler) is DDPMScheduler and read.kind == "generator"
     schedule = NoiseSchedule.from_scheduler(teacher.scheduler, t_init=t_init)
     noise, labels = torch.randn(4, *teacher.network_shape), torch.tensor([0, 1, 2, 1])

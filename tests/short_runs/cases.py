@@ -248,12 +248,20 @@ def train_classifier(out, options):
 
 
 def report(out):
-    """The demo on fewer images than its command judges, with those of the original judged too."""
+    """The shipped model in one stage, on few images, those of the original judged too."""
     shipped = Path(pecker_fast.__file__).parent / "data" / "teacher"
     few = "--per-class 3 --teacher-steps 2 --curve-per-class 2 --iterations 3 --set batch_size=2"
     judge = ("--classifier", shipped / "classifier", "--statistics", shipped / STATISTICS)
-    mask = "--set saliency.batches=1 --set saliency.batch_size=4 --set ema.decay=0.5"
-    run(f"erase {shipped} --config demo {few} {mask}", *judge, "--out", out)
+    mask = (
+        "--density 0.1 --set mask.apply=generator --set saliency.batches=1 "
+        "--set saliency.batch_size=4 --set ema.decay=0.5"
+    )
+    loss = " ".join(
+        f"--set {network}.lr=2e-4 --set {network}.lambda_remain=1 --set {network}.lambda_forget=1"
+        for network in ("generator", "pseudo_score")
+    )
+    options = f"--forget 9 --override 8 {few} {mask} {loss} --set lr_schedule=cosine"
+    run(f"erase {shipped} {options}", *judge, "--out", out)
     return {**digests(out), "report": figures(json.loads((out / "report.json").read_text()))}
 
 
