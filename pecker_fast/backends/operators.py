@@ -109,7 +109,8 @@ class _Tables:
     work: Work
 
 
-# First parameter of a call -> what was prepared for it: made anew where the tensors lie elsewhere.
+# First second moment of a call -> what was prepared for it: made anew where tensors lie elsewhere,
+# gone when the optimizer's state is gone.
 _known: Any = WeakTensorKeyDictionary()  # untyped in torch
 
 
@@ -154,16 +155,17 @@ def _masked_adamw(
             *(value for i in mine for value in _place(params[i])),
             *(None if t is None else t.data_ptr() for column in columns for t in column),
         ]
-        tables = _known.get(params[mine[0]])
+        first = exp_avg_sqs[mine[0]]
+        tables = _known.get(first)
         if tables is None or tables.places != places:
             entries = [
-                # Not the parameter itself, which must not keep itself alive as a key of `_known`.
-                Entry(f"params[{i}]", params[i].detach(), groups[i], index, m, v, v_max, master,
-                      *start_classes(start))
+                # Not the parameters and moments themselves: a key of `_known` must not keep itself.
+                Entry(f"params[{i}]", params[i].detach(), groups[i], index, m, v.detach(), v_max,
+                      master, *start_classes(start))
                 for i, m, v, v_max, master, start, index in zip(mine, *columns, strict=True)
             ]  # fmt: skip
             tables = _Tables(places, module.prepare(entries, counts.clone()))
-            _known[params[mine[0]]] = tables
+            _known[first] = tables
         tables.work.steps.copy_(counts)
         module.masked_adamw_(tables.work, [grads[i] for i in mine], hypers, grad_scale, found_inf)
         torch._foreach_copy_(own_steps, list(tables.work.steps.unbind()))
