@@ -37,13 +37,22 @@ def ours(made: StepInput, backend: str) -> MaskedAdamW:
     return MaskedAdamW(made.params.items(), **made.options, mask=made.masks, backend=backend)
 
 
-def checked_ours(made: StepInput, backend: str) -> Provider:
-    """The optimizer after three steps that were compared with the reference's."""
+def checked_ours(made: StepInput, backend: str, compiled: bool = False) -> Provider:
+    """The optimizer after three steps that were compared with the reference's.
+
+    Args:
+        made: the tensors.
+        backend: a name of `backends.available()`.
+        compiled: call it as torch.compile does, through its operator.
+    """
     before = _copies(made.params)
     try:
         optimizer = ours(made, backend)
     except PeckerError as error:  # e.g. a tensor too large for int32 positions
         raise NotApplicable(str(error)) from None
+    if compiled:
+        step = optimizer.step
+        optimizer.step = torch.compile(lambda: step(), fullgraph=True)  # type: ignore[method-assign]
     match = gate(made, optimizer, before)
     return _provider(made, optimizer, optimizer.step, bytes_floor(made), match)
 

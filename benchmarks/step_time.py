@@ -46,6 +46,7 @@ class StepCase(Case):
     density: float = 0.1
     dtype: str = "float32"
     beta1: float = 0.9
+    compiled: bool = False
 
     def providers(self, setup: Setup) -> dict[str, Builder]:
         """Ours on every backend, and what people run today."""
@@ -54,6 +55,9 @@ class StepCase(Case):
         ours: dict[str, Builder] = {
             f"pecker_fast[{name}]": partial(checked_ours, made, name) for name in setup.backends
         }
+        if self.compiled:
+            for name in setup.backends:
+                ours[f"compiled[{name}]"] = partial(checked_ours, made, name, compiled=True)
         return ours | baselines(made)
 
 
@@ -66,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--masks", nargs="*", choices=masks, default=masks)
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["float32"])
     parser.add_argument("--beta1", type=float, default=0.9, help="0: as published for SFD")
+    parser.add_argument("--compiled", action="store_true", help="ours under torch.compile as well")
     options = parser.parse_args(argv)
     chosen = [("none", 1.0), *itertools.product(options.masks, options.densities)]
     cases = [
-        StepCase(preset, mask, density, dtype, options.beta1)
+        StepCase(preset, mask, density, dtype, options.beta1, options.compiled)
         for preset in options.preset
         for dtype in options.dtype
         for mask, density in chosen

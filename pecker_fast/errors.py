@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["FrozenChangedError", "PeckerError", "printable"]
+__all__ = [
+    "FrozenChangedError",
+    "PeckerError",
+    "PeckerRuntimeError",
+    "PeckerTypeError",
+    "printable",
+]
 
 _LONGEST = 600
 """Characters of a message: room for two paths and a remedy."""
@@ -47,6 +53,14 @@ class PeckerError(ValueError):
     def __init__(self, message: object) -> None:
         """Keep the message, safe to show and of a few hundred characters whatever goes in."""
         super().__init__(" ".join(printable(message).split()))
+
+
+class PeckerRuntimeError(PeckerError, RuntimeError):
+    """Bad input where torch raises a RuntimeError, for callers that catch that."""
+
+
+class PeckerTypeError(PeckerError, TypeError):
+    """Bad input where torch raises a TypeError, for callers that catch that."""
 
 
 class FrozenChangedError(PeckerError):

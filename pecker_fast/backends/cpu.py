@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,14 +19,10 @@ from torch.autograd.graph import increment_version
 
 from pecker_fast import _C
 from pecker_fast.backends import reference
-from pecker_fast.backends.fitting import (
-    check_shapes,
-    check_vector,
-    same_order,
-    slot_offsets,
-    state_fits,
-)
+from pecker_fast.backends.fitting import check_shapes, same_order, slot_offsets, state_fits
+from pecker_fast.backends.kernels import Operation
 from pecker_fast.backends.reference import norm_salient, select_groups
+from pecker_fast.backends.salient import Row, SalientOperations
 from pecker_fast.backends.topk import name_of, nan_error, prepare_scores
 from pecker_fast.backends.work import Entry, Hyperparameters, advance, update_rows
 from pecker_fast.errors import PeckerError
@@ -86,6 +82,7 @@ class CpuWork:
     # Entries the kernel cannot take as they are: "reference" does the whole update in torch,
     # "copy" brings the gradient to the parameter's strides at every step.
     detours: dict[int, Literal["reference", "copy"]] = field(default_factory=dict)
+    captured: ClassVar[bool] = False
 
 
 def prepare(entries: Sequence[Entry], steps: Tensor, compact_grads: bool = False) -> CpuWork:
@@ -193,92 +190,30 @@ def _make_row(work: CpuWork, i: int, grad: Tensor) -> None:
     row[_GRAD_DTYPE] = _DTYPES.get(grad.dtype, 0)
 
 
-def gather_salient_(
-    params: Sequence[Tensor],
-    indices: Sequence[Tensor | None],
-    out: Sequence[Tensor],
-    accumulate: bool = False,
-) -> None:
-    """As `reference.gather_salient_`, in one call for all tensors."""
-    rest = _salient("gather_add" if accumulate else "gather", params, indices, out)
-    reference.gather_salient_(*rest, accumulate)
-    increment_version(list(out))
+class _Operations(SalientOperations):
+    """Copies by csrc/cpu/salient.cpp."""
 
-
-def scatter_salient_(
-    params: Sequence[Tensor], indices: Sequence[Tensor | None], values: Sequence[Tensor]
-) -> None:
-    """As `reference.scatter_salient_`, in one call for all tensors."""
-    rest = _salient("scatter", params, indices, values)
-    reference.scatter_salient_(*rest)
-    increment_version(list(params))
-
-
-def swap_salient_(
-    params: Sequence[Tensor], indices: Sequence[Tensor | None], values: Sequence[Tensor]
-) -> None:
-    """As `reference.swap_salient_`, in one call for all tensors."""
-    rest = _salient("swap", params, indices, values)
-    reference.swap_salient_(*rest)
-    increment_version([*params, *values])
-
-
-def ema_salient_(
-    averages: Sequence[Tensor],
-    params: Sequence[Tensor],
-    indices: Sequence[Tensor | None],
-    decay: float,
-) -> None:
-    """As `reference.ema_salient_`, in one call for all tensors."""
-    rest_params, rest_indices, rest_averages = _salient("ema", params, indices, averages, decay)
-    reference.ema_salient_(rest_averages, rest_params, rest_indices, decay)
-    increment_version(list(averages))
-
-
-def _salient(
-    operation: str,
-    dense: Sequence[Tensor],
-    indices: Sequence[Tensor | None],
-    compact: Sequence[Tensor],
-    decay: float = 0.0,
-) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
-    """Run one operation of csrc/cpu/salient.cpp.
-
-    Returns:
-        The dense tensors, indices and vectors it cannot take: those are left to the reference.
-    """
-    rows: list[list[int]] = []
-    alive: list[Tensor | None] = []  # what the rows point to
-    rest: tuple[list[Tensor], list[Tensor | None], list[Tensor]] = ([], [], [])
-    for tensor, positions, vector in zip(dense, indices, compact, strict=True):
-        nnz = check_vector(operation, tensor, positions, vector)
-        offsets = slot_offsets(positions, tensor)
-        takes = (
-            (positions is not None or tensor.is_contiguous())
-            and (offsets is None or offsets.dtype == torch.int32)
-            and tensor.dtype in _DTYPES
-            and vector.dtype in (torch.float32, torch.float64)
-            and vector.is_contiguous()
-        )
-        if not takes:
-            rest[0].append(tensor)
-            rest[1].append(positions)
-            rest[2].append(vector)
-            continue
-        alive.append(offsets)
-        rows.append(
+    def _launch(self, operation: Operation, rows: list[Row], decay: float) -> None:
+        table = [
             [
-                tensor.data_ptr(),
-                0 if offsets is None else offsets.data_ptr(),
-                vector.data_ptr(),
-                nnz,
-                _DTYPES[tensor.dtype],
-                _DTYPES[vector.dtype],
+                row.dense.data_ptr(),
+                0 if row.offsets is None else row.offsets.data_ptr(),
+                row.compact.data_ptr(),
+                row.compact.numel(),
+                _DTYPES[row.dense.dtype],
+                _DTYPES[row.compact.dtype],
             ]
-        )
-    table = torch.tensor(rows, dtype=torch.int64)
-    _C.salient(table.data_ptr(), len(rows), operation, decay, torch.get_num_threads())
-    return rest
+            for row in rows
+        ]
+        pointers = torch.tensor(table, dtype=torch.int64)
+        _C.salient(pointers.data_ptr(), len(rows), operation, decay, torch.get_num_threads())
+
+
+_operations = _Operations()
+gather_salient_ = _operations.gather_salient_
+scatter_salient_ = _operations.scatter_salient_
+swap_salient_ = _operations.swap_salient_
+ema_salient_ = _operations.ema_salient_
 
 
 def select_topk(

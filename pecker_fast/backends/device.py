@@ -24,16 +24,14 @@ from pecker_fast.backends.device_tables import (
     stream_of,
 )
 from pecker_fast.backends.device_topk import DeviceTopk
-from pecker_fast.backends.fitting import check_vector, slot_offsets
 from pecker_fast.backends.kernels import Kernels, Operation
+from pecker_fast.backends.salient import Row, SalientOperations
 from pecker_fast.backends.work import Entry, Hyperparameters, update_rows
 
 __all__ = ["DeviceBackend"]
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-
-class DeviceBackend:
+class DeviceBackend(SalientOperations):
     """The functions of a backend, over raw launches. `reference` documents them."""
 
     def __init__(self, kernels: Kernels) -> None:
@@ -90,98 +88,24 @@ class DeviceBackend:
 
     # ---- salient entries
 
-    def gather_salient_(
-        self,
-        params: Sequence[Tensor],
-        indices: Sequence[Tensor | None],
-        out: Sequence[Tensor],
-        accumulate: bool = False,
-    ) -> None:
-        """As `reference.gather_salient_`, in one launch."""
-        rest = self._salient("gather_add" if accumulate else "gather", params, indices, out)
-        reference.gather_salient_(*rest, accumulate)
-        increment_version(list(out))
-
-    def scatter_salient_(
-        self,
-        params: Sequence[Tensor],
-        indices: Sequence[Tensor | None],
-        values: Sequence[Tensor],
-    ) -> None:
-        """As `reference.scatter_salient_`, in one launch."""
-        reference.scatter_salient_(*self._salient("scatter", params, indices, values))
-        increment_version(list(params))
-
-    def swap_salient_(
-        self,
-        params: Sequence[Tensor],
-        indices: Sequence[Tensor | None],
-        values: Sequence[Tensor],
-    ) -> None:
-        """As `reference.swap_salient_`, in one launch."""
-        reference.swap_salient_(*self._salient("swap", params, indices, values))
-        increment_version([*params, *values])
-
-    def ema_salient_(
-        self,
-        averages: Sequence[Tensor],
-        params: Sequence[Tensor],
-        indices: Sequence[Tensor | None],
-        decay: float,
-    ) -> None:
-        """As `reference.ema_salient_`, in one launch."""
-        rest_params, rest_indices, rest_averages = self._salient(
-            "ema", params, indices, averages, decay
-        )
-        reference.ema_salient_(rest_averages, rest_params, rest_indices, decay)
-        increment_version(list(averages))
-
-    def _salient(
-        self,
-        operation: Operation,
-        dense: Sequence[Tensor],
-        indices: Sequence[Tensor | None],
-        compact: Sequence[Tensor],
-        decay: float = 0.0,
-    ) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
-        """Launch once per pair of types.
-
-        Returns:
-            The dense tensors, indices and vectors the kernel cannot take.
-        """
-        rest: tuple[list[Tensor], list[Tensor | None], list[Tensor]] = ([], [], [])
-        taken: dict[tuple[torch.dtype, torch.dtype], list[tuple[Tensor, Tensor | None, Tensor]]]
-        taken = {}
-        for tensor, positions, vector in zip(dense, indices, compact, strict=True):
-            check_vector(operation, tensor, positions, vector)
-            offsets = slot_offsets(positions, tensor)
-            if (
-                (positions is not None or tensor.is_contiguous())
-                and (offsets is None or offsets.dtype == torch.int32)
-                and tensor.dtype in _DTYPES
-                and vector.dtype in (torch.float32, torch.float64)
-                and vector.is_contiguous()
-            ):
-                key = (tensor.dtype, vector.dtype)
-                taken.setdefault(key, []).append((tensor, offsets, vector))
-            else:
-                rest[0].append(tensor)
-                rest[1].append(positions)
-                rest[2].append(vector)
-        for (dense_dtype, compact_dtype), rows in taken.items():
-            device = rows[0][0].device
+    def _launch(self, operation: Operation, rows: list[Row], decay: float) -> None:
+        """Launch once per pair of types."""
+        by_types: dict[tuple[torch.dtype, torch.dtype], list[Row]] = {}
+        for row in rows:
+            by_types.setdefault((row.dense.dtype, row.compact.dtype), []).append(row)
+        for (dense_dtype, compact_dtype), some in by_types.items():
+            device = some[0].dense.device
             with on(device):
-                if len(rows) == 1:  # a backward hook's: no table
-                    self._kernels.salient_one(operation, *rows[0], decay)
+                if len(some) == 1:  # a backward hook's: no table
+                    self._kernels.salient_one(operation, *some[0], decay)
                     continue
                 numbers = (
-                    value for t, o, v in rows for value in (*map(address, (t, o, v)), v.numel())
+                    number for row in some for number in (*map(address, row), row.compact.numel())
                 )
-                table, blocks = self._tables(numbers, [vector for _, _, vector in rows], device)
+                table, blocks = self._tables(numbers, [row.compact for row in some], device)
                 self._kernels.salient(
                     operation, dense_dtype, compact_dtype, table.view(-1, 4), blocks, decay
                 )
-        return rest
 
     def norm_salient(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As `reference.norm_salient`: one launch and a sum of one number per block."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pecker_fast.backends.fitting import check_shapes, same_order, slot_offsets, state_fits
 from pecker_fast.backends.kernels import ROW_NUMBERS
-from pecker_fast.backends.work import Entry, Hyperparameters
+from pecker_fast.backends.work import PARAM_DTYPES, Entry, Hyperparameters
 
 __all__ = [
     "DeviceWork",
@@ -33,7 +33,6 @@ __all__ = [
     "work_list",
 ]
 
-_PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HALVES = (torch.bfloat16, torch.float16)
 _NUMPY = {torch.int64: np.int64, torch.float64: np.float64}
 _is_contiguous: Any = Tensor.is_contiguous
@@ -114,6 +113,11 @@ class DeviceWork:
         self._spare: list[Tensor] = []
         self._captured: list[Tensor] = []
 
+    @property
+    def captured(self) -> bool:
+        """Whether a captured graph goes on reading what this holds."""
+        return bool(self._captured)
+
     # ---- gradient layouts
 
     def refresh(self, grads: Sequence[Tensor | None]) -> None:
@@ -148,7 +152,7 @@ class DeviceWork:
         check_shapes(entry, grad, self.compact_grads)
         offsets = self._param_offsets[i]
         reads = read_as(param, grad)
-        if param.dtype not in _PARAM_DTYPES or not state_fits(entry) or not _is_int32(offsets):
+        if param.dtype not in PARAM_DTYPES or not state_fits(entry) or not _is_int32(offsets):
             return _Fit(layout, reads, None, "reference")
         if self.compact_grads:
             return _Fit(layout, reads, None, None if reads == grad.dtype else "copy")
@@ -214,8 +218,9 @@ class DeviceWork:
             grad_table, group_table = self._grad_table, self._group_table
         group_table = group_table.view(-1, 8)
         for i, group in enumerate(groups):
-            if isinstance(group.lr, Tensor):
-                group_table[i, 0].copy_(group.lr.detach().view(()), non_blocking=True)
+            for column, value in enumerate((group.lr, group.beta1, group.beta2)):
+                if isinstance(value, Tensor):
+                    group_table[i, column].copy_(value.detach().view(()), non_blocking=True)
         return grad_table, group_table
 
     def _upload_captured(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
@@ -337,11 +342,11 @@ def _is_int32(offsets: Tensor | None) -> bool:
 
 
 def _group_row(group: Hyperparameters) -> tuple[float, ...]:
-    """Struct GroupRow of csrc/adamw_math.h. An lr on the device, here -1, is copied there."""
+    """Struct GroupRow of csrc/adamw_math.h. What is on the device, here -1, is copied there."""
     return (
         -1.0 if isinstance(group.lr, Tensor) else group.lr,
-        group.beta1,
-        group.beta2,
+        -1.0 if isinstance(group.beta1, Tensor) else group.beta1,
+        -1.0 if isinstance(group.beta2, Tensor) else group.beta2,
         group.eps,
         group.weight_decay,
         float("inf") if group.clip_value is None else group.clip_value,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class ReferenceWork:
     entries: tuple[Entry, ...]
     steps: Tensor
     compact_grads: bool
+    captured: ClassVar[bool] = False
 
 
 def prepare(entries: Sequence[Entry], steps: Tensor, compact_grads: bool = False) -> ReferenceWork:

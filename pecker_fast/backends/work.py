@@ -13,7 +13,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Entry", "Hyperparameters", "UpdateRow", "Work", "advance", "update_rows"]
+__all__ = [
+    "PARAM_DTYPES",
+    "Entry",
+    "Hyperparameters",
+    "UpdateRow",
+    "Work",
+    "advance",
+    "start_classes",
+    "update_rows",
+]
+
+PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """One parameter group's hyperparameters in one step, as plain numbers."""
+    """One parameter group's hyperparameters in one step."""
 
     lr: float | Tensor  # a tensor only where it is on a device: reading it would wait
-    beta1: float
-    beta2: float
+    beta1: float | Tensor  # likewise
+    beta2: float | Tensor
     eps: float
     weight_decay: float
     amsgrad: bool
@@ -56,13 +67,12 @@ class Hyperparameters:
 
     @classmethod
     def of(cls, group: dict[str, Any]) -> Hyperparameters:
-        """Read an optimizer's parameter group; lr may be a tensor."""
-        beta1, beta2 = group["betas"]
-        lr = group["lr"]
+        """Read an optimizer's parameter group; lr and betas may be tensors."""
+        lr, (beta1, beta2) = group["lr"], group["betas"]
         return cls(
             lr=lr if isinstance(lr, torch.Tensor) and lr.is_cuda else float(lr),
-            beta1=float(beta1),
-            beta2=float(beta2),
+            beta1=beta1 if isinstance(beta1, torch.Tensor) and beta1.is_cuda else float(beta1),
+            beta2=beta2 if isinstance(beta2, torch.Tensor) and beta2.is_cuda else float(beta2),
             eps=float(group["eps"]),
             weight_decay=float(group["weight_decay"]),
             amsgrad=bool(group["amsgrad"]),
@@ -84,6 +94,11 @@ class Work(Protocol):
         """(len(entries),) float32, the step counts."""
         ...
 
+    @property
+    def captured(self) -> bool:
+        """Whether a captured graph goes on reading what this holds."""
+        ...
+
 
 class UpdateRow(NamedTuple):
     """The scalars of one update, all computed once, on the host, in double."""
@@ -100,16 +115,24 @@ class UpdateRow(NamedTuple):
     amsgrad: float  # 1 or 0
 
 
+def start_classes(entry_start: Tensor | None) -> tuple[tuple[int, ...], Tensor | None]:
+    """`Entry.starts` and `Entry.start_class`, of (nnz,) int32 step counts; None: all of them 0."""
+    if entry_start is None or not bool(entry_start.any()):
+        return (0,), None
+    distinct, inverse = torch.unique(entry_start, return_inverse=True)
+    return tuple(distinct.tolist()), inverse.int()
+
+
 def _update_row(hyper: Hyperparameters, step: float) -> UpdateRow:
-    lr = float(hyper.lr)
+    lr, beta1, beta2 = float(hyper.lr), float(hyper.beta1), float(hyper.beta2)
     return UpdateRow(
         decay=1 - lr * hyper.weight_decay,
-        exp_avg_weight=1 - hyper.beta1,
-        beta2=hyper.beta2,
-        exp_avg_sq_weight=1 - hyper.beta2,
+        exp_avg_weight=1 - beta1,
+        beta2=beta2,
+        exp_avg_sq_weight=1 - beta2,
         eps=hyper.eps,
-        step_size=lr / (1 - hyper.beta1**step),
-        bias_correction2_sqrt=math.sqrt(1 - hyper.beta2**step),
+        step_size=lr / (1 - beta1**step),
+        bias_correction2_sqrt=math.sqrt(1 - beta2**step),
         clip_value=math.inf if hyper.clip_value is None else hyper.clip_value,
         sign=-1.0 if hyper.maximize else 1.0,
         amsgrad=float(hyper.amsgrad),

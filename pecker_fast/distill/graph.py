@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pecker_fast.distill.iteration import IterationInputs
+from pecker_fast.optim.adamw import MaskedAdamW
 from pecker_fast.runs.learner import Learner
 
 __all__ = ["WARM_UP", "CudaCapture", "IterationGraph"]
@@ -101,6 +102,9 @@ class IterationGraph:
         self._inputs: list[Tensor] = []
         self._losses: Losses | None = None
         self._replay: Callable[[], None] | None = None
+        for learner in self._learners:
+            if isinstance(learner.optimizer, MaskedAdamW):
+                learner.optimizer.forget_captures()
 
     def run(self, inputs: IterationInputs) -> Losses:
         """One iteration; the losses are valid until the next one."""

@@ -17,6 +17,7 @@ __all__ = [
     "check_fit",
     "checked_positions",
     "few",
+    "maskable_shapes",
     "named_tensors",
     "parameters_of",
     "trainable_parameters",
@@ -88,6 +89,21 @@ def trainable_parameters(model: Model) -> dict[str, Tensor]:
     if isinstance(model, nn.Module):
         return {name: p for name, p in parameters.items() if p.requires_grad}
     return parameters
+
+
+def maskable_shapes(model: Model) -> dict[str, torch.Size]:
+    """The shapes of `trainable_parameters`.
+
+    Raises:
+        PeckerError: there are none.
+    """
+    parameters = trainable_parameters(model)
+    if not parameters:
+        raise PeckerError(
+            f"{type(model).__name__} has no trainable parameter; call requires_grad_(True) on "
+            "the parameters the mask is for"
+        )
+    return {name: param.shape for name, param in parameters.items()}
 
 
 def check_fit(shapes: Mapping[str, torch.Size], model: Model) -> None:

@@ -1,7 +1,9 @@
 """Masks in files: our own safetensors bitmasks, and SalUn's dictionaries of 0/1 tensors.
 
-A mask file holds one uint8 tensor per parameter, 1 bit per entry in logical order, the first entry
-in the lowest bit. Its metadata name the format, its version, every shape and the digest.
+A mask file holds one tensor per parameter: uint8, 1 bit per entry in logical order, the first entry
+in the lowest bit; or, where that is smaller, the gaps between salient entries (`packing`), of the
+parameters that the metadata `gaps` list. The metadata name the format, its version, every shape and
+the digest, too. Version 1 has bitmasks only, and is written where there are no gaps.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import few, parse_json, replacing, shown
+from pecker_fast.masks.packing import Bits, bitmask, positions_of_gaps, smallest, unpacked
 from pecker_fast.masks.select import check_granularity, check_numel
 from pecker_fast.torch_files import check_stored, load_torch
 
 __all__ = [
     "UNEXPECTED",
     "MaskContent",
-    "bitmask",
     "digest_of",
     "match_names",
     "positions_from_dense",
@@ -39,17 +41,15 @@ __all__ = [
     "saved_by_torch",
     "stored_shape",
     "strip_prefixes",
-    "unpacked",
     "unreadable",
     "write_mask",
 ]
 
 FORMAT = "pecker_fast.mask"
-VERSION = "1"
+VERSIONS = ("1", "2")
 _MOST_DIMENSIONS = 64  # as torch
 UNEXPECTED = (LookupError, AttributeError, TypeError, ValueError)
 """What reading metadata raises that are not as they should be."""
-Bits = npt.NDArray[np.uint8]
 
 
 class MaskContent(NamedTuple):
@@ -60,18 +60,6 @@ class MaskContent(NamedTuple):
     granularity: str
     block_size: int
     digest: str
-
-
-def bitmask(positions: Tensor, numel: int) -> Bits:
-    """(ceil(numel / 8),) bytes; bit i % 8 of byte i // 8 is set where position i is salient."""
-    dense = np.zeros(numel, dtype=np.bool_)
-    dense[positions.numpy()] = True
-    return np.packbits(dense, bitorder="little")
-
-
-def unpacked(bits: Bits, numel: int) -> npt.NDArray[np.bool_]:
-    """(numel,) bool: the inverse of `bitmask`."""
-    return np.unpackbits(bits, count=numel, bitorder="little").view(np.bool_)
 
 
 def digest_of(shapes: Mapping[str, torch.Size], bits: Mapping[str, Bits]) -> str:
@@ -85,7 +73,7 @@ def digest_of(shapes: Mapping[str, torch.Size], bits: Mapping[str, Bits]) -> str
 
 def write_mask(
     path: str | os.PathLike[str],
-    bits: Mapping[str, Bits],
+    indices: Mapping[str, Tensor],
     shapes: Mapping[str, torch.Size],
     metadata: Mapping[str, str],
 ) -> None:
@@ -94,29 +82,37 @@ def write_mask(
     Raises:
         PeckerError: it cannot be written (no such folder, read-only, disk full).
     """
+    content, gaps = {}, []
+    for key, positions in indices.items():
+        numel = shapes[key].numel()
+        packed = smallest(positions, numel)
+        if packed is not None:
+            gaps.append(key)
+        content[key] = bitmask(positions, numel) if packed is None else packed
     header = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[1] if gaps else VERSIONS[0],
+        **({"gaps": json.dumps(gaps)} if gaps else {}),
         # The safetensors header sorts tensors by name; this keeps the model's order.
         "shapes": json.dumps([[name, list(shape)] for name, shape in shapes.items()]),
         **metadata,
     }
     try:
         with replacing(path) as temporary:
-            save_file(dict(bits), temporary, metadata=header)
+            save_file(content, temporary, metadata=header)
     except (OSError, SafetensorError) as error:
         raise PeckerError(f"cannot write mask file {os.fspath(path)!r}: {error}") from error
 
 
 def read_own(
-    path: str | os.PathLike[str], kind: str, version: str, writer: str
+    path: str | os.PathLike[str], kind: str, versions: Sequence[str], writer: str
 ) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
     """Metadata and arrays of a safetensors file of a format of ours.
 
     Args:
         path: the file.
         kind: the format, "mask" or "patch".
-        version: of the format.
+        versions: of the format, those that can be read.
         writer: what writes such files, for messages.
 
     Raises:
@@ -133,10 +129,10 @@ def read_own(
                     f"{name!r} is a safetensors file but not a pecker_fast {kind}; expected one "
                     f"written by {writer}"
                 )
-            if metadata.get("version") != version:
+            if metadata.get("version") not in versions:
                 raise PeckerError(
                     f"{kind} file {name!r} has format version {shown(metadata.get('version'))}, "
-                    f"this pecker_fast reads version {version!r}; update pecker_fast"
+                    f"this pecker_fast reads version {' and '.join(versions)}; update pecker_fast"
                 )
             return metadata, {key: file.get_tensor(key) for key in file.keys()}
     except PeckerError:
@@ -162,12 +158,19 @@ def read_mask(path: str | os.PathLike[str]) -> MaskContent:
             not match its digest.
     """
     name = os.fspath(path)
-    metadata, bits = read_own(path, "mask", VERSION, "SaliencyMask.save")
+    metadata, content = read_own(path, "mask", VERSIONS, "SaliencyMask.save")
     try:
         rows = parse_json(metadata["shapes"], f"mask file {name!r}")
         shapes = {key: stored_shape(key, shape) for key, shape in rows}
         granularity, block_size = metadata["granularity"], int(metadata["block_size"])
         digest = metadata["digest"]
+        gaps = parse_json(metadata.get("gaps", "[]"), f"mask file {name!r}")
+        bits = {
+            key: bitmask(positions_of_gaps(value, shapes[key].numel()), shapes[key].numel())
+            if key in gaps
+            else value
+            for key, value in content.items()
+        }
     except PeckerError:
         raise
     except UNEXPECTED as error:

@@ -19,10 +19,11 @@ from pecker_fast.masks.checks import (
     check_fit,
     checked_positions,
     few,
+    maskable_shapes,
     named_tensors,
     parameters_of,
-    trainable_parameters,
 )
+from pecker_fast.masks.packing import Bits, bitmask
 from pecker_fast.masks.select import (
     DEFAULT_BLOCK_SIZE,
     Granularity,
@@ -33,6 +34,7 @@ from pecker_fast.masks.select import (
     select_positions,
 )
 from pecker_fast.masks.stats import ParameterStats, plot_density
+from pecker_fast.masks.structured import StructuredMasks, positions_by_pattern
 
 __all__ = ["ParameterStats", "SaliencyMask"]
 
@@ -41,7 +43,7 @@ PREFIXES = ("module.", "model.diffusion_model.")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SaliencyMask:
+class SaliencyMask(StructuredMasks):
     """An immutable set of salient entries, by parameter name.
 
     Positions are flat positions in the logical (row-major) order of the parameter's shape, whatever
@@ -96,7 +98,7 @@ class SaliencyMask:
     def from_scores(
         cls,
         scores: Mapping[str, Tensor],
-        density: float,
+        density: float | Mapping[str, float],
         scope: Scope = "global",
         granularity: Granularity = "element",
         block_size: int = DEFAULT_BLOCK_SIZE,
@@ -118,7 +120,9 @@ class SaliencyMask:
 
         Args:
             scores: name -> floating-point scores in the parameter's shape, any device and strides.
-            density: fraction of salient entries, in (0, 1].
+            density: fraction of salient entries, in (0, 1]. Or pattern -> density, as
+                {"*.attn*": 0.2, "*": 0.01}: a parameter belongs to the first pattern (of fnmatch)
+                that its name matches, those of one pattern are ranked together, 0 freezes.
             scope: rank all parameters together ("global") or each by itself ("per_tensor").
             granularity: what is selected as one.
             block_size: entries in a block.
@@ -129,7 +133,10 @@ class SaliencyMask:
             TypeError: scores that are not floating-point tensors.
         """
         tensors = named_tensors(scores, "scores")
-        indices = select_positions(tensors, density, scope, granularity, block_size)
+        if isinstance(density, Mapping):
+            indices = positions_by_pattern(tensors, density, scope, granularity, block_size)
+        else:
+            indices = select_positions(tensors, density, scope, granularity, block_size)
         return cls(indices, _shapes_of(tensors), granularity, block_size)
 
     @classmethod
@@ -170,7 +177,7 @@ class SaliencyMask:
     @classmethod
     def full(cls, model: Model) -> SaliencyMask:
         """Every entry of every trainable parameter (of every tensor, if given a mapping)."""
-        shapes = _shapes_of(_maskable(model))
+        shapes = maskable_shapes(model)
         for name, shape in shapes.items():
             check_numel(name, shape)
         indices = {
@@ -199,7 +206,7 @@ class SaliencyMask:
             granularity: what is drawn as one; every group is equally likely.
             block_size: entries in a block.
         """
-        shapes = _shapes_of(_maskable(model))
+        shapes = maskable_shapes(model)
         indices = random_positions(shapes, density, seed, scope, granularity, block_size)
         return cls(indices, shapes, granularity, block_size)
 
@@ -285,7 +292,7 @@ class SaliencyMask:
         check_fit(self.shapes, model)
 
     def save(self, path: str | os.PathLike[str], **about: str) -> None:
-        """Write the mask as a safetensors file, 1 bit per entry; whole or not at all.
+        """Write the mask as a safetensors file, 1 bit per entry or less; whole or not at all.
 
         Args:
             path: the file.
@@ -297,7 +304,7 @@ class SaliencyMask:
         self._check_unwritten()
         own = {"granularity": self.granularity, "block_size": str(self.block_size)}
         own |= {"nnz": str(self.nnz), "density": repr(self.density), "digest": self.digest}
-        mask_io.write_mask(path, self._bits(), self.shapes, about | own)
+        mask_io.write_mask(path, self.indices, self.shapes, about | own)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the density of each layer (weight and bias together) as bars into a PNG file."""
@@ -352,10 +359,9 @@ class SaliencyMask:
         dense[self.indices[name]] = True
         return dense
 
-    def _bits(self) -> dict[str, mask_io.Bits]:
+    def _bits(self) -> dict[str, Bits]:
         return {
-            name: mask_io.bitmask(self.indices[name], shape.numel())
-            for name, shape in self.shapes.items()
+            name: bitmask(self.indices[name], shape.numel()) for name, shape in self.shapes.items()
         }
 
     def _combine(
@@ -387,13 +393,3 @@ def _positions(dense: Tensor) -> Tensor:
 
 def _shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _maskable(model: Model) -> dict[str, Tensor]:
-    parameters = trainable_parameters(model)
-    if not parameters:
-        raise PeckerError(
-            f"{type(model).__name__} has no trainable parameter; call requires_grad_(True) on "
-            "the parameters the mask is for"
-        )
-    return parameters

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -19,26 +19,37 @@ from pecker_fast.backends.work import Hyperparameters
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.checkpoint import check_checkpoint, complete_checkpoint, held_part, restored
 from pecker_fast.optim.prepared import Batch, Prepared, named_params
-from pecker_fast.optim.released import ReleasedGrads, untraced
+from pecker_fast.optim.released import ReleasedGrads, ReleasingOptimizer, untraced
 from pecker_fast.optim.resolve import MaskLike, ResolvedMask, resolve_mask
-from pecker_fast.optim.sharded import Share, local_tensor
-from pecker_fast.optim.state import ParamState, carry_state, check_group, grow_state, init_state
+from pecker_fast.optim.sharded import Share, is_sharded, local_tensor
+from pecker_fast.optim.state import (
+    ParamState,
+    carry_state,
+    check_group,
+    check_param,
+    grow_state,
+    init_state,
+    refuse_fused_on_meta,
+    users_entries,
+)
+from pecker_fast.optim.traced import TracedStep
 
 __all__ = ["MaskedAdamW"]
 
 
-class MaskedAdamW(Optimizer):
+class MaskedAdamW(TracedStep, ReleasingOptimizer):
     """AdamW on the salient entries of each parameter; a drop-in for torch.optim.AdamW.
 
     Args:
         params: tensors, groups, or named parameters (`model.named_parameters()`).
         lr: learning rate, a float or a one-element tensor, of either kind at any time.
-        betas: coefficients of the running averages. With beta1 = 0 no exp_avg is kept.
+        betas: coefficients of the running averages, both floats or both one-element tensors. With
+            beta1 = 0, as a float, no exp_avg is kept.
         eps: added to the denominator, after the bias correction.
         weight_decay: decoupled; salient entries only.
         amsgrad: use the maximum of all second moments so far.
         mask: which entries may change. A SaliencyMask, or a mapping from name or parameter to a
-            bool tensor; names need named parameters. None: all of them.
+            bool tensor; names need named parameters, others `mask.bound(model)`. None: all of them.
         maximize: ascend instead of descend.
         capturable: keep `step` on the parameter's device, in checkpoints too.
         differentiable: refused.
@@ -55,8 +66,13 @@ class MaskedAdamW(Optimizer):
     gradient for others): see `state.init_state`. State keeps C order of the positions.
 
     On a GPU a step never waits for the device and can be captured in a CUDA graph, after one
-    ordinary step. A graph follows an `lr` that is a tensor on the device; other hyperparameters and
-    the mask are those of the capture. Inside torch.compile all runs as it is, uncompiled.
+    ordinary step. A graph follows `lr` and `betas` that are tensors on the device; other
+    hyperparameters, the mask and the state are those of the capture: after `set_mask` or
+    `load_state_dict` it goes on with the old ones, so capture anew and call `forget_captures`.
+
+    Code compiled by torch.compile calls the operator `pecker_fast::masked_adamw`, without a graph
+    break. A number that changes (an `lr` that is a float) compiles anew, as with torch's: use a
+    tensor. With release_grads or sharded parameters the step runs between what is compiled.
 
     Parameters may be sharded by `fully_shard` (FSDP2): each process keeps the state of the salient
     entries that it holds. Masks are given whole. With a mask, making the optimizer, `set_mask` and
@@ -67,7 +83,7 @@ class MaskedAdamW(Optimizer):
 
     Raises:
         PeckerError: a hyperparameter out of range, or a mask that does not fit (see
-            `resolve.resolve_mask`).
+            `resolve.resolve_mask`). Where torch raises a RuntimeError or TypeError it is one, too.
     """
 
     # While load_state_dict runs: the dict with its tensors as saved.
@@ -75,12 +91,14 @@ class MaskedAdamW(Optimizer):
     _constructed = False
     # Work that holds until parameters, state or mask change; None: to be made at the next step.
     _prepared: Prepared | None = None
+    # Former such work that captured graphs go on reading.
+    _captured: tuple[Prepared, ...] = ()
 
     def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
@@ -151,7 +169,7 @@ class MaskedAdamW(Optimizer):
         if self._constructed:  # else the constructor attaches all groups at once
             try:
                 self._attach(len(self.param_groups) - 1, mask)
-            except (PeckerError, TypeError):
+            except PeckerError:
                 self.param_groups.pop()
                 raise
 
@@ -189,8 +207,23 @@ class MaskedAdamW(Optimizer):
             old = self.state.get(param)
             if old:
                 state = self._start(param, group)
+                state.update(users_entries(old))
                 if moments == "carry":
                     carry_state(state, self._indices[param], old, old_indices.get(param))
+        self._outdate()
+
+    def forget_captures(self) -> None:
+        """Free what CUDA graphs captured before `set_mask` or `load_state_dict` read.
+
+        They keep masks and state of their own alive, so that replaying them harms nothing. Call it
+        when they are gone; replaying one afterwards writes into freed memory.
+        """
+        self._captured = ()
+
+    def _outdate(self) -> None:
+        """The prepared work no longer holds."""
+        if self._prepared is not None and self._prepared.captured:
+            self._captured += (self._prepared,)
         self._prepared = None
 
     @property
@@ -207,10 +240,13 @@ class MaskedAdamW(Optimizer):
             backends.select(self._backend_name, device)  # refuse a wrong one now, not at a step
         resolved = ResolvedMask() if mask is None else resolve_mask(mask, groups, first_group)
         self._take(resolved, groups)
+        self._traceable = self._released is None and not any(
+            is_sharded(param) for group in self.param_groups for param in group["params"]
+        )
         for _, _, group, param in named_params(groups):
             if param.requires_grad and param not in self.state:
                 self._start(param, group)
-        self._prepared = None
+        self._outdate()
 
     def _take(self, resolved: ResolvedMask, groups: list[dict[str, Any]]) -> None:
         self._indices.update(resolved.indices)
@@ -218,7 +254,6 @@ class MaskedAdamW(Optimizer):
         for number, group in enumerate(groups):
             group["mask_digest"] = resolved.digests[number] if resolved.digests else None
 
-    @untraced
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the salient entries of every parameter that has a gradient.
@@ -236,13 +271,22 @@ class MaskedAdamW(Optimizer):
         # GradScaler sets these two around the call.
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if self._traceable and torch.compiler.is_compiling():
+            self._traced_step(grad_scale, found_inf)
+        else:
+            self._step(grad_scale, found_inf)
+        return loss
+
+    @untraced
+    def _step(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         batches = self._batches()
         groups = [Hyperparameters.of(group) for group in self.param_groups]
         for batch in batches:
+            if batch.device.type == "meta":
+                refuse_fused_on_meta(self.param_groups)
             batch.step(self._released, groups, grad_scale, found_inf)
         if self._released is not None:
             self._released.clear()
-        return loss
 
     def _batches(self) -> tuple[Batch, ...]:
         """The batches of this step, made anew if parameters, state or options are not as before."""
@@ -252,7 +296,9 @@ class MaskedAdamW(Optimizer):
                     indices = self._indices.get(param)
                     grow_state(label, self.state[param], local_tensor(param), indices, group)
                 elif param.grad is not None or param.requires_grad:
+                    check_param(label, param)
                     self._start(param, group)
+            self._outdate()
             self._prepared = Prepared.of(
                 self.param_groups,
                 self.state,
@@ -273,79 +319,6 @@ class MaskedAdamW(Optimizer):
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> ParamState:
         master = bool(self._indices) if self._master_weights is None else self._master_weights
         return init_state(local_tensor(param), self._indices.get(param), group, master)
-
-    # ---- gradients
-
-    @untraced
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, released ones included.
-
-        Args:
-            set_to_none: drop them; else make them zero, so that the next step still counts.
-        """
-        super().zero_grad(set_to_none)
-        if self._released is not None:
-            forget = self._released.clear if set_to_none else self._released.zero_
-            forget()
-
-    @untraced
-    def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Scale the released gradients so that their total 2-norm is at most `max_norm`.
-
-        The norm is over the salient entries: the others are gone. For dense gradients use
-        torch.nn.utils.clip_grad_norm_, whose norm is over all entries.
-
-        Returns:
-            () the total norm before clipping.
-
-        Raises:
-            PeckerError: without release_grads.
-        """
-        if self._released is None:
-            raise PeckerError(
-                "clip_grad_norm_ works on released gradients only: pass release_grads=True, or "
-                "use torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
-            )
-        return self._released.clip_norm_(max_norm)
-
-    @property
-    def releases_grads(self) -> bool:
-        """Whether dense gradients are freed during the backward pass."""
-        return self._released is not None
-
-    def release_into(
-        self, places: Mapping[Tensor, Tensor], on_release: Callable[[Tensor], None] | None
-    ) -> ReleasedGrads:
-        """Keep released gradients in the caller's memory, e.g. in what it sends to other processes.
-
-        A copy of the optimizer keeps its own again. Returns what knows which gradients there are.
-
-        Args:
-            places: parameter -> (nnz,) float32, float64 for a float64 parameter. Others as before.
-            on_release: called with a parameter, during the backward pass, whenever a gradient has
-                been added in its place. None: nobody is told.
-
-        Raises:
-            PeckerError: without release_grads, or while released gradients wait for a step.
-        """
-        if self._released is None:
-            raise PeckerError("release_into works on released gradients only: release_grads=True")
-        if self._released:
-            raise PeckerError(
-                "released gradients are waiting: call step() or zero_grad() before release_into"
-            )
-        self._released.keep_in(places, on_release)
-        return self._released
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """Tells GradScaler to hand `grad_scale` and `found_inf` to `step` instead of unscaling."""
-        if self._released is not None:
-            raise RuntimeError(
-                "release_grads=True does not work with a GradScaler, which must see the whole "
-                "gradients to look for infinities: use bfloat16, or release_grads=False"
-            )
-        return True
 
     # ---- checkpoints, copies
 
@@ -383,7 +356,9 @@ class MaskedAdamW(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        ours = ("_backend_name", "_master_weights", "_indices", "_shares", "_released")
+        ours = (
+            "_backend_name", "_master_weights", "_indices", "_shares", "_released", "_traceable",
+        )  # fmt: skip
         return {**state, **{name: self.__dict__[name] for name in ours}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -396,5 +371,5 @@ class MaskedAdamW(Optimizer):
             new = restored(self._incoming, groups, self.state, self._new_state)
             state = {**state, "state": new}
         super().__setstate__(state)
-        self._prepared = None
+        self._outdate()
         self._constructed = True

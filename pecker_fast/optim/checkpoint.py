@@ -18,7 +18,7 @@ from torch import Tensor
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.resolve import param_label
 from pecker_fast.optim.sharded import Share, is_sharded, row_share
-from pecker_fast.optim.state import ENTRY_KEYS, ParamState, moment_names
+from pecker_fast.optim.state import ENTRY_KEYS, ParamState, moment_names, users_entries
 
 __all__ = ["check_checkpoint", "complete_checkpoint", "held_part", "restored"]
 
@@ -56,8 +56,8 @@ def _whole(state: ParamState, param: Any, share: Share | None) -> ParamState:
     """A sharded parameter's state, `step` aside: gathered, or as DTensors if there is no mask."""
     from torch.distributed.tensor import DTensor
 
-    whole = {"step": state["step"]}
-    for key in sorted(state.keys() - {"step"}):  # in one order on all processes
+    whole = {"step": state["step"], **users_entries(state)}
+    for key in sorted(state.keys() - whole.keys()):  # in one order on all processes
         if share is not None:
             whole[key] = share.gather(state[key], param)
         else:
@@ -87,8 +87,9 @@ def held_part(
     for live, group in zip(groups, state_dict["param_groups"], strict=False):  # torch counts them
         for param, key in zip(live["params"], group["params"], strict=False):
             if key in states:
+                users = users_entries(states[key])
                 states[key] = {
-                    name: value if name == "step" else _part(value, param, shares)
+                    name: value if name == "step" or name in users else _part(value, param, shares)
                     for name, value in states[key].items()
                 }
     return {**state_dict, "state": states}
@@ -181,7 +182,7 @@ def restored(
     old: defaultdict[Any, ParamState],
     new_state: Callable[[Tensor, dict[str, Any]], ParamState],
 ) -> defaultdict[Any, ParamState]:
-    """The state that a checkpoint describes.
+    """The state that a checkpoint describes, with what users keep in it under keys of their own.
 
     Args:
         incoming: the checkpoint, from `held_part`.
@@ -189,11 +190,14 @@ def restored(
         old: the optimizer's state; emptied on the way, so that both need not fit into memory.
         new_state: (parameter, group) -> a state that has taken no step.
     """
-    keys = chain.from_iterable(group["params"] for group in incoming["param_groups"])
+    keys = list(chain.from_iterable(group["params"] for group in incoming["param_groups"]))
+    ours = set(keys)
     state: defaultdict[Any, ParamState] = defaultdict(dict)
+    state.update({key: value for key, value in incoming["state"].items() if key not in ours})
+    next_key = iter(keys)
     for group in groups:
         for param in group["params"]:
-            saved = incoming["state"].get(next(keys), {})
+            saved = incoming["state"].get(next(next_key), {})
             if saved or param in old:
                 old.pop(param, None)
                 state[param] = new_state(param, group)
@@ -214,6 +218,7 @@ def _restore(state: ParamState, saved: dict[str, Any]) -> None:
             state[key] = value.to(state["exp_avg_sq"].device, torch.int32, copy=True)
         elif key in state:
             state[key].copy_(value)
+    state.update(users_entries(saved))
 
 
 def _mask_name(digest: str | None) -> str:

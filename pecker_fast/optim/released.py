@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.optim import Optimizer
 
 from pecker_fast import backends
+from pecker_fast.errors import PeckerError, PeckerRuntimeError
 from pecker_fast.optim.sharded import (
     is_sharded,
     local_grad,
@@ -23,7 +25,7 @@ from pecker_fast.optim.sharded import (
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["ReleasedGrads", "untraced"]
+__all__ = ["ReleasedGrads", "ReleasingOptimizer", "untraced"]
 
 # Backends take addresses, which tensors do not have while they are traced: torch.compile is to run
 # what is marked so as it is. torch.optim marks its own methods likewise; `torch.compiler.disable`
@@ -168,3 +170,80 @@ class ReleasedGrads:
         self.__dict__.update(state)
         for param, indices in self._indices.items():
             self.watch(param, indices)
+
+
+class ReleasingOptimizer(Optimizer):
+    """An optimizer whose gradients may be released ones."""
+
+    _released: ReleasedGrads | None
+
+    @untraced
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, released ones included.
+
+        Args:
+            set_to_none: drop them; else make them zero, so that the next step still counts.
+        """
+        super().zero_grad(set_to_none)
+        if self._released is not None:
+            forget = self._released.clear if set_to_none else self._released.zero_
+            forget()
+
+    @untraced
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale the released gradients so that their total 2-norm is at most `max_norm`.
+
+        The norm is over the salient entries: the others are gone. For dense gradients use
+        torch.nn.utils.clip_grad_norm_, whose norm is over all entries.
+
+        Returns:
+            () the total norm before clipping.
+
+        Raises:
+            PeckerError: without release_grads.
+        """
+        if self._released is None:
+            raise PeckerError(
+                "clip_grad_norm_ works on released gradients only: pass release_grads=True, or "
+                "use torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
+            )
+        return self._released.clip_norm_(max_norm)
+
+    @property
+    def releases_grads(self) -> bool:
+        """Whether dense gradients are freed during the backward pass."""
+        return self._released is not None
+
+    def release_into(
+        self, places: Mapping[Tensor, Tensor], on_release: Callable[[Tensor], None] | None
+    ) -> ReleasedGrads:
+        """Keep released gradients in the caller's memory, e.g. in what it sends to other processes.
+
+        A copy of the optimizer keeps its own again. Returns what knows which gradients there are.
+
+        Args:
+            places: parameter -> (nnz,) float32, float64 for a float64 parameter. Others as before.
+            on_release: called with a parameter, during the backward pass, whenever a gradient has
+                been added in its place. None: nobody is told.
+
+        Raises:
+            PeckerError: without release_grads, or while released gradients wait for a step.
+        """
+        if self._released is None:
+            raise PeckerError("release_into works on released gradients only: release_grads=True")
+        if self._released:
+            raise PeckerError(
+                "released gradients are waiting: call step() or zero_grad() before release_into"
+            )
+        self._released.keep_in(places, on_release)
+        return self._released
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tells GradScaler to hand `grad_scale` and `found_inf` to `step` instead of unscaling."""
+        if self._released is not None:
+            raise PeckerRuntimeError(
+                "release_grads=True does not work with a GradScaler, which must see the whole "
+                "gradients to look for infinities: use bfloat16, or release_grads=False"
+            )
+        return True

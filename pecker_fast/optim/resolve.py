@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pecker_fast.backends.layout import positions_on
-from pecker_fast.errors import PeckerError
+from pecker_fast.backends.work import PARAM_DTYPES
+from pecker_fast.errors import PeckerError, PeckerTypeError
 from pecker_fast.optim.sharded import (
     Share,
     is_sharded,
@@ -21,10 +22,13 @@ from pecker_fast.optim.sharded import (
 
 if TYPE_CHECKING:
     from pecker_fast.masks.mask import SaliencyMask
+    from pecker_fast.masks.structured import BoundMask
 
 __all__ = ["MaskLike", "ResolvedMask", "mask_digest", "param_label", "resolve_mask"]
 
-MaskLike: TypeAlias = Union["SaliencyMask", Mapping[str, Tensor], Mapping[Tensor, Tensor]]
+MaskLike: TypeAlias = Union[
+    "SaliencyMask", "BoundMask", Mapping[str, Tensor], Mapping[Tensor, Tensor]
+]
 _INT32_MAX = 2**31 - 1
 
 
@@ -58,7 +62,8 @@ def resolve_mask(
     Collective where parameters are sharded: their processes must have the same mask.
 
     Args:
-        mask: a SaliencyMask, or a mapping from name or parameter to a bool tensor.
+        mask: a SaliencyMask, what its `bound` returns, or a mapping from name or parameter to a
+            bool tensor.
         groups: parameter groups of an optimizer; names are taken from "param_names".
         first_group: the number of the first group, for messages.
 
@@ -66,7 +71,7 @@ def resolve_mask(
         PeckerError: a parameter the mask does not know, a salient name no parameter has, a shape
             that differs, a mask with no salient entry, parameters without names, or masks that
             differ between processes.
-        TypeError: not a mask.
+        PeckerTypeError: not a mask.
     """
     by_name, positions_of = _lookup(mask)
     resolved = ResolvedMask()
@@ -77,12 +82,15 @@ def resolve_mask(
         if by_name and not names:
             raise PeckerError(
                 "the mask is keyed by name, but the optimizer's parameters have no names: pass "
-                "model.named_parameters(), or groups of (name, parameter) pairs"
+                "model.named_parameters(), groups of such pairs, or mask.bound(model) as the mask"
             )
         whole = []
         for index, param in enumerate(group["params"]):
             label = param_label(group, number, index)
             key = names[index] if by_name and names else param
+            if key not in positions_of and param.dtype not in PARAM_DTYPES:
+                resolved.indices[param] = torch.empty(0, dtype=torch.int32, device=param.device)
+                continue  # `check_param` has seen that it needs no gradient
             if key not in positions_of:
                 raise PeckerError(
                     f"the mask does not know parameter {label!r}: give it an empty mask (every "
@@ -135,24 +143,27 @@ def mask_digest(positions: list[tuple[torch.Size, Tensor]]) -> str:
 def _lookup(mask: MaskLike) -> tuple[bool, dict[Any, tuple[torch.Size, Tensor]]]:
     """Whether the mask is keyed by name, and key -> (shape, int32 positions or bool tensor)."""
     if hasattr(mask, "indices") and hasattr(mask, "shapes"):
-        return True, {name: (mask.shapes[name], mask.indices[name]) for name in mask.indices}
+        by_name = all(isinstance(key, str) for key in mask.indices)
+        return by_name, {name: (mask.shapes[name], mask.indices[name]) for name in mask.indices}
     if not isinstance(mask, Mapping):
-        raise TypeError(
+        raise PeckerTypeError(
             "mask must be a SaliencyMask or a mapping from name or parameter to a bool tensor, "
             f"got {type(mask).__name__}"
         )
     for key, dense in mask.items():
         if not isinstance(key, (str, Tensor)):
-            raise TypeError(f"mask keys must be names or parameters, got {type(key).__name__}")
+            raise PeckerTypeError(
+                f"mask keys must be names or parameters, got {type(key).__name__}"
+            )
         label = repr(key) if isinstance(key, str) else "a parameter"
         if not isinstance(dense, Tensor) or dense.dtype != torch.bool:
             found = dense.dtype if isinstance(dense, Tensor) else type(dense).__name__
-            raise TypeError(f"the mask of {label} must be a bool tensor, got {found}")
+            raise PeckerTypeError(f"the mask of {label} must be a bool tensor, got {found}")
         if is_sharded(dense):
-            raise TypeError(f"the mask of {label} is a DTensor: pass mask.full_tensor()")
+            raise PeckerTypeError(f"the mask of {label} is a DTensor: pass mask.full_tensor()")
     kinds = {isinstance(key, str) for key in mask}
     if len(kinds) > 1:
-        raise TypeError("mask keys must be all names or all parameters, got both")
+        raise PeckerTypeError("mask keys must be all names or all parameters, got both")
     return kinds != {False}, {key: (dense.shape, dense) for key, dense in mask.items()}
 
 

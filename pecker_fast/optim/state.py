@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pecker_fast.backends.work import Entry
-from pecker_fast.errors import PeckerError
+from pecker_fast.backends.work import PARAM_DTYPES, Entry, start_classes
+from pecker_fast.errors import PeckerError, PeckerRuntimeError
 from pecker_fast.optim.resolve import param_label
 from pecker_fast.optim.sharded import check_sharding, is_sharded
 
@@ -17,60 +17,97 @@ __all__ = [
     "ParamState",
     "carry_state",
     "check_group",
+    "check_param",
     "grow_state",
     "init_state",
     "make_entry",
     "moment_names",
+    "refuse_fused_on_meta",
+    "users_entries",
 ]
 
 ParamState: TypeAlias = dict[str, Tensor]
 
-_PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # One value per salient entry. `step` is one per parameter, `entry_start` is made by carry_state.
 ENTRY_KEYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master")
+_OWN_KEYS = frozenset({"step", "entry_start", *ENTRY_KEYS})
 
 
 def check_group(group: dict[str, Any], group_index: int) -> None:
     """Refuse hyperparameters and parameters that AdamW cannot work with.
 
     Raises:
-        PeckerError: a value out of range, or a parameter that is complex, not floating point, or
-            sharded otherwise than by rows.
-        TypeError: betas that are tensors.
+        PeckerError: a value out of range, or a parameter as in `check_param`.
+        PeckerRuntimeError: flags that exclude each other.
     """
     lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise PeckerError(f"lr must have one element, got a tensor of shape {tuple(lr.shape)}")
+    for label, value in (("lr", lr), *((f"betas[{i}]", b) for i, b in enumerate(group["betas"]))):
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                shape = tuple(value.shape)
+                raise PeckerError(f"Tensor {label} must be 1-element, got shape {shape}")
+            if group["foreach"] and not group["capturable"]:
+                raise PeckerError(
+                    f"{label} as a Tensor is not supported for capturable=False and foreach=True: "
+                    "drop foreach, which selects nothing here"
+                )
     if not 0.0 <= float(lr):
         raise PeckerError(f"Invalid learning rate: {lr} (expected at least 0)")
     if not 0.0 <= eps:
         raise PeckerError(f"Invalid epsilon value: {eps} (expected at least 0)")
-    if any(isinstance(beta, Tensor) for beta in group["betas"]):
-        raise TypeError("betas must be floats, got tensors: pass beta.item()")
     for i, beta in enumerate(group["betas"]):
-        if not 0.0 <= beta < 1.0:
+        if not 0.0 <= float(beta) < 1.0:
             raise PeckerError(f"Invalid beta parameter at index {i}: {beta} (expected [0, 1))")
+    if len({isinstance(beta, Tensor) for beta in group["betas"]}) > 1:
+        raise PeckerError("betas must be either both floats or both Tensors, got one of each")
     if not 0.0 <= weight_decay:
         raise PeckerError(f"Invalid weight_decay value: {weight_decay} (expected at least 0)")
     clip_value = group["clip_value"]
     if clip_value is not None and not 0.0 < clip_value:
         raise PeckerError(f"Invalid clip_value: {clip_value} (expected above 0, or None)")
     if group["foreach"] and group["fused"]:
-        raise PeckerError("`foreach` and `fused` cannot both be True: both are ignored here")
+        raise PeckerRuntimeError(
+            "`fused` and `foreach` cannot be `True` together: drop one, neither selects anything"
+        )
     if group["differentiable"]:
-        raise PeckerError(
-            "differentiable=True is not supported: the step is one kernel that autograd cannot "
-            "see; use torch.optim.AdamW"
+        also = "`fused` does not support `differentiable`, and " if group["fused"] else ""
+        raise PeckerRuntimeError(
+            f"{also}differentiable=True is not supported: the step is one kernel that autograd "
+            "cannot see; use torch.optim.AdamW"
         )
     for index, param in enumerate(group["params"]):
-        label = param_label(group, group_index, index)
-        if param.dtype not in _PARAM_DTYPES:
-            kind = "complex" if param.is_complex() else str(param.dtype)
-            raise PeckerError(
-                f"parameter {label!r} is {kind}: expected float32, float64, bfloat16 or float16"
-            )
-        if is_sharded(param):
-            check_sharding(label, param)
+        check_param(param_label(group, group_index, index), param)
+
+
+def check_param(label: str, param: Tensor) -> None:
+    """Refuse a parameter that AdamW cannot update; one without gradient may have any dtype.
+
+    Raises:
+        PeckerError: it is complex, not floating point, or sharded otherwise than by rows.
+    """
+    if param.dtype not in PARAM_DTYPES and (param.requires_grad or param.grad is not None):
+        kind = "complex" if param.is_complex() else str(param.dtype)
+        raise PeckerError(
+            f"parameter {label!r} is {kind}: expected float32, float64, bfloat16 or float16"
+        )
+    if is_sharded(param):
+        check_sharding(label, param)
+
+
+def refuse_fused_on_meta(groups: list[dict[str, Any]]) -> None:
+    """Refuse fused=True for gradients without memory, at a step, as torch does.
+
+    Raises:
+        PeckerRuntimeError: there are such gradients.
+    """
+    for number, group in enumerate(groups):
+        for index, param in enumerate(group["params"]):
+            if group["fused"] and param.is_meta and param.grad is not None:
+                raise PeckerRuntimeError(
+                    "`fused=True` requires all the params to be floating point Tensors of "
+                    f"supported devices, but {param_label(group, number, index)!r} is on meta: "
+                    "materialize the model before the optimizer is made"
+                )
 
 
 def init_state(
@@ -123,11 +160,6 @@ def make_entry(
     label: str, param: Tensor, group_index: int, indices: Tensor | None, state: ParamState
 ) -> Entry:
     """What a backend needs to know of one parameter."""
-    starts: tuple[int, ...] = (0,)
-    start_class = None
-    if "entry_start" in state and bool(state["entry_start"].any()):
-        distinct, inverse = torch.unique(state["entry_start"], return_inverse=True)
-        starts, start_class = tuple(distinct.tolist()), inverse.int()
     return Entry(
         label,
         param,
@@ -137,16 +169,21 @@ def make_entry(
         state["exp_avg_sq"],
         state.get("max_exp_avg_sq"),
         state.get("master"),
-        starts,
-        start_class,
+        *start_classes(state.get("entry_start")),
     )
 
 
 def moment_names(group: dict[str, Any]) -> frozenset[str]:
     """The names of the moments that a group's hyperparameters need."""
-    exp_avg = {"exp_avg"} if group["betas"][0] != 0 else set()
+    beta1 = group["betas"][0]  # a tensor's value may change, and reading it may wait for a device
+    exp_avg = {"exp_avg"} if isinstance(beta1, Tensor) or beta1 != 0 else set()
     max_exp_avg_sq = {"max_exp_avg_sq"} if group.get("amsgrad") else set()
     return frozenset({"exp_avg_sq"} | exp_avg | max_exp_avg_sq)
+
+
+def users_entries(state: ParamState) -> ParamState:
+    """What a user keeps in a parameter's state, beside what this module puts there."""
+    return {key: value for key, value in state.items() if key not in _OWN_KEYS}
 
 
 def _zeros(param: Tensor, indices: Tensor | None) -> Tensor:

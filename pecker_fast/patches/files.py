@@ -2,14 +2,16 @@
 
 A safetensors file. For each tensor with salient entries it holds two:
 
-    mask.NAME    uint8, 1 bit per entry in logical order, as in a mask file
+    mask.NAME    uint8, 1 bit per entry in logical order, as in a mask file; or gaps.NAME, the gaps
+                 between salient entries (`masks.packing`), where they are smaller
     values.NAME  integers as wide as the tensor's dtype: the bits of the base's value XOR those of
                  the erased value, one for each salient entry, in logical order
 
 Tensors without salient entries take a line of the metadata each: name, shape, dtype and digest of
 every parameter and persistent buffer of the base are there, with the digest of the result where it
 differs. The XOR takes the room of the erased values alone, works for every dtype, -0.0 and NaN
-included, and undoes itself; it means nothing without the base.
+included, and undoes itself; it means nothing without the base. Version 1 has no gaps, and is what
+is written where there are none.
 """
 
 from __future__ import annotations
@@ -33,12 +35,11 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.files import parse_json, replacing, shown
 from pecker_fast.masks.files import (
     UNEXPECTED,
-    Bits,
     read_own,
     stored_shape,
-    unpacked,
     unreadable,
 )
+from pecker_fast.masks.packing import Bits, bitmask, positions_of_gaps, smallest, unpacked
 from pecker_fast.masks.stats import ParameterStats
 
 __all__ = [
@@ -54,7 +55,7 @@ __all__ = [
 ]
 
 FORMAT = "pecker_fast.patch"
-VERSION = "1"
+VERSIONS = ("1", "2")
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ITEMSIZES = {
     name: kind.itemsize for name, kind in vars(torch).items() if isinstance(kind, torch.dtype)
@@ -151,7 +152,9 @@ def digest_of_bits(bits: Tensor) -> str:
 
 
 def patch_bytes(stats: Iterable[ParameterStats], element_size: int = 4) -> int:
-    """Bytes of positions and values in the patch of a mask, without the file's header.
+    """Bytes of bitmasks and values in the patch of a mask, without the file's header.
+
+    Gaps in place of bitmasks make the file smaller than that.
 
     Args:
         stats: of the mask, from `SaliencyMask.stats`.
@@ -176,9 +179,19 @@ def write_patch(path: str | os.PathLike[str], patch: Patch) -> Patch:
         [name, list(r.shape), r.dtype, r.base, *([r.result] if r.result != r.base else [])]
         for name, r in patch.tensors.items()
     ]
+    content = {f"values.{name}": values for name, values in patch.values.items()}
+    gaps = False
+    for name, bits in patch.bits.items():
+        numel = 8 * bits.size  # to the end of the last byte
+        salient = np.flatnonzero(unpacked(bits.view(np.uint8), numel))
+        packed = smallest(torch.from_numpy(salient.astype(np.int32)), numel)
+        content[f"mask.{name}" if packed is None else f"gaps.{name}"] = (
+            bits if packed is None else packed
+        )
+        gaps = gaps or packed is not None
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[1] if gaps else VERSIONS[0],
         "package": patch.package,
         "base": patch.base,
         "result": patch.result,
@@ -187,8 +200,6 @@ def write_patch(path: str | os.PathLike[str], patch: Patch) -> Patch:
         "about": about,
         "tensors": json.dumps(records, separators=(",", ":")),
     }
-    content: dict[str, npt.NDArray[Any]] = {f"mask.{n}": bits for n, bits in patch.bits.items()}
-    content.update({f"values.{name}": values for name, values in patch.values.items()})
     digest = _digest_of_file(metadata, content)
     metadata["digest"] = digest
     try:
@@ -207,17 +218,18 @@ def read_patch(path: str | os.PathLike[str]) -> Patch:
             not match its digest.
     """
     file_name = os.fspath(path)
-    metadata, content = read_own(path, "patch", VERSION, "pecker_fast.save_patch")
+    metadata, content = read_own(path, "patch", VERSIONS, "pecker_fast.save_patch")
     try:
         digest = metadata.pop("digest")
         intact = _digest_of_file(metadata, content) == digest
+        tensors = {
+            name: _record(name, *row)
+            for name, *row in parse_json(metadata["tensors"], f"patch file {file_name!r}")
+        }
         patch = Patch(
             path=file_name,
-            tensors={
-                name: _record(name, *row)
-                for name, *row in parse_json(metadata["tensors"], f"patch file {file_name!r}")
-            },
-            bits=_with_prefix(content, "mask."),
+            tensors=tensors,
+            bits=_with_prefix(content, "mask.") | _bits_of_gaps(content, tensors),
             values=_with_prefix(content, "values."),
             about=_about(parse_json(metadata["about"], f"patch file {file_name!r}")),
             package=metadata["package"],
@@ -254,6 +266,17 @@ def _about(content: Any) -> dict[str, Any]:
 
 def _with_prefix(content: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
+
+
+def _bits_of_gaps(
+    content: Mapping[str, npt.NDArray[Any]], tensors: Mapping[str, TensorRecord]
+) -> dict[str, Bits]:
+    """Bitmasks of the tensors whose gaps are stored; ValueError or LookupError where none fit."""
+    sizes = {name: tensors[name].shape.numel() for name in _with_prefix(content, "gaps.")}
+    return {
+        name: bitmask(positions_of_gaps(content[f"gaps.{name}"], numel), numel)
+        for name, numel in sizes.items()
+    }
 
 
 def _consistent(patch: Patch) -> bool:

@@ -30,8 +30,8 @@ import pecker_fast
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import usable_cores
 from pecker_fast.masks.checks import Model, few
-from pecker_fast.masks.files import Bits, bitmask
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.masks.packing import Bits, bitmask
 from pecker_fast.masks.stats import block_of
 from pecker_fast.patches.checks import (
     check_alike,

@@ -4,6 +4,10 @@ one; tests/test_gpu.py makes a real one where there is.
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from oracle import bits
@@ -102,6 +106,48 @@ def test_nothing_is_kept_without_a_capture(launches):
         param.grad = torch.zeros(40, 50) if step % 2 else torch.zeros(50, 40).t()
         optimizer.step()
     assert optimizer._prepared.batches[0].work._captured == []
+
+
+@pytest.mark.parametrize("change", ["set_mask", "load_state_dict", "a new state tensor"])
+def test_a_graph_of_the_old_mask_or_state_writes_into_no_freed_memory(launches, capture, change):
+    """Replayed afterwards, it goes on with what it was captured with, until it is forgotten."""
+    param, optimizer = make()
+    param.grad = torch.ones(40, 50)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    capture(True)
+    launches.clear()
+    optimizer.step()
+    capture(False)
+    graph = list(launches)
+    work = weakref.ref(optimizer._prepared.batches[0].work)
+    old = weakref.ref(optimizer.state[param]["exp_avg_sq"])
+    kept = old().clone()
+    if change == "set_mask":
+        optimizer.set_mask({param: torch.rand(40, 50) < 0.3})
+    elif change == "load_state_dict":
+        optimizer.load_state_dict(saved)
+    else:
+        optimizer.state[param]["exp_avg_sq"] = old().clone()
+    optimizer.step()
+    new = optimizer.state[param]["exp_avg_sq"]
+    after = new.clone()
+
+    addresses = graph[1][1][3]  # the table of masked_adamw, whose column 4 is exp_avg_sq
+    assert addresses[0, 4] == old().data_ptr() != new.data_ptr()
+    graph_launches, graph = graph, None
+    launches.clear()
+    for launch, args in graph_launches:
+        launch(*args)
+    assert not torch.equal(old(), kept)
+    assert torch.equal(new, after)
+    assert copy.deepcopy(optimizer)._captured == ()
+
+    optimizer.forget_captures()
+    del graph_launches, launch, args, addresses
+    gc.collect()
+    assert work() is None
+    assert old() is None
 
 
 def test_only_what_changed_is_uploaded(launches, monkeypatch):

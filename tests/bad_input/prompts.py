@@ -202,7 +202,7 @@ CASES = [
       if not setting.startswith("iterations") and (command == "erase" or "text" not in setting)),
     *each("prompt file", ANY_FILE, "prompts.csv", JUDGED_PROMPTS, (*_JUDGED, "prompts.csv"),
           named="prompts.csv", leave_out=("nearly-whole",)),
-    *each("prompt file", {name: put(text) for name, text in PROMPT_FILES.items()}, "prompts.csv",
+    *each("prompt rows", {name: put(text) for name, text in PROMPT_FILES.items()}, "prompts.csv",
           JUDGED_PROMPTS, _JUDGED, named="prompts.csv"),
     *(case(f"names: {name}", (*CONCEPT[:3], *more, *CONCEPT[9:]), _NEEDS)
       for name, more in {

@@ -6,10 +6,15 @@ import pytest
 import torch
 from tiny_pipeline import save_tiny_pipeline
 
+from pecker_fast.distill import load_config
+from pecker_fast.erasure.concepts import Concept, Probe, Showing
+from pecker_fast.erasure.run import Site, carry_out
+from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.pipeline import load_unet
+from pecker_fast.models.pipeline import PipelineFolder, load_unet
 from pecker_fast.runs.digest import fingerprint
 
+CPU = torch.device("cpu")
 SMALL = [
     "--forget", "star", "--override", "circle", "--density", "0.2",
     "--set", "batch_size=2", "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
@@ -134,6 +139,31 @@ def test_a_concept_is_forgotten_from_a_first_stage(run, pipeline, first_stage_of
     again = run("erase", "--pipeline", pipeline, *CONCEPT, *options[2:], "--from", out,
                 "--out", tmp_path / "second")  # fmt: skip
     assert again.code == 0, again.err
+
+
+def test_a_run_of_prompts_is_over_when_its_probe_says_so(pipeline, tmp_path):
+    """Taken up, it trains no further."""
+    settings = {
+        "until": {"every": 2}, "iterations": 20, "batch_size": 2, "micro_batch": None,
+        "saliency.batches": 1, "saliency.batch_size": 2,
+    }  # fmt: skip
+    config = load_config("object", settings, names=["cat"], name_overrides=["dog"])
+    groups = {"forget": [("a cat", 0)] * 2, "keep": [("a dog", 1), ("a cow", 1), ("a car", 0)]}
+    captions, shapes = ConceptCaptions(("cat", "dog"), 0, 1, groups), []
+
+    def all_dogs(images):
+        shapes.append(tuple(images.shape))
+        return torch.ones(len(images), dtype=torch.int64)
+
+    showing = Showing("object", steps=2, probe=lambda told: Probe(captions, all_dogs))
+    for _ in range(2):
+        folder, site = PipelineFolder.load(pipeline), Site(out=tmp_path / "run", device=CPU)
+        assert carry_out(Concept(site, folder, config, showing)).facts.iterations == 2
+    points = json.loads((tmp_path / "run" / "curve.json").read_text())
+    assert [point["iteration"] for point in points] == [0, 2]
+    assert (points[1]["forget_accuracy"], points[1]["forget_count"]) == (0.0, 2)
+    assert (points[1]["keep_accuracy"], points[1]["keep_count"]) == (2 / 3, 3)
+    assert set(shapes) == {(5, 3, 16, 16)}
 
 
 def test_until_under_prompts_says_what_it_needs(run, refused, pipeline, tmp_path):

@@ -4,13 +4,10 @@ import copy
 
 import pytest
 import torch
-from feigned_graph import FeignedCapture
 from text_toys import TEXT, encode, text_objective, text_unet
 from toys import assert_same_bits, train, weights
 
-from pecker_fast import backends
 from pecker_fast.distill import PeckerTrainer, load_config
-from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.distill.losses import generator_loss, pseudo_score_loss
 from pecker_fast.distill.network_set import SharedNetworks
 from pecker_fast.distill.networks import guided_by_sample, text_predictor
@@ -328,19 +325,6 @@ def test_one_set_of_weights(options):
             [[m.losses for m in metrics], weights(trainer.generator), weights(trainer.pseudo_score)]
         )
     assert_same_bits(*runs)
-
-
-@pytest.mark.slow
-def test_a_graph(monkeypatch):
-    if "cuda" not in backends.on_host():
-        pytest.skip("the CUDA kernels do not run on the CPU here")
-    settings = {"optimizer.backend": "cuda", "iterations": WARM_UP + 3, "mask.apply": "both"}
-    ordinary, _ = train(text_objective(settings))
-    capture = FeignedCapture(monkeypatch)
-    monkeypatch.setattr(PeckerTrainer, "_capture", lambda self: capture)
-    replayed, _ = train(text_objective(settings))
-    assert (capture.captures, capture.replays) == (1, 3)
-    assert_same_bits(weights(ordinary.generator), weights(replayed.generator))
 
 
 def test_concepts_may_weigh_nothing():

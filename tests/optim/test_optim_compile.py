@@ -1,9 +1,11 @@
-"""MaskedAdamW inside torch.compile: it runs as it is, between what is compiled."""
+"""MaskedAdamW inside torch.compile: one operator in the graph, with the bits of the eager step."""
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +34,10 @@ def make(backend, release_grads):
     }
     options = {"mask": mask, "release_grads": release_grads, "backend": backend.name}
     return model, MaskedAdamW(model.named_parameters(), lr=1e-2, **options)
+
+
+def make_on_cpu():
+    return make(SimpleNamespace(device="cpu", name="auto"), release_grads=False)
 
 
 def iteration_of(model, optimizer):
@@ -67,6 +73,133 @@ def test_compiled_training_has_the_bits_of_eager(backend, release_grads, what):
         state = [value for kept in optimizer.state.values() for value in kept.values()]
         ends.append([*model.parameters(), *state])
     assert len(ends[0]) == 4 + 4 * 3
+    for eager, compiled in zip(*ends, strict=True):
+        assert torch.equal(bits(eager), bits(compiled))
+
+
+OPTIONS = {
+    "default": {},
+    "tensors": {"lr": 1e-2, "betas": (0.75, 0.5), "capturable": True},
+    "no exp_avg": {"betas": (0.0, 0.9), "weight_decay": 0.1},
+    "amsgrad, clipped": {"amsgrad": True, "clip_value": 0.1, "maximize": True},
+}
+
+
+def options_of(name):
+    """Fresh ones at each call."""
+    options = dict(OPTIONS[name])
+    if name == "tensors":
+        options["lr"] = torch.tensor(options["lr"])
+        options["betas"] = tuple(map(torch.tensor, options["betas"]))
+    return options
+
+
+def with_masters(device, options):
+    """Two groups, one of them of bfloat16 parameters."""
+    generator = torch.Generator().manual_seed(5)
+    params, mask = [], {}
+    for shape, dtype in (((6, 4), torch.float32), ((5,), torch.float32), ((8, 3), torch.bfloat16)):
+        param = torch.randn(shape, generator=generator).to(dtype).to(device)
+        params.append(torch.nn.Parameter(param))
+        mask[params[-1]] = (torch.rand(shape, generator=generator) < 0.5).to(device)
+    groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.3}]
+    return params, mask, groups, options
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_step_is_one_graph_with_the_bits_of_eager(backend, name, masked, compiler):
+    """Also where masks, state, learning rate and gradients' presence change between two calls."""
+    ends = []
+    for compiled in (False, True):
+        params, mask, groups, options = with_masters(backend.device, options_of(name))
+        optimizer = MaskedAdamW(
+            groups, **options, mask=mask if masked else None, backend=backend.name
+        )
+        step = optimizer.step
+        if compiled:
+            step = torch.compile(lambda step=step: step(), backend=compiler, fullgraph=True)
+
+        def train(seed, step=step, params=params):
+            generator = torch.Generator().manual_seed(seed)
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator).to(param)
+            if seed == 1:
+                params[0].grad = None
+            step()
+
+        for seed in range(3):
+            train(seed)
+        lr = optimizer.param_groups[0]["lr"]
+        if isinstance(lr, torch.Tensor):
+            lr.fill_(1e-3)
+        else:
+            optimizer.param_groups[0]["lr"] = 1e-3
+        train(3)
+        if masked:
+            optimizer.set_mask({p: ~m for p, m in mask.items()}, moments="carry")
+            train(4)
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        train(5)
+        state = optimizer.state[params[1]]
+        state["exp_avg_sq"] = state["exp_avg_sq"].clone() * 2
+        train(6)
+        optimizer.step()  # and uncompiled again
+        state = [value for kept in optimizer.state.values() for value in kept.values()]
+        ends.append([*params, *state])
+    for eager, compiled in zip(*ends, strict=True):
+        assert torch.equal(bits(eager), bits(compiled))
+
+
+def test_a_tensor_for_a_learning_rate_does_not_compile_anew():
+    params, mask, groups, options = with_masters("cpu", {"lr": torch.tensor(1e-2)})
+    optimizer = MaskedAdamW(groups, **options, mask=mask)
+    counter = torch._dynamo.testing.CompileCounter()
+    step = torch.compile(lambda: optimizer.step(), backend=counter, fullgraph=True)
+    for _ in range(4):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        step()
+        options["lr"].mul_(0.5)
+    assert counter.frame_count == 1
+
+
+def test_a_compiled_training_step_breaks_nowhere_on_our_account():
+    """Model, backward, step: what is left are breaks of torch's own, such as `backward`."""
+    torch._dynamo.utils.counters.clear()
+    model, optimizer = make_on_cpu()
+
+    def iteration(inputs):
+        model(inputs).square().mean().backward()
+        optimizer.step()
+
+    torch.compile(iteration, backend="eager")(torch.ones(5, 6))
+    for reason in torch._dynamo.utils.counters["graph_break"]:
+        assert "pecker_fast" not in reason, reason
+    assert float(optimizer.state[model[0].weight]["step"]) == 1
+
+
+@pytest.mark.slow
+def test_inductor_keeps_the_bits():
+    """It changes state in place: what functionalization copies is taken out again."""
+    ends = []
+    for compiled in (False, True):
+        params, mask, groups, options = with_masters("cpu", {"lr": torch.tensor(1e-2)})
+        optimizer = MaskedAdamW(groups, **options, mask=mask)
+        step = optimizer.step
+        if compiled:
+            step = torch.compile(lambda step=step: step(), fullgraph=True)
+        places = [p.data_ptr() for p in params]
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator).to(param)
+            step()
+        assert places == [p.data_ptr() for p in params]
+        state = [value for kept in optimizer.state.values() for value in kept.values()]
+        ends.append([*params, *state])
     for eager, compiled in zip(*ends, strict=True):
         assert torch.equal(bits(eager), bits(compiled))
 

@@ -72,7 +72,7 @@ def test_signature_starts_like_torchs():
     [
         ({"lr": -1.0}, "learning rate: -1"),
         ({"lr": float("nan")}, "learning rate: nan"),
-        ({"lr": torch.tensor([1e-3, 1e-3])}, "lr must have one element"),
+        ({"lr": torch.tensor([1e-3, 1e-3])}, "Tensor lr must be 1-element"),
         ({"betas": (1.0, 0.9)}, "index 0: 1.0"),
         ({"betas": (0.9, -0.1)}, "index 1: -0.1"),
         ({"betas": (0.9, float("nan"))}, "index 1: nan"),
@@ -80,7 +80,9 @@ def test_signature_starts_like_torchs():
         ({"eps": float("nan")}, "epsilon value"),
         ({"weight_decay": -0.1}, "weight_decay value: -0.1"),
         ({"clip_value": 0.0}, "clip_value: 0"),
-        ({"foreach": True, "fused": True}, "cannot both be True"),
+        ({"foreach": True, "fused": True}, "cannot be `True` together"),
+        ({"betas": (torch.tensor(0.9), 0.99)}, "either both floats or both Tensors"),
+        ({"betas": (torch.ones(2) / 2,) * 2}, "betas.0. must be 1-element"),
         ({"differentiable": True}, "differentiable=True is not supported"),
         ({"release_grads": True}, "release_grads=True needs a mask"),
         ({"backend": "cudnn"}, "'cudnn' does not exist"),
@@ -97,9 +99,19 @@ def test_bad_options_of_one_group():
         MaskedAdamW(groups)
 
 
-def test_tensor_betas_are_refused():
-    with pytest.raises(TypeError, match="betas must be floats"):
-        MaskedAdamW([torch.nn.Parameter(torch.ones(2))], betas=(torch.tensor(0.9), 0.99))
+def test_betas_may_be_tensors_that_change(backend):
+    model, other = make_model(backend.device), make_model(backend.device)
+    betas = torch.tensor(0.5, dtype=torch.float64), torch.tensor([0.75], dtype=torch.float64)
+    ours = MaskedAdamW(model.parameters(), **BASE, betas=betas, backend=backend.name)
+    theirs = torch.optim.AdamW(other.parameters(), **BASE, betas=(0.5, 0.75))
+    train(model, ours, 2)
+    train(other, theirs, 2)
+    betas[0].fill_(0.25)
+    theirs.param_groups[0]["betas"] = (0.25, 0.75)
+    train(model, ours, 2)
+    train(other, theirs, 2)
+    assert ours.param_groups[0]["betas"] is betas
+    assert_same(model, other, exact=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn], ids=str)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import pecker_fast
 from pecker_fast import SaliencyMask, apply_patch, remove_patch, save_patch
 from pecker_fast.errors import PeckerError
-from pecker_fast.masks.files import bitmask
+from pecker_fast.masks.packing import bitmask
 from pecker_fast.masks.stats import ParameterStats
 from pecker_fast.patches.files import (
     TensorRecord,
@@ -130,8 +130,8 @@ def test_missing_and_foreign_files(tmp_path, weights):
 def test_a_later_version(file, weights):
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
-    save_file(load_file(file), file, metadata={**metadata, "version": "2"})
-    refused(file, weights, "has format version '2', this pecker_fast reads version '1'; update")
+    save_file(load_file(file), file, metadata={**metadata, "version": "3"})
+    refused(file, weights, "has format version '3', this pecker_fast reads version 1 and 2; update")
 
 
 def test_truncated_files(file, weights):
@@ -271,12 +271,52 @@ def test_size_beside_the_networks_file(tmp_path, dtype, most):
     save_patch(path, base, erased, mask)
     size, content = path.stat().st_size, path.read_bytes()
     header = int.from_bytes(content[:8], "little")
-    assert size == 8 + header + patch_bytes(mask.stats(), dtype.itemsize)
+    # At density 0.1 gaps take 8 bits a salient entry, bitmasks 10: 1/40 byte less an entry.
+    bitmasks = 8 + header + patch_bytes(mask.stats(), dtype.itemsize)
+    assert bitmasks - size == pytest.approx(mask.numel / 40, rel=0.1)
     # 1/32 + 1/10 and 1/16 + 1/10; the rest is the header, whose size goes with the tensors' number.
     assert size <= most * (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
     assert header < 500 * len(mask)
     apply_patch(base, path)
     assert all(torch.equal(p, erased[name]) for name, p in base.named_parameters())
+
+
+def test_sparse_patches_hold_gaps_and_undo_themselves(tmp_path):
+    """And those of the first version, with a bitmask for every tensor, are read as before."""
+    generator = torch.Generator().manual_seed(0)
+    base = {"w": torch.randn(400, 50, generator=generator), "b": torch.randn(3)}
+    mask = SaliencyMask.random({"w": base["w"]}, 0.01, seed=0)
+    erased = {name: tensor.clone() for name, tensor in base.items()}
+    erased["w"].view(-1)[mask.indices["w"].long()] += 1
+    path, old = tmp_path / "patch.safetensors", tmp_path / "old.safetensors"
+    whole = SaliencyMask(
+        {**mask.indices, "b": torch.empty(0, dtype=torch.int32)}, {**mask.shapes, "b": (3,)}
+    )
+    patch = save_patch(path, base, erased, whole)
+    with safe_open(path, framework="np") as file:
+        metadata, content = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    assert metadata["version"] == "2" and set(content) == {"gaps.w", "values.w"}
+    assert content["gaps.w"].nbytes < 0.1 * 400 * 50 / 8
+
+    del metadata["digest"]
+    metadata["version"] = "1"
+    before = {"mask.w": patch.bits["w"], "values.w": content["values.w"]}
+    metadata["digest"] = _digest_of_file(metadata, before)
+    save_numpy(before, old, metadata=metadata)
+    for source in (path, old):
+        found = read_patch(source)
+        assert (found.bits["w"] == patch.bits["w"]).all()
+        weights = {name: tensor.clone() for name, tensor in base.items()}
+        apply_patch(weights, source)
+        assert all(torch.equal(weights[name], erased[name]) for name in base)
+
+    content["gaps.w"] = content["gaps.w"][:-1]
+    metadata["version"] = "2"
+    del metadata["digest"]
+    metadata["digest"] = _digest_of_file(metadata, content)
+    save_numpy(content, path, metadata=metadata)
+    with pytest.raises(PeckerError, match="damaged"):
+        read_patch(path)
 
 
 def test_size_for_stable_diffusion_1_5():
