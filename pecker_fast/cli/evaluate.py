@@ -164,7 +164,8 @@ _PROMPTS = (
 def _fitting(options: dict[str, Any], others: Sequence[str], of_prompts: bool) -> dict[str, Any]:
     """The options without those of the other kind of images, none of which may be given."""
     for name in others:
-        if options[name] not in (None, False, ()):
+        value = options[name]
+        if value is not None and value is not False and value != ():  # 0 is a value
             shown = _SHOWN.get(name, f"--{name.replace('_', '-')}")
             raise PeckerError(
                 f"evaluate: {shown} judges images of classes; leave it out, or --prompts"

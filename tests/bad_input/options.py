@@ -65,7 +65,7 @@ FREE = {
 }  # fmt: skip
 HARMLESS = {
     ("--batch-size", f"{10**12}"), ("--seed", "0"), ("--t-init", "0"), ("--guidance", "-1"),
-    ("--guidance", "1e308"),
+    ("--guidance", "1e308"), ("--prompts", "precious.txt"),
 }  # fmt: skip
 """Values that a command can do something with."""
 

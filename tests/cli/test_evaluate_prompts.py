@@ -145,6 +145,7 @@ def test_a_recogniser_of_ones_own(evaluate, tmp_path, monkeypatch):
     [
         (["--classifier", "."], "--classifier"),
         (["--forget", "cat"], "--forget"),
+        (["--eta", "0"], "--eta"),
         ([], "nothing to judge by"),
         (["--clip", "nowhere"], "nowhere"),
         (["--faces", "json:loads"], "trusted:"),
