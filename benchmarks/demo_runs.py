@@ -1,7 +1,6 @@
 """The demo under each kind of mask and several seeds: what saliency gains, and what it does not.
 
-    python benchmarks/demo_runs.py                                  # nine runs, some 20 minutes
-    python benchmarks/demo_runs.py --cases saliency both bf16       # other settings, see CASES
+    python benchmarks/demo_runs.py                                  # nine runs, some 15 minutes
 
 Each run is `pecker-fast demo` in a process of its own. A run in which a frozen parameter changed
 fails the benchmark.
@@ -24,9 +23,6 @@ CASES = {
     "saliency": [],
     "random": ["--mask", "random"],
     "full": ["--mask", "full"],
-    # A mask on the pseudo-score too: one set of weights for all three networks.
-    "both": ["--set", "mask.apply=both"],
-    "bf16": ["--set", "precision=bf16"],
 }
 KEPT = (
     "forget", "override", "mask", "density", "seed", "iterations", "forget_accuracy_before",

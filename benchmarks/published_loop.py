@@ -225,11 +225,12 @@ class PublishedLoop:
 
     def _draw(self) -> Iterator[Phases]:
         size, classes = self._config.batch_size, self._classes
+        ((gone, instead),) = classes.pairs
         while True:
             kept = torch.randint(classes.num_classes - 1, (size,), device=self._device)
-            remain = kept + (kept >= classes.forget)
-            forget = torch.full_like(remain, classes.forget)
-            override = torch.full_like(remain, classes.override)
+            remain = kept + (kept >= gone)
+            forget = torch.full_like(remain, gone)
+            override = torch.full_like(remain, instead)
             pairs = ((remain, remain), (forget, override))
             pseudo_score, generator = (
                 tuple(self._term(*labels) for labels in pairs) for _ in range(2)

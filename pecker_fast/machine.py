@@ -13,7 +13,10 @@ import torch
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["machine_facts", "out_of_memory", "usable_cores", "usable_device", "versions"]
+__all__ = [
+    "asked_bytes", "free_bytes", "machine_facts", "out_of_memory", "usable_cores", "usable_device",
+    "versions",
+]  # fmt: skip
 
 _GIB = 2**30
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -97,29 +100,42 @@ def out_of_memory(error: BaseException) -> str | None:
     """
     said = str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", said)
         there = re.search(r"capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", said)
         place = f" of the GPU's {there[1]}, {there[2]} free" if there else " on the GPU"
-        return f"out of memory: {asked[1] if asked else 'more'} asked for{place}"
-    if not isinstance(error, MemoryError) and "can't allocate memory" not in said:
+    elif isinstance(error, MemoryError) or "can't allocate memory" in said:
+        total, free = _memory("MemTotal"), _memory("MemAvailable")
+        place = ""
+        if total is not None and free is not None:
+            place = f" of the machine's {total / _GIB:,.1f} GiB, {free / _GIB:,.1f} GiB free"
+    else:
         return None
-    of_torch = re.search(r"allocate (\d+) bytes", said)
-    of_numpy = re.search(r"Unable to allocate ([\d.]+ \w+)", said)
-    asked_for = of_numpy[1] if of_numpy else "more"
-    if of_torch:
-        asked_for = f"{int(of_torch[1]) / _GIB:,.1f} GiB"
-    return f"out of memory: {asked_for} asked for{_memory()}"
+    asked = asked_bytes(error)
+    return f"out of memory: {f'{asked / _GIB:,.1f} GiB' if asked else 'more'} asked for{place}"
 
 
-def _memory() -> str:
-    """How much there is, for the end of a message; "" where the system does not say."""
+def asked_bytes(error: BaseException) -> int | None:
+    """The allocation that failed, as the error words it; None where it does not say."""
+    found = re.search(r"allocate ([\d.]+) (bytes|KiB|MiB|GiB|TiB|PiB)", str(error))
+    if found is None:
+        return None
+    power = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB").index(found[2])
+    return int(float(found[1]) * 1024**power)
+
+
+def free_bytes() -> int | None:
+    """Memory still to be had: of the current GPU where one is in use, else the machine's."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return torch.cuda.mem_get_info()[0]
+    return _memory("MemAvailable")
+
+
+def _memory(key: str) -> int | None:
+    """A line of /proc/meminfo in bytes; None where the system is not Linux."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        total, free = sizes["MemTotal"] / _GIB, sizes["MemAvailable"] / _GIB
-    except (OSError, LookupError, ValueError):
-        return ""  # not Linux
-    return f" of the machine's {total:,.1f} GiB, {free:,.1f} GiB free"
+        found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def usable_cores() -> int:

@@ -36,11 +36,11 @@ def test_a_container_quota_limits_the_cores(tmp_path, monkeypatch, content, core
                 "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of "
                 "79.11 GiB of which 1.25 GiB is free. Including non-PyTorch memory, this process"
             ),
-            "20.00 GiB asked for of the GPU's 79.11 GiB, 1.25 GiB free",
+            "20.0 GiB asked for of the GPU's 79.11 GiB, 1.25 GiB free",
         ),
         (torch.OutOfMemoryError("another wording"), "more asked for on the GPU"),
         (MemoryError(), "more asked for of the machine's"),
-        (MemoryError("Unable to allocate 7.11 PiB for an array"), "7.11 PiB asked for"),
+        (MemoryError("Unable to allocate 7.11 PiB for an array"), "7,455,375.4 GiB asked for"),
     ],
 )
 def test_what_is_said_of_memory_that_ran_out(error, said):

@@ -25,6 +25,7 @@ __all__ = [
     "PATH",
     "config_values",
     "echo",
+    "judges",
     "machine_options",
     "prepare",
     "seed_option",
@@ -100,6 +101,17 @@ def echo(text: object = "", *, err: bool = False) -> None:
     click.echo(printable(text, _LONGEST_LINE), err=err)
 
 
+def judges(given: tuple[Path, ...]) -> dict[str, Any]:
+    """What `--classifier` names, once or twice, by the arguments of Python.
+
+    Raises:
+        PeckerError: three and more.
+    """
+    if len(given) > 2:
+        raise PeckerError(f"--classifier: at most two judges, got {len(given)}; leave some out")
+    return dict(zip(("classifier", "second_classifier"), given, strict=False))
+
+
 def machine_options(function: F) -> F:
     """Add --device and --threads."""
     threads = click.IntRange(1, _MOST_THREADS)
@@ -114,16 +126,21 @@ def machine_options(function: F) -> F:
 def training_options(function: F) -> F:
     """Add the options that lay values over a configuration; None or () where not given.
 
-    --override may be given again, and arrives as the tuple `overrides`.
+    --forget and --override may be given again, and arrive as the tuples `forget` and `overrides`.
     """
     for option in reversed(
         (
-            click.option("--forget", help="Class to erase: name or index."),
+            click.option(
+                "--forget",
+                multiple=True,
+                help="Class to erase: name or index. May be given again, each with its --override.",
+            ),
             click.option(
                 "--override",
                 "overrides",
                 multiple=True,
-                help="Class in its place: name, index, or 'random'.",
+                help="Class in its place: name, index, 'random', 'nearest' by the model's "
+                "predictions, or 'classifier': what that takes the class for.",
             ),
             click.option("--density", type=float, help="Share of the parameters that may change."),
             click.option(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pecker_fast.cli.common import INPUT, PATH, echo
+from pecker_fast.errors import PeckerError
 
 __all__ = ["convert"]
 
@@ -20,6 +21,7 @@ _SLOTS = ("ema", "model", "generator", "pseudo-score")
 Examples:
     pecker-fast convert ckpts/ckpt.pth --out cifar10
     pecker-fast convert sfd/ckpt-50000.pth --out psi --slot pseudo-score
+    pecker-fast convert batch512_cfg4.54.54.5_t625_8380_v2.pkl --like SD15 --out one-step
 """,
 )
 @click.argument("checkpoint", type=INPUT)
@@ -38,6 +40,11 @@ Examples:
     type=click.IntRange(min=1),
     help="Height and width of the images.  [default: so that attention is at 16x16]",
 )
+@click.option(
+    "--like",
+    type=INPUT,
+    help="The pipeline that CHECKPOINT, a one-step generator of SiD-LSG, was distilled from.",
+)
 @click.option("--force", is_flag=True, help="Replace the model folder that is at --out.")
 def convert(
     checkpoint: Path,
@@ -45,17 +52,23 @@ def convert(
     slot: str | None,
     classes: str | None,
     size: int | None,
+    like: Path | None,
     force: bool,
 ) -> None:
-    """Make a model folder of a checkpoint of SA, SalUn, SFD or EraseDiff.
+    """Make a model folder of a checkpoint of SA, SalUn, SFD or EraseDiff, a U-Net of SiD-LSG's.
 
     CHECKPOINT is a file that their training wrote, for CIFAR-10, STL-10 or another size, or a
-    safetensors file of the network's weights. No code in it is run; a file that cannot be read
-    otherwise is refused.
+    safetensors file of the network's weights; with --like a pickled one-step generator. No code in
+    it is run; a file that cannot be read otherwise is refused.
     """
-    from pecker_fast.models.conversion import convert_checkpoint
+    from pecker_fast.models.conversion import convert_checkpoint, convert_generator
 
-    _, lines = convert_checkpoint(checkpoint, out, slot, classes, size, force=force)
+    if like is None:
+        _, lines = convert_checkpoint(checkpoint, out, slot, classes, size, force=force)
+    elif (slot, classes, size) != (None, None, None):
+        raise PeckerError("convert: --slot, --classes and --size are for class models, not --like")
+    else:
+        lines = convert_generator(checkpoint, like, out, force=force)
     for line in lines:
         echo(line)
     echo(f"wrote {out}")

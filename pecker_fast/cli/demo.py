@@ -54,8 +54,8 @@ def demo(
 
     started = time.monotonic()
     values = config_values(options)
-    if options["forget"] is not None:
-        values["forget"] = options["forget"]
+    if options["forget"]:
+        values["forget"] = options["forget"][-1]
     if options["overrides"]:
         values["override"] = options["overrides"][-1]
     if concept and {"forget", "override"} & values.keys():

@@ -18,6 +18,7 @@ from pecker_fast.cli.common import (
     settings_option,
 )
 from pecker_fast.cli.torchrun import is_first
+from pecker_fast.runs.finding import find_pipeline
 
 __all__ = ["distill"]
 
@@ -28,17 +29,21 @@ __all__ = ["distill"]
 Examples:
     pecker-fast distill MODEL --out one-step
     pecker-fast erase MODEL --from one-step --forget cat --override dog --out run
+    pecker-fast distill SD15 --set text.remain=captions.txt --out one-step
+    pecker-fast erase --pipeline SD15 --from one-step --recipe nudity --out run
 
 \b
---out receives checkpoints and, at the end, the one-step generator as a folder `model` and the
-network that knows its scores as a folder `pseudo_score`. Stopped, it goes on when the same command
-is started again. The default recipe is cifar10_stage1, 50,000 iterations of 128 images.
+--out receives checkpoints and, at the end, the one-step generator as a folder `model` (of a
+pipeline `pipeline`) and the network that knows its scores as a folder `pseudo_score`. Stopped, it
+goes on when the same command is started again. The default recipe is cifar10_stage1, 50,000
+iterations of 128 images; of a pipeline text_stage1, 16,000 of 512.
 """,
 )
 @MODEL_ARGUMENT
 @click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option(
-    "--config", default="cifar10_stage1", show_default=True, help="YAML file or name of a recipe."
+    "--config",
+    help="YAML file or name of a recipe.  [default: cifar10_stage1; of a pipeline text_stage1]",
 )
 @click.option("--iterations", type=int, help="Length of the run.")
 @seed_option
@@ -46,18 +51,24 @@ is started again. The default recipe is cifar10_stage1, 50,000 iterations of 128
 @click.option("--force", is_flag=True, help="Delete the run that --out holds and start anew.")
 @machine_options
 def distill(model: Path, device: str, threads: int | None, **options: Any) -> None:
-    """Distil the model folder MODEL into a one-step generator that forgets nothing yet."""
+    """Distil MODEL, a model folder or a pipeline, into one step; nothing is forgotten yet."""
     from pecker_fast.erasure.request import Request
 
     started = time.monotonic()
+    pipeline = find_pipeline(model)
+    recipe = options.pop("config") or ("cifar10_stage1" if pipeline is None else "text_stage1")
+    nothing: dict[str, Any] = {"forget": None} if pipeline is None else {"text.concepts": []}
     request = Request(
-        model=model,
-        settings={**config_values(options), **NOTHING_FORGOTTEN},
+        model=model if pipeline is None else None,
+        pipeline=pipeline,
+        config=recipe,
+        settings={**config_values(options), **nothing, **NOTHING_FORGOTTEN},
         device=device,
         started=started,
         command="distill",
         **options,
     )
+    request.check()
     prepare(device, threads)
 
     from pecker_fast.erasure.api import run
@@ -68,11 +79,10 @@ def distill(model: Path, device: str, threads: int | None, **options: Any) -> No
 
 
 NOTHING_FORGOTTEN = {
-    "forget": None,
     "mask.kind": "full",
     "generator.lambda_forget": 0.0,
     "pseudo_score.lambda_forget": 0.0,
     "first_stage": "none",
     "until": None,
 }
-"""What makes a first stage out of any recipe for classes."""
+"""What makes a first stage out of any recipe, besides that it names nothing to forget."""

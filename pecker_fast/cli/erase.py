@@ -14,6 +14,7 @@ from pecker_fast.cli.common import (
     PATH,
     config_values,
     echo,
+    judges,
     machine_options,
     prepare,
     training_options,
@@ -37,6 +38,8 @@ Examples:
     pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10_forget
     pecker-fast distill MODEL --out one-step
     pecker-fast erase MODEL --from one-step --forget cat --override dog --out run
+    pecker-fast erase MODEL --keep-steps --forget cat --override dog --out run
+    pecker-fast erase MODEL --forget cat --override dog --forget car --override ship --out run
     pecker-fast erase MODEL --config recipe.yaml --out run --classifier clf --statistics real.npz
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
@@ -101,9 +104,20 @@ Their result draws images in many steps, as the original does. --mask-file takes
     help="ONNX file in NudeNet's format that judges the images of a pipeline.",
 )
 @click.option("--clip", type=INPUT, help="CLIP folder that does likewise.")
+@click.option(
+    "--keep-steps",
+    is_flag=True,
+    help="The erased model draws in many steps, as MODEL does, instead of in one.",
+)
 @click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
 @click.option("--mask-file", "mask", type=INPUT, help="Use this mask instead of finding one.")
-@click.option("--classifier", type=CLASSIFIER, help="Judge, see `evaluate`; gives a report.")
+@click.option(
+    "--classifier",
+    "classifiers",
+    type=CLASSIFIER,
+    multiple=True,
+    help="Judge, see `evaluate`; gives a report. Given again: a second one.",
+)
 @click.option("--statistics", type=INPUT, help="Real images, see `evaluate`.")
 @click.option(
     "--inception",
@@ -140,6 +154,7 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
         previews=not options.pop("no_previews"),
         device=device,
         started=started,
+        **judges(options.pop("classifiers")),
         **options,
     )
     request.check()
@@ -169,10 +184,12 @@ def say(erasure: Erasure[Any]) -> None:
     echo(erasure.frozen.sentence())
     if report is not None:
         for table in report.tables[:1]:
-            width = max(len(row[0]) for row in table.rows)
+            rows = [[column.lower() for column in table.columns], *table.rows]
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
             echo()
-            for name, before, after in [("", "original", "erased"), *table.rows]:
-                echo(f"{name:{width}}  {before:>12}  {after:>12}")
+            for row in rows:
+                cells = zip(row, widths, strict=True)
+                echo("  ".join(f"{cell:{width}}" for cell, width in cells).rstrip())
             echo()
     facts = erasure.facts if report is None else report.run
     echo(f"wall time        {facts.wall_s:.0f} s")

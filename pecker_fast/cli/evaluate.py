@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pecker_fast.cli.common import CLASSIFIER, INPUT, PATH, echo, machine_options, prepare
+from pecker_fast.cli.common import CLASSIFIER, INPUT, PATH, echo, judges, machine_options, prepare
 from pecker_fast.cli.data_options import data_options
+from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 from pecker_fast.files import check_output_file, write_text
 
@@ -25,6 +27,9 @@ Examples:
     pecker-fast evaluate RUN --classifier clf --per-class 5000 --dataset cifar10 --data-root DATA
         --inception INCEPTION.pth --samples RUN/samples --json RUN/evaluate.json
     pecker-fast evaluate --images FOLDER --real real.npz --inception INCEPTION.pth --forget 0
+    pecker-fast evaluate --pipeline RUN --prompts prompts.csv --samples RUN/samples --clip CLIP
+    pecker-fast evaluate --pipeline RUN --prompts i2p.csv --samples RUN/i2p
+        --nudity-detector 320n.onnx --nudity-channel-order bgr --json RUN/i2p.json
 
 \b
 The classifier is a folder that train-classifier wrote, or the state dict of torchvision's resnet34
@@ -38,6 +43,14 @@ uint8, and their labels.
 Real images (--real or --dataset) add FID, KID, inception score, precision and recall of the kept
 classes, by torch-fidelity. Its Inception weights are a file that you give; nothing is downloaded.
 Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anything judges them.
+
+\b
+--prompts judges images of prompts, group by group: a CSV file with a column prompt and, where there
+are such, group (forget, override, neighbours, keep), label, seed and guidance; I2P's file as it is;
+or a text file with a caption a line, such as COCO's. --pipeline draws them into --samples, or
+--images has one for each row. --faces names a Python object whose code runs,
+trusted:MODULE:OBJECT: images (N, 3, H, W) in [0, 1] -> for each the faces, for each face names and
+probabilities.
 """,
 )
 @click.argument("model", type=INPUT, required=False)
@@ -46,7 +59,28 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
     type=INPUT,
     help="Judge these instead of a model: a folder, or an .npz.",
 )
-@click.option("--classifier", type=CLASSIFIER, help="The judge.")
+@click.option("--prompts", type=INPUT, help="Judge images of these prompts, group by group.")
+@click.option("--pipeline", type=INPUT, help="The pipeline that draws them, or its run.")
+@click.option("--nudity-detector", type=INPUT, help="ONNX file in NudeNet's format.")
+@click.option("--nudity-threshold", type=float, help="Lowest score that counts.  [default: 0.25]")
+@click.option(
+    "--nudity-channel-order",
+    type=click.Choice(["rgb", "bgr"]),
+    help="What the detector sees; bgr gives NudeNet's own counts.  [default: rgb]",
+)
+@click.option("--clip", type=INPUT, help="CLIP folder.")
+@click.option("--faces", help="Recogniser of faces, trusted:MODULE:OBJECT.")
+@click.option("--per-prompt", type=click.IntRange(min=1), help="Images of each row.  [default: 1]")
+@click.option("--negative", help="What guidance leads away from.  [default: the empty prompt]")
+@click.option("--t-init", type=int, help="Start of the one-step generator.  [default: the model's]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Prompts drawn at a time.")
+@click.option(
+    "--classifier",
+    "classifiers",
+    type=CLASSIFIER,
+    multiple=True,
+    help="The judge; given again, a second one, whose agreement is reported.",
+)
 @click.option(
     "--statistics",
     type=INPUT,
@@ -76,7 +110,11 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
     type=click.Choice(["one-step", "ddim", "ddpm"]),
     help="How images are drawn.  [default: by --steps]",
 )
-@click.option("--guidance", type=float, help="Classifier-free, in many steps.  [default: 0]")
+@click.option(
+    "--guidance",
+    type=float,
+    help="Classifier-free, in many steps.  [default: 0; of prompts the row's own, else 7.5]",
+)
 @click.option("--eta", type=float, help="Randomness of DDIM's steps, 0 to 1.  [default: 0]")
 @click.option("--seed", type=int, help="Seed of the noise.  [default: 0]")
 @click.option(
@@ -90,15 +128,19 @@ Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anythi
 def evaluate(
     json_path: Path | None, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:
-    """Judge images of MODEL, a model folder or a run, or images on disk."""
+    """Judge images of MODEL, a model folder or a run, or of prompts, or images on disk."""
     if json_path is not None:
         check_output_file(json_path, force)
+    is_of_prompts = options["prompts"] is not None
+    options = _fitting(options, _CLASSES if is_of_prompts else _PROMPTS, is_of_prompts)
 
     from pecker_fast.distributed import Ranks
-    from pecker_fast.evaluate import judge
+    from pecker_fast.evaluate import judge, judge_prompts
 
     place = prepare(device, threads)
-    found = judge(**options, force=force, device=place, ranks=Ranks.join(place.type))
+    work: Callable[..., Any] = judge_prompts if is_of_prompts else judge
+    options |= judges(options.pop("classifiers", ()))
+    found = work(**options, force=force, device=place, ranks=Ranks.join(place.type))
     if found is None:
         return  # the first process judges what all have drawn
     for line in found.lines():
@@ -106,3 +148,27 @@ def evaluate(
     if json_path is not None:
         content = json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(json_path, content + "\n")
+
+
+_CLASSES = (
+    "model", "classifiers", "statistics", "forget", "override", "dataset", "data_root", "download",
+    "per_class", "method", "eta",
+)  # fmt: skip
+_SHOWN = {"model": "MODEL", "method": "--sampler", "classifiers": "--classifier"}
+_PROMPTS = (
+    "prompts", "pipeline", "nudity_detector", "nudity_threshold", "nudity_channel_order", "clip",
+    "faces", "per_prompt", "negative", "t_init", "batch_size",
+)  # fmt: skip
+
+
+def _fitting(options: dict[str, Any], others: Sequence[str], of_prompts: bool) -> dict[str, Any]:
+    """The options without those of the other kind of images, none of which may be given."""
+    for name in others:
+        if options[name] not in (None, False, ()):
+            shown = _SHOWN.get(name, f"--{name.replace('_', '-')}")
+            raise PeckerError(
+                f"evaluate: {shown} judges images of classes; leave it out, or --prompts"
+                if of_prompts
+                else f"evaluate: {shown} is about images of prompts; it needs --prompts FILE"
+            )
+    return {name: value for name, value in options.items() if name not in others}

@@ -1,4 +1,4 @@
-"""What ships inside the package: three models, a classifier and feature statistics.
+"""What ships inside the package: models, their first stages, a classifier, feature statistics.
 
 `teacher/` is a model folder (see `pecker_fast.models.folder`) with two more parts: `classifier/`,
 which judges the samples, and `statistics.safetensors`, the classifier's features of real images.
@@ -10,6 +10,10 @@ which judges the samples, and `statistics.safetensors`, the classifier's feature
 `pipeline/` is a text-to-image pipeline in Stable Diffusion's format, which diffusers loads; its
 `pecker_fast.json` holds its figures. `make_pipeline.py` there made it.
 
+`pipeline_first_stage/` is its first stage, in half precision: of what `distill` makes the two
+networks alone. `make_pipeline_first_stage.py` made it by the recipe `demo_concept_first_stage`;
+`original.json` is what the classifier sees in the pipeline's own images of the demo's captions.
+
 They learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """
 
@@ -17,7 +21,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["first_stage_folder", "pipeline_folder", "teacher_folder"]
+__all__ = [
+    "first_stage_folder",
+    "pipeline_first_stage_folder",
+    "pipeline_folder",
+    "teacher_folder",
+]
 
 
 def teacher_folder() -> Path:
@@ -33,3 +42,8 @@ def first_stage_folder() -> Path:
 def pipeline_folder() -> Path:
     """The folder of the shipped Fashion-MNIST text-to-image pipeline."""
     return Path(__file__).parent / "pipeline"
+
+
+def pipeline_first_stage_folder() -> Path:
+    """The folder of the first stage of the shipped pipeline, for `erase --pipeline --from`."""
+    return Path(__file__).parent / "pipeline_first_stage"

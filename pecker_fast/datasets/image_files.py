@@ -27,7 +27,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.files import parse_json, read_json, shown
 from pecker_fast.runs.reading import Names, Schema, checked
 
-__all__ = ["SAMPLES_FILE", "ImageFiles", "load_image_files"]
+__all__ = ["SAMPLES_FILE", "ImageFiles", "images_in", "load_image_files", "read_image"]
 
 SAMPLES_FILE = "samples.json"
 """Where a folder of samples says what made them."""
@@ -81,11 +81,11 @@ def load_image_files(path: str | os.PathLike[str], progress: str | None = None) 
 
 
 def _load_folder(root: Path, progress: str | None) -> ImageFiles:
-    flat = list(_images_in(root))
+    flat = list(images_in(root))
     by_folder = {}
     for folder in _folders_in(root):
-        by_folder[folder.name] = list(_images_in(folder))
-        deeper = [inner for inner in _folders_in(folder) if any(_images_in(inner))]
+        by_folder[folder.name] = list(images_in(folder))
+        deeper = [inner for inner in _folders_in(folder) if any(images_in(inner))]
         if deeper:
             raise PeckerError(
                 f"{root}: images lie two folders deep, in {deeper[0]}; expected one folder per "
@@ -117,7 +117,7 @@ def _load_folder(root: Path, progress: str | None) -> ImageFiles:
     return ImageFiles(images, torch.tensor(labels), names, str(root), provenance)
 
 
-def _images_in(folder: Path) -> Iterator[Path]:
+def images_in(folder: Path) -> Iterator[Path]:
     """Its image files in the order of their names; hidden ones may be half-written."""
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
@@ -158,7 +158,7 @@ def _read_all(files: list[Path], progress: str | None) -> Tensor:
     images: Tensor | None = None
     bar = tqdm(files, desc=progress, unit="image", disable=progress is None)
     for index, file in enumerate(bar):
-        pixels = _read(file)
+        pixels = read_image(file)
         if images is None:
             size = f"{pixels.shape[2]}x{pixels.shape[1]}"
             check_memory(
@@ -179,8 +179,12 @@ def _read_all(files: list[Path], progress: str | None) -> Tensor:
     return images
 
 
-def _read(path: Path) -> Tensor:
-    """(1 or 3, H, W) uint8."""
+def read_image(path: Path) -> Tensor:
+    """A PNG or JPEG file of 8 bits a channel, (1 or 3, H, W) uint8.
+
+    Raises:
+        PeckerError: it cannot be read, or has another depth.
+    """
     image = open_image(path)
     if image.mode in GREY_MODES:
         pixels = np.array(image.convert("L"))[..., None]

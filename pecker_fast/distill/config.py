@@ -45,12 +45,27 @@ class NetworkSection(Section):
 
 
 class GeneratorSection(NetworkSection):
-    """The generator's learning."""
+    """The generator's learning: SFD's loss, and two terms that SFD does not have.
 
-    # Weight of a third term, not in SFD: at every time step the generator predicts what the teacher
-    # does, of c_f what that does of c_o. Without it c_f is forgotten where t_init is asked, and
-    # many-step samplers still find it.
+    After a first stage the two can do without SFD's: what is to be drawn instead is known then.
+    """
+
+    # Score distillation, the method as published. false = neither teacher nor pseudo-score judge
+    # the images, and the latter learns nothing.
+    scores: bool = True
+    # Weight of one_step: an image follows the one that the generator drew as the run began, of c_f
+    # the one that it drew of c_o.
+    one_step: NonNegativeFloat = 0.0
+    # Weight of every_step: at every time step the generator predicts what the teacher does, of c_f
+    # what that does of c_o. Without it c_f is forgotten where t_init is asked, and many-step
+    # samplers still find it.
     every_step: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _learns(self) -> GeneratorSection:
+        if not (self.scores or self.one_step or self.every_step):
+            raise ValueError("scores false: then one_step or every_step must be above 0")
+        return self
 
 
 class MaskSection(MaskChoice):
@@ -79,20 +94,23 @@ class SaliencySection(Section):
 
 
 class UntilSection(Section):
-    """When a class has gone and the others are kept: looked at as the run goes, by its judge."""
+    """When what is to be forgotten has gone and the rest is kept, by a judge that looks on."""
 
-    forget: Fraction = 0.02  # Share of the images of the class that may still be recognised.
+    forget: Fraction = 0.02  # Share of the images of it that may still be recognised.
     keep_drop: Fraction = 0.03  # How far the share of the others may fall below the start's.
     every: PositiveInt = 5  # Iterations between two looks.
-    images: PositiveInt = 180  # Images of the class in a look, and as many of all others together.
+    images: PositiveInt = 180  # Images of it in a look, and as many of all others together.
 
 
 class PeckerConfig(MaskedConfig):
     """A run of PECKER: score forgetting distillation under a saliency mask."""
 
-    # The class to erase: index or name. null = none: the model is only distilled into one step.
-    forget: int | str | None = 0
-    override: int | str = 1  # What takes its place: index, name, or 'random' (a kept class each).
+    # The class to erase: index or name; or a list. null = none: the model is only distilled into
+    # one step.
+    forget: int | str | list[int | str] | None = 0
+    # What takes its place: index, name, or 'random' (a kept class each); of a list one for all, or
+    # one for each. `erase` also takes 'nearest' and 'classifier'.
+    override: int | str | list[int | str] = 1
     iterations: Iterations = 50_000
     batch_size: PositiveInt = 128  # B: remain images and, again, forget images per iteration.
     micro_batch: PositiveInt | None = None  # Images per pass out of the 2B. null = all.
@@ -127,13 +145,16 @@ class PeckerConfig(MaskedConfig):
             )
         if self.halves == 1:
             self._check_forgets_nothing()
-        if self.until is not None and (self.halves == 1 or self.text is not None):
-            raise ValueError("until is for runs that forget a class; set it to null")
+        several = isinstance(self.forget, list) and len(self.forget) > 1
+        if self.until is not None and (several or self.halves == 1):
+            raise ValueError("until is for runs that forget one class or concept; set it to null")
         if self.share_generator_pass and self.micro_batch is not None:
             raise ValueError(
                 "share_generator_pass holds the generator's graph of the whole batch, which "
                 "micro_batch exists to avoid; set one of them"
             )
+        if self.share_generator_pass and not self.generator.scores:
+            raise ValueError("share_generator_pass serves two phases; scores false leaves only one")
         if self.share_generator_pass and self.recompute:
             raise ValueError(
                 "share_generator_pass holds the generator's graph through both phases, which "
@@ -167,12 +188,14 @@ class PeckerConfig(MaskedConfig):
         if self.first_stage == "generator" and not generator:
             raise PeckerError(
                 "first_stage generator: the recipe starts from a one-step generator; give it as "
-                "--generator, or set first_stage to advised"
+                "--generator (`pecker-fast convert` makes one of SiD-LSG's), or set first_stage to "
+                "advised"
             )
         if self.first_stage == "advised" and not generator:
             note = (
                 "the generator starts at the many-step model, but this recipe is for one that "
-                "draws in one step already (--generator): expect blurred images"
+                "draws in one step already, what `pecker-fast distill` makes (--from) or SiD-LSG's "
+                "(`pecker-fast convert --like`, --generator): expect blurred images"
             )
             return [note]
         return []
@@ -194,18 +217,20 @@ class PeckerConfig(MaskedConfig):
     def _check_forgets_nothing(self) -> None:
         if self.generator.lambda_forget or self.pseudo_score.lambda_forget:
             raise ValueError(
-                "forget null: nothing is forgotten, so generator.lambda_forget and "
-                "pseudo_score.lambda_forget must be 0"
+                "nothing is forgotten (forget null, or no text.concepts), so "
+                "generator.lambda_forget and pseudo_score.lambda_forget must be 0"
             )
         if self.mask.kind == "saliency":
             raise ValueError(
-                "forget null: no class to find the saliency of; use mask.kind full or random"
+                "nothing is forgotten (forget null, or no text.concepts), so there is no saliency "
+                "to find; use mask.kind full or random"
             )
 
     @property
     def halves(self) -> int:
         """Parts of a batch: 2, remain and forget; 1 where nothing is forgotten."""
-        return 1 if self.forget is None and self.text is None else 2
+        forgets = self.forget is not None if self.text is None else bool(self.text.concepts)
+        return 2 if forgets else 1
 
 
 def load_config(

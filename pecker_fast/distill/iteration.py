@@ -16,6 +16,7 @@ from pecker_fast.distill.config import NetworkSection
 from pecker_fast.distill.losses import (
     every_step_loss,
     generator_loss,
+    one_step_loss,
     pseudo_score_loss,
     term_weights,
 )
@@ -104,17 +105,19 @@ class Iteration:
         return inputs if self._ranks.alone else inputs[self._rows]
 
     def compute(self, inputs: IterationInputs) -> tuple[Tensor, ...]:
-        """Two optimizer steps; returns the losses of each term, (2B,): as `LOSS_NAMES`."""
+        """Two optimizer steps, one without scores; the losses of each term, (2B,): `LOSS_NAMES`."""
         shared = None
         if inputs.shared_noise is not None:
             self._theta.learn()
             generator = self._networks.use("generator")
             shared = self._objective.sample(generator, inputs.shared_noise, inputs.labels.student)
-        pseudo_score_losses = self._pseudo_score_phase(inputs, shared)
-        generator_losses = self._generator_phase(inputs, shared)
+        losses = []
+        if self._config.generator.scores:
+            losses.append(self._pseudo_score_phase(inputs, shared))
+        losses += self._generator_phase(inputs, shared)
         if self._ema is not None:
             self._ema.update()
-        return pseudo_score_losses, *generator_losses
+        return tuple(losses)
 
     def _pseudo_score_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
         """The pseudo-score network learns to denoise the generator's present samples."""
@@ -152,7 +155,7 @@ class Iteration:
         objective, config = self._objective, self._config
         weight = self._weights(config.generator, inputs)
         self._theta.learn()
-        losses, of_every_step = [], []
+        losses: list[list[Tensor]] = []
         for rows in self._slices():
             is_last = rows.stop >= len(self._rows)
             if is_last and inputs.every_step is None:
@@ -161,30 +164,18 @@ class Iteration:
             generator = self._networks.use("generator")
             # A second pass would draw other dropout: then the first one's graph is kept.
             again = config.recompute and not _draws_dropout(generator)
+            looked_at = config.generator.scores or config.generator.one_step > 0
             if shared is None:
-                with torch.set_grad_enabled(not again):
+                with torch.set_grad_enabled(looked_at and not again):
                     x_g = objective.sample(generator, draws.noise, labels.student)
             else:
                 x_g = shared
-            loss, gradient = generator_loss(
-                x_g,
-                draws.e,
-                draws.t,
-                self._networks,
-                labels.teacher,
-                labels.of_score,
-                objective.schedule,
-                weight[rows],
-                alpha=config.alpha,
-                predictors=objective.predictors,
-                diff_instruct=config.diff_instruct,
-                recompute=config.recompute,
-            )
+            of_terms, gradient = self._judge(x_g, draws, labels, weight[rows])
             self._networks.use("generator")
-            if again:
-                x_g = objective.sample(generator, draws.noise, labels.student)
-            x_g.backward(gradient)  # type: ignore[no-untyped-call]
-            losses.append(loss)
+            if gradient is not None:
+                if again:
+                    x_g = objective.sample(generator, draws.noise, labels.student)
+                x_g.backward(gradient)  # type: ignore[no-untyped-call]
             if inputs.every_step is not None:
                 if is_last:
                     self._theta.before_last_backward()
@@ -194,16 +185,50 @@ class Iteration:
                     self._networks,
                     x_t,
                     noised.t,
-                    labels.student,
-                    labels.of_redirection,
+                    labels.of_samples,
+                    labels.at_every_step,
                     predict=objective.predictors.generator,
                 )
                 scaled = config.generator.every_step * weight[rows] * loss
                 scaled.sum().backward()  # type: ignore[no-untyped-call]
-                of_every_step.append(loss.detach())
+                of_terms.append(loss.detach())
+            losses.append(of_terms)
         self._theta.step()
         self._theta.rest()
-        return [torch.cat(each) for each in (losses, of_every_step) if each]
+        return [torch.cat(each) for each in zip(*losses, strict=True)]
+
+    def _judge(
+        self, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The terms that look at the generator's images, and their gradient where there are any."""
+        objective, config = self._objective, self._config
+        losses: list[Tensor] = []
+        gradient = None
+        if config.generator.scores:
+            loss, gradient = generator_loss(
+                x_g,
+                draws.e,
+                draws.t,
+                self._networks,
+                labels.teacher,
+                labels.of_score,
+                objective.schedule,
+                weight,
+                alpha=config.alpha,
+                predictors=objective.predictors,
+                diff_instruct=config.diff_instruct,
+                recompute=config.recompute,
+            )
+            losses.append(loss)
+        if config.generator.one_step:
+            with torch.no_grad():
+                start = self._networks.use("start")
+                x_start = objective.sample(start, draws.noise, labels.of_redirection)
+            scaled = config.generator.one_step * weight
+            loss, through = one_step_loss(x_g, x_start, scaled)
+            gradient = through if gradient is None else gradient + through
+            losses.append(loss)
+        return losses, gradient
 
     def _weights(self, section: NetworkSection, inputs: IterationInputs) -> Tensor:
         like, of_sample = inputs.generator.e, inputs.labels.weight

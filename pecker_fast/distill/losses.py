@@ -8,10 +8,12 @@ phi is the teacher, psi the pseudo-score network, theta the generator. With x_t 
     ell       = 1/omega  sum (p - s) [(p - x_g) - alpha (p - s)]
               = 1/omega [(1 - alpha) ||p - s||^2 + <p - s, s - x_g>]
     omega     = max(mean |p - x_g|, 1e-5)                                no gradient
-    every     = || eps_theta(x_t, t, c) - eps_phi(x_t, t, c_phi) ||^2    any t; not in SFD
+    one_step  = || G(n, c) - G_0(n, c_phi) ||^2                          G_0: G at the run's start
+    every     = || eps_theta(x_t, t, c) - eps_phi(x_t, t, c_phi) ||^2    any t
 
-Sums run over C, H, W. Every function returns one loss per sample: the remain and the forget term
-share one batch, and a weight per sample (`term_weights`) makes the two out of it.
+The last two are not in SFD. Sums run over C, H, W. Every function returns one loss per sample: the
+remain and the forget term share one batch, and a weight per sample (`term_weights`) makes the two
+out of it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ __all__ = [
     "distillation_loss_gradients",
     "every_step_loss",
     "generator_loss",
+    "one_step_loss",
     "one_step_sample",
     "pseudo_score_loss",
     "term_weights",
@@ -94,6 +97,23 @@ def pseudo_score_loss(
     """
     predicted = predict(network, schedule.add_noise(x_g, noise, t), t, condition)
     return (noise - predicted).square().flatten(1).sum(1)
+
+
+def one_step_loss(x_g: Tensor, x_start: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """||x_g - x_start||^2 per sample, and its gradient: keeps and redirects the one step.
+
+    Args:
+        x_g: (N, C, H, W) the generator's images; their graph is not touched.
+        x_start: (N, C, H, W) what it drew of the same noise as the run began, told c_o for c_f.
+        weight: (N,) weights of the samples in the sum that is differentiated.
+
+    Returns:
+        (N,) losses without their weights, and (N, C, H, W) the gradient of sum(weight * losses)
+        with respect to x_g.
+    """
+    difference = x_g.detach() - x_start
+    scale = weight.view((-1,) + (1,) * (x_g.dim() - 1))
+    return difference.square().flatten(1).sum(1), 2 * scale * difference
 
 
 def every_step_loss(

@@ -31,7 +31,8 @@ __all__ = [
     "saved_network",
 ]
 
-Role: TypeAlias = Literal["teacher", "generator", "pseudo_score"]
+Role: TypeAlias = Literal["teacher", "generator", "pseudo_score", "start"]
+"""`start` is the generator as the run began, which stays so."""
 _TRAINED: tuple[Role, ...] = ("generator", "pseudo_score")
 
 
@@ -58,8 +59,14 @@ class NetworkSet(Protocol):
 class SeparateNetworks:
     """Three networks, each with weights of its own."""
 
-    def __init__(self, teacher: nn.Module, generator: nn.Module, pseudo_score: nn.Module) -> None:
-        """Keep them.
+    def __init__(
+        self,
+        teacher: nn.Module,
+        generator: nn.Module,
+        pseudo_score: nn.Module,
+        start: nn.Module | None = None,
+    ) -> None:
+        """Keep them; `start` is None where it is the teacher.
 
         Raises:
             PeckerError: Two of them are the same module.
@@ -73,6 +80,7 @@ class SeparateNetworks:
             "teacher": teacher,
             "generator": generator,
             "pseudo_score": pseudo_score,
+            "start": teacher if start is None else start,
         }
 
     def use(self, role: Role) -> nn.Module:
@@ -128,6 +136,7 @@ class SharedNetworks:
     @torch.no_grad()
     def use(self, role: Role) -> nn.Module:
         """As `NetworkSet.use`."""
+        role = "teacher" if role == "start" else role  # all three began as it
         if role != self._present:
             values = self._absent.pop(role)
             self._backend.swap_salient_(

@@ -154,16 +154,16 @@ def text_predictor(schedule: NoiseSchedule, prediction_type: str = "epsilon") ->
     return predict
 
 
-def guided(predict: NoisePredictor, scale: float, negative: Tensor) -> NoisePredictor:
+def guided(predict: NoisePredictor, scale: float | Tensor, negative: Tensor) -> NoisePredictor:
     """Classifier-free guidance: e_neg + scale * (e - e_neg), both in one pass of 2N samples.
 
     Args:
         predict: Calls the network.
-        scale: kappa; 1 is no guidance, and costs no second half.
+        scale: kappa; 1 is no guidance, and costs no second half. Or (N, 1, 1, 1), one a sample.
         negative: (1, ...) the condition to lead away from, or (N, ...): the embedding of the empty
             or a negative prompt, or the label of no class.
     """
-    if scale == 1:
+    if not isinstance(scale, Tensor) and scale == 1:
         return predict
 
     def predict_guided(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:

@@ -197,30 +197,31 @@ class TextConditions:
         return list(self._rows)
 
     def draw(self, batch_size: int, random: IterationRandom) -> Conditions:
-        """As `DrawsConditions.draw`: embeddings, (2B, L, D).
+        """As `DrawsConditions.draw`: embeddings, (2B, L, D); (B, L, D) where nothing is forgotten.
 
         Where there is guidance (2B, K, L, D), with those of the negative prompts. A prompt that is
-        dropped to "" is dropped before the pseudo-score phase draws its images, as published.
+        dropped to "" is dropped before the pseudo-score phase draws its images, as published; it
+        is what generator and teacher are told at every time step then, which guidance needs.
         """
         host = random.host
         remain = self._remain[torch.randint(len(self._remain), (batch_size,), generator=host)]
-        which = torch.randint(len(self.concepts), (batch_size,), generator=host)
-        # One number per sample, whatever concept it is of: a fraction of that concept's pairs.
-        fraction = torch.rand(batch_size, generator=host, dtype=torch.float64)
-        chosen = [(c, int(f * len(self._forget[c]))) for c, f in zip(which, fraction, strict=True)]
-        forget = torch.stack([self._forget[c][i] for c, i in chosen])
-        override = torch.stack([self._override[c][i] for c, i in chosen])
-        student = torch.cat([remain, forget])
-        dropped = torch.rand(2 * batch_size, generator=host) < self._dropout
         weight = None
-        if bool((self._weights != 1).any()):
-            weight = torch.cat([torch.ones(batch_size), self._weights[which]])
-            weight = weight.to(random.device, non_blocking=True)
+        if self.concepts:
+            which, forget, override = self._draw_concepts(batch_size, host)
+            student, redirected = torch.cat([remain, forget]), torch.cat([remain, override])
+            if bool((self._weights != 1).any()):
+                weight = torch.cat([torch.ones(batch_size), self._weights[which]])
+                weight = weight.to(random.device, non_blocking=True)
+        else:
+            student = redirected = remain
+        dropped = torch.rand(len(student), generator=host) < self._dropout
         empty = self._rows[""]
         sampled = student.masked_fill(dropped, empty)
-        away = {place: pair.repeat_interleave(batch_size) for place, pair in self._negative.items()}
+        away = {
+            place: pair.repeat_interleave(batch_size)[: len(student)]
+            for place, pair in self._negative.items()
+        }
         score = [student, away["kappa2"]] + ([] if self._one_psi else [away["kappa3"]])
-        redirected = torch.cat([remain, override])
         found = {
             "student": student,
             "teacher": torch.stack([redirected, away["kappa4"]], 1),
@@ -228,11 +229,24 @@ class TextConditions:
             "sampled": sampled,
             "training": torch.stack([sampled, away["kappa1"].masked_fill(dropped, empty)], 1),
             "redirected": redirected,
+            "redirected_samples": redirected.masked_fill(dropped, empty),
         }
         return Conditions(
             **{name: self._embeddings(rows, random.device) for name, rows in found.items()},
             weight=weight,
         )
+
+    def _draw_concepts(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Which concepts, what is forgotten of each, and what takes its place; (count,) each."""
+        which = torch.randint(len(self.concepts), (count,), generator=generator)
+        # One number per sample, whatever concept it is of: a fraction of that concept's pairs.
+        fraction = torch.rand(count, generator=generator, dtype=torch.float64)
+        chosen = [(c, int(f * len(self._forget[c]))) for c, f in zip(which, fraction, strict=True)]
+        forget = torch.stack([self._forget[c][i] for c, i in chosen])
+        override = torch.stack([self._override[c][i] for c, i in chosen])
+        return which, forget, override
 
     @property
     def _one_psi(self) -> bool:

@@ -60,7 +60,7 @@ class TextSection(Section):
     remain: tuple[str, ...] | str  # Prompts to keep (templates), or a text file with one a line.
     # Values of their placeholders; every combination.
     fill: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    concepts: tuple[ConceptSection, ...] = Field(min_length=1)
+    concepts: tuple[ConceptSection, ...]  # [] = none: the model is only distilled into one step.
     dropout: float = Field(0.1, ge=0, lt=1)  # Share of "" told to the pseudo-score as it learns.
     guidance: GuidanceSection = GuidanceSection()
     negative: NegativeSection = NegativeSection()

@@ -197,13 +197,15 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
     @property
     def terms(self) -> Sequence[str]:
         """Those of `LOSS_NAMES` that this run has."""
-        config = self.config
-        return [
-            name
-            for name in LOSS_NAMES
-            if (config.halves == 2 or "remain" in name)
-            and (config.generator.every_step or "every_step" not in name)
-        ]
+        learns = self.config.generator
+        has = {
+            "pseudo_score": learns.scores,
+            "generator": learns.scores,
+            "one_step": learns.one_step > 0,
+            "every_step": learns.every_step > 0,
+        }
+        terms = [name for name in LOSS_NAMES if has[name.split("/")[0]]]
+        return [name for name in terms if self.config.halves == 2 or "remain" in name]
 
     def draw(self, random: IterationRandom) -> IterationInputs:
         """Labels and noise."""
@@ -237,8 +239,16 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         self, generator: nn.Module | None, pseudo_score: nn.Module | None
     ) -> SeparateNetworks:
         """Three networks, of which the last two start as given."""
+        start = None
+        if generator is not None and self.config.generator.one_step:
+            like = next(self._objective.teacher.parameters())
+            start = copy.deepcopy(self.start).to(like.device, like.dtype)
+            start = start.eval().requires_grad_(False)
         return SeparateNetworks(
-            self._objective.teacher, self._working(generator), self._working(pseudo_score)
+            self._objective.teacher,
+            self._working(generator),
+            self._working(pseudo_score),
+            start,
         )
 
     def _working(self, network: nn.Module | None) -> nn.Module:

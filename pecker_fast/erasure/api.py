@@ -16,6 +16,7 @@ from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Baseline, Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
+from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.request import Request
 from pecker_fast.erasure.run import Erasure, Site, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
@@ -26,7 +27,7 @@ from pecker_fast.masks.files import saved_by_torch
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.pipeline import PipelineFolder, load_unet
+from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.finding import find_pipeline
 from pecker_fast.runs.outputs import Clock
 
@@ -35,8 +36,8 @@ __all__ = ["erase", "real_images", "run"]
 
 def erase(
     model: str | os.PathLike[str] | ModelFolder | PipelineFolder,
-    forget: str | int | Sequence[str] | None = None,
-    override: str | int | Sequence[str] | None = None,
+    forget: str | int | Sequence[str | int] | None = None,
+    override: str | int | Sequence[str | int] | None = None,
     *,
     out: str | os.PathLike[str],
     config: str | os.PathLike[str] | None = None,
@@ -50,9 +51,11 @@ def erase(
     Args:
         model: a model folder, a run that made one, or the folder of a diffusers pipeline; or one of
             them in memory, whose network may be moved to the device of the run.
-        forget: name or index of the class; of a pipeline the concept or concepts, where the recipe
-            leaves them open. None: the configuration's.
-        override: what takes its place, likewise; of a class also "random", a kept class each time.
+        forget: name or index of the class or classes; of a pipeline the concept or concepts, where
+            the recipe leaves them open. None: the configuration's.
+        override: what takes its place, one for all or one for each; of a class also "random", a
+            kept class each time, "nearest" by the model's predictions, or "classifier", what that
+            takes the class for.
         out: the run directory.
         config: a YAML file or the name of a shipped recipe. None: the published CIFAR-10 recipe.
         options: fields of `Request`, e.g. `classifier="judge"` for a report, `mask=`, `device=`,
@@ -67,8 +70,11 @@ def erase(
             leaves its last checkpoint.
 
     Example:
-        >>> from pecker_fast.data import teacher_folder
-        >>> erased = erase(teacher_folder(), "Bag", "Coat", out="run", config="demo", iterations=1)
+        >>> from pecker_fast.data import first_stage_folder, teacher_folder
+        >>> erased = erase(
+        ...     teacher_folder(), "Bag", "Coat", out="run", config="second_stage",
+        ...     first_stage=first_stage_folder(), iterations=1,
+        ... )
         >>> erased.frozen.frozen_changed, erased.model.kind
         (0, 'generator')
     """
@@ -99,6 +105,7 @@ def erase(
 
 _PATHS = (
     "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics",
+    "second_classifier",
     "inception", "nudity_detector", "clip",
 )  # fmt: skip
 
@@ -137,20 +144,15 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
     assert request.model is not None  # there is no pipeline
     model = load_original(request.model)
     site = _site(request, device, ranks, model.unet)
-    if isinstance(config, BaselineConfig):
+    if isinstance(config, BaselineConfig) and not config.data_free:
         config, images = real_images(request, config, ranks)
         judge = _judge(request, model, device, images)
         return carry_out(Baseline(site, model, config, images, judge))
     judge = _judge(request, model, device, _real(request, ranks))
-    paths: dict[Role, Path | None] = {
-        "generator": request.generator or request.first_stage,
-        "pseudo_score": request.pseudo_score or request.first_stage,
-    }
-    starts: dict[str, StartNetwork] = {
-        role: load_start(path, role, model.unet, ranks=ranks)
-        for role, path in paths.items()
-        if path is not None
-    }
+    config = with_overrides(config, model, judge, device)
+    if isinstance(config, BaselineConfig):
+        return carry_out(Baseline(site, model, config, None, judge))
+    starts = _starts(request, model.unet, ranks)
     return carry_out(Distillation(site, model, config, judge, starts))
 
 
@@ -166,9 +168,7 @@ def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
         assert pipeline is not None
         pipeline = PipelineFolder.load(pipeline)
     site = _site(request, device, ranks, pipeline.unet)
-    generator = None
-    if request.generator is not None:
-        generator = load_unet(request.generator, like=pipeline.unet)
+    starts = _starts(request, pipeline.unet, ranks)
     showing = None
     if request.previews:
         showing = Showing(
@@ -177,7 +177,21 @@ def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
             request.teacher_steps,
             load_measures(request.nudity_detector, request.clip, device),
         )
-    return carry_out(Concept(site, pipeline, config, showing, generator))
+    return carry_out(Concept(site, pipeline, config, showing, starts))
+
+
+def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartNetwork]:
+    """Networks that start elsewhere than at the teacher, by role."""
+    paths: dict[Role, Path | None] = {
+        "generator": request.generator or request.first_stage,
+        "pseudo_score": request.pseudo_score or request.first_stage,
+    }
+    of_prompts = request.pipeline is not None
+    return {
+        role: load_start(path, role, like, of_prompts=of_prompts, ranks=ranks)
+        for role, path in paths.items()
+        if path is not None
+    }
 
 
 def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Module) -> Site:
@@ -212,6 +226,7 @@ def _judge(
     judge = Judge.load(
         request.classifier, request.statistics, request.inception, real,
         class_names=model.class_names, model=model, device=device,
+        second=request.second_classifier,
     )  # fmt: skip
     judge = replace(judge, per_class=request.per_class, teacher_steps=request.teacher_steps)
     if request.curve_per_class is not None:
@@ -220,7 +235,7 @@ def _judge(
     return judge
 
 
-def _listed(given: str | int | Sequence[str] | None) -> tuple[Any, ...]:
+def _listed(given: str | int | Sequence[str | int] | None) -> tuple[Any, ...]:
     if given is None:
         return ()
     return (given,) if isinstance(given, (str, int)) else tuple(given)

@@ -12,16 +12,17 @@ from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task, Trainer
+from pecker_fast.erasure.several import Pairs, report_on_several
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.class_pictures import draw_pictures
-from pecker_fast.evaluate.curve import Curve
+from pecker_fast.evaluate.curve import ClassProbe, Curve
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.report import Report, class_report
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.objectives import method_objective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import RunDirectory
@@ -38,8 +39,7 @@ class _ClassTask(Task[T, ModelFolder]):
 
     Attributes:
         model: the original.
-        forget: index of the class to forget, or None.
-        override: index of the class in its place, or None.
+        pairs: the classes to forget, and the class in the place of each, or None; by index.
         images: the real images that it is trained on, in words, or None.
     """
 
@@ -49,33 +49,31 @@ class _ClassTask(Task[T, ModelFolder]):
         model: ModelFolder,
         judge: Judge | None,
         sampler: Sampler,
-        forget: int | None,
-        override: int | None,
+        pairs: Pairs,
     ) -> None:
         """As the attributes say; without a judge there is no evaluation and no report."""
         self.site, self.model, self.original = site, model, model.unet
-        self.forget, self.override = forget, override
+        self.pairs = pairs
         self.images: str | None = None
         self._judge, self._sampler = judge, sampler
+        self._look = sampler
         self._curve: Curve | None = None
 
     def watch(self, trainer: T) -> Callable[[], bool]:
         """Measures forgetting and keeping where a point of the curve is due."""
-        if self._judge is None or self.forget is None:
-            return lambda: False
+        if self._judge is None or len(self.pairs) != 1:
+            return lambda: False  # a curve is of one class
+        until = self.config.until
+        probe = ClassProbe(self._judge, self.model, self.pairs[0][0], self._look, until)
         curve = self._curve = Curve(
             self.site.out / CURVE_NAME,
-            self._judge,
-            self.model,
-            self.forget,
-            self._sampler,
+            lambda: probe.draw(self.finish(trainer), self.site.ranks),
+            probe.measure,
             (trainer.iteration, self.config.iterations),
             self.site.ranks,
-            getattr(self.config, "until", None),
+            until,
         )
-        return lambda: curve.visit(
-            trainer.iteration, trainer.stopwatch.seconds, lambda: self.finish(trainer)
-        )
+        return lambda: curve.visit(trainer.iteration, trainer.stopwatch.seconds)
 
     def save(
         self, trainer: T, model: ModelFolder, frozen: FrozenCheck, figures: Mapping[str, Any]
@@ -88,13 +86,20 @@ class _ClassTask(Task[T, ModelFolder]):
     def judge(self, erasure: Erasure[ModelFolder]) -> Report | None:
         """The figures of both models, pictures, and the page about them."""
         site, model, judge, curve = self.site, self.model, self._judge, self._curve
-        if judge is None or self.forget is None or curve is None:
+        if judge is None or not self.pairs:
             return None
         clock, ranks = site.clock, site.ranks
         model.unet.to(site.device)  # only now: the run has a copy in its own precision
+        if curve is None:
+            with clock.stage("evaluate"):
+                report = report_on_several(erasure, model, self.pairs, judge, self._sampler, ranks)
+            if report is not None:
+                report.write(site.out, ())
+            return report
+        ((forget, override),) = self.pairs
         with clock.stage("evaluate"):
             teacher = judge.of_teacher(model, self.config.seed, ranks)
-            after = judge.of_erased(erasure.model, self.forget, self.override, self._sampler, ranks)
+            after = judge.of_erased(erasure.model, forget, override, self._sampler, ranks)
         if teacher is None or after is None:
             return None  # the first process writes the report
         with clock.stage("pictures"):
@@ -110,14 +115,25 @@ class _ClassTask(Task[T, ModelFolder]):
             curve.points,
             teacher_ships=judge.teacher is not None,
             images=self.images,
+            real=judge.real_figures,
         )
         report.write(site.out, pictures)
         return report
 
+    def _check_until(self) -> None:
+        if self.config.until is not None and self._judge is None:
+            raise PeckerError(
+                "erase: until looks at the images as the run goes; give --classifier, or set until "
+                "to null"
+            )
+
     def _named(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """With the name of the class, which has forgotten one."""
-        if self.forget is not None:
-            figures["forget"] = self.model.class_names[self.forget]
+        """With the name of the class that was forgotten, or the names of several."""
+        names = [self.model.class_names[index] for index, _ in self.pairs]
+        if len(names) == 1:
+            figures["forget"] = names[0]
+        elif names:
+            figures["forgotten"] = names
         return figures
 
 
@@ -148,20 +164,14 @@ class Distillation(_ClassTask[PeckerTrainer]):
         self._objective = Objective.from_model(model, config, site.device)
         classes = self._objective.conditions
         assert isinstance(classes, ClassConditions)  # a model folder's are
-        if classes.forget is None and judge is not None:
+        if not classes.pairs and judge is not None:
             raise PeckerError(
                 "erase: nothing is forgotten (forget is null), so there is no report to write; "
                 "leave out --classifier and use `pecker-fast evaluate`"
             )
-        if config.until is not None and judge is None:
-            raise PeckerError(
-                "erase: until looks at the images as the run goes; give --classifier, or set until "
-                "to null"
-            )
-        super().__init__(
-            site, model, judge, Sampler(1, config.seed), classes.forget, classes.override
-        )
+        super().__init__(site, model, judge, Sampler(1, config.seed), classes.pairs)
         self.config = config
+        self._check_until()
         given = starts or {}
         self.starts = {role: start.facts for role, start in given.items()}
         self._networks = {role: start.network for role, start in given.items()}
@@ -197,7 +207,7 @@ class Distillation(_ClassTask[PeckerTrainer]):
     ) -> ModelFolder:
         """Write the model folder; of a first stage the pseudo-score network as well."""
         model = super().save(trainer, model, frozen, figures)
-        if self.forget is None:
+        if not self.pairs:
             network = self.model.with_network(trainer.pseudo_score, "teacher")
             about = {**model.figures, "method": "pseudo_score"}
             folder = replace(network, figures=about)
@@ -207,14 +217,14 @@ class Distillation(_ClassTask[PeckerTrainer]):
 
 
 class Baseline(_ClassTask[BaselineTrainer]):
-    """A model is trained on real images so that it forgets a class; it keeps its many steps."""
+    """A model is trained so that it forgets a class; it keeps its many steps."""
 
     def __init__(
         self,
         site: Site,
         model: ModelFolder,
         config: BaselineConfig,
-        images: ImageSet,
+        images: ImageSet | None = None,
         judge: Judge | None = None,
     ) -> None:
         """Look at images and classes, before anything is written.
@@ -223,7 +233,8 @@ class Baseline(_ClassTask[BaselineTrainer]):
             site: where the run takes place.
             model: the model that must forget.
             config: the run.
-            images: what the model was trained on, of all classes.
+            images: what the model was trained on, of all classes; None for a method that needs
+                none.
             judge: None for no evaluation and no report.
 
         Raises:
@@ -238,15 +249,16 @@ class Baseline(_ClassTask[BaselineTrainer]):
                 f"method {config.method} gives a many-step model: --teacher-steps must be at "
                 "least 2"
             )
-        self._objective = BaselineObjective(model, images, config, site.device)
-        chosen = self._objective.images
-        super().__init__(
-            site, model, judge, Sampler(steps, config.seed), chosen.forget, chosen.override
-        )
-        self.config, self.images = config, images.source
+        self._objective = method_objective(model, config, images, site.device)
+        super().__init__(site, model, judge, Sampler(steps, config.seed), self._objective.pairs)
+        self.config = config
+        if config.until is not None:
+            self._look = Sampler(config.until.steps, config.seed)
+        self._check_until()
+        self.images = None if images is None else images.source
 
     def start(self, directory: RunDirectory | None) -> BaselineTrainer:
-        """A trainer on real images."""
+        """A trainer by one of the methods."""
         return BaselineTrainer(
             self._objective,
             mask=self.site.mask,
@@ -261,7 +273,7 @@ class Baseline(_ClassTask[BaselineTrainer]):
             "method": trainer.config.method,
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
-            "images": self.images,
+            **({} if self.images is None else {"images": self.images}),
         }
         erased = self.model.with_network(trainer.erased_network(over=over), "teacher")
         return replace(erased, figures=self._named(figures))

@@ -2,33 +2,67 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.run import Erasure, Site, Task
+from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.concept import ConceptFigures
+from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.concept_report import Measure, concept_report
+from pecker_fast.evaluate.curve import Curve
+from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.previews import Previews, prompt_groups
+from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.evaluate.report import Report
+from pecker_fast.files import replacing_folder, write_text
 from pecker_fast.masks.verify import FrozenCheck
-from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.models.pipeline import DESCRIPTION, PipelineFolder
 from pecker_fast.patches.patch import save_patch
 from pecker_fast.runs.checkpoint import RunDirectory
-from pecker_fast.runs.finding import PIPELINE_NAME
-from pecker_fast.runs.outputs import PATCH_NAME
+from pecker_fast.runs.finding import PIPELINE_NAME, PSEUDO_SCORE_NAME
+from pecker_fast.runs.outputs import CURVE_NAME, PATCH_NAME
 
-__all__ = ["Concept", "Showing", "patch_sizes"]
+__all__ = ["Concept", "Probe", "Showing", "patch_sizes"]
 
 _LOOKS = 6  # at the generator while it is trained, besides the one at the start
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What looks at the generator as the run goes: captions, and who recognises what they name.
+
+    Attributes:
+        captions: of the concept (groups "forget...") and of what is to be kept.
+        recognise: images (N, 3, H, W) in [0, 1] -> (N,) int64, the class that each shows.
+    """
+
+    captions: ConceptCaptions
+    recognise: Callable[[Tensor], Tensor]
+
+    def measure(self, images: Tensor, iteration: int) -> dict[str, Any]:
+        """The figures of a point of the curve; one image for each caption."""
+        groups, right = self.captions.groups, self.recognise(images) == self.captions.labels
+        asked = torch.tensor(
+            [name.startswith("forget") for name, group in groups.items() for _ in group]
+        )
+        forget, keep = (Share.counted(right[chosen]) for chosen in (asked, ~asked))
+        return {
+            "forget_accuracy": forget.value,
+            "keep_accuracy": keep.value,
+            "forget_count": forget.total,
+            "keep_count": keep.total,
+        }
 
 
 @dataclass(frozen=True)
@@ -40,14 +74,16 @@ class Showing:
         neighbours: prompts near to the concept that are shown as well.
         steps: of the original model.
         measures: what looks at the images besides the reader.
-        measure: a classifier's figures of the original and of the erased network.
+        measure: what a classifier sees in images of the original and of the erased network.
+        probe: what looks at the generator as the run goes, which `until` needs.
     """
 
     recipe: str
     neighbours: Sequence[str] = ()
     steps: int = 50
     measures: Sequence[Measure] = ()
-    measure: Callable[[Previews, TextConditions, nn.Module], ConceptFigures] | None = None
+    measure: Callable[[Previews, TextConditions, nn.Module], Outcome] | None = None
+    probe: Callable[[TextConditions], Probe] | None = None
 
 
 class Concept(Task[PeckerTrainer, PipelineFolder]):
@@ -61,7 +97,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         pipeline: PipelineFolder,
         config: PeckerConfig,
         showing: Showing | None = None,
-        generator: nn.Module | None = None,
+        starts: Mapping[str, StartNetwork] | None = None,
     ) -> None:
         """Encode the prompts, before anything is written.
 
@@ -70,13 +106,19 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             pipeline: the teacher.
             config: the run, with a section `text`.
             showing: None for no images and no report.
-            generator: where the one-step generator starts, which the patch then belongs to. None:
-                the teacher.
+            starts: by role, networks that start elsewhere than at the teacher. The patch belongs
+                to what the generator starts from.
 
         Raises:
-            PeckerError: prompts that cannot be used, or a time constant that the model does not
-                have.
+            PeckerError: prompts that cannot be used, a time constant that the model does not have,
+                or `until` without a probe.
         """
+        if config.until is not None and (showing is None or showing.probe is None):
+            raise PeckerError(
+                "erase: until looks at the images as the run goes, and no judge here knows what "
+                "prompts name; set until to null, or give pecker_fast.erasure.concepts.Concept a "
+                "Showing with a probe, as the demo does"
+            )
         for file in sorted(pipeline.path.rglob("*")):
             if file.is_symlink() and not file.exists():
                 raise PeckerError(
@@ -89,7 +131,9 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             self._objective = Objective.from_pipeline(pipeline, config, site.device)
         assert isinstance(self._objective.conditions, TextConditions)  # a pipeline's are
         self.conditions = self._objective.conditions
-        self._generator, self._showing = generator, showing
+        self._showing, given = showing, starts or {}
+        self.starts = {role: start.facts for role, start in given.items()}
+        self._networks = {role: start.network for role, start in given.items()}
         self._previews: Previews | None = None
         if showing is not None:
             groups = prompt_groups(self.conditions, showing.neighbours)
@@ -101,7 +145,8 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         """A trainer of score forgetting distillation."""
         return PeckerTrainer(
             self._objective,
-            generator=self._generator,
+            generator=self._networks.get("generator"),
+            pseudo_score=self._networks.get("pseudo_score"),
             mask=self.site.mask,
             run_directory=directory,
             progress=True,
@@ -115,16 +160,32 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         return [f"{pairs} prompts to forget, {kept} to keep", *trainer.notes]
 
     def watch(self, trainer: PeckerTrainer) -> Callable[[], bool]:
-        """Shows the generator now and then."""
-        previews, total = self._previews, self.config.iterations
-        if previews is None:
+        """Shows the generator now and then, and measures it where there is a probe."""
+        previews, showing, ranks = self._previews, self._showing, self.site.ranks
+        if previews is None or showing is None:
             return lambda: False
+        total = self.config.iterations
         shown_at = {round(total * index / _LOOKS) for index in range(_LOOKS + 1)}
+        curve = None
+        if showing.probe is not None:
+            probe = showing.probe(self.conditions)
+            curve = Curve(
+                self.site.out / CURVE_NAME,
+                lambda: previews.erased(
+                    trainer.ema_generator().to(self.site.device), probe.captions.prompts, ranks
+                ),
+                probe.measure,
+                (trainer.iteration, total),
+                ranks,
+                self.config.until,
+            )
 
         def visit() -> bool:
             if trainer.iteration in shown_at:
-                previews.show(trainer.generator, trainer.iteration, self.site.ranks)
-            return False
+                previews.show(trainer.generator, trainer.iteration, ranks)
+            if curve is None:
+                return False
+            return curve.visit(trainer.iteration, trainer.stopwatch.seconds)
 
         return visit
 
@@ -135,10 +196,11 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             **self.pipeline.description,
             "kind": "generator",
             "t_init": trainer.config.diffusion.t_init,
-            "forget": sorted(set(pairs))[:50],
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
         }
+        if pairs:
+            description["forget"] = sorted(set(pairs))[:50]
         unet: Any = trainer.ema_generator(over=over).to("cpu")
         path = self.site.out / PIPELINE_NAME
         return replace(self.pipeline, path=path, unet=unet, description=description)
@@ -150,12 +212,23 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         frozen: FrozenCheck,
         figures: Mapping[str, Any],
     ) -> PipelineFolder:
-        """Write the pipeline, and the patch unless a frozen entry has changed: it holds none."""
+        """Write the pipeline, and of a first stage the pseudo-score network, else the patch.
+
+        There is no patch where a frozen entry has changed: it holds none.
+        """
         model = replace(model, description={**model.description, **figures})
         about = {"iterations": trainer.iteration, "t_init": trainer.config.diffusion.t_init}
+        first_stage = not self.conditions.concepts
+        pseudo_score: Any = trainer.pseudo_score if first_stage else None
 
         def write() -> None:
             self.pipeline.save_with(model.unet, model.path, model.description)
+            if first_stage:
+                with replacing_folder(self.site.out / PSEUDO_SCORE_NAME) as folder:
+                    pseudo_score.save_pretrained(folder / "unet")
+                    made = {**model.description, "method": "pseudo_score"}
+                    write_text(folder / DESCRIPTION, json.dumps(made, indent=1) + "\n")
+                return
             if frozen.frozen_changed:
                 return
             patch = self.site.out / PATCH_NAME
@@ -165,9 +238,14 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         return model
 
     def judge(self, erasure: Erasure[PipelineFolder]) -> Report | None:
-        """Pictures before and after, what was given to judge them, and the page about them."""
+        """Pictures before and after, what was given to judge them, and the page about them.
+
+        None for a first stage, which has forgotten nothing.
+        """
         showing, previews, site = self._showing, self._previews, self.site
         if showing is None or previews is None or erasure.frozen.frozen_changed:
+            return None
+        if not self.conditions.concepts:
             return None
         unet = erasure.model.unet.to(site.device)
         images = (
@@ -176,9 +254,9 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         )
         if not site.ranks.is_first:
             return None  # the first process writes the report
-        figures = None
+        outcome = None
         if showing.measure is not None:
-            figures = showing.measure(previews, self.conditions, unet)
+            outcome = showing.measure(previews, self.conditions, unet)
         patch, network = patch_sizes(site.out)
         erased = self.config.text.concepts if self.config.text is not None else ()
         words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in erased)]
@@ -192,7 +270,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             patch_bytes=patch,
             unet_bytes=network,
             sampling=previews.sampling,
-            figures=figures,
+            outcome=outcome,
             sections=[measure(*images, previews.texts) for measure in showing.measures],
         )
         report.write(site.out, previews.pictures(*images))

@@ -9,23 +9,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from pecker_fast.data import pipeline_folder, teacher_folder
+from pecker_fast.data import (
+    first_stage_folder,
+    pipeline_first_stage_folder,
+    pipeline_folder,
+    teacher_folder,
+)
 from pecker_fast.distill.config import RECIPES, load_config
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Distillation
-from pecker_fast.erasure.concepts import Concept, Showing
+from pecker_fast.erasure.concepts import Concept, Probe, Showing
 from pecker_fast.erasure.run import Erasure, Site, carry_out
-from pecker_fast.evaluate.classifier import load_classifier
-from pecker_fast.evaluate.concept import ConceptFigures, Recognition
-from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images
-from pecker_fast.evaluate.forgetting import TeacherFigures
+from pecker_fast.erasure.starts import Role, StartNetwork, load_start
+from pecker_fast.evaluate.classifier import Classifier, load_classifier
+from pecker_fast.evaluate.classifying import classify
+from pecker_fast.evaluate.concept import ConceptCaptions
+from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images, fashion_probe
 from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.previews import Previews
+from pecker_fast.evaluate.recognition import Outcome, Recognition
+from pecker_fast.evaluate.reference import ClassFigures, real_beside
+from pecker_fast.files import read_json
 from pecker_fast.machine import usable_device
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.outputs import Clock
 
 __all__ = ["demo", "demo_concept"]
@@ -34,7 +45,9 @@ PER_CLASS = 500
 SNEAKER, BAG = 7, 8  # classes of Fashion-MNIST
 NEIGHBOURS = ("a pair of ankle boots", "a sandal")
 TEACHER_STEPS = 25  # of the text-to-image pipeline
-CAPTIONS_PER_CLASS = 20  # in the evaluation; guided sampling of the original takes most of it
+CAPTIONS_PER_CLASS = 100  # in the evaluation, of the classes to keep
+CAPTIONS_OF_CONCEPT = 200  # that were told, and as many that were held back
+ORIGINAL_NAME = "original.json"  # what the classifier sees in the original's images of these
 
 
 def demo(
@@ -64,13 +77,19 @@ def demo(
     config = load_config(RECIPES / "demo.yaml", settings)
     site = Site(out=out, device=usable_device(device), force=force, clock=Clock(started))
     model = ModelFolder.load(teacher_folder())
+    classifier = teacher_folder() / "classifier"
     judge = Judge(
-        load_classifier(teacher_folder() / "classifier"),
+        load_classifier(classifier),
         ClassStatistics.load(teacher_folder() / "statistics.safetensors"),
         per_class=PER_CLASS,
-        teacher=TeacherFigures.from_dict(model.figures["teacher"]),
+        real_figures=real_beside(classifier),
+        teacher=ClassFigures.from_dict(model.figures["teacher"]),
     )
-    return carry_out(Distillation(site, model, config, judge))
+    starts = {
+        "generator": load_start(first_stage_folder(), "generator", model.unet),
+        "pseudo_score": load_start(first_stage_folder(), "pseudo_score", model.unet),
+    }
+    return carry_out(Distillation(site, model, config, judge, starts))
 
 
 def demo_concept(
@@ -87,23 +106,61 @@ def demo_concept(
     place = usable_device(device)
     site = Site(out=out, device=place, force=force, clock=Clock(started))
     pipeline = PipelineFolder.load(pipeline_folder())
-    classifier = load_classifier(teacher_folder() / "classifier").to(place)
+    judge = teacher_folder() / "classifier"
+    classifier, real = load_classifier(judge).to(place), real_beside(judge)
 
-    def measure(previews: Previews, told: TextConditions, erased: nn.Module) -> ConceptFigures:
+    def measure(previews: Previews, told: TextConditions, erased: nn.Module) -> Outcome:
         """What the classifier recognises in images of both, from captions of all kinds."""
-        how, ranks = previews.sampling, Ranks()  # this process alone judges
-        prompts = [pair.forget for concept in told.concepts for pair in concept]
-        captions = fashion_concept(SNEAKER, BAG, CAPTIONS_PER_CLASS, how.seed, prompts)
-        before = previews.original(captions.prompts, ranks)
-        after = previews.erased(erased, captions.prompts, ranks)
+        how, captions = previews.sampling, demo_captions(told, config.seed)
+        before = shipped_original(captions, how.original())
+        if before is None:  # other settings than those that ship with figures
+            before = recognised_in_original(previews, captions, classifier)
+        images = previews.erased(erased, captions.prompts, Ranks())  # this process alone judges
+        after = captions.recognition(fashion_images(images), classifier, how.erased(), how.seed)
+        seen = None if real is None else real.recognition(captions.class_names, SNEAKER)
+        return Outcome("concept", captions.name, captions.override_name, before, after, seen)
 
-        def recognised(images: torch.Tensor, words: str) -> Recognition:
-            seen = fashion_images(images)
-            return Recognition.measure(seen, captions, classifier, words, how.seed)
-
-        return ConceptFigures(
-            captions, recognised(before, how.original()), recognised(after, how.erased())
+    def probe(told: TextConditions) -> Probe:
+        images = 60 if config.until is None else config.until.images
+        captions = fashion_probe(SNEAKER, _told(told), images, config.seed + 1)
+        return Probe(
+            captions, lambda seen: classify(classifier, fashion_images(seen))[0].argmax(dim=1)
         )
 
-    showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, measure=measure)
-    return carry_out(Concept(site, pipeline, config, showing))
+    showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, measure=measure, probe=probe)
+    roles: tuple[Role, ...] = ("generator", "pseudo_score")
+    starts: dict[str, StartNetwork] = {
+        role: load_start(pipeline_first_stage_folder(), role, pipeline.unet, of_prompts=True)
+        for role in roles
+    }
+    return carry_out(Concept(site, pipeline, config, showing, starts))
+
+
+def demo_captions(told: TextConditions, seed: int) -> ConceptCaptions:
+    """What the demo's images are asked for in the evaluation."""
+    return fashion_concept(SNEAKER, BAG, CAPTIONS_PER_CLASS, seed, _told(told), CAPTIONS_OF_CONCEPT)
+
+
+def recognised_in_original(
+    previews: Previews, captions: ConceptCaptions, classifier: Classifier
+) -> Recognition:
+    """What the classifier sees in the pipeline's own images of the captions: minutes on a CPU."""
+    how = previews.sampling
+    images = fashion_images(previews.original(captions.prompts, Ranks()))
+    return captions.recognition(images, classifier, how.original(), how.seed)
+
+
+def shipped_original(captions: ConceptCaptions, sampler: str) -> Recognition | None:
+    """What ships of `recognised_in_original`; None for other captions, or another sampler."""
+    content = read_json(pipeline_first_stage_folder() / ORIGINAL_NAME)
+    if content["captions"] != digest_of(captions.prompts) or content["sampler"] != sampler:
+        return None
+    groups, classes = (
+        {name: Share(*counts) for name, counts in content[part].items()}
+        for part in ("groups", "classes")
+    )
+    return Recognition(groups, classes, content["seen_as"], sampler, content["seed"])
+
+
+def _told(conditions: TextConditions) -> list[str]:
+    return [pair.forget for concept in conditions.concepts for pair in concept]

@@ -15,14 +15,16 @@ from pecker_fast.distill.networks import predict_noise
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.api import real_images
+from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.request import Request
+from pecker_fast.erasure.several import Pairs
 from pecker_fast.erasure.starts import load_original
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import usable_device
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods import mask_finding
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.objectives import method_objective
 from pecker_fast.models import ModelFolder
 from pecker_fast.nn.flops import NetworkFlops, count_flops
 from pecker_fast.runs.digest import fingerprint
@@ -78,29 +80,37 @@ def mask_of_class(request: Request) -> ClassMask:
     assert request.model is not None
     model = load_original(request.model)
     model.unet.to(device)
+    config = with_overrides(config, model, None, device)
     if isinstance(config, BaselineConfig):
-        return _of_images(model, config, request)
+        return _of_method(model, config, request)
     if config.forget is None:
         raise PeckerError("mask: the configuration forgets no class; give --forget")
     objective = Objective.from_model(model, config)
     classes = objective.conditions
-    assert isinstance(classes, ClassConditions) and classes.forget is not None
+    assert isinstance(classes, ClassConditions)
     with naming_settings(config):
         found = find_mask(objective, progress=True)
-    name = model.class_names[classes.forget]
+    name = _names(model, classes.pairs)
     note, digest = _backward(objective, found), fingerprint(model.unet)
     return ClassMask(found, name, config.mask.kind, note, digest)
 
 
-def _of_images(model: ModelFolder, config: BaselineConfig, request: Request) -> ClassMask:
-    """From real images, as SalUn finds it."""
-    config, images = real_images(request, config, Ranks())
-    objective = BaselineObjective(model, images, config)
+def _of_method(model: ModelFolder, config: BaselineConfig, request: Request) -> ClassMask:
+    """As a method finds it: from real images, or those that the model draws."""
+    images, source = None, "images of the model itself"
+    if not config.data_free:
+        config, images = real_images(request, config, Ranks())
+        source = images.source
+    objective = method_objective(model, config, images)
     with naming_settings(config):
         found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
-    name = model.class_names[objective.images.forget]
-    note, digest = f"found on {name} in {images.source}", fingerprint(model.unet)
+    name = _names(model, objective.pairs)
+    note, digest = f"found on {name} in {source}", fingerprint(model.unet)
     return ClassMask(found, name, config.mask.kind, note, digest)
+
+
+def _names(model: ModelFolder, pairs: Pairs) -> str:
+    return ", ".join(model.class_names[index] for index, _ in pairs)
 
 
 def _backward(objective: Objective, mask: SaliencyMask) -> str:

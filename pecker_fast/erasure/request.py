@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Request"]
 
+_TRAINS = ("erase", "distill")  # commands whose `out` is the directory of a run
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -43,19 +45,20 @@ class Request:
         pipeline: what concepts are to be erased from, in place of `model`; a folder or in memory.
         config: a YAML file or the name of a shipped recipe. None: the defaults.
         settings: dotted keys that are laid over it, e.g. `{"mask.density": 0.1}`.
-        forget: the class, by name or index. None: the configuration's.
-        overrides: the class in its place, of several the last; with `pipeline` one for each of
-            `names`.
+        forget: the class, by name or index, or several. None: the configuration's.
+        overrides: the class in its place, of several the last; where several are to be forgotten
+            one for all or one for each, and with `pipeline` one for each of `names`.
         names: the concepts, for a recipe that leaves them open.
         dataset: real images to train on, and to measure FID against. None: the configuration's.
         data_root: the folder that holds them.
         download: fetch them if they are not there.
         mask: instead of one that is found; a file or in memory.
-        generator: where the one-step generator starts: a model folder or an earlier run, of a
-            pipeline the folder of a U-Net. None: the original.
+        generator: where the one-step generator starts: a model folder, with `pipeline` a pipeline
+            or a U-Net, or an earlier run. None: the original.
         pseudo_score: where the pseudo-score network starts, likewise.
         first_stage: where both start: a run of `pecker-fast distill` on the same model.
         classifier: the judge, which gives a report.
+        second_classifier: another judge, whose agreement is reported.
         statistics: of real images in its features, or those images as .npz. None: what lies
             beside the classifier.
         inception: weights of the Inception network, for FID as the run goes.
@@ -66,6 +69,8 @@ class Request:
         neighbours: prompts near to the concept that are shown as well.
         nudity_detector: an ONNX file that judges these images.
         clip: a folder that does likewise.
+        keep_steps: the model goes on drawing in many steps; without `config`, by the recipe
+            keep_steps.
         force: delete the run that `out` holds instead of taking it up.
         device: where to work: auto, cpu, cuda, cuda:N.
         started: `time.monotonic()` at the start of the command, for the seconds of the report.
@@ -81,7 +86,7 @@ class Request:
     pipeline: Path | PipelineFolder | None = None
     config: str | Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    forget: str | int | None = None
+    forget: str | int | Sequence[str | int] | None = None
     overrides: Sequence[str | int] = ()
     names: Sequence[str] = ()
     dataset: str | None = None
@@ -92,6 +97,7 @@ class Request:
     pseudo_score: Path | None = None
     first_stage: Path | None = None
     classifier: Path | None = None
+    second_classifier: Path | None = None
     statistics: Path | None = None
     inception: Path | None = None
     curve_per_class: int | None = None
@@ -101,6 +107,7 @@ class Request:
     neighbours: Sequence[str] = ()
     nudity_detector: Path | None = None
     clip: Path | None = None
+    keep_steps: bool = False
     force: bool = False
     device: str | torch.device = "auto"
     started: float | None = None
@@ -116,18 +123,28 @@ class Request:
             self._check_class()
         else:
             self._check_concept()
-        if self.command == "erase":
+        if self.keep_steps and self.config is None:
+            object.__setattr__(self, "config", "keep_steps")
+        if self.command in _TRAINS:
             self._check_out()
 
     @property
     def values(self) -> dict[str, Any]:
         """What is laid over the configuration of a class: `settings` and the two classes."""
         values = dict(self.settings)
-        if self.forget is not None:
-            values["forget"] = self.forget
+        gone = self._forgotten
+        if gone:
+            values["forget"] = gone[0] if len(gone) == 1 else gone
         if self.overrides:
-            values["override"] = self.overrides[-1]
+            several = len(gone) > 1 and len(self.overrides) > 1
+            values["override"] = list(self.overrides) if several else self.overrides[-1]
         return values
+
+    @property
+    def _forgotten(self) -> list[str | int]:
+        if self.forget is None:
+            return []
+        return [self.forget] if isinstance(self.forget, (str, int)) else list(self.forget)
 
     def check(self) -> None:
         """Say what is wrong with configuration and paths, as far as that needs no torch.
@@ -139,7 +156,7 @@ class Request:
         self.read_config()
         if isinstance(self.model, Path):
             find_model(self.model)
-        if self.command == "erase":
+        if self.command in _TRAINS:
             check_run_directory(self.out)
 
     def read_config(self) -> PeckerConfig | BaselineConfig:
@@ -170,14 +187,16 @@ class Request:
                     "--from, --generator and --pseudo-score are for distillations; this method "
                     "starts from MODEL"
                 )
-            return load_baseline_config(self.config, self.values)
-        if self.inception is None:  # else the images are what FID is measured against
-            self._check_data_free()
-        elif self.dataset is None:
+            found = load_baseline_config(self.config, self.values)
+            if found.data_free:
+                self._check_images()
+            return found
+        if self.keep_steps:
             raise self._error(
-                "--inception measures FID against real images; name them: --dataset cifar10 "
-                "--data-root FOLDER"
+                f"--keep-steps: {self.config} distils into one step; leave one of the two out, or "
+                "give a configuration with `method`, such as keep_steps"
             )
+        self._check_images()
         return load_config(self.config, self.values)
 
     def read_images(self, ranks: Ranks, split: str) -> ImageSet:
@@ -202,21 +221,30 @@ class Request:
         if unfit := [name for name, value in only_concepts.items() if value is not None]:
             raise self._error(f"{unfit[0]} is about the images of prompts and needs --pipeline")
         named = self.config is not None or "method" in self.settings
-        if not named and (self.forget is None or not self.overrides):
+        if len(self._forgotten) > 1 and len(self.overrides) not in (0, 1, len(self._forgotten)):
+            raise self._error(
+                f"{len(self._forgotten)} classes to --forget and {len(self.overrides)} times "
+                "--override; give it once for all of them, or once for each in the same order"
+            )
+        if not named and not (self._forgotten and self.overrides):
             raise self._error("give --forget and --override, or a --config that has them")
-        for option, value in {"statistics": self.statistics, "inception": self.inception}.items():
+        needing = {
+            "--statistics": self.statistics,
+            "--inception": self.inception,
+            "second_classifier": self.second_classifier,
+        }
+        for option, value in needing.items():
             if value is not None and self.classifier is None:
-                raise self._error(f"--{option} needs --classifier, which judges the same images")
+                raise self._error(f"{option} needs --classifier, which judges the same images")
 
     def _check_concept(self) -> None:
         self._check_data_free()
         only_classes = {
-            "--forget": self.forget,
+            "--forget": self._forgotten or None,
             "--classifier": self.classifier,
             "--statistics": self.statistics,
             "--inception": self.inception,
-            "--pseudo-score": self.pseudo_score,
-            "--from": self.first_stage,
+            "--keep-steps": self.keep_steps or None,
         }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
             raise self._error(f"{unfit[0]} is for class models; with --pipeline use --name")
@@ -242,6 +270,16 @@ class Request:
             made = {source / MODEL_NAME, source / PIPELINE_NAME} if holds_run(source) else {source}
             if made & set(out.parents):
                 raise self._error(f"--out {self.out} lies in {read}; choose a folder outside of it")
+
+    def _check_images(self) -> None:
+        """Real images are what FID is measured against, of a run that is not trained on any."""
+        if self.inception is None:
+            self._check_data_free()
+        elif self.dataset is None:
+            raise self._error(
+                "--inception measures FID against real images; name them: --dataset cifar10 "
+                "--data-root FOLDER"
+            )
 
     def _check_data_free(self) -> None:
         given = {

@@ -27,7 +27,7 @@ from pecker_fast.evaluate.report import Report, RunFacts
 from pecker_fast.files import read_json, write_text
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.masks.verify import FrozenCheck
+from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
@@ -39,7 +39,6 @@ from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.memory import naming_settings
 from pecker_fast.runs.outputs import (
     ATTACK_NAME,
-    FROZEN_NAME,
     PATCH_NAME,
     REPORT_NAMES,
     START_NAME,

@@ -14,9 +14,16 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import CONFIG_NAME, WEIGHTS_NAME, read_config
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.pipeline import load_unet
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import fingerprint
-from pecker_fast.runs.finding import MODEL_NAME, PSEUDO_SCORE_NAME, find_model, holds_run
+from pecker_fast.runs.finding import (
+    MODEL_NAME,
+    PIPELINE_NAME,
+    PSEUDO_SCORE_NAME,
+    find_model,
+    holds_run,
+)
 from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["StartNetwork", "load_original", "load_start"]
@@ -57,7 +64,12 @@ def load_original(model: Path | ModelFolder) -> ModelFolder:
 
 
 def load_start(
-    path: Path, role: Role, like: nn.Module, *, ranks: Ranks | None = None
+    path: Path,
+    role: Role,
+    like: nn.Module,
+    *,
+    of_prompts: bool = False,
+    ranks: Ranks | None = None,
 ) -> StartNetwork:
     """A network to start from.
 
@@ -67,10 +79,12 @@ def load_start(
             run that has no such network, a teacher's or a baseline's, the model.
         role: which of the two.
         like: the teacher, whose architecture it must have.
+        of_prompts: the teacher is a pipeline's; folders are those of pipelines or of a U-Net.
         ranks: the processes that share the run, all of which make this call. None: this one.
 
     Raises:
-        PeckerError: neither of the two, a run that is not finished, or another architecture.
+        PeckerError: neither of the two, a run that is not finished, another architecture, or what
+            was distilled from another model.
     """
     if _is_classifier(path):
         raise PeckerError(
@@ -82,11 +96,11 @@ def load_start(
         path = path / PSEUDO_SCORE_NAME
     elif role == "pseudo_score" and holds_run(path):
         # One process reads, since a run directory is locked meanwhile.
-        saved = (ranks or Ranks()).first(lambda: _saved_pseudo_score(path))
+        saved = (ranks or Ranks()).first(lambda: _saved_pseudo_score(path, of_prompts))
     if saved is None:
-        model = ModelFolder.load(find_model(path))
-        network: nn.Module = model.unet
-        facts = {"kind": model.figures.get("method", model.kind), **_training(model.figures)}
+        network, figures = _read(path, of_prompts)
+        _check_origin(path, role, figures, like)
+        facts = {"kind": figures.get("method", figures.get("kind")), **_training(figures)}
     else:
         try:
             network = restored_network(saved["network"], like)
@@ -102,6 +116,33 @@ def load_start(
         )
     facts = {"path": str(path), **facts, "fingerprint": fingerprint(network)}
     return StartNetwork(network.requires_grad_(True), facts)
+
+
+def _read(path: Path, of_prompts: bool) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The network at a path or of the run there, and what its folder says of it."""
+    if not of_prompts:
+        model = ModelFolder.load(find_model(path))
+        return model.unet, {"kind": model.kind, **model.figures}
+    if (path / PIPELINE_NAME).is_dir():
+        path = path / PIPELINE_NAME
+    elif holds_run(path):
+        raise PeckerError(
+            f"{path}: this run has not made a pipeline yet; let it finish first: the same command "
+            "goes on with it"
+        )
+    return load_unet(path)
+
+
+def _check_origin(path: Path, role: Role, figures: Mapping[str, Any], teacher: nn.Module) -> None:
+    """Refuse what says that it was distilled from another model than this teacher."""
+    digests = figures.get("frozen", {}).get("digests", {})
+    # A run that started elsewhere is compared with its start, not with its teacher.
+    origin = None if "start" in figures else digests.get("original")
+    if origin is not None and origin != fingerprint(teacher):
+        raise PeckerError(
+            f"{path}: the {role} was made of another model (digest {origin[:9]}); make one of this "
+            "model with `pecker-fast distill`"
+        )
 
 
 def _is_classifier(path: Path) -> bool:
@@ -120,17 +161,18 @@ def _is_classifier(path: Path) -> bool:
 def _training(figures: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's figures say of the training that made it; only what is there."""
     training = figures.get("training", {})
+    machine = training.get("machine")
     found = {
         "iterations": figures.get("iterations", training.get("iterations")),
         "seconds": training.get("seconds"),
         "processes": training.get("processes"),
-        "device_name": training.get("machine", {}).get("device_name"),
+        "device_name": machine.get("device_name") if isinstance(machine, dict) else None,
         "start": figures.get("start"),
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _saved_pseudo_score(path: Path) -> dict[str, Any] | None:
+def _saved_pseudo_score(path: Path, of_prompts: bool) -> dict[str, Any] | None:
     """The pseudo-score network of a run's last checkpoint and its training; None: it has none.
 
     Raises:
@@ -147,8 +189,8 @@ def _saved_pseudo_score(path: Path) -> dict[str, Any] | None:
     if network is None:
         return None
     training = {"iterations": saved["iteration"], "seconds": round(saved["seconds"], 2)}
-    if (path / MODEL_NAME).is_dir():
-        made = _training(ModelFolder.load(path / MODEL_NAME).figures)
+    if (path / (PIPELINE_NAME if of_prompts else MODEL_NAME)).is_dir():
+        made = _training(_read(path, of_prompts)[1])
         # Of one state of the run: the model's figures say more, and count its seconds to the end.
         if made.get("iterations") == saved["iteration"]:
             training = made

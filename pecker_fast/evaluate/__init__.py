@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pecker_fast.evaluate.judging import judge
+    from pecker_fast.evaluate.prompt_judging import judge_prompts
 
-__all__ = ["judge"]
+__all__ = ["judge", "judge_prompts"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from pecker_fast.evaluate.judging import judge
 
         return judge
+    if name == "judge_prompts":
+        from pecker_fast.evaluate.prompt_judging import judge_prompts
+
+        return judge_prompts
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

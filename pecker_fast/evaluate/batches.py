@@ -7,7 +7,7 @@ several processes draw the same batches as one, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NoReturn, TypeAlias
 
 import torch
@@ -33,7 +33,7 @@ def draw_batches(
     total: int,
     batch_size: int,
     shape: tuple[int, ...],
-    seed: int,
+    seed: int | Sequence[int],
     only: Collection[int] | None = None,
     progress: str | None = None,
 ) -> Batches:
@@ -44,11 +44,13 @@ def draw_batches(
         total: number of images.
         batch_size: images at a time; batch k holds the images from k * batch_size on.
         shape: (C, H, W) of one image's noise.
-        seed: of the noise.
+        seed: of the noise of all images, or of each image's own.
         only: numbers of the batches to draw; None: all.
         progress: title of a progress bar on stderr, moved on within a batch; None for no bar.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator()
+    if isinstance(seed, int):
+        generator.manual_seed(seed)
     starts = range(0, total, batch_size)
     parts = [slice(start, min(start + batch_size, total)) for start in starts]
     wanted = set(range(len(parts)) if only is None else only)
@@ -57,7 +59,11 @@ def draw_batches(
         for number, part in enumerate(parts[: max(wanted, default=-1) + 1]):
             # One call per image: torch's generator gives other numbers for other shapes. Those of
             # batches that are not wanted come first in the stream all the same.
-            noise = [torch.randn(shape, generator=generator) for _ in range(part.start, part.stop)]
+            noise = []
+            for index in range(part.start, part.stop):
+                if not isinstance(seed, int):
+                    generator.manual_seed(seed[index])
+                noise.append(torch.randn(shape, generator=generator))
             if number in wanted:
                 tell = _within(bar, len(noise))
                 yield part, draw(part, torch.stack(noise), tell).cpu()

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.drawing import FORGET_COLOR, KEEP_COLOR
-from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures
+from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.grid import class_groups, plot_before_after
 from pecker_fast.evaluate.line_chart import Axis, Series, plot_chart
 from pecker_fast.evaluate.page import Picture
+from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
@@ -27,7 +28,7 @@ def draw_pictures(
     model: ModelFolder,
     erased: ModelFolder,
     mask: SaliencyMask,
-    teacher: TeacherFigures,
+    teacher: ClassFigures,
     after: Evaluation,
     curve: Sequence[CurvePoint],
     sampler: Sampler,
@@ -78,7 +79,8 @@ def draw_pictures(
                 accuracy,
                 "Forgetting and keeping, iteration by iteration",
                 f"Images in {how} of the model as it was after so many iterations, {few} of them "
-                f"for a point; the table above rests on more. {start}.",
+                "for a point: the shades are 95 % intervals. The table above rests on more. "
+                f"{start}.",
             )
         )
     mask.plot(density)
@@ -97,7 +99,7 @@ def plot_accuracy(
     path: Path,
     points: Sequence[CurvePoint],
     name: str,
-    teacher: TeacherFigures,
+    teacher: ClassFigures,
     forget: int,
     original: str,
     how: str,
@@ -106,15 +108,21 @@ def plot_accuracy(
 
     `original` and `how` say how the images of the teacher and of the points were drawn.
     """
-    kept = [(float(point.iteration), 100 * point.keep_accuracy) for point in points]
-    forgot = [(float(point.iteration), 100 * point.forget_accuracy) for point in points]
     series = []
-    for title, values, level, color in (
-        ("other classes", kept, teacher.keep_accuracy(forget), KEEP_COLOR),
-        (name, forgot, teacher.forget_accuracy(forget), FORGET_COLOR),
+    for title, kind, level, color in (
+        ("other classes", "keep", teacher.keep_accuracy(forget), KEEP_COLOR),
+        (name, "forget", teacher.forget_accuracy(forget), FORGET_COLOR),
     ):
+        values = [
+            (float(point.iteration), 100 * getattr(point, f"{kind}_accuracy")) for point in points
+        ]
+        shares = [point.kept if kind == "keep" else point.forgotten for point in points]
+        bounds = [
+            (100 * share.interval.low, 100 * share.interval.high) for share in shares if share
+        ]
         dashed = {"color": color, "linestyle": "--"}
         series.append(Series(f"{title}: {original}", dashed, level=100 * level))
-        series.append(Series(f"{title}: {how}", {"color": color}, values))
+        bounds = bounds if len(bounds) == len(values) else []
+        series.append(Series(f"{title}: {how}", {"color": color}, values, bounds=bounds))
     percent = Axis("recognised as the class asked for", "{:.3g} %".format, top=100)
     plot_chart(path, Axis("iteration", "{:,.0f}".format), percent, series)

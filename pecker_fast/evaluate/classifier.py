@@ -79,6 +79,11 @@ class SmallClassifier(SavedClassifier):
         self.project = nn.Linear(4 * width * _POOLED**2, FEATURES)
         self.head = nn.Linear(FEATURES, num_classes)
 
+    @property
+    def early(self) -> nn.Module:
+        """The last convolutions, pooled to 4x4: 4 * width channels."""
+        return self.body[5]
+
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images to logits and 64 features, smooth, not rectified; see `SavedClassifier`."""
         self.check(images)

@@ -70,6 +70,15 @@ class SavedClassifier(nn.Module):
         self.num_classes: int = config["num_classes"]
         self.in_channels: int = config["in_channels"]
 
+    @property
+    def early(self) -> nn.Module:
+        """A layer before the last ones, whose output (N, F', H', W') holds more than the classes.
+
+        The last features collapse towards one point a class; what differs within a class is seen
+        here. See `forgetting.classify_with_early`.
+        """
+        raise NotImplementedError
+
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images to logits (N, num_classes) and features (N, F) in one pass.
 

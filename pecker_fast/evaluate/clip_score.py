@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from pecker_fast.datasets.pixels import to_pil
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.detection import Provenance, pixels_of
+from pecker_fast.evaluate.detection import Images, Provenance, in_batches, pixels_of
 
 __all__ = ["ClipFigures", "ClipScorer", "measure_clip_score"]
-
-_AT_ONCE = 16  # pairs
 
 
 @dataclass(frozen=True)
@@ -147,23 +145,21 @@ class ClipScorer:
         )
 
 
-def measure_clip_score(scorer: ClipScorer, images: Tensor, prompts: Sequence[str]) -> ClipFigures:
+def measure_clip_score(scorer: ClipScorer, images: Images, prompts: Sequence[str]) -> ClipFigures:
     """Mean cosine of images (N, 3, H, W) in [0, 1] and their N prompts, times 100.
 
     Raises:
         PeckerError: as `ClipScorer.cosines`, or not one prompt an image.
     """
-    count = len(images)
+    found, count = list[Tensor](), 0
+    for part in in_batches(images):
+        told = prompts[count : count + len(part)]
+        count += len(part)
+        if len(told) == len(part):
+            found.append(scorer.cosines(part, told))
     if count != len(prompts):
         raise PeckerError(f"CLIP score: {count} images and {len(prompts)} prompts; one for each")
-    parts = torch.split(images, _AT_ONCE)
-    starts = range(0, max(count, 1), _AT_ONCE)
-    cosines = torch.cat(
-        [
-            scorer.cosines(part, prompts[i : i + _AT_ONCE])
-            for i, part in zip(starts, parts, strict=True)
-        ]
-    )
+    cosines = torch.cat(found)
     return ClipFigures(
         image_count=count,
         score=100 * float(cosines.mean()),

@@ -114,6 +114,7 @@ class Column:
         is_text: words, not numbers.
         before: where the same figure is of what a run started from, which the page adds to the
             run's own; "" = nowhere.
+        interval: where its 95 % interval is, which the page shows beside; "" = nowhere.
     """
 
     key: str
@@ -123,6 +124,7 @@ class Column:
     basis: Basis | None = None
     is_text: bool = False
     before: str = ""
+    interval: str = ""
 
     def value(self, run: Run) -> Any:
         """In plain types; None where it is missing."""
@@ -133,13 +135,16 @@ class Column:
         value = self.value(run)
         if value is None:
             return MISSING
+        if self.interval and (bounds := look_up(run, self.interval)) is not None:
+            low, high = map(self.words, bounds)
+            return f"{self.words(value)} ({low} to {high})"
         if not self.before or run.start is None:
             return self.words(value)
         before = look_up(run, self.before)
         return f"{UNKNOWN if before is None else self.words(before)} + {self.words(value)}"
 
 
-def look_up(run: Run, figure: str) -> Any:
+def look_up(run: Run | CurvePoint, figure: str) -> Any:
     """A figure of a run, e.g. "fidelity.fid"; None where a part of the way is missing."""
     value: Any = run
     for name in figure.split("."):
@@ -214,12 +219,14 @@ COLUMNS: tuple[Column, ...] = (
     Column("iterations", "Steps", words=_COUNT, before="start.iterations"),
     Column("wall_s", "Wall time", "", seconds, TIME, before="start.wall_s"),
     Column("unlearning_accuracy", "UA, %", "evaluation.unlearning_accuracy", _digits(2, 100),
-           JUDGED),
+           JUDGED, interval="evaluation.unlearned.interval"),
     Column("forget_probability", "P(class)", "evaluation.forget_probability", _digits(4), JUDGED),
     Column("forget_entropy", "Entropy, nats", "evaluation.forget_entropy", _digits(3), JUDGED),
-    Column("keep_accuracy", "Others kept, %", "evaluation.keep_accuracy", _digits(2, 100), JUDGED),
-    Column("frechet", "Fréchet", "evaluation.frechet", _digits(2), FRECHET),
-    Column("fid", "FID", "fidelity.fid", _digits(2), FIDELITY),
+    Column("keep_accuracy", "Others kept, %", "evaluation.keep_accuracy", _digits(2, 100), JUDGED,
+           interval="evaluation.kept.interval"),
+    Column("frechet", "Fréchet", "evaluation.frechet", _digits(2), FRECHET,
+           interval="evaluation.frechet_interval"),
+    Column("fid", "FID", "fidelity.fid", _digits(2), FIDELITY, interval="fidelity.fid_interval"),
     Column("kid", "KID × 1000", "fidelity.kid", _digits(3, 1000), FIDELITY),
     Column("inception_score", "IS", "fidelity.inception_score", _digits(2), SCORE),
     Column("precision", "Precision", "fidelity.precision", _digits(3), FIDELITY),
@@ -257,7 +264,15 @@ _CSV_ONLY = {
     "real_digest": "fidelity.real_digest",
     "inception_weights_sha256": "fidelity.weights_sha256",
     "versions": "versions",
-}
+    **{
+        f"{column.key}_{end}": f"{column.interval}.{end}"
+        for column in COLUMNS if column.interval for end in ("low", "high")
+    },
+}  # fmt: skip
+_CURVE_INTERVALS = {
+    f"{name}_accuracy_{end}": f"{kind}.interval.{end}"
+    for name, kind in (("forget", "forgotten"), ("keep", "kept")) for end in ("low", "high")
+}  # fmt: skip
 _CURVE = ("iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", "fid",
           "forget_count", "keep_count")  # fmt: skip
 
@@ -288,8 +303,13 @@ class Comparison:
         """Name of the class that all of them forget, or None where none says."""
         return next((run.forget for run in self.runs if run.forget is not None), None)
 
+    @property
+    def columns(self) -> list[Column]:
+        """Those in which at least one run has a figure."""
+        return [c for c in COLUMNS if any(c.value(run) is not None for run in self.runs)]
+
     def rows(self) -> list[list[tuple[str, str]]]:
-        """A row per run; per column the value in words, and the letter of its basis or ""."""
+        """A row per run; in `columns` the value in words, and the letter of its basis or ""."""
         letters = {column.basis: self._letters(column.basis) for column in COLUMNS if column.basis}
 
         def mark(run: Run, column: Column) -> str:
@@ -297,7 +317,7 @@ class Comparison:
                 return ""
             return letters[column.basis].get(column.basis.words(run) or "", "")
 
-        return [[(c.shown(run), mark(run, c)) for c in COLUMNS] for run in self.runs]
+        return [[(c.shown(run), mark(run, c)) for c in self.columns] for run in self.runs]
 
     def notes(self) -> dict[str, dict[str, str]]:
         """Figures that must not be compared where their letters differ: basis -> words -> letter.
@@ -327,10 +347,11 @@ class Comparison:
         before = ("start_iterations", "start_wall_s")
         rows = [
             [run.name, *(getattr(point, key) for key in _CURVE),
-             *(look_up(run, _CSV_ONLY[key]) for key in before)]
+             *(look_up(run, _CSV_ONLY[key]) for key in before),
+             *(look_up(point, figure) for figure in _CURVE_INTERVALS.values())]
             for run in self.runs for point in run.curve
         ]  # fmt: skip
-        return _csv(["run", *_CURVE, *before], rows)
+        return _csv(["run", *_CURVE, *before, *_CURVE_INTERVALS], rows)
 
     def _letters(self, basis: Basis) -> dict[str, str]:
         """A letter for each thing that figures rest on; none where all rest on the same."""

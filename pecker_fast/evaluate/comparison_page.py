@@ -13,7 +13,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from pecker_fast.evaluate.comparison import COLUMNS, UNKNOWN, Comparison, Run, look_up
+from pecker_fast.evaluate.comparison import UNKNOWN, Comparison, Run, look_up
+from pecker_fast.evaluate.judgement import FEATURES
 from pecker_fast.evaluate.line_chart import TIME_UNITS, Axis, Series, look, svg_chart, swatch
 from pecker_fast.evaluate.page import Charts, Section, Sentence, Table, Terms, marked, write_page
 from pecker_fast.files import write_text
@@ -41,6 +42,7 @@ class Panel:
         caption: what to look at; {forget} stands for the class.
         figure: where a `Run` holds the quantity at its end, with dots.
         counted: what of a point says how many images are behind it.
+        share: what of a point has the interval of the quantity, or "".
         axis: upwards.
     """
 
@@ -49,6 +51,7 @@ class Panel:
     figure: str
     counted: str = "keep_count"
     axis: Axis = _NUMBER
+    share: str = ""
 
     @property
     def name(self) -> str:
@@ -60,13 +63,13 @@ _PANELS = (
     Panel(
         "Forgetting",
         "Images asked for {forget} that the classifier takes for {forget}; lower is better.",
-        "evaluation.forget_accuracy", "forget_count", _PERCENT,
+        "evaluation.forget_accuracy", "forget_count", _PERCENT, "forgotten",
     ),
     Panel(
         "Keeping the other classes",
         "Images asked for another class that the classifier takes for that class; higher is "
         "better.",
-        "evaluation.keep_accuracy", axis=_PERCENT,
+        "evaluation.keep_accuracy", axis=_PERCENT, share="kept",
     ),
     Panel(
         "FID of the other classes",
@@ -97,13 +100,14 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     table = Table(
         "",
         rows,
-        [column.title for column in COLUMNS],
+        [column.title for column in comparison.columns],
         Markup(
-            "A dash: nobody measured it. All figures with what they rest on are in "
+            "In brackets: 95 % intervals. A dash: nobody measured it. All figures with what they "
+            "rest on are in "
             '<a href="comparison.csv">comparison.csv</a>, those during the runs in '
             '<a href="curves.csv">curves.csv</a>.'
         ),
-        numbers=frozenset(i for i, column in enumerate(COLUMNS) if not column.is_text),
+        numbers=frozenset(i for i, c in enumerate(comparison.columns) if not c.is_text),
     )
     sections: list[Section] = [table]
     if notes:
@@ -180,13 +184,20 @@ def _series(panel: Panel, run: Run, number: int, unit: float, of_run: str, of_po
     """A run's line, from where what it started from ended."""
     begin = look_up(run, f"start.{of_run}") or 0
     length, value = look_up(run, of_run), look_up(run, panel.figure)
-    points = [(getattr(point, of_point), getattr(point, panel.name)) for point in run.curve]
+    points = [
+        ((begin + x) / unit, y, look_up(point, f"{panel.share}.interval") if panel.share else None)
+        for point in run.curve
+        if (x := getattr(point, of_point)) is not None
+        and (y := getattr(point, panel.name)) is not None
+    ]
+    bounds = [interval for _, _, interval in points if interval is not None]
     return Series(
         run.name,
         look(number),
-        [((begin + x) / unit, y) for x, y in points if x is not None and y is not None],
+        [(x, y) for x, y, _ in points],
         None if length is None or value is None else ((begin + length) / unit, value),
         value if run.iterations is None else None,
+        bounds if len(bounds) == len(points) else (),
     )
 
 
@@ -199,4 +210,13 @@ def _counts(panel: Panel, runs: Sequence[Run]) -> str:
         return ""
     most = f" to {counts[-1]:,}" if len(counts) > 1 else ""
     by_run = ", by run" if most else ""
-    return f"Lines: measured during the run, {counts[0]:,}{most} images a point{by_run}."
+    shades = "; shades: their 95 % intervals" if panel.share else ""
+    few = ""
+    if panel.name == "fid" and counts[0] <= FEATURES:
+        few = (
+            f" Fewer than Inception's {FEATURES:,} features: such a FID says more of the number "
+            "of images than of the images."
+        )
+    return (
+        f"Lines: measured during the run, {counts[0]:,}{most} images a point{by_run}{shades}.{few}"
+    )

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pecker_fast.evaluate.clip_score import ClipFigures, ClipScorer, measure_clip_score
-from pecker_fast.evaluate.concept import ConceptFigures
 from pecker_fast.evaluate.detection import DetectionFigures, Provenance
-from pecker_fast.evaluate.forgetting import Hits, percent
+from pecker_fast.evaluate.intervals import Share, percent
 from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
 from pecker_fast.evaluate.page import Table, Terms
-from pecker_fast.evaluate.report import Report, RunFacts, gone_sentence, kept_sentence
+from pecker_fast.evaluate.recognition import Outcome
+from pecker_fast.evaluate.report import Report, RunFacts
 
 __all__ = [
     "Measure",
@@ -82,7 +82,7 @@ def concept_report(
     patch_bytes: int,
     unet_bytes: int,
     sampling: Sampling,
-    figures: ConceptFigures | None = None,
+    outcome: Outcome | None = None,
     sections: Sequence[Table] = (),
 ) -> Report:
     """The report on a concept that was to be forgotten.
@@ -97,30 +97,11 @@ def concept_report(
         patch_bytes: size of the patch.
         unet_bytes: size of the network's file.
         sampling: how the images were drawn.
-        figures: a classifier's; None where there is no classifier for what the prompts name.
+        outcome: what a classifier saw; None where there is no classifier for what the prompts name.
         sections: further tables: a detector's counts, a CLIP score.
     """
-    name, replacement = concept[:1].upper() + concept[1:], override or "nothing"
-    headline = f"{name} was erased in favour of {replacement}; no classifier has judged the images."
-    kept, rows, by_class = "", [], []
-    if figures is not None:
-        untold = figures.after["forget_held_back"]
-        note = f" ({untold.hits} of {untold.count:,} with captions the erasure was never told)"
-        asked, rest = figures.after["forget"], figures.after["keep"]
-        note = note if untold.count else ""
-        headline = gone_sentence(name, figures.gone, asked, figures.name, note)
-        kept = kept_sentence(
-            f"The rest {'is kept' if figures.kept else 'has suffered'}",
-            f"{rest} of {rest.count:,}",
-            "images of other captions are recognised as what was asked for",
-            str(figures.before["keep"]),
-        )
-        rows, by_class = (
-            [(name, _cell(before), _cell(after)) for name, before, after in found]
-            for found in (figures.rows(), figures.class_rows())
-        )
     frozen = run.frozen
-    rows += [
+    rows = [
         ("Network evaluations per image", str(sampling.evaluations), "1"),
         (
             "Size: the U-Net's file, and the patch that turns it into the erased one",
@@ -130,17 +111,11 @@ def concept_report(
         ("Salient parameters that changed", "", _of(frozen.salient_changed, frozen.salient)),
         ("Frozen parameters that changed", "", _of(frozen.frozen_changed, frozen.frozen)),
     ]
-    classes = [Table("Classes that are to be kept", by_class)] if by_class else []
-    return Report(
-        run=run,
-        headline=headline,
-        gone=None if figures is None else figures.gone,
-        kept_sentence=kept,
-        kept=None if figures is None else figures.kept,
-        figures={
+    about: dict[str, Any] = {
+        "figures": {
             "concept": concept,
             "override": override,
-            "figures": None if figures is None else figures.to_dict(),
+            "figures": None if outcome is None else outcome.to_dict(),
             "sections": [section.to_dict() for section in sections],
             "patch_bytes": patch_bytes,
             "unet_bytes": unet_bytes,
@@ -150,20 +125,33 @@ def concept_report(
             "mask_digest": mask_digest,
             "sampling": sampling.to_dict(),
         },
-        tables=[Table("Figures", rows), *classes, *sections],
-        conditions=[
+        "conditions": [
             ("Model", model),
             ("Recipe", recipe),
-            ("Erased, in favour of", f"{concept} -> {replacement}"),
+            ("Erased, in favour of", f"{concept} -> {override or 'nothing'}"),
             *run.conditions(),
             ("Mask digest", mask_digest),
             ("Original model's images", sampling.original()),
             ("Erased model's images", sampling.erased()),
         ],
-        terms=Terms(
+        "terms": Terms(
             "concept",
-            {"judged": figures is not None, "steps": 1, "evaluations": sampling.evaluations},
+            {"judged": outcome is not None, "steps": 1, "evaluations": sampling.evaluations},
         ),
+    }
+    name = concept.removeprefix("a ").removeprefix("an ")
+    name = name[:1].upper() + name[1:]
+    if outcome is not None:
+        return Report.of(run, name, outcome, rows=rows, tables=sections, **about)
+    return Report(
+        run=run,
+        headline=f"{name} was erased in favour of {override or 'nothing'}; no classifier has "
+        "judged the images.",
+        gone=None,
+        kept_sentence="",
+        kept=None,
+        tables=[Table("Figures", rows), *sections],
+        **about,
     )
 
 
@@ -200,11 +188,7 @@ def detection_table(before: DetectionFigures, after: DetectionFigures) -> Table:
         ("Detections", *(f"{part.counted_detections:,}" for part in pair)),
         (
             "Images with a detection",
-            *(
-                f"{_of(part.counted_images, part.image_count)} "
-                f"({percent(part.counted_images / part.image_count)})"
-                for part in pair
-            ),
+            *(Share(part.counted_images, part.image_count).counts for part in pair),
         ),
     ]
     rows += [
@@ -237,11 +221,6 @@ def _judge(provenance: Provenance) -> str:
 
 def _facts(before: Any, after: Any) -> dict[str, Any]:
     return {"before": before.to_dict(), "after": after.to_dict()}
-
-
-def _cell(seen: Hits) -> str:
-    """A share with its counts."""
-    return f"{seen} ({_of(seen.hits, seen.count)})" if seen.count else str(seen)
 
 
 def _of(hits: int, count: int) -> str:

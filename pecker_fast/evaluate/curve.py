@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate.forgetting import check_figures
+from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.judgement import Written
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pecker_fast.distill.config import UntilSection
     from pecker_fast.models import ModelFolder
 
-__all__ = ["Curve", "CurvePoint"]
+__all__ = ["ClassProbe", "Curve", "CurvePoint"]
 
 _MEASURED = ("forget_accuracy", "keep_accuracy", "forget_count", "keep_count", "frechet")
 POINTS = 12
@@ -67,6 +68,25 @@ class CurvePoint:
         counts = (self.iteration, self.forget_count, self.keep_count, self.wall_s)
         check_figures((self.forget_accuracy, self.keep_accuracy), counts)
 
+    @property
+    def forgotten(self) -> Share | None:
+        """Images of the class to forget that are recognised; None: nobody says of how many."""
+        return Share.of(self.forget_accuracy, self.forget_count) if self.forget_count else None
+
+    @property
+    def kept(self) -> Share | None:
+        """The others that are, likewise."""
+        return Share.of(self.keep_accuracy, self.keep_count) if self.keep_count else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types with the 95 % intervals of both shares."""
+        shares = {"forget": self.forgotten, "keep": self.kept}
+        intervals = {
+            f"{name}_interval": None if share is None else list(share.interval)
+            for name, share in shares.items()
+        }
+        return {**asdict(self), **intervals}
+
 
 class Curve:
     """The points of one run, measured where they are due and written at once."""
@@ -74,10 +94,8 @@ class Curve:
     def __init__(
         self,
         path: Path,
-        judge: Judge,
-        model: ModelFolder,
-        forget: int,
-        sampler: Sampler,
+        draw: Callable[[], Tensor | None],
+        measure: Callable[[Tensor, int], Mapping[str, Any]],
         iterations: tuple[int, int],
         ranks: Ranks,
         until: UntilSection | None = None,
@@ -86,17 +104,15 @@ class Curve:
 
         Args:
             path: the JSON file; only the first process reads and writes it.
-            judge: by what.
-            model: the original, for its classes.
-            forget: index of the class to forget.
-            sampler: how images are drawn.
+            draw: images of the model as it is now, (N, C, H, W); called on all processes, of which
+                the first needs them.
+            measure: figures of a point, of these images at an iteration; on the first process.
             iterations: those that are done, and the length of the run.
             ranks: the processes that share the run.
             until: what the run is over at, which more points look for.
 
         Raises:
-            PeckerError: the file is there and cannot be read, or the real images are of other
-                classes or sizes.
+            PeckerError: the file is there and cannot be read.
         """
         done, total = iterations
         self.points: list[CurvePoint] = []
@@ -108,23 +124,15 @@ class Curve:
             self._due = {*range(0, total, until.every), total}
         self._until = until
         self._path = path
-        self._judge = judge
-        self._forget = forget
-        self._sampler = sampler
+        self._draw, self._measure = draw, measure
         self._ranks = ranks
-        self._names = model.class_names
-        self._fid = judge.fid(model, forget)
-        asked, others = judge.curve_images if until is None else (until.images, until.images)
-        kept = [index for index in range(model.num_classes) if index != forget]
-        self._labels = torch.tensor([forget] * asked + kept * -(-others // len(kept)))
 
-    def visit(self, iteration: int, wall_s: float, model: Callable[[], ModelFolder]) -> bool:
+    def visit(self, iteration: int, wall_s: float) -> bool:
         """Measure if a point is due here; to be called on all processes.
 
         Args:
             iteration: iterations that are done.
             wall_s: seconds of training so far.
-            model: makes the model as it is now.
 
         Returns:
             Whether the run is over: what is to be forgotten has gone, and the rest is kept.
@@ -133,7 +141,7 @@ class Curve:
             return False
         there = bool(self.points) and self.points[-1].iteration == iteration
         if not self._ranks.broadcast(there):
-            images = self._sampler.sample(model(), self._labels, ranks=self._ranks)
+            images = self._draw()
             self._ranks.first(lambda: self._keep(iteration, wall_s, images))
         return self._ranks.broadcast(self._is_over())
 
@@ -146,13 +154,51 @@ class Curve:
 
     def _keep(self, iteration: int, wall_s: float, images: Tensor | None) -> None:
         assert images is not None  # this is the first process
+        found = self._measure(images, iteration)
+        self.points.append(CurvePoint(iteration, **found, wall_s=round(wall_s, 2)))
+        write_text(self._path, json.dumps([asdict(point) for point in self.points]) + "\n")
+
+
+class ClassProbe:
+    """Images of a class and of all others, and what a judge says of them."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        model: ModelFolder,
+        forget: int,
+        sampler: Sampler,
+        until: UntilSection | None = None,
+    ) -> None:
+        """Choose the images.
+
+        Args:
+            judge: by what.
+            model: the original, for its classes.
+            forget: index of the class to forget.
+            sampler: how images are drawn.
+            until: says how many images, where the run may be over before its end.
+
+        Raises:
+            PeckerError: the real images are of other classes or sizes.
+        """
+        self._judge, self._forget, self._sampler = judge, forget, sampler
+        self._names = model.class_names
+        self._fid = judge.fid(model, forget)
+        asked, others = judge.curve_images if until is None else (until.images, until.images)
+        kept = [index for index in range(model.num_classes) if index != forget]
+        self._labels = torch.tensor([forget] * asked + kept * -(-others // len(kept)))
+
+    def draw(self, model: ModelFolder, ranks: Ranks) -> Tensor | None:
+        """Its images, (N, C, H, W) in [-1, 1]; None on all processes but the first."""
+        return self._sampler.sample(model, self._labels, ranks=ranks)
+
+    def measure(self, images: Tensor, iteration: int) -> dict[str, Any]:
+        """The figures of a point of the curve."""
         drawn = ImageSet(to_uint8(images), self._labels, self._names, f"iteration {iteration}")
         found = self._judge.evaluation(drawn, self._forget)
         fid = None if self._fid is None else self._fid.measure(drawn)
-        measured = {name: getattr(found, name) for name in _MEASURED}
-        point = CurvePoint(iteration, **measured, wall_s=round(wall_s, 2), fid=fid)
-        self.points.append(point)
-        write_text(self._path, json.dumps([asdict(point) for point in self.points]) + "\n")
+        return {**{name: getattr(found, name) for name in _MEASURED}, "fid": fid}
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

@@ -6,7 +6,7 @@ images and which file they come from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +15,12 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["DetectionFigures", "Provenance", "pixels_of"]
+__all__ = ["DetectionFigures", "Images", "Provenance", "in_batches", "pixels_of"]
+
+Images = Tensor | Iterable[Tensor]
+"""Images (N, 3, H, W) in [0, 1], or batches of such, of which one at a time is in memory."""
+
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class DetectionFigures:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         return {**asdict(self), "counted": list(self.counted)}
+
+
+def in_batches(images: Images) -> Iterator[Tensor]:
+    """Batches (n, 3, H, W) of images."""
+    yield from torch.split(images, _AT_ONCE) if isinstance(images, Tensor) else images
 
 
 def pixels_of(images: Tensor) -> Tensor:

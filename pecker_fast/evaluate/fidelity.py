@@ -1,4 +1,4 @@
-"""FID, KID, inception score, precision and recall, as torch-fidelity computes them.
+"""FID, sFID, KID, inception score, precision and recall, as torch-fidelity computes them.
 
 The Inception network's weights are a file that is given: nothing is downloaded. Images are uint8,
 as a PNG holds them; floats would give other figures than the same images read back from disk.
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.frechet import FeatureStatistics, frechet_distance, measured_distance
+from pecker_fast.evaluate.intervals import Interval
 
 __all__ = ["FidelityFigures", "Inception", "InceptionFeatures", "fidelity_figures"]
 
@@ -36,6 +38,8 @@ WEIGHTS_WANTED = (
 
 POOLED = "2048"  # the features of the published FID: the last pooled layer
 LOGITS = "logits_unbiased"  # of the inception score, as published: without the last bias
+
+SPATIAL_CHANNELS = 7  # of 17 x 17 places each: the 2,023 features of sFID
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
@@ -54,12 +58,14 @@ class InceptionFeatures:
         logits: (N, 1008) float32 on the CPU, without the last bias.
         source: what the images are, in words.
         digest: SHA-256 of the images, whatever their order.
+        spatial: (N, 2023) float32 on the CPU, what sFID compares; None where nobody took them.
     """
 
     pooled: Tensor
     logits: Tensor
     source: str
     digest: str = ""
+    spatial: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class FidelityFigures:
     Attributes:
         fid: Fréchet inception distance.
         kid: kernel inception distance: mean over the subsets, polynomial kernel of degree 3.
-        kid_std: its standard deviation over the subsets; 0 where each holds all images.
+        kid_std: its standard deviation over the subsets; see `kid_spread`.
         inception_score: mean over the splits; of the generated images alone.
         inception_score_std: its standard deviation over the splits.
         precision: share of generated images inside the manifold of the real ones.
@@ -88,6 +94,10 @@ class FidelityFigures:
         weights_sha256: of its bytes.
         weights_published: it is the file that published figures rest on.
         real_digest: SHA-256 of the real images, whatever their order: which they were.
+        sfid: the same distance of features that keep their place in the image; None where there
+            are none.
+        fid_interval: 95 % interval of `fid`, see `frechet.measured_distance`; None where there are
+            no more generated images than features.
     """
 
     fid: float
@@ -111,10 +121,25 @@ class FidelityFigures:
     weights_sha256: str
     weights_published: bool
     real_digest: str = ""
+    sfid: float | None = None
+    fid_interval: Interval | None = None
+
+    @property
+    def kid_spread(self) -> str | None:
+        """How much KID scatters over its subsets, in words.
+
+        None where a subset holds all images of one side: nearly the same images in each, whose
+        scatter says nothing.
+        """
+        if self.kid_subset_size >= min(self.count, self.real_count):
+            return None
+        each = f"{self.kid_subsets} of {self.kid_subset_size:,} images"
+        return f"standard deviation {self.kid_std:.5f}, {each}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return asdict(self)
+        interval = None if self.fid_interval is None else list(self.fid_interval)
+        return {**asdict(self), "fid_interval": interval}
 
 
 @dataclass(frozen=True)
@@ -201,14 +226,26 @@ class Inception:
                 "thousands are needed for figures that mean something"
             )
         device = next(self.network.parameters()).device
-        pooled, logits = [], []
-        with tqdm(total=len(images), desc=progress, unit="image", disable=progress is None) as bar:
-            for part in torch.split(images, batch_size):
-                layer, scores = self.network(part.expand(-1, 3, -1, -1).to(device))
-                pooled.append(layer.cpu())
-                logits.append(scores.cpu())
-                bar.update(len(part))
-        return InceptionFeatures(torch.cat(pooled), torch.cat(logits), source, _digest(images))
+        pooled, logits, spatial = [], [], list[Tensor]()
+        # The tensor mixed_6/conv of the published evaluator (guided-diffusion), its first channels.
+        branch: nn.Module = self.network.get_submodule("Mixed_6d.branch1x1")
+        hook = branch.register_forward_hook(
+            lambda *seen: spatial.append(seen[2][:, :SPATIAL_CHANNELS].flatten(1).float().cpu())
+        )
+        try:
+            with tqdm(
+                total=len(images), desc=progress, unit="image", disable=progress is None
+            ) as bar:
+                for part in torch.split(images, batch_size):
+                    layer, scores = self.network(part.expand(-1, 3, -1, -1).to(device))
+                    pooled.append(layer.cpu())
+                    logits.append(scores.cpu())
+                    bar.update(len(part))
+        finally:
+            hook.remove()
+        return InceptionFeatures(
+            torch.cat(pooled), torch.cat(logits), source, _digest(images), torch.cat(spatial)
+        )
 
 
 def fidelity_figures(
@@ -264,6 +301,9 @@ def fidelity_figures(
             verbose=False,
         ),
     }
+    sfid = None
+    if generated.spatial is not None and real.spatial is not None:
+        sfid = _distance(generated.spatial, real.spatial)
     return FidelityFigures(
         fid=found["frechet_inception_distance"],
         kid=found["kernel_inception_distance_mean"],
@@ -286,7 +326,27 @@ def fidelity_figures(
         weights_sha256=inception.weights_sha256,
         weights_published=inception.published,
         real_digest=real.digest,
+        sfid=sfid,
+        fid_interval=None
+        if count <= generated.pooled.shape[1]
+        else measured_distance(generated.pooled, FeatureStatistics.from_features(real.pooled))[1],
     )
+
+
+def _distance(first: Tensor, second: Tensor) -> float:
+    """Fréchet distance of two sets of features (N, F) and (M, F)."""
+    if min(len(first), len(second)) >= first.shape[1]:
+        return frechet_distance(*map(FeatureStatistics.from_features, (first, second)))
+    # tr sqrt(A'A B'B) is the sum of the singular values of A B': no F x F matrix for few images.
+    means = [part.double().mean(0) for part in (first, second)]
+    parts = [
+        (part.double() - mean) / (len(part) - 1) ** 0.5
+        for part, mean in zip((first, second), means, strict=True)
+    ]
+    variances = sum(float(part.square().sum()) for part in parts)
+    shared = float(torch.linalg.svdvals(parts[0] @ parts[1].T).sum())
+    distance = float((means[0] - means[1]).square().sum()) + variances - 2 * shared
+    return max(distance, 0.0)
 
 
 def _digest(images: Tensor) -> str:

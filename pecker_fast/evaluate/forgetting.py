@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from pecker_fast.datasets.pixels import to_float
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
+from pecker_fast.evaluate.classifying import classify_with_early
+from pecker_fast.evaluate.frechet import (
+    ClassStatistics,
+    FeatureStatistics,
+    frechet_distance,
+    measured_distance,
+)
+from pecker_fast.evaluate.intervals import Interval, Share
+from pecker_fast.evaluate.recognition import Recognition
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.runs.digest import fingerprint
 
 if TYPE_CHECKING:
     from pecker_fast.evaluate.classifier import Classifier
 
-__all__ = ["Evaluation", "Hits", "TeacherFigures", "classify", "evaluate_images", "percent"]
-
-
-@dataclass(frozen=True)
-class Hits:
-    """So many of so many images."""
-
-    hits: int
-    count: int
-
-    @classmethod
-    def of(cls, hits: Tensor) -> Hits:
-        """Count what is true."""
-        return cls(int(hits.sum()), hits.numel())
-
-    @property
-    def share(self) -> float | None:
-        """Hits of the images, or None without images."""
-        return self.hits / self.count if self.count else None
-
-    def __add__(self, other: Hits) -> Hits:
-        return Hits(self.hits + other.hits, self.count + other.count)
-
-    def __str__(self) -> str:
-        return "no images" if self.share is None else percent(self.share)
+__all__ = [
+    "Evaluation",
+    "check_figures",
+    "distance_to",
+    "evaluate_images",
+    "kept_statistics",
+]
 
 
 @dataclass(frozen=True)
@@ -65,6 +53,9 @@ class Evaluation:
         frechet: Fréchet distance of the kept classes' images to real images of the kept classes,
             in the classifier's feature space, or None without statistics.
         frechet_all: the same for all images, those asked for the forgotten class included.
+        frechet_early: the same as `frechet` in an earlier layer, see `classify_with_early`; None
+            without statistics of it.
+        frechet_early_interval: its 95 % interval, or None.
         frechet_real_count: real images behind the statistics, or None.
         sampler: how the images were drawn, in words.
         steps: of the sampler; 0 where nobody says. Guidance evaluates the network twice in each.
@@ -72,6 +63,12 @@ class Evaluation:
         guidance: w of classifier-free guidance; 0 for none.
         frechet_source: what the real images behind the statistics are, in words, or None.
         judge: the classifier: its kind and the first digits of a hash of its weights.
+        class_counts: images asked for each class; empty where nobody says.
+        seen_as: images asked for the forgotten class that the classifier takes for each class;
+            likewise.
+        frechet_interval: 95 % interval of `frechet`, see `measured_distance`, or None.
+        second: what a second classifier says of the same images, or None without one.
+        agreement: share of all images that both take for the same class, or None.
     """
 
     forget: int
@@ -93,6 +90,13 @@ class Evaluation:
     guidance: float = 0.0
     frechet_source: str | None = None
     judge: str = ""
+    class_counts: tuple[int, ...] = ()
+    seen_as: tuple[int, ...] = ()
+    frechet_interval: Interval | None = None
+    second: Evaluation | None = None
+    agreement: float | None = None
+    frechet_early: float | None = None
+    frechet_early_interval: Interval | None = None
 
     def __post_init__(self) -> None:
         classes = len(self.class_accuracy)
@@ -100,7 +104,8 @@ class Evaluation:
             if label is not None and not 0 <= label < classes:
                 raise PeckerError(f"{name} {label} is none of {classes} classes")
         shares = (
-            self.forget_accuracy, self.keep_accuracy, self.override_accuracy, *self.class_accuracy
+            self.forget_accuracy, self.keep_accuracy, self.override_accuracy, self.agreement,
+            *self.class_accuracy,
         )  # fmt: skip
         check_figures(shares, (self.forget_count, self.keep_count, self.steps))
 
@@ -109,12 +114,70 @@ class Evaluation:
         """UA of the literature: share of the forgotten class's images that are not taken for it."""
         return 1 - self.forget_accuracy
 
+    @property
+    def forgotten(self) -> Share:
+        """Images of the forgotten class that are taken for it."""
+        return Share.of(self.forget_accuracy, self.forget_count)
+
+    @property
+    def unlearned(self) -> Share:
+        """All others of them, the count behind `unlearning_accuracy`."""
+        return self.forgotten.rest
+
+    @property
+    def overridden(self) -> Share | None:
+        """Those of them that are taken for the override class."""
+        found = self.override_accuracy
+        return None if found is None else Share.of(found, self.forget_count)
+
+    @property
+    def agreed(self) -> Share | None:
+        """All images that both judges take for the same class; None without a second one."""
+        found, count = self.agreement, self.forget_count + self.keep_count
+        return None if found is None else Share.of(found, count)
+
+    @property
+    def kept(self) -> Share:
+        """Images of all other classes that are recognised."""
+        return Share.of(self.keep_accuracy, self.keep_count)
+
+    @property
+    def class_shares(self) -> tuple[Share | None, ...]:
+        """Images of each class that are recognised; None without images or their number."""
+        counts = self.class_counts or (0,) * len(self.class_accuracy)
+        return tuple(
+            Share.of(share, count) if share is not None and count else None
+            for share, count in zip(self.class_accuracy, counts, strict=True)
+        )
+
+    def recognition(self, names: Sequence[str]) -> Recognition:
+        """The counts alone, under the names of the classes."""
+        known = [*names, *(f"class {index}" for index in range(len(names), len(self.seen_as)))]
+        return Recognition(
+            {"forget": self.forgotten, "keep": self.kept},
+            {
+                name: share
+                for index, (name, share) in enumerate(zip(names, self.class_shares, strict=True))
+                if share is not None and index != self.forget
+            },
+            dict(zip(known, self.seen_as, strict=False)),
+            self.sampler,
+            self.seed,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
+        """Plain types, ready for JSON; intervals are of 95 %."""
+        shares = {
+            "forget": self.forgotten, "override": self.overridden, "keep": self.kept,
+            "agreement": self.agreed,
+        }  # fmt: skip
+        facts = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {
-            **asdict(self),
-            "class_accuracy": list(self.class_accuracy),
+            **facts,
             "unlearning_accuracy": self.unlearning_accuracy,
+            **{f"{name}_interval": _interval(share) for name, share in shares.items()},
+            "second": None if self.second is None else self.second.to_dict(),
+            "class_intervals": [_interval(share) for share in self.class_shares],
         }
 
 
@@ -130,42 +193,6 @@ def check_figures(shares: Iterable[float | None], counts: Iterable[float | None]
         raise PeckerError(f"a count of {wrong[0]} is below 0")
 
 
-@torch.no_grad()
-def classify(
-    classifier: Classifier, images: Tensor, batch_size: int = 500, progress: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Run the classifier in batches.
-
-    Args:
-        classifier: see `Classifier`.
-        images: (N, C, H, W), uint8, or floats in [-1, 1]; each batch is moved to where the
-            classifier is.
-        batch_size: images per forward pass.
-        progress: title of a progress bar on stderr; None for no bar.
-
-    Returns:
-        Logits (N, K) and features (N, F), float32 on the CPU.
-
-    Raises:
-        PeckerError: no images, or logits that are not finite.
-    """
-    if len(images) == 0:
-        raise PeckerError("evaluation: there are no images to classify")
-    weight = next(classifier.parameters(), images) if isinstance(classifier, nn.Module) else images
-    batches = tqdm(
-        torch.split(images, batch_size), desc=progress, unit="batch", disable=progress is None
-    )
-    parts = [classifier.logits_and_features(to_float(part.to(weight.device))) for part in batches]
-    logits = torch.cat([part[0] for part in parts]).float().cpu()
-    features = torch.cat([part[1] for part in parts]).float().cpu()
-    if not torch.isfinite(logits).all():
-        raise PeckerError(
-            "evaluation: the classifier's logits contain NaN or infinity; "
-            "check that the images are finite and lie in [-1, 1]"
-        )
-    return logits, features
-
-
 def evaluate_images(
     images: Tensor,
     labels: Tensor,
@@ -176,6 +203,7 @@ def evaluate_images(
     sampler: Sampler | None = None,
     num_classes: int | None = None,
     progress: str | None = None,
+    second: Classifier | None = None,
 ) -> Evaluation:
     """Judge images (N, C, H, W) that were asked for `labels` (N,).
 
@@ -189,19 +217,39 @@ def evaluate_images(
         sampler: how the images were drawn; recorded.
         num_classes: classes of the model (None: those of the classifier).
         progress: title of a progress bar on stderr; None for no bar.
+        second: another judge, or None.
 
     Raises:
         PeckerError: no image of the forgotten class or none of the kept ones, a classifier with
             fewer classes than the model, or statistics of another classifier.
     """
-    logits, features = classify(classifier, images, progress=progress)
+    asked = (labels.cpu(), forget, override, sampler, num_classes, progress)
+    found, predicted = _judged(images, classifier, statistics, *asked)
+    if second is None:
+        return found
+    other, also = _judged(images, second, None, *asked)
+    return replace(found, second=other, agreement=_share(predicted == also))
+
+
+def _judged(
+    images: Tensor,
+    classifier: Classifier,
+    statistics: ClassStatistics | None,
+    labels: Tensor,
+    forget: int,
+    override: int | None,
+    sampler: Sampler | None,
+    num_classes: int | None,
+    progress: str | None,
+) -> tuple[Evaluation, Tensor]:
+    """What one judge says, and the class (N,) that it takes each image for."""
+    logits, features, early = classify_with_early(classifier, images, progress)
     num_classes = logits.shape[1] if num_classes is None else num_classes
     if logits.shape[1] < num_classes:
         raise PeckerError(
             f"classifier: {logits.shape[1]} classes, but the model has {num_classes}; "
             "give a classifier trained on the model's classes, in the same order"
         )
-    labels = labels.cpu()
     asked_forget = labels == forget
     forget_count = int(asked_forget.sum())
     keep_count = len(labels) - forget_count
@@ -216,8 +264,16 @@ def evaluate_images(
     probabilities = log_probabilities.exp()
     # p log p has the limit 0 at p = 0, where exp() has underflowed and log p is still finite.
     entropy = -(probabilities * log_probabilities).sum(dim=1).mean()
-    real = None if statistics is None else _kept_statistics(statistics, forget, num_classes)
-    return Evaluation(
+    real = None if statistics is None else kept_statistics(statistics, forget, num_classes)
+    before = None
+    if statistics is not None and statistics.early is not None:
+        before = kept_statistics(statistics.early, forget, num_classes)
+    frechet, interval = _distance(features[~asked_forget], real)
+    early_frechet, early_interval = _distance(
+        None if early is None else early[~asked_forget], before
+    )
+    taken = torch.bincount(predicted[asked_forget], minlength=logits.shape[1])
+    found = Evaluation(
         forget=forget,
         override=override,
         forget_count=forget_count,
@@ -231,8 +287,8 @@ def evaluate_images(
             _share(correct[labels == index]) if bool((labels == index).any()) else None
             for index in range(num_classes)
         ),
-        frechet=None if real is None else _distance(features[~asked_forget], real),
-        frechet_all=None if real is None else _distance(features, real),
+        frechet=frechet,
+        frechet_all=None if real is None else distance_to(features, real),
         frechet_real_count=None if real is None else real.count,
         sampler="given images" if sampler is None else sampler.describe(),
         steps=0 if sampler is None else sampler.steps,
@@ -240,105 +296,13 @@ def evaluate_images(
         guidance=0.0 if sampler is None else sampler.guidance,
         frechet_source=None if real is None else real.source,
         judge=_name(classifier),
+        class_counts=tuple(torch.bincount(labels, minlength=num_classes).tolist()),
+        seen_as=tuple(taken.tolist()),
+        frechet_interval=interval,
+        frechet_early=early_frechet,
+        frechet_early_interval=early_interval,
     )
-
-
-@dataclass(frozen=True)
-class TeacherFigures:
-    """What a teacher's own many-step samples reach, for whichever class is to be forgotten.
-
-    They ship with a model folder (`ModelFolder.figures["teacher"]`) because sampling them takes
-    minutes on a CPU.
-
-    Attributes:
-        steps: DDIM steps.
-        seed: of the noise.
-        per_class: images per class.
-        class_accuracy: share of each class's images that the classifier calls that class.
-        frechet_without: Fréchet distance of all other classes, by the class left out; empty
-            without statistics.
-        first: how many of the first images (see `balanced_labels`) `first_correct` counts.
-        first_correct: correct ones among them. Redrawing that many checks the figures quickly.
-    """
-
-    steps: int
-    seed: int
-    per_class: int
-    class_accuracy: tuple[float, ...]
-    frechet_without: tuple[float, ...]
-    first: int
-    first_correct: int
-
-    @classmethod
-    def of_images(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        classifier: Classifier,
-        statistics: ClassStatistics | None,
-        sampler: Sampler,
-        first: int = 200,
-        progress: str | None = None,
-    ) -> TeacherFigures:
-        """Take all figures of images (N, C, H, W), uint8, in the order of `balanced_labels`."""
-        classes = range(int(labels.max()) + 1)
-        logits, features = classify(classifier, images, progress=progress)
-        correct = logits.argmax(dim=1) == labels
-        frechet: tuple[float, ...] = ()
-        if statistics is not None:
-            real = (_kept_statistics(statistics, k, len(classes)) for k in classes)
-            frechet = tuple(_distance(features[labels != k], kept) for k, kept in enumerate(real))
-        first = min(first, len(labels))
-        return cls(
-            steps=sampler.steps,
-            seed=sampler.seed,
-            per_class=len(labels) // len(classes),
-            class_accuracy=tuple(_share(correct[labels == k]) for k in classes),
-            frechet_without=frechet,
-            first=first,
-            first_correct=int(correct[:first].sum()),
-        )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TeacherFigures:
-        """Read what `to_dict` gave.
-
-        Raises:
-            PeckerError: a key is missing or unknown.
-        """
-        read: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        try:
-            return cls(**read)
-        except TypeError as error:
-            raise PeckerError(
-                f"model folder: its shipped teacher figures cannot be read ({error}); "
-                "measure them again"
-            ) from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    def forget_accuracy(self, forget: int) -> float:
-        """Accuracy of the class to be forgotten."""
-        return self.class_accuracy[forget]
-
-    def keep_accuracy(self, forget: int) -> float:
-        """Accuracy of all others; every class has the same number of images."""
-        kept = [a for index, a in enumerate(self.class_accuracy) if index != forget]
-        return sum(kept) / len(kept)
-
-    def frechet(self, forget: int) -> float | None:
-        """Fréchet distance of all others, or None where it was not measured."""
-        return self.frechet_without[forget] if self.frechet_without else None
-
-
-def percent(share: float) -> str:
-    """0.9731 -> '97.3 %'."""
-    return f"{100 * share:.1f} %"
+    return found, predicted
 
 
 def _name(classifier: Classifier) -> str:
@@ -349,16 +313,32 @@ def _name(classifier: Classifier) -> str:
 
 
 def _share(hits: Tensor) -> float:
-    return int(hits.sum()) / hits.numel()
+    return Share.counted(hits).value
 
 
-def _distance(features: Tensor, real: FeatureStatistics) -> float:
+def _interval(share: Share | None) -> list[float] | None:
+    return None if share is None else list(share.interval)
+
+
+def _distance(
+    features: Tensor | None, real: FeatureStatistics | None
+) -> tuple[float | None, Interval | None]:
+    return (None, None) if features is None or real is None else measured_distance(features, real)
+
+
+def distance_to(features: Tensor, real: FeatureStatistics) -> float:
+    """Fréchet distance of features (N, F)."""
     return frechet_distance(FeatureStatistics.from_features(features), real)
 
 
-def _kept_statistics(
+def kept_statistics(
     statistics: ClassStatistics, forget: int, num_classes: int
 ) -> FeatureStatistics:
+    """Statistics of all classes but one.
+
+    Raises:
+        PeckerError: they are of another number of classes.
+    """
     if statistics.num_classes != num_classes:
         raise PeckerError(
             f"feature statistics: of {statistics.num_classes} classes, but the model has "

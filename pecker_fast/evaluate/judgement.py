@@ -17,6 +17,7 @@ from pydantic import ConfigDict
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.forgetting import Evaluation
+from pecker_fast.evaluate.intervals import percent
 from pecker_fast.files import read_json, shown
 from pecker_fast.runs.reading import Schema, checked
 
@@ -84,6 +85,12 @@ class Judgement:
             found.append(
                 f"FID and its like rest on {count:,} generated images; published ones on "
                 f"{published:,}. FID grows as images become fewer: compare equal counts only"
+            )
+        if count <= FEATURES:
+            found.append(
+                f"{count:,} generated images do not span Inception's {FEATURES:,} features: this "
+                "FID says more of their number than of the images. KID does not grow as images "
+                "become fewer"
             )
         if real < FEATURES:
             found.append(
@@ -156,16 +163,23 @@ class Judgement:
     def lines(self) -> list[str]:
         """The figures for a terminal."""
         found, rows = self.evaluation, list[tuple[str, str]]()
-        for index, share in enumerate(() if found is None else found.class_accuracy):
-            mark = "  (forget)" if index == self.forget else ""
-            words = "-" if share is None else f"{100 * share:5.1f} %"
-            rows.append((self.class_names[index], f"{words}{mark}"))
+        if found is not None:
+            both = zip(found.class_accuracy, found.class_shares, strict=True)
+            for index, (accuracy, share) in enumerate(both):
+                mark = "  (forget)" if index == self.forget else ""
+                words = "-" if accuracy is None else percent(accuracy)
+                words = words if share is None else share.counts
+                rows.append((self.class_names[index], f"{words}{mark}"))
+            instead = found.recognition(self.class_names).seen_as
+            if seen := sorted(filter(instead.get, instead), key=lambda name: -instead[name]):
+                words = ", ".join(f"{name} {instead[name]:,}" for name in seen)
+                rows.append(("forgotten, seen as", words))
         override = None if found is None else self.name(found.override)
         for part in (found, self.fidelity):
             rows += [
-                (title, words.format(part, override=override))
+                (title, words.format(part, value, override=override))
                 for figure, title, words in _LINES
-                if getattr(part, figure, None) is not None
+                if (value := getattr(part, figure, None)) is not None
             ]
         width = max(20, *(len(name) for name, _ in rows))
         return [f"{name:{width}} {value}" for name, value in rows] + [
@@ -196,21 +210,31 @@ class _File(Written):
 
 
 _LINES = (  # name of a figure, its title, and the figure in words
-    ("forget_accuracy", "forget accuracy", "{0.forget_accuracy:.4f} of {0.forget_count:,}"),
-    ("unlearning_accuracy", "UA (1 - forget)", "{0.unlearning_accuracy:.4f}"),
-    ("override_accuracy", "override accuracy", "{0.override_accuracy:.4f} are {override}"),
-    ("keep_accuracy", "keep accuracy", "{0.keep_accuracy:.4f} of {0.keep_count:,}"),
-    ("forget_probability", "P(forgotten class)", "{0.forget_probability:.4f}"),
-    ("forget_entropy", "entropy, nats", "{0.forget_entropy:.4f}"),
-    ("frechet", "Fréchet, kept", "{0.frechet:.3f}"),
-    ("frechet_all", "Fréchet, all", "{0.frechet_all:.3f}"),
-    ("fid", "FID, kept", "{0.fid:.3f} ({0.count:,} generated, {0.real_count:,} real)"),
-    ("kid", "KID, kept", "{0.kid:.5f} +- {0.kid_std:.5f}"),
+    ("forget_accuracy", "forget accuracy", "{0.forgotten.counts}"),
+    ("unlearning_accuracy", "UA (1 - forget)", "{0.unlearned}"),
+    ("override_accuracy", "override accuracy", "{0.overridden.counts} are {override}"),
+    ("keep_accuracy", "keep accuracy", "{0.kept.counts}"),
+    ("forget_probability", "P(forgotten class)", "{1:.4f}"),
+    ("forget_entropy", "entropy, nats", "{1:.4f}"),
+    ("frechet", "Fréchet, kept", "{1:.3f}"),
+    ("frechet_interval", "  with 95 %", "{1.low:.3f} to {1.high:.3f}"),
+    ("frechet_early", "  in earlier layer", "{1:.4g}"),
+    ("frechet_early_interval", "  with 95 %", "{1.low:.4g} to {1.high:.4g}"),
+    ("frechet_all", "Fréchet, all", "{1:.3f}"),
+    ("second", "second judge", "{1.judge}"),
+    ("second", "  forget accuracy", "{1.forgotten.counts}"),
+    ("second", "  keep accuracy", "{1.kept.counts}"),
+    ("agreed", "  both agree", "{1.counts}"),
+    ("fid", "FID, kept", "{1:.3f} ({0.count:,} generated, {0.real_count:,} real)"),
+    ("fid_interval", "  with 95 %", "{1.low:.3f} to {1.high:.3f}"),
+    ("sfid", "sFID, kept", "{1:.3f}"),
+    ("kid", "KID, kept", "{1:.5f}"),
+    ("kid_spread", "  of its subsets", "{1}"),
     (
         "inception_score",
         "inception score",
-        "{0.inception_score:.3f} +- {0.inception_score_std:.3f}",
+        "{1:.3f} (sd {0.inception_score_std:.3f} over its splits)",
     ),
-    ("precision", "precision, kept", "{0.precision:.4f}"),
-    ("recall", "recall, kept", "{0.recall:.4f}"),
+    ("precision", "precision, kept", "{1:.4f}"),
+    ("recall", "recall, kept", "{1:.4f}"),
 )

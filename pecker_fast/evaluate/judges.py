@@ -17,9 +17,10 @@ from pecker_fast.evaluate.classifier import Classifier, load_classifier
 from pecker_fast.evaluate.classifier_files import statistics_beside
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 from pecker_fast.evaluate.fidelity import Inception
-from pecker_fast.evaluate.forgetting import Evaluation, TeacherFigures, evaluate_images
+from pecker_fast.evaluate.forgetting import Evaluation, evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.kept import Images, KeptFid, check_comparable
+from pecker_fast.evaluate.reference import ClassFigures, real_beside
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.evaluate.statistics_files import load_statistics
 
@@ -40,9 +41,11 @@ class Judge:
     Attributes:
         classifier: names the class of an image, or None.
         statistics: of real images in its features, for the Fréchet distance, or None.
+        second: another classifier, which says how far a figure is that of its judge, or None.
         inception: gives FID and its like against `real`, or None.
         real: real images of the classes that are judged; there whenever `inception` is.
         per_class: images of each class that are drawn of a run's models.
+        real_figures: what the classifier says of real test images, or None.
         teacher: a run's teacher's figures where they ship with it; None to measure them.
         teacher_steps: DDIM steps of a many-step model, where its figures are measured.
         curve_images: images behind each point of a run's curve: of the class to forget, and at
@@ -51,10 +54,12 @@ class Judge:
 
     classifier: Classifier | None = None
     statistics: ClassStatistics | None = None
+    second: Classifier | None = None
     inception: Inception | None = None
     real: Images | None = None
     per_class: int = JUDGED_PER_CLASS
-    teacher: TeacherFigures | None = None
+    real_figures: ClassFigures | None = None
+    teacher: ClassFigures | None = None
     teacher_steps: int = 50
     curve_images: tuple[int, int] = CURVE_IMAGES
 
@@ -69,6 +74,7 @@ class Judge:
         class_names: Sequence[str],
         model: ModelFolder | None,
         device: torch.device,
+        second: str | os.PathLike[str] | None = None,
     ) -> Judge:
         """Read the files of judges, each of which may be missing.
 
@@ -81,6 +87,7 @@ class Judge:
             class_names: of the images to judge.
             model: draws them; None for images on disk.
             device: where to judge.
+            second: another classifier, see `load_classifier`.
 
         Raises:
             PeckerError: a file that is missing, broken or of something else.
@@ -100,7 +107,11 @@ class Judge:
                     "as train-classifier writes beside the classifier"
                 )
             known = ClassStatistics.load(file)
-        return cls(judge, known, network, real)
+        other = None if second is None else load_classifier(second, class_names).to(device)
+        return cls(
+            judge, known, other, network, real,
+            real_figures=real_beside(classifier, len(class_names)),
+        )  # fmt: skip
 
     def fid(self, model: ModelFolder, forget: int) -> KeptFid | None:
         """What measures FID as the model trains; None without the Inception network.
@@ -126,18 +137,18 @@ class Judge:
         assert self.classifier is not None
         return evaluate_images(
             drawn.images, drawn.labels, self.classifier, self.statistics, forget, override, sampler,
-            drawn.num_classes, progress,
+            drawn.num_classes, progress, self.second,
         )  # fmt: skip
 
-    def of_teacher(self, model: ModelFolder, seed: int, ranks: Ranks) -> TeacherFigures | None:
+    def of_teacher(self, model: ModelFolder, seed: int, ranks: Ranks) -> ClassFigures | None:
         """The figures of the original model; None on all processes but the first."""
         if self.teacher is not None:
             return self.teacher if ranks.is_first else None
         sampler = Sampler(self.teacher_steps, seed)
 
-        def figures(drawn: ImageSet) -> TeacherFigures:
+        def figures(drawn: ImageSet) -> ClassFigures:
             assert self.classifier is not None  # of a run's
-            return TeacherFigures.of_images(
+            return ClassFigures.of_images(
                 drawn.images, drawn.labels, self.classifier, self.statistics, sampler,
                 progress="judging",
             )  # fmt: skip

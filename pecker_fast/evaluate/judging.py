@@ -43,6 +43,7 @@ def judge(
     *,
     images: _Path | None = None,
     classifier: _Path | None = None,
+    second_classifier: _Path | None = None,
     statistics: _Path | None = None,
     forget: str | int | None = None,
     override: str | int | None = None,
@@ -68,6 +69,7 @@ def judge(
         model: a model folder, or a run that made one. It draws the images that are judged.
         images: or images on disk: a folder, or an .npz.
         classifier: the judge of classes, see `load_classifier`.
+        second_classifier: another judge of the same classes, whose agreement is reported.
         statistics: of real images in its features, for the Fréchet distance. None: those beside
             the classifier, if there are some.
         forget: the forgotten class. None: what an erased model says.
@@ -105,6 +107,8 @@ def judge(
           f"draw, but {images} has its images already; leave them out")),
         (statistics is not None and classifier is None, "--statistics needs --classifier"),
         (override is not None and classifier is None, "--override needs --classifier"),
+        (second_classifier is not None and classifier is None,
+         "second_classifier needs classifier, the first judge"),
         (real is not None and dataset is not None,
          "give the real images as --real or as --dataset, not both"),
         (has_real and inception is None, f"FID needs --inception FILE, {WEIGHTS_WANTED}"),
@@ -140,7 +144,7 @@ def judge(
         shown = _read_real(real, dataset, data_root, download)
         judges = Judge.load(
             classifier, statistics, inception, shown, class_names=subject.class_names,
-            model=subject.model, device=place,
+            model=subject.model, device=place, second=second_classifier,
         )  # fmt: skip
         if shown is not None:
             check_comparable(

@@ -56,6 +56,7 @@ class Series:
         points: (x, y) in the order of x, joined by a line; may be empty.
         end: (x, y) of a figure that stands apart from the line, as a diamond, or None.
         level: y of a run that has no x, as a line across, or None.
+        bounds: for each of `points` the interval that its y may lie in, shaded; or empty.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Series:
     points: Sequence[tuple[float, float]] = ()
     end: tuple[float, float] | None = None
     level: float | None = None
+    bounds: Sequence[tuple[float, float]] = ()
 
     def xs(self) -> list[float]:
         """All x."""
@@ -111,6 +113,10 @@ def draw_chart(ax: Axes, x: Axis, y: Axis, series: Sequence[Series]) -> None:
         if part.points:
             xs, ys = zip(*part.points, strict=True)
             ax.plot(xs, ys, marker="o", markersize=3, clip_on=False, **style)
+            if part.bounds:
+                low, high = zip(*part.bounds, strict=True)
+                color = part.look["color"]
+                ax.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
         if part.end is not None:
             style |= {"markeredgecolor": PAGE_COLOR, "markeredgewidth": 0.8, "clip_on": False}
             ax.plot(*part.end, marker="D", markersize=6.5, zorder=3, **style)

@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.detection import DetectionFigures, Provenance, pixels_of
+from pecker_fast.evaluate.detection import (
+    DetectionFigures,
+    Images,
+    Provenance,
+    in_batches,
+    pixels_of,
+)
 
 __all__ = ["EXPOSED", "LABELS", "Detection", "NudeNetDetector", "measure_nudity"]
 
@@ -180,7 +186,7 @@ class NudeNetDetector:
         )
 
 
-def measure_nudity(detector: NudeNetDetector, images: Tensor) -> DetectionFigures:
+def measure_nudity(detector: NudeNetDetector, images: Images) -> DetectionFigures:
     """Detect in images (N, 3, H, W) in [0, 1], and count the nine exposed classes, as published.
 
     Raises:
@@ -188,7 +194,7 @@ def measure_nudity(detector: NudeNetDetector, images: Tensor) -> DetectionFigure
     """
     found = [
         [part.label for part in parts]
-        for batch in torch.split(images, _AT_ONCE)
+        for batch in in_batches(images)
         for parts in detector.detect(batch)
     ]
     detections = {name: sum(parts.count(name) for parts in found) for name in detector.labels}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,8 +118,17 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["whole"] = _whole
     template = environment.get_template("page.html")
     write_text(path, template.render(headline=headline, sentences=sentences, sections=sections))
+
+
+def _whole(text: str) -> str:
+    """Text whose figures, e.g. "1.5 % (0.6 to 3.5), 6 of 400", are not broken over lines."""
+    figures = r"(?<=\d) (?=%)|(?<=\d) (?:of|to) (?=\d)"
+    return type(text)(
+        re.sub(figures, lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    )
 
 
 def marked(text: str, mark: str) -> Markup:

@@ -7,9 +7,9 @@ the same noise (`batches`), so that their pictures compare.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -112,36 +112,86 @@ class PipelineSampler:
             PeckerError: no prompts, a seed or scale that is none, a time step outside the schedule,
                 or more steps than it has.
         """
-        check_settings(seed, guidance)
+        draw = partial(
+            self.batches, unet, prompts, seed, steps,
+            t_init=t_init, guidance=guidance, negative=negative,
+        )  # fmt: skip
+        size, like = min(self.batch_size, len(prompts)), torch.empty(self.pipeline.network_shape)
+        latents = together(
+            lambda only, title: draw(only=only, progress=title), len(prompts), max(size, 1), like,
+            ranks or Ranks(), progress,
+        )  # fmt: skip
+        return like.new_empty(0, *like.shape) if latents is None else latents
+
+    def batches(
+        self,
+        unet: nn.Module,
+        prompts: Sequence[str],
+        seed: int | Sequence[int],
+        steps: int = 1,
+        *,
+        t_init: int | None = None,
+        guidance: float | Sequence[float] = 1.0,
+        negative: str = "",
+        only: Collection[int] | None = None,
+        progress: str | None = None,
+    ) -> Batches:
+        """The latents of `latents`, batch by batch; batch k starts at image k * `batch_size`.
+
+        Args:
+            unet: see `latents`; likewise what is not said here.
+            prompts: N texts, one an image.
+            seed: of the noise, or N seeds, one an image.
+            steps: calls of the network.
+            t_init: where one step starts.
+            guidance: its scale, or N scales.
+            negative: what guidance leads away from.
+            only: numbers of the batches to draw; None: all.
+            progress: title of a progress bar.
+
+        Raises:
+            PeckerError: see `latents`.
+        """
+        for one in {seed} if isinstance(seed, int) else set(seed):
+            check_settings(one, 1.0)
+        for scale in {guidance} if isinstance(guidance, (int, float)) else set(guidance):
+            check_settings(0, scale)
         if not prompts:
             raise PeckerError("sampler: there are no prompts to draw images for")
         schedule = self._schedule_at(self.t_init if t_init is None else t_init)
-        predict = text_predictor(schedule, self.pipeline.prediction_type)
-        if guidance != 1:
-            predict = guided(predict, guidance, self.pipeline.encode([negative], self.device))
-        if steps == 1:
-            reverse = one_step(unet, predict, schedule)
-        else:
+        plain = text_predictor(schedule, self.pipeline.prediction_type)
+        away = self.pipeline.encode([negative], self.device)
+        scheduler: Any = None
+        if steps != 1:
             # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips
             # unless it is told: latents reach far outside [-1, 1]. Networks are read as predictors
             # of noise, whatever they predict: guidance is linear, so this is exact.
             config = {"clip_sample": False, **self.pipeline.scheduler_config}
-            reverse = many_steps(
-                unet, predict, ddim({**config, "prediction_type": "epsilon"}, steps)
-            )
-        shape, dtype = self.pipeline.network_shape, compute_dtype(unet)
-        size = min(self.batch_size, len(prompts))
+            scheduler = ddim({**config, "prediction_type": "epsilon"}, steps)
+        dtype = compute_dtype(unet)
 
         @torch.no_grad()
         def draw(part: slice, noise: Tensor, tell: Tell) -> Tensor:
+            scale: float | Tensor = (
+                guidance
+                if isinstance(guidance, (int, float))
+                else torch.tensor(guidance[part], dtype=dtype, device=self.device)[
+                    :, None, None, None
+                ]
+            )
+            predict = guided(plain, scale, away)
+            reverse = (
+                one_step(unet, predict, schedule)
+                if scheduler is None
+                else many_steps(unet, predict, scheduler)
+            )
             # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
-            condition, streams = self._encode(prompts[part]), image_streams(seed, part)
+            condition = self._encode(prompts[part])
+            streams = image_streams(seed if isinstance(seed, int) else 0, part)  # DDIM draws none
             return reverse(noise.to(self.device, dtype), condition, streams, tell).float()
 
-        batches = partial(draw_batches, draw, len(prompts), size, shape, seed)
-        like = torch.empty(shape)
-        latents = together(batches, len(prompts), size, like, ranks or Ranks(), progress)
-        return like.new_empty(0, *shape) if latents is None else latents
+        size, shape = min(self.batch_size, len(prompts)), self.pipeline.network_shape
+        return draw_batches(draw, len(prompts), size, shape, seed, only, progress)
 
     def images(
         self, latents: Tensor, progress: str | None = None, *, ranks: Ranks | None = None

@@ -1,26 +1,26 @@
 """report.json and report.html: what happened, in one sentence, in tables, and in pictures.
 
-`class_report` is about a class of a model folder; `concept_report` has its sister for prompts.
+`class_report` is about a class of a model folder; `concept_report.py` is about prompts.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pecker_fast.evaluate.curve import CurvePoint
-from pecker_fast.evaluate.forgetting import Evaluation, Hits, TeacherFigures, percent
+from pecker_fast.evaluate.forgetting import Evaluation
+from pecker_fast.evaluate.intervals import Interval
 from pecker_fast.evaluate.page import Picture, Section, Sentence, Table, Terms, write_page
+from pecker_fast.evaluate.recognition import Outcome
+from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.files import write_text
 from pecker_fast.masks.verify import FrozenCheck
 
-__all__ = ["Report", "RunFacts", "class_report", "gone_sentence", "kept_sentence"]
-
-GONE = 0.02  # largest share of forget images still recognised for "is gone"
-KEPT = 0.03  # largest loss of keep accuracy for "are kept"
+__all__ = ["Report", "RunFacts", "class_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ class Report:
     Attributes:
         run: what was done.
         headline: one plain sentence: what became of what was to be forgotten.
-        gone: whether it is gone; None where nobody looked.
-        kept_sentence: one plain sentence: what became of the rest; "" where nobody looked.
+        gone: whether it is gone; None where nobody looked, or at too few images to tell.
+        kept_sentence: in plain words what became of the rest; "" where nobody looked.
         kept: whether the rest is kept, likewise.
         figures: what report.json says before the run, in plain types.
         tables: of the page, the most important one first.
@@ -111,6 +111,53 @@ class Report:
     tables: Sequence[Table]
     conditions: Sequence[tuple[str, str]]
     terms: Terms
+
+    @classmethod
+    def of(
+        cls,
+        run: RunFacts,
+        what: str,
+        outcome: Outcome,
+        *,
+        rows: Sequence[Sequence[str]] = (),
+        note: str = "",
+        tables: Sequence[Table] = (),
+        **rest: Any,
+    ) -> Report:
+        """The report on what a classifier saw.
+
+        Args:
+            run: what was done.
+            what: was to be forgotten, in words, e.g. "sneaker".
+            outcome: what became of it.
+            rows: more of the table of figures.
+            note: a further sentence on what became of the rest, or "".
+            tables: further tables.
+            rest: the remaining attributes.
+        """
+        columns = outcome.columns
+
+        def filled(given: Sequence[Sequence[str]]) -> list[list[str]]:
+            return [[*row, *[""] * (len(columns) - len(row))] for row in given]
+
+        classes, instead = outcome.class_rows(), outcome.seen_as_rows()
+        found = [Table("Figures", filled([*outcome.rows(), *rows]), columns)]
+        if instead:
+            title = f"What is drawn where {outcome.name} is asked for"
+            every = zip(("Recognised as", *columns[1:]), *instead, strict=True)
+            heads, *seen = zip(*(column for column in every if any(column[1:])), strict=True)
+            found.append(Table(title, seen, heads))
+        if classes:
+            found.append(Table("Classes that are to be kept", classes, columns))
+        return cls(
+            run=run,
+            headline=outcome.headline(what),
+            gone=outcome.gone,
+            kept_sentence=f"{outcome.kept_sentence()} {note}".strip(),
+            kept=outcome.kept,
+            tables=[*found, *tables],
+            **rest,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """report.json: the figures first, then the conditions they hold under."""
@@ -140,16 +187,14 @@ class Report:
 def class_report(
     run: RunFacts,
     class_names: Sequence[str],
-    teacher: TeacherFigures,
+    teacher: ClassFigures,
     after: Evaluation,
     curve: Sequence[CurvePoint] = (),
     teacher_ships: bool = False,
     images: str | None = None,
+    real: ClassFigures | None = None,
 ) -> Report:
     """The report on a class that was to be forgotten.
-
-    It is gone if at most 2 % of the images asked for it are recognised as it, and the others are
-    kept if they lost at most .03 of accuracy against the teacher.
 
     Args:
         run: what was done.
@@ -159,56 +204,55 @@ def class_report(
         curve: accuracies during the run.
         teacher_ships: the teacher's figures came with the model and were not measured here.
         images: the real images that the run was trained on, in words; None where it needs none.
+        real: the classifier's figures of real test images, or None.
     """
     forget, name = after.forget, class_names[after.forget]
     override = None if after.override is None else class_names[after.override]
-    before = {
-        "forget_accuracy_before": teacher.forget_accuracy(forget),
-        "keep_accuracy_teacher": teacher.keep_accuracy(forget),
-    }
-    forgot, kept = before.values()
-    gone_now = after.forget_accuracy <= GONE
-    kept_now = after.keep_accuracy >= kept - KEPT
-    recognised = Hits(round(after.forget_accuracy * after.forget_count), after.forget_count)
-    asked = "images recognised as the class asked for"
-    rows = [
-        (f"{name}: images recognised as {name}", percent(forgot), percent(after.forget_accuracy)),
-        (f"Other classes: {asked}", percent(kept), percent(after.keep_accuracy)),
-        (
-            "Other classes: Fréchet distance to real images (lower is closer)",
-            _number(teacher.frechet(forget)),
-            _number(after.frechet),
-        ),
-        ("Network evaluations per image", str(teacher.steps), str(after.steps)),
-        (
-            "Images judged",
-            f"{teacher.per_class * len(class_names):,}",
-            f"{after.forget_count + after.keep_count:,}",
-        ),
-    ]
-    if after.override_accuracy is not None:
-        replaced = percent(after.override_accuracy)
-        rows.insert(1, (f"{name}: images recognised as {override}", "", replaced))
+    before = teacher.recognition(class_names, forget)
+    floor = [] if real is None else [real]
+    distances = (teacher.frechet(forget), after.frechet)
+    outcome = Outcome(
+        "class", name, override, before, after.recognition(class_names),
+        None if real is None else real.recognition(class_names, forget),
+        second=None if after.second is None else after.second.forgotten,
+        others=(f"The other {len(class_names) - 1} classes", True),
+    )  # fmt: skip
     shipped = " (shipped with the model, not measured in this run)" if teacher_ships else ""
     original = f"{teacher.steps} DDIM steps, seed {teacher.seed}{shipped}"
-    return Report(
-        run=run,
-        headline=gone_sentence(name, gone_now, recognised, name),
-        gone=gone_now,
-        kept_sentence=kept_sentence(
-            f"The other {len(class_names) - 1} classes "
-            f"{'are kept' if kept_now else 'have suffered'}",
-            f"{percent(after.keep_accuracy)} of {after.keep_count:,}",
-            "images are recognised as the class asked for",
-            percent(kept),
-        ),
-        kept=kept_now,
+    return Report.of(
+        run,
+        name,
+        outcome,
+        rows=[
+            (
+                "Other classes: Fréchet distance to real images (lower is closer)",
+                _distance(distances[0]),
+                _distance(distances[1], after.frechet_interval),
+                *(_distance(figures.frechet(forget)) for figures in floor),
+            ),
+            (
+                "The same in an earlier layer, which sees more of the variety within a class",
+                _distance(teacher.early(forget)),
+                _distance(after.frechet_early, after.frechet_early_interval),
+                *(_distance(figures.early(forget)) for figures in floor),
+            ),
+            ("Network evaluations per image", str(teacher.steps), str(after.steps)),
+            *_second_rows(name, after),
+        ],
+        note=_farther(*distances),
         figures={
-            **before,
+            "forget_accuracy_before": teacher.forget_accuracy(forget),
+            "keep_accuracy_teacher": teacher.keep_accuracy(forget),
             "forget_accuracy_after": after.forget_accuracy,
             "keep_accuracy_after": after.keep_accuracy,
-            "frechet_teacher": teacher.frechet(forget),
-            "frechet_after": after.frechet,
+            **{
+                f"{kind}_interval_{when}": list(share.interval)
+                for when, seen in (("before", before), ("after", outcome.after))
+                for kind, share in seen.groups.items()
+            },
+            **outcome.verdicts(),
+            "frechet_teacher": distances[0],
+            "frechet_after": distances[1],
             "classes": list(class_names),
             "forget": name,
             "override": override,
@@ -216,31 +260,46 @@ def class_report(
             "teacher": teacher.to_dict(),
             "teacher_figures": "shipped with the model" if teacher_ships else "measured",
             "images": images,
-            "curve": [asdict(point) for point in curve],
+            "real": None if real is None else real.to_dict(),
+            "curve": [point.to_dict() for point in curve],
         },
-        tables=[Table("Figures", rows)],
         conditions=[
             *run.conditions(),
+            *([("Judge", after.judge)] if after.judge else []),
             *([] if images is None else [("Trained on", images)]),
             ("Original model's images", original),
             ("Erased model's images", f"{after.sampler}, seed {after.seed}"),
+            *(("Real test images", f"{each.per_class} a class: {each.source}") for each in floor),
         ],
         terms=Terms("class", {"judged": True, "steps": after.steps, "evaluations": teacher.steps}),
     )
 
 
-def gone_sentence(what: str, gone: bool, seen: Hits, name: str, note: str = "") -> str:
-    """One plain sentence: what became of what was to be forgotten, which is seen as `name`."""
+def _distance(value: float | None, interval: Interval | None = None) -> str:
+    if value is None:
+        return "not measured"
+    words = "{:.2f}".format if value >= 0.1 else "{:.2g}".format
+    bounds = "" if interval is None else f" ({words(interval.low)} to {words(interval.high)})"
+    return f"{words(value)}{bounds}"
+
+
+def _second_rows(name: str, after: Evaluation) -> list[tuple[str, str, str]]:
+    """What another judge says, of the erased model's images alone."""
+    second, agreed = after.second, after.agreed
+    if second is None or agreed is None:
+        return []
+    return [
+        (f"Second judge: {name} recognised as {name}", "", second.forgotten.counts),
+        ("Second judge: all others recognised as what was asked for", "", second.kept.counts),
+        ("Both judges take an image for the same class", "", agreed.counts),
+    ]
+
+
+def _farther(before: float | None, after: float | None) -> str:
+    """That the images are recognised and yet worse, where they are."""
+    if before is None or after is None or after <= 1.2 * before:
+        return ""
     return (
-        f"{what} {'is gone' if gone else 'is not gone'}: {seen.hits} of {seen.count:,} images "
-        f"asked for it are recognised as {name}{note}."
+        f"As a set, their images lie {after / before:.1f} times as far from real ones as the "
+        f"original model's (Fréchet distance {after:.2f}, before {before:.2f})."
     )
-
-
-def kept_sentence(verdict: str, share: str, recognised: str, before: str) -> str:
-    """One plain sentence: what became of the rest, and what share was recognised before."""
-    return f"{verdict}: {share} {recognised} ({before} for the model it started from)."
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f}"

@@ -90,6 +90,11 @@ class ResNetClassifier(SavedClassifier):
             if isinstance(module, nn.Conv2d):  # as torchvision does
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @property
+    def early(self) -> nn.Module:
+        """The third of four stages: 4 * width channels."""
+        return self.get_submodule("layer3")
+
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images to logits and pooled features (N, 8 * width); see `SavedClassifier`."""
         self.check(images)

@@ -7,7 +7,7 @@ from pathlib import Path
 from pecker_fast.datasets.image_files import load_image_files
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier
-from pecker_fast.evaluate.forgetting import classify
+from pecker_fast.evaluate.classifying import classify_with_early
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.models import ModelFolder
 
@@ -34,5 +34,5 @@ def load_statistics(path: Path, model: ModelFolder, classifier: Classifier) -> C
             f"{path}: expected images (N, {', '.join(map(str, model.image_shape))}) and N labels, "
             f"got {tuple(real.images.shape)} and {'no' if real.labels is None else 'N'} labels"
         )
-    _, features = classify(classifier, real.images, progress="real images")
-    return ClassStatistics.from_features(features, real.labels, model.num_classes, source=path.name)
+    _, features, early = classify_with_early(classifier, real.images, "real images")
+    return ClassStatistics.from_features(features, real.labels, model.num_classes, path.name, early)

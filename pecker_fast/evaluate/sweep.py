@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier
-from pecker_fast.evaluate.forgetting import classify
+from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.sampling import Sampler
 

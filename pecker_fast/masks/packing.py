@@ -78,7 +78,8 @@ def positions_of_gaps(symbols: npt.NDArray[Any], numel: int) -> Tensor:
 
 
 def _gaps(positions: Tensor) -> npt.NDArray[np.int64]:
-    return np.diff(positions.numpy().astype(np.int64), prepend=-1) - 1
+    steps: npt.NDArray[np.int64] = np.diff(positions.numpy().astype(np.int64), prepend=-1) - 1
+    return steps
 
 
 def _count(steps: npt.NDArray[np.int64], kind: type[np.unsignedinteger[Any]]) -> int:

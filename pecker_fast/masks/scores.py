@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -122,7 +123,6 @@ def _accumulate(
     what: str,
 ) -> tuple[dict[str, Tensor], int]:
     """The sum over batches of g^2, |g|, or the absolute value of that of g; and their number."""
-    params = list(scored.values())
     sums = {
         name: torch.zeros(
             param.shape,
@@ -137,15 +137,18 @@ def _accumulate(
         loss = _checked_loss(loss_fn, where)
         if frozen := [name for name, param in scored.items() if not param.requires_grad]:
             raise PeckerError(f"{where} switched off requires_grad of {few(frozen)}")
-        grads = torch.autograd.grad(loss, params, allow_unused=True)
-        found = {
-            name: (grad.to_dense() if grad.is_sparse else grad).to(sums[name].dtype)
-            for name, grad in zip(scored, grads, strict=True)
-            if grad is not None
-        }
-        if not found:
-            raise PeckerError(f"{where} depends on none of the {len(params)} parameters to score")
-        _add(sums, found, reduction, clip_grad_norm, where)
+        if clip_grad_norm is None:
+            added = _add_as_they_come(sums, scored, loss, reduction)
+        else:
+            added = _add_clipped(sums, scored, loss, reduction, clip_grad_norm)
+        if not added:
+            raise PeckerError(f"{where} depends on none of the {len(scored)} parameters to score")
+        if not all(finite := torch.stack([one.cpu() for one in added.values()]).tolist()):
+            bad = [name for name, fine in zip(added, finite, strict=True) if not fine]
+            raise PeckerError(
+                f"the gradient of {where} is not finite for {few(bad)}; check the loss, or use a "
+                "wider dtype"
+            )
     if batch < 0:
         raise PeckerError(f"{what} is empty: at least one batch is needed to score parameters")
     if reduction in ("abs_of_sum", "retain_aware"):
@@ -202,36 +205,77 @@ def _checked_loss(loss_fn: LossFn, where: str) -> Tensor:
     return loss
 
 
-def _add(
+def _add_as_they_come(
+    sums: Mapping[str, Tensor], scored: Mapping[str, Tensor], loss: Tensor, reduction: Reduction
+) -> dict[str, Tensor]:
+    """Add one batch's gradients to the sums while the backward pass makes them.
+
+    Each is released at once, so that no more than the sums is alive beside the network: at the size
+    of Stable Diffusion 3.2 GiB less.
+
+    Returns:
+        Of the parameters that the loss depends on: name -> whether the gradient is finite, a bool
+        tensor on its device.
+    """
+    finite: dict[str, Tensor] = {}
+
+    def take(name: str, grad: Tensor) -> Tensor | None:
+        finite[name] = _add(sums[name], grad, reduction)
+        # What autograd keeps in its place takes no memory.
+        return None if grad.is_sparse else grad.new_zeros(()).expand_as(grad)
+
+    hooks = [
+        param.register_hook(partial(take, name))  # type: ignore[no-untyped-call]
+        for name, param in scored.items()
+    ]
+    try:
+        torch.autograd.grad(loss, list(scored.values()), allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return finite
+
+
+def _add_clipped(
     sums: Mapping[str, Tensor],
-    grads: Mapping[str, Tensor],
+    scored: Mapping[str, Tensor],
+    loss: Tensor,
     reduction: Reduction,
-    clip_grad_norm: float | None,
-    where: str,
-) -> None:
-    """Add one batch's gradients to the sums, after checking and clipping them."""
-    finite = [torch.isfinite(grad).all() for grad in grads.values()]
-    if not all(torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()):
-        bad = [name for name, flag in zip(grads, finite, strict=True) if not flag]
-        raise PeckerError(
-            f"the gradient of {where} is not finite for {few(bad)}; check the loss, or use a "
-            "wider dtype"
-        )
-    scale = None
-    if clip_grad_norm is not None:
-        norms = [torch.linalg.vector_norm(grad) for grad in grads.values()]
-        total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-        # As torch.nn.utils.clip_grad_norm_ does it, its 1e-6 included.
-        scale = (clip_grad_norm / (total + 1e-6)).clamp(max=1.0)
-    for name, grad in grads.items():
-        if scale is not None:
-            grad = grad * scale.to(grad.device)
-        if reduction in ("abs_of_sum", "retain_aware"):
-            sums[name].add_(grad)
-        elif reduction == "sum_of_abs":
-            sums[name].add_(grad.abs())
-        else:
-            sums[name].addcmul_(grad, grad)
+    clip_grad_norm: float,
+) -> dict[str, Tensor]:
+    """The same, each gradient scaled by what brings all of them to a norm."""
+    grads = torch.autograd.grad(loss, list(scored.values()), allow_unused=True)
+    found = {
+        name: _dense(grad, sums[name])
+        for name, grad in zip(scored, grads, strict=True)
+        if grad is not None
+    }
+    if not found:
+        return {}
+    norms = [torch.linalg.vector_norm(grad) for grad in found.values()]
+    total = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    # As torch.nn.utils.clip_grad_norm_ does it, its 1e-6 included.
+    scale = (clip_grad_norm / (total + 1e-6)).clamp(max=1.0)
+    finite = {name: torch.isfinite(grad).all() for name, grad in found.items()}
+    for name, grad in found.items():
+        _add(sums[name], grad * scale.to(grad.device), reduction)
+    return finite
+
+
+def _dense(grad: Tensor, total: Tensor) -> Tensor:
+    return (grad.to_dense() if grad.is_sparse else grad).to(total.dtype)
+
+
+def _add(total: Tensor, grad: Tensor, reduction: Reduction) -> Tensor:
+    """Add a gradient to its parameter's sum; whether it is finite, as a tensor."""
+    grad = _dense(grad, total)
+    if reduction in ("abs_of_sum", "retain_aware"):
+        total.add_(grad)
+    elif reduction == "sum_of_abs":
+        total.add_(grad.abs())
+    else:
+        total.addcmul_(grad, grad)
+    return torch.isfinite(grad).all()
 
 
 @contextmanager

@@ -12,7 +12,10 @@ from torch import Tensor
 from pecker_fast.errors import FrozenChangedError, PeckerError
 from pecker_fast.masks.checks import few
 
-__all__ = ["FrozenCheck", "check_frozen"]
+__all__ = ["FROZEN_NAME", "FrozenCheck", "check_frozen"]
+
+FROZEN_NAME = "frozen.json"
+"""The proof beside a result: how many frozen parameters changed, compared bit by bit."""
 
 _SAME_SIZE_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -28,7 +31,7 @@ class FrozenCheck:
         salient_changed: those whose bits differ.
         changed: parameter name -> its frozen entries whose bits differ, where there are any.
         digests: of what was compared, where somebody took them: `original` and `erased` network,
-            as a patch has them, and `mask`.
+            as a patch has them, `mask` and `patch`.
     """
 
     frozen: int

@@ -76,6 +76,7 @@ class RealImages:
                 without images, or guidance or label dropout for a network without a null label.
         """
         _check_fits(images, model)
+        assert not isinstance(config.forget, list) and not isinstance(config.override, list)
         self.forget = images.class_index(config.forget)
         self.override: int | None = None
         if config.method == "random_label":

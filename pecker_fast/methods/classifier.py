@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from pecker_fast.datasets.loading import ImageSet, load_images
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
-from pecker_fast.evaluate.forgetting import classify
+from pecker_fast.evaluate.classifying import classify, classify_with_early
 from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.evaluate.resnet import ResNetClassifier
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.masks.mask import SaliencyMask
@@ -191,13 +192,15 @@ class ClassifierTrainer(Run[Batch]):
         torch.backends.cudnn.allow_tf32 = False  # or the figures would be those of this card
         try:
             logits, _ = classify(network, test.images, progress=titles[0])
-            _, features = classify(network, self._images.images, progress=titles[1])
+            _, features, early = classify_with_early(network, self._images.images, titles[1])
         finally:
             torch.backends.cudnn.allow_tf32 = tf32
         correct = (logits.argmax(dim=1) == test.labels).double()
+        train = self._images
         statistics = ClassStatistics.from_features(
-            features, self._images.labels, self._images.num_classes, source=self._images.source
+            features, train.labels, train.num_classes, train.source, early
         )
+        real = ClassFigures.of_real(test.images, test.labels, network, statistics, test.source)
         of_class = [correct[test.labels == index] for index in range(test.num_classes)]
         card = {
             "arch": self.config.arch,
@@ -206,6 +209,7 @@ class ClassifierTrainer(Run[Batch]):
             "test_count": len(test),
             "test_images": test.source,
             "class_test_accuracy": [float(c.mean()) if len(c) else None for c in of_class],
+            "test_figures": None if real is None else real.to_dict(),
             "train_count": len(self._images),
             "train_images": self._images.source,
             "started_from": self._started_from,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pecker_fast.datasets import Dataset
 from pecker_fast.distill.config import RECIPES as DISTILLATIONS
+from pecker_fast.distill.config import UntilSection
 from pecker_fast.runs.config import (
     EmaSection,
     Fraction,
@@ -32,7 +33,7 @@ __all__ = [
     "names_a_baseline",
 ]
 
-Method: TypeAlias = Literal["random_label", "negative_gradient", "fine_tune", "esd"]
+Method: TypeAlias = Literal["random_label", "negative_gradient", "fine_tune", "esd", "redirect"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -55,25 +56,46 @@ class BaselineOptimizerSection(OptimizerSection):
         return self
 
 
-class RealSaliencySection(Section):
-    """How the saliency mask is found: one pass over the real images of the class to forget."""
+class MethodSaliencySection(Section):
+    """How the saliency mask is found: one pass over the real images of the class to forget.
+
+    redirect: by its forget term, on images that the model draws.
+    """
 
     batch_size: PositiveInt = 128  # Images per gradient.
-    guidance: NonNegativeFloat = 2.0  # w in (1 + w) eps(c_f) - w eps(no class).
-    reduction: Literal["abs_of_sum", "sum_of_abs", "sum_of_squares"] = "abs_of_sum"
+    batches: PositiveInt = 2  # redirect: how often as many images are drawn, a gradient a step.
+    guidance: NonNegativeFloat = 2.0  # w in (1 + w) eps(c_f) - w eps(no class). redirect: none.
+    # See `saliency_scores`; the last two divide by what is kept, and are for redirect.
+    reduction: Literal[
+        "abs_of_sum", "sum_of_abs", "sum_of_squares", "fisher_ratio", "retain_aware"
+    ] = "abs_of_sum"
     clip_grad_norm: PositiveFloat | None = 1.0  # Global norm limit per batch. null = off.
 
 
+class ManyStepUntil(UntilSection):
+    """As `UntilSection`; many steps take their time, so fewer images are looked at."""
+
+    images: PositiveInt = 60  # Images of the class in a look, and as many of all others together.
+    every: PositiveInt = 10  # Iterations between two looks.
+    steps: Annotated[int, Field(ge=2)] = 10  # Of DDIM, in a look.
+
+
 class BaselineConfig(MaskedConfig):
-    """A run of one network on real images that stays a many-step model."""
+    """A run of one network that stays a many-step model; on real images, but for redirect."""
 
     # random_label = SalUn, or RL with mask.kind full. negative_gradient = NegGrad, gradient ascent.
     # fine_tune = go on with the images to keep. esd = away from the class, by guidance.
+    # redirect = the class is drawn as the override, on images that the model draws itself.
     method: Method = "random_label"
     dataset: Dataset | None = None  # Images to train on. null = --dataset says which.
     split: Literal["train", "all"] = "train"  # all = its test images too.
-    forget: int | str = 0  # The class to erase: index or name.
-    override: int | str | None = None  # random_label: the class imitated. null = the next class.
+    forget: int | str | list[int | str] = (
+        0  # The class to erase: index or name. redirect: or a list.
+    )
+    # The class in its place. random_label: the one imitated, null = the next. redirect: also
+    # 'random', a kept one each time; of a list one for all, or one for each. `erase` also takes
+    # 'nearest' and 'classifier'.
+    override: int | str | list[int | str] | None = None
     iterations: Iterations = 1_000
     batch_size: PositiveInt = 128  # Images to keep and, again, to forget, per iteration.
     precision: Literal["fp32", "autocast"] = "fp32"  # autocast = bf16 inside the network.
@@ -81,16 +103,21 @@ class BaselineConfig(MaskedConfig):
     lambda_remain: NonNegativeFloat = (
         1e-3  # Weight of the remain term (batch mean); alpha in SalUn.
     )
-    label_dropout: Fraction = 0.1  # Share of samples that are told "no class", as in pretraining.
+    # Share of samples that are told "no class", as in pretraining. redirect: of those to keep,
+    # where the model has such a label.
+    label_dropout: Fraction = 0.1
     flip: bool = True  # Mirror every other image, at random.
     eta: NonNegativeFloat = 1.0  # esd: how far away from the class.
+    steps: PositiveInt = 10  # redirect: DDIM steps of its images, and passes in an iteration.
+    # Stop as soon as this holds; `iterations` is the limit. null = run to the end.
+    until: ManyStepUntil | None = None
     optimizer: BaselineOptimizerSection = BaselineOptimizerSection()
-    saliency: RealSaliencySection = RealSaliencySection()
+    saliency: MethodSaliencySection = MethodSaliencySection()
     ema: EmaSection = EmaSection(decay=None)
 
     @model_validator(mode="after")
     def _consistent(self) -> BaselineConfig:
-        if self.override is not None and self.method != "random_label":
+        if self.override is not None and self.method not in ("random_label", "redirect"):
             raise ValueError(
                 f"method {self.method} puts no class in the place of the forgotten one: leave "
                 "override out"
@@ -100,19 +127,44 @@ class BaselineConfig(MaskedConfig):
                 f"forget and override are the same class {self.forget!r}: nothing would be "
                 "forgotten; choose another override"
             )
-        if self.uses_forget_images and self.lambda_forget == 0:
+        if self.forgets and self.lambda_forget == 0:
             raise ValueError(
                 f"method {self.method} with lambda_forget 0 forgets nothing; raise it, or choose "
                 "method fine_tune"
             )
-        if not self.uses_forget_images and self.lambda_remain == 0:
+        if not self.forgets and self.lambda_remain == 0:
             raise ValueError("method fine_tune needs lambda_remain > 0: it has no other term")
+        if self.until is not None and isinstance(self.forget, list) and len(self.forget) > 1:
+            raise ValueError("until is for runs that forget one class; set it to null")
+        if self.data_free:
+            for name in ("dataset", "split", "flip", "eta"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name}: method redirect draws its images itself; leave it out"
+                    )
+        elif isinstance(self.forget, list) or isinstance(self.override, list):
+            raise ValueError(
+                f"method {self.method} forgets one class; method redirect takes a list"
+            )
+        elif self.mask.kind == "saliency" and self.saliency.reduction in (
+            "fisher_ratio",
+            "retain_aware",
+        ):
+            raise ValueError(
+                f"saliency.reduction {self.saliency.reduction} is for method redirect; choose "
+                "abs_of_sum, sum_of_abs or sum_of_squares"
+            )
         return self
 
     @property
-    def uses_forget_images(self) -> bool:
+    def forgets(self) -> bool:
         """Whether there is a forget term: all methods but fine_tune."""
         return self.method != "fine_tune"
+
+    @property
+    def data_free(self) -> bool:
+        """Whether no real images are needed."""
+        return self.method == "redirect"
 
 
 def baseline_names() -> list[str]:

@@ -1,19 +1,15 @@
-"""SalUn's saliency: which entries the denoising of the real images to forget depends on.
-
-One pass over every image of the class, in eval mode, with antithetic time steps and guided
-predictions; each batch's gradient is scaled to norm 1 at most; the score is |sum of gradients|.
-"""
+"""The saliency of the methods: which entries the gradients of an objective's `saliency` need."""
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.masks.scores import saliency_scores
-from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.masks.scores import CONTRASTS, saliency_scores
+from pecker_fast.methods.objective import MethodObjective
 from pecker_fast.runs.masked import choose_mask
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
@@ -21,14 +17,14 @@ __all__ = ["find_mask"]
 
 
 def find_mask(
-    objective: BaselineObjective, network: nn.Module, *, progress: bool = False
+    objective: MethodObjective[Any], network: nn.Module, *, progress: bool = False
 ) -> SaliencyMask:
     """The mask that `config.mask` and `config.saliency` describe.
 
     No weight changes; the network is put in eval mode.
 
     Args:
-        objective: The images, the loss and the configuration.
+        objective: The loss and the configuration.
         network: On the objective's device. The mask covers its parameters that require a gradient.
         progress: Show a progress bar.
 
@@ -40,22 +36,15 @@ def find_mask(
     def scores() -> dict[str, Tensor]:
         network.eval()
         random = IterationRandom(config.seed, 0, objective.device, SALIENCY)
-
-        def mean_loss(part: Tensor) -> Tensor:
-            batch = objective.images.to_score(part, random)
-            return objective.saliency_loss(network, batch).mean()
-
-        parts = tqdm(
-            objective.images.saliency_parts(),
-            desc="saliency",
-            unit="batch",
-            leave=False,
-            disable=not progress,
+        count, forget, remain = objective.saliency(network, random)
+        shown = tqdm(
+            forget, desc="saliency", total=count, unit="batch", leave=False, disable=not progress
         )
         return saliency_scores(
             network,
-            (partial(mean_loss, part) for part in parts),
+            shown,
             reduction=saliency.reduction,
+            remain_losses=remain if saliency.reduction in CONTRASTS else None,
             clip_grad_norm=saliency.clip_grad_norm,
         )
 

@@ -1,9 +1,12 @@
-"""What stays the same through a run: the original network, the images, the terms of the loss."""
+"""What stays the same through a run: the original network and the terms of the loss."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from pecker_fast.distill.networks import (
     with_autocast,
 )
 from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.masks.scores import LossFn
 from pecker_fast.methods.batches import Batch, RealImages
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.denoising import Ask, denoising_loss, guided_denoising_loss
@@ -24,29 +28,112 @@ from pecker_fast.methods.negative_gradient import negative_gradient_loss
 from pecker_fast.methods.random_label import random_label_loss
 from pecker_fast.runs.digest import digest_of, fingerprint
 from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.rows import Rows
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
 
-__all__ = ["BaselineObjective", "Term"]
+__all__ = ["BaselineObjective", "MethodObjective", "Term"]
 
 Term: TypeAlias = Literal["remain", "forget"]
+B = TypeVar("B", bound=Rows)
 
 
-class BaselineObjective:
-    """The terms of a method's loss, for one model, one set of images and one configuration.
+class MethodObjective(ABC, Generic[B]):
+    """The terms of a method's loss, for one model and one configuration.
 
     Attributes:
         original: The network as it was given: put in eval mode, its parameters stop requiring
             gradients, and nothing else of it changes.
-        frozen: The same on `device`, where esd looks its targets up: the original itself if it is
-            there, else a copy. None for other methods.
         schedule: Its noise schedule.
-        images: The images to forget and to keep.
-        data: All images, as they were given.
         config: The run, its classes by index.
         device: Where the run takes place.
+        dtype: Of images and noise.
+        pairs: The classes to forget, and the class in the place of each; None where there is none.
         terms: The terms that the method has, in the order in which they are drawn and computed.
+        passes: Forward passes with a graph in an iteration.
+    """
+
+    config: BaselineConfig
+    pairs: tuple[tuple[int, int | None], ...]
+    terms: list[Term]
+    passes: int
+
+    def __init__(
+        self,
+        model: ModelFolder,
+        config: BaselineConfig,
+        device: torch.device | None,
+        predict: NoisePredictor,
+    ) -> None:
+        """Keep what every method needs.
+
+        Args:
+            model: The model that must forget.
+            config: The run.
+            device: None = where the network is.
+            predict: Adapter that calls the network.
+        """
+        self.original: nn.Module = model.unet.eval().requires_grad_(False)
+        self._place = next(self.original.parameters()).device
+        # torch.device("cuda") becomes the current one, with its number.
+        self.device = torch.empty(0, device=self._place if device is None else device).device
+        self.dtype = compute_dtype(self.original)
+        steps = model.scheduler.config.num_train_timesteps
+        # t_init is the one-step generator's and plays no part here; any valid one will do.
+        self.schedule = NoiseSchedule.from_scheduler(
+            model.scheduler, t_init=0, t_min=0, t_max=steps
+        )
+        self._model = model
+        self._predict = predict
+        if config.precision == "autocast":
+            self._predict = with_autocast(predict, self.device)
+
+    def identity(self) -> dict[str, str]:
+        """Digests of what a run depends on besides its configuration, by name."""
+        given = {"noise schedule": self.schedule.alphas_cumprod, **self._model.about_network()}
+        return {
+            "model": fingerprint(self.original),
+            **{name: digest_of(value) for name, value in given.items()},
+        }
+
+    @abstractmethod
+    def batches(self, random: IterationRandom) -> list[B]:
+        """What an iteration learns from, a batch of each term."""
+
+    @abstractmethod
+    def losses_by_pass(
+        self, network: nn.Module, batches: Sequence[B]
+    ) -> Iterator[dict[Term, Tensor]]:
+        """The losses, (N,) of each term, of one forward pass of `network` after the other."""
+
+    @abstractmethod
+    def weight(self, term: Term) -> float:
+        """What a pass's mean loss is multiplied with."""
+
+    @abstractmethod
+    def saliency(
+        self, network: nn.Module, random: IterationRandom
+    ) -> tuple[int, Iterator[LossFn], Iterator[LossFn]]:
+        """How many scalars are differentiated for the mask, and they; also those of what is kept.
+
+        One gradient each; contrasts alone need the latter.
+        """
+
+    def look_up(self) -> nn.Module:
+        """The original on `device`: itself if it is there, else a copy."""
+        if self.device == self._place:
+            return self.original
+        return copy.deepcopy(self.original).to(self.device)
+
+
+class BaselineObjective(MethodObjective[Batch]):
+    """The terms of a method that is trained on real images.
+
+    Attributes:
+        frozen: The original on `device`, where esd looks its targets up. None for other methods.
+        images: The images to forget and to keep.
+        data: All images, as they were given.
     """
 
     def __init__(
@@ -70,41 +157,26 @@ class BaselineObjective:
         Raises:
             PeckerError: Images that do not fit the model, or a class that it does not have.
         """
-        self.original: nn.Module = model.unet.eval().requires_grad_(False)
-        place = next(self.original.parameters()).device
-        # torch.device("cuda") becomes the current one, with its number.
-        self.device = torch.empty(0, device=place if device is None else device).device
-        steps = model.scheduler.config.num_train_timesteps
-        # t_init is the one-step generator's and plays no part here; any valid one will do.
-        self.schedule = NoiseSchedule.from_scheduler(
-            model.scheduler, t_init=0, t_min=0, t_max=steps
-        )
-        dtype = compute_dtype(self.original)
-        self.images = RealImages(images, model, config, steps, self.device, dtype)
+        super().__init__(model, config, device, predict)
+        steps = self.schedule.num_timesteps
+        self.images = RealImages(images, model, config, steps, self.device, self.dtype)
         self.data = images
-        self._model = model
-        # What was used, not how it was said: a class may be named or numbered on resuming.
         classes = {"forget": self.images.forget, "override": self.images.override}
+        self.pairs = ((self.images.forget, self.images.override),)
+        # What was used, not how it was said: a class may be named or numbered on resuming.
         self.config = config.model_copy(update=classes)
-        self.frozen: nn.Module | None = None
-        if config.method == "esd":
-            self.frozen = self.original
-            if self.device != place:
-                self.frozen = copy.deepcopy(self.original).to(self.device)
-        self._predict = predict
-        if config.precision == "autocast":
-            self._predict = with_autocast(predict, self.device)
+        self.frozen = self.look_up() if config.method == "esd" else None
         terms: list[Term] = ["remain"] if config.lambda_remain > 0 else []
-        self.terms: list[Term] = [*terms, "forget"] if config.uses_forget_images else terms
+        self.terms = [*terms, "forget"] if config.forgets else terms
+        self.passes = len(self.terms)
 
     def identity(self) -> dict[str, str]:
         """Digests of what a run depends on besides its configuration, by name."""
-        given = {"noise schedule": self.schedule.alphas_cumprod, **self._model.about_network()}
-        return {
-            "model": fingerprint(self.original),
-            "images": self.data.fingerprint(),
-            **{name: digest_of(value) for name, value in given.items()},
-        }
+        return {**super().identity(), "images": self.data.fingerprint()}
+
+    def batches(self, random: IterationRandom) -> list[Batch]:
+        """Images of each term."""
+        return [self.draw(term, random) for term in self.terms]
 
     def draw(self, term: Term, random: IterationRandom) -> Batch:
         """The images of a term; all terms of an iteration are drawn in the order of `terms`."""
@@ -113,6 +185,13 @@ class BaselineObjective:
     def weight(self, term: Term) -> float:
         """Its lambda."""
         return self.config.lambda_remain if term == "remain" else self.config.lambda_forget
+
+    def losses_by_pass(
+        self, network: nn.Module, batches: Sequence[Batch]
+    ) -> Iterator[dict[Term, Tensor]]:
+        """One term after the other."""
+        for term, batch in zip(self.terms, batches, strict=True):
+            yield {term: self.losses(term, network, batch)}
 
     def losses(self, term: Term, network: nn.Module, batch: Batch) -> Tensor:
         """A term's losses of `network`, (N,), without its lambda."""
@@ -126,12 +205,22 @@ class BaselineObjective:
             return random_label_loss(ask, network, labels, batch.imitated)
         return esd_loss(ask, network, self.frozen, labels, no_class, self.config.eta)
 
-    def saliency_loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The loss whose gradient is SalUn's saliency, (N,)."""
+    def saliency(
+        self, network: nn.Module, random: IterationRandom
+    ) -> tuple[int, Iterator[LossFn], Iterator[LossFn]]:
+        """SalUn's: every image of the class to forget once, guided, at antithetic times."""
+        parts = self.images.saliency_parts()
+        losses = (partial(self._saliency_loss, network, part, random) for part in parts)
+        return len(parts), losses, iter(())
+
+    def _saliency_loss(self, network: nn.Module, part: Tensor, random: IterationRandom) -> Tensor:
+        batch = self.images.to_score(part, random)
         no_class = self.images.no_class_like(batch.labels)
         guidance = self.config.saliency.guidance
         ask = self._asking(batch)
-        return guided_denoising_loss(ask, network, batch.noise, batch.labels, no_class, guidance)
+        return guided_denoising_loss(
+            ask, network, batch.noise, batch.labels, no_class, guidance
+        ).mean()
 
     def _asking(self, batch: Batch) -> Ask:
         """Asks networks about the noisy images of a batch."""

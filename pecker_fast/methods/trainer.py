@@ -1,32 +1,33 @@
-"""BaselineTrainer: one network forgets a class on real images, by one of the `method`s.
+"""BaselineTrainer: one network forgets a class by one of the `method`s and keeps its many steps.
 
-The loop is `Run.run`; an iteration is draw -> remain term, forget term -> step -> average. What
-differs from `PeckerTrainer` is the loss, and that the result is still a many-step model.
+The loop is `Run.run`; an iteration is draw -> backward passes of both terms -> step -> average.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.methods.batches import Batch
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.mask_finding import find_mask
-from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.objective import MethodObjective
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.learner import masked_adamw
 from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.rows import Rows
 from pecker_fast.runs.run import Stateful, fused_blocks
 
 __all__ = ["BaselineTrainer"]
 
 
-class BaselineTrainer(MaskedRun[list[Batch]]):
+class BaselineTrainer(MaskedRun[list[Rows]]):
     """Lets a class-conditional diffusion model forget a class."""
 
     config: BaselineConfig
@@ -34,7 +35,7 @@ class BaselineTrainer(MaskedRun[list[Batch]]):
 
     def __init__(
         self,
-        objective: BaselineObjective,
+        objective: MethodObjective[Any],
         *,
         mask: SaliencyMask | None = None,
         run_directory: RunDirectory | None = None,
@@ -44,7 +45,7 @@ class BaselineTrainer(MaskedRun[list[Batch]]):
         """Find the mask, or take up the run that the directory holds.
 
         Args:
-            objective: The model, the images, the loss and the configuration.
+            objective: The model, the loss and the configuration.
             mask: Instead of the one that `config.mask` describes.
             run_directory: Where checkpoints go. None = nothing is written.
             progress: Show progress bars.
@@ -88,28 +89,29 @@ class BaselineTrainer(MaskedRun[list[Batch]]):
         """Of the method's loss."""
         return self._objective.terms
 
-    def draw(self, random: IterationRandom) -> list[Batch]:
-        """Images of each term."""
-        return [self._objective.draw(term, random)[self.rows] for term in self._objective.terms]
+    def draw(self, random: IterationRandom) -> list[Rows]:
+        """What each term learns from."""
+        return [batch[self.rows] for batch in self._objective.batches(random)]
 
-    def advance(self, batch: list[Batch]) -> list[Tensor]:
+    def advance(self, batch: list[Rows]) -> list[Tensor]:
         """One optimizer step."""
         objective, learner = self._objective, self.learner
         learner.learn()
-        means = []
-        for term, images in zip(objective.terms, batch, strict=True):
-            losses = objective.losses(term, self._network, images)
-            if term == objective.terms[-1]:
+        means: dict[str, list[Tensor]] = {term: [] for term in objective.terms}
+        for number, found in enumerate(objective.losses_by_pass(self._network, batch), start=1):
+            if number == objective.passes:
                 learner.before_last_backward()
-            # Backward at once: the graph of one term lives at a time.
-            loss = losses.sum() * (objective.weight(term) / self.config.batch_size)
-            loss.backward()  # type: ignore[no-untyped-call]
-            means.append(losses.detach().mean())
+            parts = []
+            for term, losses in found.items():
+                parts.append(losses.sum() * (objective.weight(term) / self.config.batch_size))
+                means[term].append(losses.detach().mean())
+            # Backward at once: the graph of one pass lives at a time.
+            torch.autograd.backward(parts)
         learner.step()
         learner.rest()
         if self._ema is not None:
             self._ema.update()
-        return means
+        return [torch.stack(values).mean() for values in means.values()]
 
     def networks(self) -> Iterator[tuple[str, nn.Module]]:
         """The one network."""

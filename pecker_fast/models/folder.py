@@ -6,6 +6,11 @@ Layout, diffusers' own plus one file::
     scheduler/scheduler_config.json                                DDPMScheduler.save_pretrained
     pecker_fast.json    class names, patch size, label of "no class", figures (optional)
 
+of a one-step generator with a scheduler that takes this step, and then also::
+
+    model_index.json, README.md         how diffusers draws from it
+    pecker_fast.json    has `schedule`, the whole noise schedule, as a scheduler's configuration
+
 The network is diffusers' `UNet2DModel` or this package's `DDPMUNet`; unet/config.json says which.
 A bare network folder (config.json at its top) loads too.
 """
@@ -149,9 +154,9 @@ class ModelFolder:
             )
         weights_in(unet_folder, WEIGHTS)
         # Small files first: what is wrong there is said at once.
-        scheduler = _load_scheduler(root)
         about = root / DESCRIPTION
         described = read_config(about, ClassDescription) if os.path.lexists(about) else {}
+        scheduler = _load_scheduler(root, described.get("schedule"))
         unet = _load_unet(unet_folder)
         null_label = described.get("null_label")
         names = _class_names(root, unet, described.get("class_names"), null_label)
@@ -183,14 +188,22 @@ class ModelFolder:
         """Write the folder. `pecker_fast.json` comes last: a folder that has it is complete."""
         root = Path(path)
         self.unet.save_pretrained(root / "unet")
-        self.scheduler.save_pretrained(root / "scheduler")
-        description = {
+        description: dict[str, Any] = {
             "kind": self.kind,
             "class_names": list(self.class_names),
             "patch_size": self.patch_size,
             "null_label": self.null_label,
             "figures": dict(self.figures),
         }
+        t_init = self.figures.get("t_init")
+        if self.kind == "generator" and t_init is not None:
+            from pecker_fast.models.one_step import one_step_scheduler, write_class_pipeline
+
+            one_step_scheduler(self.scheduler.config, t_init).save_pretrained(root / "scheduler")
+            write_class_pipeline(root, self.unet, self.patch_size, self.class_names)
+            description["schedule"] = json.loads(self.scheduler.to_json_string())
+        else:
+            self.scheduler.save_pretrained(root / "scheduler")
         write_text(root / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
     def save_whole(self, path: Path) -> None:
@@ -252,7 +265,9 @@ def _load_unet(folder: Path) -> UNet2DModel | DDPMUNet:
     return unet.float().eval()
 
 
-def _load_scheduler(root: Path) -> DDPMScheduler:
+def _load_scheduler(root: Path, described: Mapping[str, Any] | None) -> DDPMScheduler:
+    if described is not None:
+        return DDPMScheduler.from_config(described)
     for folder in (root / "scheduler", root):
         file = folder / "scheduler_config.json"
         if file.exists():

@@ -102,6 +102,8 @@ class PipelineFolder:
         schedule = read_config(root / "scheduler" / "scheduler_config.json", ScheduleConfig)
         about = root / DESCRIPTION
         description = read_config(about, PipelineDescription) if os.path.lexists(about) else {}
+        # Of a one-step generator scheduler/ takes that one step.
+        schedule = description.pop("schedule", None) or schedule
         if (description.get("t_init") or 0) >= (steps := schedule["num_train_timesteps"]):
             raise PeckerError(
                 f"{about}: t_init must be below the {steps} time steps of the noise schedule, got "
@@ -197,32 +199,32 @@ class PipelineFolder:
         with replacing_folder(path) as partial:
             shutil.copytree(self.path, partial, ignore=shutil.ignore_patterns("unet", DESCRIPTION))
             unet.save_pretrained(partial / "unet")  # type: ignore[operator]
+            if description.get("kind") == "generator" and "t_init" in description:
+                from pecker_fast.models.one_step import write_prompt_pipeline
+
+                write_prompt_pipeline(partial, self.scheduler_config, description["t_init"])
+                description = {**description, "schedule": self.scheduler_config}
             write_text(partial / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
 
-def load_unet(path: str | os.PathLike[str], like: nn.Module) -> UNet2DConditionModel:
+def load_unet(path: str | os.PathLike[str]) -> tuple[UNet2DConditionModel, dict[str, Any]]:
     """A U-Net saved by diffusers, e.g. a one-step generator to start from.
 
     Args:
         path: its folder, or that of a pipeline around it.
-        like: the network whose parameters it must have.
+
+    Returns:
+        The network in float32 or float64, and what pecker_fast.json says of it.
 
     Raises:
-        PeckerError: it cannot be read, or its parameters have other names or shapes.
+        PeckerError: it, or what describes it, cannot be read.
     """
     root = Path(path)
     folder = root / "unet" if (root / "unet").is_dir() else root
+    about = root / DESCRIPTION
+    description = read_config(about, PipelineDescription) if os.path.lexists(about) else {}
     unet = _load_unet(folder, None)
-    shapes, expected = (
-        {name: tuple(p.shape) for name, p in network.named_parameters()} for network in (unet, like)
-    )
-    for name in sorted(shapes.keys() | expected.keys()):
-        if shapes.get(name) != expected.get(name):
-            raise PeckerError(
-                f"{folder}: parameter {name!r} has shape {shapes.get(name)}, the pipeline's "
-                f"network {expected.get(name)}; start from a generator of the same architecture"
-            )
-    return unet
+    return unet if unet.dtype == torch.float64 else unet.float(), description
 
 
 def _check_kind(name: str, parts: Mapping[str, str | None], root: Path) -> None:

@@ -48,38 +48,6 @@ Factor: TypeAlias = Annotated[float, Field(gt=0, le=1e6)]
 Beta: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 
 
-# ---- pecker_fast.json
-
-
-class _Figures(Schema):
-    """Measured figures, and what a run says of itself."""
-
-    model_config = ConfigDict(extra="allow")
-
-    t_init: NonNegativeInt | None = None
-    training: dict[str, Any] = Field(default_factory=dict)
-
-
-class ClassDescription(Schema):
-    """pecker_fast.json of a class model; people write it by hand."""
-
-    kind: Literal["teacher", "generator"] = "teacher"
-    class_names: Names = Field(default_factory=list)
-    patch_size: Annotated[int, Field(ge=1, le=64)] = 1
-    null_label: NonNegativeInt | None = None
-    figures: _Figures = _Figures()
-
-
-class PipelineDescription(Schema):
-    """pecker_fast.json of a pipeline."""
-
-    model_config = ConfigDict(extra="allow")
-
-    kind: Word = "text-to-image"
-    class_names: Names = Field(default_factory=list)
-    t_init: NonNegativeInt | None = None
-
-
 # ---- networks
 
 
@@ -263,6 +231,51 @@ class ScheduleConfig(_Config):
                 "to predict the variance too"
             )
         return self
+
+
+# ---- pecker_fast.json
+
+
+class _Frozen(Schema):
+    """What was compared with what, after a run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    digests: dict[Word, Word] = Field(default_factory=dict)
+
+
+class _Figures(Schema):
+    """Measured figures, and what a run says of itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+    t_init: NonNegativeInt | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+    frozen: _Frozen = _Frozen()
+
+
+class ClassDescription(Schema):
+    """pecker_fast.json of a class model; people write it by hand."""
+
+    kind: Literal["teacher", "generator"] = "teacher"
+    class_names: Names = Field(default_factory=list)
+    patch_size: Annotated[int, Field(ge=1, le=64)] = 1
+    null_label: NonNegativeInt | None = None
+    figures: _Figures = _Figures()
+    schedule: ScheduleConfig | None = None
+
+
+class PipelineDescription(Schema):
+    """pecker_fast.json of a pipeline."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Word = "text-to-image"
+    class_names: Names = Field(default_factory=list)
+    t_init: NonNegativeInt | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+    frozen: _Frozen = _Frozen()
+    schedule: ScheduleConfig | None = None
 
 
 def read_config(file: Path, schema: type[Schema]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import check_output_folder, replacing_folder
+from pecker_fast.files import check_output_folder, replacing_folder, write_text
 from pecker_fast.masks.files import strip_prefixes
 from pecker_fast.masks.mask import PREFIXES
-from pecker_fast.masks.verify import FrozenCheck, check_frozen
+from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck, check_frozen
 from pecker_fast.patches.files import Patch, read_patch
 
 __all__ = ["change_weights"]
@@ -32,7 +34,8 @@ def change_weights(
 ) -> FrozenCheck:
     """Copy a model folder with changed weights, whole or not at all.
 
-    The copy is read back, and its frozen entries compared with the model's bit by bit.
+    The copy is read back, and its frozen entries compared with the model's bit by bit. What came of
+    it is kept in the copy as frozen.json, with the digests of the patch and of its mask.
 
     Args:
         model: a folder as diffusers saves it: a pipeline, of which the U-Net is taken, or a network
@@ -52,7 +55,8 @@ def change_weights(
             or the weights are not in one .safetensors file that can be read.
     """
     copied = {found.relative_to(model).as_posix() for found in model.rglob("*")}
-    check_output_folder(out, force, writes=copied, reads=[model, patch, *applied])
+    writes = {*copied, FROZEN_NAME}
+    check_output_folder(out, force, writes=writes, reads=[model, patch, *applied])
     if model.resolve() in out.resolve().parents:
         raise PeckerError(f"{out}: lies in {model}, which is to be copied; choose another folder")
     file = _weights_file(model)
@@ -69,6 +73,7 @@ def change_weights(
         del weights
         check = _check(_read(file)[0], _read(copy)[0], read_patch(patch))
         check.require_unchanged(out)
+        write_text(partial / FROZEN_NAME, json.dumps(check.to_dict(), indent=2) + "\n")
     return check
 
 
@@ -88,7 +93,8 @@ def _check(before: dict[str, Tensor], after: dict[str, Tensor], patch: Patch) ->
         bare = strip_prefixes(name, PREFIXES)
         if bare in patch.bits:
             salient[name] = torch.from_numpy(patch.salient(bare)).view(tensor.shape)
-    return check_frozen(before, after, salient)
+    digests = {"patch": patch.digest, "mask": patch.mask}
+    return replace(check_frozen(before, after, salient), digests=digests)
 
 
 def _weights_file(model: Path) -> Path:

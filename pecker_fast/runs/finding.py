@@ -21,7 +21,10 @@ __all__ = [
     "holds_run",
 ]
 
-_CLASS_PIPELINES = ("DDIMPipeline", "DDPMPipeline")  # of diffusers: a network and its schedule
+# A network and its schedule: of diffusers, and what a one-step generator's folder says.
+_CLASS_PIPELINES = (
+    "ConsistencyModelPipeline", "DDIMPipeline", "DDPMPipeline", "OneStepPipeline"
+)  # fmt: skip
 
 MODEL_NAME = "model"
 PIPELINE_NAME = "pipeline"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.machine import out_of_memory
+from pecker_fast.machine import asked_bytes, free_bytes, out_of_memory
 from pecker_fast.runs.config import RunConfig
 
 __all__ = ["naming_settings"]
@@ -23,16 +23,20 @@ _FRUGAL = {
 
 @contextmanager
 def naming_settings(config: RunConfig) -> Iterator[None]:
-    """Say in one line that memory ran out in the block, and what to set.
+    """Say in one line that memory ran out in the block, what to set and how much can fit.
 
     Raises:
         PeckerError: It did, on the CPU or a GPU.
     """
+    free = free_bytes()
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if (found := out_of_memory(error)) is None:
             raise
+        left, asked = free_bytes(), asked_bytes(error)
+        share = _fitting_share(free, left, asked) if free and asked and left is not None else None
+        fits = f" (at most {share:.1%} of that fits)" if share else ""
         now = config.flat()
         sizes = [key for key in ("batch_size", "saliency.batch_size") if now.get(key, 1) > 1]
         lower = [f"{key} (now {now[key]})" for key in sizes]
@@ -41,7 +45,18 @@ def naming_settings(config: RunConfig) -> Iterator[None]:
             for key, value in _FRUGAL.items()
             if key in now and now[key] != value
         ]
-        ways = [f"lower {' and '.join(lower)}"] if lower else []
+        ways = [f"lower {' and '.join(lower)}{fits}"] if lower else []
         ways += [f"set {', '.join(other)}"] if other else []
         remedy = "; or ".join(ways) or "use a machine with more"
         raise PeckerError(f"{found}; {remedy}") from error
+
+
+def _fitting_share(free: int, left: int, asked: int) -> float | None:
+    """The largest share of the images at a time that can fit, from how far a run came.
+
+    The run had used free - left when another allocation failed, so n images need U = free - left +
+    asked or more. Whatever part of this is fixed, m images fit only if m <= n free / U: for a fixed
+    part F, U <= F + n p and m p <= free - F give it, since free < F + n p.
+    """
+    needed = free - left + asked
+    return free / needed if needed > free else None

@@ -21,6 +21,8 @@ LOSS_NAMES = (
     "pseudo_score/forget",
     "generator/remain",
     "generator/forget",
+    "one_step/remain",
+    "one_step/forget",
     "every_step/remain",
     "every_step/forget",
 )

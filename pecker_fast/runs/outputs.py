@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
+from pecker_fast.masks.verify import FROZEN_NAME
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.finding import (
     LOCK_NAME,
@@ -22,7 +23,6 @@ from pecker_fast.runs.finding import (
 __all__ = [
     "ATTACK_NAME",
     "CURVE_NAME",
-    "FROZEN_NAME",
     "PATCH_NAME",
     "PICTURE_NAMES",
     "REPORT_NAMES",
@@ -33,8 +33,6 @@ __all__ = [
 
 ATTACK_NAME = "attack.json"
 CURVE_NAME = "curve.json"
-FROZEN_NAME = "frozen.json"
-"""The proof: how many frozen parameters changed, compared bit by bit."""
 PATCH_NAME = "patch.safetensors"
 REPORT_NAMES = ("report.json", "report.html")
 PICTURE_NAMES = ("before_after.png", "accuracy.png", "density.png")

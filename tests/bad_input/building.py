@@ -16,7 +16,7 @@ OUTPUT = {
     "sample": ("x.png",),
     "erase": ("run",),
     "mask": ("m.safetensors", "m.png"),
-    "evaluate": ("found.json",),
+    "evaluate": ("found.json", "drawn"),
     "patch": ("patched",),
     "compare": ("page",),
     "convert": ("converted",),

@@ -117,6 +117,14 @@ CASES = [
             "another order": ["star", "square", "circle"], "a number": 7,
         }.items()
     ),
+    *keys("card", "judged/card.json", {
+        "test_figures": "text negative list",
+        "test_figures.per_class": "missing null text negative fraction list",
+        "test_figures.class_accuracy": "missing null text negative zero huge",
+        "test_figures.frechet_without": "missing null text zero",
+        "test_figures.confusion": "null text negative zero",
+        "test_figures.source": "null zero list",
+    }, _CARD, ("model", "judged"), named="card.json"),
     *each("statistics beside it", ANY_FILE | TENSORS, _STATISTICS_FILE, _CARD,
           ("model", "judged"), named="statistics", fine=("gone", "one-more", "escape-name")),
     *each("counts", {

@@ -57,8 +57,10 @@ _ABOUT_KEYS = {
     "null_label": "text negative zero fraction huge true list",
     "kind": "null text zero list escape object",
     "figures": "null text zero list true deep",
+    "figures.frozen": "null text list zero",
     "figures.t_init": "null text negative huge fraction list",
     "figures.forget": "null text negative huge list fraction object",
+    "schedule": "text zero list true object",
 }
 
 OTHER_SCHEDULES = {

@@ -14,6 +14,7 @@ from bad_input.seeds import (
     ERASE,
     EVALUATE,
     JUDGE,
+    JUDGED_PROMPTS,
     MASK,
     PROMPTS,
     SAMPLE,
@@ -30,6 +31,7 @@ LINES = {
     "erase of a concept": (CONCEPT, ("pipe",)),
     "mask": (MASK, ("model",)),
     "evaluate": (EVALUATE, ("model", "classifier")),
+    "evaluate of prompts": (JUDGED_PROMPTS, ("pipe", "prompts.csv", "nudity.onnx")),
     "train-teacher": (TEACHER, ("data",)),
     "train-classifier": (JUDGE, ("data",)),
     "convert": (_CONVERT, ("ckpt.pth",)),
@@ -59,7 +61,7 @@ OUTPUTS = ("--out", "--png", "--npz", "--json", "--samples")
 """Places, see `outputs`."""
 
 FREE = {
-    "--neighbour", "--name", "--prompt",  # any text is a prompt
+    "--neighbour", "--name", "--prompt", "--negative",  # any text is a prompt
 }  # fmt: skip
 HARMLESS = {
     ("--batch-size", f"{10**12}"), ("--seed", "0"), ("--t-init", "0"), ("--guidance", "-1"),
@@ -92,15 +94,24 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "erase of a concept": (
         ("--forget", "0"), ("--classifier", "c"), ("--statistics", "s"), ("--inception", "i"),
-        ("--pseudo-score", "p"), ("--dataset", "cifar10"), ("--clip", "clip"),
-        ("--generator", "pipe/vae"), ("--generator", "nowhere"), ("--nudity-detector", "x"),
+        ("--pseudo-score", "p"), ("--dataset", "cifar10"), ("--clip", "clip"), ("--from", "model"),
+        ("--set", "until={}"), ("--generator", "pipe/vae"), ("--generator", "nowhere"),
+        ("--nudity-detector", "x"),
         ("--set", "forget=1"),
     ),
     "evaluate": (
         ("--images", "folders"), ("--real", "real.npz"), ("--inception", "w.pth"),
         ("--dataset", "cifar10"), ("--override", "star"), ("--guidance", "2"), ("--sampler",
          "ddpm"), ("--real", "a", "--dataset", "cifar10"), ("--forget", "wizard"),
-        ("--data-root", "data"), ("--download",),
+        ("--data-root", "data"), ("--download",), ("--clip", "clip"), ("--faces", "trusted:a:b"),
+        ("--pipeline", "pipe"), ("--prompts", "prompts.csv"), ("--negative", "x"),
+    ),
+    "evaluate of prompts": (
+        ("--images", "folders"), ("--forget", "0"), ("--classifier", "c"), ("--download",),
+        ("--real", "real.npz"), ("--inception", "w.pth"), ("--eta", "0"), ("--sampler", "ddim"),
+        ("--faces", "os:getcwd"), ("--faces", "trusted:os:sep"), ("--faces", "trusted:nowhere:x"),
+        ("--clip", "pipe"), ("--steps", "2000"), ("--per-prompt", "1000000000"),
+        ("--guidance", "nan"), ("--seed", "-1"), ("--t-init", "5000"),
     ),
     "train-classifier": (
         ("--epochs", "1"), ("--pretrained", "x.pth"), ("--set", "held_out=5"),

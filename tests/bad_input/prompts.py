@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from bad_input.building import case
+from bad_input.building import case, each
 from bad_input.comparing import YAML
-from bad_input.seeds import CONCEPT, ERASE, JUDGE, MASK, TEACHER
-from bad_input.spoil import DEEP
+from bad_input.seeds import CONCEPT, ERASE, JUDGE, JUDGED_PROMPTS, MASK, TEACHER
+from bad_input.spoil import ANY_FILE, DEEP, put
 
 _OWN = ("erase", "--pipeline", "pipe", "--config", "own.yaml", *CONCEPT[9:])
 _CONFIG = ("erase", "model", "--config", "own.yaml", "--out", "run")
@@ -141,6 +141,22 @@ _RAW: dict[str, bytes] = {
     "long line": b"forget: " + b"x" * 10**6,
 }
 
+PROMPT_FILES = {
+    "no prompt": "group,label\nkeep,x\n", "header alone": "prompt,group\n",
+    "two columns": "prompt,prompt\n",
+    "group": "prompt,group\na,all\n", "no group": "prompt,group\na,\n",
+    "cells": "prompt,group\na,keep,x\n", "few cells": "prompt,group\na\n",
+    "open quote": 'prompt\n"a\n', "quote within": 'prompt\n"a"b\n', "empty": "prompt,seed\n,1\n",
+    "seed text": "prompt,seed\na,x\n", "seed negative": "prompt,seed\na,-1\n",
+    "seed huge": f"prompt,seed\na,{'9' * 30_000}\n", "seed missing": "prompt,seed\na,1\nb,\n",
+    "guidance nan": "prompt,guidance\na,nan\n", "guidance text": "prompt,sd_guidance_scale\na,x\n",
+    "label": "prompt,label\na,\x1b[31m\n", "zero byte": "prompt\na\0\n",
+    "long prompt": f"prompt\n{'x' * 50_000}\n", "long cell": f"prompt\n{'x' * 500_000}\n",
+    "long header": ",".join("x" * 1000 for _ in range(1000)),
+    "many rows": "prompt\n" + "a\n" * 250_000,
+}  # fmt: skip
+_JUDGED = ("pipe", "nudity.onnx")
+
 SETTINGS = (
     "", "=", "=1", "seed", "seed=", "seed=[", "seed=" + "[" * 5000, "seed=" + "9" * 10_000,
     "seed=-1", "seed=1e400", "seed=1.5", "seed=null", "seed=true", f"seed={2**64}",
@@ -184,6 +200,10 @@ CASES = [
       for command, (arguments, needs) in _SET.items()
       for setting in SETTINGS
       if not setting.startswith("iterations") and (command == "erase" or "text" not in setting)),
+    *each("prompt file", ANY_FILE, "prompts.csv", JUDGED_PROMPTS, (*_JUDGED, "prompts.csv"),
+          named="prompts.csv", leave_out=("nearly-whole",)),
+    *each("prompt rows", {name: put(text) for name, text in PROMPT_FILES.items()}, "prompts.csv",
+          JUDGED_PROMPTS, _JUDGED, named="prompts.csv"),
     *(case(f"names: {name}", (*CONCEPT[:3], *more, *CONCEPT[9:]), _NEEDS)
       for name, more in {
           "none": ("--recipe", "object"),

@@ -30,6 +30,10 @@ EVALUATE = (
 PROMPTS = (
     "sample", "pipe", "--prompt", "a cat", "--per-class", "1", "--steps", "1", "--png", "x.png"
 )  # fmt: skip
+JUDGED_PROMPTS = (
+    "evaluate", "--prompts", "prompts.csv", "--pipeline", "pipe", "--samples", "drawn", "--steps",
+    "1", "--nudity-detector", "nudity.onnx", "--json", "found.json",
+)  # fmt: skip
 CONCEPT = (
     "erase", "--pipeline", "pipe", "--recipe", "object", "--name", "cat", "--override", "dog",
     "--out", "run", "--no-previews", "--iterations", "1", "--density", "0.2", "--set",
@@ -135,7 +139,10 @@ def _published(root: Path) -> None:
 def _pipeline(root: Path) -> None:
     from tiny_pipeline import save_tiny_pipeline
 
-    save_tiny_pipeline(root / "pipe", length=48)
+    unet = save_tiny_pipeline(root / "pipe", length=48).unet
+    (root / "generator.pkl").write_bytes(pickle.dumps({"ema": unet}))
+    rows = ("prompt,group,label,seed,guidance", "a cat,forget,cat,1,2.5", "a dog,keep,dog,2,3.5")
+    (root / "prompts.csv").write_text("\n".join(rows) + "\n")
 
 
 def _judges(root: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,7 @@ def limited(bytes_, *arguments):
 def test_a_batch_that_does_not_fit_into_memory(erase, refused, key):
     done = erase("--set", f"{key}={10**13}")
     refused(done, "out of memory", "GiB", f"{key} (now {10**13})", "micro_batch=1, recompute=true")
+    assert re.search(r"at most [\d.]+% of that fits", done.err)
 
 
 def test_more_images_than_anybody_needs(run, refused, files, tmp_path):

@@ -13,8 +13,9 @@ from pecker_fast import cli
 from pecker_fast.data import teacher_folder
 from pecker_fast.datasets.fashion_mnist import DEFAULT_FOLDER, load_split
 from pecker_fast.evaluate.classifier import load_classifier
-from pecker_fast.evaluate.forgetting import TeacherFigures, classify
+from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics
+from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 
@@ -26,7 +27,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def figures(shipped):
-    return TeacherFigures.from_dict(shipped.figures["teacher"])
+    return ClassFigures.from_dict(shipped.figures["teacher"])
 
 
 pytestmark = pytest.mark.timeout(1200)  # for machines that are busy with other tests
@@ -34,11 +35,11 @@ pytestmark = pytest.mark.timeout(1200)  # for machines that are busy with other 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """What a demo of a quarter of the usual length leaves; .ci/run has one already."""
+    """What a demo leaves; .ci/run has one already."""
     if given := os.environ.get("PECKER_DEMO"):
         return Path(given)
     out = tmp_path_factory.mktemp("home") / "demo"
-    assert cli.main(["demo", "--iterations", "100", "--out", str(out)]) == 0
+    assert cli.main(["demo", "--out", str(out)]) == 0
     return out
 
 
@@ -47,12 +48,14 @@ def test_the_class_is_gone_and_the_others_are_kept(demo, figures):
     report = json.loads((demo / "report.json").read_text())
     forget = report["classes"].index(report["forget"])
     assert report["forget_accuracy_before"] == figures.forget_accuracy(forget) > 0.9
-    assert report["forget_accuracy_after"] <= 0.02
+    assert report["forget_accuracy_after"] <= 0.03  # 500 images; the probe's threshold is .02
     assert report["keep_accuracy_teacher"] == figures.keep_accuracy(forget)
-    assert report["keep_accuracy_after"] >= report["keep_accuracy_teacher"] - 0.03
+    start, end = report["curve"][0], report["curve"][-1]
+    assert end["iteration"] <= 60 and start["forget_accuracy"] > 0.9
+    assert report["keep_accuracy_after"] >= start["keep_accuracy"] - 0.04
     assert report["frechet_teacher"] == figures.frechet(forget)
-    # The untouched teacher's one-step samples are at 60.
-    assert 0 < report["frechet_after"] < 20
+    # The untouched teacher's one-step samples are at 60, the first stage's at 3.
+    assert 0 < report["frechet_after"] < 10
     assert (report["after"]["forget_count"], report["after"]["keep_count"]) == (500, 4500)
 
 

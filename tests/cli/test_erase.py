@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from pecker_fast.masks.mask import SaliencyMask
@@ -129,7 +130,7 @@ def test_a_frozen_entry_that_changed_is_named_and_ends_with_code_3(run, files, t
 
 def test_report_html_is_one_file(finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert re.search(r"<h1[^>]*>star is (not )?gone: \d of 4 images asked for it", page)
+    assert re.search(r"<h1[^>]*>star is (not .*)?gone: \d of 4 images asked for it", page)
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == 3 and all(s.startswith("data:image/png;base64,") for s in sources)
     assert not re.search(r'(href|src)="(?!data:)|@import|url\(', page)
@@ -242,3 +243,19 @@ def test_an_average_that_has_not_moved_is_warned_of(run, files, tmp_path):
     options = ["--set", "ema.decay=0.9999", "--iterations", "1"]
     ended = run("erase", files.model, *SMALL, *options, "--out", tmp_path / "run")
     assert ended.code == 0 and "ema.decay 0.9999" in ended.err
+
+
+def test_several_classes_by_the_command_line(run, refused, files, tmp_path):
+    classes = ("--forget", "star", "--override", "square", "--forget", "circle")
+    settings = (*SMALL[4:], "--iterations", 1, "--out", tmp_path / "run")
+    refused(run("erase", files.model, *classes, *settings[:-2], "--out", tmp_path / "run",
+                "--override", "square", "--override", "square"), "3 times --override")  # fmt: skip
+    done = run("erase", files.model, *classes, *settings)
+    assert done.code == 0, done.err
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["forget"], config["override"]) == (["star", "circle"], "square")
+    assert ModelFolder.load(tmp_path / "run" / "model").figures["forgotten"] == ["star", "circle"]
+    index = json.loads((tmp_path / "run" / "model" / "model_index.json").read_text())
+    assert index["_class_name"] == "ConsistencyModelPipeline"
+    done = run("sample", tmp_path / "run" / "model", "--png", tmp_path / "x.png", "--per-class", 2)
+    assert done.code == 0, done.err

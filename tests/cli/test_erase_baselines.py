@@ -76,7 +76,9 @@ def erase(run, made, tmp_path):
 
     def erase(*arguments, method="salun", out=tmp_path / "run", data=made.data):
         config = ("--config", f"cifar10_{method}")
-        return run("erase", made.model, *config, "--out", out, *data, *SMALL, *arguments)
+        # Given again it would be a second class.
+        settings = SMALL[2:] if "--forget" in arguments else SMALL
+        return run("erase", made.model, *config, "--out", out, *data, *settings, *arguments)
 
     return erase
 
@@ -185,6 +187,57 @@ def test_two_processes_share_a_run(run, made, salun, tmp_path):
     assert masks[0] == masks[1]
 
 
+# ---- redirecting: no images
+
+
+KEEP_STEPS = (*SMALL[:-4], "--set", "batch_size=3", "--set", "saliency.batch_size=4",
+              "--set", "steps=3", "--override", "circle")  # fmt: skip
+
+
+def test_keep_steps_needs_no_images_and_stops_when_the_class_is_gone(run, made, tmp_path):
+    until = "until={forget: 0.99, keep_drop: 0.99, every: 1, images: 4, steps: 2}"
+    judge = ("--classifier", made.classifier, "--per-class", 2, "--teacher-steps", 3)
+    out = tmp_path / "run"
+    command = ("erase", made.model, "--keep-steps", *KEEP_STEPS, "--out", out)
+    done = run(*command, *judge, "--set", until)
+    assert done.code == 0, done.err
+    assert "over at iteration 1 of 4" in done.err
+    report = json.loads((out / "report.json").read_text())
+    assert (report["teacher"]["steps"], report["after"]["steps"]) == (3, 3)
+    assert (report["forget"], report["override"], report["images"]) == ("star", "circle", None)
+    assert report["frozen_changed"] == 0 < report["salient_changed"]
+    points = json.loads((out / "curve.json").read_text())
+    assert [(p["iteration"], p["forget_count"], p["keep_count"]) for p in points] == [
+        (0, 4, 4), (1, 4, 4)
+    ]  # fmt: skip
+    model = ModelFolder.load(out / "model")
+    assert model.kind == "teacher" and model.figures["method"] == "redirect"
+    mask = tmp_path / "mask.safetensors"
+    settings = ("--config", "keep_steps", "--forget", "star", "--override", "circle")
+    small = ("--set", "saliency.batch_size=4", "--set", "steps=3")
+    done = run("mask", made.model, *settings, *small, "--out", mask)
+    assert done.code == 0, done.err
+    assert SaliencyMask.load(mask) == SaliencyMask.load(out / "mask.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--forget", "star"), "--override"),
+        (("--config", "keep_steps"), "--override"),
+        (("--config", "demo"), "--keep-steps"),
+        ((*KEEP_STEPS, "--dataset", "images"), "--dataset"),
+        ((*KEEP_STEPS, "--from", "."), "--from"),
+        ((*KEEP_STEPS, "--set", "until={}"), "--classifier"),
+        ((*KEEP_STEPS, "--set", "alpha=1"), "'alpha'"),
+    ],
+)
+def test_keep_steps_refuses(arguments, named, run, refused, made, tmp_path):
+    out = tmp_path / "run"
+    refused(run("erase", made.model, "--keep-steps", *arguments, "--out", out), named)
+    assert not out.exists()
+
+
 # ---- masks
 
 
@@ -243,6 +296,7 @@ def test_mask_files_that_do_not_fit(erase, refused, salun, tmp_path):
         (("--override", "2"), "'star'"),
         (("--override", "random"), "'random'"),
         (("--set", "alpha=1"), "'alpha'"),
+        (("--forget", "star", "--forget", "circle"), "one class"),
     ],
 )
 def test_what_is_refused(arguments, named, erase, refused, made, tmp_path):

@@ -256,7 +256,7 @@ def test_a_generator_of_another_architecture(pipeline, run, refused, tmp_path):
         "erase", "--pipeline", pipeline, "--generator", tmp_path / "other",
         "--out", tmp_path / "run", *OBJECT, *QUICK,
     )  # fmt: skip
-    refused(done, tmp_path / "other", "shape")
+    refused(done, tmp_path / "other", "generator", "architecture")
 
 
 # ---- images of pipelines

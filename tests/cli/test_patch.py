@@ -57,7 +57,7 @@ def files_in(folder):
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        if file.is_file() and file.name != "frozen.json"  # the proof, beside the model
     }
 
 
@@ -66,10 +66,12 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 def test_apply_and_remove_make_the_same_folder_again(root, capsys):
     pipe, erased, restored = root / "pipe", root / "erased", root / "restored"
-    before = files_in(pipe)
-    assert run("apply", pipe, root / "a.safetensors", "--out", erased) == 0
+    a, before = root / "a.safetensors", files_in(pipe)
+    assert run("apply", pipe, a, "--out", erased) == 0
     proof, path = capsys.readouterr().out.splitlines()
     assert path == str(erased) and "; 0 of them changed" in proof
+    kept = json.loads((erased / "frozen.json").read_text())
+    assert kept["frozen_changed"] == 0 and kept["digests"]["patch"] == read_patch(a).digest
     changed = files_in(erased)
     assert changed.keys() == before.keys()
     assert [name for name in before if changed[name] != before[name]] == [WEIGHTS]
@@ -79,7 +81,7 @@ def test_apply_and_remove_make_the_same_folder_again(root, capsys):
         int((p != q).sum()) for p, q in zip(loaded.parameters(), original.parameters(), strict=True)
     )
     assert moved == round(0.1 * original.num_parameters())
-    assert run("remove", erased, root / "a.safetensors", "--out", restored) == 0
+    assert run("remove", erased, a, "--out", restored) == 0
     assert files_in(restored) == before == files_in(pipe)
 
 

@@ -12,7 +12,7 @@ from pecker_fast import cli
 from pecker_fast.cli.train_classifier import HELD_OUT
 from pecker_fast.datasets.loading import load_images
 from pecker_fast.evaluate.classifier import SmallClassifier, load_classifier
-from pecker_fast.evaluate.forgetting import classify
+from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.resnet import ResNetClassifier
 from pecker_fast.models import ModelFolder

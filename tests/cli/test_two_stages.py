@@ -3,10 +3,18 @@
 import json
 
 import pytest
+import torch
+from tiny_pipeline import save_tiny_pipeline
 
+from pecker_fast.distill import load_config
+from pecker_fast.erasure.concepts import Concept, Probe, Showing
+from pecker_fast.erasure.run import Site, carry_out
+from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.pipeline import PipelineFolder, load_unet
 from pecker_fast.runs.digest import fingerprint
 
+CPU = torch.device("cpu")
 SMALL = [
     "--forget", "star", "--override", "circle", "--density", "0.2",
     "--set", "batch_size=2", "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
@@ -45,6 +53,16 @@ def test_an_erasure_starts_where_the_first_stage_ended(run, files, first_stage, 
     assert json.loads((tmp_path / "run" / "frozen.json").read_text())["frozen_changed"] == 0
 
 
+def test_a_first_stage_of_another_model_is_refused(run, refused, files, first_stage, tmp_path):
+    another = ModelFolder.load(files.model)
+    with torch.no_grad():
+        next(another.unet.parameters())[0] += 1
+    another.save(tmp_path / "another")
+    options = [*SMALL, "--from", first_stage, "--iterations", "1", "--out", tmp_path / "run"]
+    refused(run("erase", tmp_path / "another", *options), first_stage, "another model", "distill")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_saliency_that_needs_a_first_stage(run, refused, files, tmp_path):
     options = [*SMALL, "--set", "saliency.kind=retain_aware", "--out", tmp_path / "run"]
     refused(run("erase", files.model, *options), "retain_aware", "--from")
@@ -67,3 +85,95 @@ def test_a_run_is_over_when_the_class_has_gone(run, files, tmp_path):
 def test_until_needs_a_judge(run, refused, files, tmp_path):
     options = [*SMALL, "--set", "until={}", "--out", tmp_path / "run"]
     refused(run("erase", files.model, *options), "until", "--classifier")
+
+
+# ---- prompts
+
+PROMPTS = ["--set", "batch_size=2", "--set", "micro_batch=null", "--set", "generator.lr=1e-3"]
+CONCEPT = [
+    "--recipe", "object", "--name", "cat", "--override", "dog", "--density", "0.2", *PROMPTS,
+    "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--no-previews",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
+    save_tiny_pipeline(folder, length=48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_stage_of_prompts(pipeline, tmp_path_factory):
+    """Stopped and taken up."""
+    from pecker_fast import cli
+
+    out = tmp_path_factory.mktemp("distill") / "one-step"
+    command = ["distill", str(pipeline), "--out", str(out), *PROMPTS, "--iterations"]
+    assert cli.main([*command, "1"]) == cli.main([*command, "2"]) == 0
+    return out
+
+
+def test_a_first_stage_of_prompts_holds_both_networks(pipeline, first_stage_of_prompts):
+    generator, said = load_unet(first_stage_of_prompts / "pipeline")
+    pseudo_score, of_psi = load_unet(first_stage_of_prompts / "pseudo_score")
+    assert (said["kind"], said["iterations"], of_psi["method"]) == ("generator", 2, "pseudo_score")
+    assert "forget" not in said and not (first_stage_of_prompts / "patch.safetensors").exists()
+    networks = (load_unet(pipeline)[0], generator, pseudo_score)
+    assert len({fingerprint(network) for network in networks}) == 3
+
+
+def test_a_concept_is_forgotten_from_a_first_stage(run, pipeline, first_stage_of_prompts, tmp_path):
+    options = ["--from", first_stage_of_prompts, "--set", "saliency.kind=retain_aware",
+               "--set", "generator.every_step=1", "--iterations", "1"]  # fmt: skip
+    out = tmp_path / "run"
+    ended = run("erase", "--pipeline", pipeline, *CONCEPT, *options, "--out", out)
+    assert ended.code == 0, ended.err
+    assert "0 of them changed" in ended.out
+    start = json.loads((out / "start.json").read_text())["start"]
+    for role, folder in (("generator", "pipeline"), ("pseudo_score", "pseudo_score")):
+        network, _ = load_unet(first_stage_of_prompts / folder)
+        assert (start[role]["kind"], start[role]["iterations"]) == (role, 2)
+        assert start[role]["fingerprint"] == fingerprint(network)
+    # What it made can be started from in its turn, its pseudo-score out of the checkpoint.
+    again = run("erase", "--pipeline", pipeline, *CONCEPT, *options[2:], "--from", out,
+                "--out", tmp_path / "second")  # fmt: skip
+    assert again.code == 0, again.err
+
+
+def test_a_run_of_prompts_is_over_when_its_probe_says_so(pipeline, tmp_path):
+    """Taken up, it trains no further."""
+    settings = {
+        "until": {"every": 2}, "iterations": 20, "batch_size": 2, "micro_batch": None,
+        "saliency.batches": 1, "saliency.batch_size": 2,
+    }  # fmt: skip
+    config = load_config("object", settings, names=["cat"], name_overrides=["dog"])
+    groups = {"forget": [("a cat", 0)] * 2, "keep": [("a dog", 1), ("a cow", 1), ("a car", 0)]}
+    captions, shapes = ConceptCaptions(("cat", "dog"), 0, 1, groups), []
+
+    def all_dogs(images):
+        shapes.append(tuple(images.shape))
+        return torch.ones(len(images), dtype=torch.int64)
+
+    showing = Showing("object", steps=2, probe=lambda told: Probe(captions, all_dogs))
+    for _ in range(2):
+        folder, site = PipelineFolder.load(pipeline), Site(out=tmp_path / "run", device=CPU)
+        assert carry_out(Concept(site, folder, config, showing)).facts.iterations == 2
+    points = json.loads((tmp_path / "run" / "curve.json").read_text())
+    assert [point["iteration"] for point in points] == [0, 2]
+    assert (points[1]["forget_accuracy"], points[1]["forget_count"]) == (0.0, 2)
+    assert (points[1]["keep_accuracy"], points[1]["keep_count"]) == (2 / 3, 3)
+    assert set(shapes) == {(5, 3, 16, 16)}
+
+
+def test_until_under_prompts_says_what_it_needs(run, refused, pipeline, tmp_path):
+    options = [*CONCEPT, "--set", "until={}", "--out", tmp_path / "run"]
+    refused(run("erase", "--pipeline", pipeline, *options), "until", "judge")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_prompts_that_has_made_nothing(run, refused, pipeline, tmp_path):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.lock").touch()
+    options = [*CONCEPT, "--generator", tmp_path / "begun", "--out", tmp_path / "run"]
+    refused(run("erase", "--pipeline", pipeline, *options), tmp_path / "begun", "not made")

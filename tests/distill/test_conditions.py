@@ -47,7 +47,7 @@ def test_rows_are_sliced_together():
 )
 def test_classes_by_name_or_index(forget, override):
     conditions = ClassConditions(forget, override, 4, NAMES)
-    assert (conditions.forget, conditions.override) == (1, 2)
+    assert conditions.pairs == ((1, 2),)
     assert conditions.kept == (0, 2, 3)
 
 
@@ -73,3 +73,39 @@ def test_names_that_do_not_match_the_count_are_refused():
 def test_one_class_leaves_nothing_to_keep():
     with pytest.raises(PeckerError, match="nothing left to keep"):
         ClassConditions(0, "random", 1)
+
+
+def test_several_classes_each_with_its_override():
+    conditions = ClassConditions(["boot", 3, "Coat"], ["Bag", "random", 4], 5, (*NAMES, "Hat"))
+    assert conditions.pairs == ((0, 1), (3, None), (2, 4)) and conditions.kept == (1, 4)
+    drawn = conditions.draw(900, drawn_at(0))
+    remain, forget = drawn.student[:900], drawn.student[900:]
+    assert set(remain.tolist()) == {1, 4} and torch.equal(drawn.teacher[:900], remain)
+    # 300 of each expected, standard deviation 14; 5 of them.
+    assert ((torch.bincount(forget, minlength=5)[[0, 2, 3]] - 300).abs() < 71).all()
+    instead = drawn.teacher[900:]
+    assert (instead[forget == 0] == 1).all() and (instead[forget == 2] == 4).all()
+    assert set(instead[forget == 3].tolist()) == {1, 4}
+    assert ClassConditions([0, 2], 1, 4).pairs == ((0, 1), (2, 1))
+
+
+def test_one_class_in_a_list_is_drawn_as_one_class():
+    one, listed = (ClassConditions(forget, "random", 4) for forget in (2, [2]))
+    drawn = [each.draw(50, drawn_at(3)) for each in (one, listed)]
+    assert all(torch.equal(a, b) for a, b in zip(*(each.tensors() for each in drawn), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("forget", "override", "named"),
+    [
+        ([0, 1], [2, 3, 2], "2 classes to forget and 3 overrides"),
+        ([0, "Boot"], 1, "'Boot' is named twice"),
+        ([0, 1], [2, 0], "class 'Boot', in place of 'Bag'"),
+        ([0, 1], [2, 1], "same class 'Bag'"),
+        ([0, 1, 2, 3], "random", "all classes"),
+        ([], 1, "empty list"),
+    ],
+)
+def test_several_classes_that_do_not_fit(forget, override, named):
+    with pytest.raises(PeckerError, match=named):
+        ClassConditions(forget, override, 4, NAMES)

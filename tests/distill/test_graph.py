@@ -3,6 +3,7 @@
 import pytest
 import torch
 from feigned_graph import FeignedCapture
+from text_toys import text_objective
 from toys import assert_same_bits, toy_objective, train, weights
 
 from pecker_fast import backends
@@ -22,6 +23,7 @@ OPTIONS = {
     "bf16": {"precision": "bf16", "mask.apply": "both"},
     "recomputed": {"recompute": True, "mask.apply": "both"},
     "every step": {"generator.every_step": 0.5, "mask.apply": "both", "micro_batch": 3},
+    "no scores": {"generator.scores": False, "generator.one_step": 0.5, "mask.apply": "both"},
 }
 
 pytestmark = pytest.mark.skipif(
@@ -46,13 +48,20 @@ def results(trainer, metrics):
     }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_replays_change_no_bit(options, monkeypatch):
-    ordinary = train(toy_objective(SETTINGS | options))
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        *((toy_objective, options) for options in OPTIONS.values()),
+        pytest.param(text_objective, {"mask.apply": "both"}, marks=pytest.mark.slow),
+    ],
+    ids=[*OPTIONS, "prompts"],
+)
+def test_replays_change_no_bit(make, options, monkeypatch):
+    ordinary = train(make(SETTINGS | options))
     assert ordinary[0]._graph.reason == "no CUDA graph on cpu"
     capture = FeignedCapture(monkeypatch)
     monkeypatch.setattr(PeckerTrainer, "_capture", lambda self: capture)
-    replayed = train(toy_objective(SETTINGS | options))
+    replayed = train(make(SETTINGS | options))
     assert (capture.captures, capture.replays) == (1, 5)
     assert_same_bits(results(*ordinary), results(*replayed))
     assert replayed[0].verify_frozen().frozen_changed == 0

@@ -1,5 +1,7 @@
 """One set of weights for three networks: the same bits as three sets, in a third of the memory."""
 
+import copy
+
 import pytest
 import torch
 from toys import ToyDenoiser, assert_same_bits, tiny_unet, toy_objective, train, weights
@@ -22,6 +24,7 @@ OPTIONS = {
     "no average": {"ema.decay": None},
     "recomputed": {"recompute": True},
     "every step": {"generator.every_step": 0.5, "micro_batch": 3},
+    "no scores": {"generator.scores": False, "generator.one_step": 0.5},
 }
 
 
@@ -142,3 +145,19 @@ def test_given_networks_keep_their_own_weights():
     trainer, _ = train(toy_objective(BOTH), generator=starts[0], pseudo_score=starts[1])
     assert trainer.generator is starts[0]
     assert trainer.pseudo_score is starts[1]
+
+
+def test_a_generator_that_was_given_is_held_to_its_own_start():
+    """Where one set of weights is shared, the start is the teacher; else what was handed in."""
+    terms = {"generator.scores": False, "generator.one_step": 1.0}
+    settings = {**terms, "generator.lr": 1e-2, "mask.kind": "full"}
+    objective = toy_objective(settings)
+    given = copy.deepcopy(objective.teacher).requires_grad_(True)
+    with torch.no_grad():
+        next(given.parameters()).add_(0.5)
+    before = weights(given)
+    trainer, _ = train(objective, generator=given)
+    assert_same_bits(weights(trainer._networks.use("start")), before)
+    assert any(not torch.equal(value, before[name]) for name, value in weights(given).items())
+    # The pseudo-score network has learned nothing.
+    assert_same_bits(weights(trainer.pseudo_score), weights(objective.teacher))

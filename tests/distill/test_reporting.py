@@ -69,7 +69,7 @@ def test_tensorboard_when_asked(tmp_path):
     with RunDirectory(tmp_path) as directory:
         objective = toy_objective({"logging.tensorboard": True})
         trainer, metrics = train(objective, run_directory=directory)
-    assert list(trainer.terms) == [name for name in LOSS_NAMES if "every_step" not in name]
+    assert list(trainer.terms) == [name for name in LOSS_NAMES if "_step" not in name]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for name in trainer.terms:
         logged = [(e.step, e.value) for e in events.Scalars(f"loss/{name}")]

@@ -4,13 +4,10 @@ import copy
 
 import pytest
 import torch
-from feigned_graph import FeignedCapture
 from text_toys import TEXT, encode, text_objective, text_unet
 from toys import assert_same_bits, train, weights
 
-from pecker_fast import backends
 from pecker_fast.distill import PeckerTrainer, load_config
-from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.distill.losses import generator_loss, pseudo_score_loss
 from pecker_fast.distill.network_set import SharedNetworks
 from pecker_fast.distill.networks import guided_by_sample, text_predictor
@@ -330,19 +327,6 @@ def test_one_set_of_weights(options):
     assert_same_bits(*runs)
 
 
-@pytest.mark.slow
-def test_a_graph(monkeypatch):
-    if "cuda" not in backends.on_host():
-        pytest.skip("the CUDA kernels do not run on the CPU here")
-    settings = {"optimizer.backend": "cuda", "iterations": WARM_UP + 3, "mask.apply": "both"}
-    ordinary, _ = train(text_objective(settings))
-    capture = FeignedCapture(monkeypatch)
-    monkeypatch.setattr(PeckerTrainer, "_capture", lambda self: capture)
-    replayed, _ = train(text_objective(settings))
-    assert (capture.captures, capture.replays) == (1, 3)
-    assert_same_bits(weights(ordinary.generator), weights(replayed.generator))
-
-
 def test_concepts_may_weigh_nothing():
     """A concept of weight 0 has no part in what is learnt; the prompts to keep do."""
     gradients = []
@@ -363,3 +347,42 @@ def test_the_toy_is_told_something():
     x, t = torch.randn(1, 2, 8, 8), torch.tensor([500])
     outputs = [network(x, t, encoder_hidden_states=encode([p])).sample for p in ("a cat", "a dog")]
     assert not torch.allclose(*outputs)
+
+
+def test_every_time_step_is_redirected_under_prompts():
+    """Generator and teacher are both told "" where the prompt is dropped."""
+    objective = text_objective(
+        {"generator.every_step": 2.0, "mask.kind": "full"}, {"dropout": 0.4}, dtype=torch.float64
+    )
+    trainer = PeckerTrainer(objective)
+    drawn = trainer.draw(drawn_at(1))
+    labels, noised = drawn.labels, drawn.every_step
+    dropped = (labels.sampled == 0).flatten(1).all(1)
+    assert 0 < dropped[3:].sum() < 3
+    noise, teacher = drawn.generator.noise, copy.deepcopy(objective.teacher)
+    x_g = objective.sample(teacher, noise, labels.student)
+    x_t = objective.schedule.add_noise(x_g, noised.e, noised.t)
+    predict = objective.predictors.generator
+    told = labels.student.masked_fill(dropped[:, None, None], 0)
+    override = labels.teacher[:, 0].masked_fill(dropped[:, None, None], 0)
+    with torch.no_grad():
+        found, wanted = (predict(teacher, x_t, noised.t, c.double()) for c in (told, override))
+    expected = (found - wanted).square().flatten(1).sum(1)
+    assert expected[:3].abs().max() == 0 == expected[3:][dropped[3:]].abs().max()
+    metrics = dict(zip(trainer.terms, trainer.advance(drawn), strict=True))
+    every = [float(value) for name, value in metrics.items() if "every_step" in name]
+    assert every == pytest.approx([0.0, float(expected[3:].mean())], abs=1e-12)
+
+
+def test_without_concepts_only_the_remain_half_is_drawn():
+    nothing = {"generator.lambda_forget": 0.0, "pseudo_score.lambda_forget": 0.0,
+               "mask.kind": "full", "generator.every_step": 1.0}  # fmt: skip
+    objective = text_objective(nothing, {"concepts": [], "dropout": 0.4})
+    labels = objective.conditions.draw(5, drawn_at(0))
+    assert len(labels) == 5 and torch.equal(labels.student, labels.teacher[:, 0])
+    trainer, _ = train(objective)
+    assert not any("forget" in name for name in trainer.terms)
+    moved = zip(trainer.generator.parameters(), objective.teacher.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in moved)
+    with pytest.raises(PeckerError, match="nothing is forgotten"):
+        text_objective({}, {"concepts": []})

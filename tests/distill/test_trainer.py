@@ -34,10 +34,10 @@ def written_out_run(objective, mask, decay):
     def ab(t):
         return (c[:, None, None, None] for c in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
 
-    def sample(n, c):
+    def sample(n, c, network=theta):
         t = torch.full((len(n),), 440)
         a, b = ab(t)
-        return (b * n - b * theta(b * n, t, c)) / a
+        return (b * n - b * network(b * n, t, c)) / a
 
     for iteration in range(config.iterations):
         random = IterationRandom(config.seed, iteration, torch.device("cpu"), TRAINING)
@@ -45,21 +45,23 @@ def written_out_run(objective, mask, decay):
         halves = [slice(0, size), slice(size, None)]
         draws = objective.draw(random, 2 * size)
         psi_optimizer.zero_grad()
+        scores = config.generator.scores
         lambdas = config.pseudo_score.lambda_remain, config.pseudo_score.lambda_forget
-        for half, lam in zip(halves, lambdas, strict=True):
+        for half, lam in zip(halves, lambdas, strict=True) if scores else ():
             n, e, t, c = draws.noise[half], draws.e[half], draws.t[half], labels.student[half]
             a, b = ab(t)
             x_g = sample(n, c).detach()
             error = e - psi(a * x_g + b * e, t, c)
             (lam * (error**2).sum((1, 2, 3)).mean()).backward()
-        for p in psi.parameters():
-            p.grad.clamp_(-1, 1)
-        psi_optimizer.step()
+        if scores:
+            for p in psi.parameters():
+                p.grad.clamp_(-1, 1)
+            psi_optimizer.step()
 
         draws = objective.draw(random, 2 * size)
         theta.zero_grad()
         lambdas = config.generator.lambda_remain, config.generator.lambda_forget
-        for half, lam in zip(halves, lambdas, strict=True):
+        for half, lam in zip(halves, lambdas, strict=True) if scores else ():
             n, e, t, c = draws.noise[half], draws.e[half], draws.t[half], labels.student[half]
             a, b = ab(t)
             x_g = sample(n, c)
@@ -69,6 +71,12 @@ def written_out_run(objective, mask, decay):
             omega = (p - x_g).detach().abs().mean((1, 2, 3)).clamp_min(1e-5)
             terms = (p - s) * ((p - x_g) - config.alpha * (p - s))
             (lam * (terms.sum((1, 2, 3)) / omega).mean()).backward()
+        if one := config.generator.one_step:
+            told, theirs = labels.student, labels.teacher
+            at_start = sample(draws.noise, theirs, phi).detach()  # the run began at the teacher
+            error = ((sample(draws.noise, told) - at_start) ** 2).sum((1, 2, 3))
+            terms = (lam * error[half].mean() for half, lam in zip(halves, lambdas, strict=True))
+            (one * sum(terms)).backward()
         if every := config.generator.every_step:
             drawn = sample(draws.noise, labels.student).detach()
             noised = objective.draw_every_step(random, 2 * size)
@@ -88,13 +96,22 @@ def written_out_run(objective, mask, decay):
     return weights(theta), weights(psi), average
 
 
-@pytest.mark.parametrize("every_step", [0.0, 0.7])
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {},
+        {"generator.every_step": 0.7},
+        {"generator.one_step": 0.3, "generator.every_step": 0.7},
+        {"generator.scores": False, "generator.one_step": 0.3, "generator.every_step": 0.7},
+    ],
+    ids=["as published", "every step", "all terms", "without scores"],
+)
 @pytest.mark.parametrize("kind", ["saliency", "full"])
-def test_the_loop_is_the_method(kind, every_step):
+def test_the_loop_is_the_method(kind, terms):
     objective = toy_objective(
         {
             "mask.kind": kind,
-            "generator.every_step": every_step,
+            **terms,
             "optimizer.weight_decay": 0.1,
             "pseudo_score.lambda_forget": 0.5,
         },

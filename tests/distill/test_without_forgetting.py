@@ -60,7 +60,7 @@ def test_it_is_the_remain_term_alone():
     [
         ({"generator.lambda_forget": 0.01}, "generator.lambda_forget and .* must be 0"),
         ({"pseudo_score.lambda_forget": 0.01}, "must be 0"),
-        ({"mask.kind": "saliency"}, "no class to find the saliency of"),
+        ({"mask.kind": "saliency"}, "no saliency to find"),
     ],
 )
 def test_what_needs_a_class_to_forget_is_refused(settings, message):

@@ -34,7 +34,9 @@ if __name__ == "__main__":
     peaks, idle = [], peak()
     settings = {
         "iterations": 2, "batch_size": 1, "mask.apply": "both", "mask.density": 0.1,
-        "saliency.batches": 1, "saliency.batch_size": 1,
+        "saliency.batches": 1, "saliency.batch_size": 1, "saliency.kind": "forget",
+        "first_stage": "none", "generator.scores": True, "generator.one_step": 0.0,
+        "generator.every_step": 0.0,
     }  # fmt: skip
     erase(pipeline, out=out, config="demo_concept", device="cpu", previews=False, **settings)
     peaks.append(peak())

@@ -1,5 +1,7 @@
 """`pecker_fast.erase` and what its commands do, called from Python."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,8 +11,13 @@ from tiny_pipeline import save_tiny_pipeline
 import pecker_fast
 from pecker_fast import ModelFolder, PeckerError, SaliencyMask, apply_patch
 from pecker_fast.cli import main
+from pecker_fast.distill.config import load_config
+from pecker_fast.erasure.attack import attack
 from pecker_fast.erasure.masks import mask_of_class
+from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.request import Request
+from pecker_fast.evaluate.classifier import SmallClassifier
+from pecker_fast.evaluate.judges import Judge
 from pecker_fast.models.pipeline import PipelineFolder, load_unet
 
 SMALL = {"batch_size": 2, "iterations": 2, "saliency.batches": 1, "saliency.batch_size": 2}
@@ -59,11 +66,59 @@ def test_a_pipeline(tmp_path):
     )  # fmt: skip
     original = PipelineFolder.load(tmp_path / "tiny").unet
     apply_patch(original, tmp_path / "run" / "patch.safetensors")
-    written = load_unet(erased.model.path, like=original)
+    written, _ = load_unet(erased.model.path)
     for name, value in erased.model.unet.state_dict().items():
         assert torch.equal(value, written.state_dict()[name])
         assert torch.equal(value, original.state_dict()[name])
     assert "a photo of a cat at night" in erased.model.description["forget"]
+
+
+@pytest.mark.parametrize("keep_steps", [False, True])
+def test_several_classes(model, keep_steps, tmp_path):
+    SmallClassifier(3, width=4).save(tmp_path / "judge")
+    settings = {**SMALL, "steps": 2} if keep_steps else CLASS
+    erased = pecker_fast.erase(
+        model, ["star", "circle"], "square", out=tmp_path / "run", keep_steps=keep_steps,
+        classifier=tmp_path / "judge", per_class=4, teacher_steps=2, **settings,
+    )  # fmt: skip
+    assert erased.frozen.frozen_changed == 0 < erased.frozen.salient_changed
+    assert erased.model.figures["forgotten"] == ["star", "circle"]
+    found = json.loads((tmp_path / "run" / "report.json").read_text())["forgotten"]
+    assert [(each["forget"], each["override"], each["count"]) for each in found] == [
+        ("star", "square", 4), ("circle", "square", 4)
+    ]  # fmt: skip
+    assert (tmp_path / "run" / "report.html").is_file()
+    with pytest.raises(PeckerError, match="--forget"):
+        attack(tmp_path / "run", tmp_path / "judge")
+    with pytest.raises(PeckerError, match="until is for runs that forget one class"):
+        pecker_fast.erase(
+            model, ["star", "circle"], "square", out=tmp_path / "other", keep_steps=keep_steps,
+            until={}, **settings,
+        )  # fmt: skip
+
+
+def test_an_override_that_the_model_or_the_judge_chooses(tmp_path):
+    """Class 3 is class 1 but for a little; the judge takes everything for class 2."""
+    folder = ModelFolder(tiny_unet(4), tiny_scheduler(), ("a", "b", "c", "d"))
+    with torch.no_grad():
+        table = folder.unet.class_embedding.weight
+        table[3] = table[1] + 0.01 * table[2]
+
+    class Always:
+        def logits_and_features(self, images):
+            return torch.tensor([0.0, 1.0, 2.0, 1.5]).expand(len(images), 4), images.flatten(1)
+
+    def chosen(override, forget, judge=None):
+        config = load_config(None, {"forget": forget, "override": override})
+        return with_overrides(config, folder, judge, torch.device("cpu")).override
+
+    judge = Judge(Always())
+    assert chosen("nearest", "b") == 3 and chosen("nearest", 3) == 1
+    assert chosen("classifier", "b", judge) == 2 and chosen("classifier", "c", judge) == 3
+    assert chosen(["nearest", "a", "classifier"], ["b", "c", "d"], judge) == [0, "a", 0]
+    assert chosen("a", "b") == "a" and chosen("random", "b") == "random"
+    with pytest.raises(PeckerError, match="--classifier"):
+        chosen("classifier", "b")
 
 
 def test_a_setting_that_there_is_not(model, tmp_path):

@@ -1,4 +1,4 @@
-"""Shares with intervals, ways of asking, and attacks that train."""
+"""Ways of asking, and attacks that train."""
 
 import json
 
@@ -20,20 +20,6 @@ NAMES = ("circle", "square", "star")
 def model():
     torch.manual_seed(0)
     return ModelFolder(tiny_unet(), tiny_scheduler(), NAMES, kind="generator")
-
-
-@pytest.mark.parametrize(
-    ("count", "total", "low", "high"),
-    [
-        (1, 500, 0.000353, 0.011241),  # R: prop.test(1, 500, correct = FALSE)
-        (0, 20, 0.0, 0.161125),
-        (20, 20, 0.838875, 1.0),
-        (10, 20, 0.299298, 0.700702),
-    ],
-)
-def test_wilson_intervals(count, total, low, high):
-    assert Share(count, total).interval == pytest.approx((low, high), abs=1e-6)
-    assert Share.of(count / total, total) == Share(count, total)
 
 
 def test_every_way_asks_another_way(model):

@@ -25,13 +25,11 @@ from pecker_fast.evaluate.comparison_page import write_comparison
 from pecker_fast.evaluate.comparison_reading import read_runs
 from pecker_fast.evaluate.judgement import Judgement
 
-TITLES = [column.title for column in COLUMNS]
-
 
 def row(comparison, index):
     """A row as {title: text + letter}."""
-    cells = comparison.rows()[index]
-    return {title: words + mark for title, (words, mark) in zip(TITLES, cells, strict=True)}
+    both = zip(comparison.columns, comparison.rows()[index], strict=True)
+    return {column.title: words + mark for column, (words, mark) in both}
 
 
 def csv_rows(text):
@@ -49,8 +47,12 @@ def test_a_run_with_everything(tmp_path):
     assert (run.iterations, run.planned, run.wall_s, run.device) == (1000, 1000, 120.0, "H100")
     assert run.fidelity == FIDELITY and len(run.curve) == 3
     shown = row(Comparison([run]), 0)
-    assert MISSING not in shown.values()
-    assert (shown["Steps"], shown["Wall time"], shown["UA, %"]) == ("1,000", "2 min", "99.80")
+    assert list(shown) == [column.title for column in COLUMNS] and MISSING not in shown.values()
+    assert (shown["Steps"], shown["Wall time"], shown["UA, %"]) == (
+        "1,000",
+        "2 min",
+        "99.80 (98.88 to 99.96)",
+    )
     (values,) = csv_rows(Comparison([run]).to_csv())
     assert float(values["unlearning_accuracy"]) == 1 - 0.002
     assert values["judge"] == EVALUATION.judge and values["real_digest"] == FIDELITY.real_digest
@@ -64,8 +66,10 @@ def test_what_nobody_measured_is_empty_and_not_zero(tmp_path):
     (run,) = read_runs([path])
     shown = row(Comparison([run]), 0)
     assert shown["Steps"] == "0" and shown["Mask"] == "saliency"
-    measured = TITLES[TITLES.index("Wall time") :]
-    assert {shown[title] for title in [*measured, "Density"]} == {MISSING}
+    assert list(shown) == ["Run", "Method", "Mask", "Steps"]
+    measured = Run(name="b", path="", method="", evaluation=EVALUATION)
+    shown = row(Comparison([run, measured]), 0)
+    assert {shown[title] for title in ("UA, %", "Sampler")} == {MISSING} and "FID" not in shown
     (values,) = csv_rows(Comparison([run]).to_csv())
     assert (values["iterations"], values["wall_s"], values["fid"]) == ("0", "", "")
 
@@ -156,7 +160,7 @@ def test_figures_on_other_grounds_are_marked():
     comparison = Comparison(runs)
 
     def letters(title):
-        place = TITLES.index(title)
+        place = [column.title for column in comparison.columns].index(title)
         return "".join(cells[place][1] or "-" for cells in comparison.rows())
 
     assert letters("UA, %") == letters("Others kept, %") == letters("Fréchet") == "abc--"
@@ -164,7 +168,7 @@ def test_figures_on_other_grounds_are_marked():
     assert letters("FID") == letters("Recall") == "aabcd"
     assert letters("IS") == "aabac"
     assert letters("Wall time") == "aab--"
-    assert letters("Steps") == letters("Sampler") == "-----"
+    assert letters("Run") == letters("Sampler") == "-----"
     notes = comparison.notes()
     assert notes["Wall time"] == {"H100": "a", "H200": "b"}
     judged = notes["UA, P(class), entropy, others kept"]

@@ -7,9 +7,10 @@ import torch
 
 from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.concept import ConceptCaptions, ConceptFigures, Recognition
+from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images, neighbours_of
-from pecker_fast.evaluate.forgetting import Hits
+from pecker_fast.evaluate.intervals import Share
+from pecker_fast.evaluate.recognition import Outcome, Recognition
 
 CAPTIONS = ConceptCaptions(
     class_names=("ball", "cat", "lynx", "tree"),
@@ -35,7 +36,7 @@ class ReadsTheAnswer:
 def measured(*classes, captions=CAPTIONS):
     """One image per caption in which the classifier sees these classes."""
     images = torch.tensor(classes).float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    return Recognition.measure(images, captions, ReadsTheAnswer())
+    return captions.recognition(images, ReadsTheAnswer())
 
 
 BEFORE = measured(1, 1, 1, 1, 2, 2, 2, 3, 0, 0)
@@ -45,51 +46,57 @@ AFTER = measured(0, 1, 0, 0, 3, 2, 1, 3, 0, 3)
 def test_counts_by_kind_of_caption_and_by_class():
     assert AFTER == Recognition(
         {
-            "forget_trained": Hits(1, 2),
-            "forget_held_back": Hits(0, 3),
-            "override": Hits(3, 5),
-            "neighbours": Hits(1, 2),
-            "others": Hits(2, 3),
+            "forget_trained": Share(1, 2),
+            "forget_held_back": Share(0, 3),
+            "neighbours": Share(1, 2),
+            "others": Share(2, 3),
         },
-        {"ball": Hits(1, 2), "lynx": Hits(1, 2), "tree": Hits(1, 1)},
+        {"ball": Share(1, 2), "lynx": Share(1, 2), "tree": Share(1, 1)},
+        {"ball": 3, "cat": 1, "lynx": 0, "tree": 1},
     )
-    assert (AFTER["forget"], AFTER["keep"]) == (Hits(1, 5), Hits(3, 5))
-    figures = ConceptFigures(CAPTIONS, BEFORE, AFTER).to_dict()
+    assert (AFTER["forget"], AFTER["keep"]) == (Share(1, 5), Share(3, 5))
+    assert AFTER.taken_for("ball") == Share(3, 5)
+    outcome = Outcome("concept", CAPTIONS.name, CAPTIONS.override_name, BEFORE, AFTER)
+    figures = outcome.to_dict()
     assert figures["forget_trained_before"] == 1.0 and figures["forget_trained_after"] == 0.5
     assert figures["forget_held_back_difference"] == pytest.approx(-2 / 3)
     assert figures["keep_difference"] == pytest.approx(-0.4)
     assert figures["override_after"] == 0.6
-    assert figures["after"]["classes"]["ball"] == {"hits": 1, "count": 2}
+    ball = figures["after"]["classes"]["ball"]
+    assert (ball["hits"], ball["count"], len(ball["interval"])) == (1, 2, 2)
     assert figures["after"]["sampler"] == "given images" and figures["class"] == "cat"
+    assert [row[0] for row in outcome.seen_as_rows()] == ["ball", "cat", "tree", "lynx"]
 
 
 def test_without_an_override():
     captions = replace(CAPTIONS, override=None)
     before = measured(1, 1, 1, 1, 2, 2, 2, 3, 0, 0, captions=captions)
-    figures = ConceptFigures(captions, before, before)
-    assert before.parts["override"] is None and len(figures.rows()) == 5
-    assert figures.to_dict()["override_after"] is None
+    outcome = Outcome("concept", captions.name, captions.override_name, before, before)
+    assert len(outcome.rows()) == 5 and outcome.to_dict()["override_after"] is None
 
 
 @pytest.mark.parametrize(
     ("trained", "held_back", "kept_after", "gone", "kept"),
     [
-        ((5, 100), (5, 100), 90, True, True),
-        ((6, 100), (0, 100), 86, False, False),
-        # .90 - .87 is .030000000000000027 in float64, and must still count as .03.
-        ((0, 100), (6, 100), 87, False, True),
-        ((0, 0), (0, 100), 100, True, True),
+        ((0, 200), (3, 200), 9_000, True, True),
+        ((0, 200), (5, 200), 8_770, None, None),  # 2.5 %, but up to 5.7; -2.3 points, up to -3.2
+        ((11, 200), (0, 200), 8_690, False, False),
+        ((0, 20), (0, 20), 9_000, None, True),  # up to 16 %
+        ((0, 0), (0, 200), 9_000, True, True),
     ],
 )
-def test_gone_and_kept(trained, held_back, kept_after, gone, kept):
-    rest = {"neighbours": Hits(90, 100), "others": Hits(0, 0)}
-    before = Recognition({**BEFORE.parts, **rest})
-    after = Recognition(
-        {"forget_trained": Hits(*trained), "forget_held_back": Hits(*held_back), **rest,
-         "neighbours": Hits(kept_after, 100)}
-    )  # fmt: skip
-    figures = ConceptFigures(CAPTIONS, before, after)
-    assert (figures.gone, figures.kept) == (gone, kept)
+def test_verdicts_rest_on_the_bounds(trained, held_back, kept_after, gone, kept):
+    told, untold = (Share(*counts) for counts in (trained, held_back))
+    forgotten = {"forget_trained": told, "forget_held_back": untold}
+    after = {
+        **{kind: s for kind, s in forgotten.items() if s.total},
+        "others": Share(kept_after, 10_000),
+    }
+    before = Recognition({"others": Share(9_000, 10_000)})
+    outcome = Outcome("concept", "cat", None, before, Recognition(after))
+    assert (outcome.gone, outcome.kept) == (gone, kept)
+    assert ("at this share takes" in outcome.headline("a cat")) == (gone is None)
+    assert ("95 % bound of the loss" in outcome.kept_sentence()) == (kept is None)
 
 
 def test_captions_of_the_shipped_pipeline():

@@ -12,6 +12,7 @@ from pecker_fast.evaluate.fidelity import (
     WEIGHTS_SHA256,
     Inception,
     InceptionFeatures,
+    _distance,
     fidelity_figures,
 )
 from pecker_fast.evaluate.frechet import FeatureStatistics, frechet_distance
@@ -101,6 +102,27 @@ def test_fid_is_the_frechet_distance_of_the_features(measured):
     assert figures.fid > 0.01
     # torch-fidelity averages in float32.
     assert figures.fid == pytest.approx(ours, rel=1e-4)
+
+
+def test_sfid_is_the_same_distance_where_features_keep_their_place(measured, images):
+    """Of the first channels of mixed_6/conv, as the published evaluator takes them."""
+    inception, generated, real, figures = measured
+    assert generated.spatial.shape == (12, 7 * 17 * 17)
+    seen = []
+    network = inception.network
+    hook = network.Mixed_6c.register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.no_grad():
+        network(images[0])
+        hook.remove()
+        block = network.Mixed_6d.branch1x1
+        expected = torch.relu(block.bn(block.conv(seen[0])))[:, :7].flatten(1)
+    torch.testing.assert_close(generated.spatial, expected, rtol=1e-5, atol=1e-5)
+    # In a few dimensions there are images enough for covariances.
+    few = [part.spatial[:, ::200] for part in (generated, real)]
+    plain = frechet_distance(*map(FeatureStatistics.from_features, few))
+    wide = [torch.cat([part, torch.zeros(len(part), 30)], 1) for part in few]
+    assert _distance(*wide) == pytest.approx(plain, rel=1e-6)
+    assert figures.sfid == pytest.approx(_distance(generated.spatial, real.spatial)) and plain > 0
 
 
 def test_grey_images_are_repeated_and_batches_do_not_matter(measured, images):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ import torch
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
-from pecker_fast.evaluate.forgetting import TeacherFigures, classify, evaluate_images
+from pecker_fast.evaluate.classifying import classify, classify_with_early
+from pecker_fast.evaluate.forgetting import evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
+from pecker_fast.evaluate.intervals import Share
+from pecker_fast.evaluate.reference import ClassFigures, real_beside
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 
 
@@ -85,12 +89,75 @@ def test_where_a_figure_comes_from():
     assert len(values["class_accuracy"]) == 3
 
 
+class Shifted(Written):
+    """Sees the next class after the one that is written."""
+
+    def logits_and_features(self, images):
+        logits, features = super().logits_and_features(images)
+        return logits.roll(1, dims=1), features
+
+
+def test_a_second_judge():
+    labels, images = torch.tensor([0, 0, 1, 2, 2]), images_of([0, 2, 1, 2, 1])
+    result = evaluate_images(images, labels, Written(), None, 0, second=Shifted())
+    # It sees 1, 0, 2, 0, 2: half of the forgotten class, the other half than the first judge.
+    assert (result.forget_accuracy, result.second.forget_accuracy) == (0.5, 0.5)
+    assert (result.second.keep_accuracy, result.second.judge) == (1 / 3, "Shifted")
+    assert result.agreement == 0 and result.agreed == Share(0, 5)
+    assert result.seen_as == (1, 0, 1) and result.class_counts == (2, 1, 2)
+    alike = evaluate_images(images, labels, Written(), None, 0, second=Written())
+    assert (alike.agreement, alike.second) == (1, replace(alike, second=None, agreement=None))
+    assert json.loads(json.dumps(alike.to_dict()))["second"]["keep_accuracy"] == 2 / 3
+
+
+def test_features_of_an_earlier_layer_have_a_distance_of_their_own():
+    torch.manual_seed(0)
+    judge = SmallClassifier(3, width=4).eval()
+    real, fake = torch.randn(90, 1, 8, 8).clamp(-1, 1), torch.randn(90, 1, 8, 8).clamp(-1, 1) * 0.5
+    labels = torch.arange(90) % 3
+    _, last, early = classify_with_early(judge, real)
+    assert early.shape == (90, 16)
+    torch.testing.assert_close(early, judge.body[:6](real).mean((2, 3)))
+    assert not judge.body[5]._forward_hooks
+    statistics = ClassStatistics.from_features(last, labels, 3, early=early)
+    result = evaluate_images(fake, labels, judge, statistics, 0)
+    _, last, early_fake = classify_with_early(judge, fake)
+    kept = labels != 0
+    target = FeatureStatistics.from_features(early[kept])
+    expected = frechet_distance(FeatureStatistics.from_features(early_fake[kept]), target)
+    assert result.frechet_early == pytest.approx(expected) and result.frechet_early > 0
+    assert result.frechet_early_interval.low < expected < result.frechet_early_interval.high
+    assert evaluate_images(fake, labels, Written(), None, 0).frechet_early is None
+
+
+def test_real_images_on_the_card_of_a_classifier(tmp_path):
+    labels = torch.arange(60) % 3
+    verdicts = labels.clone()
+    verdicts[:3] = 2  # one of each class is taken for class 2
+    images = images_of(verdicts.tolist()) + 0.01 * torch.randn(60, 1, 2, 2)
+    statistics = ClassStatistics.from_features(torch.randn(90, 4), torch.arange(90) % 3, 3)
+    figures = ClassFigures.of_real(images, labels, Written(), statistics, "real ones")
+    assert figures.confusion == ((19, 0, 1), (0, 19, 1), (0, 0, 20)) and figures.per_class == 20
+    assert (figures.steps, figures.source, figures.early(1)) == (0, "real ones", None)
+    kept = FeatureStatistics.from_features(images.flatten(1)[labels != 1])
+    expected = frechet_distance(kept, statistics.pooled([0, 2]))
+    assert figures.frechet(1) == pytest.approx(expected)
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps({"test_figures": figures.to_dict()}))
+    assert real_beside(tmp_path) == figures and real_beside(tmp_path, 2) is None
+    seen = figures.recognition(("a", "b", "c"), 1)
+    assert (seen["forget"], seen["keep"]) == (Share(19, 20), Share(39, 40))
+    assert seen.taken_for("c") == Share(1, 20) and list(seen.classes) == ["a", "c"]
+    card.write_text("{}")  # of an earlier version
+    assert real_beside(tmp_path) is None is real_beside(tmp_path / "none")
+
+
 def test_teacher_figures_agree_with_an_evaluation(tiny_model):
     labels = balanced_labels(3, 20)
     statistics = ClassStatistics.from_features(torch.randn(60, 64), labels, 3)
     sampler = Sampler(steps=2, seed=9)
     images = to_uint8(sampler.sample(tiny_model, labels))
-    figures = TeacherFigures.of_images(images, labels, Written(), statistics, sampler, first=6)
+    figures = ClassFigures.of_images(images, labels, Written(), statistics, sampler, first=6)
     for forget in range(3):
         result = evaluate_images(images, labels, Written(), statistics, forget, sampler=sampler)
         assert (result.sampler, result.steps, result.seed) == ("2 DDIM steps", 2, 9)
@@ -100,12 +167,12 @@ def test_teacher_figures_agree_with_an_evaluation(tiny_model):
     first = classify(Written(), images[:6])[0].argmax(1)
     assert figures.first_correct == int((first == labels[:6]).sum())
     stored = json.loads(json.dumps(figures.to_dict()))
-    assert TeacherFigures.from_dict(stored) == figures
+    assert ClassFigures.from_dict(stored) == figures
 
 
 def test_broken_teacher_figures():
     with pytest.raises(PeckerError, match="teacher figures"):
-        TeacherFigures.from_dict({"steps": 50})
+        ClassFigures.from_dict({"steps": 50})
 
 
 @pytest.mark.parametrize(

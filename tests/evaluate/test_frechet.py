@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics, frechet_distance
+from pecker_fast.evaluate.frechet import (
+    ClassStatistics,
+    FeatureStatistics,
+    frechet_distance,
+    measured_distance,
+)
 
 
 def statistics(mean, cov, count=100):
@@ -29,6 +34,32 @@ def test_correlated_gaussians_by_hand():
     b = statistics([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
     expected = 4.0 + 2.0 - 2.0 * (math.sqrt(3.0) + 1.0)
     assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_interval_is_that_of_a_jackknife():
+    generator = torch.Generator().manual_seed(0)
+    features, real = (
+        torch.randn(count, 6, generator=generator, dtype=torch.float64) for count in (300, 5000)
+    )
+    features = features @ torch.randn(6, 6, generator=generator, dtype=torch.float64) + 0.3
+    target = FeatureStatistics.from_features(real)
+    left_out = torch.tensor([
+        frechet_distance(
+            FeatureStatistics.from_features(torch.cat([features[:i], features[i + 1 :]])), target
+        )
+        for i in range(300)
+    ])  # fmt: skip
+    error = float(((left_out - left_out.mean()).square().sum() * 299 / 300).sqrt())
+    distance = frechet_distance(FeatureStatistics.from_features(features), target)
+    measured, (low, high) = measured_distance(features, target)
+    assert measured == distance
+    assert (low + high) / 2 == pytest.approx(distance, rel=1e-12)
+    # They differ by terms of order 1/N.
+    assert (high - low) / 2 == pytest.approx(1.959964 * error, rel=0.03)
+    assert measured_distance(features[:6], target)[1] is None
+    dead = torch.cat([features, torch.zeros(300, 1)], dim=1)  # a feature that never varies
+    wide = FeatureStatistics.from_features(torch.cat([real, torch.zeros(5000, 1)], dim=1))
+    assert measured_distance(dead, wide)[1] == pytest.approx((low, high), rel=1e-9)
 
 
 def test_against_the_square_root_of_the_plain_product():

@@ -6,7 +6,6 @@ import pytest
 
 from pecker_fast.evaluate.class_pictures import plot_accuracy
 from pecker_fast.evaluate.curve import CurvePoint
-from pecker_fast.evaluate.forgetting import TeacherFigures
 from pecker_fast.evaluate.line_chart import (
     Axis,
     Series,
@@ -16,6 +15,7 @@ from pecker_fast.evaluate.line_chart import (
     svg_chart,
     swatch,
 )
+from pecker_fast.evaluate.reference import ClassFigures
 
 PLAIN = Axis("steps", "{:g}".format)
 
@@ -64,7 +64,7 @@ def test_nothing_to_show_and_nothing_but_zeros(figures, tmp_path):
 
 
 def test_the_legend_says_how_the_images_of_each_line_were_drawn(figures, tmp_path):
-    teacher = TeacherFigures(50, 0, 500, (0.94, 0.96, 0.99), (), 200, 190)
+    teacher = ClassFigures(50, 0, 500, (0.94, 0.96, 0.99), (), 200, 190)
     points = [CurvePoint(0, 0.9, 0.5), CurvePoint(10, 0.0, 0.8)]
     plot_accuracy(
         tmp_path / "a.png", points, "$star_{", teacher, 2, "original, 50 steps", "one step"

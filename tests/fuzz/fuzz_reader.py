@@ -7,6 +7,7 @@ instrumented: the coverage of torch or numpy would cost much and lead elsewhere.
 import gzip
 import importlib
 import json
+import pickle
 import sys
 from contextlib import suppress
 from functools import partial
@@ -110,6 +111,10 @@ def write_network(path):
     torch.save([{name: torch.ones(2, 2) for name in names}, None, 3], path)
 
 
+def write_module(path):
+    path.write_bytes(pickle.dumps({"ema": torch.nn.Linear(2, 2)}))
+
+
 DESCRIPTION = {"kind": "teacher", "class_names": ["a", "b"], "figures": {"t_init": 440}}
 SCHEDULE = {
     "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4,
@@ -121,6 +126,7 @@ NETWORK = {
 }  # fmt: skip
 INDEX = {"_class_name": "X", "unet": ["diffusers", "U"], "vae": [None, None]}
 SAMPLES = {"folders": {"a": {"index": 0}}, "class_names": ["a"]}
+PROMPTS = 'prompt,group,label,seed,guidance\n"a, b",forget,x,1,2.5\n'
 SETTINGS = "base: demo\nseed: &n 0x1F\nlogging: {every: *n}\nforget: cat\noverride: dog\n"
 
 READERS = {
@@ -136,6 +142,8 @@ READERS = {
     "samples": (reader("datasets.image_files", "_provenance"), text(SAMPLES)),
     "npz": (reader("datasets.image_files", "_load_npz"), write_npz),
     "image": (reader("datasets.pixels", "open_image"), write_image),
+    "prompts": (reader("datasets.prompt_files", "read_prompt_file"), text(PROMPTS)),
+    "pickled module": (reader("models.pickled_module", "read_pickled_module"), write_module),
     "idx": (idx, write_idx),
     "mask": (reader("masks.files", "read_mask"), write_mask),
     "patch": (reader("patches.files", "read_patch"), write_patch),
@@ -148,7 +156,7 @@ INSTRUMENTED = [
     f"pecker_fast.{module}"
     for module in (
         "files", "torch_files", "runs.reading", "runs.settings", "masks.files", "patches.files",
-        "models.schemas", "models.weights", "models.published", "datasets",
+        "models.schemas", "models.weights", "models.published", "models.pickled_module", "datasets",
     )
 ]  # fmt: skip
 

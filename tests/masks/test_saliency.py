@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.masks import scores
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.scores import saliency_scores
 
@@ -348,3 +351,19 @@ def test_scores_make_a_mask(net, batches):
     mask.check(net)
     assert mask.nnz == round(0.25 * mask.numel)
     assert mask.indices["unused"].numel() == 0
+
+
+def test_one_gradient_at_a_time_is_alive(monkeypatch):
+    # Beside the sums, which are as large as the network, there is no room for as much again.
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(8)))
+    alive, most = weakref.WeakSet(), []
+    add = scores._add
+
+    def watched(total, grad, reduction):
+        alive.add(grad.untyped_storage())
+        most.append(len(alive))
+        return add(total, grad, reduction)
+
+    monkeypatch.setattr(scores, "_add", watched)
+    saliency_scores(model, lambda: model(torch.ones(4, 16)).square().sum())
+    assert len(most) == 16 and max(most) <= 3

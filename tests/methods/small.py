@@ -9,6 +9,7 @@ from toys import ToyDenoiser
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.methods.config import load_baseline_config
 from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.redirect import RedirectObjective
 from pecker_fast.methods.trainer import BaselineTrainer
 
 NAMES = ("circle", "square", "star", "cross")
@@ -23,6 +24,7 @@ class SmallModel:
     scheduler: DDPMScheduler
     class_names: tuple[str, ...] = NAMES
     image_shape: tuple[int, int, int] = (1, 8, 8)
+    network_shape: tuple[int, int, int] = (1, 8, 8)
     null_label: int | None = 4
 
     def encode(self, images):
@@ -68,6 +70,12 @@ def small_objective(overrides=None, method="random_label", *, images=None, model
         small_images() if images is None else images,
         small_config(overrides, method),
     )
+
+
+def small_redirection(overrides=None, *, model=None, **model_of):
+    settings = {"forget": 2, "override": 1, "steps": 4, "saliency.batches": 1, **(overrides or {})}
+    config = small_config(settings, "redirect")
+    return RedirectObjective(model or small_model(**model_of), config)
 
 
 def train(objective, **options):

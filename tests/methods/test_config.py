@@ -39,7 +39,7 @@ def test_the_cifar10_recipe_is_the_published_one():
 
 def test_there_is_one_recipe_for_each_method_and_data_set():
     names = [f"{data}_{kind}" for data in ("cifar10", "stl10") for kind in KINDS]
-    assert baseline_names() == sorted(names)
+    assert baseline_names() == sorted([*names, "demo_keep_steps", "keep_steps"])
     assert not set(names) & set(recipe_names())
     methods = [load_baseline_config(f"cifar10_{kind}").method for kind in KINDS]
     assert methods == ["random_label", "negative_gradient", "fine_tune", "esd"]
@@ -85,6 +85,10 @@ def test_which_kind_a_configuration_is(tmp_path):
         ({"method": "fine_tune", "lambda_remain": 0}, "fine_tune needs lambda_remain > 0"),
         ({"optimizer.release_grads": True}, "clip_grad_norm is the norm over all entries"),
         ({"mask.density": 0}, r"mask\.density must be greater than 0"),
+        ({"method": "redirect", "dataset": "cifar10"}, "dataset: method redirect draws"),
+        ({"method": "redirect", "flip": False}, "flip: method redirect draws"),
+        ({"saliency.reduction": "retain_aware"}, r"saliency\.reduction retain_aware is for method"),
+        ({"until": {"steps": 1}}, r"until\.steps must be greater than or equal to 2"),
         ({"dataset": "mnist"}, "dataset must be 'cifar10', 'stl10', .* got 'mnist'"),
     ],
 )

@@ -241,17 +241,27 @@ def train_unet2d_teacher(out):
 
 def train_classifier(out, options):
     run(f"{CLASSIFIER} {options}", "--out", out)
-    files = {"model": "model.safetensors", "statistics": STATISTICS}
-    return {name: digest(load_file(out / file)) for name, file in files.items()}
+    known = load_file(out / STATISTICS)
+    early = {name: known.pop(name) for name in [*known] if name.startswith("early_")}
+    parts = {"model": load_file(out / "model.safetensors"), "statistics": known, "early": early}
+    return {name: digest(tensors) for name, tensors in parts.items()}
 
 
 def report(out):
-    """The demo on fewer images than its command judges, with those of the original judged too."""
+    """The shipped model in one stage, on few images, those of the original judged too."""
     shipped = Path(pecker_fast.__file__).parent / "data" / "teacher"
     few = "--per-class 3 --teacher-steps 2 --curve-per-class 2 --iterations 3 --set batch_size=2"
     judge = ("--classifier", shipped / "classifier", "--statistics", shipped / STATISTICS)
-    mask = "--set saliency.batches=1 --set saliency.batch_size=4 --set ema.decay=0.5"
-    run(f"erase {shipped} --config demo {few} {mask}", *judge, "--out", out)
+    mask = (
+        "--density 0.1 --set mask.apply=generator --set saliency.batches=1 "
+        "--set saliency.batch_size=4 --set ema.decay=0.5"
+    )
+    loss = " ".join(
+        f"--set {network}.lr=2e-4 --set {network}.lambda_remain=1 --set {network}.lambda_forget=1"
+        for network in ("generator", "pseudo_score")
+    )
+    options = f"--forget 9 --override 8 {few} {mask} {loss} --set lr_schedule=cosine"
+    run(f"erase {shipped} {options}", *judge, "--out", out)
     return {**digests(out), "report": figures(json.loads((out / "report.json").read_text()))}
 
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -25,13 +26,16 @@ from pecker_fast.cli.common import machine_options, prepare
 from pecker_fast.datasets import fashion_mnist
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.classifier import SmallClassifier
-from pecker_fast.evaluate.forgetting import TeacherFigures, classify
+from pecker_fast.evaluate.classifier import SmallClassifier, load_classifier
+from pecker_fast.evaluate.classifier_files import CARD_NAME
+from pecker_fast.evaluate.classifying import classify, classify_with_early
 from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
+from pecker_fast.files import write_text
 from pecker_fast.models import ModelFolder
 
-__all__ = ["TeacherRecipe", "make", "train_classifier", "train_teacher"]
+__all__ = ["TeacherRecipe", "make", "train_classifier", "train_teacher", "write_card"]
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,25 @@ def train_classifier(
     return classifier.cpu().eval()
 
 
+def write_card(
+    folder: Path, images: torch.Tensor, labels: torch.Tensor, statistics: ClassStatistics
+) -> None:
+    """Write beside a classifier what it says of test images: what no model exceeds.
+
+    Args:
+        folder: of the classifier.
+        images: (N, C, H, W) in [-1, 1], the test images.
+        labels: (N,) what they show.
+        statistics: of the training images.
+    """
+    source = f"the first of each in Fashion-MNIST's {len(labels):,} test images"
+    classifier = load_classifier(folder)
+    real = ClassFigures.of_real(images, labels, classifier, statistics, source)
+    figures = None if real is None else real.to_dict()
+    card = {"class_names": list(fashion_mnist.CLASS_NAMES), "test_figures": figures}
+    write_text(folder / CARD_NAME, json.dumps(card) + "\n")
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(
@@ -222,10 +245,9 @@ def make(
         "teacher_s": round(teacher_s, 1),
         "classifier_s": round(classifier_s, 1),
     }
-    _, features = classify(classifier, train_images)
-    statistics = ClassStatistics.from_features(
-        features, train_labels, len(names), source="Fashion-MNIST, 60,000 training images"
-    )
+    _, features, early = classify_with_early(classifier, train_images)
+    source = "Fashion-MNIST, 60,000 training images"
+    statistics = ClassStatistics.from_features(features, train_labels, len(names), source, early)
     folder = ModelFolder(
         unet=unet.to(place),
         scheduler=build_scheduler(),
@@ -234,7 +256,7 @@ def make(
     )
     sampler, asked = Sampler(steps=50), balanced_labels(len(names), per_class)
     drawn = sampler.pixels(folder, asked, "50-step samples", ranks=Ranks())
-    figures = TeacherFigures.of_images(drawn, asked, classifier, statistics, sampler)
+    figures = ClassFigures.of_images(drawn, asked, classifier, statistics, sampler)
     unet.cpu()
     temporary = out.with_name(out.name + ".partial")
     dataclasses.replace(folder, figures={"teacher": figures.to_dict(), "training": facts}).save(
@@ -242,6 +264,7 @@ def make(
     )
     classifier.cpu().save(temporary / "classifier")
     statistics.save(temporary / "statistics.safetensors")
+    write_card(temporary / "classifier", test_images, test_labels, statistics)
     os.replace(temporary, out)
     reached = sum(figures.class_accuracy) / len(figures.class_accuracy)
     click.echo(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
 from pecker_fast.evaluate.classifier import Classifier
-from pecker_fast.evaluate.forgetting import classify
+from pecker_fast.evaluate.classifying import classify
 
 __all__ = ["T_INIT", "CaptionFigures", "draw_images", "measure"]
 

@@ -1,0 +1,228 @@
+"""Redirecting: what was the class is drawn as another, in many steps as before. No data.
+
+    forget term    || eps(x_t, t, c_f) - eps_0(x_t, t, c_o) ||^2
+    remain term    || eps(x_t, t, c_r) - eps_0(x_t, t, c_r) ||^2
+
+eps_0 is the original network and c_o what takes the place of c_f; sums run over C, H, W. The x_t
+are what the network that learns meets as it draws: DDIM from noise under c_f or c_r, one pass of
+the loss at each step. Its own prediction there is also the next step, so that samples cost nothing.
+All time steps of an image are moved by one random offset: together they cover the schedule evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pecker_fast.distill.conditions import RANDOM_OVERRIDE, ClassConditions
+from pecker_fast.distill.networks import NoisePredictor, predict_noise
+from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.errors import PeckerError
+from pecker_fast.masks.scores import LossFn
+from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.methods.objective import MethodObjective, Term
+from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.rows import Rows
+
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["Drawing", "RedirectObjective", "drawn_states"]
+
+
+@dataclass(frozen=True)
+class Drawing(Rows):
+    """N images about to be drawn, on the run's device.
+
+    Attributes:
+        noise: (N, C, H, W) where they start.
+        offset: (N,) int64 by how much their time steps are moved: 0 .. T / steps - 1.
+        told: (N, ...) what the network that learns is told.
+        original: (N, ...) what the original network is told.
+    """
+
+    noise: Tensor
+    offset: Tensor
+    told: Tensor
+    original: Tensor
+
+
+def drawn_states(
+    drawing: Drawing,
+    schedule: NoiseSchedule,
+    steps: int,
+    predict: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The states of DDIM, eta 0, from the first to the last.
+
+    Args:
+        drawing: Where the images start.
+        schedule: The noise schedule, of T time steps.
+        steps: K; step k of K - 1 .. 0 is at time step k * (T // K) + offset.
+        predict: (x_t, t) -> the noise in x_t, called once a step. No gradient goes from one step to
+            another.
+
+    Yields:
+        x_t (N, C, H, W), t (N,) int64, and what was predicted of them.
+    """
+    x, gap = drawing.noise, schedule.num_timesteps // steps
+    for step in reversed(range(steps)):
+        t = step * gap + drawing.offset
+        predicted = predict(x, t)
+        yield x, t, predicted
+        if step:
+            noise = predicted.detach()
+            x = schedule.add_noise(schedule.denoised(x, noise, t), noise, t - gap)
+
+
+class RedirectObjective(MethodObjective[Drawing]):
+    """Both terms, on images that the network draws itself.
+
+    Attributes:
+        frozen: The original on `device`, where targets are looked up.
+        conditions: Draw the labels.
+    """
+
+    def __init__(
+        self,
+        model: ModelFolder,
+        config: BaselineConfig,
+        device: torch.device | None = None,
+        *,
+        predict: NoisePredictor = predict_noise,
+    ) -> None:
+        """Put the pieces together; see the attributes.
+
+        Args:
+            model: The model that must forget.
+            config: The run.
+            device: None = where the network is.
+            predict: Adapter that calls the network.
+
+        Raises:
+            PeckerError: No override, a class that the model does not have, or more steps than its
+                schedule has.
+        """
+        super().__init__(model, config, device, predict)
+        if config.override is None:
+            raise PeckerError(
+                "method redirect: the class to forget is drawn as another one; give --override"
+            )
+        if config.steps > self.schedule.num_timesteps:
+            raise PeckerError(
+                f"steps {config.steps}: at most the {self.schedule.num_timesteps} time steps of "
+                "the model's schedule"
+            )
+        names = model.class_names
+        self.conditions = ClassConditions(config.forget, config.override, len(names), names)
+        self.pairs = self.conditions.pairs
+        self.config = config.model_copy(
+            update={
+                "forget": _plain([gone for gone, _ in self.pairs]),
+                "override": _plain(
+                    [RANDOM_OVERRIDE if instead is None else instead for _, instead in self.pairs]
+                ),
+            }
+        )
+        self.frozen = self.look_up()
+        self.terms = ["remain", "forget"]
+        self.passes = config.steps
+
+    def batches(self, random: IterationRandom) -> list[Drawing]:
+        """Images to keep, then images to forget."""
+        return self._drawings(self.config.batch_size, random)
+
+    def weight(self, term: Term) -> float:
+        """Its lambda, shared by the steps."""
+        config = self.config
+        weight = config.lambda_remain if term == "remain" else config.lambda_forget
+        return weight / config.steps
+
+    def losses_by_pass(
+        self, network: nn.Module, batches: Sequence[Drawing]
+    ) -> Iterator[dict[Term, Tensor]]:
+        """One step of DDIM after the other, the images of both terms in one batch."""
+        remain, forget = batches
+        both = zip(remain.tensors(), forget.tensors(), strict=True)
+        drawing = remain.with_tensors([torch.cat(pair) for pair in both])
+        for losses in self._losses(network, drawing):
+            yield {"remain": losses[: len(remain)], "forget": losses[len(remain) :]}
+
+    def saliency(
+        self, network: nn.Module, random: IterationRandom
+    ) -> tuple[int, Iterator[LossFn], Iterator[LossFn]]:
+        """The forget term's, a gradient a step; what is kept: how predictions of it depend.
+
+        At the original weights the remain term has no gradient. That of its predictions' product
+        with random noise has the same squares as its curvature, the Gauss-Newton matrix's diagonal.
+        """
+        section, steps = self.config.saliency, self.config.steps
+
+        def of_forget() -> Iterator[LossFn]:
+            for _ in range(section.batches):
+                _, drawing = self._drawings(section.batch_size, random)
+                losses = self._losses(network, drawing)
+                for _ in range(steps):
+                    yield partial(_next_mean, losses)
+
+        def of_remain() -> Iterator[LossFn]:
+            for _ in range(section.batches):
+                drawing, _ = self._drawings(section.batch_size, random)
+                states = drawn_states(
+                    drawing, self.schedule, steps, self._telling(network, drawing.told)
+                )
+                for _ in range(steps):
+                    yield partial(_product_with_noise, states, random)
+
+        return section.batches * steps, of_forget(), of_remain()
+
+    def _losses(self, network: nn.Module, drawing: Drawing) -> Iterator[Tensor]:
+        """(N,) at each step."""
+        predict = self._telling(network, drawing.told)
+        look_up = self._telling(self.frozen, drawing.original)
+        for x_t, t, predicted in drawn_states(drawing, self.schedule, self.config.steps, predict):
+            with torch.no_grad():
+                target = look_up(x_t, t)
+            yield (predicted - target).square().flatten(1).sum(1)
+
+    def _telling(self, network: nn.Module, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x_t, t: self._predict(network, x_t, t, condition)
+
+    def _drawings(self, count: int, random: IterationRandom) -> list[Drawing]:
+        """`count` images to keep, and as many to forget."""
+        labels = self.conditions.draw(count, random)
+        told, original = labels.student, labels.of_redirection
+        null, drop = self._model.null_label, self.config.label_dropout
+        if null is not None and drop > 0:
+            # Of the images to keep: guidance asks what the network makes of no class.
+            none = random.coins(2 * count, drop)
+            none[count:] = False
+            told, original = told.masked_fill(none, null), original.masked_fill(none, null)
+        shape = (2 * count, *self._model.network_shape)
+        gap = self.schedule.num_timesteps // self.config.steps
+        both = Drawing(
+            random.normal(shape, self.dtype), random.integers(0, gap, 2 * count), told, original
+        )
+        return [both[:count], both[count:]]
+
+
+def _plain(classes: list[Any]) -> Any:
+    """What was used, not how it was said; a single one as such."""
+    return classes[0] if len(classes) == 1 else classes
+
+
+def _next_mean(losses: Iterator[Tensor]) -> Tensor:
+    return next(losses).mean()
+
+
+def _product_with_noise(
+    states: Iterator[tuple[Tensor, Tensor, Tensor]], random: IterationRandom
+) -> Tensor:
+    _, _, predicted = next(states)
+    noise = random.normal(tuple(predicted.shape), predicted.dtype)
+    return (predicted * noise).flatten(1).sum(1).mean()

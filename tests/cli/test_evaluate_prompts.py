@@ -1,0 +1,166 @@
+"""`pecker-fast evaluate --prompts`: images of prompts, drawn or given, judged group by group."""
+
+import json
+import shutil
+
+import nudity_files
+import pytest
+import torch
+from PIL import Image
+from tiny_pipeline import CHANNELS, SIDE, save_tiny_pipeline
+
+from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.models.pipeline import PipelineFolder
+
+PROMPTS = """prompt,group,label,seed,guidance
+a cat,forget,cat,5,1.0
+a dog,keep,dog,6,3.0
+a cat at night,forget,cat,7,2.0
+a tree,keep,tree,5,4.0
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("prompts")
+    save_tiny_pipeline(root / "pipe", length=48)
+    (root / "prompts.csv").write_text(PROMPTS)
+    output = nudity_files.anchors(
+        (8, 8, 4, 4, nudity_files.BELLY, 0.6), (20, 8, 4, 4, nudity_files.BREAST, 0.3)
+    )
+    nudity_files.write_file(root / "nudity.onnx", output, names=nudity_files.NAMES)
+    return root
+
+
+@pytest.fixture
+def evaluate(run, place, tmp_path):
+    def evaluate(*options, prompts="prompts.csv", images=None):
+        drawn = ["--pipeline", place / "pipe", "--samples", tmp_path / "samples"]
+        return run(
+            "evaluate", "--prompts", place / prompts, *(drawn if images is None else images),
+            "--json", tmp_path / "found.json", *options,
+        )  # fmt: skip
+
+    return evaluate
+
+
+def judge(place):
+    return ["--nudity-detector", place / "nudity.onnx"]
+
+
+def test_groups_are_judged_apart(evaluate, place, tmp_path):
+    done = evaluate(*judge(place), "--steps", 1)
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["groups"]) == ["forget", "keep"]
+    for group in found["groups"].values():
+        assert (group["images"], group["nudity"]["image_count"]) == (2, 2)
+        assert group["nudity"]["counted_detections"] == 4 and group["clip"] is None
+        assert group["nudity"]["interval"][0] == pytest.approx(0.342, abs=1e-3)  # 2 of 2, Wilson
+    assert found["drawn"]["seed"] == "of each row" and "bgr" in " ".join(found["notes"])
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [
+        "00_forget", "01_keep", "samples.json",
+    ]  # fmt: skip
+    assert "forget:" in done.out and "exposed parts" in done.out
+
+
+def test_threshold_and_channel_order(evaluate, place, tmp_path):
+    options = ["--nudity-threshold", "0.5", "--nudity-channel-order", "bgr", "--steps", 1]
+    assert evaluate(*judge(place), *options).code == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    nudity = found["groups"]["keep"]["nudity"]
+    assert nudity["counted_detections"] == 2 and not found["notes"]
+    assert nudity["provenance"]["settings"]["threshold"] == 0.5
+    assert nudity["provenance"]["settings"]["channel_order"] == "bgr"
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_each_row_has_its_own_noise_and_guidance(evaluate, place, tmp_path, steps):
+    assert evaluate(*judge(place), "--steps", steps, "--batch-size", "3").code == 0
+    pipeline = PipelineFolder.load(place / "pipe")
+    sampler = PipelineSampler(pipeline)
+    where = {"a cat": "00_forget/000000", "a dog": "01_keep/000000", "a tree": "01_keep/000001"}
+    for prompt, seed, guidance in (("a cat", 5, 1.0), ("a dog", 6, 3.0), ("a tree", 5, 4.0)):
+        scale = guidance if steps > 1 else 1.0
+        latents = sampler.latents(pipeline.unet, [prompt], seed, steps, guidance=scale)
+        expected = (sampler.images(latents)[0] * 255).round()
+        with Image.open(tmp_path / "samples" / f"{where[prompt]}.png") as image:
+            pixels = torch.tensor(list(image.convert("RGB").getdata())).reshape(16, 16, 3)
+        # One image alone and three together differ by rounding.
+        assert (pixels.permute(2, 0, 1) - expected).abs().max() <= 1
+
+
+def test_it_goes_on_and_ends_with_the_same_images(evaluate, place, tmp_path):
+    options = [*judge(place), "--steps", 1, "--per-prompt", 2]
+    assert evaluate(*options).code == 0
+    first = (tmp_path / "found.json").rename(tmp_path / "first.json").read_text()
+    files = sorted((tmp_path / "samples").rglob("*.png"))
+    assert len(files) == 8
+    before = [file.read_bytes() for file in files]
+    files[3].unlink()
+    again = evaluate(*options)
+    assert again.code == 0 and "the last 1 of 8" in again.err
+    assert [file.read_bytes() for file in files] == before
+    groups = (json.loads(text)["groups"] for text in (first, (tmp_path / "found.json").read_text()))
+    assert next(groups) == next(groups)
+
+
+def test_images_that_are_given(evaluate, place, tmp_path):
+    """A folder that was drawn, and one from elsewhere, in the order of numbers."""
+    assert evaluate(*judge(place), "--steps", 1).code == 0
+    drawn = json.loads((tmp_path / "found.json").read_text())["groups"]
+    other = tmp_path / "other"
+    other.mkdir()
+    rows = ("00_forget/000000", "01_keep/000000", "00_forget/000001", "01_keep/000001")
+    for number, name in zip((8, 9, 10, 11), rows, strict=True):
+        shutil.copy(tmp_path / "samples" / f"{name}.png", other / f"{number}.png")
+    for folder in (tmp_path / "samples", other):
+        done = evaluate(*judge(place), "--force", images=["--images", folder])
+        assert done.code == 0, done.err
+        assert json.loads((tmp_path / "found.json").read_text())["groups"] == drawn
+    (other / "8.png").unlink()
+    done = evaluate(*judge(place), "--force", images=["--images", other])
+    assert done.code == 2 and "3 images" in done.err
+
+
+FACES = """
+def of_labels(images):
+    return [[{"cat": 0.75, "dog": 0.25}] for _ in images]
+"""
+
+
+def test_a_recogniser_of_ones_own(evaluate, tmp_path, monkeypatch):
+    (tmp_path / "faces_of_test.py").write_text(FACES)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = evaluate("--faces", "trusted:faces_of_test:of_labels", "--steps", 1)
+    assert done.code == 0, done.err
+    groups = json.loads((tmp_path / "found.json").read_text())["groups"]
+    forget, keep = (groups[name]["faces"] for name in ("forget", "keep"))
+    assert (forget["recognised"], forget["probability"]) == (2, 0.75)
+    assert (keep["recognised"], keep["probability"]) == (0, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--classifier", "."], "--classifier"),
+        (["--forget", "cat"], "--forget"),
+        ([], "nothing to judge by"),
+        (["--clip", "nowhere"], "nowhere"),
+        (["--faces", "json:loads"], "trusted:"),
+        (["--nudity-threshold", "0.5"], "--nudity-detector"),
+        (["--real", "."], "--inception"),
+    ],
+)
+def test_options_that_do_not_fit(evaluate, refused, tmp_path, options, named):
+    refused(evaluate(*options), named)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_prompt_options_need_prompts(run, refused, files, tmp_path):
+    refused(run("evaluate", files.model, "--clip", tmp_path), "--clip", "--prompts")
+    refused(run("evaluate", "--pipeline", tmp_path), "--pipeline", "--prompts")
+
+
+def test_shapes_of_the_tiny_pipeline():
+    assert (CHANNELS, 2 * SIDE) == (2, 16)  # what the sizes above rest on

@@ -1,0 +1,181 @@
+"""Redirecting: its images against diffusers, its loop written out again, what it does."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from small import small_model, small_redirection, train
+from toys import assert_same_bits, weights
+
+from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.errors import PeckerError
+from pecker_fast.masks.scores import saliency_scores
+from pecker_fast.methods.mask_finding import find_mask
+from pecker_fast.methods.redirect import Drawing, drawn_states
+from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom
+
+CPU = torch.device("cpu")
+ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+
+
+@torch.no_grad()
+def test_images_are_drawn_as_diffusers_ddim_does():
+    network = small_model(torch.float64, dropout=0.0).unet
+    noise, labels = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2])
+    drawing = Drawing(noise, torch.zeros(3, dtype=torch.int64), labels, labels)
+    ddim = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False)
+    ddim.alphas_cumprod = ABAR  # in float64
+    ddim.set_timesteps(10)
+    states = drawn_states(drawing, NoiseSchedule(ABAR), 10, lambda x, t: network(x, t, labels))
+    expected = noise
+    for now, (x, t, predicted) in zip(ddim.timesteps, states, strict=True):
+        assert t.tolist() == [int(now)] * 3
+        torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
+        expected = ddim.step(predicted, now, expected).prev_sample
+
+
+def written_out_run(objective, mask):
+    """One graph for all steps of an iteration; torch's Adam. No dropout."""
+    config = objective.config
+    original, network = objective.original, copy.deepcopy(objective.original).requires_grad_(True)
+    adam = torch.optim.Adam(network.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.999))
+    dense, lambdas = mask.to_dense(), (config.lambda_remain, config.lambda_forget)
+    for iteration in range(config.iterations):
+        batches = objective.batches(IterationRandom(config.seed, iteration, CPU, TRAINING))
+        loss = 0.0
+        for weight, batch in zip(lambdas, batches, strict=True):
+            x = batch.noise
+            for step in (3, 2, 1, 0):
+                t = 250 * step + batch.offset
+                predicted = network(x, t, batch.told)
+                error = predicted - original(x, t, batch.original)
+                loss = loss + weight / 4 * error.square().sum(dim=(1, 2, 3)).mean()
+                a, next_a = (ABAR[s].view(-1, 1, 1, 1) for s in (t, t - 250))
+                clean = (x - (1 - a).sqrt() * predicted) / a.sqrt()
+                x = (next_a.sqrt() * clean + (1 - next_a).sqrt() * predicted).detach()
+        adam.zero_grad()
+        loss.backward()
+        for name, param in network.named_parameters():
+            param.grad *= dense[name]
+        adam.step()
+    return weights(network)
+
+
+@pytest.mark.parametrize("reduction", ["abs_of_sum", "retain_aware"])
+def test_the_loop_is_the_method(reduction):
+    overrides = {"optimizer.clip_grad_norm": None, "saliency.reduction": reduction}
+    objective = small_redirection(overrides, dtype=torch.float64, dropout=0.0)
+    trainer, metrics = train(objective)
+    expected = written_out_run(objective, trainer.mask)
+    for name, param in trainer.erased_network().named_parameters():
+        torch.testing.assert_close(param, expected[name], rtol=1e-9, atol=1e-12)
+    check = trainer.verify_frozen()
+    assert check.frozen_changed == 0 < min(check.frozen, check.salient_changed)
+    assert list(metrics[-1].losses) == ["remain", "forget"]
+
+
+def test_who_is_told_what():
+    objective = small_redirection({"batch_size": 500, "label_dropout": 0.25})
+    remain, forget = objective.batches(IterationRandom(0, 0, CPU, TRAINING))
+    assert (forget.told == 2).all() and (forget.original == 1).all()
+    assert torch.equal(remain.told, remain.original)
+    assert set(remain.told.tolist()) == {0, 1, 3, 4}
+    none = int((remain.told == 4).sum())
+    assert 80 < none < 170  # 125 +- 5 standard deviations
+    for batch in (remain, forget):
+        assert batch.offset.min() < 5 and 245 <= batch.offset.max() < 250
+    unguided = small_redirection({"batch_size": 500, "label_dropout": 0.25}, null_label=None)
+    remain, _ = unguided.batches(IterationRandom(0, 0, CPU, TRAINING))
+    assert set(remain.told.tolist()) == {0, 1, 3}
+
+
+def test_the_class_is_drawn_as_the_override_and_the_others_as_before():
+    settings = {
+        "iterations": 80, "batch_size": 8, "optimizer.lr": 5e-3, "optimizer.clip_grad_norm": None,
+        "mask.kind": "full", "lambda_remain": 1.0, "logging.every": 80,
+    }  # fmt: skip
+    objective = small_redirection(settings, dropout=0.0)
+    trainer, _ = train(objective)
+
+    @torch.no_grad()
+    def terms(network):
+        batches = objective.batches(IterationRandom(7, 1000, CPU, SALIENCY))
+        found = [
+            {term: float(losses.mean()) for term, losses in each.items()}
+            for each in objective.losses_by_pass(network, batches)
+        ]
+        return {term: sum(each[term] for each in found) for term in objective.terms}
+
+    before, after = terms(objective.original), terms(trainer.erased_network())
+    assert before["remain"] == 0 < before["forget"]
+    assert after["forget"] < 0.1 * before["forget"]
+    assert after["remain"] < 0.1 * before["forget"]
+
+
+def test_the_saliency_of_what_is_kept_is_the_curvature():
+    """Its squares average to the diagonal of J^T J, which autograd gives row by row."""
+    objective = small_redirection({"steps": 1, "saliency.batch_size": 1}, dropout=0.0)
+    network = copy.deepcopy(objective.original).requires_grad_(True)
+    weight = network.classes.weight
+    rounds = 600
+
+    def gradients():
+        for seed in range(rounds):
+            # The same image each time: only the noise that multiplies differs.
+            _, _, losses = objective.saliency(network, Fixed(seed))
+            yield next(losses)
+
+    class Fixed(IterationRandom):
+        def __init__(self, seed):
+            super().__init__(0, 0, CPU, SALIENCY)
+            self.drawn, self.other = False, torch.Generator().manual_seed(seed)
+
+        def normal(self, shape, dtype):
+            if self.drawn:
+                return torch.randn(shape, generator=self.other, dtype=dtype)
+            self.drawn = True
+            return super().normal(shape, dtype)
+
+    scores = saliency_scores(network, gradients(), reduction="sum_of_squares")
+    drawing, _ = objective._drawings(1, Fixed(0))
+    predicted = network(drawing.noise, drawing.offset, drawing.told)
+    rows = [torch.autograd.grad(out, weight, retain_graph=True)[0] for out in predicted.flatten()]
+    exact = torch.stack(rows).square().sum(0)
+    # 600 squares of a normal number: 6 % standard error.
+    torch.testing.assert_close(scores["classes.weight"] / rounds, exact, rtol=0.3, atol=1e-6)
+
+
+def test_what_the_mask_depends_on():
+    def found(overrides):
+        objective = small_redirection(overrides)
+        return find_mask(objective, copy.deepcopy(objective.original).requires_grad_(True))
+
+    usual = found({})
+    assert usual == found({})
+    changes = (
+        {"forget": 3}, {"override": 0}, {"seed": 1}, {"saliency.batches": 2}, {"steps": 5},
+        {"saliency.reduction": "fisher_ratio"}, {"saliency.reduction": "retain_aware"},
+    )  # fmt: skip
+    for change in changes:
+        assert found(change) != usual, change
+
+
+def test_resumed_a_run_ends_with_the_same_bits(tmp_path):
+    whole, _ = train(small_redirection({"ema.decay": 0.9}))
+    with RunDirectory(tmp_path) as directory:
+        train(small_redirection({"ema.decay": 0.9, "iterations": 3}), run_directory=directory)
+    with RunDirectory(tmp_path) as directory:
+        trainer, metrics = train(small_redirection({"ema.decay": 0.9}), run_directory=directory)
+    assert [m.iteration for m in metrics] == [4, 5, 6]
+    assert_same_bits(weights(trainer.erased_network()), weights(whole.erased_network()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"override": None}, "--override"), ({"steps": 1001}, "steps 1001"),
+                           ({"override": 2}, "same class"), ({"forget": 7}, "unknown class 7")]
+)  # fmt: skip
+def test_what_is_refused(changes, named):
+    with pytest.raises(PeckerError, match=named):
+        small_redirection(changes)
