@@ -189,7 +189,8 @@ def _backends_own(function: str) -> Any:
     return call
 
 
-_library = torch.library.Library("pecker_fast", "DEF")
+_torch_library: Any = torch.library  # untyped in torch
+_library = _torch_library.Library("pecker_fast", "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema)
     _function = _name if _name == "norm_salient" else f"{_name}_"
@@ -197,11 +198,11 @@ for _name, _schema in SCHEMAS.items():
     _library.impl(_name, _work, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("pecker_fast::norm_salient", lib=_library)
-def _(values: list[Tensor], *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def _fake_norm(values: list[Tensor], *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     first = values[0]
     return first.new_empty((), dtype=torch.float64), first.new_empty((), dtype=torch.float32)
 
 
-for _name in SCHEMAS.keys() - {"norm_salient"}:  # they return nothing
-    torch.library.register_fake(f"pecker_fast::{_name}", lambda *args, **kwargs: None, lib=_library)
+for _name in SCHEMAS:
+    _fake = _fake_norm if _name == "norm_salient" else lambda *args, **kwargs: None
+    _torch_library.register_fake(f"pecker_fast::{_name}", _fake, lib=_library)

@@ -78,7 +78,9 @@ def positions_of_gaps(symbols: npt.NDArray[Any], numel: int) -> Tensor:
 
 
 def _gaps(positions: Tensor) -> npt.NDArray[np.int64]:
-    return np.diff(positions.numpy().astype(np.int64), prepend=-1) - 1
+    steps = positions.numpy().astype(np.int64)
+    steps[1:] -= steps[:-1].copy() + 1
+    return steps
 
 
 def _count(steps: npt.NDArray[np.int64], kind: type[np.unsignedinteger[Any]]) -> int:

@@ -109,12 +109,14 @@ def _numbers(name: str, chosen: Chosen, size: int) -> Tensor:
                 f"the choice for {name!r} has shape {tuple(chosen.shape)}, expected ({size},)"
             )
         return chosen.cpu().nonzero().flatten()
-    numbers = torch.as_tensor(chosen if isinstance(chosen, Tensor) else list(chosen)).cpu()
+    numbers: Tensor = torch.as_tensor(
+        chosen if isinstance(chosen, Tensor) else list(chosen), device="cpu"
+    )
     if numbers.is_floating_point() or numbers.dim() != 1:
         if numbers.numel():
             raise PeckerError(f"the choice for {name!r} must be a list of whole numbers")
         numbers = numbers.new_empty(0, dtype=torch.int64)
-    numbers = numbers.long().unique()
+    numbers = torch.tensor(sorted(set(numbers.tolist())), dtype=torch.int64, device="cpu")
     if numbers.numel() and not 0 <= int(numbers[0]) <= int(numbers[-1]) < size:
         raise PeckerError(
             f"the choice for {name!r} must be in 0..{size - 1}, got "
@@ -162,7 +164,7 @@ def positions_by_pattern(
         PeckerError: a name that no pattern matches, or a pattern that gets no name.
     """
     owned: dict[str, list[str]] = {pattern: [] for pattern in densities}
-    unmatched = []
+    unmatched: list[str] = []
     for name in scores:
         pattern = next((p for p in densities if fnmatchcase(name, p)), None)
         (unmatched if pattern is None else owned[pattern]).append(name)
@@ -172,7 +174,7 @@ def positions_by_pattern(
         )
     if unused := [pattern for pattern, names in owned.items() if not names]:
         raise PeckerError(f"no parameter is left for the density of {few(unused)}")
-    found = {}
+    found: dict[str, Tensor] = {}
     for pattern, names in owned.items():
         if densities[pattern] == 0:
             found |= {name: torch.empty(0, dtype=torch.int32, device="cpu") for name in names}

@@ -143,8 +143,10 @@ def mask_digest(positions: list[tuple[torch.Size, Tensor]]) -> str:
 def _lookup(mask: MaskLike) -> tuple[bool, dict[Any, tuple[torch.Size, Tensor]]]:
     """Whether the mask is keyed by name, and key -> (shape, int32 positions or bool tensor)."""
     if hasattr(mask, "indices") and hasattr(mask, "shapes"):
-        by_name = all(isinstance(key, str) for key in mask.indices)
-        return by_name, {name: (mask.shapes[name], mask.indices[name]) for name in mask.indices}
+        indices: Mapping[Any, Tensor] = mask.indices
+        shapes: Mapping[Any, torch.Size] = mask.shapes
+        by_name = all(isinstance(key, str) for key in indices)
+        return by_name, {key: (shapes[key], positions) for key, positions in indices.items()}
     if not isinstance(mask, Mapping):
         raise PeckerTypeError(
             "mask must be a SaliencyMask or a mapping from name or parameter to a bool tensor, "

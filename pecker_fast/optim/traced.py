@@ -69,10 +69,10 @@ class TracedStep(Optimizer):
         if not groups:
             return
         kept = [0] * len(groups)
-        for kind, column in zip(KEPT, _OPTIONAL, strict=True):
-            present = [tensor is not None for tensor in columns[column]]
+        for kind, place in zip(KEPT, _OPTIONAL, strict=True):
+            present = [tensor is not None for tensor in columns[place]]
             kept = [bits + kind * int(one) for bits, one in zip(kept, present, strict=True)]
-            columns[column] = [tensor for tensor in columns[column] if tensor is not None]
+            columns[place] = [tensor for tensor in columns[place] if tensor is not None]
         torch.ops.pecker_fast.masked_adamw(
             *columns, kept, groups, numbers, tensors, grad_scale, found_inf,
             backend=self._backend_name,
