@@ -78,7 +78,8 @@ def positions_of_gaps(symbols: npt.NDArray[Any], numel: int) -> Tensor:
 
 
 def _gaps(positions: Tensor) -> npt.NDArray[np.int64]:
-    steps: npt.NDArray[np.int64] = np.diff(positions.numpy().astype(np.int64), prepend=-1) - 1
+    steps = positions.numpy().astype(np.int64)
+    steps[1:] -= steps[:-1] + 1  # numpy makes the right side first
     return steps
 
 
