@@ -79,7 +79,7 @@ def positions_of_gaps(symbols: npt.NDArray[Any], numel: int) -> Tensor:
 
 def _gaps(positions: Tensor) -> npt.NDArray[np.int64]:
     steps = positions.numpy().astype(np.int64)
-    steps[1:] -= steps[:-1].copy() + 1
+    steps[1:] -= steps[:-1] + 1  # numpy makes the right side first
     return steps
 
 
