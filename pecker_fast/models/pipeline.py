@@ -129,7 +129,13 @@ class PipelineFolder:
 
         Returns:
             (P, L, D) on the CPU.
+
+        Raises:
+            PeckerError: a prompt that is no text in Unicode, as bytes on a command line may be.
         """
+        for prompt in prompts:
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise PeckerError(f"prompt {shown(prompt)}: is no UTF-8; type it again")
         home = next(self.text_encoder.parameters()).device
         place = home if device is None else device
         encoder = self.text_encoder.to(place)
