@@ -70,9 +70,6 @@ def draw_pictures(
     if curve:
         original = f"original model, {teacher.steps} steps"
         plot_accuracy(accuracy, curve, name, teacher, after.forget, original, how)
-        start = "Iteration 0 is the original model"
-        if sampler.steps == 1:
-            start += ", which was never made for one step"
         few = f"{curve[-1].forget_count} and {curve[-1].keep_count}"
         pictures.append(
             Picture(
@@ -80,7 +77,7 @@ def draw_pictures(
                 "Forgetting and keeping, iteration by iteration",
                 f"Images in {how} of the model as it was after so many iterations, {few} of them "
                 "for a point: the shades are 95 % intervals. The table above rests on more. "
-                f"{start}.",
+                "Iteration 0 is the network that the run started from.",
             )
         )
     mask.plot(density)
