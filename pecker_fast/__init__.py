@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pecker_fast.masks.mask import SaliencyMask
     from pecker_fast.masks.scores import saliency_scores
     from pecker_fast.models import ModelFolder
-    from pecker_fast.models.one_step import OneStepPipeline
+    from pecker_fast.models.one_step_pipeline import OneStepPipeline
     from pecker_fast.nn.accelerate import accelerate_, decelerate_
     from pecker_fast.optim.adamw import MaskedAdamW
     from pecker_fast.patches.patch import apply_patch, remove_patch, save_patch
@@ -46,7 +46,7 @@ __all__ = [
 _HOMES = {
     "MaskedAdamW": "optim.adamw",
     "ModelFolder": "models",
-    "OneStepPipeline": "models.one_step",
+    "OneStepPipeline": "models.one_step_pipeline",
     "PeckerConfig": "distill.config",
     "PeckerError": "errors",
     "PeckerTrainer": "distill.trainer",
