@@ -49,7 +49,7 @@ Needs no network, no data set and no GPU. An interrupted demo goes on when start
 def demo(
     out: Path, concept: bool, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:
-    """Erase a class of the shipped Fashion-MNIST model and prove it, in about 3 minutes."""
+    """Erase a class of the shipped Fashion-MNIST model and prove it, in about 2 minutes."""
     from pecker_fast.distill.config import RECIPES, load_config
 
     started = time.monotonic()
