@@ -42,7 +42,8 @@ def test_erase_needs_no_package_that_only_judging_does(tmp_path):
         "from pecker_fast.data import teacher_folder; from pecker_fast.cli import main\n"
         "sys.exit(main(['erase', str(teacher_folder()), '--config', 'demo', '--out', sys.argv[1],"
         "'--iterations', '1', '--set', 'batch_size=2', '--set', 'saliency.batches=1',"
-        "'--set', 'saliency.batch_size=2']))"
+        "'--set', 'saliency.batch_size=2', '--set', 'first_stage=none',"
+        "'--set', 'saliency.kind=forget']))"
     )
     done = run(code, tmp_path / "run", without=EVALUATE)
     assert done.returncode == 0, done.stderr

@@ -64,7 +64,9 @@ def positions_of_gaps(symbols: npt.NDArray[Any], numel: int) -> Tensor:
         ValueError: these are no gaps of a tensor with so many entries.
     """
     if symbols.ndim != 1 or symbols.dtype not in _SYMBOLS:
-        raise ValueError(f"gaps must be 8 or 16 bits wide, got {symbols.dtype}")
+        raise ValueError(
+            f"gaps must be a list of 8 or 16 bits each, got {symbols.dtype} {list(symbols.shape)}"
+        )
     if numel > MAX_NUMEL:
         raise ValueError(f"{numel} entries, more than int32 positions can reach")
     ends = symbols < np.iinfo(symbols.dtype).max

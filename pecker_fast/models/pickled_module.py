@@ -9,11 +9,12 @@ tensors, in whose place our own stand. What is left is the tree of modules with 
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def read_pickled_module(path: Path, entry: str = "ema") -> dict[str, Tensor]:
         raise PeckerError(f"{path}: no such file")
     try:
         with open(path, "rb") as file:
-            content = _Unpickler(file).load()
+            content = _Unpickler(_Whole(file)).load()
     except PeckerError as error:
         raise PeckerError(f"{path}: {error}") from None
     except Exception as error:  # what a damaged pickle raises is not specified
@@ -146,8 +147,35 @@ _REBUILD: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Looks nothing up."""
+class _Whole:
+    """A file that gives no bytes where it has fewer than it is asked for, and reserves none."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self.readline = file.readline
+
+    def read(self, size: int) -> bytes:
+        if size > self._size - self._file.tell():
+            raise EOFError("the file ends in the middle of an object")
+        return self._file.read(size)
+
+
+def _refused(unpickler: Any) -> None:
+    raise pickle.UnpicklingError("a byte array, of which a module has none")
+
+
+class _Unpickler(pickle._Unpickler):
+    """Looks nothing up, and takes no more memory than the file has bytes.
+
+    Python's own, since the one in C makes room for any number that an object is given in its memo.
+    """
+
+    # It would make room before it reads.
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _refused,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         """Our own function where tensors are rebuilt, else a class of inert objects."""

@@ -134,7 +134,7 @@ _PATCHED = ("model", "patch.safetensors")
 
 CASES = [
     *each("mask", ANY_FILE | TENSORS | MASK_METADATA | MASK_SHAPES | BITS, "mask.safetensors",
-          _MASKED, _NEEDS, named="mask", fine=("flat",)),
+          _MASKED, _NEEDS, named="mask"),
     *each("SalUn", {n: partial(_dictionary, c) for n, c in DICTIONARIES.items()}, "salun.pt",
           _SALUN, ("model", "salun.pt"), named="mask"),
     *each("SalUn file", ANY_FILE, "salun.pt", _SALUN, ("model", "salun.pt"), named="salun.pt"),

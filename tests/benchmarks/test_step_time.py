@@ -40,7 +40,7 @@ def test_the_command(capsys):
     options = "--preset tiny --dtype float32 bfloat16 --masks heavy --densities 0.1 --list"
     assert step_time.main(options.split()) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"step_time tiny mask={mask} density={density} dtype={dtype} beta1=0.9"
+        f"step_time tiny mask={mask} density={density} dtype={dtype} beta1=0.9 compiled=False"
         for dtype in ("float32", "bfloat16")
         for mask, density in (("none", 1.0), ("heavy", 0.1))
     ]

@@ -99,7 +99,8 @@ def test_evaluate(run, files, tmp_path):
     assert (figures["forget"], figures["override"]) == (2, 0)
     assert (figures["forget_count"], figures["keep_count"]) == (6, 12)
     assert figures["frechet"] > 0 and figures["steps"] == 1
-    assert f"keep accuracy        {figures['keep_accuracy']:.4f} of 12" in done.out
+    share = f"keep accuracy        {100 * figures['keep_accuracy']:.1f} %"
+    assert share in done.out and "of 12" in done.out
 
 
 def test_mask(run, files, tmp_path):

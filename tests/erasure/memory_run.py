@@ -35,9 +35,11 @@ if __name__ == "__main__":
     settings = {
         "iterations": 2, "batch_size": 1, "mask.apply": "both", "mask.density": 0.1,
         "saliency.batches": 1, "saliency.batch_size": 1, "saliency.kind": "forget",
-        "first_stage": "none", "generator.scores": True, "generator.one_step": 0.0,
+        "generator.scores": True, "generator.one_step": 0.0,
         "generator.every_step": 0.0,
     }  # fmt: skip
+    # Among the settings: as a keyword it is the folder of a first stage.
+    settings["settings"] = {"first_stage": "none"}
     erase(pipeline, out=out, config="demo_concept", device="cpu", previews=False, **settings)
     peaks.append(peak())
     print(json.dumps(dict(zip(PARTS, (found - idle for found in peaks), strict=True))))

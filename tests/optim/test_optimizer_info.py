@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+from unittest import mock
 
 import pytest
 import torch
@@ -27,7 +28,9 @@ every_configuration = pytest.mark.parametrize("number", CONFIGURATIONS)
 @functools.cache
 def torchs():
     """AdamW's OptimizerInfo and all of its configurations, those for GPUs included."""
-    from torch.testing._internal import common_optimizers
+    # It would forbid the assignment of backend flags to every later test of this process.
+    with mock.patch.object(torch.backends, "disable_global_flags"):
+        from torch.testing._internal import common_optimizers
 
     (info,) = (i for i in common_optimizers.optim_db if i.optim_cls is torch.optim.AdamW)
     inputs = common_optimizers._get_optim_inputs_including_global_cliquey_kwargs(

@@ -199,10 +199,13 @@ def two_stages(out):
     return {"stage1": found, "stage2": train(out / "2", second, *start, stopped=True)}
 
 
+CLIPPED = "--set saliency.clip_grad_norm=1.0"  # as the recipe was when these runs were recorded
+
+
 def concept(out):
     """As the recipe has it: bf16, both networks under a mask, guidance in four places."""
     save_tiny_pipeline(out / "tiny", length=32)
-    options = f"erase --recipe object --no-previews {BATCH} {RATES}"
+    options = f"erase --recipe object --no-previews {BATCH} {RATES} {CLIPPED}"
     words = ("--name", "church", "--override", "barn", "--pipeline", out / "tiny")
     return train(out / "run", options, *words, stopped=True)
 
@@ -210,7 +213,7 @@ def concept(out):
 def concepts_in_fp32(out):
     """Two of them, negative prompt, v-prediction, scales that differ, one mask; previews."""
     save_tiny_pipeline(out / "tiny", prediction_type="v_prediction", length=32)
-    options = f"erase --recipe object --teacher-steps 2 {DISTIL} --set precision=fp32"
+    options = f"erase --recipe object --teacher-steps 2 {DISTIL} --set precision=fp32 {CLIPPED}"
     options += " --set mask.apply=generator --set text.guidance.kappa1=1 --set micro_batch=null"
     options += " --set text.guidance.kappa3=2 --set text.negative.remain.kappa4=blurred"
     options += " --set text.negative.forget.kappa4=blurred"
