@@ -190,10 +190,7 @@ class Objective:
             pipeline.network_shape,
             device=device,
             predict=conditions.predictors(predict),
-            notes=[
-                f"the text encoder does not read the end of {prompt!r}: {lost!r} is cut off"
-                for prompt, lost in pipeline.cut(conditions.prompts).items()
-            ],
+            notes=_cut_off(pipeline.cut(conditions.prompts)),
             given=given,
         )
 
@@ -232,3 +229,11 @@ class Objective:
             self.schedule,
             predict=self.predictors.generator,
         )
+
+
+def _cut_off(lost: Mapping[str, str]) -> list[str]:
+    """What the text encoder does not read, by prompt: the first three, and how many more."""
+    named = [f"{prompt!r}: {end!r} is cut off" for prompt, end in list(lost.items())[:3]]
+    if len(lost) > len(named):
+        named.append(f"so are {len(lost) - len(named)} more")
+    return [f"the text encoder does not read the end of {'; '.join(named)}"] if named else []
