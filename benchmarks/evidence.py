@@ -99,7 +99,7 @@ class ErasureCase(Case):
             "iterations": end["iteration"],
             "reached": end["iteration"] < LIMIT,
             "train_s": end["wall_s"],
-            "mask_s": report["mask_seconds"],
+            "mask_s": report["stage_s"]["mask"],
             "salient_parameters": report["salient_parameters"],
             "forget_accuracy": report["forget_accuracy_after"],
             "keep_accuracy": report["keep_accuracy_after"],

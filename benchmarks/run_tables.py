@@ -82,8 +82,11 @@ _T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Student's t of a two-sided 95 % interval, by the number of values."""
 
 
-def _mean(values: list[float], form: str) -> str:
+def _mean(measured: list[float | None], form: str) -> str:
     """A mean and half of its 95 % interval, which a single value does not have."""
+    values = [value for value in measured if value is not None]
+    if not values:
+        return "-"
     text = form.format(mean(values))
     if len(values) == 1:
         return text
