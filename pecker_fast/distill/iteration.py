@@ -15,7 +15,6 @@ from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.config import NetworkSection
 from pecker_fast.distill.losses import (
     every_step_loss,
-    generator_loss,
     one_step_loss,
     pseudo_score_loss,
     term_weights,
@@ -205,20 +204,7 @@ class Iteration:
         losses: list[Tensor] = []
         gradient = None
         if config.generator.scores:
-            loss, gradient = generator_loss(
-                x_g,
-                draws.e,
-                draws.t,
-                self._networks,
-                labels.teacher,
-                labels.of_score,
-                objective.schedule,
-                weight,
-                alpha=config.alpha,
-                predictors=objective.predictors,
-                diff_instruct=config.diff_instruct,
-                recompute=config.recompute,
-            )
+            loss, gradient = objective.score(self._networks, x_g, draws, labels, weight)
             losses.append(loss)
         if config.generator.one_step:
             with torch.no_grad():

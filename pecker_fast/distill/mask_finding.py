@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pecker_fast.distill.conditions import Conditions
-from pecker_fast.distill.losses import generator_loss, pseudo_score_loss
+from pecker_fast.distill.losses import pseudo_score_loss
 from pecker_fast.distill.network_set import NetworkSet, equal_networks
 from pecker_fast.distill.objective import Objective
 from pecker_fast.errors import PeckerError
@@ -128,20 +128,7 @@ def _loss(
         ).mean()
     x_g = objective.sample(generator, draws.noise, labels.student)
     weight = x_g.new_full((len(labels),), config.generator.lambda_forget / len(labels))
-    losses, gradient = generator_loss(
-        x_g,
-        draws.e,
-        draws.t,
-        networks,
-        labels.teacher,
-        labels.of_score,
-        objective.schedule,
-        weight,
-        alpha=config.alpha,
-        predictors=objective.predictors,
-        diff_instruct=config.diff_instruct,
-        recompute=config.recompute,
-    )
+    losses, gradient = objective.score(networks, x_g, draws, labels, weight)
     networks.use("generator")
     # `saliency_scores` wants a scalar to differentiate: the value of the loss, whose gradient goes
     # through the generator alone. `generator_loss` has passed the other two networks already.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.conditions import ClassConditions, DrawsConditions
+from pecker_fast.distill.conditions import ClassConditions, Conditions, DrawsConditions
 from pecker_fast.distill.config import PeckerConfig
-from pecker_fast.distill.losses import one_step_sample
+from pecker_fast.distill.losses import generator_loss, one_step_sample
+from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.networks import (
     NoisePredictor,
     Predictors,
@@ -192,6 +193,26 @@ class Objective:
             predict=conditions.predictors(predict),
             notes=_cut_off(pipeline.cut(conditions.prompts)),
             given=given,
+        )
+
+    def score(
+        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`generator_loss` of the generator's images as this run has it."""
+        config = self.config
+        return generator_loss(
+            x_g,
+            draws.e,
+            draws.t,
+            networks,
+            labels.teacher,
+            labels.of_score,
+            self.schedule,
+            weight,
+            alpha=config.alpha,
+            predictors=self.predictors,
+            diff_instruct=config.diff_instruct,
+            recompute=config.recompute,
         )
 
     def identity(self) -> dict[str, str]:
