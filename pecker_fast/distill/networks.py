@@ -122,8 +122,10 @@ class Predictors:
         )
 
 
-def text_predictor(schedule: NoiseSchedule, prediction_type: str = "epsilon") -> NoisePredictor:
-    """The adapter for a diffusers `UNet2DConditionModel`; conditions are text embeddings.
+def text_predictor(
+    schedule: NoiseSchedule, call: NoisePredictor, prediction_type: str = "epsilon"
+) -> NoisePredictor:
+    """The adapter for a text-to-image network.
 
     A network that predicts the velocity v = a e - b x_0 is read as one that predicts noise,
     e = a v + b x_t. Its published loss, ||v - v'||^2 weighted with snr / (snr + 1) = a^2, is then
@@ -131,6 +133,7 @@ def text_predictor(schedule: NoiseSchedule, prediction_type: str = "epsilon") ->
 
     Args:
         schedule: The teacher's.
+        call: The network's own prediction, of and in its own dtype.
         prediction_type: "epsilon" or "v_prediction", as diffusers' schedulers call them.
 
     Raises:
@@ -144,8 +147,7 @@ def text_predictor(schedule: NoiseSchedule, prediction_type: str = "epsilon") ->
 
     def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         dtype = next(network.parameters()).dtype
-        called = network(x_t.to(dtype), t, encoder_hidden_states=condition.to(dtype))
-        output: Tensor = called.sample.to(x_t.dtype)
+        output = call(network, x_t.to(dtype), t, condition.to(dtype)).to(x_t.dtype)
         if prediction_type == "epsilon":
             return output
         a, b = schedule.coefficients(t, x_t)

@@ -166,20 +166,18 @@ class Objective:
         schedule = NoiseSchedule.from_scheduler_config(
             pipeline.scheduler_config, **config.diffusion.model_dump()
         )
-        predict = text_predictor(schedule, pipeline.prediction_type)
+        predict = text_predictor(schedule, pipeline.architecture.call, pipeline.prediction_type)
         place = next(pipeline.unet.parameters()).device if device is None else device
         conditions = TextConditions(
-            config.text, lambda prompts: pipeline.encode(prompts, place), config.seed
+            config.text, lambda prompts: pipeline.texts.encode(prompts, place), config.seed
         )
 
         def given() -> dict[str, Any]:
             # Not the embeddings: their last bits depend on the device.
-            prompts, tokenizer = conditions.prompts, pipeline.tokenizer
-            limit = tokenizer.model_max_length
-            tokens = tokenizer(prompts, max_length=limit, truncation=True).input_ids
+            texts, prompts = pipeline.texts, conditions.prompts
             return {
-                "prompts": [prompts, tokens],
-                "text encoder": pipeline.text_encoder.state_dict(),
+                "prompts": [prompts, texts.tokens(prompts)],
+                "text encoder": [encoder.state_dict() for encoder in texts.encoders],
                 "prediction type": pipeline.prediction_type,
             }
 
@@ -191,7 +189,7 @@ class Objective:
             pipeline.network_shape,
             device=device,
             predict=conditions.predictors(predict),
-            notes=_cut_off(pipeline.cut(conditions.prompts)),
+            notes=_cut_off(pipeline.texts.cut(conditions.prompts)),
             given=given,
         )
 

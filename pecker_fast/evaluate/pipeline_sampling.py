@@ -159,8 +159,10 @@ class PipelineSampler:
         if not prompts:
             raise PeckerError("sampler: there are no prompts to draw images for")
         schedule = self._schedule_at(self.t_init if t_init is None else t_init)
-        plain = text_predictor(schedule, self.pipeline.prediction_type)
-        away = self.pipeline.encode([negative], self.device)
+        plain = text_predictor(
+            schedule, self.pipeline.architecture.call, self.pipeline.prediction_type
+        )
+        away = self.pipeline.texts.encode([negative], self.device)
         scheduler: Any = None
         if steps != 1:
             # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips
@@ -226,7 +228,7 @@ class PipelineSampler:
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         """(N, L, D) on the device; repeated prompts are encoded once."""
         rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        table = self.pipeline.encode(list(rows), self.device)
+        table = self.pipeline.texts.encode(list(rows), self.device)
         return table[[rows[prompt] for prompt in prompts]].to(self.device)
 
     def _schedule_at(self, t_init: int) -> NoiseSchedule:

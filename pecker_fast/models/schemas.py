@@ -26,6 +26,7 @@ __all__ = [
     "ClassDescription",
     "ClassUNetConfig",
     "DDPMUNetConfig",
+    "LargeTextUNetConfig",
     "PipelineDescription",
     "ScheduleConfig",
     "TextEncoderConfig",
@@ -113,9 +114,7 @@ class ClassUNetConfig(_UNetConfig):
     num_class_embeds: Count | None = None
 
 
-class TextUNetConfig(_UNetConfig):
-    """config.json of diffusers' `UNet2DConditionModel`, conditioned on a text and nothing else."""
-
+class _TextUNetConfig(_UNetConfig):
     in_channels: Count = 4
     out_channels: Count = 4
     layers_per_block: Layers | list[Layers] = 2
@@ -123,9 +122,33 @@ class TextUNetConfig(_UNetConfig):
     cross_attention_dim: Count | Widths = 1280
     transformer_layers_per_block: Layers | list[Layers] = 1
     num_class_embeds: None = None
-    addition_embed_type: None = None
     encoder_hid_dim: None = None
     encoder_hid_dim_type: None = None
+
+
+class TextUNetConfig(_TextUNetConfig):
+    """config.json of diffusers' `UNet2DConditionModel`, conditioned on a text and nothing else."""
+
+    addition_embed_type: None = None
+
+
+class LargeTextUNetConfig(_TextUNetConfig):
+    """The same of Stable Diffusion XL, conditioned on a pooled text and on sizes as well."""
+
+    addition_embed_type: Literal["text_time"]
+    addition_time_embed_dim: Count
+    projection_class_embeddings_input_dim: Count
+    cross_attention_dim: Count
+
+    @model_validator(mode="after")
+    def _has_a_pooled_text(self) -> LargeTextUNetConfig:
+        if self.projection_class_embeddings_input_dim <= 6 * self.addition_time_embed_dim:
+            raise ValueError(
+                f"'projection_class_embeddings_input_dim' "
+                f"{self.projection_class_embeddings_input_dim} has no room for a pooled text "
+                f"beside six sizes of 'addition_time_embed_dim' {self.addition_time_embed_dim}"
+            )
+        return self
 
 
 class DDPMUNetConfig(_Config):
@@ -168,6 +191,7 @@ class TextEncoderConfig(_Config):
     num_attention_heads: Count = 8
     max_position_embeddings: Count = 77
     layer_norm_eps: Small = 1e-5
+    projection_dim: Count = 512
     attention_dropout: Share = 0.0
     eos_token_id: Annotated[int, Field(ge=0, le=1 << 20)] = 49407
 
