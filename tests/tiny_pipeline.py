@@ -64,7 +64,7 @@ def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3, leng
     return pipeline
 
 
-def tiny_vae(image_channels=3):
+def tiny_vae(image_channels=3, shift=None):
     """Its images have twice the side of its latents."""
     return AutoencoderKL(
         in_channels=image_channels,
@@ -77,6 +77,7 @@ def tiny_vae(image_channels=3):
         layers_per_block=1,
         norm_num_groups=4,
         scaling_factor=0.7,
+        shift_factor=shift,
     ).eval()
 
 

@@ -215,7 +215,7 @@ class Objective:
 
     def identity(self) -> dict[str, str]:
         """Digests of what a run depends on besides its configuration and its networks, by name."""
-        given = {"noise schedule": self.schedule.alphas_cumprod, **self._given()}
+        given = {"noise schedule": self.schedule.identity(), **self._given()}
         return {name: digest_of(value) for name, value in given.items()}
 
     def own_teacher(self) -> nn.Module:
@@ -236,7 +236,7 @@ class Objective:
     def draw_every_step(self, random: IterationRandom, count: int) -> Noised:
         """Noise for `count` images, at any time step of the schedule."""
         noise = random.normal((count, *self.sample_shape), self.dtype)
-        return Noised(noise, random.integers(0, len(self.schedule.alphas_cumprod), count))
+        return Noised(noise, random.integers(0, self.schedule.usable, count))
 
     def sample(self, generator: nn.Module, noise: Tensor, condition: Tensor) -> Tensor:
         """x_g = G(n, c), (N, C, H, W)."""

@@ -26,7 +26,6 @@ from pecker_fast.models.folder import DESCRIPTION
 from pecker_fast.models.schemas import (
     AutoencoderConfig,
     PipelineDescription,
-    ScheduleConfig,
     pipeline_parts,
     read_config,
 )
@@ -65,12 +64,19 @@ class PipelineFolder:
     @property
     def prediction_type(self) -> str:
         """What the network predicts, as diffusers calls it."""
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+        named = "FlowMatchEulerDiscreteScheduler"
+        flow = self.scheduler_config.get("_class_name") == named
+        default = "flow_prediction" if flow else "epsilon"
+        return str(self.scheduler_config.get("prediction_type", default))
 
     @property
     def network_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a latent image."""
-        return self.architecture.sample_shape(self.unet.config)
+        """(C, H, W) of a latent image; as the description says, where the network takes any."""
+        channels, height, width = self.architecture.sample_shape(self.unet.config)
+        side = self.description.get("sample_size")
+        if side is not None and not hasattr(self.unet.config, "sample_size"):
+            height = width = side
+        return channels, height, width
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PipelineFolder:
@@ -89,13 +95,14 @@ class PipelineFolder:
         name, parts = pipeline_parts(root / "model_index.json")
         architecture = architecture_of(name, parts, root)
         for part in ("scheduler", *architecture.parts):
-            if part != "vae" and not (root / part).is_dir():
+            if part != "vae" and parts.get(part, "") is not None and not (root / part).is_dir():
                 raise PeckerError(
                     f"pipeline folder {root}: {part}/ is missing; expected what "
                     f"{name}.save_pretrained writes"
                 )
         # Small files first: what is wrong there is said at once.
-        schedule = read_config(root / "scheduler" / "scheduler_config.json", ScheduleConfig)
+        file = root / "scheduler" / "scheduler_config.json"
+        schedule = read_config(file, architecture.schedule)
         about = root / DESCRIPTION
         description = read_config(about, PipelineDescription) if os.path.lexists(about) else {}
         # Of a one-step generator scheduler/ takes that one step.
@@ -154,7 +161,10 @@ class PipelineFolder:
             if description.get("kind") == "generator" and "t_init" in description:
                 from pecker_fast.models.one_step import write_prompt_pipeline
 
-                write_prompt_pipeline(partial, self.scheduler_config, description["t_init"])
+                write_prompt_pipeline(
+                    partial, self.scheduler_config, description["t_init"], self.network_shape,
+                    description.get("sigma_init"),
+                )  # fmt: skip
                 description = {**description, "schedule": self.scheduler_config}
             write_text(partial / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 

@@ -26,9 +26,14 @@ __all__ = [
     "ClassDescription",
     "ClassUNetConfig",
     "DDPMUNetConfig",
+    "FlowScheduleConfig",
+    "FluxTransformerConfig",
     "LargeTextUNetConfig",
     "PipelineDescription",
+    "PixArtTransformerConfig",
+    "SD3TransformerConfig",
     "ScheduleConfig",
+    "T5EncoderConfig",
     "TextEncoderConfig",
     "TextUNetConfig",
     "pipeline_parts",
@@ -196,6 +201,95 @@ class TextEncoderConfig(_Config):
     eos_token_id: Annotated[int, Field(ge=0, le=1 << 20)] = 49407
 
 
+class T5EncoderConfig(_Config):
+    """config.json of transformers' `T5EncoderModel`."""
+
+    vocab_size: Count = 32128
+    d_model: Count = 512
+    d_kv: Count = 64
+    d_ff: Count = 2048
+    num_layers: Layers = 6
+    num_heads: Count = 8
+    relative_attention_num_buckets: Count = 32
+    relative_attention_max_distance: Count = 128
+    dropout_rate: Share = 0.1
+    layer_norm_epsilon: Small = 1e-6
+
+
+class _TransformerConfig(_Config):
+    """Of diffusers' transformers that see patches of an image."""
+
+    in_channels: Count = 16
+    out_channels: Count | None = 16
+    num_layers: Layers = 18
+    attention_head_dim: Count = 64
+    num_attention_heads: Count = 18
+    patch_size: Side = 2
+
+
+class SD3TransformerConfig(_TransformerConfig):
+    """config.json of diffusers' `SD3Transformer2DModel`."""
+
+    sample_size: Side = 128
+    joint_attention_dim: Count = 4096
+    caption_projection_dim: Count = 1152
+    pooled_projection_dim: Count = 2048
+    pos_embed_max_size: Count = 96
+    dual_attention_layers: Annotated[list[NonNegativeInt], Field(max_length=256)] = Field(
+        default_factory=list
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> SD3TransformerConfig:
+        if self.out_channels not in (None, self.in_channels):
+            raise ValueError(
+                f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
+                "expected as many"
+            )
+        if self.sample_size % self.patch_size:
+            raise ValueError(
+                f"'sample_size' {self.sample_size} is no multiple of 'patch_size' {self.patch_size}"
+            )
+        return self
+
+
+class FluxTransformerConfig(_TransformerConfig):
+    """config.json of diffusers' `FluxTransformer2DModel`."""
+
+    in_channels: Annotated[int, Field(ge=4, le=1 << 20, multiple_of=4)] = 64
+    out_channels: None = None
+    patch_size: Literal[1] = 1
+    num_single_layers: Annotated[int, Field(ge=0, le=256)] = 38
+    joint_attention_dim: Count = 4096
+    pooled_projection_dim: Count = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: Annotated[list[Count], Field(min_length=3, max_length=3)] = Field(
+        default_factory=lambda: [16, 56, 56]
+    )
+
+
+class PixArtTransformerConfig(_TransformerConfig):
+    """config.json of diffusers' `PixArtTransformer2DModel`."""
+
+    sample_size: Side = 128
+    in_channels: Count = 4
+    out_channels: Count | None = 8
+    dropout: Share = 0.0
+    norm_num_groups: Count = 32
+    cross_attention_dim: Count = 1152
+    caption_channels: Count
+    use_additional_conditions: bool | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> PixArtTransformerConfig:
+        if self.out_channels not in (None, self.in_channels, 2 * self.in_channels):
+            raise ValueError(
+                f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
+                "expected as many, or the variance as well"
+            )
+        return self
+
+
 # ---- the noise schedule
 
 
@@ -211,8 +305,27 @@ SCHEDULERS = frozenset(
 """Of diffusers: those that step through DDPM's noise process, however they step."""
 
 
+class FlowScheduleConfig(_Config):
+    """scheduler_config.json of a rectified flow."""
+
+    class_name: Literal["FlowMatchEulerDiscreteScheduler"] = Field(alias="_class_name")
+    num_train_timesteps: Annotated[int, Field(ge=2, le=100_000)]
+    shift: Factor = 1.0
+    use_dynamic_shifting: bool = False
+    base_shift: Factor | None = 0.5
+    max_shift: Factor | None = 1.15
+    base_image_seq_len: Count | None = 256
+    max_image_seq_len: Count | None = 4096
+    invert_sigmas: Literal[False] = False
+    shift_terminal: None = None
+    time_shift_type: Literal["exponential"] = "exponential"
+    use_karras_sigmas: Literal[False] | None = False
+    use_exponential_sigmas: Literal[False] | None = False
+    use_beta_sigmas: Literal[False] | None = False
+
+
 class ScheduleConfig(_Config):
-    """scheduler_config.json."""
+    """scheduler_config.json of a process that preserves the variance."""
 
     class_name: str = Field(alias="_class_name")
     num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)]
@@ -299,7 +412,8 @@ class PipelineDescription(Schema):
     t_init: NonNegativeInt | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     frozen: _Frozen = _Frozen()
-    schedule: ScheduleConfig | None = None
+    schedule: ScheduleConfig | FlowScheduleConfig | None = None
+    sample_size: Side | None = None  # of latent images, where the network takes any
 
 
 def read_config(file: Path, schema: type[Schema]) -> dict[str, Any]:

@@ -12,10 +12,18 @@ from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json, read_text, shown
-from pecker_fast.models.schemas import TextEncoderConfig, read_config
+from pecker_fast.models.schemas import T5EncoderConfig, TextEncoderConfig, read_config
 from pecker_fast.models.weights import load_network
 
-__all__ = ["ClipTexts", "Texts", "load_clip", "load_clip_tokenizer"]
+__all__ = [
+    "ClipTexts",
+    "Texts",
+    "load_clip",
+    "load_clip_tokenizer",
+    "load_t5",
+    "load_t5_tokenizer",
+    "padded",
+]
 
 _CHUNK = 64  # prompts at a time
 
@@ -140,9 +148,7 @@ def load_clip_tokenizer(folder: Path, encoder: Any) -> Any:
     """
     from transformers import CLIPTokenizer
 
-    for file in sorted(folder.glob("*.json")):
-        if not isinstance(content := read_json(file), dict):
-            raise PeckerError(f"{file}: expected an object, got {shown(content)}")
+    _check_json(folder)
     merges = folder / "merges.txt"
     lines = read_text(merges).split("\n") if merges.exists() else ["#version"]
     if lines == [""] or not all(len(s.split(" ")) == 2 for s in lines if s[:1] not in "#"):
@@ -151,8 +157,54 @@ def load_clip_tokenizer(folder: Path, encoder: Any) -> Any:
         raise PeckerError(
             f"{folder}: the tokenizer has neither tokenizer.json nor vocab.json; copy it again"
         )
+    return _tokenizer(CLIPTokenizer, folder, encoder, encoder.max_position_embeddings)
+
+
+def load_t5(folder: Path) -> Any:
+    """A `T5EncoderModel`, from its folder.
+
+    Raises:
+        PeckerError: it is missing or damaged.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    config = read_config(folder / "config.json", T5EncoderConfig)
+    return load_network(
+        T5EncoderModel, folder, "model.safetensors", lambda: T5EncoderModel(T5Config(**config))
+    )
+
+
+def load_t5_tokenizer(folder: Path, encoder: Any, longest: int) -> Any:
+    """The tokenizer of a T5 encoder.
+
+    Args:
+        folder: with its files.
+        encoder: configuration of the encoder.
+        longest: tokens of a text, to which it is cut and padded; T5 takes any number.
+
+    Raises:
+        PeckerError: it cannot be read, or is another encoder's.
+    """
+    from transformers import T5Tokenizer
+
+    _check_json(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise PeckerError(
+            f"{folder}: the tokenizer has neither tokenizer.json nor spiece.model; copy it again"
+        )
+    return _tokenizer(T5Tokenizer, folder, encoder, longest)
+
+
+def _check_json(folder: Path) -> None:
+    for file in sorted(folder.glob("*.json")):
+        if not isinstance(content := read_json(file), dict):
+            raise PeckerError(f"{file}: expected an object, got {shown(content)}")
+
+
+def _tokenizer(kind: Any, folder: Path, encoder: Any, limit: int) -> Any:
+    """A tokenizer of transformers that makes texts of at most `limit` tokens."""
     try:
-        tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer: Any = kind.from_pretrained(str(folder), local_files_only=True)
         size, longest = len(tokenizer), int(tokenizer.model_max_length)
     except Exception as error:  # transformers raises many kinds for damaged files
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -165,5 +217,5 @@ def load_clip_tokenizer(folder: Path, encoder: Any) -> Any:
             f"{encoder.vocab_size} tokens of the text encoder: take both from one pipeline"
         )
     # A tokenizer that does not say how long its texts may be gives 10^30.
-    tokenizer.model_max_length = min(longest, encoder.max_position_embeddings)
+    tokenizer.model_max_length = min(longest, limit)
     return tokenizer

@@ -5,12 +5,21 @@ from pathlib import Path
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.flux import Flux
+from pecker_fast.models.architectures.pixart import PixArt
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
+from pecker_fast.models.architectures.stable_diffusion_3 import StableDiffusion3
 from pecker_fast.models.architectures.stable_diffusion_xl import StableDiffusionXL
 
 __all__ = ["ARCHITECTURES", "Architecture", "architecture_of"]
 
-ARCHITECTURES: tuple[Architecture, ...] = (StableDiffusion(), StableDiffusionXL())
+ARCHITECTURES: tuple[Architecture, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux(),
+    PixArt(),
+)
 
 
 def architecture_of(name: str, parts: Mapping[str, str | None], root: Path) -> Architecture:
@@ -30,6 +39,7 @@ def architecture_of(name: str, parts: Mapping[str, str | None], root: Path) -> A
             part
             for part, kind in family.parts.items()
             if str(parts.get(part)).removesuffix("Fast") != kind
+            and not (part in family.optional and parts.get(part) is None)
         ]
 
     # Further encoders make it another family, safety checkers and the like do not.

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.models.schemas import read_config
+from pecker_fast.models.schemas import ScheduleConfig, read_config
 from pecker_fast.models.texts import Texts
 from pecker_fast.models.weights import load_network
 from pecker_fast.runs.reading import Schema
@@ -27,13 +27,17 @@ class Architecture(ABC):
         denoiser: the part that is distilled.
         parts: the parts that model_index.json must name, with their classes. A pipeline may have
             others, which are copied along.
+        optional: those of them that may be null.
         schema: of the network's config.json.
+        schedule: of scheduler_config.json.
     """
 
     name: ClassVar[str]
     denoiser: ClassVar[str] = "unet"
     parts: ClassVar[Mapping[str, str]]
+    optional: ClassVar[frozenset[str]] = frozenset()
     schema: ClassVar[type[Schema]]
+    schedule: ClassVar[type[Schema]] = ScheduleConfig
 
     def load_network(self, folder: Path) -> nn.Module:
         """The network that denoises, from its own folder.
@@ -64,6 +68,16 @@ class Architecture(ABC):
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return config.in_channels, height, width
+
+    def tokens(self, shape: tuple[int, int, int], config: Any) -> int:
+        """How many tokens the network makes of an image; a flow's steps may depend on it.
+
+        Args:
+            shape: (C, H, W) of the image.
+            config: of the network.
+        """
+        patch = getattr(config, "patch_size", 1)
+        return (shape[1] // patch) * (shape[2] // patch)
 
     @abstractmethod
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
