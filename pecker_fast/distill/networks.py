@@ -123,7 +123,11 @@ class Predictors:
         )
 
 
-def in_own_dtype(call: NoisePredictor, schedule: NoiseSchedule | None = None) -> NoisePredictor:
+Call = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""A network's own prediction: (network, x_t, time, condition), in the network's dtype."""
+
+
+def in_own_dtype(call: Call, schedule: NoiseSchedule | None = None) -> NoisePredictor:
     """What a text-to-image network itself predicts, for images of any dtype.
 
     Args:
@@ -140,7 +144,7 @@ def in_own_dtype(call: NoisePredictor, schedule: NoiseSchedule | None = None) ->
 
 
 def text_predictor(
-    schedule: NoiseSchedule, call: NoisePredictor, prediction_type: str = "epsilon"
+    schedule: NoiseSchedule, call: Call, prediction_type: str = "epsilon"
 ) -> NoisePredictor:
     """The adapter for a text-to-image network: whatever it predicts is read as noise.
 

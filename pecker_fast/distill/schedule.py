@@ -90,13 +90,13 @@ class NoiseSchedule:
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, **constants: int | None) -> NoiseSchedule:
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, **constants: Any) -> NoiseSchedule:
         """Variance-preserving, of abar_t, (T,) float64; `constants` as in `__init__`."""
         return cls(alphas_cumprod.sqrt(), (1.0 - alphas_cumprod).sqrt(), **constants)
 
     @classmethod
     def rectified_flow(
-        cls, steps: int = 1000, shift: float = 1.0, **constants: int | None
+        cls, steps: int = 1000, shift: float = 1.0, **constants: Any
     ) -> NoiseSchedule:
         """Sigma from 1 / steps to 1, as diffusers' `FlowMatchEulerDiscreteScheduler` has it.
 
@@ -111,13 +111,13 @@ class NoiseSchedule:
         return cls(1 - sigma, sigma, flow=True, **constants)
 
     @classmethod
-    def from_betas(cls, betas: Tensor, **constants: int | None) -> NoiseSchedule:
+    def from_betas(cls, betas: Tensor, **constants: Any) -> NoiseSchedule:
         """The schedule of these betas, (T,) of any float dtype; `constants` as in `__init__`."""
         alphas = torch.cumprod(1.0 - betas.to(torch.float64), dim=0)
         return cls.from_alphas_cumprod(alphas, **constants)
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any, **constants: int | None) -> NoiseSchedule:
+    def from_scheduler(cls, scheduler: Any, **constants: Any) -> NoiseSchedule:
         """The schedule of a model that predicts noise, from its diffusers scheduler.
 
         As `from_scheduler_config`.
@@ -134,9 +134,7 @@ class NoiseSchedule:
         return cls.from_scheduler_config(scheduler.config, **constants)
 
     @classmethod
-    def from_scheduler_config(
-        cls, config: Mapping[str, Any], **constants: int | None
-    ) -> NoiseSchedule:
+    def from_scheduler_config(cls, config: Mapping[str, Any], **constants: Any) -> NoiseSchedule:
         """The schedule that a diffusers scheduler's configuration describes.
 
         The betas are rebuilt in float64 from the configuration; the scheduler's own table is
@@ -153,7 +151,7 @@ class NoiseSchedule:
         """
         steps = config["num_train_timesteps"]
         if is_flow(config):
-            shift = config.get("flow_shift", config.get("shift", 1.0))
+            shift = config.get("shift", 1.0)
             dynamic = config.get("use_dynamic_shifting", False)
             return cls.rectified_flow(steps, 1.0 if dynamic else shift, **constants)
         start, end = config["beta_start"], config["beta_end"]
@@ -238,5 +236,4 @@ class NoiseSchedule:
 
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether the configuration of a scheduler is that of a rectified flow."""
-    named = str(config.get("_class_name", "")).startswith("FlowMatch")
-    return named or bool(config.get("use_flow_sigmas"))
+    return "beta_start" not in config

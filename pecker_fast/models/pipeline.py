@@ -64,8 +64,7 @@ class PipelineFolder:
     @property
     def prediction_type(self) -> str:
         """What the network predicts, as diffusers calls it."""
-        named = "FlowMatchEulerDiscreteScheduler"
-        flow = self.scheduler_config.get("_class_name") == named
+        flow = "beta_start" not in self.scheduler_config
         default = "flow_prediction" if flow else "epsilon"
         return str(self.scheduler_config.get("prediction_type", default))
 

@@ -29,7 +29,7 @@ def written_out(objective, networks, draws, labels, guidance):
 
     A sample whose prompt was dropped is drawn and denoised under "", away from "" (SFD, SiD-LSG).
     """
-    abar = objective.schedule.alphas_cumprod
+    abar = objective.schedule.signal**2
     alpha = objective.config.alpha
     phi, theta, psi = networks
     size = len(draws.noise) // 2

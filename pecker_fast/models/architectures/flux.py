@@ -75,7 +75,7 @@ class Flux(Architecture):
         """As `FluxPipeline`, whose network is told sigma and not 1000 sigma."""
         config: Any = network.config
         pooled = config.pooled_projection_dim
-        texts = condition[:, :-pooled].unflatten(1, (-1, config.joint_attention_dim))
+        texts = condition[:, :-pooled].reshape(len(x_t), -1, config.joint_attention_dim)
         height, width = (side // 2 for side in x_t.shape[2:])
         rows, columns = (
             torch.arange(count, device=x_t.device, dtype=x_t.dtype) for count in (height, width)
@@ -93,7 +93,7 @@ class Flux(Architecture):
             img_ids=grid.flatten(0, 1),
             txt_ids=torch.zeros(texts.shape[1], 3, device=x_t.device, dtype=x_t.dtype),
         ).sample
-        return F.pixel_shuffle(output.mT.unflatten(2, (height, width)), 2)
+        return F.pixel_shuffle(output.mT.reshape(len(x_t), -1, height, width), 2)
 
 
 class _ClipAndT5(Texts):

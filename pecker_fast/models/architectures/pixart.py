@@ -60,7 +60,7 @@ class PixArt(Architecture):
             }
         output: Tensor = network(
             x_t,
-            encoder_hidden_states=condition[:, :-length].unflatten(1, (length, -1)),
+            encoder_hidden_states=condition[:, :-length].reshape(len(x_t), length, -1),
             encoder_attention_mask=condition[:, -length:],
             timestep=time,
             added_cond_kwargs=told,

@@ -73,13 +73,12 @@ class StableDiffusion3(Architecture):
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `StableDiffusion3Pipeline`."""
         config: Any = network.config
-        texts, pooled = condition.split(
-            [condition.shape[1] - config.pooled_projection_dim, config.pooled_projection_dim], 1
-        )
+        pooled = config.pooled_projection_dim
+        texts = condition[:, :-pooled].reshape(len(x_t), -1, config.joint_attention_dim)
         output: Tensor = network(
             x_t,
-            encoder_hidden_states=texts.unflatten(1, (-1, config.joint_attention_dim)),
-            pooled_projections=pooled,
+            encoder_hidden_states=texts,
+            pooled_projections=condition[:, -pooled:],
             timestep=time,
         ).sample
         return output

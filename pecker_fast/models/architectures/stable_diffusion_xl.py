@@ -71,7 +71,7 @@ class StableDiffusionXL(Architecture):
         output: Tensor = network(
             x_t,
             time,
-            encoder_hidden_states=texts.unflatten(1, (-1, config.cross_attention_dim)),
+            encoder_hidden_states=texts.reshape(len(x_t), -1, config.cross_attention_dim),
             added_cond_kwargs={"text_embeds": added_text, "time_ids": condition[:, -_SIZES:]},
         ).sample
         return output
