@@ -17,7 +17,7 @@ from pecker_fast.masks.mask import SaliencyMask
 QUICK = [
     "--iterations", "2", "--density", "0.2", "--set", "batch_size=2", "--set", "micro_batch=null",
     "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--set", "generator.lr=1e-3",
-    "--teacher-steps", "2",
+    "--set", "text.max_prompts=40", "--teacher-steps", "2",
 ]  # fmt: skip
 OBJECT = ["--recipe", "object", "--name", "cat", "--override", "dog"]
 
@@ -109,7 +109,7 @@ def test_a_one_step_generator_to_start_from(pipeline, finished, run, tmp_path):
     arguments = ["--pipeline", pipeline, "--generator", start, "--out", out, *OBJECT, *QUICK]
     done = run("erase", *arguments, "--set", "precision=fp32", "--no-previews")
     assert done.code == 0, done.err
-    assert "0 of them changed" in done.out
+    assert "; 0 of them changed, compared bit by bit.\n" in done.out
     patched = network(start)
     apply_patch(patched, out / "patch.safetensors")
     assert same(patched, network(out / "pipeline"))
@@ -117,14 +117,13 @@ def test_a_one_step_generator_to_start_from(pipeline, finished, run, tmp_path):
 
 
 def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_patch(
-    pipeline, run, tmp_path, monkeypatch
+    pipeline, finished, run, tmp_path, monkeypatch
 ):
     out = tmp_path / "run"
+    shutil.copytree(finished, out)
     command = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK, "--no-previews"]
-    done = run(*command)
-    assert done.code == 0, done.err
-    assert "; 0 of them changed, compared bit by bit.\n" in done.out
     assert json.loads((out / "frozen.json").read_text())["frozen_changed"] == 0
+    assert (out / "patch.safetensors").exists()
     finish = PeckerTrainer.ema_generator
 
     def moved(trainer, over):

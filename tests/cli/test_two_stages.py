@@ -89,7 +89,10 @@ def test_until_needs_a_judge(run, refused, files, tmp_path):
 
 # ---- prompts
 
-PROMPTS = ["--set", "batch_size=2", "--set", "micro_batch=null", "--set", "generator.lr=1e-3"]
+PROMPTS = [
+    "--set", "batch_size=2", "--set", "micro_batch=null", "--set", "generator.lr=1e-3",
+    "--set", "text.max_prompts=40",
+]  # fmt: skip
 CONCEPT = [
     "--recipe", "object", "--name", "cat", "--override", "dog", "--density", "0.2", *PROMPTS,
     "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--no-previews",
@@ -145,7 +148,7 @@ def test_a_run_of_prompts_is_over_when_its_probe_says_so(pipeline, tmp_path):
     """Taken up, it trains no further."""
     settings = {
         "until": {"every": 2}, "iterations": 20, "batch_size": 2, "micro_batch": None,
-        "saliency.batches": 1, "saliency.batch_size": 2,
+        "saliency.batches": 1, "saliency.batch_size": 2, "text.max_prompts": 40,
     }  # fmt: skip
     config = load_config("object", settings, names=["cat"], name_overrides=["dog"])
     groups = {"forget": [("a cat", 0)] * 2, "keep": [("a dog", 1), ("a cow", 1), ("a car", 0)]}
