@@ -171,6 +171,7 @@ def test_output_that_holds_other_things(erase, refused, tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.slow
 def test_directory_in_use(erase, refused, tmp_path):
     holder = (
         "import sys; from pecker_fast.runs.checkpoint import RunDirectory; "

@@ -93,6 +93,7 @@ def test_the_patch_makes_it_of_the_original_and_back(pipeline, finished):
     assert same(patched, base)
 
 
+@pytest.mark.slow
 def test_a_run_is_taken_up(pipeline, finished, run, tmp_path):
     out = tmp_path / "run"
     begun = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK, "--no-previews"]
@@ -103,6 +104,7 @@ def test_a_run_is_taken_up(pipeline, finished, run, tmp_path):
     assert same(network(finished / "pipeline"), network(out / "pipeline"))
 
 
+@pytest.mark.slow
 def test_a_one_step_generator_to_start_from(pipeline, finished, run, tmp_path):
     """The run starts there, and its patch belongs to it."""
     start, out = finished / "pipeline", tmp_path / "run"
@@ -116,6 +118,7 @@ def test_a_one_step_generator_to_start_from(pipeline, finished, run, tmp_path):
     assert not same(patched, network(start))
 
 
+@pytest.mark.slow
 def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_patch(
     pipeline, finished, run, tmp_path, monkeypatch
 ):
@@ -140,6 +143,7 @@ def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_patch(
     assert (out / "pipeline").is_dir() and not (out / "patch.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_several_concepts(pipeline, run, tmp_path):
     done = run(
         "erase", "--pipeline", pipeline, "--recipe", "object", "--name", "cat", "--name", "car",

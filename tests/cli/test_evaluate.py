@@ -184,6 +184,7 @@ def test_an_erased_model_says_what_it_forgot(run, files, tmp_path):
     assert again["drawn"]["model"]["weights"] == found["network"]
 
 
+@pytest.mark.slow
 def test_a_published_classifier_is_a_judge(run, tmp_path):
     """The file of train_classifier.py, under DataParallel, and the same network as a folder."""
     torch.manual_seed(0)

@@ -117,6 +117,7 @@ def first_stage_of_prompts(pipeline, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_first_stage_of_prompts_holds_both_networks(pipeline, first_stage_of_prompts):
     generator, said = load_unet(first_stage_of_prompts / "pipeline")
     pseudo_score, of_psi = load_unet(first_stage_of_prompts / "pseudo_score")
@@ -126,6 +127,7 @@ def test_a_first_stage_of_prompts_holds_both_networks(pipeline, first_stage_of_p
     assert len({fingerprint(network) for network in networks}) == 3
 
 
+@pytest.mark.slow
 def test_a_concept_is_forgotten_from_a_first_stage(run, pipeline, first_stage_of_prompts, tmp_path):
     options = ["--from", first_stage_of_prompts, "--set", "saliency.kind=retain_aware",
                "--set", "generator.every_step=1", "--iterations", "1"]  # fmt: skip
@@ -144,6 +146,7 @@ def test_a_concept_is_forgotten_from_a_first_stage(run, pipeline, first_stage_of
     assert again.code == 0, again.err
 
 
+@pytest.mark.slow
 def test_a_run_of_prompts_is_over_when_its_probe_says_so(pipeline, tmp_path):
     """Taken up, it trains no further."""
     settings = {
