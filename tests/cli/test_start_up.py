@@ -58,7 +58,7 @@ def test_erase_loads_no_package_that_it_does_not_need(tmp_path):
         "import sys; from pecker_fast.cli import main\n"
         "sys.modules.update(dict.fromkeys(['torchvision', 'torch_fidelity', 'onnxruntime',"
         "'matplotlib', 'jinja2']))\n"  # None: not importable
-        "assert main(['sample', 'missing', '--png', 'a.png']) == 2\n"
+        "assert main(['sample', 'empty', '--png', 'a.png']) == 2\n"
         "from pecker_fast.data import teacher_folder\n"
         "code = main(['erase', str(teacher_folder()), '--config', 'demo', '--out', 'run',"
         "'--iterations', '1', '--set', 'batch_size=2', '--set', 'saliency.batches=1',"
@@ -73,9 +73,10 @@ def test_erase_loads_no_package_that_it_does_not_need(tmp_path):
         "assert diffusers.UNet2DConditionModel is UNet2DConditionModel\n"
         "assert 'transformers' in sys.modules and unet_2d.UNet2DModel is UNet2DModel\n"
     )
+    (tmp_path / "empty").mkdir()
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = done.stderr.splitlines()[:2]
-    assert first == "loading torch and the model ..." and "missing" in second
+    assert first == "loading torch and the model ..." and "empty" in second
     assert (tmp_path / "run" / "model" / "pecker_fast.json").is_file()
