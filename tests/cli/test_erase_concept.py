@@ -8,7 +8,6 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
-from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast import apply_patch, remove_patch
 from pecker_fast.distill import PeckerTrainer, load_config
@@ -20,13 +19,6 @@ QUICK = [
     "--set", "text.max_prompts=40", "--teacher-steps", "2",
 ]  # fmt: skip
 OBJECT = ["--recipe", "object", "--name", "cat", "--override", "dog"]
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
-    save_tiny_pipeline(folder, length=48)
-    return folder
 
 
 @pytest.fixture(scope="module")

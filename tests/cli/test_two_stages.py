@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast.distill import load_config
 from pecker_fast.erasure.concepts import Concept, Probe, Showing
@@ -97,13 +96,6 @@ CONCEPT = [
     "--recipe", "object", "--name", "cat", "--override", "dog", "--density", "0.2", *PROMPTS,
     "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--no-previews",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
-    save_tiny_pipeline(folder, length=48)
-    return folder
 
 
 @pytest.fixture(scope="module")
