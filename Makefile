@@ -1,7 +1,9 @@
 # Two commands to know: `make demo` and `make test`. Both make .venv and install into it first.
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what is imported; most of what these packages hold never is.
+# Python compiles what is imported; most of what these packages hold never is. It must keep that:
+# else each of the tests' many processes compiles torch and diffusers anew, 12 s of 20 to start one.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
