@@ -4,8 +4,8 @@
     python3 tools/gpu/run.py 1 --out results --kit kit      # the folder that prepare.py made
     python3 tools/gpu/run.py all --out results --rehearse   # on this CPU: does every command run?
 
-Nothing is installed. FOLDER gets partN.json, written after each command and after each row, a log
-for each command, and the benchmarks' own files, of which merge.py makes the results of the card.
+Nothing is installed. FOLDER gets partN.json, written after each command, a log for each, and the
+benchmarks' own files, written after each row, of which merge.py makes the results of the card.
 The exit code is 1 if a command failed.
 """
 
@@ -24,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from plan import PART_SECONDS, PARTS, REHEARSED, Command, predicted
+
+LEAST_SECONDS = 10
+"""What must be left of a part's time for a command to begin."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,7 +100,7 @@ def run_part(number: int, arguments: argparse.Namespace) -> bool:
         record: dict[str, Any] = {"expect": command.expect}
         lacks = command.needs and not arguments.rehearse and shutil.which(command.needs) is None
         left = PART_SECONDS - (time.monotonic() - begin)
-        if lacks or left < 10:
+        if lacks or left < LEAST_SECONDS:
             record |= {
                 "command": command.line,
                 "exit": f"no {command.needs}" if lacks else "no time",
@@ -127,7 +130,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", nargs="?", default="all", help="1 to 6, or all")
+    parts = ["all", *(str(number) for number in range(1, len(PARTS) + 1))]
+    parser.add_argument("part", nargs="?", default="all", choices=parts)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-results")
     parser.add_argument("--kit", type=Path, help="the folder of prepare.py")
     parser.add_argument(
@@ -142,6 +146,8 @@ def main() -> int:
             for command in PARTS[number - 1].commands:
                 print(f"   {command.line}\n      -> {command.expect}")
         return 0
+    arguments.out = arguments.out.resolve()  # commands run in the sources' folder
+    arguments.kit = arguments.kit and arguments.kit.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     return 0 if all([run_part(number, arguments) for number in numbers]) else 1
 
