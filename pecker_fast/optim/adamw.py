@@ -54,7 +54,8 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         maximize: ascend instead of descend.
         capturable: keep `step` on the parameter's device, in checkpoints too.
         differentiable: refused.
-        foreach, fused: accepted for compatibility, select nothing: the step always is fused.
+        foreach, fused: accepted for compatibility: the step always is fused. With fused=False a
+            GradScaler unscales all gradients before it, for loops that clip in between (Lightning).
         master_weights: keep float32 copies of the salient entries of bfloat16 and float16
             parameters. None: with a mask.
         release_grads: keep only the salient gradients: a hook frees each dense gradient during

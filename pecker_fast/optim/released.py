@@ -252,4 +252,4 @@ class ReleasingOptimizer(Optimizer):
                 "release_grads=True does not work with a GradScaler, which must see the whole "
                 "gradients to look for infinities: use bfloat16, or release_grads=False"
             )
-        return True
+        return self.defaults["fused"] is not False

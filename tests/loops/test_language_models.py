@@ -45,6 +45,7 @@ def test_trl(_extra):
         "texts": Dataset.from_dict({"text": sentences(64)}),
         "prompts": Dataset.from_dict({"prompt": sentences(16)}),
         "tokenizer": tokenizer(),
+        "device": "cpu",
     }
     run("trl", names, 0)
     tuned = copied(model)

@@ -82,7 +82,7 @@ def test_lightning():
     lightning = names["lightning"]
     ends = []
     for start in (copy.deepcopy(model), classifier(seed=8)):
-        trainer = lightning.Trainer(max_epochs=6, accumulate_grad_batches=2, gradient_clip_val=1.0)
+        trainer = lightning.Trainer(max_epochs=6, **names["options"])
         trainer.fit(names["Tuning"](start), loader(8), ckpt_path="last.ckpt")
         ends.append(copied(start))
     assert_same(*ends)
