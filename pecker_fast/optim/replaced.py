@@ -1,14 +1,14 @@
 """Parameters that a loop moves, or puts in the place of others: masks and states follow them.
 
 Accelerate, and with it transformers' Trainer, shards a model whose optimizer is there already, and
-writes the sharded parameters into the optimizer's groups. torch's optimizers, which have no state by
-then, need not notice; here the new parameters would have no mask, and all of them would move.
-A model that goes to its device after its optimizer was made is the same matter.
+writes the sharded parameters into the optimizer's groups. torch's optimizers have no state by then
+and need not notice; here the new parameters would have no mask, and all of them would move. A model
+that goes to its device after its optimizer was made is the same matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -72,8 +72,8 @@ def follow(
         if indices and new and not paired:
             raise PeckerError(
                 f"param_groups[{number}] has {len(params)} parameters and had {len(before)}, and "
-                f"the mask knows nothing of {len(new)} of them: use add_param_group(group, mask=...);"
-                f" {_FLATTENED}"
+                f"the mask does not know {len(new)} of them: use add_param_group(group, mask=...); "
+                f"{_FLATTENED}"
             )
         for index in new if indices else ():
             _refuse_unlike(param_label(group, number, index), before[index], params[index])

@@ -1,12 +1,24 @@
-"""Makes what the tests of training loops share importable, here and in processes of their own."""
+"""What the tests of training loops share, importable here and in processes of their own."""
 
 import os
 import sys
 from pathlib import Path
+
+import pytest
 
 _FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "distributed")]
 sys.path[:0] = _FOLDERS
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [*_FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])]
 )
-os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    """A folder of its own, and nothing left of what Accelerate keeps for a whole process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        for kept in (state.AcceleratorState, state.GradientState, state.PartialState):
+            kept._reset_state()

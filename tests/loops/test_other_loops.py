@@ -12,11 +12,6 @@ from tiny_models import tiny_scheduler, tiny_unet
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def _folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def loader(steps):
     inputs, labels = map(torch.cat, zip(*batches_of(steps), strict=True))
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, labels), 16)

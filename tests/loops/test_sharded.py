@@ -1,4 +1,4 @@
-"""docs/loops where several processes share a model: FSDP2 by hand, of Accelerate, of the Trainer."""
+"""docs/loops where processes share a model: FSDP2 by hand, of Accelerate, of the Trainer."""
 
 from pathlib import Path
 
@@ -12,11 +12,6 @@ from sharded_loops import learn_sharded
 MAIN = Path(__file__).parent / "sharded_main.py"
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def test_fsdp2_with_dcp(tmp_path):
