@@ -3,14 +3,14 @@
 import copy
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = "a the cat dog bird sees hears likes red blue small old and".split()
 
 
 def tiny_llama(tied=False):
     """One layer, 16 wide; always the same."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(4)
     config = LlamaConfig(
         vocab_size=4 + len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
@@ -21,6 +21,9 @@ def tiny_llama(tied=False):
 
 
 def tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
