@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-_FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "distributed")]
+_TESTS = Path(__file__).parents[1]
+_FOLDERS = [str(_TESTS / "loops"), str(_TESTS / "distributed"), str(_TESTS)]
 sys.path[:0] = _FOLDERS
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [*_FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])]

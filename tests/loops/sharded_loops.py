@@ -46,7 +46,7 @@ def learn_new_tokens(ranks, sharded):
         fully_shard(model)
     losses = []
     names["data"] = list(batches(texts, tokens)) * 10
-    handle = model.register_forward_hook(lambda *call: losses.append(float(call[-1].loss)))
+    handle = model.register_forward_hook(lambda *call: losses.append(call[-1].loss.item()))
     run("new-tokens", names, 1)
     handle.remove()
     after = weights(model)

@@ -98,7 +98,7 @@ def test_diffusers_script():
     names["data"] = torch.utils.data.DataLoader(dataset, 4)
     run("diffusers", names, 0)
     backward = names["accelerator"].backward
-    names["accelerator"].backward = lambda loss: (losses.append(float(loss)), backward(loss))
+    names["accelerator"].backward = lambda loss: (losses.append(loss.item()), backward(loss))
     run("diffusers", names, 1)
     check(before, copied(unet), mask)
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
