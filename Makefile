@@ -19,10 +19,10 @@ demo: .venv/installed  ## erase a class of the shipped model; about two minutes 
 test: .venv/installed-test  ## what a change could break, without a GPU; five minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-test-slow: .venv/installed-test  ## the rest: whole chains, several processes, every ahead-of-time compilation
+test-slow: .venv/installed-loops  ## the rest: whole chains, several processes, every ahead-of-time compilation
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
-test-all: .venv/installed-test  ## both
+test-all: .venv/installed-loops  ## both
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where nothing can be installed: make test-gpu PECKER_PYTHON=python3, a Python that has what is needed.
@@ -106,7 +106,7 @@ clean:           ## remove everything that was built
 	touch $@
 
 # What is installed brings its extras' packages without being built again.
-.venv/installed-test .venv/installed-docs: .venv/installed-%: .venv/installed
+.venv/installed-test .venv/installed-loops .venv/installed-docs: .venv/installed-%: .venv/installed
 	$(INSTALL) 'pecker-fast[$*]'
 	touch $@
 
