@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from pecker_fast.models.one_step_pipeline import OneStepPipeline
     from pecker_fast.nn.accelerate import fuse_, unfuse_
     from pecker_fast.optim.adamw import MaskedAdamW
+    from pecker_fast.optim.delta import Delta, apply_delta
     from pecker_fast.patches.patch import apply_patch, remove_patch, save_patch
 
 __version__ = "0.1.0"
 __all__ = [
+    "Delta",
     "MaskedAdamW",
     "ModelFolder",
     "OneStepPipeline",
@@ -34,6 +36,7 @@ __all__ = [
     "PeckerError",
     "PeckerTrainer",
     "SaliencyMask",
+    "apply_delta",
     "apply_patch",
     "erase",
     "fuse_",
@@ -45,6 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Delta": "optim.delta",
     "MaskedAdamW": "optim.adamw",
     "ModelFolder": "models",
     "OneStepPipeline": "models.one_step_pipeline",
@@ -52,6 +56,7 @@ _HOMES = {
     "PeckerError": "errors",
     "PeckerTrainer": "distill.trainer",
     "SaliencyMask": "masks.mask",
+    "apply_delta": "optim.delta",
     "apply_patch": "patches.patch",
     "erase": "erasure.api",
     "fuse_": "nn.accelerate",
