@@ -59,14 +59,9 @@ STEPS, BATCH = 80, 2  # of fine-tuning
 RANKS = (2, 16)  # densities of about .01 and .1
 SEEDS = range(5)
 TUNING_SEED = 99
-RATES = {
-    "full": (3e-4, 1e-3, 3e-3),
-    "LoRA": (1e-3, 3e-3, 1e-2),
-    "SHiRA": (1e-3, 3e-3, 1e-2),
-    "random": (1e-3, 3e-3, 1e-2),
-    "saliency": (1e-3, 3e-3, 1e-2),
-    "magnitude": (1e-3, 3e-3, 1e-2),
-}
+RATES = (3e-3, 1e-2, 3e-2)  # of a sparse method, times density^-1/2: at rank 16
+OWN_RATES = {"full": (3e-4, 1e-3, 3e-3), "LoRA": RATES}  # at any rank
+METHODS = ("full", "LoRA", "SHiRA", "random", "saliency", "magnitude")
 PEFT = ("LoRA", "SHiRA")
 MATRICES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -171,7 +166,9 @@ class CostCase(Case):
     def _build_one(self, method: str, release: bool) -> Provider:
         steps = partial(_steps, method, self.rank, self.batch_size, release)
         learner = steps(WIDTH)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload(["peft", "transformers.models.llama.modeling_llama"])
+        with ProcessPoolExecutor(1, processes) as child:
             peak = child.submit(_peak, steps).result()
         columns = {"trained_values": learner.trained_values, "peak_bytes": peak}
         match = None
@@ -207,7 +204,9 @@ class TuneCase(Case):
 
     def rows(self, setup: Setup) -> Iterator[Row]:
         """A row for each seed; none before all are in, since a case with rows is not run again."""
-        rates = {lr: self._loss(lr) for lr in RATES[self.method]}
+        scale = 1.0 if self.method in OWN_RATES else (RANKS[-1] / self.rank) ** 0.5
+        tried = [scale * lr for lr in OWN_RATES.get(self.method, RATES)]
+        rates = {lr: self._loss(lr) for lr in tried}
         best = min(rates, key=lambda lr: rates[lr])
         yield from [self._row(best, rates, seed) for seed in SEEDS]
 
@@ -254,15 +253,10 @@ def _base_judged() -> dict[str, float]:
 def cells() -> list[Case]:
     """The costs, then every method at each rank; all weights have none."""
     costs: list[Case] = [CostCase("llama", *each) for each in product(RANKS, (1, 8))]
-    return [
-        *costs,
-        TuneCase("llama", "full", 0),
-        *(
-            TuneCase("llama", method, rank)
-            for rank in RANKS
-            for method in RATES
-            if method != "full"
-        ),
+    return costs + [
+        TuneCase("llama", method, rank)
+        for method in METHODS
+        for rank in (RANKS if method != "full" else (0,))
     ]
 
 
