@@ -18,6 +18,7 @@ PEFT is no dependency: pip install peft.
 from __future__ import annotations
 
 import copy
+import ctypes
 import importlib.util
 import math
 import multiprocessing
@@ -26,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import product
@@ -97,7 +99,7 @@ def values_of(rank: int, weights: dict[str, nn.Parameter]) -> int:
     return sum(rank * sum(weight.shape) for weight in weights.values())
 
 
-def start(method: str, model: nn.Module, rank: int, seed: int, release: bool = True) -> Learner:
+def start(method: str, model: nn.Module, rank: int, seed: int, release: bool = False) -> Learner:
     """A method at its beginning; the rate is set before every step."""
     adam = partial(torch.optim.AdamW, weight_decay=0.0, fused=True)
     if method == "full":
@@ -159,8 +161,8 @@ class CostCase(Case):
 
     def providers(self, setup: Setup) -> dict[str, Builder]:
         """A random mask stands for all masks: it is the one that touches most cache lines."""
-        kinds = {name: (name, True) for name in ("full", *PEFT, "random")}
-        kinds["random, dense gradients"] = "random", False
+        kinds = {name: (name, False) for name in ("full", *PEFT, "random")}
+        kinds["random, released gradients"] = "random", True
         return {name: partial(self._build_one, *kind) for name, kind in kinds.items()}
 
     def _build_one(self, method: str, release: bool) -> Provider:
@@ -189,6 +191,8 @@ def _steps(method: str, rank: int, batch_size: int, release: bool, width: int) -
 def _peak(steps: Callable[[int], Learner]) -> int | None:
     """In a process of its own: that of a small model first loads what all need."""
     torch.set_num_threads(1)
+    with suppress(AttributeError):  # glibc: blocks from 64 KiB are given back when they are freed
+        ctypes.CDLL(None).mallopt(-3, 2**16)
     steps(64)
     return peak_memory(partial(steps, WIDTH))[1]
 
