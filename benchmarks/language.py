@@ -209,10 +209,9 @@ class TuneCase(Case):
     def rows(self, setup: Setup) -> Iterator[Row]:
         """A row for each seed; none before all are in, since a case with rows is not run again."""
         scale = 1.0 if self.method in OWN_RATES else (RANKS[-1] / self.rank) ** 0.5
-        tried = [scale * lr for lr in OWN_RATES.get(self.method, RATES)]
-        rates = {lr: self._loss(lr) for lr in tried}
-        best = min(rates, key=lambda lr: rates[lr])
-        yield from [self._row(best, rates, seed) for seed in SEEDS]
+        rates = (scale * lr for lr in OWN_RATES.get(self.method, RATES))
+        tried = [(self._loss(lr), lr) for lr in rates]
+        yield from [self._row(min(tried)[1], tried, seed) for seed in SEEDS]
 
     def _run(self, lr: float, seed: int) -> Learner:
         learner = start(self.method, base_model(), self.rank, seed)
@@ -223,7 +222,7 @@ class TuneCase(Case):
         loss = held_out(self._run(lr, TUNING_SEED).model, "code to choose by")
         return loss if math.isfinite(loss) else math.inf
 
-    def _row(self, lr: float, rates: dict[float, float], seed: int) -> Row:
+    def _row(self, lr: float, tried: list[tuple[float, float]], seed: int) -> Row:
         learner = self._run(lr, seed)
         try:
             sizes = [file_bytes(learner, dtype) for dtype in (torch.float32, torch.bfloat16)]
@@ -236,7 +235,7 @@ class TuneCase(Case):
             "seed": seed,
             "match": match,
             "lr": lr,
-            "rates": rates,
+            "tried": tried,  # (loss to choose by, rate)
             "trained_values": learner.trained_values,
             **_judged(learner.model),
             **{f"{key}_before": loss for key, loss in _base_judged().items()},
@@ -257,10 +256,11 @@ def _base_judged() -> dict[str, float]:
 def cells() -> list[Case]:
     """The costs, then every method at each rank; all weights have none."""
     costs: list[Case] = [CostCase("llama", *each) for each in product(RANKS, (1, 8))]
-    return costs + [
-        TuneCase("llama", method, rank)
-        for method in METHODS
-        for rank in (RANKS if method != "full" else (0,))
+    others = product((METHODS[1:-1], METHODS[-1:]), RANKS)
+    return [
+        *costs,
+        TuneCase("llama", "full", 0),
+        *(TuneCase("llama", name, rank) for names, rank in others for name in names),
     ]
 
 

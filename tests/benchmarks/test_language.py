@@ -41,7 +41,7 @@ def test_a_cell_and_the_next_start(tmp_path, monkeypatch, capsys):
     trained = sum(2 * sum(shape) for shape in [(64, 64)] * 4 + [(160, 64)] * 3)
     for seed, row in enumerate(result["rows"]):
         assert row["match"] and row["seed"] == seed and row["trained_values"] == trained
-        assert row["code_loss"] != row["code_loss_before"] and len(row["rates"]) == 3
+        assert row["code_loss"] != row["code_loss_before"] and len(row["tried"]) == 3
         assert row["file_bytes"] > row["bf16_file_bytes"] > 2 * trained
     assert f"| mask, random: {trained:,} |" in run_tables.language(result)
     capsys.readouterr()
