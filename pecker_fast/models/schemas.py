@@ -22,20 +22,18 @@ from pecker_fast.files import few, read_json, shown
 from pecker_fast.runs.reading import Names, Schema, checked
 
 __all__ = [
+    "AnyTextUNetConfig",
     "AutoencoderConfig",
     "ClassDescription",
     "ClassUNetConfig",
     "DDPMUNetConfig",
     "FlowScheduleConfig",
-    "FluxTransformerConfig",
-    "LargeTextUNetConfig",
     "PipelineDescription",
-    "PixArtTransformerConfig",
-    "SD3TransformerConfig",
     "ScheduleConfig",
     "T5EncoderConfig",
     "TextEncoderConfig",
     "TextUNetConfig",
+    "TransformerConfig",
     "pipeline_parts",
     "read_config",
 ]
@@ -119,7 +117,9 @@ class ClassUNetConfig(_UNetConfig):
     num_class_embeds: Count | None = None
 
 
-class _TextUNetConfig(_UNetConfig):
+class AnyTextUNetConfig(_UNetConfig):
+    """Of diffusers' `UNet2DConditionModel`, whatever it is told."""
+
     in_channels: Count = 4
     out_channels: Count = 4
     layers_per_block: Layers | list[Layers] = 2
@@ -131,29 +131,10 @@ class _TextUNetConfig(_UNetConfig):
     encoder_hid_dim_type: None = None
 
 
-class TextUNetConfig(_TextUNetConfig):
+class TextUNetConfig(AnyTextUNetConfig):
     """config.json of diffusers' `UNet2DConditionModel`, conditioned on a text and nothing else."""
 
     addition_embed_type: None = None
-
-
-class LargeTextUNetConfig(_TextUNetConfig):
-    """The same of Stable Diffusion XL, conditioned on a pooled text and on sizes as well."""
-
-    addition_embed_type: Literal["text_time"]
-    addition_time_embed_dim: Count
-    projection_class_embeddings_input_dim: Count
-    cross_attention_dim: Count
-
-    @model_validator(mode="after")
-    def _has_a_pooled_text(self) -> LargeTextUNetConfig:
-        if self.projection_class_embeddings_input_dim <= 6 * self.addition_time_embed_dim:
-            raise ValueError(
-                f"'projection_class_embeddings_input_dim' "
-                f"{self.projection_class_embeddings_input_dim} has no room for a pooled text "
-                f"beside six sizes of 'addition_time_embed_dim' {self.addition_time_embed_dim}"
-            )
-        return self
 
 
 class DDPMUNetConfig(_Config):
@@ -216,7 +197,7 @@ class T5EncoderConfig(_Config):
     layer_norm_epsilon: Small = 1e-6
 
 
-class _TransformerConfig(_Config):
+class TransformerConfig(_Config):
     """Of diffusers' transformers that see patches of an image."""
 
     in_channels: Count = 16
@@ -225,69 +206,6 @@ class _TransformerConfig(_Config):
     attention_head_dim: Count = 64
     num_attention_heads: Count = 18
     patch_size: Side = 2
-
-
-class SD3TransformerConfig(_TransformerConfig):
-    """config.json of diffusers' `SD3Transformer2DModel`."""
-
-    sample_size: Side = 128
-    joint_attention_dim: Count = 4096
-    caption_projection_dim: Count = 1152
-    pooled_projection_dim: Count = 2048
-    pos_embed_max_size: Count = 96
-    dual_attention_layers: Annotated[list[NonNegativeInt], Field(max_length=256)] = Field(
-        default_factory=list
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> SD3TransformerConfig:
-        if self.out_channels not in (None, self.in_channels):
-            raise ValueError(
-                f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
-                "expected as many"
-            )
-        if self.sample_size % self.patch_size:
-            raise ValueError(
-                f"'sample_size' {self.sample_size} is no multiple of 'patch_size' {self.patch_size}"
-            )
-        return self
-
-
-class FluxTransformerConfig(_TransformerConfig):
-    """config.json of diffusers' `FluxTransformer2DModel`."""
-
-    in_channels: Annotated[int, Field(ge=4, le=1 << 20, multiple_of=4)] = 64
-    out_channels: None = None
-    patch_size: Literal[1] = 1
-    num_single_layers: Annotated[int, Field(ge=0, le=256)] = 38
-    joint_attention_dim: Count = 4096
-    pooled_projection_dim: Count = 768
-    guidance_embeds: bool = False
-    axes_dims_rope: Annotated[list[Count], Field(min_length=3, max_length=3)] = Field(
-        default_factory=lambda: [16, 56, 56]
-    )
-
-
-class PixArtTransformerConfig(_TransformerConfig):
-    """config.json of diffusers' `PixArtTransformer2DModel`."""
-
-    sample_size: Side = 128
-    in_channels: Count = 4
-    out_channels: Count | None = 8
-    dropout: Share = 0.0
-    norm_num_groups: Count = 32
-    cross_attention_dim: Count = 1152
-    caption_channels: Count
-    use_additional_conditions: bool | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> PixArtTransformerConfig:
-        if self.out_channels not in (None, self.in_channels, 2 * self.in_channels):
-            raise ValueError(
-                f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
-                "expected as many, or the variance as well"
-            )
-        return self
 
 
 # ---- the noise schedule

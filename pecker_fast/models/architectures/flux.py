@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import FlowScheduleConfig, FluxTransformerConfig
+from pecker_fast.models.schemas import Count, FlowScheduleConfig, TransformerConfig
 from pecker_fast.models.texts import (
     Texts,
     load_clip,
@@ -26,6 +27,21 @@ __all__ = ["Flux"]
 _LONGEST = 512  # tokens of T5, as the pipeline takes unless told
 _GUIDANCE = 3.5  # what a network with guidance built in is told, as by the pipeline unless told
 _SIDE = 128  # of latent images; the network's configuration does not say
+
+
+class FluxTransformerConfig(TransformerConfig):
+    """config.json of diffusers' `FluxTransformer2DModel`."""
+
+    in_channels: Annotated[int, Field(ge=4, le=1 << 20, multiple_of=4)] = 64
+    out_channels: None = None
+    patch_size: Literal[1] = 1
+    num_single_layers: Annotated[int, Field(ge=0, le=256)] = 38
+    joint_attention_dim: Count = 4096
+    pooled_projection_dim: Count = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: Annotated[list[Count], Field(min_length=3, max_length=3)] = Field(
+        default_factory=lambda: [16, 56, 56]
+    )
 
 
 class Flux(Architecture):

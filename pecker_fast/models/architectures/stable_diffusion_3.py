@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import FlowScheduleConfig, SD3TransformerConfig
+from pecker_fast.models.schemas import Count, FlowScheduleConfig, Side, TransformerConfig
 from pecker_fast.models.texts import (
     Texts,
     load_clip,
@@ -25,6 +26,32 @@ from pecker_fast.models.texts import (
 __all__ = ["StableDiffusion3"]
 
 _LONGEST = 256  # tokens of T5, as the pipeline takes unless told
+
+
+class SD3TransformerConfig(TransformerConfig):
+    """config.json of diffusers' `SD3Transformer2DModel`."""
+
+    sample_size: Side = 128
+    joint_attention_dim: Count = 4096
+    caption_projection_dim: Count = 1152
+    pooled_projection_dim: Count = 2048
+    pos_embed_max_size: Count = 96
+    dual_attention_layers: Annotated[list[NonNegativeInt], Field(max_length=256)] = Field(
+        default_factory=list
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> SD3TransformerConfig:
+        if self.out_channels not in (None, self.in_channels):
+            raise ValueError(
+                f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
+                "expected as many"
+            )
+        if self.sample_size % self.patch_size:
+            raise ValueError(
+                f"'sample_size' {self.sample_size} is no multiple of 'patch_size' {self.patch_size}"
+            )
+        return self
 
 
 class StableDiffusion3(Architecture):

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json
 from pecker_fast.models.architectures.base import Architecture
 from pecker_fast.models.architectures.stable_diffusion import check_width
-from pecker_fast.models.schemas import AutoencoderConfig, LargeTextUNetConfig, read_config
+from pecker_fast.models.schemas import AnyTextUNetConfig, AutoencoderConfig, Count, read_config
 from pecker_fast.models.texts import Texts, load_clip, load_clip_tokenizer, padded
 
 __all__ = ["StableDiffusionXL"]
 
 _SIZES = 6  # original height and width, where it was cropped, height and width to be drawn
+
+
+class LargeTextUNetConfig(AnyTextUNetConfig):
+    """The same of Stable Diffusion XL, conditioned on a pooled text and on sizes as well."""
+
+    addition_embed_type: Literal["text_time"]
+    addition_time_embed_dim: Count
+    projection_class_embeddings_input_dim: Count
+    cross_attention_dim: Count
+
+    @model_validator(mode="after")
+    def _has_a_pooled_text(self) -> LargeTextUNetConfig:
+        if self.projection_class_embeddings_input_dim <= 6 * self.addition_time_embed_dim:
+            raise ValueError(
+                f"'projection_class_embeddings_input_dim' "
+                f"{self.projection_class_embeddings_input_dim} has no room for a pooled text "
+                f"beside six sizes of 'addition_time_embed_dim' {self.addition_time_embed_dim}"
+            )
+        return self
 
 
 class StableDiffusionXL(Architecture):
