@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 import torch
+from tiny_architectures import FAMILIES
 from tiny_models import tiny_scheduler, tiny_unet
 from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline
 from transformers import CLIPTextConfig
 
+from pecker_fast.distill.networks import text_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
@@ -71,6 +73,23 @@ def use_tokenizer(folder):
     assert tokens
 
 
+def use_family(folder):
+    whole = PipelineFolder.load(folder)
+    noise = torch.zeros(1, *whole.network_shape)
+    schedule = NoiseSchedule.from_scheduler_config(
+        whole.scheduler_config, t_init=None, t_min=0, t_max=1
+    )
+    predict = text_predictor(schedule, whole.architecture.call, whole.prediction_type)
+    drawn = predict(whole.unet, noise, torch.tensor([3]), whole.texts.encode(["a bee"]))
+    assert drawn.shape == noise.shape
+
+
+FURTHER = {
+    "Stable Diffusion XL": "unet/config.json",
+    "Stable Diffusion 3": "transformer/config.json",
+    "FLUX.1": "transformer/config.json",
+    "PixArt": "transformer/config.json",
+}
 USES = {
     "model/pecker_fast.json": use_model,
     "model/scheduler/scheduler_config.json": use_model,
@@ -81,6 +100,7 @@ USES = {
     "pipeline/text_encoder/config.json": use_text_encoder,
     "pipeline/vae/config.json": use_vae,
     "pipeline/tokenizer/tokenizer_config.json": use_tokenizer,
+    **{f"{family}/{file}": use_family for family, file in FURTHER.items()},
 }
 
 
@@ -90,6 +110,8 @@ def folders(tmp_path_factory):
     ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(root / "model")
     save_tiny_pipeline(root / "pipeline")
     shutil.rmtree(root / "pipeline" / "letters")
+    for family in FURTHER:
+        FAMILIES[family](root / family)
     return root
 
 
