@@ -208,7 +208,9 @@ def make_parser(doc: str, repeats: int, device: str = "cpu") -> argparse.Argumen
     parser.add_argument("--provider", nargs="+", default=[], metavar="NAME", help="default: all")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose line contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="cases whose line contains one"
+    )
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--minutes", type=float, help="start no case after so long")
     parser.add_argument("--commit", help="of the sources, where git cannot tell")
@@ -233,7 +235,7 @@ def command(
     Returns:
         The exit code: 1 if a result was wrong or a case failed, 2 for options that cannot be.
     """
-    chosen = [case for case in cases if arguments.only in str(case)]
+    chosen = [case for case in cases if any(text in str(case) for text in arguments.only)]
     if arguments.list or not chosen:
         print(*(chosen or cases), sep="\n")
         return 0 if chosen else 2

@@ -91,6 +91,12 @@ class ReleasedGrads:
         hook: Any = param.register_post_accumulate_grad_hook  # untyped in torch
         self._hooks[param] = hook(release)
 
+    def unwatch(self, param: Tensor) -> None:
+        """Leave this parameter's gradients to others from now on."""
+        self._indices.pop(param, None)
+        if hook := self._hooks.pop(param, None):
+            hook.remove()
+
     def take(self, param: Tensor) -> Tensor | None:
         """The parameter's salient gradient; a dense one is added to it and freed first.
 
@@ -252,4 +258,4 @@ class ReleasingOptimizer(Optimizer):
                 "release_grads=True does not work with a GradScaler, which must see the whole "
                 "gradients to look for infinities: use bfloat16, or release_grads=False"
             )
-        return True
+        return self.defaults["fused"] is not False
