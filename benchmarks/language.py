@@ -61,9 +61,16 @@ STEPS, BATCH = 80, 2  # of fine-tuning
 RANKS = (2, 16)  # densities of about .01 and .1
 SEEDS = range(5)
 TUNING_SEED = 99
-RATES = (3e-3, 1e-2, 3e-2)  # of a sparse method, times density^-1/2: at rank 16
-OWN_RATES = {"full": (3e-4, 1e-3, 3e-3), "LoRA": RATES}  # at any rank
-METHODS = ("full", "LoRA", "SHiRA", "random", "saliency", "magnitude")
+# At the larger rank; at another, times the ratio of the two to a power.
+RATES = {
+    "full": ((3e-4, 1e-3, 3e-3), 0.0),
+    "LoRA": ((1e-3, 3e-3, 1e-2), 0.5),
+    "SHiRA": ((3e-3, 1e-2, 3e-2), 1.0),
+    "random": ((3e-3, 1e-2, 3e-2), 1.0),
+    "saliency": ((1e-3, 3e-3, 1e-2), 0.5),
+    "magnitude": ((3e-3, 1e-2, 3e-2), 1.0),
+}
+METHODS = tuple(RATES)
 PEFT = ("LoRA", "SHiRA")
 MATRICES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -208,9 +215,9 @@ class TuneCase(Case):
 
     def rows(self, setup: Setup) -> Iterator[Row]:
         """A row for each seed; none before all are in, since a case with rows is not run again."""
-        scale = 1.0 if self.method in OWN_RATES else (RANKS[-1] / self.rank) ** 0.5
-        rates = (scale * lr for lr in OWN_RATES.get(self.method, RATES))
-        tried = [(self._loss(lr), lr) for lr in rates]
+        rates, power = RATES[self.method]
+        scale = (RANKS[-1] / (self.rank or RANKS[-1])) ** power
+        tried = [(self._loss(scale * lr), scale * lr) for lr in rates]
         yield from [self._row(min(tried)[1], tried, seed) for seed in SEEDS]
 
     def _run(self, lr: float, seed: int) -> Learner:

@@ -151,6 +151,11 @@ def language(result: Result) -> str:
         name = _METHODS.get(runs[0]["method"], f"mask, {runs[0]['method']}")
         return f"{name}: {runs[0]['trained_values']:,}"
 
+    def rate(runs: list[Row]) -> str:
+        lr, tried = runs[0]["lr"], [lr for _, lr in runs[0]["tried"]]
+        edge = " (highest)" if lr == max(tried) else " (lowest)" if lr == min(tried) else ""
+        return f"{lr:.2g}{edge}"
+
     def cost(key: str, form: str, batch: int, size: float = 1.0) -> Cell:
         found = {
             (row["provider"], row["trained_values"]): form.format(row[key] / size)
@@ -180,7 +185,7 @@ def language(result: Result) -> str:
         cells.values(),
         [
             ("what learns: values", named),
-            ("lr", lambda runs: f"{runs[0]['lr']:g}"),
+            ("lr", rate),
             ("loss on code", loss("code")),
             ("prose forgotten", loss("prose", base["prose_loss_before"])),
             *((f"ms a step, {b} x 128", cost("p50_ms", "{:,.0f}", b)) for b in batches),

@@ -175,7 +175,7 @@ class ReleasedGrads:
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to live parameters: __setstate__ sets them on the copies.
         # The places and whoever is told belong to the original, and modules are not pickled.
-        kept = {"_hooks": {}, "_places": {}, "_on_release": None, "_backends": {}}
+        kept: dict[str, Any] = {"_hooks": {}, "_places": {}, "_on_release": None, "_backends": {}}
         return {**self.__dict__, **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

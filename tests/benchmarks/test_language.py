@@ -63,9 +63,9 @@ def test_costs_and_losses_in_one_table():
     def tuned(method, rank):
         return {
             "benchmark": "language", "preset": "llama", "method": method, "rank": rank, "seed": 0,
-            "lr": 0.01, "trained_values": 1000 * rank, "code_loss_before": 3.0, "code_loss": 2.0,
-            "prose_loss_before": 1.5, "prose_loss": 1.75, "file_bytes": 5000 * rank,
-            "bf16_file_bytes": 3000 * rank,
+            "lr": 0.01, "tried": [(1.0, 0.01), (1.1, 0.003)], "trained_values": 1000 * rank,
+            "code_loss_before": 3.0, "code_loss": 2.0, "prose_loss_before": 1.5,
+            "prose_loss": 1.75, "file_bytes": 5000 * rank, "bf16_file_bytes": 3000 * rank,
         }  # fmt: skip
 
     rows = [cost("SHiRA", 2, 30.0), cost("random", 2, 20.0)]
@@ -73,7 +73,7 @@ def test_costs_and_losses_in_one_table():
     rows += [tuned("random", 2), tuned("saliency", 2)]
     machine = {"device": "CPU", "torch": "2.13", "threads": 1, "commit": "abc"}
     text = run_tables.language({"machine": machine, "rows": rows})
-    figures = "0.01 | 2.000 | 0.250 |"
+    figures = "0.01 (highest) | 2.000 | 0.250 |"
     assert f"| mask, random: 2,000 | {figures} 20 | 2 | 10 (40.0) | 6 (24.0) |" in text
     assert f"| mask, saliency: 2,000 | {figures} " in text
     assert "1.50 to 2.00 times" in text
