@@ -22,6 +22,7 @@ def _shard_on_a_cpu(self, *args, fsdp_plugin=None, **options):
     _make(self, *args, fsdp_plugin=fsdp_plugin, **options)
     if fsdp_plugin is not None:
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # for later ones
 
 
 def weights(model):
