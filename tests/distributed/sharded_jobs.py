@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from pecker_fast.errors import PeckerError
@@ -251,10 +251,6 @@ def refusals(ranks):
     switched = MaskedAdamW(later.named_parameters(), mask=own)
     switch(later, switched)
     heard["switched masks"] = message_of(switched.step)
-    flat = make_network()
-    bound = make_mask().bound(flat)
-    wrapper = FullyShardedDataParallel(flat, use_orig_params=True)
-    heard["flattened"] = message_of(lambda: MaskedAdamW(wrapper.parameters(), mask=bound))
     optimizer = MaskedAdamW(network.named_parameters(), mask=make_mask())
     heard["new masks"] = message_of(lambda: optimizer.set_mask(own))
     sharded = {name: distribute_tensor(m, mesh) for name, m in make_mask().to_dense().items()}
