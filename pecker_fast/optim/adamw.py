@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -34,6 +34,9 @@ from pecker_fast.optim.state import (
     users_entries,
 )
 from pecker_fast.optim.traced import TracedStep
+
+if TYPE_CHECKING:
+    from pecker_fast.optim.delta import Delta
 
 __all__ = ["MaskedAdamW"]
 
@@ -216,6 +219,23 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
                     carry_state(state, self._indices[param], old, old_indices.get(param))
         self._outdate()
 
+    def delta(self, model: nn.Module | None = None) -> Delta:
+        """The values that steps under this mask can have changed, for `apply_delta`.
+
+        Collective where parameters are sharded: every process gets the whole. Nothing waits for
+        the device but the first call under a mask, which hashes its positions.
+
+        Args:
+            model: whose names the parameters have, where the optimizer was given none.
+
+        Raises:
+            PeckerError: parameters without names.
+        """
+        from pecker_fast.optim.delta import delta_of, names_of
+
+        named = names_of(self.param_groups, model)
+        return delta_of(named, self._indices, self._shares, self._backend_name, self._mask_digests)
+
     def forget_captures(self) -> None:
         """Free what CUDA graphs captured before `set_mask` or `load_state_dict` read.
 
@@ -256,6 +276,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     def _take(self, resolved: ResolvedMask, groups: list[dict[str, Any]]) -> None:
         self._indices.update(resolved.indices)
         self._shares.update(resolved.shares)
+        self._mask_digests: dict[tuple[str, ...], str] = {}  # what `delta` has hashed, by names
         for number, group in enumerate(groups):
             group["mask_digest"] = resolved.digests[number] if resolved.digests else None
 
@@ -376,7 +397,8 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         ours = (
-            "_backend_name", "_master_weights", "_indices", "_places", "_shares", "_released",
+            "_backend_name", "_master_weights", "_indices", "_places", "_shares", "_mask_digests",
+            "_released", "_traceable",
         )  # fmt: skip
         return {**state, **{name: self.__dict__[name] for name in ours}}
 

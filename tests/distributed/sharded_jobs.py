@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.optim.adamw import MaskedAdamW
+from pecker_fast.optim.delta import apply_delta
 
 BATCH = 8
 BASE = {"lr": 0.05, "weight_decay": 0.1, "betas": (0.9, 0.99)}
@@ -130,6 +131,19 @@ def message_of(work):
     except PeckerError as error:
         return str(error)
     return ""
+
+
+def deltas_after_steps(ranks, masked, sharded, mesh_shape=None):
+    """Values and digest of `delta` after two steps, on each process."""
+    network = make_network(torch.bfloat16)
+    if sharded:
+        shard(network, mesh_shape)
+    mask = make_mask() if masked else None
+    optimizer = MaskedAdamW(network.named_parameters(), **BASE, mask=mask)
+    train_on_gradients(network, optimizer, range(2))
+    delta = optimizer.delta()
+    refused = message_of(lambda: apply_delta(network, delta, mask))
+    return dict(delta.values), delta.mask, refused
 
 
 def train_cases(ranks, cases, sharded, same_rows=True, mesh_shape=None):

@@ -6,6 +6,7 @@ from oracle import Oracle, bits
 from processes import run_processes
 from sharded_jobs import (
     BASE,
+    deltas_after_steps,
     make_mask,
     make_network,
     refusals,
@@ -60,6 +61,19 @@ def test_same_bits_as_unsharded(size, mesh):
         # Every salient entry's state is held once in each group of holders.
         held = sum(outcome[number]["held"] for outcome in outcomes)
         assert held == alone["held"] * size // holders
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("size", "mesh"), [(2, None), pytest.param(4, (2, 2), marks=pytest.mark.slow)]
+)
+def test_every_process_has_the_whole_delta(size, mesh, masked):
+    values, digest, _ = deltas_after_steps(Ranks(), masked, False)
+    for outcome, found, refused in run_processes(deltas_after_steps, size, masked, True, mesh):
+        assert_same_bits(outcome, values, "delta")
+        assert {n: v.shape for n, v in outcome.items()} == {n: v.shape for n, v in values.items()}
+        assert found == digest
+        assert "sharded" in refused
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])

@@ -19,7 +19,6 @@ LOW = [torch.bfloat16, torch.float16]
 # ---- low-precision parameters
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.0, 0.99)}], ids=str)
@@ -47,7 +46,6 @@ def test_masters_equal_an_oracle_in_float32(backend, dtype, masked, options):
         assert all(state[key].dtype == torch.float32 for key in state)
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_masters_keep_updates_that_rounding_would_lose(backend, dtype):
     """85 to 91 % of updates with lr 1e-6 vanish in low-precision weights."""
@@ -141,7 +139,6 @@ def scaled_step(model, optimizer, scaler, seed, unscale=False, spoil=None):
     scaler.update()
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_grad_scaler(backend, masked, unscale):
