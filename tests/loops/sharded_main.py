@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 import weakref
 
 import torch
@@ -89,10 +88,10 @@ if __name__ == "__main__":
     AcceleratorState.__init__ = _shard_on_a_cpu
     os.environ["ACCELERATE_USE_CPU"] = "true"
     mask = SaliencyMask.load("mask.safetensors", tiny_llama())
-    if sys.argv[1] == "trainer":
-        trainer(mask)
-    else:  # as `accelerate launch --use_fsdp --fsdp_version 2` does
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-        os.environ |= {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-        accelerate(mask)
+    trainer(mask)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # As `accelerate launch --use_fsdp --fsdp_version 2` does.
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    accelerate(mask)
     PartialState().destroy_process_group()
