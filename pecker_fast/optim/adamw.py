@@ -233,6 +233,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         """
         from pecker_fast.optim.delta import delta_of, names_of
 
+        self._follow()
         named = names_of(self.param_groups, model)
         return delta_of(named, self._indices, self._shares, self._backend_name, self._mask_digests)
 
@@ -282,14 +283,12 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
 
     def _follow(self) -> None:
         """Masks and states go with parameters that a loop has put in the place of others."""
-        gone = follow(
-            self.param_groups, self._places, self._indices, self._shares, self.state, self._start
-        )
+        held = self._places, self._indices, self._shares, self.state
+        gone = follow(self.param_groups, *held, self._start)
         if gone:
             self._outdate()
         if self._released is not None:
-            for param in gone:
-                self._released.unwatch(param)
+            self._released.unwatch(gone)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

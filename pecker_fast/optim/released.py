@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,11 +91,12 @@ class ReleasedGrads:
         hook: Any = param.register_post_accumulate_grad_hook  # untyped in torch
         self._hooks[param] = hook(release)
 
-    def unwatch(self, param: Tensor) -> None:
-        """Leave this parameter's gradients to others from now on."""
-        self._indices.pop(param, None)
-        if hook := self._hooks.pop(param, None):
-            hook.remove()
+    def unwatch(self, params: Iterable[Tensor]) -> None:
+        """Leave these parameters' gradients to others from now on."""
+        for param in params:
+            self._indices.pop(param, None)
+            if hook := self._hooks.pop(param, None):
+                hook.remove()
 
     def take(self, param: Tensor) -> Tensor | None:
         """The parameter's salient gradient; a dense one is added to it and freed first.

@@ -16,7 +16,7 @@ def learn_sharded(ranks, folder):
     os.chdir(folder)
     model = classifier()
     before, loss = copied(model), loss_on(model)
-    names = run("fsdp2", {"model": model, "data": batches_of(20, ranks)}, 0, 1)
+    names = run("fsdp2", {"model": model, "data": batches_of(60, ranks)}, 0, 1)
     saved = weights(model)
     check(before, saved, names["mask"])
     whole = classifier()
@@ -26,7 +26,7 @@ def learn_sharded(ranks, folder):
     dist.all_reduce(held)
     assert held == sum(positions.numel() for positions in names["mask"].indices.values())
     names["save"]("checkpoint")
-    again = run("fsdp2", {"model": classifier(seed=8), "data": batches_of(20, ranks)}, 0)
+    again = run("fsdp2", {"model": classifier(seed=8), "data": batches_of(60, ranks)}, 0)
     again["load"]("checkpoint")
     for going_on in (names, again):
         run("fsdp2", going_on, 1)

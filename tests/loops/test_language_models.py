@@ -48,6 +48,12 @@ def test_trl(_extra):
     assert loss_of(model) < loss - 0.03
     run("trl", names, 1)
     check(tuned, copied(model), mask)
+    again = tiny_llama()
+    ours = names["MaskedAdamW"], {"lr": 3e-3, "mask": mask.bound(again)}
+    common = {"train_dataset": names["texts"], "processing_class": names["tokenizer"]}
+    trainer = names["SFTTrainer"](again, names["tuning"], **common, optimizer_cls_and_kwargs=ours)
+    trainer.train(resume_from_checkpoint="sft/checkpoint-4")
+    assert_same(copied(again), tuned)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
