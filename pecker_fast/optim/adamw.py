@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from pecker_fast import backends
 from pecker_fast.backends.work import Hyperparameters
 from pecker_fast.errors import PeckerError
-from pecker_fast.optim.checkpoint import check_checkpoint, complete_checkpoint, held_part, restored
+from pecker_fast.optim.checkpoint import SavedOptimizer
 from pecker_fast.optim.prepared import Batch, Prepared, named_params
 from pecker_fast.optim.released import ReleasedGrads, ReleasingOptimizer, untraced
 from pecker_fast.optim.replaced import follow
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["MaskedAdamW"]
 
 
-class MaskedAdamW(TracedStep, ReleasingOptimizer):
+class MaskedAdamW(TracedStep, SavedOptimizer, ReleasingOptimizer):
     """AdamW on the salient entries of each parameter; a drop-in for torch.optim.AdamW.
 
     Args:
@@ -92,8 +91,6 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     """
 
     # While load_state_dict runs: the dict with its tensors as saved.
-    _incoming: dict[str, Any] | None = None
-    _constructed = False
     # Work that holds until parameters, state or mask change; None: to be made at the next step.
     _prepared: Prepared | None = None
     # Former such work that captured graphs go on reading.
@@ -356,60 +353,3 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> ParamState:
         master = bool(self._indices) if self._master_weights is None else self._master_weights
         return init_state(local_tensor(param), self._indices.get(param), group, master)
-
-    # ---- checkpoints, copies
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch.optim.AdamW's, and loadable by it if there is no mask.
-
-        The mask is not part of it: keep it beside. "mask_digest" in each group tells which it was.
-        """
-        self._follow()
-        saved: dict[str, Any] = super().state_dict()
-        complete_checkpoint(saved, self.param_groups, self._shares)
-        return saved
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this class, or without a mask one of torch.optim.AdamW.
-
-        Values are copied, in the dtypes they were saved in. The optimizer must have been made
-        with the mask of the checkpoint.
-
-        Raises:
-            PeckerError: the checkpoint does not fit (see `checkpoint.check_checkpoint`); the
-                optimizer is unchanged.
-        """
-
-        def keep(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-            check_checkpoint(self.param_groups, self._indices, self._shares, state_dict)
-            self._incoming = held_part(self.param_groups, self._shares, state_dict)
-
-        self._follow()
-        # Registered last, so it sees the dict after the user's hooks; __setstate__ then reads it.
-        handle = self.register_load_state_dict_pre_hook(keep)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-            self._incoming = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        ours = (
-            "_backend_name", "_master_weights", "_indices", "_places", "_shares", "_mask_digests",
-            "_released", "_traceable",
-        )  # fmt: skip
-        return {**state, **{name: self.__dict__[name] for name in ours}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by load_state_dict (on a live optimizer), deepcopy and pickle (on a new one)."""
-        if self._incoming is not None:
-            groups = state["param_groups"]
-            for group, old_group in zip(groups, self.param_groups, strict=True):
-                for key, value in old_group.items():  # absent from torch's or older checkpoints
-                    group.setdefault(key, value)
-            new = restored(self._incoming, groups, self.state, self._new_state)
-            state = {**state, "state": new}
-        super().__setstate__(state)
-        self._outdate()
-        self._constructed = True

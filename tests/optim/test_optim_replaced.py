@@ -146,3 +146,18 @@ def test_without_a_mask_it_is_torch_s():
         assert set(optimizer.state_dict()["state"]) == {0, 1}
     for mine, other in zip(*pieces, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_a_resized_parameter_is_refused(masked):
+    """The kernel works on addresses: it must not read or write beyond the smaller tensor."""
+    param = torch.nn.Parameter(torch.ones(100))
+    mask = {"p": torch.ones(100, dtype=torch.bool)} if masked else None
+    optimizer = MaskedAdamW([("p", param)], mask=mask, backend="auto")
+    param.grad = torch.ones(100)
+    optimizer.step()
+    param.grad = None
+    param.data = torch.ones(50)
+    param.grad = torch.ones(50)
+    with pytest.raises((PeckerError, RuntimeError, IndexError)):
+        optimizer.step()
