@@ -196,7 +196,7 @@ def say(erasure: Erasure[Any]) -> None:
         echo(f"report           {out / 'report.html'}")
     echo(f"erased {erasure.kind:9} {out / erasure.kind}")
     if (out / PATCH_NAME).is_file():
-        patch, network = patch_sizes(out)
+        patch, network = patch_sizes(out, erasure.model.architecture.denoiser)
         share = f"{patch / network:.1%} of the network's file"
         echo(f"patch            {out / PATCH_NAME} ({share})")
     erasure.frozen.require_unchanged(out)

@@ -156,7 +156,7 @@ def test_recipes_have_the_published_constants(recipe):
     assert (config.alpha, config.optimizer.beta1, config.optimizer.eps) == (1.0, 0.0, 1e-6)
     assert (config.pseudo_score.lr, config.generator.lr) == (3e-6, 1e-6)
     time = config.diffusion
-    assert (time.t_init, time.t_min, time.t_max) == (625, 20, 980)
+    assert (time.t_init, time.t_min, time.t_max) == (None, 20, 980)
     assert set(config.text.guidance.model_dump().values()) == {4.5}
     terms = (config.generator, config.pseudo_score)
     assert {(t.lambda_remain, t.lambda_forget) for t in terms} == {(1.0, 1.0)}

@@ -99,6 +99,18 @@ def write_patch(path):
     save_patch(path, base, erased, a_mask(), name="x")
 
 
+def write_delta(path):
+    from pecker_fast import Delta
+
+    Delta({"a": torch.ones(2, dtype=torch.bfloat16)}, "0" * 64).save(path)
+
+
+def delta():
+    from pecker_fast import Delta
+
+    return Delta.load
+
+
 def write_floats(path):
     from safetensors.torch import save_file
 
@@ -150,6 +162,7 @@ READERS = {
     "idx": (idx, write_idx),
     "mask": (reader("masks.files", "read_mask"), write_mask),
     "patch": (reader("patches.files", "read_patch"), write_patch),
+    "delta": (delta, write_delta),
     "dense mask": (reader("masks.files", "read_dense"), write_tensors),
     "checkpoint": (checkpoint, write_network),
 }
@@ -159,6 +172,7 @@ INSTRUMENTED = [
     f"pecker_fast.{module}"
     for module in (
         "files", "torch_files", "runs.reading", "runs.settings", "masks.files", "patches.files",
+        "optim.delta",
         "models.schemas", "models.weights", "models.published", "models.pickled_module", "datasets",
     )
 ]  # fmt: skip

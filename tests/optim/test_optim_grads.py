@@ -162,6 +162,18 @@ def test_grad_scaler(backend, masked, unscale):
     assert not hasattr(ours, "found_inf")
 
 
+def test_fused_false_leaves_unscaling_to_the_scaler():
+    model, other = make_model(), make_model()
+    masks = random_masks(model)
+    ours = MaskedAdamW(model.named_parameters(), **BASE, mask=masks, fused=False)
+    theirs = MaskedAdamW(other.named_parameters(), **BASE, mask=masks)
+    for network, optimizer in ((model, ours), (other, theirs)):
+        scaled_step(network, optimizer, torch.amp.GradScaler("cpu", init_scale=4.0), 0)
+    assert_same(model, other)
+    frozen = ~masks["2.weight"]  # a power of 2, so that scaling is exact
+    assert torch.equal(4 * model[2].weight.grad[frozen], other[2].weight.grad[frozen])
+
+
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_grad_scaler_skips_on_infinity(backend, masked, unscale):
