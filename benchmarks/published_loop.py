@@ -121,7 +121,7 @@ class PublishedLoop:
         self._device = next(teacher.parameters()).device
         self._a = schedule.signal.to(self._device, torch.float32)
         self._b = schedule.noise.to(self._device, torch.float32)
-        self._predict = described.predictors(self._device)
+        self._predict = described.predictors(config, self._device)
         masked = mask if config.mask.apply == "both" else None
         self.optimizers = (
             make_optimizer(self.pseudo_score, masked, config.pseudo_score.lr),

@@ -127,6 +127,9 @@ class PeckerConfig(MaskedConfig):
     # In the generator phase only one network's graph lives at a time, and forward passes run twice:
     # a seventh more work, a third of the activations. The generator's own only without dropout.
     recompute: bool = False
+    # Of every block only its input is kept, and its forward pass runs twice: a third more work. Of
+    # networks of diffusers; what large transformers need.
+    recompute_blocks: bool = False
     diff_instruct: bool = False  # No gradient through the scores: another, cheaper algorithm.
     diffusion: DiffusionSection = DiffusionSection()
     generator: GeneratorSection = GeneratorSection()

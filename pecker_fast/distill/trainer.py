@@ -28,6 +28,7 @@ from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.nn.recomputing import recompute_blocks_
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.learner import MakeOptimizer, masked_adamw
@@ -109,6 +110,8 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         given = objective.original if pseudo_score is None else pseudo_score
         # References, unless psi is trained in place: then they are at its precision anyway.
         self._pseudo_score_start = dict(given.named_parameters())
+        if config.recompute_blocks:
+            recompute_blocks_(objective.own_teacher())
         self._blocks = fused_blocks(objective.own_teacher, config.accelerate, self.device)
         masks_both = config.mask.apply == "both"
         started_alike = generator is None and pseudo_score is None
@@ -244,12 +247,11 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             like = next(self._objective.teacher.parameters())
             start = copy.deepcopy(self.start).to(like.device, like.dtype)
             start = start.eval().requires_grad_(False)
-        return SeparateNetworks(
-            self._objective.teacher,
-            self._working(generator),
-            self._working(pseudo_score),
-            start,
-        )
+        working = [self._working(network) for network in (generator, pseudo_score)]
+        if self.config.recompute_blocks:  # copies of the teacher do
+            for network in working:
+                recompute_blocks_(network)
+        return SeparateNetworks(self._objective.teacher, *working, start)
 
     def _working(self, network: nn.Module | None) -> nn.Module:
         """A network that can be trained: the given one if it is as the teacher is, else a copy."""
