@@ -97,6 +97,16 @@ def backend(request: pytest.FixtureRequest) -> BackendCase:
     return BackendCase(name, torch.device(device))
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the Inception network under the published name, drawn instead of trained."""
+    from inception_weights import write_inception_weights
+
+    from pecker_fast.evaluate.fidelity import WEIGHTS_NAME
+
+    return write_inception_weights(tmp_path_factory.mktemp("inception") / WEIGHTS_NAME)
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what pecker_fast allocates uninitialized: reading it before writing then shows."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from image_data import fashion_in_colour, write_images
-from inception_weights import small_inception, write_inception_weights
+from inception_weights import small_inception
 
 from pecker_fast import cli
 from pecker_fast.datasets import fashion_mnist
@@ -62,7 +62,7 @@ def run(tmp_path, capfd, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # for machines that are busy with other tests
-def test_from_image_files_to_a_comparison(run):
+def test_from_image_files_to_a_comparison(run, weights):
     if not fashion_mnist.DEFAULT_FOLDER.is_dir():
         pytest.skip("no Fashion-MNIST: install Debian's package dataset-fashion-mnist")
     train, test = fashion_in_colour("train", 1000, 4), fashion_in_colour("test", 200, 4)
@@ -70,6 +70,7 @@ def test_from_image_files_to_a_comparison(run):
     write_images(Path("data"), train, test, NAMES)
     write_images(Path("few"), (train[0][few], train[1][few]), test, NAMES)
     np.savez("test.npz", images=test[0], labels=test[1], class_names=np.array(NAMES))
+    Path("inception.pth").symlink_to(weights)
     train_teachers(run)
     train_classifier(run)
     find_masks_and_erase(run)
@@ -116,7 +117,6 @@ def train_classifier(run):
 
 def find_masks_and_erase(run):
     """PECKER finds the mask that `mask` found, and FID as it goes; SalUn is given its mask."""
-    write_inception_weights(Path("inception.pth"))
     more = {"pecker": f"--inception inception.pth {FEW}", "salun": "--mask-file salun.safetensors"}
     judged = "--classifier judge --per-class 2 --curve-per-class 2 --teacher-steps 4"
     for name, kind, steps in (("pecker", "saliency", 1), ("salun", "given", 4)):

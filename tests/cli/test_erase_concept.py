@@ -207,7 +207,10 @@ BROKEN = {
         lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x09\x00"),
         "unet",
     ),
-    "SDXL": (kind(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]), "XL"),
+    "SDXL's encoder": (
+        kind(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
+        "text_encoder_2",
+    ),
     "transformer": (kind(transformer=["diffusers", "FluxTransformer2DModel"]), "FluxTransformer"),
     "another encoder": (kind(text_encoder=["transformers", "T5EncoderModel"]), "T5EncoderModel"),
     "not JSON": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json"),

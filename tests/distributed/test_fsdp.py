@@ -42,7 +42,7 @@ def assert_same_bits(left, right, what):
 
 @pytest.mark.parametrize(
     ("size", "mesh"),
-    [(1, None), (2, None), pytest.param(4, None, marks=pytest.mark.slow), (4, (2, 2))],
+    [(1, None), (2, None), *(pytest.param(4, m, marks=pytest.mark.slow) for m in (None, (2, 2)))],
     ids=str,
 )
 def test_same_bits_as_unsharded(size, mesh):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inception_weights import small_inception, write_inception_weights
+from inception_weights import small_inception
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
@@ -64,12 +64,9 @@ def test_a_run_that_is_taken_up_drops_what_lies_ahead(tiny_model, tmp_path):
     assert [point["wall_s"] for point in json.loads(path.read_text())] == [0, 2, 4, 7]
 
 
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory):
-    """A small layer of the Inception network with drawn weights."""
-    pytest.importorskip("torch_fidelity")
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    return small_inception(write_inception_weights(path))
+@pytest.fixture
+def inception(weights):
+    return small_inception(weights)
 
 
 def real_images(model, count=30, seed=3):

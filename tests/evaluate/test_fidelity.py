@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from inception_weights import write_inception_weights
 from PIL import Image
 from torch import nn
 
@@ -29,11 +28,6 @@ def _small_images():
         assert FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE == PUBLISHED_SIDE
         patch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", SIDE)
         yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_inception_weights(tmp_path_factory.mktemp("inception") / WEIGHTS_NAME)
 
 
 @pytest.fixture(scope="module")
