@@ -1,7 +1,9 @@
 # Two commands to know: `make demo` and `make test`. Both make .venv and install into it first.
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what is imported; most of what these packages hold never is.
+# Python compiles what is imported; most of what these packages hold never is. It must keep that:
+# else each of the tests' many processes compiles torch and diffusers anew, 12 s of 20 to start one.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
@@ -17,10 +19,10 @@ demo: .venv/installed  ## erase a class of the shipped model; about two minutes 
 test: .venv/installed-test  ## what a change could break, without a GPU; five minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-test-slow: .venv/installed-test  ## the rest: whole chains, several processes, every ahead-of-time compilation
+test-slow: .venv/installed-loops  ## the rest: whole chains, several processes, every ahead-of-time compilation
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
-test-all: .venv/installed-test  ## both
+test-all: .venv/installed-loops  ## both
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Where nothing can be installed: make test-gpu PECKER_PYTHON=python3, a Python that has what is needed.
@@ -104,7 +106,7 @@ clean:           ## remove everything that was built
 	touch $@
 
 # What is installed brings its extras' packages without being built again.
-.venv/installed-test .venv/installed-docs: .venv/installed-%: .venv/installed
+.venv/installed-test .venv/installed-loops .venv/installed-docs: .venv/installed-%: .venv/installed
 	$(INSTALL) 'pecker-fast[$*]'
 	touch $@
 

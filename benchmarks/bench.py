@@ -91,11 +91,13 @@ class Case:
         benchmark: name of what is measured.
         baselines: providers that speed-ups are printed over.
         roof: the bandwidth that shares are of. None: no bandwidth is needed.
+        clock: of times on the CPU, as of `timing.in_turns`.
     """
 
     benchmark: ClassVar[str]
     baselines: ClassVar[tuple[str, ...]] = ()
     roof: ClassVar[str | None] = None
+    clock: ClassVar[Callable[[], float]] = time.perf_counter
 
     preset: str
 
@@ -136,7 +138,8 @@ class Case:
             del provider  # the next one has all of the memory
             _free(setup.device)
             yield row
-        timings = in_turns({name: one.call for name, (one, _) in waiting.items()}, setup.repeats)
+        calls = {name: one.call for name, (one, _) in waiting.items()}
+        timings = in_turns(calls, setup.repeats, self.clock)
         for name, (provider, row) in waiting.items():
             yield row | self._timed(setup, provider, timings[name])
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.nn.accelerate import accelerate_
+from pecker_fast.nn.accelerate import fuse_
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
 from pecker_fast.runs.learner import Learner
@@ -318,7 +318,7 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
         return "torch's blocks: accelerate is off in the configuration"
     if device.type != "cuda":
         return f"torch's blocks: no fused ones on {device.type}"
-    return str(accelerate_(network()))
+    return str(fuse_(network()))
 
 
 def _another(what: str) -> str:

@@ -101,7 +101,6 @@ def test_unknown_instruction_set(monkeypatch):
 # ---- agreement
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES.keys())
 def test_backend_agrees_with_reference(backend, dtype, density):
@@ -179,7 +178,6 @@ def test_instruction_sets_give_the_same_bits(monkeypatch, dtype, density, option
         assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
 
 
-@pytest.mark.exhaustive
 @needs_cpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", [{"amsgrad": True}, {"betas": (0.0, 0.9)}], ids=str)
@@ -234,7 +232,6 @@ def test_conversions_agree_with_torch_on_every_value(dtype):
 # ---- salient copies
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_gather_scatter_and_ema(backend, dtype, masked):
@@ -269,7 +266,6 @@ def test_gather_scatter_and_ema(backend, dtype, masked):
         assert torch.equal(param[mask], values.to(dtype))
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_swap_exchanges_and_undoes_itself(backend, dtype, masked):
