@@ -175,9 +175,10 @@ struct Rows {
         const int64_t rest = tensor.items - first;
         const int count = rest < 0 ? 0 : rest < kScores ? static_cast<int>(rest) : kScores;
         all += first + lane();
+        const int from_lane = count - lane();
 #pragma unroll
         for (int row = 0; row < kCount; ++row)
-            scores[row] = row * kWarp + lane() < count ? all[row * kWarp] : T(0);
+            scores[row] = row * kWarp < from_lane ? all[row * kWarp] : T(0);
         const int own = count - lane() * kWarp;
         present = own <= 0 ? 0 : own >= kWarp ? kAllLanes : (1u << own) - 1;
     }
