@@ -192,8 +192,8 @@ class DeviceWork:
                 chosen.setdefault(key, []).append(i)
                 if any(tensor is not None for tensor in optional):
                     extras.add(key)
-        numbers = np.array(rows, dtype=np.int64).reshape(-1)
-        self.table = upload(numbers, torch.int64, self.device).view(-1, _TABLE_COLUMNS)
+        table = np.array(rows, dtype=np.int64).reshape(-1)
+        self.table = upload(table, torch.int64, self.device).view(-1, _TABLE_COLUMNS)
         self.launches = []
         for key, numbers in chosen.items():
             sizes = [self.entries[i].nnz for i in numbers]

@@ -315,8 +315,9 @@ def term_weights(
     Returns:
         (2B,) in the dtype and on the device of `like`: B times lam_r / B, then B times lam_f / B.
     """
-    terms = like.new_tensor([lambda_remain / batch_size, lambda_forget / batch_size])
-    return terms.repeat_interleave(batch_size)
+    # Filled on the device: a tensor made of host numbers would wait for it, and fail in a capture.
+    terms = (lambda_remain, lambda_forget)
+    return torch.cat([like.new_full((batch_size,), term / batch_size) for term in terms])
 
 
 def _omega(p: Tensor, x_g: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,8 @@ def same_algorithms(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    cudnn, filling = torch.backends.cudnn, torch.utils.deterministic
+    cudnn = torch.backends.cudnn
+    filling: Any = torch.utils.deterministic  # untyped in torch
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -43,6 +43,11 @@ def test_ieee_arithmetic(compiled):
     assert {v["name"]: v["forbidden"] for v in exact if v["forbidden"]} == {}
 
 
+def test_atomics_order_no_other_access(compiled):
+    """Integers are added, which the next launch reads: no fence, no flushed cache for each."""
+    assert [v["name"] for v in compiled if v["ordered_atomics"]] == []
+
+
 def test_dense_float32_moves_16_bytes_at_a_time(compiled):
     [plain] = [v for v in compiled if v["name"] == "_masked_adamw_kernel fp32 fp32 False 1024"]
     # Dense: p, g and two moments, p and two moments back. Masked: two offsets and two moments, the
