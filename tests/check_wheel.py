@@ -25,7 +25,7 @@ assert description.lstrip().startswith("# pecker_fast"), description[:80]
 for name in (MaskedAdamW, PeckerTrainer, SaliencyMask):
     assert name.__doc__
 assert ModelFolder.load(teacher_folder()).num_classes == 10
-assert PipelineFolder.load(pipeline_folder()).encode(["a bag"]).shape[0] == 1
+assert PipelineFolder.load(pipeline_folder()).texts.encode(["a bag"]).shape[0] == 1
 assert load_config("demo").iterations > 0
 assert load_config("demo_concept").text is not None
 assert (Path(pecker_fast.__file__).parent / "evaluate" / "page.html").is_file()

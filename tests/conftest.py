@@ -136,7 +136,7 @@ def emulated_backend(item: pytest.Item) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of an exhaustive test, all cases on an emulated backend but the first are slow.
+    """Of a test's cases on an emulated backend all but the first are slow.
 
     The longest tests, which have a time limit of their own, begin first.
     """
@@ -144,7 +144,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen = set()
     for item in items:
         backend = emulated_backend(item)
-        if backend is not None and item.get_closest_marker("exhaustive"):
+        if backend is not None:
             case = item.nodeid.partition("[")[0], backend
             if case in seen:
                 item.add_marker("slow")

@@ -1,12 +1,11 @@
 """The whole chain by the command line, on real images: from data to comparison.
 
 Networks, runs and numbers of images are small: held to account is that the commands fit together,
-that figures count and name what they rest on, and that training learns at all. Two minutes on one
-core, half of them in the Inception network.
+that figures count and name what they rest on, and that training learns at all. A minute on one
+core.
 """
 
 import csv
-import functools
 import json
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from image_data import fashion_in_colour, write_images
-from inception_weights import write_inception_weights
+from inception_weights import small_inception, write_inception_weights
 
 from pecker_fast import cli
 from pecker_fast.datasets import fashion_mnist
@@ -49,8 +48,7 @@ FIGURES = ("class_accuracy", "forget_probability", "forget_entropy", "frechet")
 def run(tmp_path, capfd, monkeypatch):
     """Run a command line in a folder of its own; it must succeed. What it wrote."""
     monkeypatch.chdir(tmp_path)
-    # 64 of Inception's features, of its whole network: the distance of 2,048 takes seconds.
-    monkeypatch.setattr(Inception, "load", functools.partial(Inception.load, layer="64"))
+    monkeypatch.setattr(Inception, "load", small_inception)
 
     def run(line):
         words = line.split()

@@ -24,7 +24,8 @@ RECIPES = Path(__file__).parent / "recipes"
 class DiffusionSection(Section):
     """Time constants, in time steps of the teacher's schedule."""
 
-    t_init: NonNegativeInt = 440  # The generator starts here; sigma 2.50 with linear betas.
+    # The generator starts here; sigma 2.50 with linear betas. null = where sigma is nearest 2.5.
+    t_init: NonNegativeInt | None = 440
     t_min: NonNegativeInt = 38  # First time step of the training noise.
     t_max: PositiveInt = 712  # Its end, exclusive.
 

@@ -20,6 +20,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.optim.checkpoint import check_checkpoint, complete_checkpoint, held_part, restored
 from pecker_fast.optim.prepared import Batch, Prepared, named_params
 from pecker_fast.optim.released import ReleasedGrads, ReleasingOptimizer, untraced
+from pecker_fast.optim.replaced import follow
 from pecker_fast.optim.resolve import MaskLike, ResolvedMask, resolve_mask
 from pecker_fast.optim.sharded import Share, is_sharded, local_tensor
 from pecker_fast.optim.state import (
@@ -56,7 +57,8 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         maximize: ascend instead of descend.
         capturable: keep `step` on the parameter's device, in checkpoints too.
         differentiable: refused.
-        foreach, fused: accepted for compatibility, select nothing: the step always is fused.
+        foreach, fused: accepted for compatibility: the step always is fused. With fused=False a
+            GradScaler unscales all gradients before it, for loops that clip in between (Lightning).
         master_weights: keep float32 copies of the salient entries of bfloat16 and float16
             parameters. None: with a mask.
         release_grads: keep only the salient gradients: a hook frees each dense gradient during
@@ -144,6 +146,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         # Salient positions of the local part of each parameter; empty without a mask. Not in
         # `state`: load_state_dict would cast them to the parameter's dtype.
         self._indices: dict[Tensor, Tensor] = {}
+        self._places: list[list[Tensor]] = []  # the parameters that these are for, by group
         # Sharded parameter -> which slots of the whole compact state are held here.
         self._shares: dict[Tensor, Share] = {}
         self._released = ReleasedGrads(backend) if release_grads else None
@@ -201,6 +204,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
                 "released gradients of the old mask are waiting: call step() or zero_grad() "
                 "before set_mask"
             )
+        self._follow()
         resolved = ResolvedMask() if mask is None else resolve_mask(mask, self.param_groups)
         if moments == "carry":
             self._batches()  # refuses options that ask for moments whose history is lost
@@ -245,6 +249,9 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         if self._prepared is not None and self._prepared.captured:
             self._captured += (self._prepared,)
         self._prepared = None
+        self._traceable = self._released is None and not any(
+            is_sharded(param) for group in self.param_groups for param in group["params"]
+        )
 
     @property
     def backend(self) -> str:
@@ -260,9 +267,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
             backends.select(self._backend_name, device)  # refuse a wrong one now, not at a step
         resolved = ResolvedMask() if mask is None else resolve_mask(mask, groups, first_group)
         self._take(resolved, groups)
-        self._traceable = self._released is None and not any(
-            is_sharded(param) for group in self.param_groups for param in group["params"]
-        )
+        self._places += [list(group["params"]) for group in groups]
         for _, _, group, param in named_params(groups):
             if param.requires_grad and param not in self.state:
                 self._start(param, group)
@@ -274,6 +279,17 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         self._mask_digests: dict[tuple[str, ...], str] = {}  # what `delta` has hashed, by names
         for number, group in enumerate(groups):
             group["mask_digest"] = resolved.digests[number] if resolved.digests else None
+
+    def _follow(self) -> None:
+        """Masks and states go with parameters that a loop has put in the place of others."""
+        gone = follow(
+            self.param_groups, self._places, self._indices, self._shares, self.state, self._start
+        )
+        if gone:
+            self._outdate()
+        if self._released is not None:
+            for param in gone:
+                self._released.unwatch(param)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -312,6 +328,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     def _batches(self) -> tuple[Batch, ...]:
         """The batches of this step, made anew if parameters, state or options are not as before."""
         if self._prepared is None or not self._prepared.is_current(self.param_groups, self.state):
+            self._follow()
             for label, _, group, param in named_params(self.param_groups):
                 if self.state.get(param):
                     indices = self._indices.get(param)
@@ -348,6 +365,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
 
         The mask is not part of it: keep it beside. "mask_digest" in each group tells which it was.
         """
+        self._follow()
         saved: dict[str, Any] = super().state_dict()
         complete_checkpoint(saved, self.param_groups, self._shares)
         return saved
@@ -367,6 +385,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
             check_checkpoint(self.param_groups, self._indices, self._shares, state_dict)
             self._incoming = held_part(self.param_groups, self._shares, state_dict)
 
+        self._follow()
         # Registered last, so it sees the dict after the user's hooks; __setstate__ then reads it.
         handle = self.register_load_state_dict_pre_hook(keep)
         try:
@@ -378,8 +397,8 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         ours = (
-            "_backend_name", "_master_weights", "_indices", "_shares", "_mask_digests", "_released",
-            "_traceable",
+            "_backend_name", "_master_weights", "_indices", "_places", "_shares", "_mask_digests",
+            "_released", "_traceable",
         )  # fmt: skip
         return {**state, **{name: self.__dict__[name] for name in ours}}
 

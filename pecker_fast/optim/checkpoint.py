@@ -20,7 +20,14 @@ from pecker_fast.optim.resolve import param_label
 from pecker_fast.optim.sharded import Share, is_sharded, row_share
 from pecker_fast.optim.state import ENTRY_KEYS, ParamState, moment_names, users_entries
 
-__all__ = ["check_checkpoint", "complete_checkpoint", "held_part", "restored"]
+__all__ = [
+    "check_checkpoint",
+    "complete_checkpoint",
+    "held_part",
+    "held_state",
+    "restore",
+    "restored",
+]
 
 
 def complete_checkpoint(
@@ -87,12 +94,17 @@ def held_part(
     for live, group in zip(groups, state_dict["param_groups"], strict=False):  # torch counts them
         for param, key in zip(live["params"], group["params"], strict=False):
             if key in states:
-                users = users_entries(states[key])
-                states[key] = {
-                    name: value if name == "step" or name in users else _part(value, param, shares)
-                    for name, value in states[key].items()
-                }
+                states[key] = held_state(states[key], param, shares)
     return {**state_dict, "state": states}
+
+
+def held_state(state: ParamState, param: Tensor, shares: Mapping[Tensor, Share]) -> ParamState:
+    """What is held here of one parameter's whole state; see `held_part`."""
+    users = users_entries(state)
+    return {
+        name: value if name == "step" or name in users else _part(value, param, shares)
+        for name, value in state.items()
+    }
 
 
 def _part(value: Any, param: Any, shares: Mapping[Tensor, Share]) -> Any:
@@ -201,11 +213,11 @@ def restored(
             if saved or param in old:
                 old.pop(param, None)
                 state[param] = new_state(param, group)
-                _restore(state[param], saved)
+                restore(state[param], saved)
     return state
 
 
-def _restore(state: ParamState, saved: dict[str, Any]) -> None:
+def restore(state: ParamState, saved: dict[str, Any]) -> None:
     """Copy a checkpoint's values into a fresh state, in the state's own dtypes.
 
     torch's own loading casts every tensor to the parameter's dtype, which ruins int32 starts and

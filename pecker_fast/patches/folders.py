@@ -98,8 +98,9 @@ def _check(before: dict[str, Tensor], after: dict[str, Tensor], patch: Patch) ->
 
 
 def _weights_file(model: Path) -> Path:
-    """The one file with the weights of the U-Net in a pipeline, or of a network alone."""
-    folder = model / "unet" if (model / "unet").is_dir() else model
+    """The one file with the weights of the network in a pipeline, or of a network alone."""
+    parts = (model / part for part in ("unet", "transformer"))
+    folder = next((part for part in parts if part.is_dir()), model)
     if not folder.is_dir():
         raise PeckerError(
             f"{model}: no such folder; give one that diffusers' save_pretrained wrote"

@@ -239,3 +239,4 @@ if __name__ == "__main__":
     requests = os.fdopen(os.dup(0), "r")
     os.dup2(2, 1)
     main(requests, answers)
+    os._exit(0)  # taking down what was imported takes seconds

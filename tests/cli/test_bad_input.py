@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from distributed.processes import run_commands
 
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
@@ -170,6 +171,7 @@ def test_output_that_holds_other_things(erase, refused, tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.slow
 def test_directory_in_use(erase, refused, tmp_path):
     holder = (
         "import sys; from pecker_fast.runs.checkpoint import RunDirectory; "
@@ -211,14 +213,8 @@ def test_read_only_places(run, refused, erase, files, tmp_path, monkeypatch):
 
 def limited(bytes_, *arguments):
     """Run the command line as a process whose files may not grow beyond `bytes_`."""
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_}, {bytes_})); "
-        "from pecker_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+    (code,), (out,), (err,) = run_commands(1, *arguments, largest_file=bytes_)
+    return SimpleNamespace(code=code, out=out, err=err)
 
 
 @pytest.mark.parametrize("key", ["batch_size", "saliency.batch_size"])

@@ -1,6 +1,5 @@
 """`evaluate`: a model, its images on disk, real images, several processes, and what is refused."""
 
-import functools
 import json
 import re
 import shutil
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from distributed.processes import run_commands
-from inception_weights import write_inception_weights
+from inception_weights import small_inception, write_inception_weights
 from PIL import Image
 from run_folders import EVALUATION, FIDELITY, judgement
 
@@ -31,8 +30,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def few_features(monkeypatch):
-    """64 features of Inception: the distance of 2,048 takes seconds."""
-    monkeypatch.setattr(Inception, "load", functools.partial(Inception.load, layer="64"))
+    monkeypatch.setattr(Inception, "load", small_inception)
 
 
 @pytest.fixture
@@ -186,6 +184,7 @@ def test_an_erased_model_says_what_it_forgot(run, files, tmp_path):
     assert again["drawn"]["model"]["weights"] == found["network"]
 
 
+@pytest.mark.slow
 def test_a_published_classifier_is_a_judge(run, tmp_path):
     """The file of train_classifier.py, under DataParallel, and the same network as a folder."""
     torch.manual_seed(0)

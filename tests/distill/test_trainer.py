@@ -21,7 +21,7 @@ def written_out_run(objective, mask, decay):
     Takes only the random numbers from the package. No dropout, so modes do not matter.
     """
     config = objective.config
-    abar, size = objective.schedule.alphas_cumprod, config.batch_size
+    abar, size = objective.schedule.signal**2, config.batch_size
     phi = objective.teacher
     theta, psi = (copy.deepcopy(phi).requires_grad_(True) for _ in range(2))
     dense = mask.to_dense()

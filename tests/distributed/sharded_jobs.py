@@ -184,6 +184,32 @@ def train_cases(ranks, cases, sharded, same_rows=True, mesh_shape=None):
     return outcomes
 
 
+def switch(network, optimizer):
+    """Shard after the optimizer was made, and put the new parameters in its groups."""
+    named = dict(shard(network).named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [named[name] for name in group["param_names"]]
+
+
+def train_switched(ranks, cases, switching):
+    """Some steps, perhaps none, of a whole network, and three of the same one sharded."""
+    outcomes = []
+    for steps, options in cases:
+        network = make_network()
+        optimizer = MaskedAdamW(network.named_parameters(), **BASE, **options, mask=make_mask())
+        train_on_gradients(network, optimizer, range(steps))
+        if steps:
+            optimizer.set_mask(make_mask(seed=3), "carry")
+        if switching:
+            switch(network, optimizer)
+        before = states(optimizer)
+        train_on_gradients(network, optimizer, range(steps, steps + 3))
+        held = sum(state["exp_avg_sq"].numel() for state in optimizer.state.values())
+        after = {"weights": weights(network), "before": before, "after": states(optimizer)}
+        outcomes.append(after | {"held": held})
+    return outcomes
+
+
 def train_as_told(ranks, steps):
     """On given gradients, for the oracle."""
     network = shard(make_network())
@@ -235,6 +261,10 @@ def refusals(ranks):
     network = shard(make_network())
     own = make_mask(seed=ranks.rank)
     heard["other masks"] = message_of(lambda: MaskedAdamW(network.named_parameters(), mask=own))
+    later = make_network()
+    switched = MaskedAdamW(later.named_parameters(), mask=own)
+    switch(later, switched)
+    heard["switched masks"] = message_of(switched.step)
     optimizer = MaskedAdamW(network.named_parameters(), mask=make_mask())
     heard["new masks"] = message_of(lambda: optimizer.set_mask(own))
     sharded = {name: distribute_tensor(m, mesh) for name, m in make_mask().to_dense().items()}

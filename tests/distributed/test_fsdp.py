@@ -13,6 +13,7 @@ from sharded_jobs import (
     train_as_told,
     train_cases,
     train_scaled,
+    train_switched,
     weights,
     whole_gradients,
 )
@@ -106,6 +107,22 @@ def test_agrees_with_torch_on_salient_entries_and_keeps_the_others():
         oracle.check(outcome)
 
 
+def test_sharded_after_the_optimizer_was_made():
+    """As Accelerate does it."""
+    cases = [(0, {}), (0, {"release_grads": True}), (2, {}), (2, {"amsgrad": True})]
+    expected = train_switched(Ranks(), cases, False)
+    outcomes = run_processes(train_switched, 2, cases, True)
+    for number, (case, alone) in enumerate(zip(cases, expected, strict=True)):
+        for outcome in outcomes:
+            found = outcome[number]
+            assert_same_bits(found["weights"], alone["weights"], case)
+            for when in ("before", "after"):
+                assert found[when].keys() == alone[when].keys()
+                for key, state in alone[when].items():
+                    assert_same_bits(found[when][key], state, f"{case}, {when}, {key}")
+        assert sum(outcome[number]["held"] for outcome in outcomes) == alone["held"]
+
+
 def test_grad_scaler():
     """An infinity on one process skips the step on all."""
     alone = train_scaled(Ranks(), False, 0)
@@ -122,7 +139,7 @@ def test_refusals():
         assert "parameter 'weight' is a DTensor placed (Shard(dim=1),)" in heard["columns"]
         assert "expected Shard(dim=0) along one dimension" in heard["twice"]
         assert "sharded unevenly: this process holds shape" in heard["uneven"]
-        for key in ("other masks", "new masks"):
+        for key in ("other masks", "new masks", "switched masks"):
             assert "different masks: make the mask once, save it" in heard[key]
         assert "is a DTensor: pass mask.full_tensor()" in heard["sharded mask"]
         assert "use grad.redistribute(placements=param.placements)" in heard["gradient"]

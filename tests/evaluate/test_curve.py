@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inception_weights import write_inception_weights
+from inception_weights import small_inception, write_inception_weights
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import ClassProbe, Curve, read_curve
-from pecker_fast.evaluate.fidelity import Inception, fidelity_figures
+from pecker_fast.evaluate.fidelity import fidelity_figures
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
 
@@ -69,7 +69,7 @@ def inception(tmp_path_factory):
     """A small layer of the Inception network with drawn weights."""
     pytest.importorskip("torch_fidelity")
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    return Inception.load(write_inception_weights(path), layer="64")
+    return small_inception(write_inception_weights(path))
 
 
 def real_images(model, count=30, seed=3):

@@ -1,18 +1,21 @@
-"""Feeds one reader with mutated files: `python fuzz_reader.py READER FOLDER -runs=N`.
+"""Feeds readers with mutated files: `python fuzz_reader.py FOLDER -runs=N`.
 
-libFuzzer ends the process itself, so each reader gets one of its own. Only our modules are
+libFuzzer ends the process itself, so each reader gets a fork of one that has imported everything;
+what it says is in FOLDER/READER.log, and how it ended is printed. Only our modules are
 instrumented: the coverage of torch or numpy would cost much and lead elsewhere.
 """
 
 import gzip
 import importlib
 import json
+import os
 import pickle
 import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import atheris
 import numpy as np
 import torch
 
@@ -175,17 +178,12 @@ INSTRUMENTED = [
 ]  # fmt: skip
 
 
-def main():
-    import atheris
+def feed(read, write, folder, options):
+    """Fuzz one reader in the empty folder; ends the process."""
+    from pecker_fast.errors import PeckerError
 
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    make, write = READERS[name]
-    with atheris.instrument_imports(include=INSTRUMENTED):
-        from pecker_fast.errors import PeckerError
-
-        read = make()
     corpus, place = folder / "corpus", folder / "input"
-    corpus.mkdir()
+    corpus.mkdir(parents=True)
     write(corpus / "valid")
     place.write_bytes((corpus / "valid").read_bytes())
     read(place)  # what follows starts from a file that is read
@@ -197,9 +195,23 @@ def main():
         except PeckerError as error:
             assert len(str(error)) < 4000
 
-    atheris.Setup([sys.argv[0], *sys.argv[3:], f"-artifact_prefix={folder}/", str(corpus)], once)
+    atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={folder}/", str(corpus)], once)
     atheris.Fuzz()
 
 
+def main(folder, options):
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        readers = {name: make() for name, (make, _) in READERS.items()}
+    for name, read in readers.items():
+        child = os.fork()
+        if child == 0:
+            log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            feed(read, READERS[name][1], folder / name, options)
+        _, status = os.waitpid(child, 0)
+        print(f"{name}: {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -59,13 +59,13 @@ def test_imports_alone(module):
 def test_without_a_driver_a_launch_is_a_clear_error(module):
     assert module.device_count() == 0
     with pytest.raises(RuntimeError, match=r"^pick: .*driver.* \(CUDA error \d+\)$"):
-        module.pick(0, 0, 0, 1, 0, 0)
+        module.pick(0, 0, 0, 1, 0)
 
 
 def test_types_without_a_kernel_are_refused(module):
     """A float64 parameter with a bfloat16 gradient."""
     with pytest.raises(RuntimeError, match="masked_adamw: no kernel for this combination of types"):
-        module.masked_adamw(1, 2, False, 0, 0, 0, 0, 1, 0, 0, 0, 0)
+        module.masked_adamw(1, 2, False, 0, 0, 0, 0, 1, 0, 0, 0)
 
 
 # ---- what nvcc made of it
@@ -130,6 +130,11 @@ def test_arithmetic_is_ieee(ptx):
             assert forbidden not in text, f"{forbidden} in {name}"
     steps = "".join(text for name, text in ptx.items() if "masked_adamw" in name)
     assert "sqrt.rn.f32" in steps and "div.rn.f32" in steps
+
+
+def test_compute_sanitizer_knows_our_kernels_by_name(ptx):
+    """tests/test_gpu.py has it check those of this name alone."""
+    assert [name for name in ptx if "pecker" not in name] == []
 
 
 def test_memory_is_known_to_be_global(ptx):

@@ -5,14 +5,16 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from tiny_models import tiny_scheduler, tiny_unet
 from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline
 from transformers import CLIPTextConfig
 
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
-from pecker_fast.models import ModelFolder, pipeline
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.architectures import architecture_of
+from pecker_fast.models.architectures.base import load_denoiser
+from pecker_fast.models.architectures.stable_diffusion import StableDiffusion, check_width
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.schemas import (
     AutoencoderConfig,
@@ -20,6 +22,7 @@ from pecker_fast.models.schemas import (
     pipeline_parts,
     read_config,
 )
+from pecker_fast.models.texts import load_clip, load_clip_tokenizer
 
 VALUES = (None, "x", -1, 3, 10**39, 2.5, [], {})
 
@@ -34,7 +37,7 @@ def use_model(folder):
 
 
 def use_index(folder):
-    pipeline._check_kind(*pipeline_parts(folder / "model_index.json"), folder)
+    architecture_of(*pipeline_parts(folder / "model_index.json"), folder)
 
 
 def use_schedule(folder):
@@ -43,24 +46,25 @@ def use_schedule(folder):
 
 
 def use_unet(folder):
-    unet = pipeline._load_unet(folder / "unet", WIDTH)
+    unet = StableDiffusion().load_network(folder / "unet")
+    check_width(folder, unet.config, WIDTH)
     noise = torch.zeros(1, CHANNELS, SIDE, SIDE)
     assert unet(noise, 3, torch.zeros(1, LENGTH, WIDTH)).sample.shape == noise.shape
 
 
 def use_text_encoder(folder):
-    encoder = pipeline._load_text_encoder(folder / "text_encoder")
+    encoder = load_clip(folder / "text_encoder")
     assert encoder(torch.zeros(1, LENGTH, dtype=torch.int64))[0].shape == (1, LENGTH, WIDTH)
 
 
 def use_vae(folder):
-    decoder = pipeline._load_network(folder / "vae", AutoencoderKL, AutoencoderConfig)
+    decoder = load_denoiser(folder / "vae", "AutoencoderKL", AutoencoderConfig)
     images = PipelineFolder.decode(decoder, torch.zeros(1, CHANNELS, SIDE, SIDE))
     assert images.shape == (1, 3, 2 * SIDE, 2 * SIDE)
 
 
 def use_tokenizer(folder):
-    tokenizer = pipeline._load_tokenizer(
+    tokenizer = load_clip_tokenizer(
         folder / "tokenizer", CLIPTextConfig(vocab_size=54, max_position_embeddings=LENGTH)
     )
     tokens = tokenizer(["bee"], padding="max_length", max_length=tokenizer.model_max_length)

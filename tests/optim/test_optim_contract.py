@@ -212,7 +212,6 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("lr", [1e-2, torch.tensor(1e-2)], ids=["float", "tensor"])
 @pytest.mark.parametrize("make_scheduler", SCHEDULERS.values(), ids=SCHEDULERS.keys())
 def test_schedulers(backend, make_scheduler, lr):
@@ -379,7 +378,6 @@ def test_a_resized_parameter_is_refused(masked):
         optimizer.step()
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("first", [torch.bfloat16, torch.float64], ids=str)
 def test_model_may_be_cast_after_construction(backend, first, masked):

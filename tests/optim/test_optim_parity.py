@@ -8,8 +8,6 @@ from oracle import Oracle, bits
 
 from pecker_fast.optim.adamw import MaskedAdamW
 
-pytestmark = pytest.mark.exhaustive
-
 SHAPES = {
     "scalar": (),
     "empty": (0, 3),
