@@ -233,6 +233,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         """
         from pecker_fast.optim.delta import delta_of, names_of
 
+        self._follow()
         named = names_of(self.param_groups, model)
         return delta_of(named, self._indices, self._shares, self._backend_name, self._mask_digests)
 
