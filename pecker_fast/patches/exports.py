@@ -206,5 +206,6 @@ def _write(path: Path, content: Mapping[str, Tensor], metadata: dict[str, str]) 
 def _write_folder(path: Path, adapter: Adapter, force: bool, patch: str | os.PathLike[str]) -> None:
     check_output_folder(path, force, writes=set(ADAPTER_FILES), reads=[Path(patch)])
     with replacing_folder(path) as partial:
+        partial.mkdir()
         _write(partial / ADAPTER_FILES[1], adapter.tensors, {"format": "pt"})
         write_text(partial / ADAPTER_FILES[0], json.dumps(adapter.config, indent=2) + "\n")

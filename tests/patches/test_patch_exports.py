@@ -234,7 +234,7 @@ def test_a_sparse_file_that_does_not_fit(tmp_path):
         spoilt(lambda t: t.update({f"values.{key}": t[f"values.{key}"].double()})),
         spoilt(lambda t: t.update({f"values.{key}": t[f"values.{key}"][1:]})),
         spoilt(
-            lambda t: t.update({"values.x": t[f"values.{key}"], "indices.x": t[f"indices.{key}"]})
+            lambda t: t.update({f"{k}.x": t[f"{k}.{key}"].clone() for k in ("values", "indices")})
         ),
     ):
         save_file(wrong, tmp_path / "wrong.safetensors", metadata=metadata)
