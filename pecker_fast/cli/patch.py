@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -242,7 +242,7 @@ def _layers(model: Path) -> Any:
         kind: Any = DDPMUNet if name == "DDPMUNet" else getattr(diffusers, str(name), None)
         if isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin):
             with torch.device("meta"):
-                return kind.from_config(config)
+                return cast("Any", kind).from_config(config)
     except Exception as error:  # whatever the network's constructor raises
         raise PeckerError(f"{folder / 'config.json'}: makes no {name} ({error})") from error
     raise PeckerError(f"{folder / 'config.json'}: {shown(name)} is no network of diffusers")
