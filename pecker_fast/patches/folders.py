@@ -20,7 +20,16 @@ from pecker_fast.masks.mask import PREFIXES
 from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck, check_frozen
 from pecker_fast.patches.files import Patch, read_patch
 
-__all__ = ["change_weights"]
+__all__ = ["change_weights", "read_weights"]
+
+
+def read_weights(model: Path) -> dict[str, Tensor]:
+    """The tensors of a folder as diffusers saves it: of a pipeline those of the U-Net.
+
+    Raises:
+        PeckerError: the weights are not in one .safetensors file that can be read.
+    """
+    return _read(_weights_file(model))[0]
 
 
 def change_weights(

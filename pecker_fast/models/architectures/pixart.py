@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import Count, Share, Side, TransformerConfig, pipeline_parts
+from pecker_fast.models.schemas import Count, Share, Side, Small, TransformerConfig, pipeline_parts
 from pecker_fast.models.texts import Texts, load_t5, load_t5_tokenizer
 
 __all__ = ["PixArt"]
@@ -31,10 +31,15 @@ class PixArtTransformerConfig(TransformerConfig):
     norm_num_groups: Count = 32
     cross_attention_dim: Count = 1152
     caption_channels: Count
+    norm_eps: Small = 1e-6
     use_additional_conditions: bool | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> PixArtTransformerConfig:
+        if self.sample_size % self.patch_size:
+            raise ValueError(
+                f"'sample_size' {self.sample_size} is no multiple of 'patch_size' {self.patch_size}"
+            )
         if self.out_channels not in (None, self.in_channels, 2 * self.in_channels):
             raise ValueError(
                 f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
