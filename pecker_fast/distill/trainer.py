@@ -247,11 +247,11 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             like = next(self._objective.teacher.parameters())
             start = copy.deepcopy(self.start).to(like.device, like.dtype)
             start = start.eval().requires_grad_(False)
-        working = [self._working(network) for network in (generator, pseudo_score)]
+        theta, psi = self._working(generator), self._working(pseudo_score)
         if self.config.recompute_blocks:  # copies of the teacher do
-            for network in working:
+            for network in (theta, psi):
                 recompute_blocks_(network)
-        return SeparateNetworks(self._objective.teacher, *working, start)
+        return SeparateNetworks(self._objective.teacher, theta, psi, start)
 
     def _working(self, network: nn.Module | None) -> nn.Module:
         """A network that can be trained: the given one if it is as the teacher is, else a copy."""
