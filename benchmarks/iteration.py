@@ -13,18 +13,18 @@ construction and the first iterations take beyond ordinary ones: on a GPU that i
 compiled or loaded and the CUDA graph is captured.
 """
 
+# ruff: noqa: E402 - the process is settled before torch is loaded
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-# Before torch is loaded, as the command line does (figures in pecker_fast/cli/__init__.py).
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+from pecker_fast.process import settle_process
+
+settle_process()  # before torch is loaded, as the command line does
 
 import torch
 from bench import Builder, Case, NotApplicable, Provider, Setup, command, make_parser
@@ -47,7 +47,7 @@ def build(problem: Problem, variant: Variant) -> Provider:
         raise NotApplicable(obstacle)
     match, errors = problem.check(variant)
     precision = problem.precision(variant)
-    columns = {"precision": precision, "settings": dict(variant.settings), **errors}
+    columns = {"precision": precision, "settings": problem.settings(variant), **errors}
     if not match:
         return Provider(None, False, columns)
 
@@ -65,7 +65,7 @@ def build(problem: Problem, variant: Variant) -> Provider:
         torch.cuda.synchronize(problem.device)
     begun_s = time.perf_counter() - begin
     # One that should iterate in a CUDA graph and does not would have another's time.
-    wanted = on_gpu and variant.settings.get("graph") == "auto"
+    wanted = on_gpu and problem.settings(variant).get("graph") == "auto"
     if wanted and not any("one CUDA graph" in note for note in notes()):
         raise NotApplicable("; ".join(notes()))
 

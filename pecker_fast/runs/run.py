@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.nn.accelerate import accelerate_
+from pecker_fast.nn.accelerate import accelerate_, accelerate_convolutions_
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
 from pecker_fast.runs.learner import Learner
@@ -302,7 +302,9 @@ class Run(ABC, Generic[Batch]):
 
 
 def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.device) -> str:
-    """Switch a network to fused blocks where they run; says what came of it, in a line to show.
+    """Switch a network to fused blocks on a GPU, to Winograd's convolutions on a CPU.
+
+    Says what came of it, in a line to show.
 
     Args:
         network: Gives the network, if it is to be switched.
@@ -311,9 +313,8 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
     """
     if not wanted:
         return "torch's blocks: accelerate is off in the configuration"
-    if device.type != "cuda":
-        return f"torch's blocks: no fused ones on {device.type}"
-    return str(accelerate_(network()))
+    switch = accelerate_ if device.type == "cuda" else accelerate_convolutions_
+    return str(switch(network()))
 
 
 def _another(what: str) -> str:
