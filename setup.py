@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -170,7 +171,32 @@ def names(paths: list[Path]) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths]
 
 
+def long_description() -> str:
+    """README.md, for a page that is not beside its pictures and docs/.
+
+    Relative links go to $PECKER_FAST_REPOSITORY, or to the repository whose GitHub Action this is;
+    where neither is known, as on a laptop, they stay.
+    """
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    repository = os.environ.get("PECKER_FAST_REPOSITORY")
+    if repository is None and "GITHUB_REPOSITORY" in os.environ:
+        server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
+        repository = f"{server}/{os.environ['GITHUB_REPOSITORY']}"
+    if repository is None:
+        return text
+    base = repository.rstrip("/")
+
+    def absolute(link: re.Match[str]) -> str:
+        kind = "raw" if link["picture"] else "blob"
+        return f"{link['picture']}[{link['text']}]({base}/{kind}/HEAD/{link['place']})"
+
+    pattern = r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<place>(?![a-z]+:|#)[^)]+)\)"
+    return re.sub(pattern, absolute, text)
+
+
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     ext_modules=[
         Extension("pecker_fast._C", sources=names(CPU_SOURCES)),
         Extension("pecker_fast._cuda", sources=names(CUDA_SOURCES)),

@@ -91,11 +91,13 @@ class Case:
         benchmark: name of what is measured.
         baselines: providers that speed-ups are printed over.
         roof: the bandwidth that shares are of. None: no bandwidth is needed.
+        clock: of times on the CPU, as of `timing.in_turns`.
     """
 
     benchmark: ClassVar[str]
     baselines: ClassVar[tuple[str, ...]] = ()
     roof: ClassVar[str | None] = None
+    clock: ClassVar[Callable[[], float]] = time.perf_counter
 
     preset: str
 
@@ -136,7 +138,8 @@ class Case:
             del provider  # the next one has all of the memory
             _free(setup.device)
             yield row
-        timings = in_turns({name: one.call for name, (one, _) in waiting.items()}, setup.repeats)
+        calls = {name: one.call for name, (one, _) in waiting.items()}
+        timings = in_turns(calls, setup.repeats, self.clock)
         for name, (provider, row) in waiting.items():
             yield row | self._timed(setup, provider, timings[name])
 
@@ -205,7 +208,9 @@ def make_parser(doc: str, repeats: int, device: str = "cpu") -> argparse.Argumen
     parser.add_argument("--provider", nargs="+", default=[], metavar="NAME", help="default: all")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose line contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="cases whose line contains one"
+    )
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--minutes", type=float, help="start no case after so long")
     parser.add_argument("--commit", help="of the sources, where git cannot tell")
@@ -230,7 +235,7 @@ def command(
     Returns:
         The exit code: 1 if a result was wrong or a case failed, 2 for options that cannot be.
     """
-    chosen = [case for case in cases if arguments.only in str(case)]
+    chosen = [case for case in cases if any(text in str(case) for text in arguments.only)]
     if arguments.list or not chosen:
         print(*(chosen or cases), sep="\n")
         return 0 if chosen else 2

@@ -262,9 +262,14 @@ class CommunicationCase(Case):
     def rows(self, setup: Setup) -> Iterator[Row]:
         """A row of each way, with its share of DDP's bytes."""
         names = [DDP, *(setup.only or [way.name for way in WAYS])]
-        queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+        # Forked from a server that has imported once what each of them would.
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pecker_fast.distill.trainer", "pecker_fast.models.ddpm"])
+        queue = context.SimpleQueue()
         arguments = (self.preset, names, self.processes, queue)
-        torch.multiprocessing.spawn(work, arguments, nprocs=self.processes)
+        torch.multiprocessing.start_processes(
+            work, arguments, self.processes, start_method="forkserver"
+        )
         sent = "payload_bytes" if loopback_bytes() is None else "wire_bytes"
         of_ddp = None
         while not queue.empty():  # some kB, which the pipe holds

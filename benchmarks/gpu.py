@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py                      # at most about half an hour on an H100
     python benchmarks/gpu.py --list               # the cases, most important first
-    python benchmarks/gpu.py --only sdxl --json sdxl.json
+    python benchmarks/gpu.py --only sdxl topk --json some.json
 
 The file is written after every row, so a run that is cut off leaves what it has measured. No case
 is started after --minutes; "complete" in the file says whether all were measured. The exit code is

@@ -67,6 +67,7 @@ LAYOUTS: tuple[Variant, ...] = (
     Variant("one set, bf16, released", settings={**ONE_SET, **_BF16, **_RELEASE}),
     Variant("one set, bf16, released, one image", settings=_LEAST),
     Variant("the same, recomputed", settings=_RECOMPUTED),
+    Variant("the same, blocks too", settings={**_RECOMPUTED, "recompute_blocks": True}),
     Variant(
         "the same, fused blocks, CUDA graph",
         settings={**_RECOMPUTED, "accelerate": True, "graph": "auto"},

@@ -18,8 +18,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pecker_fast.data import teacher_folder
 from pecker_fast.distill import ClassConditions, NoiseSchedule, Objective, PeckerConfig
-from pecker_fast.distill.networks import Predictors, predict_noise
+from pecker_fast.distill.networks import Predictors, guided, predict_noise, text_predictor
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.architectures import Architecture
+from pecker_fast.models.architectures.flux import Flux
+from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
+from pecker_fast.models.architectures.stable_diffusion_3 import StableDiffusion3
+from pecker_fast.models.architectures.stable_diffusion_xl import StableDiffusionXL
 from pecker_fast.models.ddpm import DDPMUNet
 
 __all__ = ["NETWORKS", "Network", "Teacher"]
@@ -37,9 +42,11 @@ class Network:
             others have random weights.
         batch_sizes: B, remain images and again forget images in an iteration.
         sample_shape: (C, H, W) of what the network sees.
-        betas: "linear" or "scaled_linear", as diffusers calls them.
+        betas: "linear" or "scaled_linear", as diffusers calls them, or "flow".
         settings: keys of `PeckerConfig` that both loops run with.
         guidance: scale of classifier-free guidance of teacher and pseudo-score. None: classes.
+        family: of a text-to-image network.
+        prompt_shape: of what it is told of one prompt.
         published_precision: of the loop as published: "fp32", or "autocast" (bf16).
     """
 
@@ -49,13 +56,19 @@ class Network:
     betas: str = "linear"
     settings: Mapping[str, Any] = field(default_factory=dict)
     guidance: float | None = None
+    family: Architecture | None = None
+    prompt_shape: tuple[int, ...] = ()
     published_precision: str = "fp32"
 
 
-def _conditional_unet(**options: Any) -> nn.Module:
+def _of_diffusers(kind: str, **options: Any) -> nn.Module:
     import diffusers
 
-    return diffusers.UNet2DConditionModel(**options)
+    network: nn.Module = getattr(diffusers, kind)(**options)
+    return network
+
+
+_conditional_unet = partial(_of_diffusers, "UNet2DConditionModel")
 
 
 _STABLE_DIFFUSION: dict[str, Any] = {
@@ -67,7 +80,9 @@ _STABLE_DIFFUSION: dict[str, Any] = {
     },
     "guidance": 4.5,
     "published_precision": "autocast",
+    "family": StableDiffusion(),
 }  # fmt: skip
+_FLOW = {**_STABLE_DIFFUSION, "betas": "flow"}
 
 # The tiny ones have what the large ones have: two levels, attention, dropout, conditions.
 NETWORKS: dict[str, Network] = {
@@ -84,7 +99,7 @@ NETWORKS: dict[str, Network] = {
             down_block_types=2 * ("DownBlock2D",), up_block_types=2 * ("UpBlock2D",),
             norm_num_groups=4, attention_head_dim=2, cross_attention_dim=16,
         ),
-        (2,), (4, 8, 8), **_STABLE_DIFFUSION,
+        (2,), (4, 8, 8), prompt_shape=(_TOKENS, 16), **_STABLE_DIFFUSION,
     ),
     "demo": Network(
         lambda: ModelFolder.load(teacher_folder()).unet,
@@ -103,7 +118,7 @@ NETWORKS: dict[str, Network] = {
     # 859,520,964 parameters in 686 tensors: the U-Net of Stable Diffusion 1.5. 3.2 GiB in float32.
     "sd15": Network(
         partial(_conditional_unet, cross_attention_dim=768, attention_head_dim=8),
-        (1, 4), (4, 64, 64), **_STABLE_DIFFUSION,
+        (1, 4), (4, 64, 64), prompt_shape=(_TOKENS, 768), **_STABLE_DIFFUSION,
     ),
     # 2,567,463,684 in 1,680: the U-Net of the Stable Diffusion XL base model. 9.6 GiB in float32.
     "sdxl": Network(
@@ -116,47 +131,49 @@ NETWORKS: dict[str, Network] = {
             addition_embed_type="text_time", addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         ),
-        (1,), (4, 128, 128), **_STABLE_DIFFUSION,
+        (1,), (4, 128, 128), prompt_shape=(_TOKENS * 2048 + 1280 + 6,),
+        **{**_STABLE_DIFFUSION, "family": StableDiffusionXL()},
+    ),
+    # Stable Diffusion 3.5 medium, and FLUX.1-dev, which has guidance built in.
+    "sd35_medium": Network(
+        partial(
+            _of_diffusers, "SD3Transformer2DModel", num_layers=24, num_attention_heads=24,
+            caption_projection_dim=1536, pos_embed_max_size=384, qk_norm="rms_norm",
+            dual_attention_layers=tuple(range(13)),
+        ),
+        (1,), (16, 128, 128), prompt_shape=((_TOKENS + 256) * 4096 + 2048,),
+        **{**_FLOW, "family": StableDiffusion3()},
+    ),
+    "flux": Network(
+        partial(_of_diffusers, "FluxTransformer2DModel", guidance_embeds=True),
+        (1,), (16, 128, 128), prompt_shape=(512 * 4096 + 768,),
+        **{**_FLOW, "family": Flux(), "guidance": 1.0},
     ),
 }  # fmt: skip
 
 
-def _prompted(network: nn.Module, scale: float, device: torch.device) -> Predictors:
-    """How text-to-image U-Nets are called: labels choose prompts out of a table.
+def _prompted(network: Network, schedule: NoiseSchedule, device: torch.device) -> Predictors:
+    """How text-to-image networks are called: labels choose prompts out of a table.
 
     With guidance the network sees each image twice, as in every diffusers pipeline:
     `eps = eps_empty + scale (eps_prompt - eps_empty)`. The one-step generator is not guided.
 
     Args:
-        network: any of the U-Nets that will be called; only its configuration is read.
-        scale: of the guidance.
+        network: which family's they are, and what its prompts look like.
+        schedule: of its noise.
         device: where the table lives: a row per prompt, then the empty prompt's.
     """
-    config = network.config
+    assert network.family is not None and network.guidance is not None
     random = torch.Generator(device).manual_seed(2)
-
-    def table(*shape: int) -> Tensor:
-        return torch.randn(_CLASSES + 1, *shape, generator=random, device=device)
-
-    embeddings = table(_TOKENS, config.cross_attention_dim)
-    added: dict[str, Tensor] = {}
-    if config.addition_embed_type == "text_time":  # Stable Diffusion XL: pooled text and sizes
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added = {"text_embeds": table(pooled), "time_ids": table(6)}
+    table = torch.randn(_CLASSES + 1, *network.prompt_shape, generator=random, device=device)
+    kind = "flow_prediction" if schedule.flow else "epsilon"
+    told = text_predictor(schedule, network.family.call, kind)
 
     def call(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        dtype = next(network.parameters()).dtype
-        rows = {name: values[condition].to(dtype) for name, values in added.items()}
-        words = embeddings[condition].to(dtype)
-        return network(x_t.to(dtype), t, words, added_cond_kwargs=rows).sample.to(x_t.dtype)
+        return told(network, x_t, t, table[condition])
 
-    def guided(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        twice = (torch.cat([part, part]) for part in (x_t, t))
-        both = torch.cat([torch.full_like(condition, _CLASSES), condition])
-        without, prompted = call(network, *twice, both).chunk(2)
-        return without + scale * (prompted - without)
-
-    return replace(Predictors.all(guided), generator=call)
+    empty = torch.full((1,), _CLASSES, device=device)
+    return replace(Predictors.all(guided(call, network.guidance, empty)), generator=call)
 
 
 class Teacher:
@@ -197,17 +214,20 @@ class Teacher:
         In real numbers also where all others are fake: they are checked.
         """
         with _disable_current_modes():
+            constants = config.diffusion.model_dump()
+            if self.network.betas == "flow":
+                return NoiseSchedule.rectified_flow(shift=3.0, **constants)
             if self.network.betas == "linear":
                 betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
             else:
                 betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-            return NoiseSchedule.from_betas(betas, **config.diffusion.model_dump())
+            return NoiseSchedule.from_betas(betas, **constants)
 
-    def predictors(self, device: str | torch.device) -> Predictors:
+    def predictors(self, config: PeckerConfig, device: str | torch.device) -> Predictors:
         """What calls its networks."""
-        if self.network.guidance is None:
+        if self.network.family is None:
             return Predictors.all(predict_noise)
-        return _prompted(self._unet, self.network.guidance, torch.device(device))
+        return _prompted(self.network, self.schedule(config), torch.device(device))
 
     def objective(
         self, config: PeckerConfig, device: str, network: nn.Module | None = None
@@ -220,5 +240,5 @@ class Teacher:
             config,
             self.network.sample_shape,
             device=torch.device(device),
-            predict=self.predictors(device),
+            predict=self.predictors(config, device),
         )

@@ -110,7 +110,7 @@ class PublishedLoop:
             make_optimizer: (network, its mask or None, learning rate) -> optimizer.
         """
         config, teacher = objective.config, objective.teacher
-        alphas_cumprod = objective.schedule.alphas_cumprod
+        schedule = objective.schedule
         self.generator = copy.deepcopy(teacher).requires_grad_(True)
         self.pseudo_score = copy.deepcopy(teacher).requires_grad_(True)
         self.average = None if config.ema.decay is None else copy.deepcopy(teacher)
@@ -119,9 +119,9 @@ class PublishedLoop:
         self._shape = described.network.sample_shape
         self._classes = described.conditions
         self._device = next(teacher.parameters()).device
-        self._a = alphas_cumprod.sqrt().to(self._device, torch.float32)
-        self._b = (1 - alphas_cumprod).sqrt().to(self._device, torch.float32)
-        self._predict = described.predictors(self._device)
+        self._a = schedule.signal.to(self._device, torch.float32)
+        self._b = schedule.noise.to(self._device, torch.float32)
+        self._predict = described.predictors(config, self._device)
         masked = mask if config.mask.apply == "both" else None
         self.optimizers = (
             make_optimizer(self.pseudo_score, masked, config.pseudo_score.lr),

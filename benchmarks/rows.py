@@ -27,7 +27,7 @@ Result = dict[str, Any]
 """A result file: "machine", "rows", of bench.py also "complete" and "failures"."""
 
 # What says which case a row is of.
-_CASE = ("benchmark", "preset", "dtype", "mask", "scores", "density", "beta1", "batch_size")
+_CASE = ("benchmark", "preset", "dtype", "mask", "scores", "density", "beta1", "batch_size", "rank")
 
 
 def same_case(row: Row, other: Row) -> bool:

@@ -8,7 +8,9 @@ from typing import Any
 
 from rows import Cell, Result, Row, largest, measured_on, network, rows_of, span, speed_up, table
 
-__all__ = ["communication", "demo", "demo_settings", "evidence", "iteration", "memory"]
+__all__ = [
+    "communication", "demo", "demo_settings", "evidence", "iteration", "language", "memory",
+]  # fmt: skip
 
 _BEFORE = ("forget_accuracy_before", "keep_accuracy_teacher", "frechet_teacher")
 _AFTER = ("forget_accuracy_after", "keep_accuracy_after", "frechet_after")
@@ -132,6 +134,71 @@ def evidence(result: Result) -> str:
         f"{len(result['rows'])} runs are in, each mask at the best of its learning rates (times "
         "density^-1/2). Means over seeds and half of the 95 % interval; a run that did not get "
         f"there counts with its limit. {measured_on(result)}",
+    )
+
+
+_METHODS = {"full": "all weights", "LoRA": "PEFT's LoRA", "SHiRA": "PEFT's SHiRA"}
+
+
+def language(result: Result) -> str:
+    """One line per method and number of trained values, each at its best learning rate."""
+    costs = rows_of(result, "language_cost")
+    cells: dict[tuple[int, str], list[Row]] = {}
+    for row in rows_of(result, "language"):
+        cells.setdefault((row["rank"], row["method"]), []).append(row)
+
+    def named(runs: list[Row]) -> str:
+        name = _METHODS.get(runs[0]["method"], f"mask, {runs[0]['method']}")
+        return f"{name}: {runs[0]['trained_values']:,}"
+
+    def rate(runs: list[Row]) -> str:
+        lr, tried = runs[0]["lr"], [lr for _, lr in runs[0]["tried"]]
+        edge = " (highest)" if lr == max(tried) else " (lowest)" if lr == min(tried) else ""
+        return f"{lr:.2g}{edge}"
+
+    def cost(key: str, form: str, batch: int, size: float = 1.0) -> Cell:
+        found = {
+            (row["provider"], row["trained_values"]): form.format(row[key] / size)
+            for row in costs
+            if row["batch_size"] == batch and row.get(key)
+        }
+        return lambda runs: found.get((runs[0]["method"], runs[0]["trained_values"]), "-")
+
+    def loss(text: str, since: float = 0.0) -> Cell:
+        return lambda runs: _mean([row[f"{text}_loss"] - since for row in runs], "{:.3f}")
+
+    def file(key: str) -> Cell:
+        def cell(runs: list[Row]) -> str:
+            size = mean(row[key] for row in runs)
+            return f"{size / 1e3:,.0f} ({8 * size / runs[0]['trained_values']:.1f})"
+
+        return cell
+
+    if not cells:
+        return ""
+    runs = next(iter(cells.values()))
+    base = runs[0]
+    batches = sorted({row["batch_size"] for row in costs})
+    factors = [speed_up(row, costs, "SHiRA") for row in costs if row["provider"] == "random"]
+    faster = span([factor for factor in factors if factor], "{:.2f}") if any(factors) else "-"
+    return table(
+        cells.values(),
+        [
+            ("what learns: values", named),
+            ("lr", rate),
+            ("loss on code", loss("code")),
+            ("prose forgotten", loss("prose", base["prose_loss_before"])),
+            *((f"ms a step, {b} x 128", cost("p50_ms", "{:,.0f}", b)) for b in batches),
+            *((f"peak MiB, {b} x 128", cost("peak_bytes", "{:,.0f}", b, 2**20)) for b in batches),
+            ("file, KB (bits a value)", file("file_bytes")),
+            ("in bf16", file("bf16_file_bytes")),
+        ],
+        f"Losses in nats a byte, of text that was held out; before: {base['code_loss_before']:.3f} "
+        f"on code, {base['prose_loss_before']:.3f} on prose. Means of {len(runs)} seeds and "
+        "half of the 95 % interval, from one base, each method at the best of three learning rates "
+        "on a seed and a text of their own. Steps: medians of CPU time in turns; peaks above what "
+        f"the process had before, weights included. A random mask's steps are {faster} times as "
+        f"fast as SHiRA's. {measured_on(result)}",
     )
 
 

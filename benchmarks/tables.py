@@ -29,6 +29,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "demo": ("demo-cpu", run_tables.demo),
     "demo_settings": ("demo_settings-cpu", run_tables.demo_settings),
     "evidence": ("evidence-cpu", run_tables.evidence),
+    "language": ("language-cpu", run_tables.language),
     "step_time": ("step_time-cpu", kernel_tables.step_time),
     "topk": ("topk-cpu", kernel_tables.topk),
     "iteration": ("iteration-cpu", run_tables.iteration),

@@ -67,7 +67,7 @@ def _histogram_kernel(
     tile = tl.load(tiles_ptr + 2 * program + 1).to(tl.int64)
     key, _, weight, has_nan = tile_items(tensors_ptr, row, tile, DTYPE, GROUPED, ITEMS)
     if has_nan:
-        tl.atomic_min(state_ptr + 3, row)
+        tl.atomic_min(state_ptr + 3, row, sem="relaxed")
     prefix = tl.load(state_ptr).to(key.dtype)
     prefix_mask = tl.load(state_ptr + 1).to(key.dtype)
     match = (weight > 0) & ((key & prefix_mask) == prefix)
@@ -80,10 +80,12 @@ def _histogram_kernel(
         if GROUPED:  # all groups have the tensor's length, except that its last one may be shorter
             length = tl.load(tensors_ptr + row * 4 + 3)
             total = total * length
-            tl.atomic_add(bins_ptr + digit, weight - length, mask=match & (weight != length))
-        tl.atomic_add(bins_ptr + bin, total, mask=total != 0)
+            tl.atomic_add(
+                bins_ptr + digit, weight - length, mask=match & (weight != length), sem="relaxed"
+            )
+        tl.atomic_add(bins_ptr + bin, total, mask=total != 0, sem="relaxed")
     else:
-        tl.atomic_add(bins_ptr + digit, weight.to(tl.int64), mask=match)
+        tl.atomic_add(bins_ptr + digit, weight.to(tl.int64), mask=match, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["shift", "bits"])
@@ -114,7 +116,7 @@ def _collect_kernel(
     table = tensors_ptr + row * 4
     score, valid = load_scores(tl.load(table), tile * ITEMS, tl.load(table + 1), DTYPE, ITEMS)
     if tl.max((score != score).to(tl.int32), axis=0) != 0:
-        tl.atomic_min(counters_ptr + 1, row)
+        tl.atomic_min(counters_ptr + 1, row, sem="relaxed")
     low = order_key(tl.load(bracket_ptr))
     high = order_key(tl.load(bracket_ptr + 1))
     key = order_key(score)
@@ -124,7 +126,7 @@ def _collect_kernel(
     tl.store(above_ptr + program, above.to(tl.int64))
     tl.store(equal_ptr + program, tl.where(low == high, count, 0).to(tl.int64))
     if (low != high) & (count > 0):
-        slot = tl.atomic_add(counters_ptr, count.to(tl.int64))
+        slot = tl.atomic_add(counters_ptr, count.to(tl.int64), sem="relaxed")
         slot = slot + tl.cumsum(inside.to(tl.int32), axis=0) - 1
         kept = inside & (slot < capacity)
         tl.store(keys_ptr + slot, score, mask=kept)
@@ -141,8 +143,8 @@ def _settle_kernel(
     tile = tl.load(key_tiles_ptr + slot, mask=valid, other=0).to(tl.int64)
     threshold = tl.load(state_ptr).to(key.dtype)
     one = tl.full([BLOCK_SIZE], 1, tl.int64)
-    tl.atomic_add(above_ptr + tile, one, mask=valid & (key > threshold))
-    tl.atomic_add(equal_ptr + tile, one, mask=valid & (key == threshold))
+    tl.atomic_add(above_ptr + tile, one, mask=valid & (key > threshold), sem="relaxed")
+    tl.atomic_add(equal_ptr + tile, one, mask=valid & (key == threshold), sem="relaxed")
 
 
 def sample(dtype: torch.dtype, tensors: Tensor, ends: Tensor, out: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Erase a class from a diffusion model, in less time and memory, and prove it.
 
 `MaskedAdamW` is a drop-in for `torch.optim.AdamW`; `SaliencyMask` and `saliency_scores` say which
-entries it may change; `PeckerTrainer` is the distillation that makes a model forget; `accelerate_`
+entries it may change; `PeckerTrainer` is the distillation that makes a model forget; `fuse_`
 switches a diffusers U-Net to fused operations; `save_patch`, `apply_patch` and `remove_patch` keep
 what was erased in a small file.
 """
@@ -9,6 +9,7 @@ what was erased in a small file.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from pecker_fast.masks.scores import saliency_scores
     from pecker_fast.models import ModelFolder
     from pecker_fast.models.one_step_pipeline import OneStepPipeline
-    from pecker_fast.nn.accelerate import accelerate_, decelerate_
+    from pecker_fast.nn.accelerate import fuse_, unfuse_
     from pecker_fast.optim.adamw import MaskedAdamW
+    from pecker_fast.optim.delta import Delta, apply_delta
     from pecker_fast.patches.patch import apply_patch, remove_patch, save_patch
 
 __version__ = "0.1.0"
 __all__ = [
+    "Delta",
     "MaskedAdamW",
     "ModelFolder",
     "OneStepPipeline",
@@ -33,17 +36,19 @@ __all__ = [
     "PeckerError",
     "PeckerTrainer",
     "SaliencyMask",
-    "accelerate_",
+    "apply_delta",
     "apply_patch",
-    "decelerate_",
     "erase",
+    "fuse_",
     "load_config",
     "remove_patch",
     "saliency_scores",
     "save_patch",
+    "unfuse_",
 ]
 
 _HOMES = {
+    "Delta": "optim.delta",
     "MaskedAdamW": "optim.adamw",
     "ModelFolder": "models",
     "OneStepPipeline": "models.one_step_pipeline",
@@ -51,19 +56,26 @@ _HOMES = {
     "PeckerError": "errors",
     "PeckerTrainer": "distill.trainer",
     "SaliencyMask": "masks.mask",
-    "accelerate_": "nn.accelerate",
+    "apply_delta": "optim.delta",
     "apply_patch": "patches.patch",
-    "decelerate_": "nn.accelerate",
     "erase": "erasure.api",
+    "fuse_": "nn.accelerate",
     "load_config": "distill.config",
     "remove_patch": "patches.patch",
     "saliency_scores": "masks.scores",
     "save_patch": "patches.patch",
+    "unfuse_": "nn.accelerate",
 }
+# Former names: accelerate_ read as Hugging Face's Accelerate.
+_FORMER = {"accelerate_": "fuse_", "decelerate_": "unfuse_"}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: the optimizer must not cost an import of diffusers, nor `--help` torch.
+    if name in _FORMER:
+        new = _FORMER[name]
+        warnings.warn(f"pecker_fast.{name} is called {new} now", FutureWarning, stacklevel=2)
+        return globals().get(new) or __getattr__(new)
     if name not in _HOMES:
         raise AttributeError(f"module 'pecker_fast' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"pecker_fast.{_HOMES[name]}"), name)

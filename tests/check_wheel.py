@@ -4,6 +4,7 @@ Usage: python check_wheel.py FOLDER, with FOLDER on PYTHONPATH. Not a pytest fil
 the source tree.
 """
 
+import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -19,10 +20,12 @@ root = Path(sys.argv[1]).resolve()
 for module in (pecker_fast, pecker_fast.kernels):
     found = Path(module.__file__).resolve()
     assert found.is_relative_to(root), f"{module.__name__} came from {found}, not from the wheel"
+description = importlib.metadata.metadata("pecker-fast").get_payload()
+assert description.lstrip().startswith("# pecker_fast"), description[:80]
 for name in (MaskedAdamW, PeckerTrainer, SaliencyMask):
     assert name.__doc__
 assert ModelFolder.load(teacher_folder()).num_classes == 10
-assert PipelineFolder.load(pipeline_folder()).encode(["a bag"]).shape[0] == 1
+assert PipelineFolder.load(pipeline_folder()).texts.encode(["a bag"]).shape[0] == 1
 assert load_config("demo").iterations > 0
 assert load_config("demo_concept").text is not None
 assert (Path(pecker_fast.__file__).parent / "evaluate" / "page.html").is_file()

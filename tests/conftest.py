@@ -97,6 +97,16 @@ def backend(request: pytest.FixtureRequest) -> BackendCase:
     return BackendCase(name, torch.device(device))
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the Inception network under the published name, drawn instead of trained."""
+    from inception_weights import write_inception_weights
+
+    from pecker_fast.evaluate.fidelity import WEIGHTS_NAME
+
+    return write_inception_weights(tmp_path_factory.mktemp("inception") / WEIGHTS_NAME)
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what pecker_fast allocates uninitialized: reading it before writing then shows."""
@@ -136,7 +146,7 @@ def emulated_backend(item: pytest.Item) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of an exhaustive test, all cases on an emulated backend but the first are slow.
+    """Of a test's cases on an emulated backend all but the first are slow.
 
     The longest tests, which have a time limit of their own, begin first.
     """
@@ -144,7 +154,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen = set()
     for item in items:
         backend = emulated_backend(item)
-        if backend is not None and item.get_closest_marker("exhaustive"):
+        if backend is not None:
             case = item.nodeid.partition("[")[0], backend
             if case in seen:
                 item.add_marker("slow")

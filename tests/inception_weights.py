@@ -5,6 +5,20 @@ import io
 import torch
 from torch import nn
 
+from pecker_fast.evaluate.fidelity import Inception
+
+_load = Inception.load
+
+
+def small_inception(path, device="cpu"):
+    """`Inception.load` at an eighth of the work: 107 x 107 pixels instead of 299 x 299.
+
+    And with 64 features, since the distance of 2,048 takes seconds.
+    """
+    inception = _load(path, device, layer="64")
+    inception.network.INPUT_IMAGE_SIZE = 107
+    return inception
+
 
 def write_inception_weights(path):
     """Write a state dict that `FeatureExtractorInceptionV3` reads: 95 MB, seeded."""

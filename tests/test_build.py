@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,3 +84,28 @@ def test_two_builds_of_the_python_part_are_the_same_file(tmp_path: Path) -> None
         wheels += (tree / "dist").glob("*.whl")
     one, another = (wheel.read_bytes() for wheel in wheels)
     assert one == another and len(one) > 1_000_000
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_links_of_the_long_description(tmp_path: Path, known: bool) -> None:
+    """On PyPI nothing lies beside the page: with an address all links are absolute."""
+    pytest.importorskip("setuptools", reason="a build needs setuptools")
+    env = {name: value for name, value in os.environ.items() if "GITHUB" not in name}
+    if known:
+        env["PECKER_FAST_REPOSITORY"] = "https://example.org/pecker_fast/"
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "pecker_fast.egg-info" / "PKG-INFO").read_text()
+    assert "Description-Content-Type: text/markdown" in text
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) >= 5
+    readme = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    if known:
+        assert all(link.startswith("https://") for link in links)
+        assert "https://example.org/pecker_fast/raw/HEAD/docs/demo.png" in links
+        assert "https://example.org/pecker_fast/blob/HEAD/docs/evidence.md#limits" in links
+    else:
+        assert links == readme
+    for link in readme:  # what it is made of is there
+        assert "://" in link or (ROOT / link.partition("#")[0]).is_file(), link

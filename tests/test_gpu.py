@@ -237,6 +237,11 @@ def test_mask_of_scores_on_the_device_is_the_cpus(kernels, monkeypatch):
         monkeypatch.setenv("PECKER_FAST_BACKEND", kernels)
 
 
+# What is checked: our kernels, not torch's. Their names are held to these by tests/kernels.
+KERNELS = {"cuda": "kns=pecker", "triton": "kns=_kernel"}
+
+
+@pytest.mark.timeout(650)
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer(kernels, tool):
     """One small case of each kernel under NVIDIA's checker."""
@@ -246,10 +251,13 @@ def test_compute_sanitizer(kernels, tool):
     if checker is None:
         pytest.skip("no compute-sanitizer on the PATH")
     script = Path(__file__).parent / "every_kernel.py"
-    command = [checker, "--tool", tool, "--error-exitcode", "9", sys.executable, str(script)]
+    # torch and Triton probe the driver with calls that fail by design.
+    options = ["--error-exitcode", "9", "--report-api-errors", "no", "--kernel-regex"]
+    command = [checker, "--tool", tool, *options, KERNELS[kernels], sys.executable, str(script)]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
-        [*command, kernels], capture_output=True, text=True, env=environment, check=False
-    )
+        [*command, kernels],
+        capture_output=True, text=True, env=environment, timeout=600, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "every kernel ran" in done.stdout

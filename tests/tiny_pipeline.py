@@ -14,7 +14,7 @@ CHANNELS, SIDE = 2, 8  # of a latent; the image's side is twice that
 def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3, length=LENGTH):
     """Write the pipeline folder and return it as diffusers' own pipeline."""
     torch.manual_seed(8)
-    tokenizer = _letters(folder / "letters", length)
+    tokenizer = letters(folder / "letters", length)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -40,18 +40,6 @@ def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3, leng
         cross_attention_dim=WIDTH,
         attention_head_dim=2,
     )
-    vae = AutoencoderKL(
-        in_channels=image_channels,
-        out_channels=image_channels,
-        latent_channels=CHANNELS,
-        sample_size=2 * SIDE,
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=0.7,
-    )
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -62,7 +50,7 @@ def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3, leng
         steps_offset=1,
     )
     pipeline = StableDiffusionPipeline(
-        vae=vae.eval(),
+        vae=tiny_vae(image_channels),
         text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,
         unet=unet.eval(),
@@ -76,7 +64,24 @@ def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3, leng
     return pipeline
 
 
-def _letters(folder, length):
+def tiny_vae(image_channels=3, shift=None):
+    """Its images have twice the side of its latents."""
+    return AutoencoderKL(
+        in_channels=image_channels,
+        out_channels=image_channels,
+        latent_channels=CHANNELS,
+        sample_size=2 * SIDE,
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.7,
+        shift_factor=shift,
+    ).eval()
+
+
+def letters(folder, length=LENGTH):
     """A CLIP tokenizer that spells: a token per letter, another for the last of a word."""
     folder.mkdir(parents=True)
     start, end = "<|startoftext|>", "<|endoftext|>"

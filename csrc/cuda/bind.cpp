@@ -39,94 +39,88 @@ PYBIND11_MODULE(_cuda, m) {
 
     m.def("advance",
           [](uintptr_t entries, int64_t n, uintptr_t grads, uintptr_t groups, uintptr_t starts,
-             uintptr_t steps, uintptr_t rows, uintptr_t found_inf, int device, uintptr_t stream) {
+             uintptr_t steps, uintptr_t rows, uintptr_t found_inf, uintptr_t stream) {
               check(advance(at<AdamWEntry>(entries), n, at<uintptr_t>(grads), at<void>(groups),
                             at<float>(starts), at<float>(steps), at<double>(rows),
-                            at<float>(found_inf), {device, stream}),
+                            at<float>(found_inf), {stream}),
                     "advance");
           });
     m.def("masked_adamw", [](int param, int grad, bool extras, uintptr_t tensors, uintptr_t grads,
                              uintptr_t rows, uintptr_t blocks, int64_t n, uintptr_t grad_scale,
-                             uintptr_t found_inf, int device, uintptr_t stream) {
+                             uintptr_t found_inf, uintptr_t stream) {
         check(masked_adamw(DType(param), DType(grad), extras, at<AdamWTensor>(tensors),
                            at<uintptr_t>(grads), at<double>(rows), at<Block>(blocks), n,
-                           at<float>(grad_scale), at<float>(found_inf), {device, stream}),
+                           at<float>(grad_scale), at<float>(found_inf), {stream}),
               "masked_adamw");
     });
     m.def("salient", [](int operation, int dense, int compact, uintptr_t tensors, uintptr_t blocks,
-                        int64_t n, double decay, int device, uintptr_t stream) {
-        check(
-            salient(Operation(operation), DType(dense), DType(compact), at<SalientTensor>(tensors),
-                    {}, at<Block>(blocks), n, decay, {device, stream}),
-            "salient");
+                        int64_t n, double decay, uintptr_t stream) {
+        check(salient(Operation(operation), DType(dense), DType(compact),
+                      at<SalientTensor>(tensors), {}, at<Block>(blocks), n, decay, {stream}),
+              "salient");
     });
     m.def("salient_one", [](int operation, int dense_dtype, int compact_dtype, uintptr_t dense,
                             uintptr_t offsets, uintptr_t compact, int64_t nnz, double decay,
-                            int device, uintptr_t stream) {
+                            uintptr_t stream) {
         const SalientTensor one{at<void>(dense), at<int32_t>(offsets), at<void>(compact), nnz};
-        check(
-            salient(Operation(operation), DType(dense_dtype), DType(compact_dtype), nullptr, one,
-                    nullptr, (nnz + kSlotsPerBlock - 1) / kSlotsPerBlock, decay, {device, stream}),
-            "salient");
+        check(salient(Operation(operation), DType(dense_dtype), DType(compact_dtype), nullptr, one,
+                      nullptr, (nnz + kSlotsPerBlock - 1) / kSlotsPerBlock, decay, {stream}),
+              "salient");
     });
     m.def("sum_squares", [](int dtype, uintptr_t vectors, uintptr_t blocks, int64_t n,
-                            uintptr_t partials, int device, uintptr_t stream) {
+                            uintptr_t partials, uintptr_t stream) {
         check(sum_squares(DType(dtype), at<Vector>(vectors), at<Block>(blocks), n,
-                          at<double>(partials), {device, stream}),
+                          at<double>(partials), {stream}),
               "sum_squares");
     });
 
     m.def("sample", [](int dtype, uintptr_t tensors, uintptr_t ends, int64_t tensor_count,
-                       uintptr_t out, int64_t n, int device, uintptr_t stream) {
+                       uintptr_t out, int64_t n, uintptr_t stream) {
         check(sample(DType(dtype), at<ScoreTensor>(tensors), at<int64_t>(ends), tensor_count,
-                     at<void>(out), n, {device, stream}),
+                     at<void>(out), n, {stream}),
               "sample");
     });
     m.def("histogram", [](int dtype, bool grouped, uintptr_t tensors, uintptr_t tiles, int64_t n,
-                          uintptr_t state, int shift, int bits, uintptr_t bins, int device,
-                          uintptr_t stream) {
+                          uintptr_t state, int shift, int bits, uintptr_t bins, uintptr_t stream) {
         check(histogram(DType(dtype), grouped, at<ScoreTensor>(tensors), at<Block>(tiles), n,
-                        at<Selection>(state), shift, bits, at<int64_t>(bins), {device, stream}),
+                        at<Selection>(state), shift, bits, at<int64_t>(bins), {stream}),
               "histogram");
     });
-    m.def("pick", [](uintptr_t bins, uintptr_t state, int shift, int bits, int device,
-                     uintptr_t stream) {
-        check(pick(at<int64_t>(bins), at<Selection>(state), shift, bits, {device, stream}), "pick");
+    m.def("pick", [](uintptr_t bins, uintptr_t state, int shift, int bits, uintptr_t stream) {
+        check(pick(at<int64_t>(bins), at<Selection>(state), shift, bits, {stream}), "pick");
     });
     m.def("collect", [](int dtype, uintptr_t tensors, uintptr_t tiles, int64_t n, uintptr_t bracket,
                         uintptr_t above, uintptr_t equal, uintptr_t keys, uintptr_t key_tiles,
-                        int64_t capacity, uintptr_t counters, int device, uintptr_t stream) {
+                        int64_t capacity, uintptr_t counters, uintptr_t stream) {
         check(collect(DType(dtype), at<ScoreTensor>(tensors), at<Block>(tiles), n,
                       at<void>(bracket), at<int64_t>(above), at<int64_t>(equal), at<void>(keys),
-                      at<int32_t>(key_tiles), capacity, at<int64_t>(counters), {device, stream}),
+                      at<int32_t>(key_tiles), capacity, at<int64_t>(counters), {stream}),
               "collect");
     });
     m.def("settle", [](int dtype, uintptr_t keys, uintptr_t key_tiles, int64_t n, uintptr_t state,
-                       uintptr_t above, uintptr_t equal, int device, uintptr_t stream) {
+                       uintptr_t above, uintptr_t equal, uintptr_t stream) {
         check(settle(DType(dtype), at<void>(keys), at<int32_t>(key_tiles), n, at<Selection>(state),
-                     at<int64_t>(above), at<int64_t>(equal), {device, stream}),
+                     at<int64_t>(above), at<int64_t>(equal), {stream}),
               "settle");
     });
     m.def("count", [](int dtype, bool grouped, uintptr_t tensors, uintptr_t tiles, int64_t n,
-                      uintptr_t state, uintptr_t above, uintptr_t equal, int device,
-                      uintptr_t stream) {
+                      uintptr_t state, uintptr_t above, uintptr_t equal, uintptr_t stream) {
         check(count(DType(dtype), grouped, at<ScoreTensor>(tensors), at<Block>(tiles), n,
-                    at<Selection>(state), at<int64_t>(above), at<int64_t>(equal), {device, stream}),
+                    at<Selection>(state), at<int64_t>(above), at<int64_t>(equal), {stream}),
               "count");
     });
     m.def("trim", [](int dtype, uintptr_t tensors, uintptr_t tiles, int64_t n, uintptr_t state,
-                     uintptr_t equal_before, uintptr_t equal, int device, uintptr_t stream) {
-        check(
-            trim(DType(dtype), at<ScoreTensor>(tensors), at<Block>(tiles), n, at<Selection>(state),
-                 at<int64_t>(equal_before), at<int64_t>(equal), {device, stream}),
-            "trim");
+                     uintptr_t equal_before, uintptr_t equal, uintptr_t stream) {
+        check(trim(DType(dtype), at<ScoreTensor>(tensors), at<Block>(tiles), n,
+                   at<Selection>(state), at<int64_t>(equal_before), at<int64_t>(equal), {stream}),
+              "trim");
     });
     m.def("write", [](int dtype, bool grouped, uintptr_t tensors, uintptr_t tiles, int64_t n,
                       uintptr_t state, uintptr_t above_before, uintptr_t equal_before,
-                      uintptr_t out, int device, uintptr_t stream) {
+                      uintptr_t out, uintptr_t stream) {
         check(write(DType(dtype), grouped, at<ScoreTensor>(tensors), at<Block>(tiles), n,
                     at<Selection>(state), at<int64_t>(above_before), at<int64_t>(equal_before),
-                    at<int32_t>(out), {device, stream}),
+                    at<int32_t>(out), {stream}),
               "write");
     });
 }

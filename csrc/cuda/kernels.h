@@ -8,9 +8,9 @@ namespace pecker {
 // Codes of the element types. Mirrors DTYPE_CODES in backends/cuda.py.
 enum DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
-// Where a launch goes. stream 0 is the device's default stream.
+// Where a launch goes: a stream of the current device, which the caller has made so (backends/
+// device_tables.py, `on`); 0 is its default stream.
 struct Queue {
-    int device;
     uintptr_t stream;
 };
 

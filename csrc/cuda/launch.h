@@ -1,4 +1,5 @@
-// How kernels are launched: on the caller's device and stream, with the error handed back.
+// How kernels are launched: on the caller's stream, with the error handed back. The runtime works
+// on the driver's current context, so this one and torch's agree on the current device.
 #pragma once
 #ifdef PECKER_CUDA_ON_HOST
 #include "cuda_on_host.h"  // runs the same kernels on a CPU: tests/cuda_on_host
@@ -18,35 +19,11 @@ __device__ inline void assume_global(const Pointers*... pointers) {
     (__builtin_assume(__isGlobal(pointers)), ...);
 }
 
-// Makes a device current and puts the old one back: a stream belongs to its device.
-class DeviceGuard {
-  public:
-    explicit DeviceGuard(int device) : error_(cudaGetDevice(&before_)) {
-        if (error_ == cudaSuccess && device != before_) {
-            error_ = cudaSetDevice(device);
-            changed_ = error_ == cudaSuccess;
-        }
-    }
-    ~DeviceGuard() {
-        if (changed_) cudaSetDevice(before_);
-    }
-    DeviceGuard(const DeviceGuard&) = delete;
-    DeviceGuard& operator=(const DeviceGuard&) = delete;
-    cudaError_t error() const { return error_; }
-
-  private:
-    int before_ = 0;
-    cudaError_t error_;
-    bool changed_ = false;
-};
-
 // Returns a cudaError_t. An empty grid is no work, not an error.
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, const Queue& queue,
            Arguments... arguments) {
     if (blocks == 0) return cudaSuccess;
-    const DeviceGuard guard(queue.device);
-    if (guard.error() != cudaSuccess) return guard.error();
     const auto stream = reinterpret_cast<cudaStream_t>(queue.stream);
     // clang-format off
     kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments...);

@@ -1,5 +1,7 @@
 // What the kernels of exact top-k share: scores as ordered integers, tiles of them, block scans.
 #pragma once
+#include <cmath>
+
 #include "../half.h"
 #include "launch.h"
 
@@ -42,6 +44,18 @@ __device__ typename Bits<T>::Key order_key(T score) {
     Key bits = bits_of_score(score);
     bits = bits == Bits<T>::kSign ? Key{0} : bits;
     return bits ^ ((Key{0} - (bits >> (8 * sizeof(Key) - 1))) | Bits<T>::kSign);
+}
+
+// The least score whose key is at least this; NaN, to which nothing compares, where there is none.
+template <typename T>
+__device__ T score_from_key(typename Bits<T>::Key key) {
+    using Key = typename Bits<T>::Key;
+    const Key least = order_key(static_cast<T>(-INFINITY));
+    if (key < least) key = least;
+    const Key bits = key & Bits<T>::kSign ? key ^ Bits<T>::kSign : ~key;
+    T score;
+    memcpy(&score, &bits, sizeof score);
+    return score;
 }
 
 // The mean of one group in double, the same bits on every backend: 32 interleaved partial sums,
@@ -142,9 +156,68 @@ struct Tile<T, true> {
     }
 };
 
+// A warp's 512 scores of a tile, as they are: rows of 32 consecutive ones, a lane each. A ballot
+// then says of a row which are chosen, and its bits say where each goes: stores are of neighbours
+// too.
+template <typename T>
+struct Rows {
+    static constexpr int kCount = kItemsPerThread;
+    static constexpr int kScores = kCount * kWarp;
+
+    T scores[kCount];
+    int64_t first;     // the warp's first score
+    unsigned present;  // lane i: which scores row i has
+
+    __device__ Rows(const ScoreTensor& tensor, int chunk) {
+        const T* all = static_cast<const T*>(tensor.scores);
+        assume_global(all);
+        first = static_cast<int64_t>(chunk) * kScoresPerTile + threadIdx.x / kWarp * kScores;
+        const int64_t rest = tensor.items - first;
+        const int count = rest < 0 ? 0 : rest < kScores ? static_cast<int>(rest) : kScores;
+        all += first + lane();
+        const int from_lane = count - lane();
+#pragma unroll
+        for (int row = 0; row < kCount; ++row)
+            scores[row] = row * kWarp < from_lane ? all[row * kWarp] : T(0);
+        const int own = count - lane() * kWarp;
+        present = own <= 0 ? 0 : own >= kWarp ? kAllLanes : (1u << own) - 1;
+    }
+    __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+    __device__ bool has_nan() const {
+        bool found = false;
+#pragma unroll
+        for (int row = 0; row < kCount; ++row) found |= scores[row] != scores[row];
+        return found;
+    }
+    // To lane i the ballot of row i: which of its scores are chosen.
+    template <typename Choose>
+    __device__ unsigned ballots(const Choose& choose) const {
+        unsigned own = 0;
+#pragma unroll
+        for (int row = 0; row < kCount; ++row) {
+            const unsigned chosen = __ballot_sync(kAllLanes, choose(scores[row]));
+            if (lane() == row) own = chosen;
+        }
+        return own & present;
+    }
+    // put(row, place) for each chosen score. `before` chosen ones precede the lane's row.
+    template <typename Put>
+    __device__ static void for_chosen(unsigned own, int before, const Put& put) {
+        const unsigned bit = 1u << lane();
+#pragma unroll
+        for (int row = 0; row < kCount; ++row) {
+            const unsigned chosen = __shfl_sync(kAllLanes, own, row);
+            const int place = __shfl_sync(kAllLanes, before, row) + __popc(chosen & (bit - 1));
+            if (chosen & bit) put(row, place);
+        }
+    }
+};
+
 // Sums over the block. Integers: the order does not matter.
-__device__ inline int64_t block_sum(int64_t value) {
-    __shared__ int64_t of_warp[kWarps];
+template <typename N>
+__device__ N block_sum(N value) {
+    __shared__ N of_warp[kWarps];
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
         value += __shfl_xor_sync(kAllLanes, value, lanes);
     __syncthreads();
@@ -156,12 +229,13 @@ __device__ inline int64_t block_sum(int64_t value) {
 }
 
 // The sum over all threads before this one.
-__device__ inline int64_t block_sum_before(int64_t value) {
-    __shared__ int64_t of_warp[kWarps];
+template <typename N>
+__device__ N block_sum_before(N value) {
+    __shared__ N of_warp[kWarps];
     const int lane = threadIdx.x % kWarp;
-    int64_t inclusive = value;
+    N inclusive = value;
     for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-        const int64_t before = __shfl_up_sync(kAllLanes, inclusive, lanes);
+        const N before = __shfl_up_sync(kAllLanes, inclusive, lanes);
         if (lane >= lanes) inclusive += before;
     }
     __syncthreads();

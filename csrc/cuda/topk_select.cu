@@ -107,46 +107,35 @@ __global__ void __launch_bounds__(kThreads)
                    int64_t* __restrict__ equal, T* __restrict__ keys,
                    int32_t* __restrict__ key_tiles, int64_t capacity,
                    int64_t* __restrict__ counters) {
-    const auto low = order_key(bracket[0]), high = order_key(bracket[1]);
+    const T low = bracket[0], high = bracket[1];
     __shared__ int64_t base;
     for (int64_t i = blockIdx.x; i < tile_count; i += gridDim.x) {
-        const ScoreTensor tensor = tensors[tiles[i].row];
-        const Tile<T, false> tile(tensor, tiles[i].chunk);
-        if (tile.has_nan)
+        const Rows<T> rows(tensors[tiles[i].row], tiles[i].chunk);
+        if (rows.has_nan())
             atomicMin(reinterpret_cast<long long*>(&counters[1]),
                       static_cast<long long>(tiles[i].row));
-        int over = 0, inside = 0;
-#pragma unroll
-        for (int j = 0; j < tile.kPerThread; ++j) {
-            const bool valid = j < tile.count;
-            over += valid && tile.keys[j] > high;
-            inside += valid && tile.keys[j] >= low && tile.keys[j] <= high;
-        }
-        // Both sums in one: neither reaches 2^31 in a tile.
-        const int64_t sums = block_sum((static_cast<int64_t>(over) << 32) + inside);
-        const int64_t tile_inside = sums & 0xffffffff;
+        const unsigned over = rows.ballots([=](T score) { return score > high; });
+        const unsigned inside = rows.ballots([=](T score) { return score >= low; }) & ~over;
+        // Both sums in one: a tile has fewer than 2^16 scores.
+        const int sums = block_sum((__popc(over) << 16) + __popc(inside));
+        const int tile_inside = sums & 0xffff;
         if (threadIdx.x == 0) {
-            above[i] = sums >> 32;
+            above[i] = sums >> 16;
             equal[i] = low == high ? tile_inside : 0;
         }
         if (low == high || tile_inside == 0) continue;
-        int64_t slot = block_sum_before(inside);
+        const int before = block_sum_before(__popc(inside));
         if (threadIdx.x == 0)
             base =
                 static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(&counters[0]),
                                                static_cast<unsigned long long>(tile_inside)));
         __syncthreads();
-        slot += base;
-        const T* scores = static_cast<const T*>(tensor.scores) + tile.first;
-#pragma unroll
-        for (int j = 0; j < tile.kPerThread; ++j) {
-            const bool kept = j < tile.count && tile.keys[j] >= low && tile.keys[j] <= high;
-            if (kept && slot < capacity) {
-                keys[slot] = scores[j];
-                key_tiles[slot] = static_cast<int32_t>(i);
-            }
-            slot += kept;
-        }
+        const int64_t begin = base;
+        rows.for_chosen(inside, before, [&](int row, int place) {
+            if (begin + place >= capacity) return;
+            keys[begin + place] = rows.scores[row];
+            key_tiles[begin + place] = static_cast<int32_t>(i);
+        });
     }
 }
 

@@ -46,51 +46,60 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x == 0) state->wanted = before + taken;
 }
 
-template <typename T, bool kGrouped>
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
     write_kernel(const ScoreTensor* __restrict__ tensors, const Block* __restrict__ tiles,
                  const Selection* __restrict__ state, const int64_t* __restrict__ above_before,
                  const int64_t* __restrict__ equal_before, int32_t* __restrict__ out) {
-    using Key = typename Tile<T, kGrouped>::Key;
-    const ScoreTensor tensor = tensors[tiles[blockIdx.x].row];
-    const Tile<T, kGrouped> tile(tensor, tiles[blockIdx.x].chunk);
-    const Key threshold = static_cast<Key>(state->prefix);
+    const Rows<T> rows(tensors[tiles[blockIdx.x].row], tiles[blockIdx.x].chunk);
+    const auto key = static_cast<typename Bits<T>::Key>(state->prefix);
     const int64_t wanted = state->wanted, ties_before = equal_before[blockIdx.x];
+    const int64_t left = wanted - ties_before;
+    // The last tile's are not known.
+    const int64_t ties = blockIdx.x + 1 < gridDim.x ? equal_before[blockIdx.x + 1] - ties_before
+                                                    : int64_t{kScoresPerTile};
+    const bool with_ties = ties <= left;
+    const T least = score_from_key<T>(with_ties ? key : key + 1);
+    unsigned chosen = rows.ballots([=](T score) { return score >= least; });
+    if (!with_ties && left > 0) {  // the first so many: where they run out
+        const T threshold = score_from_key<T>(key);
+        unsigned same = rows.ballots([=](T score) { return score == threshold; }) & ~chosen;
+        const int64_t room = left - block_sum_before(__popc(same));
+        for (int over = __popc(same); over > 0 && over > room; --over)
+            same &= ~(0x80000000u >> __clz(same));
+        chosen |= same;
+    }
+    int32_t* to = out + above_before[blockIdx.x] + (ties_before < wanted ? ties_before : wanted);
+    const int32_t first = static_cast<int32_t>(rows.first) + rows.lane();
+    rows.for_chosen(chosen, block_sum_before(__popc(chosen)),
+                    [=](int row, int place) { to[place] = first + row * kWarp; });
+}
 
-    int64_t same = 0;
-#pragma unroll
-    for (int j = 0; j < tile.kPerThread; ++j)
-        if (j < tile.count && tile.keys[j] == threshold) same += tile.weight(tensor, j);
-    int64_t tie_rank = ties_before + block_sum_before(same);
-    int64_t taken = 0;
-    unsigned chosen = 0;  // a bit an item
-#pragma unroll
-    for (int j = 0; j < tile.kPerThread; ++j) {
-        if (j >= tile.count || tile.keys[j] < threshold) continue;
-        const int weight = tile.weight(tensor, j);
-        bool take = true;
-        if (tile.keys[j] == threshold) {
-            tie_rank += weight;
-            take = tie_rank <= wanted;
-        }
-        chosen |= static_cast<unsigned>(take) << j;
-        taken += take ? weight : 0;
-    }
-    int64_t slot = above_before[blockIdx.x] + (ties_before < wanted ? ties_before : wanted) +
-                   block_sum_before(taken);
-    if (!kGrouped) {
-#pragma unroll
-        for (int j = 0; j < tile.kPerThread; ++j)
-            if (chosen >> j & 1) out[slot++] = static_cast<int32_t>(tile.first + j);
-        return;
-    }
+// The same of groups, ranked by their means.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    write_groups_kernel(const ScoreTensor* __restrict__ tensors, const Block* __restrict__ tiles,
+                        const Selection* __restrict__ state,
+                        const int64_t* __restrict__ above_before,
+                        const int64_t* __restrict__ equal_before, int32_t* __restrict__ out) {
+    const ScoreTensor tensor = tensors[tiles[blockIdx.x].row];
+    const Tile<T, true> tile(tensor, tiles[blockIdx.x].chunk);
+    const auto threshold = static_cast<uint64_t>(state->prefix);
+    const int64_t wanted = state->wanted, ties_before = equal_before[blockIdx.x];
+    const int64_t weight = tile.count ? tile.weight(tensor, 0) : 0;
+    const bool tie = tile.keys[0] == threshold;
+    const int64_t tie_rank = ties_before + block_sum_before(tie ? weight : int64_t{0});
+    const bool take = tie ? tie_rank + weight <= wanted : tile.keys[0] > threshold;
+    const int64_t taken = take ? weight : 0;
+    const int64_t slot = above_before[blockIdx.x] + (ties_before < wanted ? ties_before : wanted) +
+                         block_sum_before(taken);
     // A warp writes the positions of one group after the other.
     const int lane = threadIdx.x % kWarp;
     for (int source = 0; source < kWarp; ++source) {
-        const int64_t weight = __shfl_sync(kAllLanes, taken, source);
+        const int64_t size = __shfl_sync(kAllLanes, taken, source);
         const int64_t begin = __shfl_sync(kAllLanes, slot, source);
         const int64_t position = __shfl_sync(kAllLanes, tile.first, source) * tensor.length;
-        for (int64_t i = lane; i < weight; i += kWarp)
+        for (int64_t i = lane; i < size; i += kWarp)
             out[begin + i] = static_cast<int32_t>(position + i);
     }
 }
@@ -120,8 +129,8 @@ int write(DType dtype, bool grouped, const ScoreTensor* tensors, const Block* ti
           const int64_t* equal_before, int32_t* out, Queue queue) {
     return for_scores(dtype, [&](auto score) {
         using T = decltype(score);
-        return launch(grouped ? write_kernel<T, true> : write_kernel<T, false>, tile_count,
-                      kThreads, queue, tensors, tiles, state, above_before, equal_before, out);
+        return launch(grouped ? write_groups_kernel<T> : write_kernel<T>, tile_count, kThreads,
+                      queue, tensors, tiles, state, above_before, equal_before, out);
     });
 }
 

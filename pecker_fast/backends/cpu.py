@@ -19,7 +19,13 @@ from torch.autograd.graph import increment_version
 
 from pecker_fast import _C
 from pecker_fast.backends import reference
-from pecker_fast.backends.fitting import check_shapes, same_order, slot_offsets, state_fits
+from pecker_fast.backends.fitting import (
+    check_shapes,
+    last_positions,
+    same_order,
+    slot_offsets,
+    state_fits,
+)
 from pecker_fast.backends.kernels import Operation
 from pecker_fast.backends.reference import norm_salient, select_groups
 from pecker_fast.backends.salient import Row, SalientOperations
@@ -169,7 +175,7 @@ def _make_row(work: CpuWork, i: int, grad: Tensor) -> None:
     """Fill in what depends on the layouts of a parameter and its gradient."""
     entry = work.entries[i]
     param = entry.param
-    check_shapes(entry, grad, work.compact_grads)
+    check_shapes(entry, grad, work.compact_grads, *last_positions([entry]))
     work.detours.pop(i, None)
     param_offsets = slot_offsets(entry.indices, param)
     grad_offsets = None if work.compact_grads else slot_offsets(entry.indices, grad)

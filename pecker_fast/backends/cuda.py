@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pecker_fast.backends.device import DeviceBackend
+from pecker_fast.backends.device_tables import stream_of
 from pecker_fast.backends.kernels import Operation
 
 __all__ = [
@@ -52,7 +53,10 @@ def load_module() -> ModuleType:
 
 
 class CudaKernels:
-    """`kernels.Kernels` by the compiled module; every launch goes to torch's current stream."""
+    """`kernels.Kernels` by the compiled module; every launch goes to torch's current stream.
+
+    The tensors' device must be the current one, as `DeviceBackend` makes it.
+    """
 
     def __init__(self) -> None:
         self._module: Any = load_module()
@@ -77,7 +81,7 @@ class CudaKernels:
         self._module.advance(
             entries.data_ptr(), len(entries), grads.data_ptr(), groups.data_ptr(),
             starts.data_ptr(), steps.data_ptr(), rows.data_ptr(), _address(found_inf),
-            *self._queue(entries),
+            stream_of(entries.device),
         )  # fmt: skip
 
     def masked_adamw(
@@ -96,7 +100,7 @@ class CudaKernels:
         self._module.masked_adamw(
             DTYPE_CODES[param_dtype], DTYPE_CODES[grad_dtype], extras, tensors.data_ptr(),
             grads.data_ptr(), rows.data_ptr(), blocks.data_ptr(), len(blocks),
-            _address(grad_scale), _address(found_inf), *self._queue(tensors),
+            _address(grad_scale), _address(found_inf), stream_of(tensors.device),
         )  # fmt: skip
 
     def salient(
@@ -111,7 +115,7 @@ class CudaKernels:
         """As the protocol's."""
         self._module.salient(
             OPERATION_CODES[operation], DTYPE_CODES[dense_dtype], DTYPE_CODES[compact_dtype],
-            tensors.data_ptr(), blocks.data_ptr(), len(blocks), decay, *self._queue(tensors),
+            tensors.data_ptr(), blocks.data_ptr(), len(blocks), decay, stream_of(tensors.device),
         )  # fmt: skip
 
     def salient_one(
@@ -126,7 +130,7 @@ class CudaKernels:
         self._module.salient_one(
             OPERATION_CODES[operation], DTYPE_CODES[dense.dtype], DTYPE_CODES[compact.dtype],
             dense.data_ptr(), _address(offsets), compact.data_ptr(), compact.numel(), decay,
-            *self._queue(dense),
+            stream_of(dense.device),
         )  # fmt: skip
 
     def sum_squares(
@@ -135,14 +139,14 @@ class CudaKernels:
         """As the protocol's."""
         self._module.sum_squares(
             DTYPE_CODES[dtype], tensors.data_ptr(), blocks.data_ptr(), len(blocks),
-            partials.data_ptr(), *self._queue(tensors),
+            partials.data_ptr(), stream_of(tensors.device),
         )  # fmt: skip
 
     def sample(self, dtype: torch.dtype, tensors: Tensor, ends: Tensor, out: Tensor) -> None:
         """As the protocol's."""
         self._module.sample(
             DTYPE_CODES[dtype], tensors.data_ptr(), ends.data_ptr(), len(ends), out.data_ptr(),
-            out.numel(), *self._queue(out),
+            out.numel(), stream_of(out.device),
         )  # fmt: skip
 
     def histogram(
@@ -159,12 +163,12 @@ class CudaKernels:
         """As the protocol's."""
         self._module.histogram(
             DTYPE_CODES[dtype], grouped, tensors.data_ptr(), tiles.data_ptr(), len(tiles),
-            state.data_ptr(), shift, bits, bins.data_ptr(), *self._queue(bins),
+            state.data_ptr(), shift, bits, bins.data_ptr(), stream_of(bins.device),
         )  # fmt: skip
 
     def pick(self, bins: Tensor, state: Tensor, shift: int, bits: int) -> None:
         """As the protocol's."""
-        self._module.pick(bins.data_ptr(), state.data_ptr(), shift, bits, *self._queue(bins))
+        self._module.pick(bins.data_ptr(), state.data_ptr(), shift, bits, stream_of(bins.device))
 
     def collect(
         self,
@@ -182,7 +186,7 @@ class CudaKernels:
         self._module.collect(
             DTYPE_CODES[dtype], tensors.data_ptr(), tiles.data_ptr(), len(tiles),
             bracket.data_ptr(), above.data_ptr(), equal.data_ptr(), keys.data_ptr(),
-            key_tiles.data_ptr(), keys.numel(), counters.data_ptr(), *self._queue(keys),
+            key_tiles.data_ptr(), keys.numel(), counters.data_ptr(), stream_of(keys.device),
         )  # fmt: skip
 
     def settle(
@@ -198,7 +202,7 @@ class CudaKernels:
         """As the protocol's."""
         self._module.settle(
             DTYPE_CODES[dtype], keys.data_ptr(), key_tiles.data_ptr(), count, state.data_ptr(),
-            above.data_ptr(), equal.data_ptr(), *self._queue(keys),
+            above.data_ptr(), equal.data_ptr(), stream_of(keys.device),
         )  # fmt: skip
 
     def count(
@@ -214,7 +218,7 @@ class CudaKernels:
         """As the protocol's."""
         self._module.count(
             DTYPE_CODES[dtype], grouped, tensors.data_ptr(), tiles.data_ptr(), len(tiles),
-            state.data_ptr(), above.data_ptr(), equal.data_ptr(), *self._queue(above),
+            state.data_ptr(), above.data_ptr(), equal.data_ptr(), stream_of(above.device),
         )  # fmt: skip
 
     def trim(
@@ -229,7 +233,7 @@ class CudaKernels:
         """As the protocol's."""
         self._module.trim(
             DTYPE_CODES[dtype], tensors.data_ptr(), tiles.data_ptr(), len(tiles),
-            state.data_ptr(), equal_before.data_ptr(), equal.data_ptr(), *self._queue(equal),
+            state.data_ptr(), equal_before.data_ptr(), equal.data_ptr(), stream_of(equal.device),
         )  # fmt: skip
 
     def write(
@@ -247,14 +251,8 @@ class CudaKernels:
         self._module.write(
             DTYPE_CODES[dtype], grouped, tensors.data_ptr(), tiles.data_ptr(), len(tiles),
             state.data_ptr(), above_before.data_ptr(), equal_before.data_ptr(), out.data_ptr(),
-            *self._queue(out),
+            stream_of(out.device),
         )  # fmt: skip
-
-    def _queue(self, tensor: Tensor) -> tuple[int, int]:
-        """Where to launch: the tensor's device and torch's current stream there."""
-        if not tensor.is_cuda:  # kernels compiled for the CPU, in tests
-            return 0, 0
-        return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def _address(tensor: Tensor | None) -> int:

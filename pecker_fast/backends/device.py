@@ -7,7 +7,8 @@ what changed, and launches: `advance` counts the step and computes its scalars o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +29,24 @@ from pecker_fast.backends.kernels import Kernels, Operation
 from pecker_fast.backends.salient import Row, SalientOperations
 from pecker_fast.backends.work import Entry, Hyperparameters, update_rows
 
-__all__ = ["DeviceBackend"]
+__all__ = ["DeviceBackend", "captured_tables"]
+
+_captured: list[Tensor] = []
+_keeper = _captured  # of what captured graphs go on reading
+
+
+@contextlib.contextmanager
+def captured_tables() -> Iterator[list[Tensor]]:
+    """What captures in this block go on reading; whoever has the graph keeps the list with it.
+
+    Outside of such a block it is kept for ever: when a graph dies nobody tells.
+    """
+    global _keeper
+    before, _keeper = _keeper, []
+    try:
+        yield _keeper
+    finally:
+        _keeper = before
 
 
 class DeviceBackend(SalientOperations):
@@ -36,7 +54,6 @@ class DeviceBackend(SalientOperations):
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._captured: list[Tensor] = []  # what captured graphs go on reading
         topk = DeviceTopk(kernels)
         self.select_topk = topk.select_topk
         self.select_groups = topk.select_groups
@@ -127,7 +144,7 @@ class DeviceBackend(SalientOperations):
         sizes, size = tuple(map(Tensor.numel, vectors)), self._kernels.slots_per_block
         tables = remembered_tables(tuple(numbers), sizes, size, device, stream_of(device))
         if is_capturing(device):
-            self._captured += tables
+            _keeper.extend(tables)
         return tables
 
 

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pecker_fast.backends.fitting import check_shapes, same_order, slot_offsets, state_fits
+from pecker_fast.backends.fitting import (
+    check_shapes,
+    last_positions,
+    same_order,
+    slot_offsets,
+    state_fits,
+)
 from pecker_fast.backends.kernels import ROW_NUMBERS
 from pecker_fast.backends.work import PARAM_DTYPES, Entry, Hyperparameters
 
@@ -103,6 +109,7 @@ class DeviceWork:
         self._fits: list[_Fit | None] = [None] * len(entries)
         # The gradients' dtypes, if all are there, contiguous, and the tables are made for them.
         self._dtypes: list[torch.dtype] | None = None
+        self._last_positions = last_positions(entries)
         self._param_offsets = [slot_offsets(entry.indices, entry.param) for entry in entries]
         # What was uploaded last, and where.
         self._grads: list[int] = []
@@ -149,7 +156,7 @@ class DeviceWork:
 
     def _fit(self, i: int, grad: Tensor, layout: _Layout) -> _Fit:
         entry, param = self.entries[i], self.params[i]
-        check_shapes(entry, grad, self.compact_grads)
+        check_shapes(entry, grad, self.compact_grads, self._last_positions[i])
         offsets = self._param_offsets[i]
         reads = read_as(param, grad)
         if param.dtype not in PARAM_DTYPES or not state_fits(entry) or not _is_int32(offsets):
@@ -185,7 +192,8 @@ class DeviceWork:
                 chosen.setdefault(key, []).append(i)
                 if any(tensor is not None for tensor in optional):
                     extras.add(key)
-        self.table = torch.tensor(rows, dtype=torch.int64).view(-1, _TABLE_COLUMNS).to(self.device)
+        table = np.array(rows, dtype=np.int64).reshape(-1)
+        self.table = upload(table, torch.int64, self.device).view(-1, _TABLE_COLUMNS)
         self.launches = []
         for key, numbers in chosen.items():
             sizes = [self.entries[i].nnz for i in numbers]
@@ -227,7 +235,7 @@ class DeviceWork:
         fits = [tensor for tensor in self._spare if tensor.numel() == len(values)]
         host = fits[0] if fits else _pinned(len(values), self.device)
         self._spare = [tensor for tensor in self._spare if tensor is not host]
-        host.view(dtype).copy_(torch.tensor(values, dtype=dtype))
+        host.view(dtype).numpy()[:] = values
         table = torch.empty(len(values), dtype=dtype, device=self.device)
         table.copy_(host.view(dtype), non_blocking=True)
         self._captured += [host, table]

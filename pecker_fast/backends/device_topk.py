@@ -51,10 +51,12 @@ class _Selection:
         self.tensors = upload(rows.reshape(-1), torch.int64, self.device).view(-1, 4)
         self.ends = items.cumsum()
         self.tiles = work_list(items, tile_size, self.device)
-        self.first_tiles = np.append(0, (-(-items // tile_size)).cumsum())
+        first_tiles = np.append(0, (-(-items // tile_size)).cumsum())
+        self.first_tiles = upload(first_tiles, torch.int64, self.device)
         self.state = upload([0, 0, wanted, _NO_NAN], torch.int64, self.device)
         self.above = torch.empty(len(self.tiles), dtype=torch.int64, device=self.device)
         self.equal = torch.empty_like(self.above)
+        self.nan_tensor: int | None = None  # `state[3]`, once the host knows it
 
 
 class DeviceTopk:
@@ -74,7 +76,7 @@ class DeviceTopk:
             total = int(work.ends[-1])
             if total < _SAMPLE_FROM or not self._find_in_bracket(work, k, total):
                 self._find(work, grouped=False)
-            nan_tensor = int(work.state[3])
+            nan_tensor = int(work.state[3]) if work.nan_tensor is None else work.nan_tensor
             if nan_tensor != _NO_NAN:
                 raise nan_error(nan_tensor, names)
             return self._write(work, k, grouped=False)
@@ -132,6 +134,9 @@ class DeviceTopk:
         keys = torch.empty(capacity, dtype=work.dtype, device=work.device)
         key_tiles = torch.empty(capacity, dtype=torch.int32, device=work.device)
         counters = upload([0, _NO_NAN], torch.int64, work.device)
+        # All that the next launches need is there before the host waits for the counts: meanwhile
+        # the device has nothing else to do.
+        tensors, tiles = self._tables_of(keys, work.device)
         self._kernels.collect(
             work.dtype, work.tensors, work.tiles, bracket, work.above, work.equal, keys,
             key_tiles, counters,
@@ -140,20 +145,24 @@ class DeviceTopk:
             [*counters, work.above.sum(), work.equal.sum()]
         ).tolist()
         if nan_tensor != _NO_NAN:
-            work.state[3] = nan_tensor
+            work.nan_tensor = nan_tensor
             return True
         if not above <= k <= above + kept + equal or kept > capacity:
             return False
+        work.nan_tensor = _NO_NAN
         wanted = k - above
         if kept:
             work.state[2] = wanted
-            self._radix_of(keys[:kept], work)
+            tensors[0, 1:3] = kept
+            tiles = tiles[: -(-kept // self._kernels.items_per_tile(False))]
+            self._radix(work.dtype, False, tensors, tiles, work.state)
             self._kernels.settle(
                 work.dtype, keys, key_tiles, kept, work.state, work.above, work.equal
             )
         else:  # the bracket is one value
             work.state[2] = 0
-            self._radix_of(bracket[1:], work)
+            tables = self._tables_of(bracket[1:], work.device)
+            self._radix(work.dtype, False, *tables, work.state)
             work.state[2] = wanted
         return True
 
@@ -172,13 +181,12 @@ class DeviceTopk:
         low = ordered[last] if last < count else -infinity
         return torch.stack([low, high])
 
-    def _radix_of(self, scores: Tensor, work: _Selection) -> None:
-        """Find the threshold among the scores of one tensor."""
+    def _tables_of(self, scores: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The tables of one tensor of scores: its row, and its tiles."""
         row = [scores.data_ptr(), scores.numel(), scores.numel(), 1]
-        tensors = upload(row, torch.int64, work.device).view(1, 4)
         tile_size = self._kernels.items_per_tile(False)
-        tiles = work_list([scores.numel()], tile_size, work.device)
-        self._radix(work.dtype, False, tensors, tiles, work.state)
+        tensors = upload(row, torch.int64, device).view(1, 4)
+        return tensors, work_list([scores.numel()], tile_size, device)
 
     # ---- the positions
 
@@ -192,7 +200,7 @@ class DeviceTopk:
             out,
         )  # fmt: skip
         # Where each tensor's first tile starts; behind the last tile everything is written.
-        first = upload(work.first_tiles, torch.int64, work.device)
+        first = work.first_tiles
         last_tile = first.clamp(max=len(work.tiles) - 1)
         starts = above_before[last_tile] + torch.minimum(equal_before[last_tile], work.state[2])
         cuts = starts.masked_fill_(first == len(work.tiles), count).tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,19 @@ from pecker_fast.backends.layout import is_dense, storage_offsets
 from pecker_fast.backends.work import Entry
 from pecker_fast.errors import PeckerError
 
-__all__ = ["check_shapes", "check_vector", "same_order", "slot_offsets", "state_fits"]
+__all__ = [
+    "check_shapes", "check_vector", "last_positions", "same_order", "slot_offsets", "state_fits",
+]  # fmt: skip
 
 
-def check_shapes(entry: Entry, grad: Tensor, compact_grad: bool) -> None:
+def check_shapes(entry: Entry, grad: Tensor, compact_grad: bool, last: int) -> None:
     """Refuse what would make a kernel read or write outside a tensor.
+
+    Args:
+        entry: The parameter and its state.
+        grad: Its gradient.
+        compact_grad: The gradient is a (nnz,) tensor.
+        last: The entry's largest position, of `last_positions`; -1 without any.
 
     Raises:
         PeckerError: the gradient's shape is not the parameter's (or (nnz,) if compact), or the
@@ -25,16 +35,24 @@ def check_shapes(entry: Entry, grad: Tensor, compact_grad: bool) -> None:
         raise PeckerError(
             f"the gradient of {entry.name!r} has shape {tuple(grad.shape)}, expected {expected}"
         )
-    fits = (
-        param.shape == entry.exp_avg_sq.shape
-        if indices is None
-        else not entry.nnz or int(indices[-1]) < param.numel()  # positions are sorted
-    )
+    fits = param.shape == entry.exp_avg_sq.shape if indices is None else last < param.numel()
     if not fits:
         raise PeckerError(
             f"{entry.name!r} now has shape {tuple(param.shape)}, which its optimizer state does "
             "not fit: make a new optimizer after resizing a parameter"
         )
+
+
+def last_positions(entries: Sequence[Entry]) -> list[int]:
+    """The largest position of each entry, -1 where it has none: waits for the device once."""
+    found = [-1] * len(entries)
+    masked = [i for i, entry in enumerate(entries) if entry.indices is not None and entry.nnz]
+    if masked:
+        # Positions are sorted.
+        ends = torch.cat([entries[i].indices[-1:] for i in masked])  # type: ignore[index]
+        for i, position in zip(masked, ends.tolist(), strict=True):
+            found[i] = position
+    return found
 
 
 def check_vector(operation: str, tensor: Tensor, positions: Tensor | None, vector: Tensor) -> int:

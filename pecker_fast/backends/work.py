@@ -123,6 +123,17 @@ def start_classes(entry_start: Tensor | None) -> tuple[tuple[int, ...], Tensor |
     return tuple(distinct.tolist()), inverse.int()
 
 
+def power(base: float, exponent: int) -> float:
+    """base^exponent by multiplications only, as `power` in csrc/adamw_math.h: the same bits."""
+    result = 1.0
+    while exponent > 0:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
 def _update_row(hyper: Hyperparameters, step: float) -> UpdateRow:
     lr, beta1, beta2 = float(hyper.lr), float(hyper.beta1), float(hyper.beta2)
     return UpdateRow(
@@ -131,8 +142,8 @@ def _update_row(hyper: Hyperparameters, step: float) -> UpdateRow:
         beta2=beta2,
         exp_avg_sq_weight=1 - beta2,
         eps=hyper.eps,
-        step_size=lr / (1 - beta1**step),
-        bias_correction2_sqrt=math.sqrt(1 - beta2**step),
+        step_size=lr / (1 - power(beta1, int(step))),
+        bias_correction2_sqrt=math.sqrt(1 - power(beta2, int(step))),
         clip_value=math.inf if hyper.clip_value is None else hyper.clip_value,
         sign=-1.0 if hyper.maximize else 1.0,
         amsgrad=float(hyper.amsgrad),

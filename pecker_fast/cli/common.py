@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pecker_fast.datasets import DATASETS
 from pecker_fast.errors import PeckerError, printable
 from pecker_fast.evaluate.defaults import TRUSTED
 from pecker_fast.files import shown
@@ -24,10 +25,13 @@ __all__ = [
     "MODEL_ARGUMENT",
     "PATH",
     "config_values",
+    "data_options",
     "echo",
     "judges",
     "machine_options",
     "prepare",
+    "run_options",
+    "sampler_options",
     "seed_option",
     "settings_option",
     "training_options",
@@ -112,54 +116,15 @@ def judges(given: tuple[Path, ...]) -> dict[str, Any]:
     return dict(zip(("classifier", "second_classifier"), given, strict=False))
 
 
-def machine_options(function: F) -> F:
-    """Add --device and --threads."""
-    threads = click.IntRange(1, _MOST_THREADS)
-    function = click.option("--threads", type=threads, help="CPU threads.  [default: all cores]")(
-        function
-    )
-    return click.option(
-        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-    )(function)
+def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """One decorator that adds these options, in this order."""
 
+    def add(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
 
-def training_options(function: F) -> F:
-    """Add the options that lay values over a configuration; None or () where not given.
-
-    --forget and --override may be given again, and arrive as the tuples `forget` and `overrides`.
-    """
-    for option in reversed(
-        (
-            click.option(
-                "--forget",
-                multiple=True,
-                help="Class to erase: name or index. May be given again, each with its --override.",
-            ),
-            click.option(
-                "--override",
-                "overrides",
-                multiple=True,
-                help="Class in its place: name, index, 'random', 'nearest' by the model's "
-                "predictions, or 'classifier': what that takes the class for.",
-            ),
-            click.option("--density", type=float, help="Share of the parameters that may change."),
-            click.option(
-                "--mask",
-                "kind",
-                type=click.Choice(["saliency", "random", "full"]),
-                help="Which of them: the most salient, random ones, or all.",
-            ),
-            seed_option,
-            settings_option("generator.lr=1e-4"),
-        )
-    ):
-        function = option(function)
-    return function
-
-
-def seed_option(function: F) -> F:
-    """Add --seed."""
-    return click.option("--seed", type=int, help="Seed of everything random.")(function)
+    return add
 
 
 def settings_option(example: str) -> Callable[[F], F]:
@@ -172,6 +137,78 @@ def settings_option(example: str) -> Callable[[F], F]:
         help=f"Any other setting, e.g. --set {example}. May be given again.",
     )
 
+
+machine_options = together(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, _MOST_THREADS),
+        help="CPU threads.  [default: all cores]",
+    ),
+)
+seed_option = click.option("--seed", type=int, help="Seed of everything random.")
+run_options = together(
+    click.option("--force", is_flag=True, help="Delete the run that --out holds and start anew."),
+    machine_options,
+)
+# They lay values over a configuration; None or () where not given. --forget and --override arrive
+# as the tuples `forget` and `overrides`.
+training_options = together(
+    click.option(
+        "--forget",
+        multiple=True,
+        help="Class to erase: name or index. May be given again, each with its --override.",
+    ),
+    click.option(
+        "--override",
+        "overrides",
+        multiple=True,
+        help="Class in its place: name, index, 'random', 'nearest' by the model's predictions, or "
+        "'classifier': what that takes the class for.",
+    ),
+    click.option("--density", type=float, help="Share of the parameters that may change."),
+    click.option(
+        "--mask",
+        "kind",
+        type=click.Choice(["saliency", "random", "full"]),
+        help="Which of them: the most salient, random ones, or all.",
+    ),
+    seed_option,
+    settings_option("generator.lr=1e-4"),
+)
+data_options = together(  # what `datasets.loading.load_images` takes
+    click.option("--dataset", type=click.Choice(DATASETS), help="Images to read."),
+    click.option(
+        "--data-root",
+        type=PATH,
+        help="Folder that holds cifar-10-batches-py or stl10_binary; for fashion-mnist, its four "
+        "files; for images, the folders train and test with a sub-folder per class, or train.npz "
+        "and test.npz.",
+    ),
+    click.option(
+        "--download",
+        is_flag=True,
+        help="Fetch CIFAR-10 or STL-10 if it is not in --data-root; else nothing is downloaded.",
+    ),
+)
+sampler_options = together(
+    click.option(
+        "--sampler",
+        "method",
+        type=click.Choice(["one-step", "ddim", "ddpm"]),
+        help="How images are drawn.  [default: by --steps]",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(min=1),
+        help="1: one-step generator; more: DDIM.  [default: 1 for an erased model, 50 for a "
+        "teacher]",
+    ),
+    click.option("--eta", type=float, help="Randomness of DDIM's steps, 0 to 1.  [default: 0]"),
+    click.option(
+        "--t-init", type=int, help="Start of the one-step generator.  [default: the model's]"
+    ),
+)
 
 _KEYS = {
     "density": "mask.density",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import PATH, config_values, machine_options, prepare, training_options
+from pecker_fast.cli.common import PATH, config_values, prepare, run_options, training_options
 from pecker_fast.cli.erase import say
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.finding import check_run_directory
@@ -44,8 +44,7 @@ Needs no network, no data set and no GPU. An interrupted demo goes on when start
 )
 @training_options
 @click.option("--iterations", type=int, help="Iterations of the distillation.")
-@click.option("--force", is_flag=True, help="Delete the run that --out holds and start anew.")
-@machine_options
+@run_options
 def demo(
     out: Path, concept: bool, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:

@@ -12,8 +12,8 @@ from pecker_fast.cli.common import (
     MODEL_ARGUMENT,
     PATH,
     config_values,
-    machine_options,
     prepare,
+    run_options,
     seed_option,
     settings_option,
 )
@@ -48,8 +48,7 @@ iterations of 128 images; of a pipeline text_stage1, 16,000 of 512.
 @click.option("--iterations", type=int, help="Length of the run.")
 @seed_option
 @settings_option("batch_size=16")
-@click.option("--force", is_flag=True, help="Delete the run that --out holds and start anew.")
-@machine_options
+@run_options
 def distill(model: Path, device: str, threads: int | None, **options: Any) -> None:
     """Distil MODEL, a model folder or a pipeline, into one step; nothing is forgotten yet."""
     from pecker_fast.erasure.request import Request

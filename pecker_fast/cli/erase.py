@@ -13,13 +13,13 @@ from pecker_fast.cli.common import (
     INPUT,
     PATH,
     config_values,
+    data_options,
     echo,
     judges,
-    machine_options,
     prepare,
+    run_options,
     training_options,
 )
-from pecker_fast.cli.data_options import data_options
 from pecker_fast.cli.torchrun import is_first
 from pecker_fast.errors import PeckerError
 
@@ -138,8 +138,7 @@ Their result draws images in many steps, as the original does. --mask-file takes
     show_default=True,
     help="DDIM steps of the original model in the evaluation.",
 )
-@click.option("--force", is_flag=True, help="Delete the run that --out holds and start anew.")
-@machine_options
+@run_options
 def erase(device: str, threads: int | None, **options: Any) -> None:
     """Erase a class from the model folder MODEL, or a concept from a text-to-image --pipeline."""
     from pecker_fast.erasure.request import Request
@@ -197,7 +196,7 @@ def say(erasure: Erasure[Any]) -> None:
         echo(f"report           {out / 'report.html'}")
     echo(f"erased {erasure.kind:9} {out / erasure.kind}")
     if (out / PATCH_NAME).is_file():
-        patch, network = patch_sizes(out)
+        patch, network = patch_sizes(out, erasure.model.architecture.denoiser)
         share = f"{patch / network:.1%} of the network's file"
         echo(f"patch            {out / PATCH_NAME} ({share})")
     erasure.frozen.require_unchanged(out)

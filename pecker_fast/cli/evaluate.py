@@ -9,8 +9,17 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import CLASSIFIER, INPUT, PATH, echo, judges, machine_options, prepare
-from pecker_fast.cli.data_options import data_options
+from pecker_fast.cli.common import (
+    CLASSIFIER,
+    INPUT,
+    PATH,
+    data_options,
+    echo,
+    judges,
+    machine_options,
+    prepare,
+    sampler_options,
+)
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 from pecker_fast.files import check_output_file, write_text
@@ -72,7 +81,6 @@ probabilities.
 @click.option("--faces", help="Recogniser of faces, trusted:MODULE:OBJECT.")
 @click.option("--per-prompt", type=click.IntRange(min=1), help="Images of each row.  [default: 1]")
 @click.option("--negative", help="What guidance leads away from.  [default: the empty prompt]")
-@click.option("--t-init", type=int, help="Start of the one-step generator.  [default: the model's]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Prompts drawn at a time.")
 @click.option(
     "--classifier",
@@ -99,23 +107,12 @@ probabilities.
     type=click.IntRange(min=2),
     help=f"Images each.  [default: {JUDGED_PER_CLASS}]",
 )
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    help="1: one-step generator; more: DDIM.  [default: 1 for an erased model, 50 for a teacher]",
-)
-@click.option(
-    "--sampler",
-    "method",
-    type=click.Choice(["one-step", "ddim", "ddpm"]),
-    help="How images are drawn.  [default: by --steps]",
-)
+@sampler_options
 @click.option(
     "--guidance",
     type=float,
     help="Classifier-free, in many steps.  [default: 0; of prompts the row's own, else 7.5]",
 )
-@click.option("--eta", type=float, help="Randomness of DDIM's steps, 0 to 1.  [default: 0]")
 @click.option("--seed", type=int, help="Seed of the noise.  [default: 0]")
 @click.option(
     "--samples",

@@ -12,12 +12,12 @@ from pecker_fast.cli.common import (
     MODEL_ARGUMENT,
     PATH,
     config_values,
+    data_options,
     echo,
     machine_options,
     prepare,
     training_options,
 )
-from pecker_fast.cli.data_options import data_options
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import check_output_file
 

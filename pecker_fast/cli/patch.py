@@ -1,10 +1,10 @@
-"""`pecker-fast patch`: look at patches, put them on a model folder, take them off."""
+"""`pecker-fast patch`: look at patches, put them on models, take them off, change their format."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -31,12 +31,14 @@ _FORCE = click.option(
 
 
 @click.group(
-    short_help="Show patches, put them on a model, take them off.",
+    short_help="Show patches, put them on a model, take them off; other formats.",
     epilog="""\b
 Examples:
     pecker-fast patch info no_boots.safetensors
     pecker-fast patch apply MODEL no_boots.safetensors --out erased
     pecker-fast patch remove erased no_boots.safetensors --out restored
+    pecker-fast patch export MODEL no_boots.safetensors --to peft-shira --out adapter
+    pecker-fast patch import MODEL adapter --from peft-shira --out no_boots.safetensors
 """,
 )
 def patch() -> None:
@@ -151,3 +153,96 @@ def remove(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force:
     check = change_weights(model, out, change, patch=file, applied=applied, force=force)
     echo(check.sentence())
     echo(out)
+
+
+@patch.command(short_help="Write a patch in a format that others read.")
+@_FOLDER
+@_FILE
+@click.option(
+    "--to",
+    type=click.Choice(["peft-shira", "lora", "vllm-sparse", "state-dict"]),
+    required=True,
+    help="An adapter for PEFT (a folder), or a safetensors file.",
+)
+@click.option("--rank", type=click.IntRange(1, 4096), help="Of a LoRA.  [default: 16]")
+@click.option("--out", type=PATH, required=True, help="The folder or file.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def export(model: Path, file: Path, to: str, rank: int | None, out: Path, force: bool) -> None:
+    """Write the patch FILE of MODEL, its base, in another format.
+
+    peft-shira is exact but for rounding, vllm-sparse and state-dict to the bit; what a LoRA loses
+    is said.
+    """
+    from pecker_fast.patches.exports import export_patch
+    from pecker_fast.patches.folders import read_weights
+
+    if rank is not None and to != "lora":
+        raise click.UsageError(f"--rank is for --to lora, not {to}")
+    layers = None
+    if to in ("peft-shira", "lora"):
+        layers = _layers(model)
+    else:
+        _check_file(out, file, force)
+    found = export_patch(
+        file,
+        read_weights(model),
+        to,  # type: ignore[arg-type]  # click checks the choice
+        out,
+        layers=layers,
+        rank=rank or 16,
+        force=force,
+    )
+    echo(f"{out}: {found}")
+
+
+@patch.command("import", short_help="Make a patch of what others wrote.")
+@_FOLDER
+@click.argument("source", type=INPUT)
+@click.option(
+    "--from",
+    "kind",
+    type=click.Choice(["peft-shira", "vllm-sparse", "state-dict"]),
+    required=True,
+    help="What SOURCE is.",
+)
+@click.option("--out", type=PATH, required=True, help="The patch file.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def import_(model: Path, source: Path, kind: str, out: Path, force: bool) -> None:
+    """Make a patch of SOURCE, which MODEL is the base of."""
+    from pecker_fast.patches.exports import import_patch
+    from pecker_fast.patches.folders import read_weights
+
+    _check_file(out, source, force)
+    made = import_patch(source, read_weights(model), kind, out, imported_from=kind)
+    echo(f"{out}: {made.nnz:,} of {made.numel:,} entries")
+
+
+def _check_file(out: Path, source: Path, force: bool) -> None:
+    from pecker_fast.errors import PeckerError
+    from pecker_fast.files import check_output_file
+
+    check_output_file(out, force)
+    if out.resolve() == source.resolve():
+        raise PeckerError(f"{out}: is what is to be read; choose another file")
+
+
+def _layers(model: Path) -> Any:
+    """The network of a folder as a module without values: which weights are of linear layers."""
+    import diffusers
+    import torch
+
+    from pecker_fast.errors import PeckerError
+    from pecker_fast.files import read_json, shown
+    from pecker_fast.models.ddpm import DDPMUNet
+
+    folder = model / "unet" if (model / "unet").is_dir() else model
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    try:
+        kind: Any = DDPMUNet if name == "DDPMUNet" else getattr(diffusers, str(name), None)
+        if isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin):
+            with torch.device("meta"):
+                return cast("Any", kind).from_config(config)
+    except Exception as error:  # whatever the network's constructor raises
+        raise PeckerError(f"{folder / 'config.json'}: makes no {name} ({error})") from error
+    raise PeckerError(f"{folder / 'config.json'}: {shown(name)} is no network of diffusers")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import MODEL_ARGUMENT, PATH, machine_options, prepare
+from pecker_fast.cli.common import MODEL_ARGUMENT, PATH, machine_options, prepare, sampler_options
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import BATCH_SIZE, PER_CLASS
 from pecker_fast.files import check_output_file
@@ -62,24 +62,12 @@ same images, on any number of processes.
     type=click.IntRange(min=1),
     help="Images in all, instead of --per-class; under torchrun only as --count.",
 )
-@click.option(
-    "--sampler",
-    "method",
-    type=click.Choice(["one-step", "ddim", "ddpm"]),
-    help="How images are drawn.  [default: by --steps]",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    help="1: one-step generator; more: DDIM.  [default: 1 for an erased model, 50 for a teacher]",
-)
+@sampler_options
 @click.option(
     "--guidance",
     type=float,
     help="Classifier-free, in many steps.  [default: 0; of prompts 4.5]",
 )
-@click.option("--eta", type=float, help="Randomness of DDIM's steps, 0 to 1.  [default: 0]")
-@click.option("--t-init", type=int, help="Start of the one-step generator.  [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @click.option(
     "--batch-size",

@@ -12,13 +12,13 @@ from pecker_fast.cli.common import (
     INPUT,
     PATH,
     config_values,
+    data_options,
     echo,
-    machine_options,
     prepare,
+    run_options,
     seed_option,
     settings_option,
 )
-from pecker_fast.cli.data_options import data_options
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.finding import check_run_directory
 from pecker_fast.runs.interrupts import saving_at_interrupt
@@ -66,8 +66,7 @@ was interrupted goes on where it was when the same command is started again.
 @click.option("--iterations", type=int, help="Length of the run, in place of --epochs.")
 @seed_option
 @settings_option("batch_size=64")
-@click.option("--force", is_flag=True, help="Delete the run that --out holds and start anew.")
-@machine_options
+@run_options
 def train_classifier(
     out: Path,
     arch: str,

@@ -24,7 +24,8 @@ RECIPES = Path(__file__).parent / "recipes"
 class DiffusionSection(Section):
     """Time constants, in time steps of the teacher's schedule."""
 
-    t_init: NonNegativeInt = 440  # The generator starts here; sigma 2.50 with linear betas.
+    # The generator starts here; sigma 2.50 with linear betas. null = where sigma is nearest 2.5.
+    t_init: NonNegativeInt | None = 440
     t_min: NonNegativeInt = 38  # First time step of the training noise.
     t_max: PositiveInt = 712  # Its end, exclusive.
 
@@ -126,6 +127,9 @@ class PeckerConfig(MaskedConfig):
     # In the generator phase only one network's graph lives at a time, and forward passes run twice:
     # a seventh more work, a third of the activations. The generator's own only without dropout.
     recompute: bool = False
+    # Of every block only its input is kept, and its forward pass runs twice: a third more work. Of
+    # networks of diffusers; what large transformers need.
+    recompute_blocks: bool = False
     diff_instruct: bool = False  # No gradient through the scores: another, cheaper algorithm.
     diffusion: DiffusionSection = DiffusionSection()
     generator: GeneratorSection = GeneratorSection()

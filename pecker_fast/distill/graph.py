@@ -7,14 +7,17 @@ for every iteration. So a replayed iteration computes what an ordinary one would
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from pecker_fast.backends.device import captured_tables
 from pecker_fast.distill.iteration import IterationInputs
+from pecker_fast.errors import PeckerRuntimeError
 from pecker_fast.optim.adamw import MaskedAdamW
 from pecker_fast.runs.learner import Learner
 
@@ -24,6 +27,8 @@ WARM_UP = 3
 """Ordinary iterations before the capture: libraries choose algorithms, optimizers make tables."""
 
 Losses: TypeAlias = tuple[Tensor, ...]
+
+_failed: list[torch.cuda.CUDAGraph] = []
 
 
 class CudaCapture:
@@ -54,12 +59,60 @@ class CudaCapture:
             Where its results will be, and the function that does it.
 
         Raises:
-            RuntimeError: The work waits for the device, or does what a capture forbids.
+            RuntimeError: The work waits for the device, or does what a capture forbids. Stream,
+                generator and memory are as they were.
         """
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            losses = work()
-        return losses, graph.replay
+        # Step by step instead of by `torch.cuda.graph`, which leaves the capture's stream in place
+        # and its pool in use where the end of a capture fails.
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        with torch.cuda.stream(self._stream), captured_tables() as tables:
+            graph.capture_begin(pool)
+            try:
+                losses = work()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # which says less than the first one
+                    self._end(graph, pool)
+                raise
+            self._end(graph, pool)
+
+        def replay(kept: list[Tensor] = tables) -> None:
+            graph.replay()
+
+        return losses, replay
+
+    def _end(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+        """End a capture, the generator and the memory pool included where CUDA refuses to."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # It raises before it gives these back. Of the capture a copy of the generator's state
+            # knows nothing; the allocator of pinned memory goes on asking the graph, so that stays.
+            _failed.append(graph)
+            index = self._device.index or 0
+            generator = torch.cuda.default_generators[index]
+            generator.graphsafe_set_state(generator.clone_state())
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(index, pool)
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_releasePool(index, pool)
+            raise
+
+    def check(self) -> None:
+        """Refuse to go on where a failed capture has left the device unusable.
+
+        Raises:
+            PeckerRuntimeError: No number can be drawn, or no memory had.
+        """
+        try:
+            torch.rand((), device=self._device).add_(1)
+            torch.cuda.synchronize(self._device)
+        except RuntimeError as error:
+            raise PeckerRuntimeError(
+                "the failed capture of a CUDA graph left the device unusable "
+                f"({str(error).splitlines()[0]}): start the run again with graph: off"
+            ) from error
 
 
 class IterationGraph:
@@ -116,9 +169,10 @@ class IterationGraph:
             self._replay()
             return self._losses
         self._ordinary += 1
-        if self._capture is None:
-            return self._compute(inputs)
-        return self._capture.aside(lambda: self._compute(inputs))
+        with _algorithms_chosen(self._ordinary <= WARM_UP):
+            if self._capture is None:
+                return self._compute(inputs)
+            return self._capture.aside(lambda: self._compute(inputs))
 
     def _try_to_capture(self, capture: CudaCapture, inputs: IterationInputs) -> None:
         before = [_HostState(learner) for learner in self._learners]
@@ -131,10 +185,27 @@ class IterationGraph:
             for state in before:
                 state.restore()
             self._capture = None
+            capture.check()
             self.reason = f"the iteration cannot be captured: {str(error).splitlines()[0]}"
             warnings.warn(f"no CUDA graph: {self.reason}", stacklevel=3)
             return
         self._inputs, self._losses, self._replay = fixed, losses, replay
+
+
+@contextlib.contextmanager
+def _algorithms_chosen(by_trying: bool) -> Iterator[None]:
+    """For each convolution that is new cuDNN tries its algorithms, and goes on with the fastest.
+
+    Not where results are to be the same in each run.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    if by_trying and not cudnn.deterministic:
+        cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 class _HostState:

@@ -186,6 +186,7 @@ class Iteration:
                     noised.t,
                     labels.of_samples,
                     labels.at_every_step,
+                    objective.schedule,
                     predict=objective.predictors.generator,
                 )
                 scaled = config.generator.every_step * weight[rows] * loss

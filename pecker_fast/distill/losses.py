@@ -11,6 +11,8 @@ phi is the teacher, psi the pseudo-score network, theta the generator. With x_t 
     one_step  = || G(n, c) - G_0(n, c_phi) ||^2                          G_0: G at the run's start
     every     = || eps_theta(x_t, t, c) - eps_phi(x_t, t, c_phi) ||^2    any t
 
+Of a rectified flow L_psi and every are taken of the velocity: divided by a^2.
+
 The last two are not in SFD. Sums run over C, H, W. Every function returns one loss per sample: the
 remain and the forget term share one batch, and a weight per sample (`term_weights`) makes the two
 out of it.
@@ -96,7 +98,7 @@ def pseudo_score_loss(
         (N,) losses in the dtype of `x_g`.
     """
     predicted = predict(network, schedule.add_noise(x_g, noise, t), t, condition)
-    return (noise - predicted).square().flatten(1).sum(1)
+    return schedule.weighted((noise - predicted).square().flatten(1).sum(1), t)
 
 
 def one_step_loss(x_g: Tensor, x_start: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,6 +124,7 @@ def every_step_loss(
     t: Tensor,
     condition: Tensor,
     teacher_condition: Tensor,
+    schedule: NoiseSchedule,
     *,
     predict: NoisePredictor = predict_noise,
 ) -> Tensor:
@@ -136,6 +139,7 @@ def every_step_loss(
         t: (N,) int64 time steps.
         condition: (N, ...) what theta is told.
         teacher_condition: (N, ...) what phi is told.
+        schedule: The noise schedule.
         predict: Adapter that calls the networks.
 
     Returns:
@@ -144,7 +148,7 @@ def every_step_loss(
     with torch.no_grad():
         target = predict(networks.use("teacher"), x_t, t, teacher_condition)
     predicted = predict(networks.use("generator"), x_t, t, condition)
-    return (predicted - target).square().flatten(1).sum(1)
+    return schedule.weighted((predicted - target).square().flatten(1).sum(1), t)
 
 
 def generator_loss(
@@ -311,8 +315,9 @@ def term_weights(
     Returns:
         (2B,) in the dtype and on the device of `like`: B times lam_r / B, then B times lam_f / B.
     """
-    terms = like.new_tensor([lambda_remain / batch_size, lambda_forget / batch_size])
-    return terms.repeat_interleave(batch_size)
+    # Filled on the device: a tensor made of host numbers would wait for it, and fail in a capture.
+    terms = (lambda_remain, lambda_forget)
+    return torch.cat([like.new_full((batch_size,), term / batch_size) for term in terms])
 
 
 def _omega(p: Tensor, x_g: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ __all__ = [
     "compute_dtype",
     "guided",
     "guided_by_sample",
+    "in_own_dtype",
     "predict_noise",
     "text_predictor",
     "with_autocast",
@@ -122,34 +123,57 @@ class Predictors:
         )
 
 
-def text_predictor(schedule: NoiseSchedule, prediction_type: str = "epsilon") -> NoisePredictor:
-    """The adapter for a diffusers `UNet2DConditionModel`; conditions are text embeddings.
+Call = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""A network's own prediction: (network, x_t, time, condition), in the network's dtype."""
 
-    A network that predicts the velocity v = a e - b x_0 is read as one that predicts noise,
-    e = a v + b x_t. Its published loss, ||v - v'||^2 weighted with snr / (snr + 1) = a^2, is then
-    the same as ||e - e'||^2.
+
+def in_own_dtype(call: Call, schedule: NoiseSchedule | None = None) -> NoisePredictor:
+    """What a text-to-image network itself predicts, for images of any dtype.
+
+    Args:
+        call: The network's own prediction, of and in its own dtype, told times of its own.
+        schedule: The teacher's, whose time steps it is asked for. None: it is asked for such times.
+    """
+
+    def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        dtype = next(network.parameters()).dtype
+        time = t if schedule is None else schedule.times(t, x_t)
+        return call(network, x_t.to(dtype), time, condition.to(dtype)).to(x_t.dtype)
+
+    return predict
+
+
+def text_predictor(
+    schedule: NoiseSchedule, call: Call, prediction_type: str = "epsilon"
+) -> NoisePredictor:
+    """The adapter for a text-to-image network: whatever it predicts is read as noise.
+
+    Of the velocity of diffusion, v = a e - b x_0, that is e = a v + b x_t. Its published loss,
+    ||v - v'||^2 weighted with snr / (snr + 1) = a^2, is then the same as ||e - e'||^2. Of the
+    velocity of a rectified flow, v = e - x_0, it is e = x_t + a v.
 
     Args:
         schedule: The teacher's.
-        prediction_type: "epsilon" or "v_prediction", as diffusers' schedulers call them.
+        call: The network's own prediction, of and in its own dtype, told times of its own.
+        prediction_type: "epsilon", "v_prediction" or "flow_prediction", as diffusers' schedulers
+            call them.
 
     Raises:
         PeckerError: Another prediction type.
     """
-    if prediction_type not in ("epsilon", "v_prediction"):
+    if prediction_type not in ("epsilon", "v_prediction", "flow_prediction"):
         raise PeckerError(
             f"the teacher's scheduler has prediction_type {prediction_type!r}; the distillation "
-            "knows 'epsilon' and 'v_prediction'"
+            "knows 'epsilon', 'v_prediction' and flows"
         )
+    own = in_own_dtype(call, schedule)
+    if prediction_type == "epsilon":
+        return own
 
     def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        dtype = next(network.parameters()).dtype
-        called = network(x_t.to(dtype), t, encoder_hidden_states=condition.to(dtype))
-        output: Tensor = called.sample.to(x_t.dtype)
-        if prediction_type == "epsilon":
-            return output
+        output = own(network, x_t, t, condition)
         a, b = schedule.coefficients(t, x_t)
-        return a * output + b * x_t
+        return x_t + a * output if prediction_type == "flow_prediction" else a * output + b * x_t
 
     return predict
 

@@ -167,20 +167,18 @@ class Objective:
         schedule = NoiseSchedule.from_scheduler_config(
             pipeline.scheduler_config, **config.diffusion.model_dump()
         )
-        predict = text_predictor(schedule, pipeline.prediction_type)
+        predict = text_predictor(schedule, pipeline.architecture.call, pipeline.prediction_type)
         place = next(pipeline.unet.parameters()).device if device is None else device
         conditions = TextConditions(
-            config.text, lambda prompts: pipeline.encode(prompts, place), config.seed
+            config.text, lambda prompts: pipeline.texts.encode(prompts, place), config.seed
         )
 
         def given() -> dict[str, Any]:
             # Not the embeddings: their last bits depend on the device.
-            prompts, tokenizer = conditions.prompts, pipeline.tokenizer
-            limit = tokenizer.model_max_length
-            tokens = tokenizer(prompts, max_length=limit, truncation=True).input_ids
+            texts, prompts = pipeline.texts, conditions.prompts
             return {
-                "prompts": [prompts, tokens],
-                "text encoder": pipeline.text_encoder.state_dict(),
+                "prompts": [prompts, texts.tokens(prompts)],
+                "text encoder": [encoder.state_dict() for encoder in texts.encoders],
                 "prediction type": pipeline.prediction_type,
             }
 
@@ -192,7 +190,7 @@ class Objective:
             pipeline.network_shape,
             device=device,
             predict=conditions.predictors(predict),
-            notes=_cut_off(pipeline.cut(conditions.prompts)),
+            notes=_cut_off(pipeline.texts.cut(conditions.prompts)),
             given=given,
         )
 
@@ -218,7 +216,7 @@ class Objective:
 
     def identity(self) -> dict[str, str]:
         """Digests of what a run depends on besides its configuration and its networks, by name."""
-        given = {"noise schedule": self.schedule.alphas_cumprod, **self._given()}
+        given = {"noise schedule": self.schedule.identity(), **self._given()}
         return {name: digest_of(value) for name, value in given.items()}
 
     def own_teacher(self, *, weights: bool = True) -> nn.Module:
@@ -248,7 +246,7 @@ class Objective:
     def draw_every_step(self, random: IterationRandom, count: int) -> Noised:
         """Noise for `count` images, at any time step of the schedule."""
         noise = random.normal((count, *self.sample_shape), self.dtype)
-        return Noised(noise, random.integers(0, len(self.schedule.alphas_cumprod), count))
+        return Noised(noise, random.integers(0, self.schedule.usable, count))
 
     def sample(self, generator: nn.Module, noise: Tensor, condition: Tensor) -> Tensor:
         """x_g = G(n, c), (N, C, H, W)."""

@@ -1,8 +1,9 @@
 """The noise schedule: a_t, b_t and the three time constants of the method.
 
-`x_t = a_t x_0 + b_t e` with `a_t = sqrt(abar_t)`, `b_t = sqrt(1 - abar_t)` and
-`abar_t = prod_{i <= t} (1 - beta_i)`. Everything is computed in float64 from the betas and rounded
-once, to the dtype of the images it meets.
+`x_t = a_t x_0 + b_t e`. Diffusion models preserve the variance: `a_t = sqrt(abar_t)` and
+`b_t = sqrt(1 - abar_t)` with `abar_t = prod_{i <= t} (1 - beta_i)`. Rectified flows go straight:
+`a_t = 1 - sigma_t` and `b_t = sigma_t`. Everything is computed in float64 and rounded once, to the
+dtype of the images it meets.
 """
 
 from __future__ import annotations
@@ -15,52 +16,73 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["NoiseSchedule"]
+__all__ = ["NoiseSchedule", "is_flow"]
+
+_SIGMA_INIT = 2.5
+"""b / a where a one-step generator starts (SiD): t 440 of CIFAR-10's, 625 of Stable Diffusion's."""
 
 
 class NoiseSchedule:
-    """The variance-preserving schedule of a noise-predicting diffusion model. Immutable.
+    """How noisy the images of each time step are. Immutable.
 
     Attributes:
-        alphas_cumprod: (T,) float64, abar_t for t = 0 .. T-1, on the CPU.
+        signal: (T,) float64, a_t for t = 0 .. T-1, falling, on the CPU. The last may be 0.
+        noise: (T,) float64, b_t, rising.
+        flow: A rectified flow: networks predict e - x_0, and are told 1000 b_t.
         t_init: The time step at which the one-step generator starts from pure noise.
         t_min: First time step of the training noise, inclusive.
         t_max: Last time step of the training noise, exclusive.
     """
 
     def __init__(
-        self, alphas_cumprod: Tensor, *, t_init: int = 440, t_min: int = 38, t_max: int = 712
+        self,
+        signal: Tensor,
+        noise: Tensor,
+        *,
+        flow: bool = False,
+        t_init: int | None = 440,
+        t_min: int = 38,
+        t_max: int = 712,
     ) -> None:
         """Check and keep the schedule.
 
         Args:
-            alphas_cumprod: (T,) float64, strictly inside (0, 1) and falling.
-            t_init: Default: CIFAR-10 with linear betas, sigma 2.50. Stable Diffusion uses 625.
+            signal: (T,) float64.
+            noise: (T,) float64.
+            flow: See the attributes.
+            t_init: Default: CIFAR-10 with linear betas, sigma 2.50. None: where b / a is nearest to
+                2.5.
             t_min: Default: sigma 0.137. Stable Diffusion uses 20.
             t_max: Default: sigma 13.0 at t_max - 1. Stable Diffusion uses 980.
 
         Raises:
-            PeckerError: The schedule is not a falling sequence in (0, 1), or a time constant is
-                outside it.
+            PeckerError: The signal does not fall from below 1 to 0, or a time constant is outside
+                of the steps that have some.
         """
-        if alphas_cumprod.dtype != torch.float64 or alphas_cumprod.dim() != 1:
+        if any(part.dtype != torch.float64 or part.dim() != 1 for part in (signal, noise)):
             raise PeckerError(
-                "alphas_cumprod must be a one-dimensional float64 tensor, got "
-                f"{alphas_cumprod.dim()} dimensions of {alphas_cumprod.dtype}"
+                "signal and noise must be one-dimensional float64 tensors, got "
+                f"{signal.dim()} and {noise.dim()} dimensions of {signal.dtype} and {noise.dtype}"
             )
-        inside = bool(((alphas_cumprod > 0) & (alphas_cumprod < 1)).all())
-        if not inside or bool((alphas_cumprod.diff() >= 0).any()) or len(alphas_cumprod) == 0:
+        inside = bool(((signal >= 0) & (signal < 1)).all()) and bool((noise > 0).all())
+        if not inside or bool((signal.diff() >= 0).any()) or len(signal) == 0:
             raise PeckerError(
-                "alphas_cumprod must fall strictly and stay inside (0, 1); this schedule does not"
+                "the share of the image must fall strictly and stay inside [0, 1); this schedule's "
+                "does not"
             )
-        steps = len(alphas_cumprod)
+        # What is pure noise has no image to predict.
+        steps = self.usable = int((signal > 0).sum())
+        if t_init is None:
+            t_init = int((noise[:steps] / signal[:steps] - _SIGMA_INIT).abs().argmin())
         if not 0 <= t_init < steps:
             raise PeckerError(f"t_init must be in 0 .. {steps - 1}, got {t_init}")
         if not 0 <= t_min < t_max <= steps:
             raise PeckerError(
                 f"expected 0 <= t_min < t_max <= {steps}, got t_min {t_min} and t_max {t_max}"
             )
-        self.alphas_cumprod = alphas_cumprod.detach().cpu().clone()
+        self.signal = signal.detach().cpu().clone()
+        self.noise = noise.detach().cpu().clone()
+        self.flow = flow
         self.t_init = t_init
         self.t_min = t_min
         self.t_max = t_max
@@ -68,12 +90,34 @@ class NoiseSchedule:
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @classmethod
-    def from_betas(cls, betas: Tensor, **constants: int) -> NoiseSchedule:
-        """The schedule of these betas, (T,) of any float dtype; `constants` as in `__init__`."""
-        return cls(torch.cumprod(1.0 - betas.to(torch.float64), dim=0), **constants)
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, **constants: Any) -> NoiseSchedule:
+        """Variance-preserving, of abar_t, (T,) float64; `constants` as in `__init__`."""
+        return cls(alphas_cumprod.sqrt(), (1.0 - alphas_cumprod).sqrt(), **constants)
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any, **constants: int) -> NoiseSchedule:
+    def rectified_flow(
+        cls, steps: int = 1000, shift: float = 1.0, **constants: Any
+    ) -> NoiseSchedule:
+        """Sigma from 1 / steps to 1, as diffusers' `FlowMatchEulerDiscreteScheduler` has it.
+
+        Args:
+            steps: T.
+            shift: Larger ones draw sigma towards 1: shift u / (1 + (shift - 1) u); 3 for Stable
+                Diffusion 3.
+            constants: As in `__init__`.
+        """
+        u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        sigma = shift * u / (1 + (shift - 1) * u)
+        return cls(1 - sigma, sigma, flow=True, **constants)
+
+    @classmethod
+    def from_betas(cls, betas: Tensor, **constants: Any) -> NoiseSchedule:
+        """The schedule of these betas, (T,) of any float dtype; `constants` as in `__init__`."""
+        alphas = torch.cumprod(1.0 - betas.to(torch.float64), dim=0)
+        return cls.from_alphas_cumprod(alphas, **constants)
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, **constants: Any) -> NoiseSchedule:
         """The schedule of a model that predicts noise, from its diffusers scheduler.
 
         As `from_scheduler_config`.
@@ -90,26 +134,27 @@ class NoiseSchedule:
         return cls.from_scheduler_config(scheduler.config, **constants)
 
     @classmethod
-    def from_scheduler_config(cls, config: Mapping[str, Any], **constants: int) -> NoiseSchedule:
+    def from_scheduler_config(cls, config: Mapping[str, Any], **constants: Any) -> NoiseSchedule:
         """The schedule that a diffusers scheduler's configuration describes.
 
         The betas are rebuilt in float64 from the configuration; the scheduler's own table is
-        float32. Whether it clips samples plays no part: it is not asked to step.
+        float32. Whether it clips samples plays no part: it is not asked to step. Of a flow whose
+        shift depends on the number of pixels the time steps are spaced without it.
 
         Args:
             config: A diffusers scheduler's `config`, or what its file holds.
             constants: `t_init`, `t_min`, `t_max`.
 
         Raises:
-            PeckerError: Betas of a kind that is not known here.
+            PeckerError: Betas of a kind that is not known here, or a noise predictor that is asked
+                where there is no signal.
         """
-        if config.get("rescale_betas_zero_snr"):
-            raise PeckerError(
-                "the teacher's scheduler sets rescale_betas_zero_snr, which leaves no signal at "
-                "the last time step: the distillation cannot divide by it"
-            )
-        start, end = config["beta_start"], config["beta_end"]
         steps = config["num_train_timesteps"]
+        if is_flow(config):
+            shift = config.get("shift", 1.0)
+            dynamic = config.get("use_dynamic_shifting", False)
+            return cls.rectified_flow(steps, 1.0 if dynamic else shift, **constants)
+        start, end = config["beta_start"], config["beta_end"]
         if config.get("trained_betas") is not None:
             betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
         elif config["beta_schedule"] == "linear":
@@ -121,12 +166,42 @@ class NoiseSchedule:
                 f"the teacher's scheduler has beta_schedule {config['beta_schedule']!r}; known "
                 "are 'linear' and 'scaled_linear', or pass NoiseSchedule.from_betas"
             )
-        return cls.from_betas(betas, **constants)
+        if not config.get("rescale_betas_zero_snr"):
+            return cls.from_betas(betas, **constants)
+        if config.get("prediction_type", "epsilon") != "v_prediction":
+            raise PeckerError(
+                "the teacher's scheduler sets rescale_betas_zero_snr for a network that predicts "
+                "the noise, which leaves nothing to predict at the last time step; expected "
+                "prediction_type 'v_prediction'"
+            )
+        # Lin et al. 2023, algorithm 1: shifted so that the last is 0, the first as it was.
+        root = torch.cumprod(1.0 - betas, dim=0).sqrt()
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        return cls.from_alphas_cumprod(root**2, **constants)
 
     @property
     def num_timesteps(self) -> int:
         """T, the number of time steps."""
-        return len(self.alphas_cumprod)
+        return len(self.signal)
+
+    def identity(self) -> Tensor:
+        """What tells it from another schedule."""
+        return torch.stack([self.signal, self.noise])
+
+    def times(self, t: Tensor, like: Tensor) -> Tensor:
+        """What a network is told of time steps t, (N,): t itself, or 1000 sigma of a flow."""
+        return 1000 * self.coefficients(t, like)[1].flatten() if self.flow else t
+
+    def weighted(self, losses: Tensor, t: Tensor) -> Tensor:
+        """||e - e'||^2 in the norm that the network was trained with: of a flow ||v - v'||^2.
+
+        With v = e - x_0 and the same x_t, e - e' = a (v - v').
+
+        Args:
+            losses: (N,) squared differences of predicted noise.
+            t: (N,) int64 time steps.
+        """
+        return losses / self.coefficients(t, losses)[0] ** 2 if self.flow else losses
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and b_t, ready to multiply images.
@@ -141,8 +216,8 @@ class NoiseSchedule:
         key = (like.device, like.dtype)
         if key not in self._tables:
             self._tables[key] = (
-                self.alphas_cumprod.sqrt().to(like.device, like.dtype),
-                (1.0 - self.alphas_cumprod).sqrt().to(like.device, like.dtype),
+                self.signal.to(like.device, like.dtype),
+                self.noise.to(like.device, like.dtype),
             )
         a, b = self._tables[key]
         shape = (-1,) + (1,) * (like.dim() - 1)
@@ -157,3 +232,8 @@ class NoiseSchedule:
         """The clean image that a noise prediction implies: (x_t - b_t eps) / a_t. No clamping."""
         a, b = self.coefficients(t, x_t)
         return (x_t - b * predicted_noise) / a
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration of a scheduler is that of a rectified flow."""
+    return "beta_start" not in config

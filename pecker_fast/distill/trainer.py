@@ -29,6 +29,7 @@ from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.nn.recomputing import recompute_blocks_
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.learner import MakeOptimizer, masked_adamw
@@ -115,6 +116,8 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         given = objective.original if pseudo_score is None else pseudo_score
         # References, unless psi is trained in place: then they are at its precision anyway.
         self._pseudo_score_start = dict(given.named_parameters())
+        if config.recompute_blocks:
+            recompute_blocks_(objective.own_teacher())
         self._blocks = fused_blocks(
             partial(objective.own_teacher, weights=False), config.accelerate, self.device
         )
@@ -252,12 +255,11 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             like = next(self._objective.teacher.parameters())
             start = copy.deepcopy(self.start).to(like.device, like.dtype)
             start = start.eval().requires_grad_(False)
-        return SeparateNetworks(
-            self._objective.teacher,
-            self._working(generator),
-            self._working(pseudo_score),
-            start,
-        )
+        theta, psi = self._working(generator), self._working(pseudo_score)
+        if self.config.recompute_blocks:  # copies of the teacher do
+            for network in (theta, psi):
+                recompute_blocks_(network)
+        return SeparateNetworks(self._objective.teacher, theta, psi, start)
 
     def _working(self, network: nn.Module | None) -> nn.Module:
         """A network that can be trained: the given one if it is as the teacher is, else a copy."""

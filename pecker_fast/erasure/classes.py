@@ -191,7 +191,7 @@ class Distillation(_ClassTask[PeckerTrainer]):
     def finish(self, trainer: PeckerTrainer, *, over: bool = False) -> ModelFolder:
         """A one-step generator; it remembers where its one step starts."""
         figures = {
-            "t_init": trainer.config.diffusion.t_init,
+            "t_init": self._objective.schedule.t_init,
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
         }

@@ -195,10 +195,13 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         description = {
             **self.pipeline.description,
             "kind": "generator",
-            "t_init": trainer.config.diffusion.t_init,
+            "t_init": self._objective.schedule.t_init,
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
         }
+        schedule = self._objective.schedule
+        if schedule.flow:
+            description["sigma_init"] = float(schedule.noise[schedule.t_init])
         if pairs:
             description["forget"] = sorted(set(pairs))[:50]
         unet: Any = trainer.ema_generator(over=over).to("cpu")
@@ -217,7 +220,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         There is no patch where a frozen entry has changed: it holds none.
         """
         model = replace(model, description={**model.description, **figures})
-        about = {"iterations": trainer.iteration, "t_init": trainer.config.diffusion.t_init}
+        about = {"iterations": trainer.iteration, "t_init": self._objective.schedule.t_init}
         first_stage = not self.conditions.concepts
         pseudo_score: Any = trainer.pseudo_score if first_stage else None
 
@@ -225,7 +228,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             self.pipeline.save_with(model.unet, model.path, model.description)
             if first_stage:
                 with replacing_folder(self.site.out / PSEUDO_SCORE_NAME) as folder:
-                    pseudo_score.save_pretrained(folder / "unet")
+                    pseudo_score.save_pretrained(folder / self.pipeline.architecture.denoiser)
                     made = {**model.description, "method": "pseudo_score"}
                     write_text(folder / DESCRIPTION, json.dumps(made, indent=1) + "\n")
                 return
@@ -257,7 +260,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         outcome = None
         if showing.measure is not None:
             outcome = showing.measure(previews, self.conditions, unet)
-        patch, network = patch_sizes(site.out)
+        patch, network = patch_sizes(site.out, self.pipeline.architecture.denoiser)
         erased = self.config.text.concepts if self.config.text is not None else ()
         words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in erased)]
         report = concept_report(
@@ -277,9 +280,9 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         return report
 
 
-def patch_sizes(out: Path) -> tuple[int, int]:
-    """Bytes of the patch in a run directory, and of the network in its pipeline."""
-    network = (out / PIPELINE_NAME / "unet").glob("*.safetensors")
+def patch_sizes(out: Path, part: str) -> tuple[int, int]:
+    """Bytes of the patch in a run directory, and of that part of its pipeline."""
+    network = (out / PIPELINE_NAME / part).glob("*.safetensors")
     return (out / PATCH_NAME).stat().st_size, sum(file.stat().st_size for file in network)
 
 

@@ -7,22 +7,31 @@ the same noise (`batches`), so that their pictures compare.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pecker_fast.distill.networks import compute_dtype, guided, text_predictor
-from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.distill.networks import (
+    NoisePredictor,
+    compute_dtype,
+    guided,
+    in_own_dtype,
+    text_predictor,
+)
+from pecker_fast.distill.schedule import NoiseSchedule, is_flow
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.batches import Batches, Tell, draw_batches, together
 from pecker_fast.evaluate.reverse_steps import (
+    Reverse,
     check_settings,
     ddim,
+    flow_sigmas,
+    flow_steps,
     image_streams,
     many_steps,
     one_step,
@@ -34,9 +43,8 @@ if TYPE_CHECKING:
 
     from pecker_fast.models.pipeline import PipelineFolder
 
-__all__ = ["DEFAULT_T_INIT", "PipelineSampler"]
+__all__ = ["PipelineSampler"]
 
-DEFAULT_T_INIT = 625  # where one-step generators of Stable Diffusion start
 # What fills a GPU and still fits one: 16 latents of 64x64 with guidance, 4 of them as images.
 _LATENT_PIXELS = {"network": 16 * 64 * 64, "decoder": 4 * 64 * 64}
 _MAX_BATCH = 128
@@ -71,12 +79,12 @@ class PipelineSampler:
         self.device = torch.device(device)
         self.batch_size = batch_size or self._batch_size_for("network")
         self._decoder: AutoencoderKL | None = None
-        self._schedule_at(DEFAULT_T_INIT)  # an unknown schedule comes out now, not in a preview
+        self._schedule_at(None)  # an unknown schedule comes out now, not in a preview
 
     @property
     def t_init(self) -> int:
-        """Where one step starts: what the pipeline's description says, else 625."""
-        return int(self.pipeline.description.get("t_init", DEFAULT_T_INIT))
+        """Where one step starts: what the pipeline's description says, or where sigma is 2.5."""
+        return self._schedule_at(self.pipeline.description.get("t_init")).t_init
 
     def latents(
         self,
@@ -91,7 +99,7 @@ class PipelineSampler:
         progress: str | None = None,
         ranks: Ranks | None = None,
     ) -> Tensor:
-        """One step is G(n, c) of the distillation; more are DDIM, as `StableDiffusionPipeline`'s.
+        """One step is G(n, c) of the distillation; more are DDIM, or Euler's steps of a flow.
 
         Args:
             unet: on the sampler's device.
@@ -160,15 +168,10 @@ class PipelineSampler:
         if not prompts:
             raise PeckerError("sampler: there are no prompts to draw images for")
         schedule = self._schedule_at(self.t_init if t_init is None else t_init)
-        plain = text_predictor(schedule, self.pipeline.prediction_type)
-        away = self.pipeline.encode([negative], self.device)
-        scheduler: Any = None
-        if steps != 1:
-            # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips
-            # unless it is told: latents reach far outside [-1, 1]. Networks are read as predictors
-            # of noise, whatever they predict: guidance is linear, so this is exact.
-            config = {"clip_sample": False, **self.pipeline.scheduler_config}
-            scheduler = ddim({**config, "prediction_type": "epsilon"}, steps)
+        call, kind = self.pipeline.architecture.call, self.pipeline.prediction_type
+        plain = text_predictor(schedule, call, kind) if steps == 1 else in_own_dtype(call)
+        away = self.pipeline.texts.encode([negative], self.device)
+        steps_of = self._many_steps(steps) if steps != 1 else None
         dtype = compute_dtype(unet)
 
         @torch.no_grad()
@@ -182,9 +185,7 @@ class PipelineSampler:
             )
             predict = guided(plain, scale, away)
             reverse = (
-                one_step(unet, predict, schedule)
-                if scheduler is None
-                else many_steps(unet, predict, scheduler)
+                one_step(unet, predict, schedule) if steps_of is None else steps_of(unet, predict)
             )
             # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
             condition = self._encode(prompts[part])
@@ -230,14 +231,25 @@ class PipelineSampler:
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         """(N, L, D) on the device; repeated prompts are encoded once."""
         rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        table = self.pipeline.encode(list(rows), self.device)
+        table = self.pipeline.texts.encode(list(rows), self.device)
         return table[[rows[prompt] for prompt in prompts]].to(self.device)
 
-    def _schedule_at(self, t_init: int) -> NoiseSchedule:
+    def _many_steps(self, steps: int) -> Callable[[nn.Module, NoisePredictor], Reverse]:
+        config = self.pipeline.scheduler_config
+        if is_flow(config):
+            shape, network = self.pipeline.network_shape, self.pipeline.unet.config
+            tokens = self.pipeline.architecture.tokens(shape, network)
+            sigmas = flow_sigmas(config, steps, tokens)
+            return lambda network, predict: flow_steps(network, predict, sigmas)
+        # Schedulers other than DDIM do not say that samples are not clipped, and DDIM clips
+        # unless it is told: latents reach far outside [-1, 1].
+        scheduler = ddim({"clip_sample": False, **config}, steps)
+        return lambda network, predict: many_steps(network, predict, scheduler)
+
+    def _schedule_at(self, t_init: int | None) -> NoiseSchedule:
         # The time constants of training play no part here; any valid ones will do.
         config = self.pipeline.scheduler_config
-        total = config["num_train_timesteps"]
-        return NoiseSchedule.from_scheduler_config(config, t_init=t_init, t_min=0, t_max=total)
+        return NoiseSchedule.from_scheduler_config(config, t_init=t_init, t_min=0, t_max=1)
 
     def _batch_size_for(self, part: str) -> int:
         _, height, width = self.pipeline.network_shape

@@ -66,9 +66,11 @@ class Previews:
         text = config.text
         guidance = 1.0 if text is None else text.guidance.kappa4
         negative = "" if text is None else text.negative.forget.kappa4
-        self.sampling = Sampling(steps, guidance, config.diffusion.t_init, config.seed, negative)
         self._pipeline, self._out, self._device = pipeline, out, device
         self._sampler = PipelineSampler(pipeline, device)
+        start = config.diffusion.t_init
+        start = self._sampler.t_init if start is None else start
+        self.sampling = Sampling(steps, guidance, start, config.seed, negative)
         self._strip: ProgressStrip | None = None
 
     @property

@@ -6,6 +6,7 @@ What they differ in is the adapter that calls the network, guidance included, an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,8 @@ __all__ = [
     "check_settings",
     "ddim",
     "ddpm",
+    "flow_sigmas",
+    "flow_steps",
     "image_streams",
     "many_steps",
     "one_step",
@@ -80,6 +83,56 @@ def many_steps(
         return x
 
     return draw
+
+
+def flow_steps(network: nn.Module, predict: NoisePredictor, sigmas: Tensor) -> Reverse:
+    """Euler's steps along a rectified flow.
+
+    Args:
+        network: predicts the velocity e - x_0.
+        predict: calls it; it is told 1000 sigma.
+        sigmas: (steps + 1,) of `flow_sigmas`.
+    """
+
+    def draw(
+        noise: Tensor, condition: Tensor, streams: list[torch.Generator], tell: Tell
+    ) -> Tensor:
+        x = noise
+        for done, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
+            tell(done / (len(sigmas) - 1))
+            times = torch.full((len(x),), 1000 * sigma, dtype=x.dtype, device=x.device)
+            x = x + (following - sigma) * predict(network, x, times, condition)
+        return x
+
+    return draw
+
+
+def flow_sigmas(config: Mapping[str, Any], steps: int, tokens: int) -> Tensor:
+    """(steps + 1,) from 1 to 0, as the pipelines of diffusers space them.
+
+    Args:
+        config: of the model's scheduler.
+        steps: how many.
+        tokens: that the network makes of an image; more of them may mean a larger shift.
+
+    Raises:
+        PeckerError: no steps, or more than the schedule has.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    _check_steps(steps, config["num_train_timesteps"])
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    if not scheduler.config.use_dynamic_shifting:
+        scheduler.set_timesteps(steps)
+    else:
+        told = scheduler.config
+        slope = (told.max_shift - told.base_shift) / (
+            told.max_image_seq_len - told.base_image_seq_len
+        )
+        mu = told.base_shift + slope * (tokens - told.base_image_seq_len)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas
 
 
 def ddim(config: Mapping[str, Any], steps: int) -> Any:
@@ -145,8 +198,12 @@ def image_streams(seed: int, images: slice) -> list[torch.Generator]:
 
 def _checked_total(scheduler: Any, steps: int) -> int:
     total: int = scheduler.config.num_train_timesteps
+    _check_steps(steps, total)
+    return total
+
+
+def _check_steps(steps: int, total: int) -> None:
     if not 1 <= steps <= total:
         raise PeckerError(
             f"sampler: steps must be in 1 .. {total}, those of the model's schedule, got {steps}"
         )
-    return total

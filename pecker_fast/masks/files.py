@@ -14,10 +14,9 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -105,15 +104,20 @@ def write_mask(
 
 
 def read_own(
-    path: str | os.PathLike[str], kind: str, versions: Sequence[str], writer: str
-) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
+    path: str | os.PathLike[str],
+    kind: str,
+    versions: Sequence[str],
+    writer: str,
+    framework: Literal["numpy", "pt"] = "numpy",
+) -> tuple[dict[str, str], dict[str, Any]]:
     """Metadata and arrays of a safetensors file of a format of ours.
 
     Args:
         path: the file.
-        kind: the format, "mask" or "patch".
+        kind: the format, "mask", "patch" or "delta".
         versions: of the format, those that can be read.
         writer: what writes such files, for messages.
+        framework: of the arrays; numpy has no bfloat16.
 
     Raises:
         PeckerError: no such file, not readable, truncated, of another format or a later version.
@@ -122,7 +126,7 @@ def read_own(
     if not Path(path).is_file():
         raise PeckerError(f"{kind} file {name!r} does not exist")
     try:
-        with safe_open(name, framework="numpy") as file:
+        with safe_open(name, framework=framework) as file:
             metadata = dict(file.metadata() or {})
             if metadata.get("format") != f"pecker_fast.{kind}":
                 raise PeckerError(

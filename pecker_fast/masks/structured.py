@@ -24,19 +24,32 @@ Chosen: TypeAlias = Tensor | Iterable[int]
 
 @dataclass(frozen=True, eq=False)
 class BoundMask:
-    """A mask keyed by a model's parameters, for optimizers that get them without names.
+    """A mask of a model's parameters, for optimizers that get them without names.
+
+    Names are looked up whenever an optimizer asks, since loops put sharded parameters in the place
+    of whole ones, which nothing here may keep alive.
 
     Attributes:
-        indices: parameter -> (nnz,) int32 sorted positions, on the CPU.
-        shapes: parameter -> its shape.
+        mask: the mask by name.
+        model: whose parameters these are.
     """
 
-    indices: Mapping[Tensor, Tensor]
-    shapes: Mapping[Tensor, torch.Size]
+    mask: StructuredMasks
+    model: nn.Module
+
+    @property
+    def indices(self) -> dict[Tensor, Tensor]:
+        """Parameter -> (nnz,) int32 sorted positions, on the CPU; a tied one's once."""
+        return _by_parameter(self.mask, self.model)
+
+    @property
+    def shapes(self) -> dict[Tensor, torch.Size]:
+        """Parameter -> its shape."""
+        return {param: param.shape for param in self.indices}
 
 
-def _bind(mask: StructuredMasks, model: nn.Module) -> BoundMask:
-    """The mask of a model's parameters; a tied one is known under each of its names.
+def _by_parameter(mask: StructuredMasks, model: nn.Module) -> dict[Tensor, Tensor]:
+    """The positions of a model's parameters; a tied one is known under each of its names.
 
     Raises:
         PeckerError: a name that the model lacks, a shape that differs, a trainable parameter that
@@ -66,7 +79,7 @@ def _bind(mask: StructuredMasks, model: nn.Module) -> BoundMask:
             )
     if missing := [n for n, p in named.items() if p.requires_grad and p not in indices]:
         raise PeckerError(f"the mask has no {few(missing)}: make it from this model")
-    return BoundMask(indices, {param: param.shape for param in indices})
+    return indices
 
 
 def _slices(
@@ -238,4 +251,5 @@ class StructuredMasks:
         Raises:
             PeckerError: the mask does not fit the model.
         """
-        return _bind(self, model)
+        _by_parameter(self, model)
+        return BoundMask(self, model)

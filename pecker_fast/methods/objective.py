@@ -91,7 +91,7 @@ class MethodObjective(ABC, Generic[B]):
 
     def identity(self) -> dict[str, str]:
         """Digests of what a run depends on besides its configuration, by name."""
-        given = {"noise schedule": self.schedule.alphas_cumprod, **self._model.about_network()}
+        given = {"noise schedule": self.schedule.identity(), **self._model.about_network()}
         return {
             "model": fingerprint(self.original),
             **{name: digest_of(value) for name, value in given.items()},

@@ -29,7 +29,7 @@ from pecker_fast.methods.training_config import DenoiserSection, TeacherConfig
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.published import published_scheduler
-from pecker_fast.nn.accelerate import decelerate_
+from pecker_fast.nn.accelerate import unfuse_
 from pecker_fast.optim.adamw import MaskedAdamW
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.ema import FullEma, slow_average
@@ -201,7 +201,7 @@ class TeacherTrainer(Run[Batch]):
 
     def model(self) -> ModelFolder:
         """The result, on the CPU: averaged weights in eval mode. Call it once, at the end."""
-        decelerate_(self.network)
+        unfuse_(self.network)
         if self._ema is not None:
             self._ema.copy_to(self.network)
         self.network.cpu().eval().requires_grad_(False)

@@ -1,9 +1,10 @@
 """How diffusers draws from a one-step generator: a scheduler, and the line to type.
 
-A generator takes b_t * noise at t = t_init to (b_t noise - b_t eps) / a_t. That is one step of
-diffusers' `EulerDiscreteScheduler` from sigma = b_t / a_t to 0: it scales noise by the sigma it
-starts from, and the network's input by 1 / sqrt(sigma^2 + 1) = a_t. So the scheduler of a
-generator's folder is Euler's, on the schedule up to t_init: one step starts there.
+A generator of a diffusion model takes b_t * noise at t = t_init to (b_t noise - b_t eps) / a_t.
+That is one step of diffusers' `EulerDiscreteScheduler` from sigma = b_t / a_t to 0: it scales noise
+by the sigma it starts from, and the network's input by 1 / sqrt(sigma^2 + 1) = a_t. So the
+scheduler of a generator's folder is Euler's, on the schedule up to t_init: one step starts there.
+Of a rectified flow it is the flow's own, which scales nothing: whoever calls scales the noise.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from diffusers.models.unets.unet_2d import UNet2DModel
 
 from pecker_fast.files import read_json, read_text, write_text
@@ -75,21 +80,35 @@ def write_class_pipeline(
     write_text(root / README, "\n\n".join(["# A one-step generator", *lines, names]) + "\n")
 
 
-def write_prompt_pipeline(root: Path, config: Mapping[str, Any], t_init: int) -> None:
+def write_prompt_pipeline(
+    root: Path,
+    config: Mapping[str, Any],
+    t_init: int,
+    shape: tuple[int, int, int],
+    sigma: float | None = None,
+) -> None:
     """Scheduler, model_index.json and README.md of a text-to-image pipeline that draws in one step.
 
     Args:
         root: the folder, a copy of the original pipeline's.
         config: of the original's scheduler.
         t_init: time step at which the generator starts.
+        shape: (C, H, W) of a latent image.
+        sigma: of a flow there.
     """
-    one_step_scheduler(config, t_init).save_pretrained(root / "scheduler")
-    index = read_json(root / INDEX)
-    index["scheduler"] = ["diffusers", EulerDiscreteScheduler.__name__]
-    write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
+    usage = _WITH_PROMPTS
+    if sigma is None:
+        one_step_scheduler(config, t_init).save_pretrained(root / "scheduler")
+        index = read_json(root / INDEX)
+        index["scheduler"] = ["diffusers", EulerDiscreteScheduler.__name__]
+        write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
+    else:
+        plain = FlowMatchEulerDiscreteScheduler(config["num_train_timesteps"])
+        plain.save_pretrained(root / "scheduler")
+        usage = _WITH_PROMPTS_AND_A_FLOW.format(sigma=sigma, shape=", ".join(map(str, shape)))
     file = root / README
     card = read_text(file).rstrip("\n") + "\n\n" if file.is_file() else ""
-    write_text(file, f"{card}{_WITH_PROMPTS}\n")
+    write_text(file, f"{card}{usage}\n")
 
 
 _WITH_PACKAGE = """```python
@@ -116,3 +135,19 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("this folder")
 image = pipeline("a prompt", num_inference_steps=1, guidance_scale=1.0).images[0]
 ```"""
+
+_WITH_PROMPTS_AND_A_FLOW = """# A one-step generator
+
+It was made for one step without guidance, from noise that is scaled by its sigma:
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("this folder")
+noise = {sigma} * torch.randn(1, {shape})
+image = pipeline("a prompt", latents=noise, sigmas=[{sigma}], guidance_scale=1.0).images[0]
+```
+
+FLUX takes tokens and guidance of its own: `F.pixel_unshuffle(noise, 2).flatten(2).mT`, and
+`guidance_scale=3.5`."""

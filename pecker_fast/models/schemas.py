@@ -22,14 +22,18 @@ from pecker_fast.files import few, read_json, shown
 from pecker_fast.runs.reading import Names, Schema, checked
 
 __all__ = [
+    "AnyTextUNetConfig",
     "AutoencoderConfig",
     "ClassDescription",
     "ClassUNetConfig",
     "DDPMUNetConfig",
+    "FlowScheduleConfig",
     "PipelineDescription",
     "ScheduleConfig",
+    "T5EncoderConfig",
     "TextEncoderConfig",
     "TextUNetConfig",
+    "TransformerConfig",
     "pipeline_parts",
     "read_config",
 ]
@@ -113,8 +117,8 @@ class ClassUNetConfig(_UNetConfig):
     num_class_embeds: Count | None = None
 
 
-class TextUNetConfig(_UNetConfig):
-    """config.json of diffusers' `UNet2DConditionModel`, conditioned on a text and nothing else."""
+class AnyTextUNetConfig(_UNetConfig):
+    """Of diffusers' `UNet2DConditionModel`, whatever it is told."""
 
     in_channels: Count = 4
     out_channels: Count = 4
@@ -123,9 +127,14 @@ class TextUNetConfig(_UNetConfig):
     cross_attention_dim: Count | Widths = 1280
     transformer_layers_per_block: Layers | list[Layers] = 1
     num_class_embeds: None = None
-    addition_embed_type: None = None
     encoder_hid_dim: None = None
     encoder_hid_dim_type: None = None
+
+
+class TextUNetConfig(AnyTextUNetConfig):
+    """config.json of diffusers' `UNet2DConditionModel`, conditioned on a text and nothing else."""
+
+    addition_embed_type: None = None
 
 
 class DDPMUNetConfig(_Config):
@@ -168,8 +177,35 @@ class TextEncoderConfig(_Config):
     num_attention_heads: Count = 8
     max_position_embeddings: Count = 77
     layer_norm_eps: Small = 1e-5
+    projection_dim: Count = 512
     attention_dropout: Share = 0.0
     eos_token_id: Annotated[int, Field(ge=0, le=1 << 20)] = 49407
+
+
+class T5EncoderConfig(_Config):
+    """config.json of transformers' `T5EncoderModel`."""
+
+    vocab_size: Count = 32128
+    d_model: Count = 512
+    d_kv: Count = 64
+    d_ff: Count = 2048
+    num_layers: Layers = 6
+    num_heads: Count = 8
+    relative_attention_num_buckets: Count = 32
+    relative_attention_max_distance: Count = 128
+    dropout_rate: Share = 0.1
+    layer_norm_epsilon: Small = 1e-6
+
+
+class TransformerConfig(_Config):
+    """Of diffusers' transformers that see patches of an image."""
+
+    in_channels: Count = 16
+    out_channels: Count | None = 16
+    num_layers: Layers = 18
+    attention_head_dim: Count = 64
+    num_attention_heads: Count = 18
+    patch_size: Side = 2
 
 
 # ---- the noise schedule
@@ -187,8 +223,27 @@ SCHEDULERS = frozenset(
 """Of diffusers: those that step through DDPM's noise process, however they step."""
 
 
+class FlowScheduleConfig(_Config):
+    """scheduler_config.json of a rectified flow."""
+
+    class_name: Literal["FlowMatchEulerDiscreteScheduler"] = Field(alias="_class_name")
+    num_train_timesteps: Annotated[int, Field(ge=2, le=100_000)]
+    shift: Factor = 1.0
+    use_dynamic_shifting: bool = False
+    base_shift: Factor | None = 0.5
+    max_shift: Factor | None = 1.15
+    base_image_seq_len: Count | None = 256
+    max_image_seq_len: Count | None = 4096
+    invert_sigmas: Literal[False] = False
+    shift_terminal: None = None
+    time_shift_type: Literal["exponential"] = "exponential"
+    use_karras_sigmas: Literal[False] | None = False
+    use_exponential_sigmas: Literal[False] | None = False
+    use_beta_sigmas: Literal[False] | None = False
+
+
 class ScheduleConfig(_Config):
-    """scheduler_config.json."""
+    """scheduler_config.json of a process that preserves the variance."""
 
     class_name: str = Field(alias="_class_name")
     num_train_timesteps: Annotated[int, Field(ge=1, le=100_000)]
@@ -275,7 +330,8 @@ class PipelineDescription(Schema):
     t_init: NonNegativeInt | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     frozen: _Frozen = _Frozen()
-    schedule: ScheduleConfig | None = None
+    schedule: ScheduleConfig | FlowScheduleConfig | None = None
+    sample_size: Side | None = None  # of latent images, where the network takes any
 
 
 def read_config(file: Path, schema: type[Schema]) -> dict[str, Any]:

@@ -35,13 +35,7 @@ from pecker_fast.nn.layers import (
     is_unobserved,
 )
 
-__all__ = [
-    "Acceleration",
-    "accelerate_",
-    "accelerate_convolutions_",
-    "decelerate_",
-    "register_unet",
-]
+__all__ = ["Fusion", "fuse_", "register_unet", "unfuse_", "winograd_"]
 
 # Fused blocks and the class each one stands for. The order is that of switching: an up block asks
 # whether its residual blocks are.
@@ -90,8 +84,8 @@ _CONVERTED = "_pecker_fast_converted"
 
 
 @dataclass(frozen=True)
-class Acceleration:
-    """What `accelerate_` found and did.
+class Fusion:
+    """What `fuse_` found and did.
 
     Attributes:
         switched: Number of modules now fused, by the class they had.
@@ -105,15 +99,15 @@ class Acceleration:
 
     def __str__(self) -> str:
         if self.reason is not None:
-            return f"not accelerated: {self.reason}"
+            return f"not fused: {self.reason}"
         switched = ", ".join(f"{count} {name}" for name, count in self.switched.items())
         left = ", ".join(f"{count} {name}" for name, count in self.left.items())
-        line = f"accelerated: {switched or 'nothing, no block of a known kind in it'}"
+        line = f"fused: {switched or 'nothing, no block of a known kind in it'}"
         return f"{line}\non the torch path: {left}" if left else line
 
 
 def register_unet(kind: type[nn.Module], output: tuple[str, str], blocks: Sequence[Any]) -> None:
-    """Let `accelerate_` know a kind of U-Net that is not diffusers'.
+    """Let `fuse_` know a kind of U-Net that is not diffusers'.
 
     Args:
         kind: The network's class.
@@ -127,20 +121,20 @@ def register_unet(kind: type[nn.Module], output: tuple[str, str], blocks: Sequen
         _NORM_OWNERS.append(fused)
 
 
-def accelerate_(model: nn.Module) -> Acceleration:
+def fuse_(model: nn.Module) -> Fusion:
     """Make the blocks of a U-Net run on the fused operations, on a CPU its convolutions. In place.
 
     Any network built from diffusers' blocks will do; `UNet2DModel`, `UNet2DConditionModel` and what
     is registered (`models.ddpm.DDPMUNet`) are what it is for. Outputs and gradients stay what they
     were, up to rounding. Calling it twice is harmless, and picks up what was added in between.
 
-    On a CPU it is `accelerate_convolutions_`. Where no kernels can run (no Triton, no AVX2),
+    On a CPU it is `winograd_`. Where no kernels can run (no Triton, no AVX2),
     nothing is changed and the result says so.
     Blocks of a kind without a fused form stay as they are. A fused module runs its own class' code
     for a call that it cannot fuse: a hook on a layer inside, gradient checkpointing, FreeU, an
     attention processor that was set.
 
-    To save an accelerated network with `save_pretrained`, undo it on a copy first: older versions
+    To save a fused network with `save_pretrained`, undo it on a copy first: older versions
     of diffusers and safetensors' own `save_file` refuse weights that are channels_last.
 
     Args:
@@ -152,15 +146,15 @@ def accelerate_(model: nn.Module) -> Acceleration:
     Raises:
         PeckerError: Not a module.
     """
-    _check(model, "accelerate_")
+    _check(model, "fuse_")
     devices = {parameter.device for parameter in model.parameters()} or {torch.device("cpu")}
     for device in sorted(devices, key=str):
         reason = operations.unavailable(device)
         if reason is not None:
             on_cpu = all(device.type == "cpu" for device in devices)
             if on_cpu and winograd.unavailable() is None:
-                return accelerate_convolutions_(model)
-            return Acceleration(reason=reason)
+                return winograd_(model)
+            return Fusion(reason=reason)
 
     left: Counter[str] = Counter()
     for fused, plain in _BLOCKS.items():
@@ -186,10 +180,10 @@ def accelerate_(model: nn.Module) -> Acceleration:
     for module in model.modules():
         if type(module) in _PLAIN:
             switched[_PLAIN[type(module)].__name__] += 1
-    return Acceleration({name: count for name, count in switched.items() if count}, dict(left))
+    return Fusion({name: count for name, count in switched.items() if count}, dict(left))
 
 
-def accelerate_convolutions_(model: nn.Module) -> Acceleration:
+def winograd_(model: nn.Module) -> Fusion:
     """Make the 3x3 convolutions of a network on a CPU run Winograd's algorithm. In place.
 
     Two to three times as fast as torch's, with about twice their rounding: see `nn/winograd.py`,
@@ -198,23 +192,23 @@ def accelerate_convolutions_(model: nn.Module) -> Acceleration:
     Raises:
         PeckerError: Not a module.
     """
-    _check(model, "accelerate_convolutions_")
+    _check(model, "winograd_")
     reason = winograd.unavailable()
     if reason is not None:
-        return Acceleration(reason=reason)
+        return Fusion(reason=reason)
     fitting = winograd.use_winograd_(model)
-    return Acceleration({"Conv2d by Winograd's algorithm": fitting} if fitting else {})
+    return Fusion({"Conv2d by Winograd's algorithm": fitting} if fitting else {})
 
 
-def decelerate_(model: nn.Module) -> None:
-    """Undo `accelerate_`: classes and memory formats are what they were. In place.
+def unfuse_(model: nn.Module) -> None:
+    """Undo `fuse_`: classes and memory formats are what they were. In place.
 
     Harmless where nothing was switched.
 
     Raises:
         PeckerError: Not a module.
     """
-    _check(model, "decelerate_")
+    _check(model, "unfuse_")
     winograd.drop_winograd_(model)
     for module in model.modules():
         if type(module) in _PLAIN:

@@ -28,7 +28,9 @@ from pecker_fast.nn import winograd
 from pecker_fast.nn.winograd import WinogradConv2d
 
 __all__ = [
+    "ROWS_ON_CUDA",
     "SLICE_BELOW",
+    "SLICE_BELOW_ON_CUDA",
     "SlicedConv2d",
     "SlicedLayer",
     "SlicedLinear",
@@ -43,6 +45,13 @@ SLICE_BELOW = 0.75
 """Share of salient rows from which on a layer is left alone. What can be saved is then a quarter of
 one product or less, against a copy of the rows of grad_output and a scatter of the result; and
 matrix products work in tiles of 64 to 128 rows, so that the last quarter often saves nothing."""
+
+SLICE_BELOW_ON_CUDA = 0.25
+"""The same there, of rows rounded up: the copy and the scatter cost bandwidth that the product of a
+dense layer does not wait for."""
+
+ROWS_ON_CUDA = 32
+"""Tensor cores take rows in multiples of 8 (16 bytes of bf16); others go to slower kernels."""
 
 
 class SlicedLayer(NamedTuple):
@@ -64,9 +73,11 @@ class SlicedConv2d(nn.Conv2d):
 
     Attributes:
         salient_rows: (R,) int64, increasing. Neither a parameter nor a buffer: no state-dict key.
+        product_rows: (R',) int64, the same and behind them others, whose gradient is thrown away.
     """
 
     salient_rows: Tensor
+    product_rows: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution."""
@@ -82,9 +93,11 @@ class SlicedLinear(nn.Linear):
 
     Attributes:
         salient_rows: (R,) int64, increasing. Neither a parameter nor a buffer: no state-dict key.
+        product_rows: (R',) int64, the same and behind them others, whose gradient is thrown away.
     """
 
     salient_rows: Tensor
+    product_rows: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """The linear map."""
@@ -118,7 +131,8 @@ def skip_frozen_(network: nn.Module, mask: SaliencyMask | None) -> tuple[SlicedL
 
     Returns:
         The sliced layers. Layers of which a share of `SLICE_BELOW` of the rows or more is salient,
-        or no row at all, are left alone, but for convolutions of which the bias alone learns.
+        or no row at all, are left alone, but on a CPU for convolutions of which the bias alone
+        learns. On CUDA the share is `SLICE_BELOW_ON_CUDA`, of rows in multiples of `ROWS_ON_CUDA`.
 
     Raises:
         PeckerError: The mask does not fit the network, which is then left as it was.
@@ -139,20 +153,25 @@ def skip_frozen_(network: nn.Module, mask: SaliencyMask | None) -> tuple[SlicedL
             continue
         count = mask.shapes[weight_name][0]
         rows = _salient_rows(mask, weight_name)
+        on_cuda = _is_on_cuda(module)
+        multiple, below = (ROWS_ON_CUDA, SLICE_BELOW_ON_CUDA) if on_cuda else (1, SLICE_BELOW)
         # On a CPU torch makes the weight's gradient whenever it makes the bias's.
-        for_its_bias = isinstance(module, nn.Conv2d) and f"{prefix}bias" in learning
-        if len(rows) < SLICE_BELOW * count and (len(rows) or for_its_bias):
-            slice_weight_gradient_(module, rows)
+        for_its_bias = isinstance(module, nn.Conv2d) and f"{prefix}bias" in learning and not on_cuda
+        computed = -(-len(rows) // multiple) * multiple
+        if computed < below * count and (computed or for_its_bias):
+            slice_weight_gradient_(module, rows, multiple)
             sliced.append(SlicedLayer(name, len(rows), count))
     return tuple(sliced)
 
 
-def slice_weight_gradient_(module: nn.Module, rows: Tensor) -> bool:
+def slice_weight_gradient_(module: nn.Module, rows: Tensor, multiple: int = 1) -> bool:
     """Restrict the weight gradient of one layer to some rows. In place.
 
     Args:
         module: A layer as `skip_frozen_` slices; any other is left alone.
         rows: (R,) int64 positions in dimension 0 of the weight, increasing. R = 0 is allowed.
+        multiple: Compute the gradient of so many rows or a multiple of it, all where there are
+            fewer; those of rows that were not asked for are 0 all the same.
 
     Returns:
         Whether the layer is sliced now.
@@ -160,7 +179,9 @@ def slice_weight_gradient_(module: nn.Module, rows: Tensor) -> bool:
     if not isinstance(module, (nn.Conv2d, nn.Linear)) or not _can_be_sliced(module):
         return False
     # A plain attribute: `Module.to` does not move it, so it is brought to the input's device.
-    module.salient_rows = rows.to(module.weight.device)
+    device = module.weight.device
+    module.salient_rows = rows.to(device)
+    module.product_rows = _filled_up(rows, len(module.weight), multiple).to(device)
     module.__class__ = _SLICED[type(module)]
     return True
 
@@ -184,12 +205,12 @@ def conv2d(
     if isinstance(module, SlicedConv2d) and x.dim() == 4 and torch.is_grad_enabled():
         if weight.requires_grad:
             if isinstance(module, WinogradConv2d) and module.is_fit_for(x, weight):
-                return winograd.convolution(x, weight, bias, _rows_beside(x, module))
+                return winograd.convolution(x, weight, bias, _rows_beside(x, module)[0])
             if isinstance(module, WinogradConv2d):
                 x = module.in_layout(x, weight)
             output = _SlicedConv2d.apply(  # type: ignore[no-untyped-call]
                 *_autocast(x, weight, bias),
-                _rows_beside(x, module),
+                *_rows_beside(x, module),
                 module.stride,
                 module.padding,
                 module.dilation,
@@ -220,7 +241,7 @@ def linear(
     weight = module.weight if weight is None else weight
     if isinstance(module, SlicedLinear) and torch.is_grad_enabled() and weight.requires_grad:
         result: Tensor = _SlicedLinear.apply(  # type: ignore[no-untyped-call]
-            *_autocast(x, weight, bias), _rows_beside(x, module)
+            *_autocast(x, weight, bias), *_rows_beside(x, module)
         )
         return result
     return F.linear(x, weight, bias)
@@ -234,18 +255,19 @@ class _SlicedConv2d(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         rows: Tensor,
+        product_rows: Tensor,
         stride: tuple[int, int],
         padding: tuple[int, int],
         dilation: tuple[int, int],
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, rows)
+        ctx.save_for_backward(x, weight, rows, product_rows)
         ctx.geometry = (stride, padding, dilation)
         return F.conv2d(x, weight, bias, stride, padding, dilation)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, rows = ctx.saved_tensors
+        x, weight, rows, product_rows = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
         def gradient(which: int, grad: Tensor, weight: Tensor) -> Tensor:
@@ -261,11 +283,11 @@ class _SlicedConv2d(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight)
             if len(rows):
                 # Of this weight only the shape and the memory format count: any rows will do.
-                like = weight[: len(rows)]
-                part = gradient(1, _channels(grad, rows), like)
-                grad_weight.index_copy_(0, rows, part)
+                like = weight[: len(product_rows)]
+                part = gradient(1, _channels(grad, product_rows), like)
+                grad_weight.index_copy_(0, rows, part[: len(rows)])
         grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
 class _BiasGradient(torch.autograd.Function):
@@ -285,23 +307,30 @@ class _BiasGradient(torch.autograd.Function):
 
 class _SlicedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, rows)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor,
+        product_rows: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, rows, product_rows)
         return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, rows = ctx.saved_tensors
+        x, weight, rows, product_rows = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad @ weight if needs_x else None
         grad = grad.reshape(-1, grad.shape[-1])
         grad_weight = None
         if needs_weight:
-            part = grad.index_select(1, rows).T @ x.reshape(-1, x.shape[-1])
-            grad_weight = torch.zeros_like(weight).index_copy_(0, rows, part)
+            part = grad.index_select(1, product_rows).T @ x.reshape(-1, x.shape[-1])
+            grad_weight = torch.zeros_like(weight).index_copy_(0, rows, part[: len(rows)])
         grad_bias = grad.sum(0) if needs_bias else None
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 def _channels(x: Tensor, channels: Tensor) -> Tensor:
@@ -311,11 +340,21 @@ def _channels(x: Tensor, channels: Tensor) -> Tensor:
     return x.index_select(1, channels)
 
 
-def _rows_beside(x: Tensor, module: SlicedConv2d | SlicedLinear) -> Tensor:
-    """The module's salient rows on the device of its input."""
+def _rows_beside(x: Tensor, module: SlicedConv2d | SlicedLinear) -> tuple[Tensor, Tensor]:
+    """The module's salient rows and those of the product, on the device of its input."""
     if module.salient_rows.device != x.device:
         module.salient_rows = module.salient_rows.to(x.device)
-    return module.salient_rows
+        module.product_rows = module.product_rows.to(x.device)
+    return module.salient_rows, module.product_rows
+
+
+def _filled_up(rows: Tensor, count: int, multiple: int) -> Tensor:
+    """Rows, and behind them the first others of 0 .. count-1 that make their number a multiple."""
+    missing = min(-len(rows) % multiple, count - len(rows))
+    if not missing:
+        return rows
+    others = torch.ones(count, dtype=torch.bool, device=rows.device).index_fill_(0, rows, False)
+    return torch.cat([rows, others.nonzero().flatten()[:missing]])
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -332,6 +371,10 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
         for tensor in tensors
     )
+
+
+def _is_on_cuda(module: nn.Module) -> bool:
+    return next(module.parameters()).is_cuda
 
 
 def _can_be_sliced(module: nn.Module) -> bool:
@@ -351,5 +394,5 @@ def _salient_rows(mask: SaliencyMask, name: str) -> Tensor:
 
 
 def _undo_(module: SlicedConv2d | SlicedLinear) -> None:
-    del module.salient_rows
+    del module.salient_rows, module.product_rows
     module.__class__ = _PLAIN[type(module)]

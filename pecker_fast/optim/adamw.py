@@ -7,19 +7,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from pecker_fast import backends
 from pecker_fast.backends.work import Hyperparameters
 from pecker_fast.errors import PeckerError
-from pecker_fast.optim.checkpoint import check_checkpoint, complete_checkpoint, held_part, restored
+from pecker_fast.optim.checkpoint import SavedOptimizer
 from pecker_fast.optim.prepared import Batch, Prepared, named_params
 from pecker_fast.optim.released import ReleasedGrads, ReleasingOptimizer, untraced
+from pecker_fast.optim.replaced import follow
 from pecker_fast.optim.resolve import MaskLike, ResolvedMask, resolve_mask
 from pecker_fast.optim.sharded import Share, is_sharded, local_tensor
 from pecker_fast.optim.state import (
@@ -34,10 +34,13 @@ from pecker_fast.optim.state import (
 )
 from pecker_fast.optim.traced import TracedStep
 
+if TYPE_CHECKING:
+    from pecker_fast.optim.delta import Delta
+
 __all__ = ["MaskedAdamW"]
 
 
-class MaskedAdamW(TracedStep, ReleasingOptimizer):
+class MaskedAdamW(TracedStep, SavedOptimizer, ReleasingOptimizer):
     """AdamW on the salient entries of each parameter; a drop-in for torch.optim.AdamW.
 
     Args:
@@ -53,7 +56,8 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         maximize: ascend instead of descend.
         capturable: keep `step` on the parameter's device, in checkpoints too.
         differentiable: refused.
-        foreach, fused: accepted for compatibility, select nothing: the step always is fused.
+        foreach, fused: accepted for compatibility: the step always is fused. With fused=False a
+            GradScaler unscales all gradients before it, for loops that clip in between (Lightning).
         master_weights: keep float32 copies of the salient entries of bfloat16 and float16
             parameters. None: with a mask.
         release_grads: keep only the salient gradients: a hook frees each dense gradient during
@@ -87,8 +91,6 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     """
 
     # While load_state_dict runs: the dict with its tensors as saved.
-    _incoming: dict[str, Any] | None = None
-    _constructed = False
     # Work that holds until parameters, state or mask change; None: to be made at the next step.
     _prepared: Prepared | None = None
     # Former such work that captured graphs go on reading.
@@ -141,6 +143,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         # Salient positions of the local part of each parameter; empty without a mask. Not in
         # `state`: load_state_dict would cast them to the parameter's dtype.
         self._indices: dict[Tensor, Tensor] = {}
+        self._places: list[list[Tensor]] = []  # the parameters that these are for, by group
         # Sharded parameter -> which slots of the whole compact state are held here.
         self._shares: dict[Tensor, Share] = {}
         self._released = ReleasedGrads(backend) if release_grads else None
@@ -198,6 +201,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
                 "released gradients of the old mask are waiting: call step() or zero_grad() "
                 "before set_mask"
             )
+        self._follow()
         resolved = ResolvedMask() if mask is None else resolve_mask(mask, self.param_groups)
         if moments == "carry":
             self._batches()  # refuses options that ask for moments whose history is lost
@@ -212,6 +216,24 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
                     carry_state(state, self._indices[param], old, old_indices.get(param))
         self._outdate()
 
+    def delta(self, model: nn.Module | None = None) -> Delta:
+        """The values that steps under this mask can have changed, for `apply_delta`.
+
+        Collective where parameters are sharded: every process gets the whole. Nothing waits for
+        the device but the first call under a mask, which hashes its positions.
+
+        Args:
+            model: whose names the parameters have, where the optimizer was given none.
+
+        Raises:
+            PeckerError: parameters without names.
+        """
+        from pecker_fast.optim.delta import delta_of, names_of
+
+        self._follow()
+        named = names_of(self.param_groups, model)
+        return delta_of(named, self._indices, self._shares, self._backend_name, self._mask_digests)
+
     def forget_captures(self) -> None:
         """Free what CUDA graphs captured before `set_mask` or `load_state_dict` read.
 
@@ -225,6 +247,9 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
         if self._prepared is not None and self._prepared.captured:
             self._captured += (self._prepared,)
         self._prepared = None
+        self._traceable = self._released is None and not any(
+            is_sharded(param) for group in self.param_groups for param in group["params"]
+        )
 
     @property
     def backend(self) -> str:
@@ -240,9 +265,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
             backends.select(self._backend_name, device)  # refuse a wrong one now, not at a step
         resolved = ResolvedMask() if mask is None else resolve_mask(mask, groups, first_group)
         self._take(resolved, groups)
-        self._traceable = self._released is None and not any(
-            is_sharded(param) for group in self.param_groups for param in group["params"]
-        )
+        self._places += [list(group["params"]) for group in groups]
         for _, _, group, param in named_params(groups):
             if param.requires_grad and param not in self.state:
                 self._start(param, group)
@@ -251,8 +274,18 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     def _take(self, resolved: ResolvedMask, groups: list[dict[str, Any]]) -> None:
         self._indices.update(resolved.indices)
         self._shares.update(resolved.shares)
+        self._mask_digests: dict[tuple[str, ...], str] = {}  # what `delta` has hashed, by names
         for number, group in enumerate(groups):
             group["mask_digest"] = resolved.digests[number] if resolved.digests else None
+
+    def _follow(self) -> None:
+        """Masks and states go with parameters that a loop has put in the place of others."""
+        held = self._places, self._indices, self._shares, self.state
+        gone = follow(self.param_groups, *held, self._start)
+        if gone:
+            self._outdate()
+        if self._released is not None:
+            self._released.unwatch(gone)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -291,6 +324,7 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     def _batches(self) -> tuple[Batch, ...]:
         """The batches of this step, made anew if parameters, state or options are not as before."""
         if self._prepared is None or not self._prepared.is_current(self.param_groups, self.state):
+            self._follow()
             for label, _, group, param in named_params(self.param_groups):
                 if self.state.get(param):
                     indices = self._indices.get(param)
@@ -319,57 +353,3 @@ class MaskedAdamW(TracedStep, ReleasingOptimizer):
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> ParamState:
         master = bool(self._indices) if self._master_weights is None else self._master_weights
         return init_state(local_tensor(param), self._indices.get(param), group, master)
-
-    # ---- checkpoints, copies
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch.optim.AdamW's, and loadable by it if there is no mask.
-
-        The mask is not part of it: keep it beside. "mask_digest" in each group tells which it was.
-        """
-        saved: dict[str, Any] = super().state_dict()
-        complete_checkpoint(saved, self.param_groups, self._shares)
-        return saved
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this class, or without a mask one of torch.optim.AdamW.
-
-        Values are copied, in the dtypes they were saved in. The optimizer must have been made
-        with the mask of the checkpoint.
-
-        Raises:
-            PeckerError: the checkpoint does not fit (see `checkpoint.check_checkpoint`); the
-                optimizer is unchanged.
-        """
-
-        def keep(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-            check_checkpoint(self.param_groups, self._indices, self._shares, state_dict)
-            self._incoming = held_part(self.param_groups, self._shares, state_dict)
-
-        # Registered last, so it sees the dict after the user's hooks; __setstate__ then reads it.
-        handle = self.register_load_state_dict_pre_hook(keep)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-            self._incoming = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        ours = (
-            "_backend_name", "_master_weights", "_indices", "_shares", "_released", "_traceable",
-        )  # fmt: skip
-        return {**state, **{name: self.__dict__[name] for name in ours}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by load_state_dict (on a live optimizer), deepcopy and pickle (on a new one)."""
-        if self._incoming is not None:
-            groups = state["param_groups"]
-            for group, old_group in zip(groups, self.param_groups, strict=True):
-                for key, value in old_group.items():  # absent from torch's or older checkpoints
-                    group.setdefault(key, value)
-            new = restored(self._incoming, groups, self.state, self._new_state)
-            state = {**state, "state": new}
-        super().__setstate__(state)
-        self._outdate()
-        self._constructed = True

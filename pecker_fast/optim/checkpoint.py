@@ -14,13 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.resolve import param_label
 from pecker_fast.optim.sharded import Share, is_sharded, row_share
 from pecker_fast.optim.state import ENTRY_KEYS, ParamState, moment_names, users_entries
 
-__all__ = ["check_checkpoint", "complete_checkpoint", "held_part", "restored"]
+__all__ = [
+    "SavedOptimizer",
+    "check_checkpoint",
+    "complete_checkpoint",
+    "held_part",
+    "held_state",
+    "restore",
+    "restored",
+]
 
 
 def complete_checkpoint(
@@ -87,12 +96,17 @@ def held_part(
     for live, group in zip(groups, state_dict["param_groups"], strict=False):  # torch counts them
         for param, key in zip(live["params"], group["params"], strict=False):
             if key in states:
-                users = users_entries(states[key])
-                states[key] = {
-                    name: value if name == "step" or name in users else _part(value, param, shares)
-                    for name, value in states[key].items()
-                }
+                states[key] = held_state(states[key], param, shares)
     return {**state_dict, "state": states}
+
+
+def held_state(state: ParamState, param: Tensor, shares: Mapping[Tensor, Share]) -> ParamState:
+    """What is held here of one parameter's whole state; see `held_part`."""
+    users = users_entries(state)
+    return {
+        name: value if name == "step" or name in users else _part(value, param, shares)
+        for name, value in state.items()
+    }
 
 
 def _part(value: Any, param: Any, shares: Mapping[Tensor, Share]) -> Any:
@@ -201,11 +215,11 @@ def restored(
             if saved or param in old:
                 old.pop(param, None)
                 state[param] = new_state(param, group)
-                _restore(state[param], saved)
+                restore(state[param], saved)
     return state
 
 
-def _restore(state: ParamState, saved: dict[str, Any]) -> None:
+def restore(state: ParamState, saved: dict[str, Any]) -> None:
     """Copy a checkpoint's values into a fresh state, in the state's own dtypes.
 
     torch's own loading casts every tensor to the parameter's dtype, which ruins int32 starts and
@@ -236,3 +250,79 @@ def _steps_on_cpu(states: Mapping[Any, ParamState], keys: list[Any]) -> dict[Any
     return {
         key: {**s, "step": step.clone()} for (key, s), step in zip(away.items(), steps, strict=True)
     }
+
+
+class SavedOptimizer(Optimizer):
+    """An optimizer whose checkpoints, copies and pickles are whole."""
+
+    _indices: dict[Tensor, Tensor]
+    _shares: dict[Tensor, Share]
+    _incoming: dict[str, Any] | None = None
+    _constructed = False
+
+    def _follow(self) -> None:
+        """Let mask and state follow parameters that were replaced."""
+        raise NotImplementedError
+
+    def _outdate(self) -> None:
+        """The prepared work no longer holds."""
+        raise NotImplementedError
+
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> ParamState:
+        """The first state of a parameter."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim.AdamW's, and loadable by it if there is no mask.
+
+        The mask is not part of it: keep it beside. "mask_digest" in each group tells which it was.
+        """
+        self._follow()
+        saved: dict[str, Any] = super().state_dict()
+        complete_checkpoint(saved, self.param_groups, self._shares)
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this class, or without a mask one of torch.optim.AdamW.
+
+        Values are copied, in the dtypes they were saved in. The optimizer must have been made
+        with the mask of the checkpoint.
+
+        Raises:
+            PeckerError: the checkpoint does not fit (see `checkpoint.check_checkpoint`); the
+                optimizer is unchanged.
+        """
+
+        def keep(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+            check_checkpoint(self.param_groups, self._indices, self._shares, state_dict)
+            self._incoming = held_part(self.param_groups, self._shares, state_dict)
+
+        self._follow()
+        # Registered last, so it sees the dict after the user's hooks; __setstate__ then reads it.
+        handle = self.register_load_state_dict_pre_hook(keep)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._incoming = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        ours = (
+            "_backend_name", "_master_weights", "_indices", "_places", "_shares", "_mask_digests",
+            "_released", "_traceable",
+        )  # fmt: skip
+        return {**state, **{name: self.__dict__[name] for name in ours}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Called by load_state_dict (on a live optimizer), deepcopy and pickle (on a new one)."""
+        if self._incoming is not None:
+            groups = state["param_groups"]
+            for group, old_group in zip(groups, self.param_groups, strict=True):
+                for key, value in old_group.items():  # absent from torch's or older checkpoints
+                    group.setdefault(key, value)
+            new = restored(self._incoming, groups, self.state, self._new_state)
+            state = {**state, "state": new}
+        super().__setstate__(state)
+        self._outdate()
+        self._constructed = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +42,8 @@ class ReleasedGrads:
 
     def __init__(self, backend_name: str) -> None:
         self._backend_name = backend_name
+        # Choosing one asks for CUDA devices: too much for every parameter at every step.
+        self._backends: dict[torch.device, backends.Backend] = {}
         self._grads: dict[Tensor, Tensor] = {}
         self._indices: dict[Tensor, Tensor] = {}
         self._hooks: dict[Tensor, RemovableHandle] = {}
@@ -89,6 +91,13 @@ class ReleasedGrads:
         hook: Any = param.register_post_accumulate_grad_hook  # untyped in torch
         self._hooks[param] = hook(release)
 
+    def unwatch(self, params: Iterable[Tensor]) -> None:
+        """Leave these parameters' gradients to others from now on."""
+        for param in params:
+            self._indices.pop(param, None)
+            if hook := self._hooks.pop(param, None):
+                hook.remove()
+
     def take(self, param: Tensor) -> Tensor | None:
         """The parameter's salient gradient; a dense one is added to it and freed first.
 
@@ -117,8 +126,7 @@ class ReleasedGrads:
             else:
                 kept = place.zero_()
             self._grads[param] = kept
-        backend = backends.select(self._backend_name, param.device)
-        backend.gather_salient_([dense], [indices], [kept], accumulate=True)
+        self._backend(param.device).gather_salient_([dense], [indices], [kept], accumulate=True)
         param.grad = None
         if self._on_release is not None:
             self._on_release(param)
@@ -152,8 +160,7 @@ class ReleasedGrads:
             by_kind[(grad.device, grad.dtype, *sharding(param))].append(param)
         norms = []
         for (device, *_), params in by_kind.items():
-            backend = backends.select(self._backend_name, device)
-            norm, _ = backend.norm_salient([self._grads[param] for param in params])
+            norm, _ = self._backend(device).norm_salient([self._grads[param] for param in params])
             norms.append(norm_over_shards(norm, params[0]).to(grads[0].device))
         total: Tensor = torch.linalg.vector_norm(torch.stack(norms)).to(grads[0].dtype)
         scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)  # as torch's clip_grad_norm_
@@ -161,10 +168,16 @@ class ReleasedGrads:
             grad.mul_(scale.to(grad))
         return total
 
+    def _backend(self, device: torch.device) -> backends.Backend:
+        if device not in self._backends:
+            self._backends[device] = backends.select(self._backend_name, device)
+        return self._backends[device]
+
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to live parameters: __setstate__ sets them on the copies.
-        # The places and whoever is told belong to the original.
-        return {**self.__dict__, "_hooks": {}, "_places": {}, "_on_release": None}
+        # The places and whoever is told belong to the original, and modules are not pickled.
+        kept: dict[str, Any] = {"_hooks": {}, "_places": {}, "_on_release": None, "_backends": {}}
+        return {**self.__dict__, **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -246,4 +259,4 @@ class ReleasingOptimizer(Optimizer):
                 "release_grads=True does not work with a GradScaler, which must see the whole "
                 "gradients to look for infinities: use bfloat16, or release_grads=False"
             )
-        return True
+        return self.defaults["fused"] is not False

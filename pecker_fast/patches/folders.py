@@ -20,7 +20,16 @@ from pecker_fast.masks.mask import PREFIXES
 from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck, check_frozen
 from pecker_fast.patches.files import Patch, read_patch
 
-__all__ = ["change_weights"]
+__all__ = ["change_weights", "read_weights"]
+
+
+def read_weights(model: Path) -> dict[str, Tensor]:
+    """The tensors of a folder as diffusers saves it: of a pipeline those of the U-Net.
+
+    Raises:
+        PeckerError: the weights are not in one .safetensors file that can be read.
+    """
+    return _read(_weights_file(model))[0]
 
 
 def change_weights(
@@ -98,8 +107,9 @@ def _check(before: dict[str, Tensor], after: dict[str, Tensor], patch: Patch) ->
 
 
 def _weights_file(model: Path) -> Path:
-    """The one file with the weights of the U-Net in a pipeline, or of a network alone."""
-    folder = model / "unet" if (model / "unet").is_dir() else model
+    """The one file with the weights of the network in a pipeline, or of a network alone."""
+    parts = (model / part for part in ("unet", "transformer"))
+    folder = next((part for part in parts if part.is_dir()), model)
     if not folder.is_dir():
         raise PeckerError(
             f"{model}: no such folder; give one that diffusers' save_pretrained wrote"

@@ -57,6 +57,7 @@ __all__ = [
     "network_digest",
     "overlap_of",
     "remove_patch",
+    "require_base",
     "save_patch",
 ]
 
@@ -278,6 +279,15 @@ def overlap_of(patch: Patch, other: Patch) -> Overlap:
 
 
 # ---- What a network carries
+
+
+def require_base(patch: Patch, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of the patch's base.
+
+    Raises:
+        PeckerError: the first that differs is named.
+    """
+    _stack_on({}, tensors, patch, ())
 
 
 def _stack_on(

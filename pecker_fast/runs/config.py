@@ -69,6 +69,9 @@ class RunConfig(Settings):
     iterations: Iterations | None = None
     batch_size: PositiveInt = 128  # Samples of an iteration, of all processes together.
     seed: Seed = 0
+    # On CUDA: algorithms that give the same bits each time, so that a killed run ends as it would
+    # have. Slower. On a CPU it always does.
+    deterministic: bool = False
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # Falls to 0 at the end.
     logging: LoggingSection = LoggingSection()
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SALIENCY", "TRAINING", "IterationRandom"]
+__all__ = ["SALIENCY", "TRAINING", "IterationRandom", "same_algorithms"]
 
 TRAINING, SALIENCY = 0, 1  # What the numbers are for: one iteration may need both.
 
@@ -71,6 +72,32 @@ class IterationRandom:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._global_seed)
             yield
+
+
+@contextmanager
+def same_algorithms(wanted: bool) -> Iterator[None]:
+    """Have torch and cuDNN compute the same bits each time, where they can; torch warns elsewhere.
+
+    On CUDA some gradients are otherwise summed in the order in which threads arrive. Set
+    CUBLAS_WORKSPACE_CONFIG=:4096:8 before the first product: cuBLAS reads it once.
+    """
+    if not wanted:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    filling: Any = torch.utils.deterministic  # untyped in torch
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    flags = cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory = True, False, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark, filling.fill_uninitialized_memory = flags
 
 
 def _words(*entropy: int) -> list[int]:

@@ -4,11 +4,13 @@ A method is a subclass: `draw` makes the batch of an iteration out of its random
 learns from it and says what the losses were, `parts` are what is saved. The rest is here: what the
 run is of, taking it up again, the processes, learning rates, losses, seconds, progress and
 checkpoints. All randomness of an iteration comes from (seed, iteration), so a run that is killed
-and started again ends with the same bits.
+and started again ends with the same bits: on a CPU, and with `deterministic` on CUDA as far as
+torch has deterministic algorithms.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,12 +22,12 @@ from tqdm import tqdm
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.nn.accelerate import accelerate_, accelerate_convolutions_
+from pecker_fast.nn.accelerate import fuse_, winograd_
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.metrics import ONE_LOSS, LossRecord, Metrics, open_tensorboard
-from pecker_fast.runs.randomness import TRAINING, IterationRandom
+from pecker_fast.runs.randomness import TRAINING, IterationRandom, same_algorithms
 from pecker_fast.runs.stopwatch import Stopwatch
 
 __all__ = ["Run", "Stateful", "fused_blocks"]
@@ -97,6 +99,9 @@ class Run(ABC, Generic[Batch]):
             raise PeckerError("logging.tensorboard needs a run directory to write to")
         self.config = config
         self.device = device
+        self._deterministic = config.deterministic and device.type == "cuda"
+        if self._deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.iteration = 0
         self.stopwatch = Stopwatch()
         self.rows = ranks.rows(config.batch_size)
@@ -178,7 +183,7 @@ class Run(ABC, Generic[Batch]):
                     batch = self.draw(random)
                     for learner in self.learners:
                         learner.set_learning_rate(config.rate(self.iteration))
-                    with random.global_streams():
+                    with random.global_streams(), same_algorithms(self._deterministic):
                         losses = self.advance(batch)
                     self.iteration += 1
                     record.add(self.iteration, losses)
@@ -313,7 +318,7 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
     """
     if not wanted:
         return "torch's blocks: accelerate is off in the configuration"
-    switch = accelerate_ if device.type == "cuda" else accelerate_convolutions_
+    switch = fuse_ if device.type == "cuda" else winograd_
     return str(switch(network()))
 
 

@@ -101,7 +101,6 @@ def test_unknown_instruction_set(monkeypatch):
 # ---- agreement
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES.keys())
 def test_backend_agrees_with_reference(backend, dtype, density):
@@ -131,22 +130,36 @@ def test_backend_agrees_with_reference(backend, dtype, density):
 # ---- bits
 
 
-def run_steps(dtype, density, backend="cpu", **options):
+def on_device(tensor, device):
+    """A copy there, with the same strides."""
+    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return like.copy_(tensor.detach())
+
+
+def run_steps(dtype, density, backend="cpu", device="cpu", **options):
     torch.manual_seed(4)
-    params = make_params("cpu", dtype)
-    params["large"] = torch.nn.Parameter(torch.randn(3, 30011).to(dtype))
-    masks = make_masks(params, density)
+    host = make_params("cpu", dtype)
+    host["large"] = torch.nn.Parameter(torch.randn(3, 30011).to(dtype))
+    params = {name: torch.nn.Parameter(on_device(p, device)) for name, p in host.items()}
+
+    def masks():
+        found = make_masks(host, density)
+        return found and {name: mask.to(device) for name, mask in found.items()}
+
     optimizer = MaskedAdamW(
-        params.items(), **BASE, **options, mask=masks, clip_value=2.0, backend=backend
+        params.items(), **BASE, **options, mask=masks(), clip_value=2.0, backend=backend
     )
-    for step in range(3):
-        if step == 2 and masks:
-            optimizer.set_mask(make_masks(params, density), "carry")
-        set_grads(params, step)
-        params["odd"].grad[0, :3] = torch.tensor([0.0, -0.0, float("inf")])
+    for step in range(6):  # powers by products and by pow agree up to the third
+        if step == 2 and density:
+            optimizer.set_mask(masks(), "carry")
+        set_grads(host, step)
+        host["odd"].grad[0, :3] = torch.tensor([0.0, -0.0, float("inf")])
+        for name, param in params.items():
+            param.grad_dtype = None
+            param.grad = on_device(host[name].grad, device)
         optimizer.step()
-    state = [tensor for p in params.values() for tensor in optimizer.state[p].values()]
-    return [bits(tensor) for tensor in [*params.values(), *state]]
+    state = [t for p in params.values() for _, t in sorted(optimizer.state[p].items())]
+    return [bits(tensor).cpu() for tensor in [*params.values(), *state]]
 
 
 @needs_cpu
@@ -165,16 +178,15 @@ def test_instruction_sets_give_the_same_bits(monkeypatch, dtype, density, option
         assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
 
 
-@pytest.mark.exhaustive
 @needs_cpu
-@pytest.mark.parametrize("backend", ["cuda", "triton"], ids=["cuda-on-host", "triton-interpret"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", [{"amsgrad": True}, {"betas": (0.0, 0.9)}], ids=str)
 def test_device_kernels_give_the_bits_of_the_cpus(backend, dtype, options):
-    if backend not in backends.on_host():
-        pytest.skip(f"{backend} does not run on the CPU here")
+    """On a device too, where there is one."""
+    if backend.name in ("reference", "cpu"):
+        pytest.skip("not a device's kernels")
     for density in (None, 0.5):
-        found = run_steps(dtype, density, backend, **options)
+        found = run_steps(dtype, density, backend.name, backend.device, **options)
         expected = run_steps(dtype, density, **options)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -220,7 +232,6 @@ def test_conversions_agree_with_torch_on_every_value(dtype):
 # ---- salient copies
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_gather_scatter_and_ema(backend, dtype, masked):
@@ -255,7 +266,6 @@ def test_gather_scatter_and_ema(backend, dtype, masked):
         assert torch.equal(param[mask], values.to(dtype))
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_swap_exchanges_and_undoes_itself(backend, dtype, masked):

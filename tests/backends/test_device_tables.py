@@ -4,16 +4,21 @@ one; tests/test_gpu.py makes a real one where there is.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import operator
 import weakref
 
+import every_kernel
 import pytest
 import torch
 from oracle import bits
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pecker_fast import MaskedAdamW, backends
-from pecker_fast.backends import device, device_tables
+from pecker_fast.backends import device, device_tables, device_topk
+from pecker_fast.backends.kernels import Kernels
 
 
 @pytest.fixture
@@ -100,6 +105,75 @@ def test_tables_of_a_graph_outlive_new_layouts(launches, capture):
     assert {id(table), id(blocks)} <= kept
 
 
+def test_every_launch_has_its_device_made_current(monkeypatch):
+    """The kernels' launches rely on it: several devices are not at hand here."""
+    if "cuda" not in backends.on_host():
+        pytest.skip("the CUDA kernels do not run on the CPU here")
+    kernels = backends.select("cuda", "cpu")._backend._kernels
+    current, launched = [], []
+
+    @contextlib.contextmanager
+    def on(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    for module in (device, device_topk):
+        monkeypatch.setattr(module, "on", on)
+    for name in vars(Kernels):
+        if not name.startswith("_") and name not in ("slots_per_block", "items_per_tile"):
+            launch = getattr(kernels, name)
+
+            def watched(*args, launch=launch, name=name):
+                assert current == [torch.device("cpu")], name
+                launched.append(name)
+                launch(*args)
+
+            monkeypatch.setattr(kernels, name, watched)
+    for name, value in (("_SAMPLE_FROM", device_topk._SAMPLE_FROM), ("_SAMPLES", 512)):
+        monkeypatch.setattr(device_topk, name, value)  # every_kernel.py changes them
+    every_kernel.main("cuda", "cpu")
+    methods = {name for name in vars(Kernels) if not name.startswith("_")}
+    assert set(launched) == methods - {"slots_per_block", "items_per_tile"}
+
+
+class NoWait(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: reading from it, and tensors made of numbers.
+
+    A tensor of host numbers is copied from memory that is not pinned.
+    """
+
+    WAITS = ("_local_scalar_dense", "nonzero", "lift_fresh", "unique")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in str(func) for name in self.WAITS), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_a_gradient_of_another_layout_does_not_make_a_step_wait(launches, masked, monkeypatch):
+    """Nor do other addresses and hyperparameters: only the first step prepares."""
+    upload = device_tables.upload
+
+    def from_pinned_memory(*args):
+        with _disable_current_modes():
+            return upload(*args)
+
+    monkeypatch.setattr(device_tables, "upload", from_pinned_memory)
+    weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    params = [torch.nn.Parameter(weight), torch.nn.Parameter(torch.randn(40, 50))]
+    masks = {p: torch.rand(p.shape) < 0.3 for p in params} if masked else None
+    optimizer = MaskedAdamW(params, lr=0.1, mask=masks, backend="cuda")
+    for step in range(4):
+        for param in params:
+            grad = torch.ones_like(param)  # channels_last
+            param.grad = grad.contiguous() if step % 2 == 0 else grad
+        params[1].grad = torch.ones(40, 50) if step < 2 else torch.ones(50, 40).t()
+        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        with NoWait() if step else contextlib.nullcontext():
+            optimizer.step()
+
+
 def test_nothing_is_kept_without_a_capture(launches):
     param, optimizer = make()
     for step in range(6):
@@ -184,9 +258,13 @@ def test_copies_during_a_capture_use_the_tables_of_before(capture, monkeypatch):
     monkeypatch.setattr(device, "is_capturing", lambda device: True)
     uploads = []
     monkeypatch.setattr(device_tables, "upload", lambda *args: uploads.append(args))
-    backend.ema_salient_(values, params, positions, 0.5)
+    before = len(device._captured)
+    with device.captured_tables() as kept:
+        backend.ema_salient_(values, params, positions, 0.5)
     assert uploads == []
-    kept = backend._captured[-2:]
+    assert len(device._captured) == before  # they go with the graph
+    backend.ema_salient_(values, params, positions, 0.5)
+    assert all(map(operator.is_, kept, device._captured[before:]))
     device_tables.remembered_tables.cache_clear()
     assert kept[0].numel() == 4 * len(params)
-    torch.testing.assert_close(values[1], 0.875 * params[1][positions[1].long()])
+    torch.testing.assert_close(values[1], 0.9375 * params[1][positions[1].long()])

@@ -50,13 +50,13 @@ def _png(
 def _text_chunk(file: Path) -> None:
     """A text of 1 GB in a PNG file."""
     content = file.read_bytes()
-    chunk = _chunk(b"zTXt", b"x\0\0" + bomb(1024, wbits=15)[0])
+    chunk = _chunk(b"zTXt", b"x\0\0" + bomb(1024, wbits=15))
     file.write_bytes(content[:33] + chunk + content[33:])
 
 
 def _wide(file: Path) -> None:
     """An image of 400 MP in 400 kB."""
-    _png(20_000, 20_000, data=bomb(400, wbits=15)[0])(file)
+    _png(20_000, 20_000, data=bomb(400, wbits=15))(file)
 
 
 PICTURES: dict[str, Callable[[Path], object]] = {
@@ -87,7 +87,7 @@ IDX = {
     "another size": gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 20, 14, 56) + bytes(15680)),
     "not the header's": gzip.compress(b"junk" + struct.pack(">III", 20, 28, 28) + bytes(15680)),
     "not packed": b"\0\0\x08\x03" + struct.pack(">III", 1, 28, 28) + bytes(784),
-    "bomb": b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + bomb(3072)[0] + struct.pack("<II", 0, 0),
+    "bomb": b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + bomb(3072) + struct.pack("<II", 0, 0),
     "junk behind": gzip.compress(bytes(16)) + b"junk",
 }  # fmt: skip
 LABELS = {

@@ -315,21 +315,20 @@ def _objects(file: Path) -> None:
     np.savez(file, **content)
 
 
-def bomb(megabytes: int, wbits: int = -15) -> tuple[bytes, int, int]:
-    """A deflate stream of zeros, its length when inflated, and their CRC-32."""
+def bomb(megabytes: int, wbits: int = -15) -> bytes:
+    """A deflate stream of zeros."""
     packer = zlib.compressobj(9, zlib.DEFLATED, wbits)
     part = bytes(1 << 20)
     first = packer.compress(part) + packer.flush(zlib.Z_FULL_FLUSH)
     again = packer.compress(part) + packer.flush(zlib.Z_FULL_FLUSH)
-    crc = 0
-    for _ in range(megabytes):
-        crc = zlib.crc32(part, crc)
-    return first + again * (megabytes - 1) + packer.flush(), megabytes << 20, crc
+    return first + again * (megabytes - 1) + packer.flush()
 
 
 def _zip_bomb(file: Path) -> None:
     """The images are 1.5 GB of zeros in 1.5 MB."""
-    data, size, crc = bomb(1536)
+    data, size, crc = bomb(1536), 1536 << 20, 0
+    for _ in range(1536):
+        crc = zlib.crc32(bytes(1 << 20), crc)
     name = b"images.npy"
     common = struct.pack("<HHHHHIIIHH", 20, 0, 8, 0, 33, crc, len(data), size, len(name), 0)
     local = b"PK\x03\x04" + common + name + data

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_scheduler, tiny_unet
+from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast import cli
 from pecker_fast.evaluate.classifier import SmallClassifier
@@ -34,6 +35,14 @@ def files(tmp_path_factory):
         classifier=str(root / "classifier"),
         statistics=str(root / "real.npz"),
     )
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory):
+    """A pipeline folder, tiny and untrained; read-only."""
+    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
+    save_tiny_pipeline(folder, length=48)
+    return folder
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def test_version(run):
     assert run("--version").out.startswith("pecker-fast 0.")
 
 
+@pytest.mark.slow
 def test_waiting_threads_spin_only_for_a_moment():
     script = (
         "import os; from pecker_fast import cli; cli.main(['info']); "
@@ -168,6 +169,7 @@ def test_ctrl_c_in_a_real_process(files, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early(files):
     command = f"{sys.executable} -m pecker_fast.cli info | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)

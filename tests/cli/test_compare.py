@@ -15,6 +15,7 @@ def runs(tmp_path):
     return [write_run(tmp_path / name, pecker()) for name in ("one", "two")]
 
 
+@pytest.mark.slow
 def test_an_erasure_and_its_original_side_by_side(run, files, tmp_path):
     judged = ("--classifier", files.classifier, "--statistics", files.statistics, "--per-class", 4)
     settings = [part for setting in SMALL for part in ("--set", setting)]

@@ -137,6 +137,7 @@ def test_demo_of_a_concept(run, tmp_path, monkeypatch):
     """Two iterations of it: everything is made and judged; how well is measured at full length."""
     work = importlib.import_module("pecker_fast.erasure.demo")  # not the function of that name
     monkeypatch.setattr(work, "CAPTIONS_PER_CLASS", 2)
+    monkeypatch.setattr(work, "CAPTIONS_OF_CONCEPT", 4)
     monkeypatch.setattr(work, "TEACHER_STEPS", 5)
     out = tmp_path / "demo"
     small = ["--iterations", "2", "--set", "saliency.batches=1", "--set", "saliency.batch_size=2"]

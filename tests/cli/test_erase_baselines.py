@@ -194,6 +194,7 @@ KEEP_STEPS = (*SMALL[:-4], "--set", "batch_size=3", "--set", "saliency.batch_siz
               "--set", "steps=3", "--override", "circle")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_keep_steps_needs_no_images_and_stops_when_the_class_is_gone(run, made, tmp_path):
     until = "until={forget: 0.99, keep_drop: 0.99, every: 1, images: 4, steps: 2}"
     judge = ("--classifier", made.classifier, "--per-class", 2, "--teacher-steps", 3)

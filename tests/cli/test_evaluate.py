@@ -1,6 +1,5 @@
 """`evaluate`: a model, its images on disk, real images, several processes, and what is refused."""
 
-import functools
 import json
 import re
 import shutil
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from distributed.processes import run_commands
-from inception_weights import write_inception_weights
+from inception_weights import small_inception
 from PIL import Image
 from run_folders import EVALUATION, FIDELITY, judgement
 
@@ -24,15 +23,9 @@ SAME = ("forget_accuracy", "forget_probability", "forget_entropy", "override_acc
         "keep_accuracy", "class_accuracy", "unlearning_accuracy", "judge")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_inception_weights(tmp_path_factory.mktemp("inception") / "drawn.pth")
-
-
 @pytest.fixture
 def few_features(monkeypatch):
-    """64 features of Inception: the distance of 2,048 takes seconds."""
-    monkeypatch.setattr(Inception, "load", functools.partial(Inception.load, layer="64"))
+    monkeypatch.setattr(Inception, "load", small_inception)
 
 
 @pytest.fixture
@@ -79,7 +72,7 @@ def test_images_on_disk_have_the_figures_of_the_model_that_drew_them(
     assert len(left["network"]) == 64 and right["network"] == ""
     assert {"torch", "torch-fidelity", "torchvision"} <= set(left["versions"])
     for words in ("4 images of the forgotten class", "8 generated images", "8 real images",
-                  "drawn.pth is not the file"):  # fmt: skip
+                  "pth is not the file"):  # fmt: skip
         assert any(words in warning for warning in left["warnings"])
         assert any(line.startswith("note: ") and words in line for line in model.out.splitlines())
     assert f"FID, kept            {found['fid']:.3f} (8 generated, 8 real)" in model.out
@@ -186,6 +179,7 @@ def test_an_erased_model_says_what_it_forgot(run, files, tmp_path):
     assert again["drawn"]["model"]["weights"] == found["network"]
 
 
+@pytest.mark.slow
 def test_a_published_classifier_is_a_judge(run, tmp_path):
     """The file of train_classifier.py, under DataParallel, and the same network as a folder."""
     torch.manual_seed(0)

@@ -91,6 +91,6 @@ def test_prompts_and_text_encoder(tmp_path):
     prompts.write_text("a fox\na cow\n")
     changed = identity()
     assert {name for name in before if before[name] != changed[name]} == {"prompts"}
-    next(pipeline.text_encoder.parameters()).data.view(-1)[0] += 1
+    next(pipeline.texts.encoders[0].parameters()).data.view(-1)[0] += 1
     again = identity()
     assert {name for name in again if again[name] != changed[name]} == {"text encoder"}

@@ -1,17 +1,13 @@
 """`sample --out`: options, runs, several processes, kills in the middle, disks that are full."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from distributed.processes import run_commands
+from distributed.processes import killed_commands, run_commands
 from PIL import Image
 from tiny_models import tiny_scheduler
 
@@ -36,25 +32,12 @@ def images_of(folder):
 
 def kill_after_some_images(folder, *arguments):
     """SIGKILL to two processes as soon as the first images are in `folder`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "pecker_fast.cli", *map(str, arguments)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    children = [
-        subprocess.Popen(command, env={**env, "RANK": rank, "LOCAL_RANK": rank}, **quiet)
-        for rank in "01"
-    ]
-    try:
+    with killed_commands(2, *arguments) as processes:
         deadline = time.monotonic() + 90
         while not any(folder.glob("*/0*.png")):
-            assert all(child.poll() is None for child in children) and time.monotonic() < deadline
+            assert all(process.is_alive() for process in processes)
+            assert time.monotonic() < deadline
             time.sleep(0.002)
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
 
 
 @pytest.fixture

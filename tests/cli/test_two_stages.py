@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast.distill import load_config
 from pecker_fast.erasure.concepts import Concept, Probe, Showing
@@ -89,18 +88,14 @@ def test_until_needs_a_judge(run, refused, files, tmp_path):
 
 # ---- prompts
 
-PROMPTS = ["--set", "batch_size=2", "--set", "micro_batch=null", "--set", "generator.lr=1e-3"]
+PROMPTS = [
+    "--set", "batch_size=2", "--set", "micro_batch=null", "--set", "generator.lr=1e-3",
+    "--set", "text.max_prompts=40",
+]  # fmt: skip
 CONCEPT = [
     "--recipe", "object", "--name", "cat", "--override", "dog", "--density", "0.2", *PROMPTS,
     "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--no-previews",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
-    save_tiny_pipeline(folder, length=48)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +109,7 @@ def first_stage_of_prompts(pipeline, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_first_stage_of_prompts_holds_both_networks(pipeline, first_stage_of_prompts):
     generator, said = load_unet(first_stage_of_prompts / "pipeline")
     pseudo_score, of_psi = load_unet(first_stage_of_prompts / "pseudo_score")
@@ -123,6 +119,7 @@ def test_a_first_stage_of_prompts_holds_both_networks(pipeline, first_stage_of_p
     assert len({fingerprint(network) for network in networks}) == 3
 
 
+@pytest.mark.slow
 def test_a_concept_is_forgotten_from_a_first_stage(run, pipeline, first_stage_of_prompts, tmp_path):
     options = ["--from", first_stage_of_prompts, "--set", "saliency.kind=retain_aware",
                "--set", "generator.every_step=1", "--iterations", "1"]  # fmt: skip
@@ -141,11 +138,12 @@ def test_a_concept_is_forgotten_from_a_first_stage(run, pipeline, first_stage_of
     assert again.code == 0, again.err
 
 
+@pytest.mark.slow
 def test_a_run_of_prompts_is_over_when_its_probe_says_so(pipeline, tmp_path):
     """Taken up, it trains no further."""
     settings = {
         "until": {"every": 2}, "iterations": 20, "batch_size": 2, "micro_batch": None,
-        "saliency.batches": 1, "saliency.batch_size": 2,
+        "saliency.batches": 1, "saliency.batch_size": 2, "text.max_prompts": 40,
     }  # fmt: skip
     config = load_config("object", settings, names=["cat"], name_overrides=["dog"])
     groups = {"forget": [("a cat", 0)] * 2, "keep": [("a dog", 1), ("a cow", 1), ("a car", 0)]}

@@ -144,16 +144,25 @@ inline void run_block(int threads) {
     }
 }
 
+// Every lane of a warp shows a value and looks at what the others show.
+template <typename T, typename Look>
+void gather(T value, const Look& look) {
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a lane shows at most 8 bytes");
+    Warp& warp = run.warps[run.current / kLanes];
+    uint64_t& own = warp.values[run.current % kLanes];
+    own = 0;
+    std::memcpy(&own, &value, sizeof value);
+    wait(warp.barrier);
+    look(warp.values);
+    wait(warp.barrier);
+}
+
 template <typename T>
 T shuffle(T value, int source) {
-    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
-    Warp& warp = run.warps[run.current / kLanes];
-    const int lane = run.current % kLanes;
-    std::memcpy(&warp.values[lane], &value, sizeof value);
-    wait(warp.barrier);
     T result;
-    std::memcpy(&result, &warp.values[source < 0 ? lane : source], sizeof result);
-    wait(warp.barrier);
+    gather(value, [&](const uint64_t* of_lane) {
+        std::memcpy(&result, &of_lane[source < 0 ? run.current % kLanes : source], sizeof result);
+    });
     return result;
 }
 
@@ -177,6 +186,17 @@ template <typename T>
 T __shfl_up_sync(unsigned, T value, int lanes) {
     return pecker::on_host::shuffle(value, pecker::on_host::run.current % 32 - lanes);
 }
+
+inline unsigned __ballot_sync(unsigned, bool chosen) {
+    unsigned ballot = 0;
+    pecker::on_host::gather(static_cast<unsigned>(chosen), [&](const uint64_t* of_lane) {
+        for (int lane = 0; lane < 32; ++lane)
+            ballot |= static_cast<unsigned>(of_lane[lane]) << lane;
+    });
+    return ballot;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
 
 template <typename T>
 T atomicAdd(T* address, T value) {

@@ -12,6 +12,7 @@ import sys
 import time
 
 import torch
+from faults import before, die, half_written
 from toys import toy_objective
 
 from pecker_fast.distill import PeckerTrainer, RunDirectory
@@ -25,36 +26,6 @@ SETTINGS = {
     "optimizer.weight_decay": 0.1,
     "mask.apply": "both",
 }
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def before(owner, name, calls=1):
-    """Die when `owner.name` is called for the `calls`-th time."""
-    original, seen = getattr(owner, name), []
-
-    def replacement(*args, **kwargs):
-        seen.append(None)
-        if len(seen) == calls:
-            die()
-        return original(*args, **kwargs)
-
-    setattr(owner, name, replacement)
-
-
-def half_written():
-    """Die inside the first checkpoint write, with half of the file on the disk."""
-    original = torch.save
-
-    def save(state, file):
-        original(state, file)
-        file.flush()
-        os.truncate(file.name, os.path.getsize(file.name) // 2)
-        die()
-
-    torch.save = save
 
 
 def around_renaming(after):

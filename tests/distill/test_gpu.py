@@ -73,3 +73,32 @@ def test_iterations_never_wait():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer._graph.captured
+
+
+def test_a_capture_that_fails_changes_nothing(monkeypatch):
+    """The host waits in the middle of it; dropout's generator and the memory pool must go on."""
+    runs = []
+    for waits in (False, True):
+        trainer = PeckerTrainer(objective({"graph": "auto" if waits else "off"}))
+        compute = trainer._graph._compute
+
+        def waiting(inputs, compute=compute):
+            losses = compute(inputs)
+            if torch.cuda.is_current_stream_capturing():
+                losses[0].sum().item()
+            return losses
+
+        if waits:
+            monkeypatch.setattr(trainer._graph, "_compute", waiting)
+            with pytest.warns(UserWarning, match="no CUDA graph"):
+                metrics = list(trainer.run())
+        else:
+            metrics = list(trainer.run())
+        runs.append([[m.losses for m in metrics], weights(trainer.generator)])
+    assert_same_bits(*runs)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.nn.functional.dropout(torch.ones(100, device="cuda"))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # the next capture finds nothing of the last one
+        torch.rand(3, device="cuda")
+    graph.replay()

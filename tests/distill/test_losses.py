@@ -101,7 +101,7 @@ class Batch:
 
 
 def written_out_sample(network, n, c):
-    abar = SCHEDULE.alphas_cumprod[440]
+    abar = SCHEDULE.signal[440] ** 2
     a, b = abar.sqrt(), (1 - abar).sqrt()
     return (b * n - b * network(b * n, torch.full((len(n),), 440), c)) / a
 
@@ -109,7 +109,7 @@ def written_out_sample(network, n, c):
 def written_out_terms(batch, half, c_phi, c_psi, alpha):
     """(L_psi, ell) of one half of the batch: a branch of its own, batch mean, no weights."""
     n, e, t = batch.n[half], batch.e[half], batch.t[half]
-    abar = SCHEDULE.alphas_cumprod[t][:, None, None, None]
+    abar = (SCHEDULE.signal[t] ** 2)[:, None, None, None]
     a, b = abar.sqrt(), (1 - abar).sqrt()
     x_g = written_out_sample(batch.generator, n, c_psi)
     fixed = x_g.detach()

@@ -21,7 +21,7 @@ def random_of(objective, iteration=0):
 
 def batch_gradients(objective, kind, random, which="forget", theta=None, psi=None):
     """The gradient of every batch's loss, written out from the equations; theta = psi = phi."""
-    config, abar = objective.config, objective.schedule.alphas_cumprod
+    config, abar = objective.config, objective.schedule.signal**2
     size = config.saliency.batch_size
     half = slice(size, None) if which == "forget" else slice(size)
     phi = objective.teacher

@@ -1,22 +1,21 @@
-import math
-
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import nn
 
+from pecker_fast.distill.networks import text_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 
 
 def sigma(schedule, t):
-    abar = schedule.alphas_cumprod[t].item()
-    return math.sqrt((1 - abar) / abar)
+    return (schedule.noise[t] / schedule.signal[t]).item()
 
 
 def test_constants_of_the_linear_schedule():
     schedule = NoiseSchedule.from_scheduler(DDPMScheduler())
     assert (schedule.t_init, schedule.t_min, schedule.t_max) == (440, 38, 712)
-    assert schedule.alphas_cumprod[440].sqrt().item() == pytest.approx(0.3711, abs=5e-5)
+    assert schedule.signal[440].item() == pytest.approx(0.3711, abs=5e-5)
     assert sigma(schedule, 440) == pytest.approx(2.502, abs=5e-4)
     assert sigma(schedule, 38) == pytest.approx(0.137, abs=5e-4)
     assert sigma(schedule, 711) == pytest.approx(13.01, abs=5e-3)
@@ -41,7 +40,7 @@ def test_agrees_with_the_scheduler_it_came_from(kind):
     assert schedule.num_timesteps == steps
     # 1e-4 relative: the scheduler multiplies 1,000 factors in float32, we do in float64.
     torch.testing.assert_close(
-        schedule.alphas_cumprod.float(), scheduler.alphas_cumprod, rtol=1e-4, atol=0
+        (schedule.signal**2).float(), scheduler.alphas_cumprod, rtol=1e-4, atol=0
     )
     x, noise = torch.randn(2, 3, 1, 4, 4)
     t = torch.tensor([0, steps // 2, steps - 1])
@@ -60,12 +59,8 @@ def test_denoised_inverts_add_noise(dtype):
     a, b = schedule.coefficients(t, x)
     assert a.shape == (5, 1, 1, 1)
     # The float32 coefficients are the float64 ones rounded once.
-    torch.testing.assert_close(
-        a.flatten(), schedule.alphas_cumprod[t].sqrt().to(dtype), rtol=0, atol=0
-    )
-    torch.testing.assert_close(
-        b.flatten(), (1 - schedule.alphas_cumprod[t]).sqrt().to(dtype), rtol=0, atol=0
-    )
+    assert torch.equal(a.flatten(), schedule.signal[t].to(dtype))
+    assert torch.equal(b.flatten(), schedule.noise[t].to(dtype))
     # The recovered image loses what dividing by a = 0.006 at t = 999 magnifies.
     unit = {torch.float32: 1e-7, torch.float64: 1e-15}[dtype]
     error = (schedule.denoised(x_t, noise, t) - x).abs() * a
@@ -105,12 +100,68 @@ def test_schedulers_that_the_method_cannot_use_are_refused(options, message):
     [
         torch.tensor([0.5, 0.6], dtype=torch.float64),
         torch.tensor([1.0, 0.6], dtype=torch.float64),
-        torch.tensor([0.9, 0.0], dtype=torch.float64),
+        torch.tensor([0.9, 0.0, 0.0], dtype=torch.float64),
+        torch.tensor([0.9, -0.1], dtype=torch.float64),
         torch.tensor([0.9, float("nan")], dtype=torch.float64),
         torch.tensor([0.9, 0.8], dtype=torch.float32),
         torch.tensor([], dtype=torch.float64),
     ],
 )
 def test_what_is_not_a_schedule_is_refused(abar):
-    with pytest.raises(PeckerError, match="alphas_cumprod"):
-        NoiseSchedule(abar, t_init=0, t_min=0, t_max=1)
+    with pytest.raises(PeckerError, match=r"share of the image|float64"):
+        NoiseSchedule(abar, 1 - abar, t_init=0, t_min=0, t_max=1)
+
+
+@pytest.mark.parametrize(("beta_schedule", "expected"), [("linear", 440), ("scaled_linear", 625)])
+def test_the_published_starts_are_those_nearest_to_two_and_a_half(beta_schedule, expected):
+    betas = {"linear": {}, "scaled_linear": {"beta_start": 0.00085, "beta_end": 0.012}}
+    scheduler = DDPMScheduler(beta_schedule=beta_schedule, **betas[beta_schedule])
+    assert NoiseSchedule.from_scheduler(scheduler, t_init=None).t_init == expected
+
+
+def test_no_signal_at_the_end():
+    """Lin et al.: the betas of diffusers' own rescaling, which leaves the last step pure noise."""
+    scheduler = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    constants = {"t_init": 440, "t_min": 38}
+    schedule = NoiseSchedule.from_scheduler_config(scheduler.config, t_max=999, **constants)
+    torch.testing.assert_close(
+        (schedule.signal**2).float(), scheduler.alphas_cumprod, rtol=2e-3, atol=1e-7
+    )
+    assert schedule.signal[-1] == 0 and schedule.usable == 999
+    with pytest.raises(PeckerError, match="t_max 1000"):
+        NoiseSchedule.from_scheduler_config(scheduler.config, t_max=1000, **constants)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flow_has_the_times_of_its_scheduler(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    schedule = NoiseSchedule.from_scheduler_config(
+        scheduler.config, t_init=None, t_min=20, t_max=980
+    )
+    torch.testing.assert_close(schedule.noise.float(), scheduler.sigmas.flip(0), rtol=1e-6, atol=0)
+    t = torch.tensor([20, 500, 979])
+    x = torch.zeros(3, 1, 2, 2)
+    told = scheduler.timesteps.flip(0)[t]
+    torch.testing.assert_close(schedule.times(t, x), told, rtol=1e-6, atol=0)
+    assert sigma(schedule, schedule.t_init) == pytest.approx(2.5, rel=0.01)
+
+
+def test_a_flow_is_read_as_noise():
+    """x_t = (1 - s) x + s e and v = e - x: noise, image and loss, each from its definition."""
+    schedule = NoiseSchedule.rectified_flow(shift=3.0, t_init=None, t_min=20, t_max=980)
+    x, e, guess = torch.randn(3, 5, 2, 3, 3, dtype=torch.float64)
+    t = torch.tensor([0, 20, 454, 979, 998])
+    s = schedule.noise[t].view(-1, 1, 1, 1)
+    x_t = schedule.add_noise(x, e, t)
+    torch.testing.assert_close(x_t, (1 - s) * x + s * e)
+    seen = []
+
+    def call(network, x_t, time, condition):
+        seen.append(time)
+        return guess
+
+    predicted = text_predictor(schedule, call, "flow_prediction")(nn.Linear(1, 1), x_t, t, t)
+    torch.testing.assert_close(seen[0], 1000 * s.flatten())
+    torch.testing.assert_close(schedule.denoised(x_t, predicted, t), x_t - s * guess)
+    loss = schedule.weighted((e - predicted).square().flatten(1).sum(1), t)
+    torch.testing.assert_close(loss, ((e - x) - guess).square().flatten(1).sum(1))

@@ -14,6 +14,7 @@ from pecker_fast.distill.networks import guided_by_sample, text_predictor
 from pecker_fast.distill.prompts import PromptPair, TextConditions, prompt_pairs, read_prompts
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
+from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def written_out(objective, networks, draws, labels, guidance):
 
     A sample whose prompt was dropped is drawn and denoised under "", away from "" (SFD, SiD-LSG).
     """
-    abar = objective.schedule.alphas_cumprod
+    abar = objective.schedule.signal**2
     alpha = objective.config.alpha
     phi, theta, psi = networks
     size = len(draws.noise) // 2
@@ -157,12 +158,14 @@ def test_a_velocity_model_is_a_noise_model():
     a, b = schedule.coefficients(t, x_0)
     x_t = schedule.add_noise(x_0, e, t)
     v = network(x_t, t, encoder_hidden_states=condition.double()).sample
-    found = text_predictor(schedule, "v_prediction")(network, x_t, t, condition)
+    found = text_predictor(schedule, StableDiffusion().call, "v_prediction")(
+        network, x_t, t, condition
+    )
     torch.testing.assert_close(found, a * v + b * x_t)
     published = (a**2 * ((a * e - b * x_0) - v) ** 2).sum((1, 2, 3))
     torch.testing.assert_close(((e - found) ** 2).sum((1, 2, 3)), published)
     with pytest.raises(PeckerError, match="prediction_type 'sample'; the distillation knows"):
-        text_predictor(schedule, "sample")
+        text_predictor(schedule, StableDiffusion().call, "sample")
 
 
 def test_no_guidance_is_one_pass():

@@ -11,7 +11,7 @@ from pecker_fast.distill import PeckerTrainer, load_config
 from pecker_fast.distill.networks import predict_noise
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.nn.accelerate import accelerate_convolutions_
+from pecker_fast.nn.accelerate import winograd_
 from pecker_fast.runs.config import learning_rate_factor
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
@@ -22,7 +22,7 @@ def written_out_run(objective, mask, decay):
     Takes only the random numbers from the package. No dropout, so modes do not matter.
     """
     config = objective.config
-    abar, size = objective.schedule.alphas_cumprod, config.batch_size
+    abar, size = objective.schedule.signal**2, config.batch_size
     phi = objective.teacher
     theta, psi = (copy.deepcopy(phi).requires_grad_(True) for _ in range(2))
     dense = mask.to_dense()
@@ -366,7 +366,7 @@ def test_a_unet_is_trained_from_a_model_folder():
 
 def test_how_iterations_run_is_said():
     *said, warning = PeckerTrainer(toy_objective()).notes
-    assert said == [str(accelerate_convolutions_(ToyDenoiser())), "no CUDA graph on cpu"]
+    assert said == [str(winograd_(ToyDenoiser())), "no CUDA graph on cpu"]
     assert warning.startswith("ema.decay")
     off = PeckerTrainer(toy_objective({"accelerate": False, "graph": "off"}))
     assert all("off in the configuration" in note for note in off.notes[:2])

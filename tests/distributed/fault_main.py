@@ -8,28 +8,11 @@ import signal
 import sys
 import time
 
-import torch
+from faults import before, half_written
 
 from pecker_fast import cli
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.learner import Learner
-
-
-def before(owner, name, calls, act):
-    """Call `act` when `owner.name` is called for the `calls`-th time."""
-    original, seen = getattr(owner, name), []
-
-    def replacement(*args, **kwargs):
-        seen.append(None)
-        if len(seen) == calls:
-            act()
-        return original(*args, **kwargs)
-
-    setattr(owner, name, replacement)
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_torchrun():
@@ -38,23 +21,10 @@ def end_torchrun():
     time.sleep(3)
 
 
-def die_in_a_file():
-    """From now on this process dies in a checkpoint, with half of the file on the disk."""
-    original = torch.save
-
-    def save(state, file):
-        original(state, file)
-        file.flush()
-        os.truncate(file.name, os.path.getsize(file.name) // 2)
-        die()
-
-    torch.save = save
-
-
 FAULTS = {
     # In the third iteration, between its two optimizer steps.
-    "killed in a step": lambda: before(Learner, "step", 6, die),
-    "killed in a checkpoint": lambda: before(RunDirectory, "save", 2, die_in_a_file),
+    "killed in a step": lambda: before(Learner, "step", 6),
+    "killed in a checkpoint": lambda: before(RunDirectory, "save", 2, half_written),
     "torchrun ended": lambda: before(Learner, "step", 6, end_torchrun),
     "another option": lambda: arguments.append("--densty"),
 }

@@ -6,11 +6,14 @@ The processes are forked from a server that has no threads and has imported what
 import io
 import multiprocessing
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import traceback
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
@@ -27,12 +30,29 @@ def run_processes(function, size, *args, **variables):
     return _outcomes(_joined, size, variables, function, *args)
 
 
-def run_commands(size, *words):
-    """`pecker-fast` on each of `size` processes: exit codes, stdout and stderr, each by rank."""
-    return zip(*_outcomes(_command, size, {}, *map(str, words)), strict=True)
+def run_commands(size, *words, largest_file=None):
+    """`pecker-fast` on each of `size` processes: exit codes, stdout and stderr, each by rank.
+
+    No file may grow beyond `largest_file` bytes, as on a disk that is full.
+    """
+    words = tuple(map(str, words))
+    return zip(*_outcomes(_command, size, {}, words, largest_file), strict=True)
 
 
-def _outcomes(work, size, variables, *args):
+@contextmanager
+def killed_commands(size, *words):
+    """`pecker-fast` on each of `size` processes, which SIGKILL ends when the block does."""
+    queue, processes = _started(_command, size, {}, tuple(map(str, words)), None)
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+        queue.close()
+
+
+def _started(work, size, variables, *args):
     context = multiprocessing.get_context("forkserver")
     port = _free_port()
     queue = context.Queue()
@@ -49,6 +69,11 @@ def _outcomes(work, size, variables, *args):
         processes.append(context.Process(target=work, args=(queue, rank, environment, *args)))
     for process in processes:
         process.start()
+    return queue, processes
+
+
+def _outcomes(work, size, variables, *args):
+    queue, processes = _started(work, size, variables, *args)
     try:
         outcomes = dict(_next(queue, processes) for _ in processes)
     finally:
@@ -85,7 +110,10 @@ def _joined(queue, rank, environment, function, *args):
     ranks.leave()
 
 
-def _command(queue, rank, environment, *words):
+def _command(queue, rank, environment, words, largest_file):
+    if largest_file is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     _put(queue, rank, environment, _say, words)
 
 
@@ -122,4 +150,4 @@ def torchrun(arguments, restarts=0):
     return SimpleNamespace(code=done.returncode, said=done.stdout)
 
 
-__all__ = ["run_commands", "run_processes", "torchrun"]
+__all__ = ["killed_commands", "run_commands", "run_processes", "torchrun"]

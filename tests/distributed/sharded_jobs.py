@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.optim.adamw import MaskedAdamW
+from pecker_fast.optim.delta import apply_delta
 
 BATCH = 8
 BASE = {"lr": 0.05, "weight_decay": 0.1, "betas": (0.9, 0.99)}
@@ -132,6 +133,19 @@ def message_of(work):
     return ""
 
 
+def deltas_after_steps(ranks, masked, sharded, mesh_shape=None):
+    """Values and digest of `delta` after two steps, on each process."""
+    network = make_network(torch.bfloat16)
+    if sharded:
+        shard(network, mesh_shape)
+    mask = make_mask() if masked else None
+    optimizer = MaskedAdamW(network.named_parameters(), **BASE, mask=mask)
+    train_on_gradients(network, optimizer, range(2))
+    delta = optimizer.delta()
+    refused = message_of(lambda: apply_delta(network, delta, mask))
+    return dict(delta.values), delta.mask, refused
+
+
 def train_cases(ranks, cases, sharded, same_rows=True, mesh_shape=None):
     """One training per case; all processes on the same rows of a batch, or each on its part."""
     outcomes = []
@@ -167,6 +181,32 @@ def train_cases(ranks, cases, sharded, same_rows=True, mesh_shape=None):
                 "grads": sum(param.grad is not None for param in network.parameters()),
             }
         )
+    return outcomes
+
+
+def switch(network, optimizer):
+    """Shard after the optimizer was made, and put the new parameters in its groups."""
+    named = dict(shard(network).named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [named[name] for name in group["param_names"]]
+
+
+def train_switched(ranks, cases, switching):
+    """Some steps, perhaps none, of a whole network, and three of the same one sharded."""
+    outcomes = []
+    for steps, options in cases:
+        network = make_network()
+        optimizer = MaskedAdamW(network.named_parameters(), **BASE, **options, mask=make_mask())
+        train_on_gradients(network, optimizer, range(steps))
+        if steps:
+            optimizer.set_mask(make_mask(seed=3), "carry")
+        if switching:
+            switch(network, optimizer)
+        before = states(optimizer)
+        train_on_gradients(network, optimizer, range(steps, steps + 3))
+        held = sum(state["exp_avg_sq"].numel() for state in optimizer.state.values())
+        after = {"weights": weights(network), "before": before, "after": states(optimizer)}
+        outcomes.append(after | {"held": held})
     return outcomes
 
 
@@ -221,6 +261,10 @@ def refusals(ranks):
     network = shard(make_network())
     own = make_mask(seed=ranks.rank)
     heard["other masks"] = message_of(lambda: MaskedAdamW(network.named_parameters(), mask=own))
+    later = make_network()
+    switched = MaskedAdamW(later.named_parameters(), mask=own)
+    switch(later, switched)
+    heard["switched masks"] = message_of(switched.step)
     optimizer = MaskedAdamW(network.named_parameters(), mask=make_mask())
     heard["new masks"] = message_of(lambda: optimizer.set_mask(own))
     sharded = {name: distribute_tensor(m, mesh) for name, m in make_mask().to_dense().items()}

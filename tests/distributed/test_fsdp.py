@@ -6,12 +6,14 @@ from oracle import Oracle, bits
 from processes import run_processes
 from sharded_jobs import (
     BASE,
+    deltas_after_steps,
     make_mask,
     make_network,
     refusals,
     train_as_told,
     train_cases,
     train_scaled,
+    train_switched,
     weights,
     whole_gradients,
 )
@@ -40,7 +42,7 @@ def assert_same_bits(left, right, what):
 
 @pytest.mark.parametrize(
     ("size", "mesh"),
-    [(1, None), (2, None), pytest.param(4, None, marks=pytest.mark.slow), (4, (2, 2))],
+    [(1, None), (2, None), *(pytest.param(4, m, marks=pytest.mark.slow) for m in (None, (2, 2)))],
     ids=str,
 )
 def test_same_bits_as_unsharded(size, mesh):
@@ -59,6 +61,19 @@ def test_same_bits_as_unsharded(size, mesh):
         # Every salient entry's state is held once in each group of holders.
         held = sum(outcome[number]["held"] for outcome in outcomes)
         assert held == alone["held"] * size // holders
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("size", "mesh"), [(2, None), pytest.param(4, (2, 2), marks=pytest.mark.slow)]
+)
+def test_every_process_has_the_whole_delta(size, mesh, masked):
+    values, digest, _ = deltas_after_steps(Ranks(), masked, False)
+    for outcome, found, refused in run_processes(deltas_after_steps, size, masked, True, mesh):
+        assert_same_bits(outcome, values, "delta")
+        assert {n: v.shape for n, v in outcome.items()} == {n: v.shape for n, v in values.items()}
+        assert found == digest
+        assert "sharded" in refused
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -92,6 +107,22 @@ def test_agrees_with_torch_on_salient_entries_and_keeps_the_others():
         oracle.check(outcome)
 
 
+def test_sharded_after_the_optimizer_was_made():
+    """As Accelerate does it."""
+    cases = [(0, {}), (0, {"release_grads": True}), (2, {}), (2, {"amsgrad": True})]
+    expected = train_switched(Ranks(), cases, False)
+    outcomes = run_processes(train_switched, 2, cases, True)
+    for number, (case, alone) in enumerate(zip(cases, expected, strict=True)):
+        for outcome in outcomes:
+            found = outcome[number]
+            assert_same_bits(found["weights"], alone["weights"], case)
+            for when in ("before", "after"):
+                assert found[when].keys() == alone[when].keys()
+                for key, state in alone[when].items():
+                    assert_same_bits(found[when][key], state, f"{case}, {when}, {key}")
+        assert sum(outcome[number]["held"] for outcome in outcomes) == alone["held"]
+
+
 def test_grad_scaler():
     """An infinity on one process skips the step on all."""
     alone = train_scaled(Ranks(), False, 0)
@@ -108,7 +139,7 @@ def test_refusals():
         assert "parameter 'weight' is a DTensor placed (Shard(dim=1),)" in heard["columns"]
         assert "expected Shard(dim=0) along one dimension" in heard["twice"]
         assert "sharded unevenly: this process holds shape" in heard["uneven"]
-        for key in ("other masks", "new masks"):
+        for key in ("other masks", "new masks", "switched masks"):
             assert "different masks: make the mask once, save it" in heard[key]
         assert "is a DTensor: pass mask.full_tensor()" in heard["sharded mask"]
         assert "use grad.redistribute(placements=param.placements)" in heard["gradient"]

@@ -59,6 +59,7 @@ def test_images_of_a_class_model_have_the_bits_of_one_process(tmp_path, batch_si
     assert torch.equal(first, class_images(None, str(tmp_path), batch_size))
 
 
+@pytest.mark.slow
 def test_previews_and_the_comparison_are_shared(pipeline, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()

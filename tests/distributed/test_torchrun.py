@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import torchrun
+from processes import run_commands, torchrun
 from safetensors.torch import load_file
 from tiny_models import tiny_scheduler, tiny_unet
 from toys import assert_same_bits
@@ -44,8 +44,8 @@ def erase(model, out, *more):
     ]  # fmt: skip
 
 
-def together(arguments, rank=-1, fault="none", restarts=0):
-    """The command line in two processes, one of which may fail."""
+def together(arguments, rank, fault, restarts=0):
+    """The command line in two processes, one of which fails."""
     return torchrun([MAIN, rank, fault, *arguments], restarts)
 
 
@@ -85,9 +85,9 @@ def tensors(nested, name=""):
 def undisturbed(model, tmp_path_factory):
     """The training of two processes that nothing happened to."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = together(erase(model, out))
-    assert done.code == 0, done.said
-    assert done.said.count("erased model") == 1  # one process speaks
+    codes, said, errors = run_commands(2, *erase(model, out))
+    assert codes == (0, 0), errors
+    assert "".join(said).count("erased model") == 1  # one process speaks
     return state(out)
 
 
@@ -139,6 +139,7 @@ def test_torchrun_restarts_a_run_and_force_counts_once(model, undisturbed, tmp_p
     done = together(erase(model, out, "--force"), 1, "killed in a step", restarts=1)
     assert done.code == 0, done.said
     assert "resuming at iteration 2 of 6" in done.said
+    assert done.said.count("erased model") == 1
     assert_same_bits(state(out), undisturbed)
     assert not (out / "curve.json").exists()
 

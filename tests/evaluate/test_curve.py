@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inception_weights import write_inception_weights
+from inception_weights import small_inception
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import ClassProbe, Curve, read_curve
-from pecker_fast.evaluate.fidelity import Inception, fidelity_figures
+from pecker_fast.evaluate.fidelity import fidelity_figures
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
 
@@ -64,12 +64,9 @@ def test_a_run_that_is_taken_up_drops_what_lies_ahead(tiny_model, tmp_path):
     assert [point["wall_s"] for point in json.loads(path.read_text())] == [0, 2, 4, 7]
 
 
-@pytest.fixture(scope="module")
-def inception(tmp_path_factory):
-    """A small layer of the Inception network with drawn weights."""
-    pytest.importorskip("torch_fidelity")
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    return Inception.load(write_inception_weights(path), layer="64")
+@pytest.fixture
+def inception(weights):
+    return small_inception(weights)
 
 
 def real_images(model, count=30, seed=3):

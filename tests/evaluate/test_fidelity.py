@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from inception_weights import write_inception_weights
 from PIL import Image
 from torch import nn
 
@@ -18,11 +17,17 @@ from pecker_fast.evaluate.fidelity import (
 from pecker_fast.evaluate.frechet import FeatureStatistics, frechet_distance
 
 LAYER = "64"  # a Fréchet distance of 2,048 features takes seconds
+PUBLISHED_SIDE, SIDE = 299, 107  # to which images are resized; an eighth of the work
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_inception_weights(tmp_path_factory.mktemp("inception") / WEIGHTS_NAME)
+@pytest.fixture(scope="module", autouse=True)
+def _small_images():
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE == PUBLISHED_SIDE
+        patch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", SIDE)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +112,7 @@ def test_fid_is_the_frechet_distance_of_the_features(measured):
 def test_sfid_is_the_same_distance_where_features_keep_their_place(measured, images):
     """Of the first channels of mixed_6/conv, as the published evaluator takes them."""
     inception, generated, real, figures = measured
-    assert generated.spatial.shape == (12, 7 * 17 * 17)
+    assert generated.spatial.shape == (12, 7 * 5 * 5)
     seen = []
     network = inception.network
     hook = network.Mixed_6c.register_forward_hook(lambda *call: seen.append(call[2]))
@@ -118,20 +123,21 @@ def test_sfid_is_the_same_distance_where_features_keep_their_place(measured, ima
         expected = torch.relu(block.bn(block.conv(seen[0])))[:, :7].flatten(1)
     torch.testing.assert_close(generated.spatial, expected, rtol=1e-5, atol=1e-5)
     # In a few dimensions there are images enough for covariances.
-    few = [part.spatial[:, ::200] for part in (generated, real)]
+    few = [part.spatial[:, ::20] for part in (generated, real)]
     plain = frechet_distance(*map(FeatureStatistics.from_features, few))
     wide = [torch.cat([part, torch.zeros(len(part), 30)], 1) for part in few]
     assert _distance(*wide) == pytest.approx(plain, rel=1e-6)
     assert figures.sfid == pytest.approx(_distance(generated.spatial, real.spatial)) and plain > 0
 
 
-def test_grey_images_are_repeated_and_batches_do_not_matter(measured, images):
+def test_grey_images_are_repeated_and_batches_do_not_matter(measured, images, monkeypatch):
     inception = measured[0]
+    monkeypatch.setattr(inception.network, "INPUT_IMAGE_SIZE", PUBLISHED_SIDE)
     grey = images[0][:5, :1]
     once = inception.features(grey, "grey")
     again = inception.features(grey.repeat(1, 3, 1, 1), "grey", batch_size=2)
     torch.testing.assert_close(once.pooled, again.pooled, rtol=1e-5, atol=1e-5)
-    assert once.logits.shape == (5, 1008)
+    assert once.logits.shape == (5, 1008) and once.spatial.shape == (5, 7 * 17 * 17)
 
 
 def test_precision_and_recall_are_not_exchanged():

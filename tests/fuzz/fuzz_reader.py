@@ -1,18 +1,21 @@
-"""Feeds one reader with mutated files: `python fuzz_reader.py READER FOLDER -runs=N`.
+"""Feeds readers with mutated files: `python fuzz_reader.py FOLDER -runs=N`.
 
-libFuzzer ends the process itself, so each reader gets one of its own. Only our modules are
+libFuzzer ends the process itself, so each reader gets a fork of one that has imported everything;
+what it says is in FOLDER/READER.log, and how it ended is printed. Only our modules are
 instrumented: the coverage of torch or numpy would cost much and lead elsewhere.
 """
 
 import gzip
 import importlib
 import json
+import os
 import pickle
 import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import atheris
 import numpy as np
 import torch
 
@@ -96,6 +99,18 @@ def write_patch(path):
     save_patch(path, base, erased, a_mask(), name="x")
 
 
+def write_delta(path):
+    from pecker_fast import Delta
+
+    Delta({"a": torch.ones(2, dtype=torch.bfloat16)}, "0" * 64).save(path)
+
+
+def delta():
+    from pecker_fast import Delta
+
+    return Delta.load
+
+
 def write_floats(path):
     from safetensors.torch import save_file
 
@@ -147,6 +162,7 @@ READERS = {
     "idx": (idx, write_idx),
     "mask": (reader("masks.files", "read_mask"), write_mask),
     "patch": (reader("patches.files", "read_patch"), write_patch),
+    "delta": (delta, write_delta),
     "dense mask": (reader("masks.files", "read_dense"), write_tensors),
     "checkpoint": (checkpoint, write_network),
 }
@@ -156,22 +172,18 @@ INSTRUMENTED = [
     f"pecker_fast.{module}"
     for module in (
         "files", "torch_files", "runs.reading", "runs.settings", "masks.files", "patches.files",
+        "optim.delta",
         "models.schemas", "models.weights", "models.published", "models.pickled_module", "datasets",
     )
 ]  # fmt: skip
 
 
-def main():
-    import atheris
+def feed(read, write, folder, options):
+    """Fuzz one reader in the empty folder; ends the process."""
+    from pecker_fast.errors import PeckerError
 
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    make, write = READERS[name]
-    with atheris.instrument_imports(include=INSTRUMENTED):
-        from pecker_fast.errors import PeckerError
-
-        read = make()
     corpus, place = folder / "corpus", folder / "input"
-    corpus.mkdir()
+    corpus.mkdir(parents=True)
     write(corpus / "valid")
     place.write_bytes((corpus / "valid").read_bytes())
     read(place)  # what follows starts from a file that is read
@@ -183,9 +195,23 @@ def main():
         except PeckerError as error:
             assert len(str(error)) < 4000
 
-    atheris.Setup([sys.argv[0], *sys.argv[3:], f"-artifact_prefix={folder}/", str(corpus)], once)
+    atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={folder}/", str(corpus)], once)
     atheris.Fuzz()
 
 
+def main(folder, options):
+    with atheris.instrument_imports(include=INSTRUMENTED):
+        readers = {name: make() for name, (make, _) in READERS.items()}
+    for name, read in readers.items():
+        child = os.fork()
+        if child == 0:
+            log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            feed(read, READERS[name][1], folder / name, options)
+        _, status = os.waitpid(child, 0)
+        print(f"{name}: {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -18,16 +18,17 @@ RUNS = 3000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", READERS)
-def test_nothing_but_bad_input(name, tmp_path):
+@pytest.mark.timeout(900)
+def test_nothing_but_bad_input(tmp_path):
     script = Path(__file__).with_name("fuzz_reader.py")
     limits = [f"-runs={RUNS}", "-seed=1", "-timeout=20", "-rss_limit_mb=4096", "-max_len=4096"]
     done = subprocess.run(
-        [sys.executable, script, name, tmp_path, *limits],
+        [sys.executable, script, tmp_path, *limits],
         env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
         capture_output=True,
         text=True,
-        timeout=280,
     )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert f"Done {RUNS}" in done.stderr, done.stderr[-4000:]
+    said = {name: (tmp_path / f"{name}.log").read_text() for name in READERS}
+    failed = [name for name in READERS if f"{name}: 0" not in done.stdout.splitlines()]
+    failed += [name for name in READERS if f"Done {RUNS}" not in said[name]]
+    assert not failed, "\n".join(f"{name}: {said[name][-2000:]}" for name in failed) + done.stderr

@@ -192,6 +192,7 @@ class Variant:
             **{key: int(value) for key, value in numbers.items()},
             "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", ptx)),
             "wide_stores": len(re.findall(r"st\.global\S*\.v4\.b32|st\.global\S*\.v2\.b64", ptx)),
+            "ordered_atomics": sorted(set(re.findall(r"\batom\S*acq_rel\S*", ptx))),
             "forbidden": sorted(set(re.findall(FORBIDDEN, ptx))),
         }
 

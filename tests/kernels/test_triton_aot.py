@@ -29,6 +29,8 @@ def test_no_spills(compiled):
     assert len(compiled) > 60
     spilled = [v for v in compiled if v["STACK"] or v["LOCAL"] or v["REG"] > 255]
     assert spilled == []
+    # By this name compute-sanitizer knows ours: tests/test_gpu.py.
+    assert [v["name"] for v in compiled if "_kernel" not in v["name"].split()[0]] == []
 
 
 def test_ieee_arithmetic(compiled):
@@ -39,6 +41,11 @@ def test_ieee_arithmetic(compiled):
     exact = [v for v in compiled if not v["of_blocks"]]
     assert len(exact) > 60
     assert {v["name"]: v["forbidden"] for v in exact if v["forbidden"]} == {}
+
+
+def test_atomics_order_no_other_access(compiled):
+    """Integers are added, which the next launch reads: no fence, no flushed cache for each."""
+    assert [v["name"] for v in compiled if v["ordered_atomics"]] == []
 
 
 def test_dense_float32_moves_16_bytes_at_a_time(compiled):

@@ -21,10 +21,7 @@ from triton_launching import (
 from pecker_fast.kernels import adamw, advance, salient
 
 # The interpreter computes with numpy, which warns of the infinities and NaNs these tests are about.
-pytestmark = [
-    pytest.mark.exhaustive,
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 FP32, FP64, BF16, FP16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 STEP_DTYPES = [

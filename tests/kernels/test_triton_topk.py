@@ -9,10 +9,7 @@ from triton_launching import DEVICE, address, blocks, table
 
 from pecker_fast.kernels import topk_select, topk_write
 
-pytestmark = [
-    pytest.mark.exhaustive,
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 DTYPES = [torch.float32, torch.float64]
 SCORES_PER_TILE, GROUPS_PER_TILE = 1024, 64

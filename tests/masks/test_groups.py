@@ -10,8 +10,6 @@ import torch
 from pecker_fast.backends.groups import group_means
 from pecker_fast.errors import PeckerError
 
-pytestmark = pytest.mark.exhaustive
-
 INF = float("inf")
 
 

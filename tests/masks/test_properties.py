@@ -17,8 +17,6 @@ from pecker_fast import backends
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 
-pytestmark = pytest.mark.exhaustive
-
 # Repeatable, and content with fixtures that hold for all examples of a test alike.
 examples = settings(
     deadline=None,

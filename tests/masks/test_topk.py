@@ -11,8 +11,6 @@ import torch
 from pecker_fast import backends
 from pecker_fast.errors import PeckerError
 
-pytestmark = pytest.mark.exhaustive
-
 INF, TINY = float("inf"), 1e-45  # TINY is the smallest denormal float32
 
 

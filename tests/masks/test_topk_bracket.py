@@ -103,3 +103,30 @@ def test_infinities(backend, outcomes):
     for k in (100, NUMEL // 2, NUMEL - 100):
         check(backend, pieces(values), k)
     assert outcomes == [True] * 3
+
+
+def test_the_host_waits_twice_and_makes_no_table_in_between(backend, outcomes, monkeypatch):
+    """A device has nothing to do from the counts on until the next launch."""
+    events = []
+
+    def note(where, name, event):
+        original = getattr(where, name)
+
+        def noted(*arguments, **options):
+            events.append(event)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(where, name, noted)
+
+    kernels = backend.module._backend._kernels
+    for launch in ("collect", "histogram", "settle", "write"):
+        note(kernels, launch, launch)
+    for table in ("upload", "work_list"):
+        note(device_topk, table, "table")
+    for read in ("tolist", "__int__", "__bool__", "__float__", "item"):
+        note(torch.Tensor, read, "wait")
+    values = torch.randn(NUMEL)
+    backend.module.select_topk([tensor.to(backend.device) for tensor in pieces(values)], 6000)
+    after = events[events.index("collect") :]
+    assert after == ["collect", "wait", *["histogram"] * 3, "settle", "write", "wait"]
+    assert outcomes == [True]

@@ -28,7 +28,9 @@ def test_images_are_drawn_as_diffusers_ddim_does():
     ddim = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False)
     ddim.alphas_cumprod = ABAR  # in float64
     ddim.set_timesteps(10)
-    states = drawn_states(drawing, NoiseSchedule(ABAR), 10, lambda x, t: network(x, t, labels))
+    states = drawn_states(
+        drawing, NoiseSchedule.from_alphas_cumprod(ABAR), 10, lambda x, t: network(x, t, labels)
+    )
     expected = noise
     for now, (x, t, predicted) in zip(ddim.timesteps, states, strict=True):
         assert t.tolist() == [int(now)] * 3

@@ -5,14 +5,18 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from tiny_architectures import FAMILIES
 from tiny_models import tiny_scheduler, tiny_unet
 from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline
 from transformers import CLIPTextConfig
 
+from pecker_fast.distill.networks import text_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
-from pecker_fast.models import ModelFolder, pipeline
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.architectures import architecture_of
+from pecker_fast.models.architectures.base import load_denoiser
+from pecker_fast.models.architectures.stable_diffusion import StableDiffusion, check_width
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.schemas import (
     AutoencoderConfig,
@@ -20,6 +24,7 @@ from pecker_fast.models.schemas import (
     pipeline_parts,
     read_config,
 )
+from pecker_fast.models.texts import load_clip, load_clip_tokenizer
 
 VALUES = (None, "x", -1, 3, 10**39, 2.5, [], {})
 
@@ -34,7 +39,7 @@ def use_model(folder):
 
 
 def use_index(folder):
-    pipeline._check_kind(*pipeline_parts(folder / "model_index.json"), folder)
+    architecture_of(*pipeline_parts(folder / "model_index.json"), folder)
 
 
 def use_schedule(folder):
@@ -43,30 +48,48 @@ def use_schedule(folder):
 
 
 def use_unet(folder):
-    unet = pipeline._load_unet(folder / "unet", WIDTH)
+    unet = StableDiffusion().load_network(folder / "unet")
+    check_width(folder, unet.config, WIDTH)
     noise = torch.zeros(1, CHANNELS, SIDE, SIDE)
     assert unet(noise, 3, torch.zeros(1, LENGTH, WIDTH)).sample.shape == noise.shape
 
 
 def use_text_encoder(folder):
-    encoder = pipeline._load_text_encoder(folder / "text_encoder")
+    encoder = load_clip(folder / "text_encoder")
     assert encoder(torch.zeros(1, LENGTH, dtype=torch.int64))[0].shape == (1, LENGTH, WIDTH)
 
 
 def use_vae(folder):
-    decoder = pipeline._load_network(folder / "vae", AutoencoderKL, AutoencoderConfig)
+    decoder = load_denoiser(folder / "vae", "AutoencoderKL", AutoencoderConfig)
     images = PipelineFolder.decode(decoder, torch.zeros(1, CHANNELS, SIDE, SIDE))
     assert images.shape == (1, 3, 2 * SIDE, 2 * SIDE)
 
 
 def use_tokenizer(folder):
-    tokenizer = pipeline._load_tokenizer(
+    tokenizer = load_clip_tokenizer(
         folder / "tokenizer", CLIPTextConfig(vocab_size=54, max_position_embeddings=LENGTH)
     )
     tokens = tokenizer(["bee"], padding="max_length", max_length=tokenizer.model_max_length)
     assert tokens
 
 
+def use_family(folder):
+    whole = PipelineFolder.load(folder)
+    noise = torch.zeros(1, *whole.network_shape)
+    schedule = NoiseSchedule.from_scheduler_config(
+        whole.scheduler_config, t_init=None, t_min=0, t_max=1
+    )
+    predict = text_predictor(schedule, whole.architecture.call, whole.prediction_type)
+    drawn = predict(whole.unet, noise, torch.tensor([3]), whole.texts.encode(["a bee"]))
+    assert drawn.shape == noise.shape
+
+
+FURTHER = {
+    "Stable Diffusion XL": "unet/config.json",
+    "Stable Diffusion 3": "transformer/config.json",
+    "FLUX.1": "transformer/config.json",
+    "PixArt": "transformer/config.json",
+}
 USES = {
     "model/pecker_fast.json": use_model,
     "model/scheduler/scheduler_config.json": use_model,
@@ -77,6 +100,7 @@ USES = {
     "pipeline/text_encoder/config.json": use_text_encoder,
     "pipeline/vae/config.json": use_vae,
     "pipeline/tokenizer/tokenizer_config.json": use_tokenizer,
+    **{f"{family}/{file}": use_family for family, file in FURTHER.items()},
 }
 
 
@@ -86,6 +110,8 @@ def folders(tmp_path_factory):
     ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(root / "model")
     save_tiny_pipeline(root / "pipeline")
     shutil.rmtree(root / "pipeline" / "letters")
+    for family in FURTHER:
+        FAMILIES[family](root / family)
     return root
 
 

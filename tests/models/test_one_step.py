@@ -108,8 +108,8 @@ def test_a_pipeline_in_one_step_without_a_line_of_ours(prediction, tmp_path):
     schedule = NoiseSchedule.from_scheduler_config(
         teacher.scheduler_config, t_init=625, t_min=20, t_max=980
     )
-    predict = text_predictor(schedule, prediction)
-    drawn = expected_images(teacher.unet, schedule, noise, teacher.encode(prompts), predict)
+    predict = text_predictor(schedule, teacher.architecture.call, prediction)
+    drawn = expected_images(teacher.unet, schedule, noise, teacher.texts.encode(prompts), predict)
     torch.testing.assert_close(found, drawn, **CLOSE)
 
 

@@ -15,7 +15,8 @@ from transformers import CLIPTextConfig
 from pecker_fast.data import pipeline_folder
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.pipeline import PipelineFolder, _load_tokenizer
+from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.models.texts import load_clip_tokenizer
 from pecker_fast.runs.finding import find_pipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -197,7 +198,7 @@ def test_configurations_of_class_models(model, entries, named):
         ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type"),
         ("unet", {"class_embed_type": "timestep"}, "class_embed_type"),
         ("unet", {"cross_attention_dim": "wide"}, "cross_attention_dim"),
-        ("unet", {"cross_attention_dim": 16}, "does not fit"),
+        ("unet", {"cross_attention_dim": 16}, "width 16"),
         ("text_encoder", {"hidden_size": 0}, "hidden_size"),
         ("text_encoder", {"hidden_size": 9}, "text_encoder"),
         ("text_encoder", {"num_hidden_layers": "12"}, "num_hidden_layers"),
@@ -296,7 +297,7 @@ def test_weights_that_may_not_be_read_are_not_called_truncated(model, monkeypatc
         ({"tokenizer": ["transformers", "T5Tokenizer"]}, "T5Tokenizer"),
         ({"vae": ["diffusers", "VQModel"]}, "VQModel"),
         ({"transformer": ["diffusers", "FluxTransformer2DModel"]}, "FluxTransformer2DModel"),
-        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "two text encoders"),
+        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "text_encoder_2"),
         ({"_class_name": None}, "_class_name"),
     ],
 )
@@ -312,9 +313,9 @@ def test_indices_that_are_none(pipeline, content):
 
 
 def test_a_tokenizer_without_a_longest_text_takes_the_text_encoders(pipeline):
-    before = PipelineFolder.load(pipeline).encode(["a bee"])
+    before = PipelineFolder.load(pipeline).texts.encode(["a bee"])
     change(pipeline / "tokenizer" / "tokenizer_config.json", model_max_length=...)
-    assert torch.equal(PipelineFolder.load(pipeline).encode(["a bee"]), before)
+    assert torch.equal(PipelineFolder.load(pipeline).texts.encode(["a bee"]), before)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer_config.json", "merges.txt"])
@@ -324,7 +325,7 @@ def test_tokenizers(tmp_path, name, content):
     (folder / name).write_bytes(content)
     encoder = CLIPTextConfig(vocab_size=10_000, max_position_embeddings=24)
     with pytest.raises(PeckerError, match="tokenizer") as caught:
-        _load_tokenizer(folder, encoder)
+        load_clip_tokenizer(folder, encoder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 

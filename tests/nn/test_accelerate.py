@@ -1,4 +1,4 @@
-"""accelerate_ and decelerate_: all about a network that must not change."""
+"""fuse_ and unfuse_: all about a network that must not change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unets import (
     types,
 )
 
-from pecker_fast import PeckerError, accelerate_, decelerate_
+from pecker_fast import PeckerError, fuse_, unfuse_
 from pecker_fast.nn import operations, winograd
 from pecker_fast.nn.blocks import FusedResnetBlock2D
 
@@ -52,13 +52,13 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_report_counts_everything_switched(name: str) -> None:
     unet = UNETS[name]().module
-    first = accelerate_(unet)
+    first = fuse_(unet)
     assert first.switched == EXPECTED[name] and not first.left and first.reason is None
     switched = types(unet)
-    assert accelerate_(unet) == first  # harmless
+    assert fuse_(unet) == first  # harmless
     assert types(unet) == switched
     counts = ", ".join(f"{count} {kind}" for kind, count in EXPECTED[name].items())
-    assert str(first) == f"accelerated: {counts}"
+    assert str(first) == f"fused: {counts}"
 
 
 @pytest.mark.usefixtures("on_reference")
@@ -73,7 +73,7 @@ def test_undo_leaves_no_trace(name: str) -> None:
     parameters = [id(parameter) for parameter in unet.parameters()]
     activation = unet.conv_act
 
-    accelerate_(unet)
+    fuse_(unet)
     assert types(unet) != before[0]
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     for each in (unet, copy.deepcopy(unet)):
@@ -81,8 +81,8 @@ def test_undo_leaves_no_trace(name: str) -> None:
         assert list(state) == list(before[1])
         assert all(torch.equal(state[key], before[1][key]) for key in state)
 
-    decelerate_(unet)
-    decelerate_(unet)  # harmless
+    unfuse_(unet)
+    unfuse_(unet)  # harmless
     assert types(unet) == before[0]
     assert [parameter.stride() for parameter in unet.parameters()] == strides
     assert [id(parameter) for parameter in unet.parameters()] == parameters
@@ -96,8 +96,8 @@ def test_channels_last_weights_stay_so() -> None:
     """Undoing restores the format a weight had, which may have been channels_last already."""
     unet = class_unet().module.to(memory_format=torch.channels_last)
     strides = [parameter.stride() for parameter in unet.parameters()]
-    accelerate_(unet)
-    decelerate_(unet)
+    fuse_(unet)
+    unfuse_(unet)
     assert [parameter.stride() for parameter in unet.parameters()] == strides
 
 
@@ -108,11 +108,11 @@ def test_copies_are_accelerated_and_can_be_undone(name: str, copied) -> None:
     case = UNETS[name]()
     shake_(case.module)
     plain = types(case.module)
-    accelerate_(case.module)
+    fuse_(case.module)
     twin = copied(case.module)
     assert types(twin) == types(case.module)
     assert torch.equal(result(Case(twin, case.inputs)), result(case))
-    decelerate_(twin)
+    unfuse_(twin)
     assert types(twin) == plain
     assert types(case.module) != plain  # the original is not touched
 
@@ -120,11 +120,11 @@ def test_copies_are_accelerated_and_can_be_undone(name: str, copied) -> None:
 @pytest.mark.usefixtures("on_reference")
 def test_saved_as_the_class_it_is(tmp_path: Path) -> None:
     case = class_unet()
-    accelerate_(case.module)
+    fuse_(case.module)
     case.module.save_config(tmp_path / "accelerated")
     plain = copy.deepcopy(case.module)
-    decelerate_(plain)
-    # Not accelerated: older versions of diffusers refuse to save channels_last weights.
+    unfuse_(plain)
+    # Not fused: older versions of diffusers refuse to save channels_last weights.
     plain.save_pretrained(tmp_path / "plain")
     configs = [
         json.loads((tmp_path / name / "config.json").read_text())
@@ -141,12 +141,12 @@ def test_saved_as_the_class_it_is(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("on_reference")
 def test_modes_and_isinstance() -> None:
     unet = class_unet(dropout=0.5).module
-    accelerate_(unet)
+    fuse_(unet)
     block = unet.mid_block.resnets[0]
     assert isinstance(block, ResnetBlock2D) and isinstance(block, FusedResnetBlock2D)
     unet.eval()
     assert not any(module.training for module in unet.modules())
-    decelerate_(unet)
+    unfuse_(unet)
     assert not any(module.training for module in unet.modules() if module is not unet.conv_act)
 
 
@@ -156,19 +156,19 @@ def test_where_kernels_cannot_run_nothing_changes(monkeypatch: pytest.MonkeyPatc
     unet = class_unet().module
     before = types(unet)
     strides = [parameter.stride() for parameter in unet.parameters()]
-    report = accelerate_(unet)
+    report = fuse_(unet)
     assert types(unet) == before
     assert [parameter.stride() for parameter in unet.parameters()] == strides
-    assert str(report).startswith(f"not accelerated: none on {DEVICE}")
+    assert str(report).startswith(f"not fused: none on {DEVICE}")
     assert not report.switched
 
 
 def test_other_devices_are_refused() -> None:
-    report = accelerate_(class_unet().module.to("meta"))
+    report = fuse_(class_unet().module.to("meta"))
     assert report.reason is not None and "meta" in report.reason
 
 
-@pytest.mark.parametrize("function", [accelerate_, decelerate_])
+@pytest.mark.parametrize("function", [fuse_, unfuse_])
 def test_not_a_module(function) -> None:
     with pytest.raises(PeckerError, match=r"must be a torch\.nn\.Module, got dict; for a pip"):
         function({})
@@ -184,7 +184,7 @@ def test_other_blocks_are_left_and_reported() -> None:
     )
     shake_(case.module)
     expected = result(case)  # in float32: diffusers 0.31 cannot filter in float64
-    report = accelerate_(case.module)
+    report = fuse_(case.module)
     assert report.left["AttnSkipUpBlock2D (no fused form)"] == 1
     assert report.left["SkipUpBlock2D (no fused form)"] == 1
     assert report.left["ResnetBlock2D (resampling inside)"] == 2
@@ -195,7 +195,7 @@ def test_other_blocks_are_left_and_reported() -> None:
 
 @pytest.mark.usefixtures("on_reference")
 def test_scale_shift_keeps_the_residual_blocks() -> None:
-    report = accelerate_(class_unet(resnet_time_scale_shift="scale_shift").module)
+    report = fuse_(class_unet(resnet_time_scale_shift="scale_shift").module)
     assert report.left["ResnetBlock2D (time embedding by scale_shift)"] == 8
     assert report.left["UpBlock2D (no fused residual block inside)"] == 1
     # The middle's attention has no norm in such a network.
@@ -211,11 +211,11 @@ def test_subclasses_and_plain_networks() -> None:
         pass
 
     mine = Mine(in_channels=8, temb_channels=4, groups=2)
-    assert accelerate_(mine).left == {"Mine (a class of its own)": 1}
-    report = accelerate_(nn.Sequential(nn.Linear(2, 2)))
-    assert str(report) == "accelerated: nothing, no block of a known kind in it"
+    assert fuse_(mine).left == {"Mine (a class of its own)": 1}
+    report = fuse_(nn.Sequential(nn.Linear(2, 2)))
+    assert str(report) == "fused: nothing, no block of a known kind in it"
     norm = nn.GroupNorm(2, 4, affine=False)
-    assert accelerate_(norm).left == {"GroupNorm (no scale and shift)": 1}
+    assert fuse_(norm).left == {"GroupNorm (no scale and shift)": 1}
 
 
 @pytest.mark.usefixtures("on_reference")
@@ -228,10 +228,10 @@ def test_hooks_at_the_output_norm(when: str) -> None:
     seen = []
     for unet in (expected.module, case.module):
         if when == "after" and unet is case.module:
-            accelerate_(unet)
+            fuse_(unet)
         unet.conv_norm_out.register_forward_hook(lambda *args: seen.append(args[2]) or 2 * args[2])
     if when == "before":
-        accelerate_(case.module)
+        fuse_(case.module)
     outputs = result(case), result(expected)
     assert (seen[0] - seen[1]).norm() <= 1e-5 * seen[1].norm()
     assert (outputs[0] - outputs[1]).norm() <= 1e-5 * outputs[1].norm()
@@ -243,7 +243,7 @@ def test_hooks_at_the_output_activation() -> None:
     unet = class_unet().module
     unet.conv_act.register_forward_hook(lambda *args: None)
     before = unet.conv_act
-    assert accelerate_(unet).switched["GroupNorm"] == 1
+    assert fuse_(unet).switched["GroupNorm"] == 1
     assert unet.conv_act is before
 
 
@@ -253,7 +253,7 @@ def test_the_output_activation_may_be_shared() -> None:
     first, second = class_unet().module, class_unet().module
     second.conv_act = first.conv_act
     before = type(first.conv_act)
-    accelerate_(first)
+    fuse_(first)
     assert type(second.conv_act) is before
     x = torch.randn(2, 3, device=DEVICE)
     assert torch.equal(first.conv_act(x), nn.functional.silu(x))  # not behind the norm: as ever

@@ -27,7 +27,7 @@ from unets import (
     text_unet,
 )
 
-from pecker_fast import MaskedAdamW, SaliencyMask, accelerate_
+from pecker_fast import MaskedAdamW, SaliencyMask, fuse_
 from pecker_fast.nn.skipping import skip_frozen_
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def test_unet_in_float32(name: str) -> None:
     case = UNETS[name]()
     shake_(case.module)
     oracle = run(double(case))
-    accelerate_(case.module)
+    fuse_(case.module)
     found = errors(run(Case(case.module, convert(case.inputs, torch.float32))), oracle)
     # 2^-24 through some thirty layers and back; plain float32 is at 3e-6 too.
     assert max(found.values()) <= 1e-5
@@ -55,7 +55,7 @@ def test_unet_in_bfloat16(name: str) -> None:
     case = Case(case.module, convert(case.inputs, torch.bfloat16))
     oracle = run(double(case))
     plain = errors(run(Case(copy.deepcopy(case.module), case.inputs)), oracle)
-    accelerate_(case.module)
+    fuse_(case.module)
     found = errors(run(Case(case.module, convert(case.inputs, torch.bfloat16))), oracle)
     assert_no_worse(found, plain)
 
@@ -79,12 +79,12 @@ def test_masked_adamw_with_released_gradients(order: str) -> None:
     for fused in (False, True):
         unet = copy.deepcopy(case.module)
         if fused and order == "acceleration first":
-            accelerate_(unet)
+            fuse_(unet)
         optimizer = MaskedAdamW(
             unet.named_parameters(), lr=1e-3, eps=1e-3, mask=mask, release_grads=True
         )
         if fused and order == "optimizer first":
-            accelerate_(unet)
+            fuse_(unet)
         for _ in range(2):
             leaves(Case(unet, case.inputs)())[0].square().mean().backward()
             optimizer.step()
@@ -111,7 +111,7 @@ def test_with_sliced_weight_gradients() -> None:
     )
     oracle = run(double(case))
     skip_frozen_(case.module, mask)
-    report = accelerate_(case.module)
+    report = fuse_(case.module)
     assert report.switched == {"ResnetBlock2D": 1}
     run(Case(case.module, convert(case.inputs, torch.float32)))
     for name, row in (("conv1", 3), ("conv_shortcut", 5)):
@@ -126,7 +126,7 @@ def test_statistics_do_not_outlive_a_change_in_place() -> None:
     """FreeU writes into the hidden states whose statistics the block before has left there."""
     case = text_unet()
     oracle = double(case)
-    accelerate_(case.module)
+    fuse_(case.module)
     for each in (case.module, oracle.module):
         each.enable_freeu(s1=0.9, s2=0.2, b1=1.4, b2=1.6)
     found, expected = result(case), result(oracle)
@@ -137,7 +137,7 @@ def test_statistics_do_not_outlive_a_change_in_place() -> None:
 def test_gradient_checkpointing() -> None:
     case = text_unet()
     oracle = run(double(case))
-    accelerate_(case.module)
+    fuse_(case.module)
     case.module.enable_gradient_checkpointing()
     found = run(Case(case.module, convert(case.inputs, torch.float32)))
     assert max(errors(found, oracle).values()) <= 1e-5
@@ -154,7 +154,7 @@ def test_no_layout_copies_forward_or_backward(name: str) -> None:
         with LayoutCopies() as copies:
             leaves(case())[0].square().sum().backward()
         counts.append(copies.count)
-        accelerate_(case.module)
+        fuse_(case.module)
     assert counts[0] >= 4 and counts[1] == 0
 
 
@@ -165,7 +165,7 @@ def test_statistics_are_taken_once(gradients: bool, monkeypatch: pytest.MonkeyPa
     from pecker_fast.kernels import channels_last
 
     case = class_unet()
-    accelerate_(case.module)
+    fuse_(case.module)
     taken = []
     take = channels_last.statistics
     monkeypatch.setattr(

@@ -27,7 +27,7 @@ from unets import (
     up,
 )
 
-from pecker_fast.nn.accelerate import accelerate_, decelerate_
+from pecker_fast.nn.accelerate import fuse_, unfuse_
 from pecker_fast.nn.blocks import FusedResnetBlock2D
 
 pytestmark = pytest.mark.usefixtures("device")  # skips where the kernels cannot run
@@ -105,7 +105,7 @@ def test_up_blocks_concatenate_nothing(kind: str, monkeypatch: pytest.MonkeyPatc
 def test_large_batch_is_upsampled_in_channels_last() -> None:
     """From 64 images on, diffusers makes them NCHW first."""
     block = BLOCKS["upsample"]().module
-    accelerate_(block)
+    fuse_(block)
     x = torch.randn(64, 8, 2, 2).to(DEVICE, memory_format=torch.channels_last)
     formats = []
     convolve = torch.nn.functional.conv2d
@@ -321,7 +321,7 @@ def test_skip_without_a_shortcut_convolution() -> None:
 )
 def test_residual_blocks_that_stay(options: dict, reason: str) -> None:
     case = resnet(**options)
-    report = accelerate_(case.module)
+    report = fuse_(case.module)
     assert report.left[f"ResnetBlock2D ({reason})"] == 1
     assert report.switched["GroupNorm"] == 2  # its norms run fused
     assert_parity(resnet(**options), torch.float32)
@@ -330,7 +330,7 @@ def test_residual_blocks_that_stay(options: dict, reason: str) -> None:
 def test_hooked_layers_are_reported() -> None:
     case = resnet()
     _hook(case.module.conv1)
-    report = accelerate_(case.module)
+    report = fuse_(case.module)
     assert report.left == {"ResnetBlock2D (hooks or a replaced layer inside)": 1}
-    decelerate_(case.module)
+    unfuse_(case.module)
     assert not isinstance(case.module, FusedResnetBlock2D)

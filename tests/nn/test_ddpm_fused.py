@@ -34,7 +34,7 @@ from unets import (
     types,
 )
 
-from pecker_fast import SaliencyMask, accelerate_, decelerate_
+from pecker_fast import SaliencyMask, fuse_, unfuse_
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import AttentionBlock, DDPMUNet, ResidualBlock
 from pecker_fast.models.published import published_scheduler
@@ -166,15 +166,15 @@ def test_what_is_switched_and_undone() -> None:
     weights = copy.deepcopy(network.state_dict())
     strides = [param.stride() for param in network.parameters()]
     objects = [id(param) for param in network.parameters()]
-    report = accelerate_(network)
+    report = fuse_(network)
     assert report.switched == {"ResidualBlock": 8, "AttentionBlock": 4, "GroupNorm": 1}
     assert not report.left and report.reason is None
-    assert accelerate_(network) == report  # harmless
+    assert fuse_(network) == report  # harmless
     for each in (network, copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert types(each) == types(network) != before
         assert list(each.state_dict()) == list(weights)
         assert all(torch.equal(each.state_dict()[name], weights[name]) for name in weights)
-    decelerate_(network)
+    unfuse_(network)
     assert types(network) == before
     assert [param.stride() for param in network.parameters()] == strides
     assert [id(param) for param in network.parameters()] == objects
@@ -187,8 +187,8 @@ def test_saved_as_it_was(tmp_path: Path) -> None:
     folders = [tmp_path / "plain", tmp_path / "accelerated"]
     for folder in folders:
         ModelFolder(case.module, published_scheduler(), ("a", "b", "c")).save(folder)
-        accelerate_(case.module)
-        decelerate_(case.module)
+        fuse_(case.module)
+        unfuse_(case.module)
     for file in ("config.json", "diffusion_pytorch_model.safetensors"):
         plain, other = ((folder / "unet" / file).read_bytes() for folder in folders)
         assert plain == other
@@ -202,7 +202,7 @@ def test_hooked_layers_are_reported(kind: str) -> None:
     network = unet().module
     layer = network.mid.block_1.conv2 if kind == "ResidualBlock" else network.mid.attn_1.proj_out
     layer.register_forward_hook(lambda *args: None)
-    report = accelerate_(network)
+    report = fuse_(network)
     assert report.left == {f"{kind} (hooks or a replaced layer inside)": 1}
 
 
@@ -233,7 +233,7 @@ def test_hooks_set_later_are_called(where: str) -> None:
 def test_hook_at_the_last_norm_sees_no_activation() -> None:
     case = unet()
     shake_(case.module)
-    accelerate_(case.module)
+    fuse_(case.module)
     seen: dict[str, torch.Tensor] = {}
     network = case.module
     network.norm_out.register_forward_hook(lambda *args: seen.update(norm=args[2]))
@@ -263,7 +263,7 @@ def test_activations_stay_channels_last() -> None:
     """No copy of an activation into another layout, forward or backward."""
     case = unet()
     case.inputs["sample"] = case.inputs["sample"].to(memory_format=torch.channels_last)
-    accelerate_(case.module)
+    fuse_(case.module)
     with LayoutCopies() as copies:
         leaves(case())[0].square().sum().backward()
     assert copies.count == 0

@@ -65,6 +65,40 @@ def test_gradients_of_a_layer(case, dtype, rows):
     assert torch.count_nonzero(weight[frozen]) == 0
 
 
+@pytest.mark.parametrize(("multiple", "computed"), [(2, 2), (3, 3), (4, 4), (32, 5)])
+@pytest.mark.parametrize("case", ["conv", "linear, tokens"])
+def test_rows_are_filled_up_for_the_product_and_stay_0(case, multiple, computed):
+    """Two of five rows are salient; tensor cores want multiples."""
+    make, shape = CASES[case]
+    plain, x = make().double(), torch.randn(shape, dtype=torch.float64)
+    sliced = copy.deepcopy(plain)
+    slice_weight_gradient_(sliced, torch.tensor([1, 4]), multiple)
+    assert sliced.salient_rows.tolist() == [1, 4]
+    assert sliced.product_rows.tolist() == [1, 4, 0, 2, 3][:computed]
+    with Shapes() as shapes:
+        actual = backward(sliced, x)[2]["weight"]
+    assert computed in shapes.rows
+    expected = backward(plain, x)[2]["weight"]
+    assert_close(actual[[1, 4]], expected[[1, 4]], 1e-12)
+    assert torch.count_nonzero(actual[[0, 2, 3]]) == 0
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the rows of weight gradients that are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution_backward.default and args[-1][1]:
+            self.rows.append(len(out[1]))
+        if func is torch.ops.aten.mm.default:
+            self.rows.append(len(out))
+        return out
+
+
 @pytest.mark.parametrize("make", [lambda: nn.Conv2d(3, 5, 3), lambda: nn.Linear(6, 5)])
 def test_no_salient_row_at_all(make):
     layer = make()

@@ -9,6 +9,7 @@ from torch import nn
 from pecker_fast import MaskedAdamW
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.nn import skipping
 from pecker_fast.nn.skipping import (
     SLICE_BELOW,
     SlicedConv2d,
@@ -76,6 +77,20 @@ def test_only_layers_with_few_salient_rows_are_sliced():
         assert skip_frozen_(network, nothing) == ()
         assert [type(network[i]) for i in (0, 2, 4)] == [nn.Conv2d, nn.Conv2d, nn.Linear]
         assert not any(hasattr(module, "salient_rows") for module in network.modules())
+
+
+def test_on_cuda_rows_come_in_multiples_and_only_a_quarter_is_worth_it(monkeypatch):
+    monkeypatch.setattr(skipping, "_is_on_cuda", lambda module: True)
+    layers = nn.ModuleDict({"few": nn.Linear(4, 256), "many": nn.Linear(4, 256)})
+    layers.update({"small": nn.Linear(4, 64), "bias": nn.Conv2d(4, 256, 1)})
+    salient = {"few.weight": rows_of(256, *range(0, 64, 2)), "small.weight": rows_of(64, 3)}
+    salient |= {"many.weight": rows_of(256, *range(33)), "bias.bias": torch.tensor(True)}
+    assert skip_frozen_(layers, mask_of(layers, salient)) == (SlicedLayer("few", 32, 256),)
+    assert skipping.ROWS_ON_CUDA == 32 and skipping.SLICE_BELOW_ON_CUDA == 0.25
+    salient["few.weight"] = rows_of(256, 7, 100)
+    assert skip_frozen_(layers, mask_of(layers, salient)) == (SlicedLayer("few", 2, 256),)
+    assert layers["few"].product_rows[:4].tolist() == [7, 100, 0, 1]
+    assert len(layers["few"].product_rows) == 32
 
 
 def test_a_network_that_is_one_layer():

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pecker_fast import decelerate_
+from pecker_fast import unfuse_
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.nn import winograd
-from pecker_fast.nn.accelerate import accelerate_convolutions_
+from pecker_fast.nn.accelerate import winograd_
 from pecker_fast.nn.skipping import SlicedWinogradConv2d, skip_frozen_
 from pecker_fast.nn.winograd import WinogradConv2d, running_winograd, use_winograd_
 
@@ -187,9 +187,9 @@ def test_a_network_and_back():
     plain = network()
     x = torch.randn(2, 4, 9, 9)
     before, state = plain(x), copy.deepcopy(plain.state_dict())
-    found = accelerate_convolutions_(plain)
+    found = winograd_(plain)
     assert list(found.switched.values()) == [1]
-    assert accelerate_convolutions_(plain) == found  # harmless
+    assert winograd_(plain) == found  # harmless
     assert [type(module) for module in plain] == [WinogradConv2d, nn.SiLU, WinogradConv2d]
     after = plain(x)
     assert after.is_contiguous(memory_format=torch.channels_last)
@@ -198,7 +198,7 @@ def test_a_network_and_back():
     for twin in (copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
         assert torch.equal(twin(x), after)
     assert all(torch.equal(value, state[key]) for key, value in plain.state_dict().items())
-    decelerate_(plain)
+    unfuse_(plain)
     assert [type(module) for module in plain] == [nn.Conv2d, nn.SiLU, nn.Conv2d]
     assert torch.equal(plain(x), before)
 
@@ -242,7 +242,7 @@ def test_what_does_not_fit_stays_torchs(options):
 def test_off_by_the_environment(monkeypatch):
     monkeypatch.setenv(winograd.SWITCH, "0")
     plain = network()
-    assert winograd.SWITCH in str(accelerate_convolutions_(plain))
+    assert winograd.SWITCH in str(winograd_(plain))
     with running_winograd(plain):
         assert type(plain[0]) is nn.Conv2d
 

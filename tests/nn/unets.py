@@ -17,7 +17,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pecker_fast.nn.accelerate import accelerate_
+from pecker_fast.nn.accelerate import fuse_
 
 EMBEDDING, TEXT, GROUPS = 12, 10, 2
 BATCH, SIDE = 2, 6
@@ -321,7 +321,7 @@ def plain(case: Case, dtype: torch.dtype, stream: torch.dtype | None = None) -> 
 def fused(case: Case, dtype: torch.dtype, stream: torch.dtype | None = None) -> Case:
     """The same with fused blocks."""
     copied = plain(case, dtype, stream)
-    accelerate_(copied.module)
+    fuse_(copied.module)
     return copied
 
 

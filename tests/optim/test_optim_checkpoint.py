@@ -37,7 +37,6 @@ def train_in(model, optimizer, steps):
         optimizer.step()
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.0, 0.99)}], ids=str)
@@ -97,7 +96,6 @@ def test_resume_is_exact_after_carry(backend):
     assert_same(model, resumed)
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("theirs_options", [{}, {"fused": True}, {"foreach": True}], ids=str)
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.0, 0.99)}], ids=str)
 def test_exchange_with_torch(backend, options, theirs_options):
@@ -211,7 +209,6 @@ def test_load_hooks(backend):
     assert seen == [torch.float32] * 4
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("flatten", [False, True])
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_distributed_checkpoint(backend, masked, flatten):

@@ -53,7 +53,6 @@ def iteration_of(model, optimizer):
     return iteration
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", ["the step", "the whole iteration"])
 @pytest.mark.parametrize("release_grads", [False, True])
 def test_compiled_training_has_the_bits_of_eager(backend, release_grads, what):
@@ -106,8 +105,7 @@ def with_masters(device, options):
     return params, mask, groups, options
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_step_is_one_graph_with_the_bits_of_eager(backend, name, masked, compiler):

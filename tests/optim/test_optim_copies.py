@@ -17,7 +17,6 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.optim.adamw import MaskedAdamW
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize(
     "clone", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]

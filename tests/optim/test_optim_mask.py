@@ -178,7 +178,6 @@ def test_reset_starts_anew(backend):
     assert all(state["step"] == 3 for state in optimizer.state.values())
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("start", ["dense", "masked"])
 @pytest.mark.parametrize("betas", [(0.9, 0.99), (0.0, 0.9)], ids=["exp_avg", "no_exp_avg"])
 @pytest.mark.parametrize("amsgrad", [False, True])

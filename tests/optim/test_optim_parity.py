@@ -8,8 +8,6 @@ from oracle import Oracle, bits
 
 from pecker_fast.optim.adamw import MaskedAdamW
 
-pytestmark = pytest.mark.exhaustive
-
 SHAPES = {
     "scalar": (),
     "empty": (0, 3),
@@ -89,10 +87,12 @@ def set_grads(params, step, dtype=None, layout=None, skip=()):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_parity(backend, dtype, options, density):
     params = make_params(backend.device, dtype)
+    if backend.emulated:
+        del params["long"]  # five programs, where "odd" has two
     masks = make_masks(params, density)
     oracle = Oracle(params, masks, [{**BASE, **options}])
     optimizer = MaskedAdamW(params.items(), **{**BASE, **options}, mask=masks, backend=backend.name)
-    for step in range(3):
+    for step in range(2 if backend.emulated else 3):
         set_grads(params, step)
         before = {name: bits(param.grad) for name, param in params.items()}
         oracle.step({name: param.grad for name, param in params.items()})

@@ -89,7 +89,6 @@ def test_no_configuration_is_left_out():
     assert len(info.optim_error_inputs_func(device="cpu", dtype=torch.float32)) == 12
 
 
-@pytest.mark.exhaustive
 @every_configuration
 def test_agrees_with_torch(backend, number):
     options = supported(number)
@@ -114,7 +113,6 @@ def test_differentiable_is_refused(number):
     assert isinstance(refused.value, PeckerError)
 
 
-@pytest.mark.exhaustive
 @every_configuration
 def test_resumes_from_a_file(backend, number):
     """With what users keep in the state, of the whole and of a parameter."""

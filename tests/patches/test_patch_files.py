@@ -319,6 +319,19 @@ def test_sparse_patches_hold_gaps_and_undo_themselves(tmp_path):
         read_patch(path)
 
 
+def test_size_at_density_01_in_bfloat16(tmp_path):
+    """At most 26 bits a salient entry, header and all: 16 of its value, 8.7 of its position."""
+    torch.manual_seed(0)
+    base = {f"{n}.weight": torch.randn(1024, 1024).bfloat16() for n in range(4)}
+    mask = SaliencyMask.random(base, 0.01, seed=1)
+    erased = {name: tensor.clone() for name, tensor in base.items()}
+    for name, positions in mask.indices.items():
+        erased[name].view(-1)[positions.long()] += 1
+    save_patch(tmp_path / "patch.safetensors", base, erased, mask)
+    bits = 8 * (tmp_path / "patch.safetensors").stat().st_size / mask.nnz
+    assert 24 < bits <= 26
+
+
 def test_size_for_stable_diffusion_1_5():
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom
+from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom, same_algorithms
 
 CPU = torch.device("cpu")
 
@@ -48,3 +48,26 @@ def test_integers_are_uniform_over_the_half_open_range():
     assert counts[:10].sum() == counts[14:].sum() == 0
     # 1,000 each, standard deviation 27; 5 of them.
     assert ((counts[10:14] - 1000).abs() < 137).all()
+
+
+def flags():
+    cudnn = torch.backends.cudnn
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        cudnn.deterministic,
+        cudnn.benchmark,
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+
+
+def test_algorithms_that_give_the_same_bits_are_asked_for_and_given_back(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    before = flags()
+    with same_algorithms(False):
+        assert flags() == before
+    with pytest.raises(ZeroDivisionError), same_algorithms(True):
+        assert flags() == (True, True, False, False)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        raise ZeroDivisionError
+    assert flags() == before
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()

@@ -1,0 +1,61 @@
+"""The families of text-to-image pipelines that are known, one file each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.flux import Flux
+from pecker_fast.models.architectures.pixart import PixArt
+from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
+from pecker_fast.models.architectures.stable_diffusion_3 import StableDiffusion3
+from pecker_fast.models.architectures.stable_diffusion_xl import StableDiffusionXL
+
+__all__ = ["ARCHITECTURES", "Architecture", "architecture_of"]
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux(),
+    PixArt(),
+)
+
+
+def architecture_of(name: str, parts: Mapping[str, str | None], root: Path) -> Architecture:
+    """The family whose parts these are.
+
+    Args:
+        name: of the pipeline's class.
+        parts: of model_index.json.
+        root: the pipeline's folder.
+
+    Raises:
+        PeckerError: none; the family that shares most with them says what is wrong.
+    """
+
+    def wrong(family: Architecture) -> list[str]:
+        return [
+            part
+            for part, kind in family.parts.items()
+            if str(parts.get(part)).removesuffix("Fast") != kind
+            and not (part in family.optional and parts.get(part) is None)
+        ]
+
+    # Further encoders make it another family, safety checkers and the like do not.
+    known = {part for family in ARCHITECTURES for part in family.parts}
+    has = {part for part in known if parts.get(part) is not None}
+    for family in ARCHITECTURES:
+        if not wrong(family) and has <= family.parts.keys():
+            return family
+    nearest = min(ARCHITECTURES, key=lambda family: len(has ^ family.parts.keys()))
+    if parts.get(nearest.denoiser) is None and parts.get("transformer") is not None:
+        raise PeckerError(
+            f"pipeline folder {root}: {name} denoises with the transformer {parts['transformer']}; "
+            f"supported are {'; '.join(family.name for family in ARCHITECTURES)}"
+        )
+    part = (wrong(nearest) or sorted(has - nearest.parts.keys()))[0]
+    raise PeckerError(
+        f"pipeline folder {root}: {name} has {part} {parts.get(part)}; expected "
+        f"{nearest.parts.get(part, 'none')}, as {nearest.name} has"
+    )

@@ -1,0 +1,120 @@
+"""What has to be said of a family of pipelines so that everything else works with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.models.schemas import ScheduleConfig, read_config
+from pecker_fast.models.texts import Texts
+from pecker_fast.models.weights import load_network
+from pecker_fast.runs.reading import Schema
+
+__all__ = ["Architecture", "load_denoiser"]
+
+
+class Architecture(ABC):
+    """One family of text-to-image pipelines. It has no state: an instance is its functions.
+
+    Attributes:
+        name: for people.
+        denoiser: the part that is distilled.
+        parts: the parts that model_index.json must name, with their classes. A pipeline may have
+            others, which are copied along.
+        optional: those of them that may be null.
+        schema: of the network's config.json.
+        schedule: of scheduler_config.json.
+    """
+
+    name: ClassVar[str]
+    denoiser: ClassVar[str] = "unet"
+    parts: ClassVar[Mapping[str, str]]
+    optional: ClassVar[frozenset[str]] = frozenset()
+    schema: ClassVar[type[Schema]]
+    schedule: ClassVar[type[Schema]] = ScheduleConfig
+
+    def load_network(self, folder: Path) -> nn.Module:
+        """The network that denoises, from its own folder.
+
+        Raises:
+            PeckerError: it is missing, damaged or of another kind.
+        """
+        return load_denoiser(folder, self.parts[self.denoiser], self.schema)
+
+    def is_network(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json that was not checked yet is that of this family's network."""
+        return bool(config.get("_class_name") == self.parts[self.denoiser])
+
+    @abstractmethod
+    def load_texts(self, root: Path, config: Any) -> Texts:
+        """What encodes prompts, from the pipeline's folder.
+
+        Args:
+            root: the pipeline's folder.
+            config: of the network that is told them, as `schema` has it.
+
+        Raises:
+            PeckerError: a part is missing or damaged, or is another network's.
+        """
+
+    def sample_shape(self, config: Any) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the network of this configuration denoises."""
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.in_channels, height, width
+
+    def tokens(self, shape: tuple[int, int, int], config: Any) -> int:
+        """How many tokens the network makes of an image; a flow's steps may depend on it.
+
+        Args:
+            shape: (C, H, W) of the image.
+            config: of the network.
+        """
+        patch = getattr(config, "patch_size", 1)
+        return (shape[1] // patch) * (shape[2] // patch)
+
+    @abstractmethod
+    def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """What the network predicts, in its own dtype.
+
+        Args:
+            network: of this family.
+            x_t: (N, C, H, W) noisy images, in the network's dtype.
+            time: (N,) how noisy they are, as the family's schedule counts it.
+            condition: (N, ...) of `load_texts`, in the network's dtype.
+
+        Returns:
+            (N, C, H, W) noise or velocity, as the pipeline's scheduler says.
+        """
+
+
+def load_denoiser(folder: Path, name: str, schema: type[Schema]) -> nn.Module:
+    """A network of diffusers.
+
+    Args:
+        folder: with its configuration and weights.
+        name: of its class.
+        schema: of its configuration.
+
+    Raises:
+        PeckerError: it is missing or damaged.
+    """
+    import diffusers
+
+    config = read_config(folder / "config.json", schema)
+    said = config.get("_class_name", name)
+    if said != name:
+        raise PeckerError(f"{folder}: is a {said}; expected {name}: take both from one pipeline")
+    kind: Any = getattr(diffusers, name)
+    make = partial(kind.from_config, config)
+    # Without the package accelerate diffusers would say at length that it does just this.
+    network: nn.Module = load_network(
+        kind, folder, "diffusion_pytorch_model.safetensors", make, low_cpu_mem_usage=False
+    )
+    return network

@@ -1,0 +1,121 @@
+"""FLUX.1: a transformer of tokens that is told T5's text, CLIP's pooled one, and guidance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.schemas import Count, FlowScheduleConfig, TransformerConfig
+from pecker_fast.models.texts import (
+    Texts,
+    load_clip,
+    load_clip_tokenizer,
+    load_t5,
+    load_t5_tokenizer,
+    padded,
+)
+
+__all__ = ["Flux"]
+
+_LONGEST = 512  # tokens of T5, as the pipeline takes unless told
+_GUIDANCE = 3.5  # what a network with guidance built in is told, as by the pipeline unless told
+_SIDE = 128  # of latent images; the network's configuration does not say
+
+
+class FluxTransformerConfig(TransformerConfig):
+    """config.json of diffusers' `FluxTransformer2DModel`."""
+
+    in_channels: Annotated[int, Field(ge=4, le=1 << 20, multiple_of=4)] = 64
+    out_channels: None = None
+    patch_size: Literal[1] = 1
+    num_single_layers: Annotated[int, Field(ge=0, le=256)] = 38
+    joint_attention_dim: Count = 4096
+    pooled_projection_dim: Count = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: Annotated[list[Count], Field(min_length=3, max_length=3)] = Field(
+        default_factory=lambda: [16, 56, 56]
+    )
+
+
+class Flux(Architecture):
+    """Conditions are (N, L * D + P): the texts and the pooled one."""
+
+    name: ClassVar = "FLUX.1"
+    denoiser: ClassVar = "transformer"
+    parts: ClassVar = {
+        "transformer": "FluxTransformer2DModel",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "T5EncoderModel",
+        "vae": "AutoencoderKL",
+        "tokenizer": "CLIPTokenizer",
+        "tokenizer_2": "T5Tokenizer",
+    }
+    schema: ClassVar = FluxTransformerConfig
+    schedule: ClassVar = FlowScheduleConfig
+
+    def sample_shape(self, config: Any) -> tuple[int, int, int]:
+        """Latent images before they are packed: a quarter of the channels at twice the side."""
+        return config.in_channels // 4, _SIDE, _SIDE
+
+    def tokens(self, shape: tuple[int, int, int], config: Any) -> int:
+        """A token is 2x2 latents."""
+        return shape[1] // 2 * (shape[2] // 2)
+
+    def load_texts(self, root: Path, config: Any) -> Texts:
+        """CLIP's tokenizer and encoder, and T5's."""
+        clip, t5 = load_clip(root / "text_encoder"), load_t5(root / "text_encoder_2")
+        given = {
+            "joint_attention_dim": t5.config.d_model,
+            "pooled_projection_dim": clip.config.hidden_size,
+        }
+        for entry, width in given.items():
+            if getattr(config, entry) != width:
+                raise PeckerError(
+                    f"{root / self.denoiser}: {entry} is {getattr(config, entry)}, the text "
+                    f"encoders give {width}; take both from one pipeline"
+                )
+        tokenizers = [
+            load_clip_tokenizer(root / "tokenizer", clip.config),
+            load_t5_tokenizer(root / "tokenizer_2", t5.config, _LONGEST),
+        ]
+        return _ClipAndT5(tokenizers, [clip, t5])
+
+    def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """As `FluxPipeline`, whose network is told sigma and not 1000 sigma."""
+        config: Any = network.config
+        pooled = config.pooled_projection_dim
+        texts = condition[:, :-pooled].reshape(len(x_t), -1, config.joint_attention_dim)
+        height, width = (side // 2 for side in x_t.shape[2:])
+        rows, columns = (
+            torch.arange(count, device=x_t.device, dtype=x_t.dtype) for count in (height, width)
+        )
+        grid = torch.zeros(height, width, 3, device=x_t.device, dtype=x_t.dtype)
+        grid[..., 1] += rows[:, None]
+        grid[..., 2] += columns
+        guidance = torch.full_like(time, _GUIDANCE) if config.guidance_embeds else None
+        output: Tensor = network(
+            F.pixel_unshuffle(x_t, 2).flatten(2).mT,
+            encoder_hidden_states=texts,
+            pooled_projections=condition[:, -pooled:],
+            timestep=time / 1000,
+            guidance=guidance,
+            img_ids=grid.flatten(0, 1),
+            txt_ids=torch.zeros(texts.shape[1], 3, device=x_t.device, dtype=x_t.dtype),
+        ).sample
+        return F.pixel_shuffle(output.mT.reshape(len(x_t), -1, height, width), 2)
+
+
+class _ClipAndT5(Texts):
+    """T5's last hidden states and CLIP's pooled text."""
+
+    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
+        short, long = (padded(tokenizer, prompts, place) for tokenizer in self.tokenizers)
+        clip, t5 = self.encoders
+        return torch.cat([t5(long)[0].flatten(1), clip(short).pooler_output], 1)

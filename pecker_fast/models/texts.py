@@ -1,0 +1,221 @@
+"""Prompts as a network is told them: tokenizers and text encoders of a pipeline's folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.files import read_json, read_text, shown
+from pecker_fast.models.schemas import T5EncoderConfig, TextEncoderConfig, read_config
+from pecker_fast.models.weights import load_network
+
+__all__ = [
+    "ClipTexts",
+    "Texts",
+    "load_clip",
+    "load_clip_tokenizer",
+    "load_t5",
+    "load_t5_tokenizer",
+    "padded",
+]
+
+_CHUNK = 64  # prompts at a time
+
+
+class Texts(ABC):
+    """What turns prompts into conditions: one tensor a prompt, whatever the network takes.
+
+    Where a network takes more than one tensor, they lie in one row behind one another, and the
+    architecture cuts it up again.
+
+    Attributes:
+        tokenizers: one for each encoder.
+        encoders: frozen, in eval mode.
+    """
+
+    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[nn.Module]) -> None:
+        """Keep both, frozen."""
+        self.tokenizers = tuple(tokenizers)
+        self.encoders = tuple(encoder.eval().requires_grad_(False) for encoder in encoders)
+
+    @abstractmethod
+    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
+        """(P, ...) the conditions of a few prompts, with the encoders on `place`."""
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
+        """The conditions of prompts, as the pipeline of diffusers makes them.
+
+        Args:
+            prompts: P texts; those longer than the tokenizer's limit are cut.
+            device: where to compute. None = where the text encoder is.
+
+        Returns:
+            (P, ...) on the CPU.
+
+        Raises:
+            PeckerError: a prompt that is no text in Unicode, as bytes on a command line may be.
+        """
+        for prompt in prompts:
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise PeckerError(f"prompt {shown(prompt)}: is no UTF-8; type it again")
+        home = next(self.encoders[0].parameters()).device
+        place = home if device is None else device
+        for encoder in self.encoders:
+            encoder.to(place)
+        found = [
+            self._embed(list(prompts[first : first + _CHUNK]), place).cpu()
+            for first in range(0, len(prompts), _CHUNK)
+        ]
+        for encoder in self.encoders:  # they are not needed again
+            encoder.to(home)
+        return torch.cat(found)
+
+    def tokens(self, prompts: Sequence[str]) -> list[Any]:
+        """The numbers of the tokens of prompts, from each tokenizer: what a run depends on."""
+        return [
+            tokenizer(
+                list(prompts), max_length=tokenizer.model_max_length, truncation=True
+            ).input_ids
+            for tokenizer in self.tokenizers
+        ]
+
+    def cut(self, prompts: Sequence[str]) -> dict[str, str]:
+        """The prompts that no text encoder reads to the end, and the end that none reads."""
+        longest = max(self.tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
+        limit = longest.model_max_length - longest.num_special_tokens_to_add()
+        longer = {}
+        for prompt in prompts:
+            tokens = longest(prompt, add_special_tokens=False).input_ids
+            if len(tokens) > limit:
+                longer[prompt] = longest.decode(tokens[limit:]).strip()
+        return longer
+
+
+class ClipTexts(Texts):
+    """One CLIP text encoder, whose last hidden states are the condition: (P, L, D)."""
+
+    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
+        (encoder,) = self.encoders
+        embeddings: Tensor = encoder(padded(self.tokenizers[0], prompts, place))[0]
+        return embeddings
+
+
+def padded(tokenizer: Any, prompts: list[str], place: torch.device) -> Tensor:
+    """(P, L) the numbers of the tokens, cut and padded to the tokenizer's length L."""
+    tokens: Tensor = tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return tokens.to(place)
+
+
+def load_clip(folder: Path, *, projected: bool = False) -> Any:
+    """A `CLIPTextModel`.
+
+    Args:
+        folder: with its configuration and weights.
+        projected: a `CLIPTextModelWithProjection`.
+
+    Raises:
+        PeckerError: it is missing or damaged.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = read_config(folder / "config.json", TextEncoderConfig)
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return load_network(kind, folder, "model.safetensors", lambda: kind(CLIPTextConfig(**config)))
+
+
+def load_clip_tokenizer(folder: Path, encoder: Any) -> Any:
+    """The tokenizer of a CLIP text encoder, which makes no text longer than that takes.
+
+    Args:
+        folder: with its files.
+        encoder: configuration of the text encoder.
+
+    Raises:
+        PeckerError: it cannot be read, or is another encoder's.
+    """
+    from transformers import CLIPTokenizer
+
+    _check_json(folder)
+    merges = folder / "merges.txt"
+    lines = read_text(merges).split("\n") if merges.exists() else ["#version"]
+    if lines == [""] or not all(len(s.split(" ")) == 2 for s in lines if s[:1] not in "#"):
+        raise PeckerError(f"{merges}: expected two tokens on each line; copy the tokenizer again")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise PeckerError(
+            f"{folder}: the tokenizer has neither tokenizer.json nor vocab.json; copy it again"
+        )
+    return _tokenizer(CLIPTokenizer, folder, encoder, encoder.max_position_embeddings)
+
+
+def load_t5(folder: Path) -> Any:
+    """A `T5EncoderModel`, from its folder.
+
+    Raises:
+        PeckerError: it is missing or damaged.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    config = read_config(folder / "config.json", T5EncoderConfig)
+    return load_network(
+        T5EncoderModel, folder, "model.safetensors", lambda: T5EncoderModel(T5Config(**config))
+    )
+
+
+def load_t5_tokenizer(folder: Path, encoder: Any, longest: int) -> Any:
+    """The tokenizer of a T5 encoder.
+
+    Args:
+        folder: with its files.
+        encoder: configuration of the encoder.
+        longest: tokens of a text, to which it is cut and padded; T5 takes any number.
+
+    Raises:
+        PeckerError: it cannot be read, or is another encoder's.
+    """
+    from transformers import T5Tokenizer
+
+    _check_json(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise PeckerError(
+            f"{folder}: the tokenizer has neither tokenizer.json nor spiece.model; copy it again"
+        )
+    return _tokenizer(T5Tokenizer, folder, encoder, longest)
+
+
+def _check_json(folder: Path) -> None:
+    for file in sorted(folder.glob("*.json")):
+        if not isinstance(content := read_json(file), dict):
+            raise PeckerError(f"{file}: expected an object, got {shown(content)}")
+
+
+def _tokenizer(kind: Any, folder: Path, encoder: Any, limit: int) -> Any:
+    """A tokenizer of transformers that makes texts of at most `limit` tokens."""
+    try:
+        tokenizer: Any = kind.from_pretrained(str(folder), local_files_only=True)
+        size, longest = len(tokenizer), int(tokenizer.model_max_length)
+    except Exception as error:  # transformers raises many kinds for damaged files
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PeckerError(f"{folder}: the tokenizer cannot be read ({reason})") from error
+    said = tokenizer.model_max_length
+    if size > encoder.vocab_size or longest < 1 or longest != said or tokenizer.pad_token is None:
+        raise PeckerError(
+            f"{folder}: the tokenizer has {size} tokens, texts of up to {shown(said)} and the "
+            f"padding {tokenizer.pad_token!r}; expected some padding and at most the "
+            f"{encoder.vocab_size} tokens of the text encoder: take both from one pipeline"
+        )
+    # A tokenizer that does not say how long its texts may be gives 10^30.
+    tokenizer.model_max_length = min(longest, limit)
+    return tokenizer

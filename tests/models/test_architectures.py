@@ -1,0 +1,89 @@
+"""Every family of pipelines: drawn as diffusers draws it, erased, given back, made undone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline, FluxPipeline, PixArtAlphaPipeline
+from tiny_architectures import FAMILIES
+from tiny_pipeline import SIDE
+
+from pecker_fast import apply_patch, erase
+from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.models.architectures import ARCHITECTURES
+from pecker_fast.models.pipeline import PipelineFolder, load_unet
+from pecker_fast.runs.digest import network_digest
+
+PROMPTS = ["a bee", "a fly"]
+RECIPE = {
+    "iterations": 2,
+    "batch_size": 2,
+    "precision": "fp32",
+    "first_stage": "none",
+    "generator.lr": 1e-3,
+    "pseudo_score.lr": 1e-3,
+    "mask.density": 0.3,
+    "saliency.batches": 1,
+    "saliency.batch_size": 2,
+    "text.remain": ["a dog", "a cow"],
+    "text.fill": {},
+    "text.concepts": [{"prompts": ["a {concept}"]}],
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """(folder, the pipeline of diffusers that wrote it)."""
+    folder = tmp_path_factory.mktemp("family") / "pipeline"
+    return folder, FAMILIES[request.param](folder)
+
+
+def test_each_family_has_a_tiny_pipeline():
+    assert len(ARCHITECTURES) == len(FAMILIES)
+
+
+def test_drawn_as_diffusers_draws(family):
+    folder, theirs = family
+    ours = PipelineFolder.load(folder)
+    sampler = PipelineSampler(ours, batch_size=2)
+    found = sampler.latents(ours.unet.eval(), PROMPTS, 3, steps=4, guidance=3.0)
+    stream = torch.Generator().manual_seed(3)
+    noise = torch.stack([torch.randn(ours.network_shape, generator=stream) for _ in PROMPTS])
+    how = {"latents": noise, "num_inference_steps": 4, "guidance_scale": 3.0}
+    if isinstance(theirs, FluxPipeline):  # its guidance is an input of the network
+        how |= {"latents": F.pixel_unshuffle(noise, 2).flatten(2).mT, "guidance_scale": 3.5}
+        how |= {"true_cfg_scale": 3.0, "negative_prompt": ["", ""]}
+        how |= {"height": 2 * SIDE, "width": 2 * SIDE}
+    if isinstance(theirs, PixArtAlphaPipeline):
+        how |= {"use_resolution_binning": False, "clean_caption": False}
+    expected = theirs(PROMPTS, output_type="latent", **how).images
+    if isinstance(theirs, FluxPipeline):
+        expected = F.pixel_shuffle(expected.mT.unflatten(2, (SIDE // 2, SIDE // 2)), 2)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    images = torch.from_numpy(theirs(PROMPTS, output_type="np", **how).images).permute(0, 3, 1, 2)
+    torch.testing.assert_close(sampler.images(found), images, rtol=1e-4, atol=1e-4)
+
+
+def erased_in(folder, out, **settings):
+    return erase(
+        folder, "bee", "fly", out=out, config="object", teacher_steps=1, device="cpu",
+        settings={**RECIPE, **settings},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_erased_and_made_undone(family, tmp_path):
+    folder, _ = family
+    before = PipelineFolder.load(folder)
+    out = tmp_path / "run"
+    assert erased_in(folder, out).frozen.frozen_changed == 0
+    made = DiffusionPipeline.from_pretrained(out / "pipeline")
+    network = getattr(made, before.architecture.denoiser)
+    assert network_digest(network) != network_digest(before.unet)
+    again, _ = load_unet(folder)
+    apply_patch(again, out / "patch.safetensors")
+    assert network_digest(again) == network_digest(network)
+
+    # Blocks that are computed twice: the same bits.
+    erased_in(folder, tmp_path / "recomputed", recompute_blocks=True)
+    recomputed, _ = load_unet(tmp_path / "recomputed" / "pipeline")
+    assert network_digest(recomputed) == network_digest(network)

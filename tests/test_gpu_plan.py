@@ -1,0 +1,151 @@
+"""The plan for half an hour with a card: its commands exist, and what they leave is kept."""
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _tools_on_the_path(monkeypatch):
+    for folder in ("benchmarks", "tools/gpu"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+
+
+def all_words():
+    import plan
+    import run
+
+    values = {name: f"{name}.x" for name in ("python", "device", "commit", "json")}
+    for part in plan.PARTS:
+        for command in part.commands:
+            for rehearse in (False, True):
+                yield command, run.words(command, rehearse, values)
+
+
+def test_every_file_that_the_plan_names_is_there():
+    import plan
+
+    assert len(plan.PARTS) == 6
+    for command, words in all_words():
+        files = [word for word in words if re.match(r"(tests|benchmarks|tools)/", word)]
+        assert files, command
+        assert all((ROOT / file).exists() for file in files)
+        assert not any("{" in word for word in words)
+
+
+def test_every_test_that_the_plan_names_is_there():
+    """By the names in -k: each part of an expression is in the file's text."""
+    for command, words in all_words():
+        if "-k" in words and any(word.endswith(".py") for word in words):
+            (file,) = (word for word in words if word.endswith(".py"))
+            names = re.findall(r"(?<!not )\b[a-z]\w+", words[words.index("-k") + 1])
+            text = (ROOT / file).read_text()
+            for name in set(names) - {"and", "or", "not"}:
+                assert name in text, (command, name)
+
+
+def test_every_benchmark_of_the_plan_knows_its_options(capsys):
+    """Its command as it will be run, but that it lists its cases."""
+    for _, words in all_words():
+        if words[1].startswith("benchmarks/") or words[1].endswith("l2_fetch.py"):
+            script = importlib.import_module(Path(words[1]).stem)
+            assert script.main([*words[2:], "--list"]) == 0, words
+    assert "step_time sd15 mask=heavy density=0.1" in capsys.readouterr().out
+
+
+def test_a_rehearsal_is_for_a_cpu():
+    for command, words in all_words():
+        if "--collect-only" in words or "--repeats" in words or command.needs == "ncu":
+            assert words[0] in ("python.x", "ncu")
+    assert all("ncu" not in words for _, words in list(all_words())[1::2])
+
+
+def row(provider="pecker_fast[cuda]", **columns):
+    case = {"benchmark": "step_time", "preset": "sd15", "mask": "heavy", "density": 0.1}
+    return {
+        **case,
+        "dtype": "float32",
+        "beta1": 0.9,
+        "provider": provider,
+        "match": True,
+        **columns,
+    }
+
+
+def result(*rows, device="NVIDIA H100", commit="abc"):
+    return {"machine": {"device": device, "commit": commit}, "failures": [], "rows": [*rows]}
+
+
+def test_commands_are_cut_off_and_their_rows_kept(monkeypatch, tmp_path):
+    import plan
+    import run
+
+    script = tmp_path / "slow.py"
+    written = json.dumps(result(row(p50_ms=1.4)))
+    script.write_text(
+        "import pathlib, sys, time\n"
+        f"pathlib.Path(sys.argv[1]).write_text({written!r})\ntime.sleep(60)\n"
+    )
+    commands = (
+        plan.Command(f"{{python}} {shlex.quote(str(script))} {{json}}", "cut off"),
+        plan.Command("{python} -c pass", "not begun"),
+        plan.Command("{python} -c pass", "", needs="no-such-program"),
+    )
+    monkeypatch.setattr(run, "PARTS", (plan.Part("toy", commands),))
+    monkeypatch.setattr(run, "PART_SECONDS", 3)
+    monkeypatch.setattr(run, "LEAST_SECONDS", 1)
+    monkeypatch.setattr(sys, "argv", ["run.py", "1", "--out", str(tmp_path / "out")])
+    assert run.main() == 1
+    record = json.loads((tmp_path / "out" / "part1.json").read_text())["commands"]
+    assert [one["exit"] for one in record][1:] == ["no time", "no no-such-program"]
+    assert re.fullmatch(r"stopped after \d s", record[0]["exit"])
+    (kept,) = record[0]["rows"]
+    assert kept["p50_ms"] == 1.4 and kept["predicted_ms"] == [1.39, 1.52]
+
+
+def test_what_came_home_is_merged_into_the_cards_file(monkeypatch, tmp_path, capsys):
+    import merge
+
+    old, new = row(p50_ms=1.6), row(p50_ms=1.4)
+    other, fetch = row("torch_fused", p50_ms=9.2), {**row(), "benchmark": "l2_fetch"}
+    for name, rows in (("part2-1", [old, other]), ("part2-2", [new, fetch])):
+        (tmp_path / f"{name}.rows.json").write_text(json.dumps(result(*rows)))
+    arguments = ["merge.py", str(tmp_path), "--into", str(tmp_path / "results"), "--no-tables"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert merge.main() == 0
+    merged = json.loads((tmp_path / "results" / "nvidia-h100.json").read_text())
+    assert merged["rows"] == [other, new] and merged["complete"] is False
+    assert "1.4 ms, predicted 1.39 to 1.52: as predicted" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="several: device"):
+        merge.merged([result(), result(device="another")])
+
+
+def test_predictions_are_of_rows_that_the_plan_measures():
+    import plan
+
+    lines = "\n".join(command.line for part in plan.PARTS for command in part.commands)
+    for benchmark, preset, mask, density, provider in plan.PREDICTED_MS:
+        assert f"benchmarks/{benchmark}.py" in lines and preset in lines
+        assert mask in (None, "none") or mask in lines
+        assert density == 1.0 or benchmark == "iteration" or str(density) in lines
+        assert provider.startswith("pecker_fast[") or provider in lines
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("target", ["test-gpu", "bench-gpu"])
+def test_make_with_a_python_that_is_there_installs_nothing(target):
+    command = ["make", "-n", target, "PECKER_PYTHON=some-python"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "some-python" in done.stdout
+    assert "venv" not in done.stdout and "pip" not in done.stdout
+    without = subprocess.run(command[:3], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ".venv/bin/python" in without.stdout

@@ -1,0 +1,198 @@
+"""Random pipelines of every family that is known, small enough to draw in milliseconds."""
+
+import json
+import string
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tiny_pipeline import CHANNELS, LENGTH, SIDE, letters, save_tiny_pipeline, tiny_vae
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+POOLED = 6
+
+
+def clip(tokenizer, width, projected=False):
+    """A CLIP text encoder of that width."""
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=POOLED,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).eval()
+
+
+def save_tiny_xl(folder):
+    """Stable Diffusion XL."""
+    torch.manual_seed(8)
+    tokenizer = letters(folder / "letters", LENGTH)
+    pipeline = StableDiffusionXLPipeline(
+        vae=tiny_vae(),
+        text_encoder=clip(tokenizer, 8),
+        text_encoder_2=clip(tokenizer, 4, projected=True),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=SIDE,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            norm_num_groups=4,
+            cross_attention_dim=12,
+            attention_head_dim=2,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 * 4 + POOLED,
+        ).eval(),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+            clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        ),
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def t5():
+    """A tokenizer that spells, and T5's encoder of width 16."""
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    vocabulary += [(letter, -3.0) for letter in string.ascii_lowercase]
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    return tokenizer, T5EncoderModel(config).eval()
+
+
+def save_tiny_3(folder):
+    """Stable Diffusion 3."""
+    torch.manual_seed(8)
+    tokenizer = letters(folder / "letters")
+    long_tokenizer, long_encoder = t5()
+    pipeline = StableDiffusion3Pipeline(
+        vae=tiny_vae(shift=0.1),
+        text_encoder=clip(tokenizer, 8, projected=True),
+        text_encoder_2=clip(tokenizer, 4, projected=True),
+        text_encoder_3=long_encoder,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        tokenizer_3=long_tokenizer,
+        transformer=SD3Transformer2DModel(
+            sample_size=SIDE,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            num_layers=2,
+            attention_head_dim=4,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=8,
+            pooled_projection_dim=2 * POOLED,
+            pos_embed_max_size=8,
+        ).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def save_tiny_flux(folder):
+    """FLUX.1."""
+    torch.manual_seed(8)
+    tokenizer = letters(folder / "letters")
+    long_tokenizer, long_encoder = t5()
+    pipeline = FluxPipeline(
+        vae=tiny_vae(shift=0.1),
+        text_encoder=clip(tokenizer, 8),
+        text_encoder_2=long_encoder,
+        tokenizer=tokenizer,
+        tokenizer_2=long_tokenizer,
+        transformer=FluxTransformer2DModel(
+            in_channels=4 * CHANNELS,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            pooled_projection_dim=8,
+            guidance_embeds=True,
+            axes_dims_rope=(2, 2, 4),
+        ).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
+        ),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    (folder / "pecker_fast.json").write_text(json.dumps({"sample_size": SIDE}))
+    return pipeline
+
+
+def save_tiny_pixart(folder):
+    """PixArt-alpha, of 1,024 pixels as far as its network knows."""
+    torch.manual_seed(8)
+    tokenizer, encoder = t5()
+    pipeline = PixArtAlphaPipeline(
+        vae=tiny_vae(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=PixArtTransformer2DModel(
+            sample_size=SIDE,
+            in_channels=CHANNELS,
+            out_channels=2 * CHANNELS,
+            num_layers=2,
+            attention_head_dim=12,
+            num_attention_heads=2,
+            cross_attention_dim=24,
+            caption_channels=16,
+            norm_num_groups=4,
+        ).eval(),
+        scheduler=DDIMScheduler(
+            beta_start=0.0001, beta_end=0.02, beta_schedule="linear", clip_sample=False
+        ),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+FAMILIES = {
+    "Stable Diffusion": save_tiny_pipeline,
+    "Stable Diffusion XL": save_tiny_xl,
+    "Stable Diffusion 3": save_tiny_3,
+    "FLUX.1": save_tiny_flux,
+    "PixArt": save_tiny_pixart,
+}
