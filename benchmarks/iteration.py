@@ -47,7 +47,7 @@ def build(problem: Problem, variant: Variant) -> Provider:
         raise NotApplicable(obstacle)
     match, errors = problem.check(variant)
     precision = problem.precision(variant)
-    columns = {"precision": precision, "settings": dict(variant.settings), **errors}
+    columns = {"precision": precision, "settings": problem.settings(variant), **errors}
     if not match:
         return Provider(None, False, columns)
 
@@ -65,7 +65,7 @@ def build(problem: Problem, variant: Variant) -> Provider:
         torch.cuda.synchronize(problem.device)
     begun_s = time.perf_counter() - begin
     # One that should iterate in a CUDA graph and does not would have another's time.
-    wanted = on_gpu and variant.settings.get("graph") == "auto"
+    wanted = on_gpu and problem.settings(variant).get("graph") == "auto"
     if wanted and not any("one CUDA graph" in note for note in notes()):
         raise NotApplicable("; ".join(notes()))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from inputs import heavy_mask
@@ -27,6 +27,7 @@ from pecker_fast.distill import PeckerConfig, PeckerTrainer, load_config
 from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.distill.objective import Objective
 from pecker_fast.masks.verify import check_frozen
+from pecker_fast.nn import winograd
 from pecker_fast.runs.learner import MakeOptimizer, masked_adamw
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
@@ -42,6 +43,7 @@ _PLAIN: dict[str, Any] = {
     "mask.share_weights": False,
 }
 _FASTEST = {"precision": "bf16", "accelerate": True, "graph": "auto"}
+_FASTEST_ON_CPU = {"precision": "fp32", "graph": "off"}  # Winograd's convolutions are fp32
 ONE_SET = {"mask.apply": "both", "mask.share_weights": True}
 
 
@@ -54,12 +56,16 @@ class Variant:
         trainer: the trainer, which has both terms in one batch; else the published loop.
         masked_optimizer: MaskedAdamW; else clamp, `grad *= mask` and torch's default Adam.
         settings: what differs from the plain configuration.
+        on_cpu: what differs from these settings on a CPU.
+        only: the type of device that it is for. None: any.
     """
 
     name: str
     trainer: bool = True
     masked_optimizer: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+    on_cpu: Mapping[str, Any] = field(default_factory=dict)
+    only: Literal["cpu", "cuda"] | None = None
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -69,14 +75,19 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("both of these: the trainer"),
     Variant("trainer, bf16 autocast", settings={"precision": "autocast"}),
     Variant("trainer, bf16 weights", settings={"precision": "bf16"}),
-    Variant("trainer, fused blocks", settings={"accelerate": True}),
+    Variant("trainer, fused blocks", settings={"accelerate": True}, only="cuda"),
+    Variant("trainer, Winograd convolutions", settings={"accelerate": True}, only="cpu"),
     Variant("trainer, one CUDA graph", settings={"graph": "auto"}),
     Variant("trainer, shared generator pass", settings={"share_generator_pass": True}),
     Variant("trainer, one set of weights", settings=ONE_SET),
     Variant("trainer, recomputed for memory", settings={"recompute": True}),
-    Variant("all, algorithm unchanged", settings=_FASTEST),
-    Variant("all, shared generator pass", settings={**_FASTEST, "share_generator_pass": True}),
-    Variant("all, one set of weights", settings={**_FASTEST, **ONE_SET}),
+    Variant("all, algorithm unchanged", settings=_FASTEST, on_cpu=_FASTEST_ON_CPU),
+    Variant(
+        "all, shared generator pass",
+        settings={**_FASTEST, "share_generator_pass": True},
+        on_cpu=_FASTEST_ON_CPU,
+    ),
+    Variant("all, one set of weights", settings={**_FASTEST, **ONE_SET}, on_cpu=_FASTEST_ON_CPU),
 )
 
 
@@ -132,11 +143,19 @@ class Problem:
 
     def obstacle(self, variant: Variant) -> str | None:
         """Why a variant cannot run here, or None."""
-        if torch.device(self.device).type == "cuda":
+        device, settings = torch.device(self.device).type, self.settings(variant)
+        if variant.only not in (None, device):
+            return f"it is for {variant.only} devices"
+        if device == "cuda":
             return None
-        if variant.settings.get("accelerate"):
-            return "the fused blocks are for CUDA: on a CPU they change nothing"
-        return "a CUDA graph needs CUDA" if variant.settings.get("graph") == "auto" else None
+        if settings.get("accelerate") and (reason := winograd.unavailable()) is not None:
+            return reason
+        return "a CUDA graph needs CUDA" if settings.get("graph") == "auto" else None
+
+    def settings(self, variant: Variant) -> dict[str, Any]:
+        """What a variant changes here."""
+        on_cpu = {} if torch.device(self.device).type == "cuda" else variant.on_cpu
+        return {**variant.settings, **on_cpu}
 
     def start(self, variant: Variant) -> tuple[Callable[[], object], Callable[[], list[str]]]:
         """Make everything that the variant needs.
@@ -152,7 +171,7 @@ class Problem:
 
         It is checked in fp32 unless it changes that.
         """
-        return variant.settings.get("precision", self.teacher.network.published_precision)
+        return self.settings(variant).get("precision", self.teacher.network.published_precision)
 
     # ---- the check
 
@@ -178,7 +197,7 @@ class Problem:
             for name, value in losses.items()
         )
         update_error = max(found.difference(reference, network) for network in reference.changes)
-        precision = variant.settings.get("precision", "fp32")  # the published loop: in fp32
+        precision = self.settings(variant).get("precision", "fp32")  # the published loop: in fp32
         on_cuda = torch.device(self.device).type == "cuda"
         most_losses, most_updates = (TOLERANCES_ON_CUDA if on_cuda else TOLERANCES)[precision]
         guidance = self.teacher.network.guidance
@@ -195,7 +214,8 @@ class Problem:
     def _reference(self, variant: Variant) -> _Result:
         """The published loop, on what the variant changes of the algorithm."""
         changed = ("mask.apply", "share_generator_pass")
-        algorithm = {key: value for key, value in variant.settings.items() if key in changed}
+        settings = self.settings(variant)
+        algorithm = {key: value for key, value in settings.items() if key in changed}
         key = tuple(sorted(algorithm))
         if key not in self._references:
             self._references[key] = self._result(VARIANTS[0], algorithm)
@@ -238,7 +258,7 @@ class Problem:
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
     ) -> tuple[PeckerTrainer | PublishedLoop, Objective]:
         """The trainer or the published loop, with the variant's optimizer."""
-        settings = {**variant.settings, **settings}
+        settings = {**self.settings(variant), **settings}
         config = configuration(self.teacher, self.batch_size, self.density, settings)
         objective = self.teacher.objective(config, self.device, self.teacher.copy(dropout))
         make: MakeOptimizer = partial(PublishedAdam, options=config.optimizer)

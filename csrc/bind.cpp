@@ -8,4 +8,5 @@ PYBIND11_MODULE(_C, m) {
     bind_salient(m);
     bind_same_objects(m);
     bind_topk(m);
+    bind_winograd(m);
 }

@@ -7,3 +7,4 @@ void bind_adamw(pybind11::module_& m);
 void bind_salient(pybind11::module_& m);
 void bind_same_objects(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);
+void bind_winograd(pybind11::module_& m);

@@ -7,6 +7,39 @@ def masked_adamw(
     tensors: int, count: int, rows: int, grad_scale: float, threads: int, isa: str
 ) -> None: ...
 def salient(tensors: int, count: int, operation: str, decay: float, threads: int) -> None: ...
+def winograd_instruction_sets() -> list[str]: ...
+def winograd_convolution(
+    image: int,
+    weight: int,
+    strides: list[int],
+    transformed: int,
+    bias: int,
+    out: int,
+    size: list[int],
+    tile: int,
+    threads: int,
+    isa: str,
+) -> None: ...
+def winograd_weights(
+    weight: int,
+    strides: list[int],
+    out: int,
+    channels: int,
+    outputs: int,
+    tile: int,
+    threads: int,
+    isa: str,
+) -> None: ...
+def winograd_weight_gradient(
+    image: int,
+    gradient: int,
+    out: int,
+    strides: list[int],
+    size: list[int],
+    tile: int,
+    threads: int,
+    isa: str,
+) -> None: ...
 
 class TopkPlan:
     def __init__(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pecker_fast.distill.conditions import ClassConditions, Conditions, DrawsConditions
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.losses import generator_loss, one_step_sample
-from pecker_fast.distill.network_set import NetworkSet
+from pecker_fast.distill.network_set import NetworkSet, alias
 from pecker_fast.distill.networks import (
     NoisePredictor,
     Predictors,
@@ -122,6 +122,7 @@ class Objective:
         low = config.precision == "bf16"
         dtype = torch.bfloat16 if low else first.dtype
         self.teacher = teacher
+        self._original_weights = False  # of a teacher that is another module
         if (self.device, dtype) != (first.device, first.dtype):
             # nn.Module's `to`: diffusers' own warns of every cast.
             self.teacher = nn.Module.to(copy.deepcopy(teacher), self.device, dtype)
@@ -218,10 +219,19 @@ class Objective:
         given = {"noise schedule": self.schedule.identity(), **self._given()}
         return {name: digest_of(value) for name, value in given.items()}
 
-    def own_teacher(self) -> nn.Module:
-        """The teacher, made a copy if it is the original: whoever changes its blocks needs one."""
+    def own_teacher(self, *, weights: bool = True) -> nn.Module:
+        """The teacher, apart from the original: whoever changes it needs one.
+
+        Args:
+            weights: They will change. False: only its blocks, so that the weights may be the
+                original's.
+        """
         if self.teacher is self.original:
-            self.teacher = copy.deepcopy(self.original)
+            self.teacher = copy.deepcopy(self.original) if weights else alias(self.original)
+            self._original_weights = not weights
+        elif weights and self._original_weights:
+            self.teacher = copy.deepcopy(self.teacher)
+            self._original_weights = False
         return self.teacher
 
     def draw(self, random: IterationRandom, count: int) -> Draws:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,6 +81,11 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
                 than samples, or a second stage without the first.
         """
         config = objective.config
+        if any(network is objective.original for network in (generator, pseudo_score)):
+            raise PeckerError(
+                "teacher, generator and pseudo-score must be three networks, of which the last two "
+                "are trained in place; pass copies (copy.deepcopy)"
+            )
         self._start_notes = config.check_start(generator is not None, pseudo_score is not None)
         if mask is None:
             config.check_saliency(pseudo_score is not None)
@@ -112,7 +118,9 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         self._pseudo_score_start = dict(given.named_parameters())
         if config.recompute_blocks:
             recompute_blocks_(objective.own_teacher())
-        self._blocks = fused_blocks(objective.own_teacher, config.accelerate, self.device)
+        self._blocks = fused_blocks(
+            partial(objective.own_teacher, weights=False), config.accelerate, self.device
+        )
         masks_both = config.mask.apply == "both"
         started_alike = generator is None and pseudo_score is None
         share = masks_both and config.mask.share_weights and started_alike

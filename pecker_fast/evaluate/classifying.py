@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from pecker_fast.datasets.pixels import to_float
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import SavedClassifier
+from pecker_fast.nn.winograd import running_winograd
 
 if TYPE_CHECKING:
     from pecker_fast.evaluate.classifier import Classifier
@@ -39,11 +41,15 @@ def classify(
     """
     if len(images) == 0:
         raise PeckerError("evaluation: there are no images to classify")
-    weight = next(classifier.parameters(), images) if isinstance(classifier, nn.Module) else images
+    is_module = isinstance(classifier, nn.Module)
+    weight = next(classifier.parameters(), images) if is_module else images
     batches = tqdm(
         torch.split(images, batch_size), desc=progress, unit="batch", disable=progress is None
     )
-    parts = [classifier.logits_and_features(to_float(part.to(weight.device))) for part in batches]
+    with running_winograd(classifier) if is_module else nullcontext():
+        parts = [
+            classifier.logits_and_features(to_float(part.to(weight.device))) for part in batches
+        ]
     logits = torch.cat([part[0] for part in parts]).float().cpu()
     features = torch.cat([part[1] for part in parts]).float().cpu()
     if not torch.isfinite(logits).all():

@@ -36,6 +36,7 @@ from pecker_fast.evaluate.reverse_steps import (
     many_steps,
     one_step,
 )
+from pecker_fast.nn.winograd import running_winograd
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -189,7 +190,8 @@ class PipelineSampler:
             # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
             condition = self._encode(prompts[part])
             streams = image_streams(seed if isinstance(seed, int) else 0, part)  # DDIM draws none
-            return reverse(noise.to(self.device, dtype), condition, streams, tell).float()
+            with running_winograd(unet):
+                return reverse(noise.to(self.device, dtype), condition, streams, tell).float()
 
         size, shape = min(self.batch_size, len(prompts)), self.pipeline.network_shape
         return draw_batches(draw, len(prompts), size, shape, seed, only, progress)
@@ -219,7 +221,9 @@ class PipelineSampler:
         def decoded(only: range, title: str | None) -> Batches:
             for number in tqdm(only, desc=title, unit="batch", disable=title is None):
                 part = slice(number * size, (number + 1) * size)
-                yield part, self.pipeline.decode(decoder, latents[part])
+                with running_winograd(decoder):
+                    images = self.pipeline.decode(decoder, latents[part])
+                yield part, images
 
         images = together(decoded, len(latents), size, like, ranks, progress)
         return like.new_empty(0, *like.shape) if images is None else images

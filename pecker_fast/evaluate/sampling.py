@@ -29,6 +29,7 @@ from pecker_fast.evaluate.reverse_steps import (
     many_steps,
     one_step,
 )
+from pecker_fast.nn.winograd import running_winograd
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
@@ -205,7 +206,8 @@ class Sampler:
         @torch.no_grad()
         def draw(part: slice, noise: Tensor, tell: Tell) -> Tensor:
             streams = image_streams(self.seed, part)
-            drawn = reverse(noise.to(device), labels[part].to(device), streams, tell)
+            with running_winograd(model.unet):
+                drawn = reverse(noise.to(device), labels[part].to(device), streams, tell)
             return model.decode(drawn).float()
 
         shape = model.network_shape

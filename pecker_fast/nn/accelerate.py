@@ -1,8 +1,8 @@
-"""Switches a U-Net to the fused operations in place, and back.
+"""Switches a U-Net to the fused operations in place, and back; on a CPU its convolutions.
 
 A module is switched by exchanging its class for one that overrides `forward` (`layers`, `blocks`,
 `attention`): parameters, names, hooks, modes, `state_dict`, `isinstance`, `copy.deepcopy` and
-pickling stay as they are. Convolution weights become channels_last, values unchanged.
+pickling stay as they are. On a GPU convolution weights become channels_last, values unchanged.
 
 What diffusers builds is known here; a network of another kind registers its own (`register_unet`).
 """
@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.nn import operations
+from pecker_fast.nn import operations, winograd
 from pecker_fast.nn.attention import FusedAttention, FusedTransformer2DModel
 from pecker_fast.nn.blocks import (
     FusedAttnUpBlock2D,
@@ -35,7 +35,7 @@ from pecker_fast.nn.layers import (
     is_unobserved,
 )
 
-__all__ = ["Fusion", "fuse_", "register_unet", "unfuse_"]
+__all__ = ["Fusion", "fuse_", "register_unet", "unfuse_", "winograd_"]
 
 # Fused blocks and the class each one stands for. The order is that of switching: an up block asks
 # whether its residual blocks are.
@@ -122,13 +122,14 @@ def register_unet(kind: type[nn.Module], output: tuple[str, str], blocks: Sequen
 
 
 def fuse_(model: nn.Module) -> Fusion:
-    """Make the blocks of a U-Net run on the fused operations. In place.
+    """Make the blocks of a U-Net run on the fused operations, on a CPU its convolutions. In place.
 
     Any network built from diffusers' blocks will do; `UNet2DModel`, `UNet2DConditionModel` and what
     is registered (`models.ddpm.DDPMUNet`) are what it is for. Outputs and gradients stay what they
     were, up to rounding. Calling it twice is harmless, and picks up what was added in between.
 
-    Where the kernels cannot run (a CPU, no Triton), nothing is changed and the result says so.
+    On a CPU it is `winograd_`. Where no kernels can run (no Triton, no AVX2),
+    nothing is changed and the result says so.
     Blocks of a kind without a fused form stay as they are. A fused module runs its own class' code
     for a call that it cannot fuse: a hook on a layer inside, gradient checkpointing, FreeU, an
     attention processor that was set.
@@ -150,6 +151,9 @@ def fuse_(model: nn.Module) -> Fusion:
     for device in sorted(devices, key=str):
         reason = operations.unavailable(device)
         if reason is not None:
+            on_cpu = all(device.type == "cpu" for device in devices)
+            if on_cpu and winograd.unavailable() is None:
+                return winograd_(model)
             return Fusion(reason=reason)
 
     left: Counter[str] = Counter()
@@ -179,6 +183,23 @@ def fuse_(model: nn.Module) -> Fusion:
     return Fusion({name: count for name, count in switched.items() if count}, dict(left))
 
 
+def winograd_(model: nn.Module) -> Fusion:
+    """Make the 3x3 convolutions of a network on a CPU run Winograd's algorithm. In place.
+
+    Two to three times as fast as torch's, with about twice their rounding: see `nn/winograd.py`,
+    which also says which of them fit.
+
+    Raises:
+        PeckerError: Not a module.
+    """
+    _check(model, "winograd_")
+    reason = winograd.unavailable()
+    if reason is not None:
+        return Fusion(reason=reason)
+    fitting = winograd.use_winograd_(model)
+    return Fusion({"Conv2d by Winograd's algorithm": fitting} if fitting else {})
+
+
 def unfuse_(model: nn.Module) -> None:
     """Undo `fuse_`: classes and memory formats are what they were. In place.
 
@@ -188,6 +209,7 @@ def unfuse_(model: nn.Module) -> None:
         PeckerError: Not a module.
     """
     _check(model, "unfuse_")
+    winograd.drop_winograd_(model)
     for module in model.modules():
         if type(module) in _PLAIN:
             module.__class__ = _PLAIN[type(module)]

@@ -20,7 +20,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from pecker_fast.nn.operations import group_norm, residual_add
-from pecker_fast.nn.skipping import SlicedConv2d, SlicedLinear
+from pecker_fast.nn.skipping import SlicedConv2d, SlicedLinear, SlicedWinogradConv2d
+from pecker_fast.nn.winograd import WinogradConv2d
 
 __all__ = [
     "OBSERVED",
@@ -39,7 +40,17 @@ OBSERVED = "hooks or a replaced layer inside"
 """The obstacle of a block some layer of which is not `is_transparent`."""
 
 # Layers that a fused block may stand in for without calling them.
-_LAYERS = (nn.Conv2d, nn.Dropout, nn.GroupNorm, nn.Linear, nn.SiLU, SlicedConv2d, SlicedLinear)
+_LAYERS = (
+    nn.Conv2d,
+    nn.Dropout,
+    nn.GroupNorm,
+    nn.Linear,
+    nn.SiLU,
+    SlicedConv2d,
+    SlicedLinear,
+    SlicedWinogradConv2d,
+    WinogradConv2d,
+)
 
 _INT32_ELEMENTS = 2**31
 

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.nn import winograd
+from pecker_fast.nn.winograd import WinogradConv2d
 
 __all__ = [
     "ROWS_ON_CUDA",
@@ -32,6 +34,7 @@ __all__ = [
     "SlicedConv2d",
     "SlicedLayer",
     "SlicedLinear",
+    "SlicedWinogradConv2d",
     "conv2d",
     "linear",
     "skip_frozen_",
@@ -81,6 +84,10 @@ class SlicedConv2d(nn.Conv2d):
         return conv2d(input, self, self.bias)
 
 
+class SlicedWinogradConv2d(SlicedConv2d, WinogradConv2d):
+    """The same of a convolution that runs Winograd's algorithm."""
+
+
 class SlicedLinear(nn.Linear):
     """A linear layer whose weight gradient is computed for its salient rows only.
 
@@ -97,6 +104,15 @@ class SlicedLinear(nn.Linear):
         return linear(input, self, self.bias)
 
 
+# What a layer becomes, by what it is.
+_SLICED: dict[type[nn.Module], Any] = {
+    nn.Conv2d: SlicedConv2d,
+    WinogradConv2d: SlicedWinogradConv2d,
+    nn.Linear: SlicedLinear,
+}
+_PLAIN: dict[type[nn.Module], Any] = {sliced: plain for plain, sliced in _SLICED.items()}
+
+
 def skip_frozen_(network: nn.Module, mask: SaliencyMask | None) -> tuple[SlicedLayer, ...]:
     """Compute weight gradients of a network only in rows that hold a salient entry. In place.
 
@@ -106,8 +122,8 @@ def skip_frozen_(network: nn.Module, mask: SaliencyMask | None) -> tuple[SlicedL
     numbers of this mask: call again after the mask has changed, with None before anything that
     needs the gradient of frozen entries (saliency scores) and to undo it.
 
-    Only `nn.Conv2d` and `nn.Linear` themselves are sliced, not their subclasses (which may compute
-    something else), nor convolutions with groups, a padding mode or a padding given by name.
+    Only `nn.Conv2d`, `WinogradConv2d` and `nn.Linear` are sliced, not other subclasses (which may
+    compute something else), nor convolutions with groups, a padding mode or a padding by name.
 
     Args:
         network: Any module; its sliced layers become `SlicedConv2d` and `SlicedLinear`.
@@ -166,7 +182,7 @@ def slice_weight_gradient_(module: nn.Module, rows: Tensor, multiple: int = 1) -
     device = module.weight.device
     module.salient_rows = rows.to(device)
     module.product_rows = _filled_up(rows, len(module.weight), multiple).to(device)
-    module.__class__ = SlicedConv2d if isinstance(module, nn.Conv2d) else SlicedLinear
+    module.__class__ = _SLICED[type(module)]
     return True
 
 
@@ -188,6 +204,10 @@ def conv2d(
     output: Tensor
     if isinstance(module, SlicedConv2d) and x.dim() == 4 and torch.is_grad_enabled():
         if weight.requires_grad:
+            if isinstance(module, WinogradConv2d) and module.is_fit_for(x, weight):
+                return winograd.convolution(x, weight, bias, _rows_beside(x, module)[0])
+            if isinstance(module, WinogradConv2d):
+                x = module.in_layout(x, weight)
             output = _SlicedConv2d.apply(  # type: ignore[no-untyped-call]
                 *_autocast(x, weight, bias),
                 *_rows_beside(x, module),
@@ -358,7 +378,8 @@ def _is_on_cuda(module: nn.Module) -> bool:
 
 
 def _can_be_sliced(module: nn.Module) -> bool:
-    if type(module) is nn.Conv2d:
+    if type(module) in (nn.Conv2d, WinogradConv2d):
+        assert isinstance(module, nn.Conv2d)
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return plain and module.groups == 1
     return type(module) is nn.Linear
@@ -374,5 +395,4 @@ def _salient_rows(mask: SaliencyMask, name: str) -> Tensor:
 
 def _undo_(module: SlicedConv2d | SlicedLinear) -> None:
     del module.salient_rows, module.product_rows
-    plain: type[nn.Module] = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
-    module.__class__ = plain  # type: ignore[assignment]
+    module.__class__ = _PLAIN[type(module)]

@@ -90,7 +90,9 @@ class RunConfig(Settings):
 class MaskedConfig(RunConfig):
     """What a run needs to know that changes a model under a mask."""
 
-    accelerate: bool = True  # Fused blocks where they run (CUDA); the same method, other rounding.
+    # Fused blocks on CUDA, Winograd's convolutions on a CPU where PECKER_FAST_WINOGRAD=1: the same
+    # method, other rounding.
+    accelerate: bool = True
     optimizer: OptimizerSection = OptimizerSection()
     mask: MaskChoice = MaskChoice()
     ema: EmaSection = EmaSection()

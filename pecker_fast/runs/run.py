@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.nn.accelerate import fuse_
+from pecker_fast.nn.accelerate import fuse_, winograd_
+from pecker_fast.nn.winograd import unavailable
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
 from pecker_fast.runs.learner import Learner
@@ -307,7 +308,9 @@ class Run(ABC, Generic[Batch]):
 
 
 def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.device) -> str:
-    """Switch a network to fused blocks where they run; says what came of it, in a line to show.
+    """Switch a network to fused blocks on CUDA, to Winograd's convolutions on a CPU if asked for.
+
+    Says what came of it, in a line to show.
 
     Args:
         network: Gives the network, if it is to be switched.
@@ -316,9 +319,10 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
     """
     if not wanted:
         return "torch's blocks: accelerate is off in the configuration"
-    if device.type != "cuda":
-        return f"torch's blocks: no fused ones on {device.type}"
-    return str(fuse_(network()))
+    if device.type == "cuda":
+        return str(fuse_(network()))
+    reason = unavailable()
+    return f"torch's convolutions: {reason}" if reason else str(winograd_(network()))
 
 
 def _another(what: str) -> str:

@@ -10,9 +10,6 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDS_CUDA = {
     "trainer, fused blocks",
     "trainer, one CUDA graph",
-    "all, algorithm unchanged",
-    "all, shared generator pass",
-    "all, one set of weights",
 }
 
 

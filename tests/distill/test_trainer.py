@@ -365,7 +365,7 @@ def test_a_unet_is_trained_from_a_model_folder():
 
 def test_how_iterations_run_is_said():
     *said, warning = PeckerTrainer(toy_objective()).notes
-    assert said == ["torch's blocks: no fused ones on cpu", "no CUDA graph on cpu"]
+    assert said == ["torch's convolutions: PECKER_FAST_WINOGRAD is not 1", "no CUDA graph on cpu"]
     assert warning.startswith("ema.decay")
     off = PeckerTrainer(toy_objective({"accelerate": False, "graph": "off"}))
     assert all("off in the configuration" in note for note in off.notes[:2])

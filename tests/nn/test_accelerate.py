@@ -25,7 +25,7 @@ from unets import (
 )
 
 from pecker_fast import PeckerError, fuse_, unfuse_
-from pecker_fast.nn import operations
+from pecker_fast.nn import operations, winograd
 from pecker_fast.nn.blocks import FusedResnetBlock2D
 
 EXPECTED = {
@@ -152,6 +152,7 @@ def test_modes_and_isinstance() -> None:
 
 def test_where_kernels_cannot_run_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "unavailable", lambda device: f"none on {device}")
+    monkeypatch.setattr(winograd, "unavailable", lambda: "no AVX2")
     unet = class_unet().module
     before = types(unet)
     strides = [parameter.stride() for parameter in unet.parameters()]
