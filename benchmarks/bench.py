@@ -218,6 +218,11 @@ def make_parser(doc: str, repeats: int, device: str = "cpu") -> argparse.Argumen
     return parser
 
 
+def asked_for(arguments: argparse.Namespace, cases: Sequence[Case]) -> list[Case]:
+    """The cases whose line contains one of the texts of --only."""
+    return [case for case in cases if any(text in str(case) for text in arguments.only)]
+
+
 def command(
     arguments: argparse.Namespace,
     cases: Sequence[Case],
@@ -235,7 +240,7 @@ def command(
     Returns:
         The exit code: 1 if a result was wrong or a case failed, 2 for options that cannot be.
     """
-    chosen = [case for case in cases if any(text in str(case) for text in arguments.only)]
+    chosen = asked_for(arguments, cases)
     if arguments.list or not chosen:
         print(*(chosen or cases), sep="\n")
         return 0 if chosen else 2

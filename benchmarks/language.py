@@ -34,7 +34,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from bench import Builder, Case, Provider, Setup, command, make_parser
+from bench import Builder, Case, Provider, Setup, asked_for, command, make_parser
 from language_model import (
     WIDTH,
     base_model,
@@ -273,7 +273,7 @@ def cells() -> list[Case]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser(__doc__, repeats=20).parse_args(argv)
-    methods = {getattr(case, "method", "LoRA") for case in cells() if options.only in str(case)}
+    methods = {getattr(case, "method", "LoRA") for case in asked_for(options, cells())}
     if not options.list and methods & set(PEFT) and importlib.util.find_spec("peft") is None:
         print("language.py: needs peft, which is not installed: pip install peft", file=sys.stderr)
         return 2

@@ -41,12 +41,12 @@ def classify(
     """
     if len(images) == 0:
         raise PeckerError("evaluation: there are no images to classify")
-    is_module = isinstance(classifier, nn.Module)
-    weight = next(classifier.parameters(), images) if is_module else images
+    module = classifier if isinstance(classifier, nn.Module) else None
+    weight = images if module is None else next(module.parameters(), images)
     batches = tqdm(
         torch.split(images, batch_size), desc=progress, unit="batch", disable=progress is None
     )
-    with running_winograd(classifier) if is_module else nullcontext():
+    with nullcontext() if module is None else running_winograd(module):
         parts = [
             classifier.logits_and_features(to_float(part.to(weight.device))) for part in batches
         ]

@@ -51,7 +51,8 @@ class WinogradConv2d(nn.Conv2d):
         if self.is_fit_for(input, weight):
             return convolution(input, weight, bias)
         input = self.in_layout(input, weight)
-        return super()._conv_forward(input, weight, bias)
+        output: Tensor = super()._conv_forward(input, weight, bias)
+        return output
 
     def is_fit_for(self, input: Tensor, weight: Tensor) -> bool:
         """Whether a call with this input and weight runs the algorithm."""
@@ -87,7 +88,9 @@ def use_winograd_(network: nn.Module) -> int:
         The number of convolutions that fit by their shape; without any, nothing is switched.
     """
     convolutions = [
-        module for module in network.modules() if type(module) in (nn.Conv2d, WinogradConv2d)
+        module
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, WinogradConv2d)
     ]
     fitting = sum(
         WinogradConv2d.has_fitting_geometry(conv) and _fits_channels(conv.weight)
@@ -103,7 +106,7 @@ def drop_winograd_(network: nn.Module) -> None:
     """Undo `use_winograd_`. In place."""
     for module in network.modules():
         if type(module) is WinogradConv2d:
-            module.__class__ = nn.Conv2d
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
 
 
 @contextmanager
@@ -205,7 +208,7 @@ class _Convolution(torch.autograd.Function):
             else:
                 grad_x = _torchs_gradients(grad, x, weight, 0)
         if needs_weight:
-            gradient = torch.ops.pecker_fast.winograd_weight_gradient
+            gradient: Any = torch.ops.pecker_fast.winograd_weight_gradient
             if not ours:
                 gradient = functools.partial(_torchs_gradients, which=1)
             if rows is None:
@@ -291,7 +294,7 @@ def _launch(
         [images, height, width, channels, out.shape[1]],
         _tile(height, width),
         torch.get_num_threads(),
-        _instruction_set(),
+        str(_instruction_set()),
     )
     return out
 
@@ -323,7 +326,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         [images, height, width, channels, len(weight)],
         _tile(height, width),
         torch.get_num_threads(),
-        _instruction_set(),
+        str(_instruction_set()),
     )
     return out
 
@@ -332,7 +335,7 @@ def _flops(image: Any, weight: Any) -> int:
     """Of the convolution by its definition, whatever the algorithm, as torch counts."""
     outputs, channels, *taps = weight
     images, _, height, width = image
-    return 2 * images * height * width * outputs * channels * taps[0] * taps[1]
+    return int(2 * images * height * width * outputs * channels * taps[0] * taps[1])
 
 
 _torch_library: Any = torch.library  # untyped in torch
