@@ -252,7 +252,7 @@ def command(
     path = arguments.json or (RESULTS / f"{slug(about['device'])}.json" if file_of_card else None)
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     rows: list[Row] = []
-    asked_for = len(chosen)
+    count = len(chosen)
     if go_on and path is not None and path.exists():
         rows = json.loads(path.read_text())["rows"]
         chosen = [case for case in chosen if not any(_is_of(row, case) for row in rows)]
@@ -279,7 +279,7 @@ def command(
             failure = f"{case}: {type(error).__name__}: {error}".splitlines()[0]
             result["failures"].append(failure)
         _print_rows(result["rows"][first:], case)
-        result["complete"] = asked_for - len(chosen) + number + 1 == len(cases)
+        result["complete"] = count - len(chosen) + number + 1 == len(cases)
         write()
         _free(setup.device)
     wrong = any(row["match"] is False for row in result["rows"])
