@@ -44,6 +44,8 @@ LINES = {
     "patch import": (IMPORT, ("model", "sparse.safetensors")),
     "patch info": (("patch", "info", "patch.safetensors"), ("patch.safetensors",)),
     "demo": (("demo", "--out", "run", "--iterations", "1"), ()),
+    "recipes show": (("recipes", "show", "object"), ()),
+    "recipes copy": (("recipes", "copy", "object", "mine.yaml"), ()),
     "info": (("info",), ()),
 }
 """A command line of each command that would succeed, and what it needs."""
