@@ -57,7 +57,7 @@ def test_erase_loads_no_package_that_it_does_not_need(tmp_path):
     code = (
         "import sys; from pecker_fast.cli import main\n"
         "sys.modules.update(dict.fromkeys(['torchvision', 'torch_fidelity', 'onnxruntime',"
-        "'matplotlib', 'jinja2']))\n"  # None: not importable
+        "'matplotlib', 'jinja2', 'peft']))\n"  # None: not importable; PEFT brings transformers
         "assert main(['sample', 'empty', '--png', 'a.png']) == 2\n"
         "from pecker_fast.data import teacher_folder\n"
         "code = main(['erase', str(teacher_folder()), '--config', 'demo', '--out', 'run',"
