@@ -5,9 +5,9 @@ import os
 import torch
 import torch.distributed as dist
 from classes import batches_of, classifier, loss_on
-from language import batches, tiny_llama, tokenizer
 from loop_pages import assert_same, check, copied, run
 from sharded_jobs import weights
+from tiny_language import batches, tiny_llama, tokenizer
 from torch.distributed.fsdp import fully_shard
 
 

@@ -7,9 +7,9 @@ import weakref
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, DistributedType, PartialState
-from language import batches, examples, loss_of, sentences, tiny_llama
 from loop_pages import assert_same, check, copied, run
 from sharded_jobs import whole
+from tiny_language import batches, examples, loss_of, sentences, tiny_llama
 
 from pecker_fast import SaliencyMask
 

@@ -1,10 +1,10 @@
 """docs/loops: transformers' Trainer, TRL's trainers, new tokens of a language model."""
 
 import pytest
-from language import examples, loss_of, sentences, tiny_llama, tokenizer
 from loop_pages import assert_same, check, copied, run, saved_mask
 from processes import run_processes
 from sharded_loops import learn_new_tokens
+from tiny_language import examples, loss_of, sentences, tiny_llama, tokenizer
 
 from pecker_fast.distributed import Ranks
 

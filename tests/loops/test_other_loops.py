@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from classes import batches_of, classifier, loss_on
-from language import batches, loss_of, sentences, tiny_llama
 from loop_pages import assert_same, check, copied, run, saved_mask
+from tiny_language import batches, loss_of, sentences, tiny_llama
 from tiny_models import tiny_scheduler, tiny_unet
 
 pytestmark = pytest.mark.slow

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from classes import classifier
-from language import tiny_llama
 from loop_pages import saved_mask
 from processes import run_processes, torchrun
 from sharded_loops import learn_sharded
+from tiny_language import tiny_llama
 
 MAIN = Path(__file__).parent / "sharded_main.py"
 
