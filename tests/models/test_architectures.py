@@ -8,6 +8,7 @@ from tiny_architectures import FAMILIES
 from tiny_pipeline import SIDE
 
 from pecker_fast import apply_patch, erase
+from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.models.architectures import ARCHITECTURES
 from pecker_fast.models.pipeline import PipelineFolder, load_unet
@@ -87,3 +88,25 @@ def test_erased_and_made_undone(family, tmp_path):
     erased_in(folder, tmp_path / "recomputed", recompute_blocks=True)
     recomputed, _ = load_unet(tmp_path / "recomputed" / "pipeline")
     assert network_digest(recomputed) == network_digest(network)
+
+
+def test_diffusers_draws_the_one_step_of_a_flow(tmp_path):
+    """By the lines of the folder's README.md."""
+    FAMILIES["Stable Diffusion 3"](tmp_path / "pipeline")
+    before = PipelineFolder.load(tmp_path / "pipeline")
+    constants = {"t_init": None, "t_min": 0, "t_max": 1}
+    schedule = NoiseSchedule.from_scheduler_config(before.scheduler_config, **constants)
+    sigma = float(schedule.noise[schedule.t_init])
+    made = {"kind": "generator", "t_init": schedule.t_init, "sigma_init": sigma}
+    before.save_with(before.unet, tmp_path / "made", made)
+    assert f"sigmas=[{sigma}]" in (tmp_path / "made" / "README.md").read_text()
+
+    ours = PipelineFolder.load(tmp_path / "made")
+    assert ours.scheduler_config == before.scheduler_config
+    found = PipelineSampler(ours, batch_size=1).latents(ours.unet.eval(), ["a bee"], 3)
+    noise = torch.randn(ours.network_shape, generator=torch.Generator().manual_seed(3))[None]
+    theirs = DiffusionPipeline.from_pretrained(tmp_path / "made")
+    theirs.set_progress_bar_config(disable=True)
+    how = {"latents": sigma * noise, "sigmas": [sigma], "guidance_scale": 1.0}
+    expected = theirs("a bee", output_type="latent", **how).images
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
