@@ -39,6 +39,8 @@ def one_step_scheduler(config: Mapping[str, Any], t_init: int) -> EulerDiscreteS
     """
     whole = DDPMScheduler.from_config(config)
     betas = whole.config.trained_betas
+    if whole.config.rescale_betas_zero_snr:  # no schedule that has a name
+        betas = whole.betas.tolist()
     return EulerDiscreteScheduler(
         num_train_timesteps=t_init + 1,
         beta_start=whole.config.beta_start,

@@ -241,6 +241,16 @@ class FlowScheduleConfig(_Config):
     use_exponential_sigmas: Literal[False] | None = False
     use_beta_sigmas: Literal[False] | None = False
 
+    @model_validator(mode="after")
+    def _can_shift(self) -> FlowScheduleConfig:
+        told = (self.base_shift, self.max_shift, self.base_image_seq_len, self.max_image_seq_len)
+        if self.use_dynamic_shifting and (None in told or told[2] == told[3]):
+            raise ValueError(
+                "'use_dynamic_shifting' needs 'base_shift', 'max_shift' and two different numbers "
+                "of tokens, 'base_image_seq_len' and 'max_image_seq_len'"
+            )
+        return self
+
 
 class ScheduleConfig(_Config):
     """scheduler_config.json of a process that preserves the variance."""

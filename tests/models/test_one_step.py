@@ -122,3 +122,12 @@ def test_a_schedule_given_as_a_table_is_cut_off():
     sigma = ((1 - whole.alphas_cumprod[7]) / whole.alphas_cumprod[7]).sqrt()
     torch.testing.assert_close(cut.sigmas[0], sigma)
     assert cut.timesteps.tolist() == [7]
+
+
+def test_a_schedule_without_signal_at_the_end_is_cut_off_as_it_is():
+    """Rescaled betas are no longer linear: the one step must start at the teacher's sigma."""
+    whole = DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    cut = one_step_scheduler(whole.config, 440)
+    cut.set_timesteps(1)
+    sigma = ((1 - whole.alphas_cumprod[440]) / whole.alphas_cumprod[440]).sqrt()
+    torch.testing.assert_close(cut.sigmas[0], sigma, rtol=1e-4, atol=0)

@@ -68,6 +68,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu")
     arguments = parser.parse_args()
     out: Path = arguments.out
+    if out.exists() and not (out / "commit").is_file():
+        raise SystemExit(f"{out}: is there and was not made by this script; name another --out")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     describe = ["git", "describe", "--always", "--dirty", "--exclude", "*"]

@@ -31,7 +31,7 @@ def architecture_of(name: str, parts: Mapping[str, str | None], root: Path) -> A
         root: the pipeline's folder.
 
     Raises:
-        PeckerError: none; the family that shares most with them says what is wrong.
+        PeckerError: no family has such parts; the nearest one says which is wrong.
     """
 
     def wrong(family: Architecture) -> list[str]:
@@ -49,13 +49,9 @@ def architecture_of(name: str, parts: Mapping[str, str | None], root: Path) -> A
         if not wrong(family) and has <= family.parts.keys():
             return family
     nearest = min(ARCHITECTURES, key=lambda family: len(has ^ family.parts.keys()))
-    if parts.get(nearest.denoiser) is None and parts.get("transformer") is not None:
-        raise PeckerError(
-            f"pipeline folder {root}: {name} denoises with the transformer {parts['transformer']}; "
-            f"supported are {'; '.join(family.name for family in ARCHITECTURES)}"
-        )
     part = (wrong(nearest) or sorted(has - nearest.parts.keys()))[0]
     raise PeckerError(
         f"pipeline folder {root}: {name} has {part} {parts.get(part)}; expected "
-        f"{nearest.parts.get(part, 'none')}, as {nearest.name} has"
+        f"{nearest.parts.get(part, 'none')}, as {nearest.name} has; known are "
+        f"{', '.join(family.name for family in ARCHITECTURES)}"
     )
