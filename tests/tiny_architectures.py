@@ -97,8 +97,8 @@ def t5():
     return tokenizer, T5EncoderModel(config).eval()
 
 
-def save_tiny_3(folder):
-    """Stable Diffusion 3."""
+def save_tiny_3(folder, with_t5=True):
+    """Stable Diffusion 3, also without T5, as many have it."""
     torch.manual_seed(8)
     tokenizer = letters(folder / "letters")
     long_tokenizer, long_encoder = t5()
@@ -106,10 +106,10 @@ def save_tiny_3(folder):
         vae=tiny_vae(shift=0.1),
         text_encoder=clip(tokenizer, 8, projected=True),
         text_encoder_2=clip(tokenizer, 4, projected=True),
-        text_encoder_3=long_encoder,
+        text_encoder_3=long_encoder if with_t5 else None,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        tokenizer_3=long_tokenizer,
+        tokenizer_3=long_tokenizer if with_t5 else None,
         transformer=SD3Transformer2DModel(
             sample_size=SIDE,
             in_channels=CHANNELS,

@@ -11,7 +11,9 @@ WIDTH, LENGTH = 8, 12
 CHANNELS, SIDE = 2, 8  # of a latent; the image's side is twice that
 
 
-def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3, length=LENGTH):
+def save_tiny_pipeline(
+    folder, prediction_type="epsilon", image_channels=3, length=LENGTH, **schedule
+):
     """Write the pipeline folder and return it as diffusers' own pipeline."""
     torch.manual_seed(8)
     tokenizer = letters(folder / "letters", length)
@@ -48,6 +50,7 @@ def save_tiny_pipeline(folder, prediction_type="epsilon", image_channels=3, leng
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        **schedule,
     )
     pipeline = StableDiffusionPipeline(
         vae=tiny_vae(image_channels),

@@ -124,6 +124,7 @@ def test_no_signal_at_the_end():
     scheduler = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     constants = {"t_init": 440, "t_min": 38}
     schedule = NoiseSchedule.from_scheduler_config(scheduler.config, t_max=999, **constants)
+    # Close to 0 what is left in float32 is a difference of numbers near 0.08.
     torch.testing.assert_close(
         (schedule.signal**2).float(), scheduler.alphas_cumprod, rtol=2e-3, atol=1e-7
     )

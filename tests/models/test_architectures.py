@@ -42,8 +42,8 @@ def test_each_family_has_a_tiny_pipeline():
     assert len(ARCHITECTURES) == len(FAMILIES)
 
 
-def test_drawn_as_diffusers_draws(family):
-    folder, theirs = family
+def assert_drawn_alike(folder, theirs):
+    """Latents and images of four guided steps."""
     ours = PipelineFolder.load(folder)
     sampler = PipelineSampler(ours, batch_size=2)
     found = sampler.latents(ours.unet.eval(), PROMPTS, 3, steps=4, guidance=3.0)
@@ -62,6 +62,23 @@ def test_drawn_as_diffusers_draws(family):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     images = torch.from_numpy(theirs(PROMPTS, output_type="np", **how).images).permute(0, 3, 1, 2)
     torch.testing.assert_close(sampler.images(found), images, rtol=1e-4, atol=1e-4)
+
+
+def test_drawn_as_diffusers_draws(family):
+    assert_drawn_alike(*family)
+
+
+def test_stable_diffusion_3_without_t5(tmp_path):
+    assert_drawn_alike(tmp_path, FAMILIES["Stable Diffusion 3"](tmp_path, with_t5=False))
+
+
+def test_velocity_without_signal_at_the_end(tmp_path):
+    """As Stable Diffusion 2.1 is often fine-tuned; the first step is from pure noise."""
+    theirs = FAMILIES["Stable Diffusion"](
+        tmp_path, "v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    assert theirs.scheduler.timesteps[0] == 999
+    assert_drawn_alike(tmp_path, theirs)
 
 
 def erased_in(folder, out, **settings):
