@@ -1,9 +1,16 @@
 """Every family of pipelines: drawn as diffusers draws it, erased, given back, made undone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, FluxPipeline, PixArtAlphaPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FluxPipeline,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+)
 from tiny_architectures import FAMILIES
 from tiny_pipeline import SIDE
 
@@ -11,6 +18,7 @@ from pecker_fast import apply_patch, erase
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.models.architectures import ARCHITECTURES
+from pecker_fast.models.architectures.pixart import PixArt
 from pecker_fast.models.pipeline import PipelineFolder, load_unet
 from pecker_fast.runs.digest import network_digest
 
@@ -127,3 +135,21 @@ def test_diffusers_draws_the_one_step_of_a_flow(tmp_path):
     how = {"latents": sigma * noise, "sigmas": [sigma], "guidance_scale": 1.0}
     expected = theirs("a bee", output_type="latent", **how).images
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pixart_of_1024_pixels_is_told_sizes(monkeypatch):
+    """What `PixArtAlphaPipeline` tells a network of 128x128 latents: pixels, and their ratio."""
+    network = PixArtTransformer2DModel(
+        sample_size=128, in_channels=2, out_channels=4, num_layers=1, attention_head_dim=12,
+        num_attention_heads=2, cross_attention_dim=24, caption_channels=16, norm_num_groups=4,
+    )  # fmt: skip
+    told = {}
+    monkeypatch.setattr(
+        network, "forward", lambda x, **given: told.update(given) or SimpleNamespace(sample=x)
+    )
+    x = torch.zeros(2, 2, 128, 128)
+    assert PixArt().call(network, x, torch.tensor([5, 5]), torch.ones(2, 3 * 17)).shape == x.shape
+    assert told["added_cond_kwargs"]["resolution"].tolist() == [[1024, 1024]] * 2
+    assert told["added_cond_kwargs"]["aspect_ratio"].tolist() == [[1.0]] * 2
+    assert told["encoder_hidden_states"].shape == (2, 3, 16)
+    assert told["encoder_attention_mask"].shape == (2, 3)
