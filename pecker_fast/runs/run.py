@@ -23,7 +23,6 @@ from tqdm import tqdm
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.nn.accelerate import fuse_, winograd_
-from pecker_fast.nn.winograd import unavailable
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
 from pecker_fast.runs.learner import Learner
@@ -308,7 +307,7 @@ class Run(ABC, Generic[Batch]):
 
 
 def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.device) -> str:
-    """Switch a network to fused blocks on CUDA, to Winograd's convolutions on a CPU if asked for.
+    """Switch a network to fused blocks on a GPU, to Winograd's convolutions on a CPU.
 
     Says what came of it, in a line to show.
 
@@ -319,10 +318,8 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
     """
     if not wanted:
         return "torch's blocks: accelerate is off in the configuration"
-    if device.type == "cuda":
-        return str(fuse_(network()))
-    reason = unavailable()
-    return f"torch's convolutions: {reason}" if reason else str(winograd_(network()))
+    switch = fuse_ if device.type == "cuda" else winograd_
+    return str(switch(network()))
 
 
 def _another(what: str) -> str:
