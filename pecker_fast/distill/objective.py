@@ -143,7 +143,7 @@ class Objective:
         names = model.class_names
         conditions = ClassConditions(config.forget, config.override, len(names), names)
         return cls(
-            model.unet,
+            model.network,
             schedule,
             conditions,
             config,
@@ -168,7 +168,7 @@ class Objective:
             pipeline.scheduler_config, **config.diffusion.model_dump()
         )
         predict = text_predictor(schedule, pipeline.architecture.call, pipeline.prediction_type)
-        place = next(pipeline.unet.parameters()).device if device is None else device
+        place = next(pipeline.network.parameters()).device if device is None else device
         conditions = TextConditions(
             config.text, lambda prompts: pipeline.texts.encode(prompts, place), config.seed
         )
@@ -183,7 +183,7 @@ class Objective:
             }
 
         return cls(
-            pipeline.unet,
+            pipeline.network,
             schedule,
             conditions,
             config,

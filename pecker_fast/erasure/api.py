@@ -143,7 +143,7 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
     ranks = Ranks.join(device.type)
     assert request.model is not None  # there is no pipeline
     model = load_original(request.model)
-    site = _site(request, device, ranks, model.unet)
+    site = _site(request, device, ranks, model.network)
     if isinstance(config, BaselineConfig) and not config.data_free:
         config, images = real_images(request, config, ranks)
         judge = _judge(request, model, device, images)
@@ -152,7 +152,7 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
     config = with_overrides(config, model, judge, device)
     if isinstance(config, BaselineConfig):
         return carry_out(Baseline(site, model, config, None, judge))
-    starts = _starts(request, model.unet, ranks)
+    starts = _starts(request, model.network, ranks)
     return carry_out(Distillation(site, model, config, judge, starts))
 
 
@@ -167,8 +167,8 @@ def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
     if not isinstance(pipeline, PipelineFolder):
         assert pipeline is not None
         pipeline = PipelineFolder.load(pipeline)
-    site = _site(request, device, ranks, pipeline.unet)
-    starts = _starts(request, pipeline.unet, ranks)
+    site = _site(request, device, ranks, pipeline.network)
+    starts = _starts(request, pipeline.network, ranks)
     showing = None
     if request.previews:
         showing = Showing(

@@ -79,7 +79,7 @@ def mask_of_class(request: Request) -> ClassMask:
     device = usable_device(request.device)
     assert request.model is not None
     model = load_original(request.model)
-    model.unet.to(device)
+    model.network.to(device)
     config = with_overrides(config, model, None, device)
     if isinstance(config, BaselineConfig):
         return _of_method(model, config, request)
@@ -91,7 +91,7 @@ def mask_of_class(request: Request) -> ClassMask:
     with naming_settings(config):
         found = find_mask(objective, progress=True)
     name = _names(model, classes.pairs)
-    note, digest = _backward(objective, found), fingerprint(model.unet)
+    note, digest = _backward(objective, found), fingerprint(model.network)
     return ClassMask(found, name, config.mask.kind, note, digest)
 
 
@@ -103,9 +103,9 @@ def _of_method(model: ModelFolder, config: BaselineConfig, request: Request) -> 
         source = images.source
     objective = method_objective(model, config, images)
     with naming_settings(config):
-        found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
+        found = mask_finding.find_mask(objective, model.network.requires_grad_(True), progress=True)
     name = _names(model, objective.pairs)
-    note, digest = f"found on {name} in {source}", fingerprint(model.unet)
+    note, digest = f"found on {name} in {source}", fingerprint(model.network)
     return ClassMask(found, name, config.mask.kind, note, digest)
 
 

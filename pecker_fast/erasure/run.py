@@ -208,7 +208,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
             if task.starts:
                 figures["start"] = dict(task.starts)
             model = task.finish(trainer, over=True)
-            frozen = trainer.verify_frozen(model.unet)
+            frozen = trainer.verify_frozen(model.network)
             figures["frozen"] = frozen.to_dict()
             ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))
             model = task.save(trainer, model, frozen, figures)

@@ -55,7 +55,7 @@ def one_step_scheduler(config: Mapping[str, Any], t_init: int) -> EulerDiscreteS
 
 
 def write_class_pipeline(
-    root: Path, unet: UNet2DModel | DDPMUNet, patch_size: int, classes: Sequence[str]
+    root: Path, network: UNet2DModel | DDPMUNet, patch_size: int, classes: Sequence[str]
 ) -> None:
     """model_index.json and README.md of a class model's folder.
 
@@ -64,15 +64,15 @@ def write_class_pipeline(
 
     Args:
         root: the folder, with unet/ and scheduler/.
-        unet: the generator.
+        network: the generator.
         patch_size: of the model.
         classes: their names.
     """
-    plain = type(unet) is UNet2DModel and patch_size == 1
-    library = "diffusers" if isinstance(unet, UNet2DModel) else DDPMUNet.__module__
+    plain = type(network) is UNet2DModel and patch_size == 1
+    library = "diffusers" if isinstance(network, UNet2DModel) else DDPMUNet.__module__
     index = {
         "_class_name": "ConsistencyModelPipeline" if plain else "OneStepPipeline",
-        "unet": [library, type(unet).__name__],
+        "unet": [library, type(network).__name__],
         "scheduler": ["diffusers", EulerDiscreteScheduler.__name__],
         "patch_size": patch_size,
     }

@@ -47,7 +47,7 @@ class PipelineFolder:
     Attributes:
         path: the folder.
         architecture: its family.
-        unet: the network that denoises.
+        network: the network that denoises.
         scheduler_config: of the noise schedule it was trained with.
         texts: prompts -> conditions.
         description: what pecker_fast.json holds beside it, e.g. figures and the step of one-step
@@ -56,7 +56,7 @@ class PipelineFolder:
 
     path: Path
     architecture: Architecture
-    unet: Any
+    network: Any
     scheduler_config: dict[str, Any]
     texts: Texts
     description: dict[str, Any] = field(default_factory=dict)
@@ -71,9 +71,9 @@ class PipelineFolder:
     @property
     def network_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a latent image; as the description says, where the network takes any."""
-        channels, height, width = self.architecture.sample_shape(self.unet.config)
+        channels, height, width = self.architecture.sample_shape(self.network.config)
         side = self.description.get("sample_size")
-        if side is not None and not hasattr(self.unet.config, "sample_size"):
+        if side is not None and not hasattr(self.network.config, "sample_size"):
             height = width = side
         return channels, height, width
 
@@ -145,18 +145,18 @@ class PipelineFolder:
         decoded = (torch.cat(images) / 2 + 0.5).clamp(0, 1)
         return decoded.expand(-1, 3, -1, -1) if decoded.shape[1] == 1 else decoded
 
-    def save_with(self, unet: nn.Module, path: Path, description: dict[str, Any]) -> None:
+    def save_with(self, network: nn.Module, path: Path, description: dict[str, Any]) -> None:
         """Write the same pipeline around another network, whole or not at all.
 
         Args:
-            unet: the network, of this pipeline's architecture.
+            network: the network, of this pipeline's architecture.
             path: the new folder; one that is there is replaced.
             description: what pecker_fast.json shall hold.
         """
         part = self.architecture.denoiser
         with replacing_folder(path) as partial:
             shutil.copytree(self.path, partial, ignore=shutil.ignore_patterns(part, DESCRIPTION))
-            unet.save_pretrained(partial / part)  # type: ignore[operator]
+            network.save_pretrained(partial / part)  # type: ignore[operator]
             if description.get("kind") == "generator" and "t_init" in description:
                 from pecker_fast.models.one_step import write_prompt_pipeline
 

@@ -341,5 +341,5 @@ def test_pipelines_of_class_models_are_models(tmp_path, scheduler):
     DDPMPipeline(unet, scheduler.from_config(tiny_scheduler().config)).save_pretrained(tmp_path)
     assert find_pipeline(tmp_path) is None
     loaded = ModelFolder.load(tmp_path)
-    assert torch.equal(loaded.unet.conv_in.weight, unet.conv_in.weight)
+    assert torch.equal(loaded.network.conv_in.weight, unet.conv_in.weight)
     assert loaded.num_classes == 3
