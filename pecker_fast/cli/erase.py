@@ -12,9 +12,11 @@ from pecker_fast.cli.common import (
     CLASSIFIER,
     INPUT,
     PATH,
+    SOURCE,
     config_values,
     data_options,
     echo,
+    hub_options,
     judges,
     prepare,
     run_options,
@@ -45,6 +47,7 @@ Examples:
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run
+    pecker-fast erase --pipeline owner/name --variant fp16 --recipe nudity --out run
 
 \b
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
@@ -60,7 +63,7 @@ ascent (cifar10_neggrad), fine-tuning (cifar10_finetune) and ESD (cifar10_esd); 
 Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
 )
-@click.argument("model", type=INPUT, required=False)
+@click.argument("model", type=SOURCE, required=False)
 @click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option("--config", help="YAML file or name of a shipped recipe.")
 @training_options
@@ -68,9 +71,11 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option("--iterations", type=int, help="Length of the run.")
 @click.option(
     "--pipeline",
-    type=INPUT,
-    help="Folder of a diffusers text-to-image pipeline, in place of MODEL.",
+    type=SOURCE,
+    help="Folder of a diffusers text-to-image pipeline, or its id owner/name on the hub, in place of "
+    "MODEL.",
 )
+@hub_options
 @click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
 @click.option(
     "--name", "names", multiple=True, help="Concept to forget, for a recipe that leaves it open."

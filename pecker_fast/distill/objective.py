@@ -119,8 +119,8 @@ class Objective:
         # torch.device("cuda") becomes the current one, with its number.
         self.device = first.device if device is None else torch.empty(0, device=device).device
         self.dtype = compute_dtype(teacher)
-        low = config.precision == "bf16"
-        dtype = torch.bfloat16 if low else first.dtype
+        # A network in half precision is not trained in it unless asked to.
+        dtype = torch.bfloat16 if config.precision == "bf16" else self.dtype
         self.teacher = teacher
         self._original_weights = False  # of a teacher that is another module
         if (self.device, dtype) != (first.device, first.dtype):

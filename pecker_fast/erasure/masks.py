@@ -26,6 +26,7 @@ from pecker_fast.methods import mask_finding
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objectives import method_objective
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.weights import of_variant
 from pecker_fast.nn.flops import NetworkFlops, count_flops
 from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.memory import naming_settings
@@ -77,8 +78,10 @@ def mask_of_class(request: Request) -> ClassMask:
     """
     config = request.read_config()
     device = usable_device(request.device)
+    request = request.fetched()
     assert request.model is not None
-    model = load_original(request.model)
+    with of_variant(request.variant):
+        model = load_original(request.model)
     model.network.to(device)
     config = with_overrides(config, model, None, device)
     if isinstance(config, BaselineConfig):
