@@ -24,6 +24,8 @@ from pecker_fast.cli.common import (
 )
 from pecker_fast.cli.torchrun import is_first
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import shown
+from pecker_fast.runs.finding import is_repository
 
 if TYPE_CHECKING:
     from pecker_fast.erasure.run import Erasure
@@ -72,8 +74,8 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option(
     "--pipeline",
     type=SOURCE,
-    help="Folder of a diffusers text-to-image pipeline, or its id owner/name on the hub, in place of "
-    "MODEL.",
+    help="Folder of a diffusers text-to-image pipeline, or its id owner/name on the hub, in place "
+    "of MODEL.",
 )
 @hub_options
 @click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
@@ -143,12 +145,16 @@ Their result draws images in many steps, as the original does. --mask-file takes
     show_default=True,
     help="DDIM steps of the original model in the evaluation.",
 )
+@click.option("--push", metavar="OWNER/NAME", help="Upload the erased model to the hub.")
 @run_options
 def erase(device: str, threads: int | None, **options: Any) -> None:
     """Erase a class from the model folder MODEL, or a concept from a text-to-image --pipeline."""
     from pecker_fast.erasure.request import Request
 
     started = time.monotonic()
+    push = options.pop("push")
+    if push is not None and not is_repository(push):
+        raise PeckerError(f"--push {shown(push)}: is no id of the hub; expected owner/name")
     recipe, config = options.pop("recipe"), options.pop("config")
     if recipe is not None and config is not None:
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
@@ -166,7 +172,10 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
 
     from pecker_fast.erasure.api import run
 
-    say(run(request))
+    erased = run(request)
+    say(erased)
+    if push is not None and is_first():
+        echo(f"pushed           {erased.push_to_hub(push)}")
 
 
 def say(erasure: Erasure[Any]) -> None:

@@ -28,7 +28,7 @@ from pecker_fast.masks.files import saved_by_torch
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.hub import local_folder
+from pecker_fast.models.hub import hub_id_of, local_folder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.sources import is_live, written
 from pecker_fast.models.weights import of_variant
@@ -65,12 +65,13 @@ def erase(
         out: the run directory.
         config: a YAML file or the name of a shipped recipe. None: the published CIFAR-10 recipe.
         options: fields of `Request`, e.g. `classifier="judge"` for a report, `mask=`, `device=`,
-            `force=True`; of the hub `revision=`, `variant=`, `token=` and `local_files_only=`, as
-            `from_pretrained` takes them. All others are settings of the configuration, e.g. `iterations=100`,
-            `seed=1` or `**{"mask.density": 0.1}`.
+            `force=True`, `trackers=`; of the hub `revision=`, `variant=`, `token=` and
+            `local_files_only=`, as `from_pretrained` takes them. All others are settings of the
+            configuration, e.g. `iterations=100`, `seed=1` or `**{"mask.density": 0.1}`.
 
     Returns:
-        The erased model, its mask, the comparison of the frozen entries, and the report.
+        The erased model, its mask, the comparison of the frozen entries, and the report; it can be
+        attacked, pushed to the hub, and loaded as a pipeline of diffusers.
 
     Raises:
         PeckerError: whatever cannot be used; nothing is written then. A run that fails later
@@ -223,7 +224,7 @@ def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartN
 
 def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Module) -> Site:
     """Where the run takes place, and the mask that it was given, in its file or SalUn's."""
-    mask = request.mask
+    mask, source = request.mask, request.model or request.pipeline
     if isinstance(mask, Path):
         read = SaliencyMask.from_dense if saved_by_torch(mask) else SaliencyMask.load
         mask = read(mask, network)
@@ -234,6 +235,8 @@ def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Modu
         mask=mask,
         force=request.force,
         clock=Clock(request.started),
+        base_model=hub_id_of(source) if isinstance(source, Path) else None,
+        trackers=request.trackers,
     )
 
 

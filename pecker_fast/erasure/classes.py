@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from pecker_fast.datasets.loading import ImageSet
@@ -72,6 +73,7 @@ class _ClassTask(Task[T, ModelFolder]):
             (trainer.iteration, self.config.iterations),
             self.site.ranks,
             until,
+            partial(self.site.tell, prefix="curve/"),
         )
         return lambda: curve.visit(trainer.iteration, trainer.stopwatch.seconds)
 

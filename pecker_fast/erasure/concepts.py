@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
                 (trainer.iteration, total),
                 ranks,
                 self.config.until,
+                partial(self.site.tell, prefix="curve/"),
             )
 
         def visit() -> bool:

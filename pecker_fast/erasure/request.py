@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pecker_fast.datasets.loading import ImageSet
     from pecker_fast.distill.config import PeckerConfig
     from pecker_fast.distributed import Ranks
+    from pecker_fast.erasure.run import Tracker
     from pecker_fast.masks.mask import SaliencyMask
     from pecker_fast.methods.config import BaselineConfig
     from pecker_fast.models import ModelFolder
@@ -84,6 +85,8 @@ class Request:
         device: where to work: auto, cpu, cuda, cuda:N.
         started: `time.monotonic()` at the start of the command, for the seconds of the report.
             None: now.
+        trackers: what is told losses, judged points and figures: whatever has `log(values, step=)`,
+            as a run of wandb and accelerate's trackers.
         command: who asks, for messages.
 
     Raises:
@@ -124,6 +127,7 @@ class Request:
     force: bool = False
     device: str | torch.device = "auto"
     started: float | None = None
+    trackers: Sequence[Tracker] = ()
     command: str = "erase"
 
     def __post_init__(self) -> None:

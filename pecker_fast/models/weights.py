@@ -17,7 +17,7 @@ from torch import nn
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import few, read_json, shown
 
-__all__ = ["Weights", "load_network", "mismatch", "of_variant", "weights_in"]
+__all__ = ["Weights", "as_dtype", "load_network", "mismatch", "of_variant", "weights_in"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLOATS = {
@@ -150,7 +150,7 @@ def load_network(
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     of_texts = kind.__module__.startswith("transformers.")
     if not of_texts:
-        options["torch_dtype"] = dtype
+        options |= as_dtype(dtype)
     # diffusers renames the attention of old files, transformers whatever it has renamed since.
     renamed = of_texts or any(word in name for name in found for word in _OLD_WORDS)
     too_large = _entries(expected) > 2 * _entries(found) + _SLACK
@@ -179,6 +179,14 @@ def load_network(
                 "diverged: take earlier weights"
             )
     return loaded
+
+
+def as_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The option of diffusers' `from_pretrained` for a precision, as this version calls it."""
+    import diffusers
+
+    version = tuple(map(int, diffusers.__version__.split(".")[:2]))
+    return {"dtype" if version >= (0, 42) else "torch_dtype": dtype}
 
 
 def mismatch(expected: Shapes, found: Shapes) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "find_pipeline",
     "holds_run",
     "is_hub_id",
+    "is_repository",
 ]
 
 # A network and its schedule: of diffusers, and what a one-step generator's folder says.
@@ -45,8 +46,12 @@ def is_hub_id(text: str) -> bool:
     What begins with a dot or a slash, has another number of parts or ends as a file does, is a path
     even where nothing is there.
     """
-    named = _HUB_ID.fullmatch(text) is not None and not text.endswith(_FILES)
-    return named and not os.path.lexists(text)
+    return is_repository(text) and not text.endswith(_FILES) and not os.path.lexists(text)
+
+
+def is_repository(text: str) -> bool:
+    """Whether this may be the id of a repository on the hub, `owner/name`."""
+    return _HUB_ID.fullmatch(text) is not None
 
 
 def holds_run(path: Path) -> bool:
