@@ -47,6 +47,7 @@ def local_folder(
                 f"{name}: revision {shown(revision)} is for ids of the hub, such as owner/name; "
                 "leave it out"
             )
+        _check_variant(Path(source), variant)
         return Path(source)
     from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -68,6 +69,7 @@ def local_folder(
         raise
     except Exception as error:  # its own of several kinds, those of two HTTP libraries, OSError
         raise PeckerError(f"{name}: {_reason(error, offline)}") from error
+    _check_variant(Path(found), variant)
     return Path(found)
 
 
@@ -115,6 +117,18 @@ def files_to_read(name: str, listed: Collection[str], variant: str | None) -> li
         known = few(sorted(variants)) if variants else "none"
         raise PeckerError(f"{name}: has no variant {shown(variant)}; its variants: {known}")
     return sorted(wanted)
+
+
+def _check_variant(folder: Path, variant: str | None) -> None:
+    """Refuse a variant that no part has; each alone is taken as it is where it lacks it."""
+    if variant is None:
+        return
+    names = [file.name for file in folder.rglob("*.safetensors*")]
+    if not any(f".{variant}{end}" in name for name in names for end in ".-"):
+        raise PeckerError(
+            f"{folder}: has no weights of the variant {shown(variant)}; leave --variant out, or "
+            "name one that is there"
+        )
 
 
 def hub_id_of(path: Path) -> str | None:

@@ -96,8 +96,9 @@ class PipelineFolder:
         root = Path(path)
         if root.is_file():
             raise PeckerError(
-                f"pipeline {root}: is a file; expected a folder that "
-                "StableDiffusionPipeline.save_pretrained wrote: load the file with from_single_file"
+                f"pipeline {root}: is a file; expected a folder that save_pretrained wrote. From "
+                "Python, erase takes StableDiffusionPipeline.from_single_file(file, config=FOLDER, "
+                "local_files_only=True), FOLDER being a pipeline of the same kind"
             )
         name, parts = pipeline_parts(root / "model_index.json")
         architecture = architecture_of(name, parts, root)

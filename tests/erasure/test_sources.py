@@ -1,10 +1,12 @@
 """What `erase` takes besides folders: ids of the hub, live pipelines; and where the result goes."""
 
+import copy
+
 import pytest
 import torch
 from hub_server import serving
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from tiny_models import tiny_scheduler, tiny_unet
 from tiny_pipeline import save_tiny_pipeline
 
@@ -33,11 +35,13 @@ class Kept(list):
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
-    """A pipeline of diffusers in bfloat16, and its folder."""
+    """A pipeline of diffusers in bfloat16, and its folder, in float16 as a variant too."""
     folder = tmp_path_factory.mktemp("live") / "pipeline"
     pipeline = save_tiny_pipeline(folder, length=48)
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(folder)
+    halves = copy.deepcopy(pipeline.unet).to(torch.float16)
+    halves.save_pretrained(folder / "unet", variant="fp16")
     (folder / "README.md").write_text("---\nlicense: mit\ntags: [tiny]\n---\n# Tiny\n")
     return pipeline, folder
 
@@ -101,6 +105,7 @@ def test_from_the_hub_and_back(live, tmp_path, monkeypatch, capsys):
         hub.repositories["me/tiny"] = folder
         words = ["erase", "--pipeline", "me/tiny", "--name", "cat", "--override", "dog"]
         words += ["--recipe", "object", "--out", str(tmp_path / "run"), "--no-previews"]
+        words += ["--variant", "fp16"]
         settings = [
             word for name, value in CONCEPT.items() for word in ("--set", f"{name}={value}")
         ]
@@ -109,6 +114,8 @@ def test_from_the_hub_and_back(live, tmp_path, monkeypatch, capsys):
         pushed = hub.pushed["me/erased"]
         assert "me/erased" in capsys.readouterr().out
         assert pushed[NETWORK] == (tmp_path / "run/pipeline" / NETWORK).read_bytes()
+        made = load(pushed[NETWORK])
+        assert {value.dtype for value in made.values()} == {torch.float16}
         assert pushed["patch.safetensors"] == (tmp_path / "run/patch.safetensors").read_bytes()
         data = ModelCard(pushed["README.md"].decode()).data.to_dict()
         assert (data["base_model"], data["license"]) == ("me/tiny", "mit")
