@@ -12,9 +12,11 @@ from pecker_fast.cli.common import (
     CLASSIFIER,
     INPUT,
     PATH,
+    SOURCE,
     config_values,
     data_options,
     echo,
+    hub_options,
     judges,
     prepare,
     run_options,
@@ -22,6 +24,8 @@ from pecker_fast.cli.common import (
 )
 from pecker_fast.cli.torchrun import is_first
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import shown
+from pecker_fast.runs.finding import is_repository
 
 if TYPE_CHECKING:
     from pecker_fast.erasure.run import Erasure
@@ -45,6 +49,7 @@ Examples:
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run
+    pecker-fast erase --pipeline owner/name --variant fp16 --recipe nudity --out run
 
 \b
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
@@ -60,7 +65,7 @@ ascent (cifar10_neggrad), fine-tuning (cifar10_finetune) and ESD (cifar10_esd); 
 Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
 )
-@click.argument("model", type=INPUT, required=False)
+@click.argument("model", type=SOURCE, required=False)
 @click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option("--config", help="YAML file or name of a shipped recipe.")
 @training_options
@@ -68,9 +73,11 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option("--iterations", type=int, help="Length of the run.")
 @click.option(
     "--pipeline",
-    type=INPUT,
-    help="Folder of a diffusers text-to-image pipeline, in place of MODEL.",
+    type=SOURCE,
+    help="Folder of a diffusers text-to-image pipeline, or its id owner/name on the hub, in place "
+    "of MODEL.",
 )
+@hub_options
 @click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
 @click.option(
     "--name", "names", multiple=True, help="Concept to forget, for a recipe that leaves it open."
@@ -138,12 +145,16 @@ Their result draws images in many steps, as the original does. --mask-file takes
     show_default=True,
     help="DDIM steps of the original model in the evaluation.",
 )
+@click.option("--push", metavar="OWNER/NAME", help="Upload the erased model to the hub.")
 @run_options
 def erase(device: str, threads: int | None, **options: Any) -> None:
     """Erase a class from the model folder MODEL, or a concept from a text-to-image --pipeline."""
     from pecker_fast.erasure.request import Request
 
     started = time.monotonic()
+    push = options.pop("push")
+    if push is not None and not is_repository(push):
+        raise PeckerError(f"--push {shown(push)}: is no id of the hub; expected owner/name")
     recipe, config = options.pop("recipe"), options.pop("config")
     if recipe is not None and config is not None:
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
@@ -161,7 +172,10 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
 
     from pecker_fast.erasure.api import run
 
-    say(run(request))
+    erased = run(request)
+    say(erased)
+    if push is not None and is_first():
+        echo(f"pushed           {erased.push_to_hub(push)}")
 
 
 def say(erasure: Erasure[Any]) -> None:
