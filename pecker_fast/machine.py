@@ -14,8 +14,8 @@ import torch
 from pecker_fast.errors import PeckerError
 
 __all__ = [
-    "asked_bytes", "free_bytes", "machine_facts", "out_of_memory", "usable_cores", "usable_device",
-    "versions",
+    "asked_bytes", "free_bytes", "machine_facts", "out_of_memory", "resident_bytes", "usable_cores",
+    "usable_device", "versions",
 ]  # fmt: skip
 
 _GIB = 2**30
@@ -129,10 +129,15 @@ def free_bytes() -> int | None:
     return _memory("MemAvailable")
 
 
-def _memory(key: str) -> int | None:
-    """A line of /proc/meminfo in bytes; None where the system is not Linux."""
+def resident_bytes(*, peak: bool = False) -> int | None:
+    """What this process holds in memory, or held at most; None where the system is not Linux."""
+    return _memory("VmHWM" if peak else "VmRSS", "/proc/self/status")
+
+
+def _memory(key: str, file: str = "/proc/meminfo") -> int | None:
+    """A line of such a file in bytes; None where the system is not Linux."""
     try:
-        found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        found = re.search(rf"^{key}:\s+(\d+) kB", Path(file).read_text(), re.MULTILINE)
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
