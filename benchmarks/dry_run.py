@@ -113,7 +113,7 @@ class DryRunCase(Case):
         text = CLIPTextConfig.from_pretrained(folder / "text_encoder")
         text.update({
             "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 12,
-            "num_attention_heads": width // 64, "max_position_embeddings": TOKENS,
+            "num_attention_heads": max(1, width // 64), "max_position_embeddings": TOKENS,
         })  # fmt: skip
         CLIPTextModel(text).save_pretrained(folder / "text_encoder")
         tokenizer = folder / "tokenizer" / "tokenizer_config.json"

@@ -128,6 +128,8 @@ class Objective:
             self.teacher = nn.Module.to(copy.deepcopy(teacher), self.device, dtype)
         self._predict = predict
         self.predictors = predict if isinstance(predict, Predictors) else Predictors.all(predict)
+        if config.recompute:
+            self.predictors = self.predictors.apart()
         if config.precision == "autocast":
             self.predictors = self.predictors.map(lambda p: with_autocast(p, self.device))
 
