@@ -19,7 +19,8 @@ __all__ = [
 ]  # fmt: skip
 
 _GIB = 2**30
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP = Path("/sys/fs/cgroup")
+_CPU_MAX = _CGROUP / "cpu.max"
 _PACKAGES = (
     "pecker-fast", "torch", "diffusers", "transformers", "numpy", "safetensors", "triton",
     "onnxruntime", "torchvision", "torch-fidelity",
@@ -126,7 +127,21 @@ def free_bytes() -> int | None:
     """Memory still to be had: of the current GPU where one is in use, else the machine's."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.mem_get_info()[0]
-    return _memory("MemAvailable")
+    found = [size for size in (_memory("MemAvailable"), _left_to_container()) if size is not None]
+    return min(found, default=None)
+
+
+def _left_to_container() -> int | None:
+    """Of the memory that a container may use; None without such a limit."""
+    try:
+        most = (_CGROUP / "memory.max").read_text().strip()
+        if most == "max":
+            return None
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return max(0, int(most) - used + int(stat["inactive_file"]))  # what is cached can go
+    except (OSError, ValueError, KeyError):
+        return None  # no cgroup v2
 
 
 def resident_bytes(*, peak: bool = False) -> int | None:

@@ -112,6 +112,11 @@ def try_out(task: Task[Any, Any]) -> DryRun:
     Raises:
         PeckerError: it does not fit; one line, with the settings that make it fit.
     """
+    with naming_settings(task.config):  # a batch alone may be too large
+        return _tried(task)
+
+
+def _tried(task: Task[Any, Any]) -> DryRun:
     objective, device, config = task.objective, task.site.device, task.config
     objective.schedule.tables(objective.device, objective.dtype)  # real ones, made once and kept
     peak = _modelled(task, {})
@@ -129,13 +134,12 @@ def try_out(task: Task[Any, Any]) -> DryRun:
         batches, values = config.saliency.batches, {"saliency.batches": 1}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with naming_settings(config):
-        trainer = task.tried(values, lambda network: network).start(None)
-        seconds = []
-        for _ in range(trainer.warm_up + _TIMED):
-            begun = time.monotonic()
-            torch.stack(list(trainer.iterate())).sum().item()  # waits for the device
-            seconds.append(time.monotonic() - begun)
+    trainer = task.tried(values, lambda network: network).start(None)
+    seconds = []
+    for _ in range(trainer.warm_up + _TIMED):
+        begun = time.monotonic()
+        torch.stack(list(trainer.iterate())).sum().item()  # waits for the device
+        seconds.append(time.monotonic() - begun)
     place = _existing(task.site.out)
     entries = trainer.mask.nnz
     # Two checkpoints are kept while the next one is written.

@@ -172,6 +172,15 @@ def test_a_dry_run_says_what_a_run_takes(run, files, pipeline, data, tmp_path, n
     assert found["process_bytes"] > peak["size"]  # tiny networks
 
 
+def test_a_dry_run_under_a_mask_that_is_given(run, files, tmp_path):
+    file = tmp_path / "m.safetensors"
+    assert run("mask", files.model, *SMALL[:10], "--out", file).code == 0
+    words = ["--mask-file", file, "--out", tmp_path / "run", "--dry-run", "--json"]
+    found = json.loads(run("erase", files.model, *SMALL, *words).out)
+    assert found["mask"].endswith("(given, density 0.2)") and found["finding_s"] == 0
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_in_words(run, files, tmp_path):
     done = run("erase", files.model, *SMALL, "--out", tmp_path / "run", "--dry-run")
     assert done.code == 0 and list(tmp_path.iterdir()) == []
