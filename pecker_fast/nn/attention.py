@@ -84,7 +84,7 @@ class FusedAttention(Attention):
         )
         attended = F.scaled_dot_product_attention(
             *(
-                part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+                part.view(*part.shape[:2], self.heads, -1).transpose(1, 2)
                 for part in projected(tokens_of(normed), (self.to_q, self.to_k, self.to_v))
             )
         )
