@@ -185,8 +185,9 @@ def load_network(
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """No bars of transformers over the reading of weights, which takes it no time."""
-    from transformers.utils import logging
+    import transformers
 
+    logging: Any = transformers.utils.logging  # untyped
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
