@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from pecker_fast.cli.common import (
-    MODEL_ARGUMENT,
     PATH,
+    SOURCE_ARGUMENT,
     config_values,
+    hub_options,
     run_options,
     seed_option,
     settings_option,
@@ -24,7 +25,7 @@ from pecker_fast.cli.output import (
     quiet_option,
     result,
 )
-from pecker_fast.runs.finding import find_pipeline
+from pecker_fast.runs.finding import find_pipeline, is_hub_id
 
 __all__ = ["distill"]
 
@@ -45,7 +46,8 @@ goes on when the same command is started again. The default recipe is cifar10_st
 iterations of 128 images; of a pipeline text_stage1, 16,000 of 512.
 """,
 )
-@MODEL_ARGUMENT
+@SOURCE_ARGUMENT
+@hub_options
 @click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option(
     "--config",
@@ -61,10 +63,15 @@ iterations of 128 images; of a pipeline text_stage1, 16,000 of 512.
 @quiet_option
 def distill(model: Path, device: str, threads: int | None, **options: Any) -> None:
     """Distil MODEL, a model folder or a pipeline, into one step; nothing is forgotten yet."""
-    from pecker_fast.erasure.request import Request
+    from pecker_fast.erasure.request import HUB_OPTIONS, Request
 
     started = time.monotonic()
     dry, printing = options.pop("dry_run"), options.pop("print_config")
+    if is_hub_id(str(model)):  # whether it is a pipeline is seen in its files
+        from pecker_fast.models.hub import local_folder
+
+        model = local_folder(model, **{name: options.get(name) for name in HUB_OPTIONS})
+        options.pop("revision")
     pipeline = find_pipeline(model)
     recipe = options.pop("config") or ("cifar10_stage1" if pipeline is None else "text_stage1")
     nothing: dict[str, Any] = {"forget": None} if pipeline is None else {"text.concepts": []}

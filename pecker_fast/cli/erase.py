@@ -14,14 +14,18 @@ from pecker_fast.cli.common import (
     CLASSIFIER,
     INPUT,
     PATH,
+    SOURCE,
     config_values,
     data_options,
+    echo,
+    hub_options,
     judges,
     prepare,
     run_options,
     training_options,
 )
 from pecker_fast.cli.output import (
+    as_json,
     dry_run_option,
     json_option,
     print_config_option,
@@ -31,6 +35,9 @@ from pecker_fast.cli.output import (
 )
 from pecker_fast.cli.torchrun import is_first
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import shown
+from pecker_fast.progress import note
+from pecker_fast.runs.finding import is_repository
 
 if TYPE_CHECKING:
     from pecker_fast.erasure.request import Request
@@ -56,6 +63,7 @@ Examples:
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run --dry-run
+    pecker-fast erase --pipeline owner/name --variant fp16 --recipe nudity --out run
 
 \b
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
@@ -71,7 +79,7 @@ ascent (cifar10_neggrad), fine-tuning (cifar10_finetune) and ESD (cifar10_esd); 
 Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
 )
-@click.argument("model", type=INPUT, required=False)
+@click.argument("model", type=SOURCE, required=False)
 @click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option("--config", help="YAML file or name of a shipped recipe.")
 @training_options
@@ -79,9 +87,11 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option("--iterations", type=int, help="Length of the run.")
 @click.option(
     "--pipeline",
-    type=INPUT,
-    help="Folder of a diffusers text-to-image pipeline, in place of MODEL.",
+    type=SOURCE,
+    help="Folder of a diffusers text-to-image pipeline, or its id owner/name on the hub, in place "
+    "of MODEL.",
 )
+@hub_options
 @click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
 @click.option(
     "--name", "names", multiple=True, help="Concept to forget, for a recipe that leaves it open."
@@ -149,6 +159,7 @@ Their result draws images in many steps, as the original does. --mask-file takes
     show_default=True,
     help="DDIM steps of the original model in the evaluation.",
 )
+@click.option("--push", metavar="OWNER/NAME", help="Upload the erased model to the hub.")
 @run_options
 @dry_run_option
 @print_config_option
@@ -160,6 +171,9 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
 
     started = time.monotonic()
     dry, printing = options.pop("dry_run"), options.pop("print_config")
+    push = options.pop("push")
+    if push is not None and not is_repository(push):
+        raise PeckerError(f"--push {shown(push)}: is no id of the hub; expected owner/name")
     recipe, config = options.pop("recipe"), options.pop("config")
     if recipe is not None and config is not None:
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
@@ -174,6 +188,8 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
     )
     if (found := carried_out(request, threads, dry, printing)) is not None:
         say(found)
+        if push is not None and is_first():
+            (note if as_json() else echo)(f"pushed           {found.push_to_hub(push)}")
 
 
 def carried_out(

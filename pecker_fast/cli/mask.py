@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pecker_fast.cli.common import (
-    MODEL_ARGUMENT,
     PATH,
+    SOURCE_ARGUMENT,
     config_values,
     data_options,
+    hub_options,
     machine_options,
     prepare,
     training_options,
@@ -43,7 +44,8 @@ Examples:
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
 """,
 )
-@MODEL_ARGUMENT
+@SOURCE_ARGUMENT
+@hub_options
 @click.option(
     "--out",
     type=PATH,

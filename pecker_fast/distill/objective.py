@@ -119,8 +119,8 @@ class Objective:
         # torch.device("cuda") becomes the current one, with its number.
         self.device = first.device if device is None else torch.empty(0, device=device).device
         self.dtype = compute_dtype(teacher)
-        low = config.precision == "bf16"
-        dtype = torch.bfloat16 if low else first.dtype
+        # A network in half precision is not trained in it unless asked to.
+        dtype = torch.bfloat16 if config.precision == "bf16" else self.dtype
         self.teacher = teacher
         self._original_weights = False  # of a teacher that is another module
         if (self.device, dtype) != (first.device, first.dtype):
@@ -146,7 +146,7 @@ class Objective:
         names = model.class_names
         conditions = ClassConditions(config.forget, config.override, len(names), names)
         return cls(
-            model.unet,
+            model.network,
             schedule,
             conditions,
             config,
@@ -171,7 +171,7 @@ class Objective:
             pipeline.scheduler_config, **config.diffusion.model_dump()
         )
         predict = text_predictor(schedule, pipeline.architecture.call, pipeline.prediction_type)
-        place = next(pipeline.unet.parameters()).device if device is None else device
+        place = next(pipeline.network.parameters()).device if device is None else device
         conditions = TextConditions(
             config.text, lambda prompts: pipeline.texts.encode(prompts, place), config.seed
         )
@@ -186,7 +186,7 @@ class Objective:
             }
 
         return cls(
-            pipeline.unet,
+            pipeline.network,
             schedule,
             conditions,
             config,

@@ -76,7 +76,7 @@ class MethodObjective(ABC, Generic[B]):
             device: None = where the network is.
             predict: Adapter that calls the network.
         """
-        self.original: nn.Module = model.unet.eval().requires_grad_(False)
+        self.original: nn.Module = model.network.eval().requires_grad_(False)
         self._place = next(self.original.parameters()).device
         # torch.device("cuda") becomes the current one, with its number.
         self.device = torch.empty(0, device=self._place if device is None else device).device
