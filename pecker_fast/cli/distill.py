@@ -66,12 +66,12 @@ def distill(model: Path, device: str, threads: int | None, **options: Any) -> No
     from pecker_fast.erasure.request import HUB_OPTIONS, Request
 
     started = time.monotonic()
-    dry, printing = options.pop("dry_run"), options.pop("print_config")
     if is_hub_id(str(model)):  # whether it is a pipeline is seen in its files
         from pecker_fast.models.hub import local_folder
 
         model = local_folder(model, **{name: options.get(name) for name in HUB_OPTIONS})
         options.pop("revision")
+    dry, printing = options.pop("dry_run"), options.pop("print_config")
     pipeline = find_pipeline(model)
     recipe = options.pop("config") or ("cifar10_stage1" if pipeline is None else "text_stage1")
     nothing: dict[str, Any] = {"forget": None} if pipeline is None else {"text.concepts": []}

@@ -17,7 +17,6 @@ from pecker_fast.cli.common import (
     SOURCE,
     config_values,
     data_options,
-    echo,
     hub_options,
     judges,
     prepare,
@@ -25,7 +24,6 @@ from pecker_fast.cli.common import (
     training_options,
 )
 from pecker_fast.cli.output import (
-    as_json,
     dry_run_option,
     json_option,
     print_config_option,
@@ -62,8 +60,8 @@ Examples:
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run
-    pecker-fast erase --pipeline SD15 --recipe nudity --out run --dry-run
     pecker-fast erase --pipeline owner/name --variant fp16 --recipe nudity --out run
+    pecker-fast erase --pipeline SD15 --recipe nudity --out run --dry-run
 
 \b
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
@@ -170,10 +168,10 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
     from pecker_fast.erasure.request import Request
 
     started = time.monotonic()
-    dry, printing = options.pop("dry_run"), options.pop("print_config")
     push = options.pop("push")
     if push is not None and not is_repository(push):
         raise PeckerError(f"--push {shown(push)}: is no id of the hub; expected owner/name")
+    dry, printing = options.pop("dry_run"), options.pop("print_config")
     recipe, config = options.pop("recipe"), options.pop("config")
     if recipe is not None and config is not None:
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
@@ -189,7 +187,7 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
     if (found := carried_out(request, threads, dry, printing)) is not None:
         say(found)
         if push is not None and is_first():
-            (note if as_json() else echo)(f"pushed           {found.push_to_hub(push)}")
+            note(f"pushed to {found.push_to_hub(push)}")
 
 
 def carried_out(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,8 +37,6 @@ from pecker_fast.runs.finding import find_pipeline
 from pecker_fast.runs.outputs import Clock
 
 __all__ = ["dry_run", "erase", "real_images", "run"]
-
-R = TypeVar("R")
 
 
 def erase(
@@ -145,7 +143,9 @@ def run(request: Request) -> Erasure[Any]:
     Raises:
         PeckerError: whatever cannot be used.
     """
-    return _asked(request, carry_out)
+    request = request.fetched()
+    with of_variant(request.variant):
+        return carry_out(_task(request))
 
 
 def dry_run(request: Request) -> DryRun:
@@ -155,14 +155,13 @@ def dry_run(request: Request) -> DryRun:
         PeckerError: whatever cannot be used, or does not fit on this machine: the settings that
             would make it fit are named.
     """
-    return _asked(request, try_out)
-
-
-def _asked(request: Request, work: Callable[[Task[Any, Any]], R]) -> R:
-    """What comes of the task that is asked for."""
     request = request.fetched()
     with of_variant(request.variant):
-        return work(_class_task(request) if request.pipeline is None else _concept_task(request))
+        return try_out(_task(request))
+
+
+def _task(request: Request) -> Task[Any, Any]:
+    return _class_task(request) if request.pipeline is None else _concept_task(request)
 
 
 def real_images(
