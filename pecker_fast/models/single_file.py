@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import check_output_file, read_json, replacing
-from pecker_fast.models.architectures import StableDiffusion, StableDiffusionXL, architecture_of
+from pecker_fast.models.architectures import StableDiffusion, StableDiffusionXL
 from pecker_fast.models.folder import WEIGHTS
-from pecker_fast.models.schemas import pipeline_parts
+from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.weights import weights_in
 
 __all__ = ["save_single_file"]
@@ -86,26 +86,32 @@ def save_single_file(pipeline: Path, out: Path, *, force: bool = False) -> list[
     if out.suffix != ".safetensors":
         raise PeckerError(f"{out}: a pipeline in one file is a .safetensors; name it so")
     check_output_file(out, force)
-    name, parts = pipeline_parts(pipeline / "model_index.json")
-    family = architecture_of(name, parts, pipeline)
+    checked = PipelineFolder.load(pipeline)
+    family, config = checked.architecture, checked.network.config
     if not isinstance(family, (StableDiffusion, StableDiffusionXL)):
         raise PeckerError(
             f"pipeline folder {pipeline}: {family.name} cannot be written as one file, Stable "
             "Diffusion 1.x, 2.x and XL can"
         )
-    config = read_json(pipeline / "unet" / "config.json")
-    layers = config.get("layers_per_block", 2)
-    attended = ["Attn" in kind for kind in config["up_block_types"]]
+    layers, levels = config.layers_per_block, len(checked.load_decoder().config.block_out_channels)
     if not isinstance(layers, int):
-        raise PeckerError(f"{pipeline / 'unet'}: has another number of layers in each block")
-    levels = len(read_json(pipeline / "vae" / "config.json")["block_out_channels"])
-    tensors = {
-        **_renamed(
+        raise PeckerError(
+            f"{pipeline / 'unet'}: has another number of layers in each block, which the original "
+            "layout has not"
+        )
+    attended = ["Attn" in kind for kind in config.up_block_types]
+    prediction = checked.prediction_type
+    del checked  # what follows takes the files as they are, in their precision
+    try:
+        unet = _renamed(
             _read(pipeline / "unet", WEIGHTS),
             lambda name: f"model.diffusion_model.{_of_unet(name, layers, attended)}",
-        ),
-        **_autoencoder(_read(pipeline / "vae", WEIGHTS), levels),
-    }
+        )
+    except (KeyError, StopIteration) as error:
+        raise PeckerError(
+            f"{pipeline / 'unet'}: has parts that the original layout has not ({error})"
+        ) from error
+    tensors = {**unet, **_autoencoder(_read(pipeline / "vae", WEIGHTS), levels)}
     text = _read(pipeline / "text_encoder", "model.safetensors")
     if isinstance(family, StableDiffusionXL):
         second = _read(pipeline / "text_encoder_2", "model.safetensors")
@@ -117,9 +123,8 @@ def save_single_file(pipeline: Path, out: Path, *, force: bool = False) -> list[
         tensors |= _renamed(text, lambda name: _CLIP + name)
     with replacing(out) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    schedule = read_json(pipeline / "scheduler" / "scheduler_config.json")
     lines = ["no schedule and no number of steps is in it: tell the program that loads it"]
-    if (prediction := schedule.get("prediction_type", "epsilon")) != "epsilon":
+    if prediction != "epsilon":
         lines.append(f"its network predicts {prediction}, which a program may have to be told")
     return lines
 
@@ -150,8 +155,8 @@ def _of_unet(name: str, layers: int, attended: list[bool]) -> str:
     found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name)
     if found is None:
         start = next(start for start in _TOP if name.startswith(f"{start}."))
-        place, kind, rest = _TOP[start], start.split(".")[1:2], name[len(start) + 1 :]
-        return f"{place}.{_of_resnet(rest) if kind == ['resnets'] else rest}"
+        rest = name[len(start) + 1 :]
+        return f"{_TOP[start]}.{_of_resnet(rest) if '.resnets.' in start else rest}"
     way, kind, rest = found[1], found[3], found[5]
     block, number = int(found[2]), int(found[4])
     first = (layers + 1) * block

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from tiny_architectures import FAMILIES, clip
 from tiny_pipeline import letters
@@ -85,11 +85,16 @@ def test_what_cannot_be_one_file(tmp_path):
         save_single_file(folder, tmp_path / "one.ckpt")
     saved("Stable Diffusion", tmp_path / "other")
     config = tmp_path / "other" / "unet" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": [1, 1]}))
-    with pytest.raises(PeckerError, match="another number of layers"):
-        save_single_file(tmp_path / "other", tmp_path / "one.safetensors")
+    for changed, named in (
+        ({"layers_per_block": [1, 1]}, "another number of layers"),
+        ({"layers_per_block": 1, "time_cond_proj_dim": 8}, "has not"),
+    ):
+        content = json.loads(config.read_text()) | changed
+        network = UNet2DConditionModel.from_config(content)
+        network.save_pretrained(config.parent)
+        with pytest.raises(PeckerError, match=named):
+            save_single_file(tmp_path / "other", tmp_path / "one.safetensors")
     (tmp_path / "other" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 1}))
     with pytest.raises(PeckerError, match=r"vae: diffusion_pytorch_model\.safetensors is missing"):
         save_single_file(tmp_path / "other", tmp_path / "one.safetensors")
     assert not (tmp_path / "one.safetensors").exists()
