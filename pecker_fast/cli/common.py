@@ -15,6 +15,7 @@ from pecker_fast.datasets import DATASETS
 from pecker_fast.errors import PeckerError, printable
 from pecker_fast.evaluate.defaults import TRUSTED
 from pecker_fast.files import shown
+from pecker_fast.progress import note
 from pecker_fast.runs.finding import is_hub_id
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def prepare(device: str, threads: int | None, *, models: bool = True) -> torch.d
         PeckerError: no such device on this machine.
     """
     if "torch" not in sys.modules:
-        click.echo("loading torch and the model ...", err=True)  # seconds, more on a slow disk
+        note("loading torch and the model ...")  # seconds, more on a slow disk
 
     import torch
 

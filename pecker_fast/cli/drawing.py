@@ -22,6 +22,7 @@ from pecker_fast.evaluate.sampling import Method, Sampler, labels_in_turn
 from pecker_fast.files import replacing
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.progress import note
 
 __all__ = ["Request", "draw_classes", "draw_prompts"]
 
@@ -172,7 +173,7 @@ def _write(out: Path, plan: SamplePlan, ranks: Ranks, force: bool) -> None:
         raise
     if missing < len(plan.files):
         there = len(plan.files) - missing
-        echo(f"{there:,} of {len(plan.files):,} images were there before", err=True)
+        note(f"{there:,} of {len(plan.files):,} images were there before")
     echo(out)
 
 

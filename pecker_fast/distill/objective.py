@@ -126,7 +126,10 @@ class Objective:
         if (self.device, dtype) != (first.device, first.dtype):
             # nn.Module's `to`: diffusers' own warns of every cast.
             self.teacher = nn.Module.to(copy.deepcopy(teacher), self.device, dtype)
+        self._predict = predict
         self.predictors = predict if isinstance(predict, Predictors) else Predictors.all(predict)
+        if config.recompute:
+            self.predictors = self.predictors.apart()
         if config.precision == "autocast":
             self.predictors = self.predictors.map(lambda p: with_autocast(p, self.device))
 
@@ -212,6 +215,24 @@ class Objective:
             predictors=self.predictors,
             diff_instruct=config.diff_instruct,
             recompute=config.recompute,
+        )
+
+    def around(self, teacher: nn.Module, values: Mapping[str, Any]) -> Objective:
+        """The same of a copy of the teacher, with other settings under these dotted keys.
+
+        Raises:
+            PeckerError: settings that do not go together.
+        """
+        return Objective(
+            teacher,
+            self.schedule,
+            self.conditions,
+            self.config.changed(values),
+            self.sample_shape,
+            device=self.device,
+            predict=self._predict,
+            notes=self.notes,
+            given=self._given,
         )
 
     def identity(self) -> dict[str, str]:

@@ -17,9 +17,10 @@ from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Baseline, Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
+from pecker_fast.erasure.dry_run import DryRun, try_out
 from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.request import HUB_OPTIONS, Request
-from pecker_fast.erasure.run import Erasure, Site, carry_out
+from pecker_fast.erasure.run import Erasure, Site, Task, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
 from pecker_fast.errors import PeckerError, PeckerTypeError
 from pecker_fast.evaluate.judges import Judge
@@ -35,7 +36,7 @@ from pecker_fast.models.weights import of_variant
 from pecker_fast.runs.finding import find_pipeline
 from pecker_fast.runs.outputs import Clock
 
-__all__ = ["erase", "real_images", "run"]
+__all__ = ["dry_run", "erase", "real_images", "run"]
 
 
 def erase(
@@ -144,7 +145,23 @@ def run(request: Request) -> Erasure[Any]:
     """
     request = request.fetched()
     with of_variant(request.variant):
-        return _erase_class(request) if request.pipeline is None else _erase_concept(request)
+        return carry_out(_task(request))
+
+
+def dry_run(request: Request) -> DryRun:
+    """Say what `run` will take, and try two iterations; nothing is written.
+
+    Raises:
+        PeckerError: whatever cannot be used, or does not fit on this machine: the settings that
+            would make it fit are named.
+    """
+    request = request.fetched()
+    with of_variant(request.variant):
+        return try_out(_task(request))
+
+
+def _task(request: Request) -> Task[Any, Any]:
+    return _class_task(request) if request.pipeline is None else _concept_task(request)
 
 
 def real_images(
@@ -165,7 +182,7 @@ def real_images(
     return config.model_copy(update={"dataset": name}), images
 
 
-def _erase_class(request: Request) -> Erasure[ModelFolder]:
+def _class_task(request: Request) -> Task[Any, ModelFolder]:
     config = request.read_config()
     device = usable_device(request.device)
     ranks = Ranks.join(device.type)
@@ -175,16 +192,16 @@ def _erase_class(request: Request) -> Erasure[ModelFolder]:
     if isinstance(config, BaselineConfig) and not config.data_free:
         config, images = real_images(request, config, ranks)
         judge = _judge(request, model, device, images)
-        return carry_out(Baseline(site, model, config, images, judge))
+        return Baseline(site, model, config, images, judge)
     judge = _judge(request, model, device, _real(request, ranks))
     config = with_overrides(config, model, judge, device)
     if isinstance(config, BaselineConfig):
-        return carry_out(Baseline(site, model, config, None, judge))
+        return Baseline(site, model, config, None, judge)
     starts = _starts(request, model.network, ranks)
-    return carry_out(Distillation(site, model, config, judge, starts))
+    return Distillation(site, model, config, judge, starts)
 
 
-def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
+def _concept_task(request: Request) -> Task[Any, PipelineFolder]:
     from pecker_fast.evaluate.concept_report import load_measures
 
     config = request.read_config()
@@ -205,7 +222,7 @@ def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
             request.teacher_steps,
             load_measures(request.nudity_detector, request.clip, device),
         )
-    return carry_out(Concept(site, pipeline, config, showing, starts))
+    return Concept(site, pipeline, config, showing, starts)
 
 
 def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartNetwork]:

@@ -154,6 +154,11 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             ranks=self.site.ranks,
         )
 
+    @property
+    def result_bytes(self) -> int:
+        """The whole pipeline."""
+        return sum(file.stat().st_size for file in self.pipeline.path.rglob("*") if file.is_file())
+
     def notes(self, trainer: PeckerTrainer) -> Sequence[str]:
         """How many prompts there are, too."""
         pairs = sum(map(len, self.conditions.concepts))

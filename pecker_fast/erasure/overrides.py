@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TypeAlias
 
 import torch
@@ -18,6 +17,7 @@ from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.redirect import Drawing, drawn_states
 from pecker_fast.models import ModelFolder
+from pecker_fast.progress import note
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
 __all__ = ["CLASSIFIER", "NEAREST", "with_overrides"]
@@ -67,7 +67,7 @@ def with_overrides(
             scores = _probabilities(model, index, judge, config.seed)[kept]
         chosen.append(kept[int(scores.argmax())])
         names = model.class_names[index], model.class_names[kept[int(scores.argmax())]]
-        print(f"override: {instead} to {names[0]} is {names[1]}", file=sys.stderr)
+        note(f"override: {instead} to {names[0]} is {names[1]}")
     override = chosen[0] if len(chosen) == 1 else chosen
     return config.model_copy(update={"override": override})
 

@@ -6,9 +6,9 @@ erasure differ in is a `Task`.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,7 @@ from torch import nn
 
 from pecker_fast import backends
 from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.card import push, scalars, write_card
 from pecker_fast.errors import PeckerError
@@ -30,9 +31,11 @@ from pecker_fast.machine import machine_facts, versions
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.methods.objective import MethodObjective
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.weights import as_dtype
+from pecker_fast.progress import note
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
@@ -210,6 +213,32 @@ class Task(ABC, Generic[T, M]):
     config: PeckerConfig | BaselineConfig
     original: nn.Module
     starts: Mapping[str, Mapping[str, Any]] = {}
+    _objective: Objective | MethodObjective[Any]
+    _networks: Mapping[str, nn.Module] = {}
+
+    @property
+    def objective(self) -> Objective | MethodObjective[Any]:
+        """What is learnt."""
+        return self._objective
+
+    @property
+    def result_bytes(self) -> int:
+        """About what the erased model takes on the disk."""
+        return sum(param.nbytes for param in self.original.parameters())
+
+    def tried(
+        self, values: Mapping[str, Any], copied: Callable[[nn.Module], nn.Module]
+    ) -> Task[T, M]:
+        """The same with other settings under these dotted keys, on copies of its networks.
+
+        Raises:
+            PeckerError: settings that do not go together.
+        """
+        other = copy.copy(self)
+        other._objective = self._objective.around(copied(self.original), values)
+        other.config = other._objective.config
+        other._networks = {role: copied(network) for role, network in self._networks.items()}
+        return other
 
     @abstractmethod
     def start(self, directory: RunDirectory | None) -> T:
@@ -265,11 +294,11 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         # A later start neither finds a mask nor times that.
         ranks.first(lambda: _write_json(site.out / START_NAME, begun) if is_new else None)
         notes = "; ".join(task.notes(trainer))
-        print(notes, file=sys.stderr)
+        note(notes)
         site.tell({"notes": notes}, trainer.iteration)
         resumed_at = trainer.iteration
         if resumed_at:
-            print(f"resuming at iteration {resumed_at} of {config.iterations}", file=sys.stderr)
+            note(f"resuming at iteration {resumed_at} of {config.iterations}")
         # Files of the run that cannot be read are refused before any of it is removed.
         mask_seconds, look = _mask_seconds(site.out), task.watch(trainer)
         if ranks.is_first:
@@ -285,10 +314,9 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
                     trainer.save()
                     break
             if over:
-                print(
+                note(
                     f"over at iteration {trainer.iteration} of {config.iterations}, after "
-                    f"{trainer.stopwatch.seconds:.0f} s of training: gone, and the rest kept",
-                    file=sys.stderr,
+                    f"{trainer.stopwatch.seconds:.0f} s of training: gone, and the rest kept"
                 )
         with clock.stage("save"):
             machine, software = machine_facts(site.device), versions()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pecker_fast.distill.networks import (
     NoisePredictor,
@@ -37,6 +36,7 @@ from pecker_fast.evaluate.reverse_steps import (
     one_step,
 )
 from pecker_fast.nn.winograd import running_winograd
+from pecker_fast.progress import each
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -221,7 +221,7 @@ class PipelineSampler:
         like = torch.empty(3, *(scale * extent for extent in latents.shape[2:]))
 
         def decoded(only: range, title: str | None) -> Batches:
-            for number in tqdm(only, desc=title, unit="batch", disable=title is None):
+            for number in each(only, title):
                 part = slice(number * size, (number + 1) * size)
                 with running_winograd(decoder):
                     images = self.pipeline.decode(decoder, latents[part])
