@@ -2,8 +2,8 @@
 
 One schema each, with what is changed in place, for every backend: which one runs is an argument, as
 of `backends.select`. They compute what the functions of `reference` do, on the tensors that they
-are given; the step itself is `optim.traced`'s. Uncompiled code calls the backends without them, since torch's dispatcher looks at every
-tensor of every list.
+are given; the step itself is in `optim.traced`. Uncompiled code calls the backends without them,
+since torch's dispatcher looks at every tensor of every list.
 """
 
 from __future__ import annotations

@@ -201,12 +201,12 @@ class Sampler:
         """
         self.check(model, labels)
         reverse = self._reverse(model)
-        device = next(model.unet.parameters()).device
+        device = next(model.network.parameters()).device
 
         @torch.no_grad()
         def draw(part: slice, noise: Tensor, tell: Tell) -> Tensor:
             streams = image_streams(self.seed, part)
-            with running_winograd(model.unet):
+            with running_winograd(model.network):
                 drawn = reverse(noise.to(device), labels[part].to(device), streams, tell)
             return model.decode(drawn).float()
 
@@ -217,7 +217,7 @@ class Sampler:
         return min(self.batch_size, max(len(labels), 1))
 
     def _reverse(self, model: ModelFolder) -> Reverse:
-        network, config, null = model.unet, model.scheduler.config, model.null_label
+        network, config, null = model.network, model.scheduler.config, model.null_label
         if self.kind == "one-step":
             # The time constants of training play no part here; any valid ones will do.
             schedule = NoiseSchedule.from_scheduler(

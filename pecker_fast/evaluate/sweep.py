@@ -84,17 +84,17 @@ def ways(model: ModelFolder, forget: int, seed: int) -> Iterator[tuple[str, Samp
         guided = Sampler(DDIM_STEPS[1], seed, guidance=GUIDANCE)
         yield f"{guided.describe()}", guided, model
     try:
-        rows = class_rows(model.unet)
+        rows = class_rows(model.network)
     except PeckerError:
         return
     for share in BLENDS:
-        blended = copy.deepcopy(model.unet)
+        blended = copy.deepcopy(model.network)
         with torch.no_grad():
             others = [row for row in range(model.num_classes) if row != forget]
             mean = rows[others].mean(0)
             class_rows(blended)[forget] = (1 - share) * rows[forget] + share * mean
         words = f"DDIM, {DDIM_STEPS[1]} steps, condition {share:.0%} that of the others' mean"
-        yield words, Sampler(DDIM_STEPS[1], seed), replace(model, unet=blended)
+        yield words, Sampler(DDIM_STEPS[1], seed), replace(model, network=blended)
 
 
 def sweep(

@@ -113,7 +113,7 @@ class TeacherTrainer(Run[Batch]):
         blocks = fused_blocks(lambda: network, config.accelerate, device)
         self.notes = [blocks, *self.moved, *slow_average(config.ema.decay, config.iterations)]
         self._model = ModelFolder(
-            unet=network,
+            network=network,
             scheduler=published_scheduler(),
             class_names=images.class_names,
             patch_size=config.network.patch_size,

@@ -62,7 +62,7 @@ class ModelFolder:
     """A teacher or an erased generator with all that is needed to use it.
 
     Attributes:
-        unet: the noise predictor, class-conditional: `network(x, t, labels).sample`.
+        network: the noise predictor, class-conditional: `network(x, t, labels).sample`.
         scheduler: the noise schedule it was trained with.
         class_names: one name per class, by class index.
         patch_size: the network sees `patch_size**2` neighbouring pixels as channels (1: pixels).
@@ -72,7 +72,7 @@ class ModelFolder:
             none. A `DDPMUNet` says itself.
     """
 
-    unet: UNet2DModel | DDPMUNet
+    network: UNet2DModel | DDPMUNet
     scheduler: DDPMScheduler
     class_names: tuple[str, ...]
     patch_size: int = 1
@@ -81,8 +81,8 @@ class ModelFolder:
     null_label: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.unet, DDPMUNet):
-            object.__setattr__(self, "null_label", self.unet.null_label)
+        if isinstance(self.network, DDPMUNet):
+            object.__setattr__(self, "null_label", self.network.null_label)
 
     @property
     def num_classes(self) -> int:
@@ -92,9 +92,9 @@ class ModelFolder:
     @property
     def network_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network sees."""
-        size = self.unet.config.sample_size
+        size = self.network.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
+        return self.network.config.in_channels, height, width
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -126,9 +126,9 @@ class ModelFolder:
             "patch size": self.patch_size,
         }
 
-    def with_network(self, unet: UNet2DModel | DDPMUNet, kind: str) -> ModelFolder:
+    def with_network(self, network: UNet2DModel | DDPMUNet, kind: str) -> ModelFolder:
         """The same description around another network; the figures do not carry over."""
-        return replace(self, unet=unet, kind=kind, figures={})
+        return replace(self, network=network, kind=kind, figures={})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ModelFolder:
@@ -157,11 +157,11 @@ class ModelFolder:
         about = root / DESCRIPTION
         described = read_config(about, ClassDescription) if os.path.lexists(about) else {}
         scheduler = _load_scheduler(root, described.get("schedule"))
-        unet = _load_unet(unet_folder)
+        network = _load_network(unet_folder)
         null_label = described.get("null_label")
-        names = _class_names(root, unet, described.get("class_names"), null_label)
+        names = _class_names(root, network, described.get("class_names"), null_label)
         patch_size = described.get("patch_size", 1)
-        channels = unet.config.in_channels
+        channels = network.config.in_channels
         if channels % patch_size**2:
             raise PeckerError(
                 f"model folder {root}: patch_size {patch_size} in {DESCRIPTION} must be a whole "
@@ -175,7 +175,7 @@ class ModelFolder:
                 f"schedule, got {shown(t_init)}"
             )
         return cls(
-            unet=unet,
+            network=network,
             scheduler=scheduler,
             class_names=names,
             patch_size=patch_size,
@@ -187,7 +187,7 @@ class ModelFolder:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder. `pecker_fast.json` comes last: a folder that has it is complete."""
         root = Path(path)
-        self.unet.save_pretrained(root / "unet")
+        self.network.save_pretrained(root / "unet")
         description: dict[str, Any] = {
             "kind": self.kind,
             "class_names": list(self.class_names),
@@ -200,7 +200,7 @@ class ModelFolder:
             from pecker_fast.models.one_step import one_step_scheduler, write_class_pipeline
 
             one_step_scheduler(self.scheduler.config, t_init).save_pretrained(root / "scheduler")
-            write_class_pipeline(root, self.unet, self.patch_size, self.class_names)
+            write_class_pipeline(root, self.network, self.patch_size, self.class_names)
             description["schedule"] = json.loads(self.scheduler.to_json_string())
         else:
             self.scheduler.save_pretrained(root / "scheduler")
@@ -213,24 +213,24 @@ class ModelFolder:
 
 
 def _class_names(
-    root: Path, unet: UNet2DModel | DDPMUNet, given: list[str] | None, null_label: int | None
+    root: Path, network: UNet2DModel | DDPMUNet, given: list[str] | None, null_label: int | None
 ) -> tuple[str, ...]:
     """The names in the description, or "class 0" and so on, checked against the network."""
-    if isinstance(unet, DDPMUNet):
-        classes = unet.num_classes
-        rows = classes if unet.null_label is None else classes + 1
-        if null_label not in (None, unet.null_label):
+    if isinstance(network, DDPMUNet):
+        classes = network.num_classes
+        rows = classes if network.null_label is None else classes + 1
+        if null_label not in (None, network.null_label):
             raise PeckerError(
                 f"model folder {root}: null_label in {DESCRIPTION} is {shown(null_label)}, but the "
-                f"network's own label of no class is {unet.null_label}; remove the entry"
+                f"network's own label of no class is {network.null_label}; remove the entry"
             )
-    elif isinstance(unet.class_embedding, torch.nn.Embedding):
-        rows = unet.class_embedding.num_embeddings
+    elif isinstance(network.class_embedding, torch.nn.Embedding):
+        rows = network.class_embedding.num_embeddings
         classes = rows if null_label is None else rows - 1
     else:
         raise PeckerError(
             f"model folder {root}: the network has no class embedding (num_class_embeds is "
-            f"{unet.config.num_class_embeds}); erasing a class needs a class-conditional model"
+            f"{network.config.num_class_embeds}); erasing a class needs a class-conditional model"
         )
     names = tuple(given or (f"class {index}" for index in range(classes)))
     if len(names) > classes:
@@ -246,7 +246,7 @@ def _class_names(
     return names
 
 
-def _load_unet(folder: Path) -> UNet2DModel | DDPMUNet:
+def _load_network(folder: Path) -> UNet2DModel | DDPMUNet:
     known: dict[str, tuple[Any, type[Schema]]] = {
         "UNet2DModel": (UNet2DModel, ClassUNetConfig),
         "DDPMUNet": (DDPMUNet, DDPMUNetConfig),
@@ -257,12 +257,12 @@ def _load_unet(folder: Path) -> UNet2DModel | DDPMUNet:
     if kind not in ("UNet2DModel", "DDPMUNet"):
         remedy = "; give a text-to-image pipeline as --pipeline" if "Condition" in str(kind) else ""
         raise PeckerError(f"{file}: is of a {shown(kind)}, expected {' or '.join(known)}{remedy}")
-    network, schema = known[kind]
+    made_of, schema = known[kind]
     config = read_config(file, schema)
-    make = partial(network.from_config, config)
+    make = partial(made_of.from_config, config)
     # Without the package accelerate diffusers would say at length that it does just this.
-    unet = load_network(network, folder, WEIGHTS, make, low_cpu_mem_usage=False)
-    return unet.float().eval()
+    network = load_network(made_of, folder, WEIGHTS, make, low_cpu_mem_usage=False)
+    return network.float().eval()
 
 
 def _load_scheduler(root: Path, described: Mapping[str, Any] | None) -> DDPMScheduler:

@@ -21,12 +21,12 @@ from diffusers import (
 )
 from diffusers.models.unets.unet_2d import UNet2DModel
 
-from pecker_fast.files import read_json, read_text, write_text
+from pecker_fast.files import read_json, write_text
+from pecker_fast.models.card import add_to_card
 from pecker_fast.models.ddpm import DDPMUNet
 
 __all__ = ["one_step_scheduler", "write_class_pipeline", "write_prompt_pipeline"]
 
-README = "README.md"
 INDEX = "model_index.json"
 
 
@@ -55,7 +55,7 @@ def one_step_scheduler(config: Mapping[str, Any], t_init: int) -> EulerDiscreteS
 
 
 def write_class_pipeline(
-    root: Path, unet: UNet2DModel | DDPMUNet, patch_size: int, classes: Sequence[str]
+    root: Path, network: UNet2DModel | DDPMUNet, patch_size: int, classes: Sequence[str]
 ) -> None:
     """model_index.json and README.md of a class model's folder.
 
@@ -64,22 +64,22 @@ def write_class_pipeline(
 
     Args:
         root: the folder, with unet/ and scheduler/.
-        unet: the generator.
+        network: the generator.
         patch_size: of the model.
         classes: their names.
     """
-    plain = type(unet) is UNet2DModel and patch_size == 1
-    library = "diffusers" if isinstance(unet, UNet2DModel) else DDPMUNet.__module__
+    plain = type(network) is UNet2DModel and patch_size == 1
+    library = "diffusers" if isinstance(network, UNet2DModel) else DDPMUNet.__module__
     index = {
         "_class_name": "ConsistencyModelPipeline" if plain else "OneStepPipeline",
-        "unet": [library, type(unet).__name__],
+        "unet": [library, type(network).__name__],
         "scheduler": ["diffusers", EulerDiscreteScheduler.__name__],
         "patch_size": patch_size,
     }
     write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
     names = "\n".join(f"- {number}: {name}" for number, name in enumerate(classes))
     lines = [_WITH_PACKAGE, *([_WITHOUT] if plain else [])]
-    write_text(root / README, "\n\n".join(["# A one-step generator", *lines, names]) + "\n")
+    add_to_card(root, "\n\n".join(["# A one-step generator", *lines, names]))
 
 
 def write_prompt_pipeline(
@@ -108,9 +108,7 @@ def write_prompt_pipeline(
         plain = FlowMatchEulerDiscreteScheduler(config["num_train_timesteps"])
         plain.save_pretrained(root / "scheduler")
         usage = _WITH_PROMPTS_AND_A_FLOW.format(sigma=sigma, shape=", ".join(map(str, shape)))
-    file = root / README
-    card = read_text(file).rstrip("\n") + "\n\n" if file.is_file() else ""
-    write_text(file, f"{card}{usage}\n")
+    add_to_card(root, usage)
 
 
 _WITH_PACKAGE = """```python

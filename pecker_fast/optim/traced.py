@@ -16,9 +16,9 @@ from pecker_fast.backends.work import Hyperparameters
 __all__ = ["SCHEMA", "TracedStep"]
 
 # `params` are the optimizer's, at `places` among all of its parameters, with their gradients.
-# `tensors` are lr, beta1 and beta2 of each group, where they are tensors. Masks and moments are found
-# through `optimizer`, as `_live` numbers them: torch checks every tensor that an operator takes at
-# every call, and these are thousands which nothing else in a graph reads.
+# `tensors` are lr, beta1 and beta2 of each group, where they are tensors. Masks and moments are
+# found through `optimizer`, as `_live` numbers them: torch checks every tensor that an operator
+# takes at every call, and these are thousands which nothing else in a graph reads.
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor(b!)[] grads, int[] places, int optimizer, Tensor?[] tensors, "
     "Tensor? grad_scale, Tensor? found_inf) -> ()"
@@ -71,18 +71,16 @@ class TracedStep(Optimizer):
                 place += 1
 
     def _traced_step(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        places: list[int] = []
-        optimizer: list[int] = []
+        columns: tuple[list[Any], ...] = ([], [], [], [])  # params, grads, places, optimizer
         tensors: list[Tensor | None] = []
         for group in self.param_groups:
             own: tuple[list[Any], ...] = ([], [], [], [])
             self._init_group(group, *own)
-            for column, more in zip((params, grads, places, optimizer), own, strict=True):
+            for column, more in zip(columns, own, strict=True):
                 column.extend(more)
             for value in (group["lr"], *group["betas"]):
                 tensors.append(value if isinstance(value, Tensor) else None)
+        params, grads, places, optimizer = columns
         if params:
             torch.ops.pecker_fast.masked_adamw(
                 params, grads, places, optimizer[0], tensors, grad_scale, found_inf
