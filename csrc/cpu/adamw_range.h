@@ -64,6 +64,18 @@ void store(int64_t dtype, void* base, const int32_t* offsets, int64_t begin, int
     }
 }
 
+// Elements of two tensors at the same offsets: each of these is read once.
+template <typename T>
+void load_both(const void* first, const void* second, const int32_t* offsets, int64_t begin, int n,
+               T* __restrict out_first, T* __restrict out_second) {
+    const T *a = static_cast<const T*>(first), *b = static_cast<const T*>(second);
+    for (int i = 0; i < n; ++i) {
+        const int32_t offset = offsets[begin + i];
+        out_first[i] = a[offset];
+        out_second[i] = b[offset];
+    }
+}
+
 template <bool kExpAvg, bool kAmsgrad, typename T>
 void update(int n, T* __restrict p, const T* __restrict g, T* __restrict exp_avg,
             T* __restrict exp_avg_sq, T* __restrict max_exp_avg_sq, const UpdateScalars<T>& scalars,
@@ -121,6 +133,8 @@ void range(const AdamWTensor& t, const UpdateRow* rows, double grad_scale, int64
     const bool direct_p = !t.param_offsets && t.param_dtype == native;
     const bool direct_g =
         !t.grad_offsets && t.grad_dtype == native && grad_scale == 0.0 && !clips && row.sign > 0;
+    const bool together = t.param_offsets && t.param_offsets == t.grad_offsets &&
+                          t.param_dtype == native && t.grad_dtype == native;
     alignas(64) T p_buffer[kBlock];
     alignas(64) T g_buffer[kBlock];
 
@@ -133,7 +147,10 @@ void range(const AdamWTensor& t, const UpdateRow* rows, double grad_scale, int64
         if (direct_g) {
             g = at<T>(t.grad, slot);
         } else {
-            load(t.grad_dtype, t.grad, t.grad_offsets, slot, n, g);
+            if (together)
+                load_both(t.grad, t.param, t.param_offsets, slot, n, g, p_buffer);
+            else
+                load(t.grad_dtype, t.grad, t.grad_offsets, slot, n, g);
             if (grad_scale != 0.0) {
                 const T scale = static_cast<T>(grad_scale);
                 for (int i = 0; i < n; ++i) g[i] /= scale;
@@ -148,7 +165,7 @@ void range(const AdamWTensor& t, const UpdateRow* rows, double grad_scale, int64
         T* p = p_buffer;
         if (direct_p)
             p = at<T>(t.param, slot);
-        else
+        else if (!together)
             load(t.param_dtype, t.param, t.param_offsets, slot, n, p);
         if constexpr (sizeof(T) == sizeof(float)) {
             if (t.master) {
