@@ -69,7 +69,9 @@ def distill(model: Path, device: str, threads: int | None, **options: Any) -> No
     if is_hub_id(str(model)):  # whether it is a pipeline is seen in its files
         from pecker_fast.models.hub import local_folder
 
-        model = local_folder(model, **{name: options.get(name) for name in HUB_OPTIONS})
+        model = local_folder(
+            model, **{name: options[name] for name in HUB_OPTIONS if name in options}
+        )
         options.pop("revision")
     dry, printing = options.pop("dry_run"), options.pop("print_config")
     pipeline = find_pipeline(model)

@@ -189,7 +189,8 @@ class Request:
         if not isinstance(source, Path):
             return self
         folder = local_folder(source, **{option: getattr(self, option) for option in HUB_OPTIONS})
-        return replace(self, revision=None, **{name: folder})
+        found: dict[str, Any] = {name: folder, "revision": None}
+        return replace(self, **found)
 
     def read_config(self) -> PeckerConfig | BaselineConfig:
         """The configuration: of a distillation, or of a method that learns from real images.

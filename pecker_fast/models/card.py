@@ -35,7 +35,7 @@ def _with_metadata(text: str, entries: dict[str, Any]) -> str:
     empty = "---\n{}\n---\n"
     try:
         card = ModelCard(text if text.startswith("---") else empty + text)
-        known = card.data.to_dict()
+        known = card.data.to_dict()  # type: ignore[no-untyped-call]
     except Exception:  # of YAML or of its own: what a stranger's block says cannot be kept
         card, known = ModelCard(empty + text), {}
     # Figures of the original are not the result's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,13 +157,14 @@ def load_network(
     if too_large or (found != expected and not renamed):
         raise _does_not_fit(file, expected, found)
     try:
-        loaded, info = kind.from_pretrained(
-            str(folder),
-            local_files_only=True,
-            output_loading_info=True,
-            variant=weights.variant,
-            **options,
-        )
+        with _without_bars() if of_texts else nullcontext():
+            loaded, info = kind.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                output_loading_info=True,
+                variant=weights.variant,
+                **options,
+            )
     except Exception as error:  # both libraries raise many kinds
         if found != expected:
             raise _does_not_fit(file, expected, found) from error
@@ -179,6 +180,21 @@ def load_network(
                 "diverged: take earlier weights"
             )
     return loaded
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No bars of transformers over the reading of weights, which takes it no time."""
+    import transformers
+
+    logging: Any = transformers.utils.logging  # untyped
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def as_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:

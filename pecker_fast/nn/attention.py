@@ -82,12 +82,11 @@ class FusedAttention(Attention):
         normed, x, _ = group_norm(
             hidden_states, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False
         )
-        attended = F.scaled_dot_product_attention(
-            *(
-                part.unflatten(2, (self.heads, -1)).transpose(1, 2)
-                for part in projected(tokens_of(normed), (self.to_q, self.to_k, self.to_v))
-            )
+        query, key, value = (
+            part.view(*part.shape[:2], self.heads, -1).transpose(1, 2)
+            for part in projected(tokens_of(normed), (self.to_q, self.to_k, self.to_v))
         )
+        attended = F.scaled_dot_product_attention(query, key, value)
         tokens = linear(attended.transpose(1, 2).flatten(2), to_out, None)
         image = image_of(tokens, *hidden_states.shape[-2:])
         return end_block(image, [x], to_out.bias, self.rescale_output_factor)

@@ -108,7 +108,7 @@ def projected(tokens: Tensor, layers: Sequence[Any]) -> Sequence[Tensor]:
         weight = torch.cat([layer.weight.flatten(1) for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
         product = F.linear(tokens, weight, torch.cat(biases) if biases else None)
-        return product.split([len(layer.weight) for layer in layers], dim=-1)
+        return torch.split(product, [len(layer.weight) for layer in layers], dim=-1)
     if isinstance(layers[0], nn.Conv2d):
         image = image_of(tokens, tokens.shape[1], 1)  # of any shape: the taps are one pixel
         return [tokens_of(layer(image)) for layer in layers]

@@ -11,7 +11,13 @@ from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 from pecker_fast.models.architectures.stable_diffusion_3 import StableDiffusion3
 from pecker_fast.models.architectures.stable_diffusion_xl import StableDiffusionXL
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "StableDiffusion",
+    "StableDiffusionXL",
+    "architecture_of",
+]
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     StableDiffusion(),
