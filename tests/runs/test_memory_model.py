@@ -75,6 +75,7 @@ def test_the_peak_is_that_of_the_run(settings, moment):
         assert peak.parts[WEIGHTS] >= weights
 
 
+@SLOW
 def test_settings_that_save_memory_do_so_here():
     tried = task({**SMALL, "mask.density": 0.2, "saliency.batch_size": 1, "batch_size": 8})
     plain = _modelled(tried, {}).size
