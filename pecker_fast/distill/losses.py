@@ -194,16 +194,17 @@ def generator_loss(
     x_g = x_g.detach()
     x_t = schedule.add_noise(x_g, noise, t).requires_grad_(not diff_instruct)
     of_psi = [call.difference] if call.residual is None else [call.difference, call.residual]
+    calls: list[tuple[Role, list[NoisePredictor], Tensor]] = [
+        ("teacher", [call.teacher], teacher_condition),
+        ("pseudo_score", of_psi, pseudo_score_condition),
+    ]
     phi, psi = (
         # What is guided apart keeps no activations as it is.
         _Predictions(
             networks, role, predict, x_t, t, condition,
             not diff_instruct and (not recompute or all(map(_is_apart, predict))),
         )
-        for role, predict, condition in (
-            ("teacher", [call.teacher], teacher_condition),
-            ("pseudo_score", of_psi, pseudo_score_condition),
-        )
+        for role, predict, condition in calls
     )  # fmt: skip
 
     with torch.no_grad():

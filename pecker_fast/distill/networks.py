@@ -216,7 +216,8 @@ class Guided:
         else:
             both = self.predict(network, torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat(told))
             without, with_prompt = both.chunk(2)
-        return without + self.scale * (with_prompt - without)
+        found: Tensor = without + self.scale * (with_prompt - without)
+        return found
 
 
 def guided(predict: NoisePredictor, scale: float | Tensor, negative: Tensor) -> NoisePredictor:

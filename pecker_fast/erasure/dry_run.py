@@ -117,8 +117,7 @@ def try_out(task: Task[Any, Any]) -> DryRun:
 
 
 def _tried(task: Task[Any, Any]) -> DryRun:
-    objective, device, config = task.objective, task.site.device, task.config
-    objective.schedule.tables(objective.device, objective.dtype)  # real ones, made once and kept
+    device, config = task.site.device, task.config
     peak = _modelled(task, {})
     free, process = free_bytes(), 0
     held = 0 if device.type == "cuda" else sum(p.nbytes for p in task.original.parameters())
@@ -170,6 +169,8 @@ def _tried(task: Task[Any, Any]) -> DryRun:
 
 def _modelled(task: Task[Any, Any], values: Mapping[str, Any]) -> Peak:
     """What a task takes with some settings changed."""
+    objective = task.objective
+    objective.schedule.tables(objective.device, objective.dtype)  # kept, so they must be real
     known = task.config.flat()
     fixed = {key: value for key, value in _MODELLED.items() if key in known}
 
@@ -177,7 +178,7 @@ def _modelled(task: Task[Any, Any], values: Mapping[str, Any]) -> Peak:
         return task.tried({**values, **fixed}, copied).start(None)
 
     # Their values decide which prompts are drawn.
-    drawn = type(getattr(task.objective, "conditions", task.objective))
+    drawn = type(getattr(objective, "conditions", objective))
     changes = [(drawn, "draw", outside(drawn.draw))] if hasattr(drawn, "draw") else []
     with replaced(*changes), quiet():
         return model_peak(start, task.site.device)

@@ -213,13 +213,14 @@ class Task(ABC, Generic[T, M]):
     config: PeckerConfig | BaselineConfig
     original: nn.Module
     starts: Mapping[str, Mapping[str, Any]] = {}
-    _objective: Objective | MethodObjective[Any]
+    _objective: Any
     _networks: Mapping[str, nn.Module] = {}
 
     @property
     def objective(self) -> Objective | MethodObjective[Any]:
         """What is learnt."""
-        return self._objective
+        found: Objective | MethodObjective[Any] = self._objective
+        return found
 
     @property
     def result_bytes(self) -> int:

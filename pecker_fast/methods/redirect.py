@@ -183,6 +183,7 @@ class RedirectObjective(MethodObjective[Drawing]):
 
     def _losses(self, network: nn.Module, drawing: Drawing) -> Iterator[Tensor]:
         """(N,) at each step."""
+        assert self.frozen is not None  # `__init__` has looked it up
         predict = self._telling(network, drawing.told)
         look_up = self._telling(self.frozen, drawing.original)
         for x_t, t, predicted in drawn_states(drawing, self.schedule, self.config.steps, predict):

@@ -29,7 +29,7 @@ CASTS = "bf16 copies of weights"
 HOST = "on the host"
 
 
-class LiveMemory(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts storages while it is entered.
 
     Attributes:
@@ -42,7 +42,7 @@ class LiveMemory(TorchDispatchMode):
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         """Count nothing yet; what lies elsewhere than on `device` is `HOST`."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device = torch.device(device).type
         self.moment = self.peak_moment = ""
         self.live_bytes: Counter[str] = Counter()
@@ -99,7 +99,7 @@ def cuda_autocast_rules() -> Iterator[None]:
     """Let autocast on the CPU treat normalisations as it does on CUDA: in float32."""
 
     def in_float32(function: Any) -> Any:
-        def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             if not torch.is_autocast_enabled("cpu"):
                 return function(x, *args, **kwargs)
             with torch.autocast("cpu", enabled=False):

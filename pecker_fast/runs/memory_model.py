@@ -101,7 +101,7 @@ class _WithoutValues(FakeTensorMode):
     def __deepcopy__(self, memo: Any) -> _WithoutValues:
         return self  # a copied network stays in the one mode: its parameters can have aliases
 
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
@@ -235,7 +235,7 @@ def model_peak(
     with without_values(), LiveMemory(device) as memory:
 
         def shaped(network: nn.Module) -> nn.Module:
-            known = {
+            known: dict[int, Tensor] = {
                 id(p): nn.Parameter(torch.empty_like(p), p.requires_grad)
                 for p in network.parameters()
             }

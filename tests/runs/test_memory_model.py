@@ -19,7 +19,7 @@ from pecker_fast.optim.adamw import MaskedAdamW
 from pecker_fast.runs.live_memory import WEIGHTS, LiveMemory
 from pecker_fast.runs.memory_model import ShapeMask, outside, replaced, without_values
 
-CPU = torch.device("cpu")
+CPU, SLOW = torch.device("cpu"), pytest.mark.slow
 SMALL = {
     "forget": 2, "override": 0, "batch_size": 2, "saliency.batch_size": 2, "saliency.batches": 1,
     "generator.lambda_forget": 1.0, "optimizer.backend": "reference", "accelerate": False,
@@ -55,9 +55,11 @@ def real_peak(tried):
     [
         ({**SMALL, "mask.density": 0.2, "mask.apply": "both"}, "an iteration"),
         ({**SMALL, "mask.density": 0.2, "precision": "bf16", "recompute": True}, "an iteration"),
-        ({**SMALL, "mask.density": 0.2, "saliency.batch_size": 64}, "the start"),
-        ({**SMALL, "mask.kind": "full"}, "an iteration"),
-        (BASELINE, "an iteration"),
+        pytest.param(
+            {**SMALL, "mask.density": 0.2, "saliency.batch_size": 64}, "the start", marks=SLOW
+        ),
+        pytest.param({**SMALL, "mask.kind": "full"}, "an iteration", marks=SLOW),
+        pytest.param(BASELINE, "an iteration", marks=SLOW),
     ],
 )  # fmt: skip
 def test_the_peak_is_that_of_the_run(settings, moment):
@@ -73,6 +75,7 @@ def test_the_peak_is_that_of_the_run(settings, moment):
         assert peak.parts[WEIGHTS] >= weights
 
 
+@SLOW
 def test_settings_that_save_memory_do_so_here():
     tried = task({**SMALL, "mask.density": 0.2, "saliency.batch_size": 1, "batch_size": 8})
     plain = _modelled(tried, {}).size
