@@ -88,6 +88,14 @@ def test_the_tracker_is_told(erased):
     assert any("report/patch_bytes" in values for _, values in told)
 
 
+def test_what_is_no_tracker(live, tmp_path):
+    with pytest.raises(PeckerError, match=r"a dict has no log\(values, step=\.\.\.\)"):
+        pecker_fast.erase(
+            live[1], "cat", "dog", out=tmp_path / "run", config="object", trackers=[{}]
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_model_card(erased):
     found, _, _ = erased
     card = ModelCard.load(found.folder / "README.md")
