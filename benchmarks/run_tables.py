@@ -9,8 +9,8 @@ from typing import Any
 from rows import Cell, Result, Row, largest, measured_on, network, rows_of, span, speed_up, table
 
 __all__ = [
-    "communication", "demo", "demo_settings", "dry_run", "evidence", "iteration", "language",
-    "memory",
+    "budget", "communication", "demo", "demo_settings", "dry_run", "evidence", "iteration",
+    "language", "memory",
 ]  # fmt: skip
 
 _BEFORE = ("forget_accuracy_before", "keep_accuracy_teacher", "frechet_teacher")
@@ -251,6 +251,19 @@ def memory(result: Result) -> str:
     )
     rows = rows_of(result, "memory")
     return _by_network(result, rows, ("peak of an iteration", peaks), caption, note)
+
+
+def budget(result: Result) -> str:
+    """One line per way to run the iteration, one column per network."""
+
+    def note(found: list[Row]) -> str:
+        ms, kernels = found[0]["parts_ms"], found[0]["parts_kernels"]
+        kinds = largest(ms, "{:.0f} ms".format)
+        return f"{found[0]['provider']}: {sum(kernels.values()):,} kernels; {kinds}"
+
+    caption = "Computed from shapes for an H100, measured nowhere (`benchmarks/budget.py`)."
+    time = ("predicted ms per iteration", lambda row: f"{row['predicted_ms']:.0f}")
+    return _by_network(result, rows_of(result, "budget"), time, caption, note)
 
 
 def dry_run(result: Result) -> str:

@@ -26,6 +26,7 @@ CARDS = "every card"  # the result files of gpu.py
 
 # Name -> its result files, and what makes it of one.
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "budget": ("budget-cpu", run_tables.budget),
     "demo": ("demo-cpu", run_tables.demo),
     "demo_settings": ("demo_settings-cpu", run_tables.demo_settings),
     "dry_run": ("dry_run-cpu", run_tables.dry_run),
