@@ -140,6 +140,12 @@ class Request:
             self._check_class()
         else:
             self._check_concept()
+        for tracker in self.trackers:
+            if not callable(getattr(tracker, "log", None)):
+                raise self._error(
+                    f"trackers: a {type(tracker).__name__} has no log(values, step=...), which "
+                    "runs of wandb and trackers of accelerate have"
+                )
         if self.keep_steps and self.config is None:
             object.__setattr__(self, "config", "keep_steps")
         if self.command in _TRAINS:

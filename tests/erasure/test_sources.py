@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from diffusers import DDPMPipeline
 from hub_server import serving
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
@@ -86,6 +87,14 @@ def test_the_tracker_is_told(erased):
     losses = {step: values for step, values in told if any("loss/" in name for name in values)}
     assert 2 in losses and all(isinstance(value, float) for value in losses[2].values())
     assert any("report/patch_bytes" in values for _, values in told)
+
+
+def test_what_is_no_tracker(live, tmp_path):
+    with pytest.raises(PeckerError, match=r"a dict has no log\(values, step=\.\.\.\)"):
+        pecker_fast.erase(
+            live[1], "cat", "dog", out=tmp_path / "run", config="object", trackers=[{}]
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_model_card(erased):
@@ -190,11 +199,13 @@ def test_a_class_is_attacked_and_tracked(tmp_path):
     assert metrics.count("accuracy") == 2
 
 
-def test_a_class_model_of_many_steps_has_no_pipeline(tmp_path):
-    folder = ModelFolder(tiny_unet(), tiny_scheduler(), NAMES)
+def test_a_live_class_model_goes_on_in_many_steps(tmp_path):
+    """As diffusers has it, whose pipelines ask no model for a class."""
+    live = DDPMPipeline(tiny_unet(), tiny_scheduler())
     found = pecker_fast.erase(
-        folder, "star", "circle", out=tmp_path / "run", keep_steps=True, **{**SMALL, "steps": 2}
+        live, 2, 0, out=tmp_path / "run", keep_steps=True, **{**SMALL, "steps": 2}
     )
+    assert found.frozen.frozen_changed == 0 < found.frozen.salient_changed
     assert ModelCard.load(found.folder / "README.md").data.library_name == "diffusers"
     with pytest.raises(PeckerError, match="many steps"):
         found.pipeline  # noqa: B018
