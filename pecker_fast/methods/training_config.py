@@ -3,6 +3,7 @@
 cifar10_teacher, stl10_teacher      the DDPMs that SA, SalUn and SFD start from
 cifar10_retrain, stl10_retrain      the same without one class: retraining from scratch
 small_teacher                       a small network, to try the whole chain on a CPU
+fashion_dit                         a small DiT that learns Fashion-MNIST by flow matching
 """
 
 from __future__ import annotations

@@ -146,11 +146,12 @@ class ModelFolder:
 
     def about_network(self) -> dict[str, Any]:
         """What the folder says about the network besides its schedule, by name."""
-        return {
+        about = {
             "class names": self.class_names,
             "null label": self.null_label,
             "patch size": self.patch_size,
         }
+        return about if self.vae is None else {**about, "autoencoder": self.vae.state_dict()}
 
     def with_network(self, unet: nn.Module, kind: str) -> ModelFolder:
         """The same description around another network; the figures do not carry over."""

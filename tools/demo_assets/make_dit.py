@@ -9,6 +9,7 @@ at any time. Weights are stored in fp16, and are measured as they are stored.
 from __future__ import annotations
 
 import os
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 
 __all__ = ["make", "measured"]
+
+GUIDANCE = 1.0  # w of (1 + w) v_c - w v_null
 
 
 @click.command()
@@ -66,14 +69,21 @@ def make(
     # As they will be stored: what is measured is what ships.
     rounded = trained.unet.half().float().to(place)
     model = replace(trained, unet=rounded)
-    figures = measured(model, Sampler(steps=50), per_class)
-    facts = {"teacher": figures.to_dict(), **trained.figures}
+    plain, guided = (
+        measured(model, Sampler(steps=50, guidance=scale), per_class) for scale in (0.0, GUIDANCE)
+    )
+    facts = {
+        "teacher": plain.to_dict(),
+        "guided": {"guidance": GUIDANCE, **guided.to_dict()},
+        **trained.figures,
+    }
     temporary = out.with_name(out.name + ".partial")
     replace(model, unet=rounded.cpu().half(), figures=facts).save(temporary)
     os.replace(temporary, out)
-    reached = sum(figures.class_accuracy) / len(figures.class_accuracy)
-    distance = sum(figures.frechet_without) / len(figures.frechet_without)
-    click.echo(f"{out}: {reached:.3f} named by the classifier, Fréchet distance {distance:.2f}")
+    for words, found in (("plain", plain), (f"guidance {GUIDANCE:g}", guided)):
+        named = statistics.mean(found.class_accuracy)
+        distance = statistics.mean(found.frechet_without)
+        click.echo(f"{out}, {words}: {named:.3f} named as asked, Fréchet distance {distance:.2f}")
 
 
 def measured(model: ModelFolder, sampler: Sampler, per_class: int) -> ClassFigures:
@@ -82,11 +92,11 @@ def measured(model: ModelFolder, sampler: Sampler, per_class: int) -> ClassFigur
     torch.backends.cudnn.allow_tf32 = False
     place = next(model.unet.parameters()).device
     classifier = load_classifier(teacher_folder() / "classifier").to(place)
-    statistics = ClassStatistics.load(teacher_folder() / "statistics.safetensors")
+    real = ClassStatistics.load(teacher_folder() / "statistics.safetensors")
     asked = balanced_labels(model.num_classes, per_class)
     drawn = sampler.pixels(model, asked, "samples", ranks=Ranks())
     assert drawn is not None  # one process draws
-    return ClassFigures.of_images(drawn, asked, classifier, statistics, sampler)
+    return ClassFigures.of_images(drawn, asked, classifier, real, sampler)
 
 
 if __name__ == "__main__":
