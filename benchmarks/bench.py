@@ -307,7 +307,10 @@ def _is_of(row: Row, case: Case) -> bool:
     return all(row.get(key) == value for key, value in asdict(case).items())
 
 
-_UNPRINTED = ("benchmark", "settings", "notes", "floor_bytes", "floor_ms", "p20_ms", "p80_ms")
+_UNPRINTED = (
+    "benchmark", "settings", "notes", "floor_bytes", "floor_ms", "p20_ms", "p80_ms",
+    "parts_ms", "parts_gb", "parts_tflop", "parts_kernels",
+)  # fmt: skip
 
 
 def _print_rows(rows: Sequence[Row], case: Case) -> None:

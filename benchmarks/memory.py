@@ -4,10 +4,9 @@
     python benchmarks/memory.py --device cuda --preset sd15     # and measured beside it
     python benchmarks/memory.py --preset tiny --json out.json
 
-Computed figures come from shapes: the trainer itself (or the published loop) runs on fake tensors,
-and every storage is followed from its making to its end (see live_memory.py). The optimizers take
-no step there, but have the state that they would have. The blocks are torch's: fused ones, which
-save less, have measured figures only.
+Computed figures come from shapes: pecker_fast/runs/memory_model.py, what `erase --dry-run` says of
+a run. The published loop is followed likewise. The blocks are torch's: fused ones, which save less,
+have measured figures only.
 
 Measured figures are what torch's allocator had handed out at the peak of a few iterations.
 """
@@ -15,34 +14,27 @@ Measured figures are what torch's allocator had handed out at the peak of a few 
 from __future__ import annotations
 
 import sys
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from bench import Builder, Case, Provider, Setup, command, make_parser, out_of_memory
-from live_memory import HOST, LiveMemory, cuda_autocast_rules
 from networks import NETWORKS, Teacher
 from published_loop import PublishedAdam, PublishedLoop
 from rows import Row
 from timing import peak_memory
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from variants import ONE_SET, Problem, Variant, configuration
 
-from pecker_fast.backends import reference
 from pecker_fast.distill import PeckerConfig, PeckerTrainer
-from pecker_fast.distill.network_set import SharedNetworks
-from pecker_fast.optim.adamw import MaskedAdamW
-from pecker_fast.optim.released import ReleasedGrads
-from pecker_fast.runs.randomness import TRAINING, IterationRandom
+from pecker_fast.runs.live_memory import HOST, WEIGHTS, LiveMemory, cuda_autocast_rules
+from pecker_fast.runs.memory_model import ShapeMask, follow, replaced, without_values
 
 __all__ = ["LAYOUTS", "Computed", "MemoryCase", "compute", "main"]
 
@@ -89,7 +81,12 @@ class Computed(NamedTuple):
 
 def compute(preset: str, batch_size: int, density: float, layout: Variant) -> Computed:
     """The peak of the first iterations on fake tensors, on a device that starts empty."""
-    with _fake_tensors():
+    with ExitStack() as stack:
+        stack.enter_context(without_values())
+        stack.enter_context(cuda_autocast_rules())
+        stack.enter_context(
+            replaced((PublishedAdam, "step", _adam_step), (PublishedLoop, "_read", lambda *_: None))
+        )
         teacher = Teacher(preset)
         settings = {"precision": teacher.network.published_precision, **layout.settings}
         settings["optimizer.backend"] = "reference"
@@ -106,78 +103,12 @@ def _sizes(found: Counter[str]) -> dict[str, int]:
     return {kind: size for kind, size in found.most_common() if size and kind != HOST}
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    """Instead of what reads or moves values, which are not there, and allocates nothing."""
-
-
-def _to(network: nn.Module, _: torch.device, dtype: torch.dtype) -> nn.Module:
-    """`Module.to`, which cannot exchange fake parameters that are referred to."""
-    for module in network.modules():
-        for name, param in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(param.detach().to(dtype), param.requires_grad))
-    return network
-
-
-@contextmanager
-def _fake_tensors() -> Iterator[None]:
-    """Tensors have no values, and nothing of the package asks for any."""
-    kernels = ("gather_salient_", "scatter_salient_", "swap_salient_", "ema_salient_")
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(cuda_autocast_rules())
-        for patch in (
-            # A copied network stays in the one mode: its parameters can have aliases.
-            mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True),
-            mock.patch.object(nn.Module, "to", _to),
-            mock.patch.multiple(reference, **dict.fromkeys(kernels, _nothing)),
-            mock.patch.object(MaskedAdamW, "step", _nothing),
-            mock.patch.object(PublishedAdam, "step", _adam_step),
-            mock.patch.object(PublishedLoop, "_read", _nothing),
-            mock.patch("pecker_fast.optim.resolve.mask_digest", return_value=""),
-            mock.patch("pecker_fast.runs.learner.skip_frozen_", _nothing),
-        ):
-            stack.enter_context(patch)
-        yield
-
-
 def _trainer(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> Any:
     original = teacher.copy()
     memory.label(original.parameters(), HOST)
-    shapes = teacher.shapes()
-    counts = {n: max(1, round(config.mask.density * shape.numel())) for n, shape in shapes.items()}
-    positions = {name: torch.empty(count, dtype=torch.int32) for name, count in counts.items()}
-    memory.label(positions.values(), "positions of the mask")
-    nnz = sum(counts.values())
-    mask: Any = SimpleNamespace(indices=positions, shapes=shapes, nnz=nnz, check=_nothing)
+    mask: Any = ShapeMask.of_share(dict(original.named_parameters()), config.mask.density)
     objective = teacher.objective(config, "cpu", network=original)
-    trainer = PeckerTrainer(objective, mask=mask)
-    memory.label(objective.teacher.parameters(), "weights")  # the original is, where it is in use
-    for _, network in trainer.networks():
-        memory.label(network.parameters(), "weights")
-        memory.label_gradients(network.requires_grad_(True))
-        network.requires_grad_(False)  # it rests
-    if isinstance(trainer._networks, SharedNetworks):
-        trainer._networks.use("generator")
-        for absent in trainer._networks._absent.values():
-            memory.label(absent.values(), "salient values of the others")
-    for learner in trainer.learners:
-        for state in learner.optimizer.state.values():
-            for key, value in state.items():
-                memory.label([value], "fp32 masters" if key == "master" else "optimizer state")
-    if trainer._ema is not None:
-        memory.label(trainer._ema.state_dict().values(), "weight average")
-    take = ReleasedGrads.take
-
-    def labelled(released: ReleasedGrads, param: Tensor) -> Tensor | None:
-        memory.label([param.grad], "gradients")
-        kept = take(released, param)
-        memory.label([kept], "gradients")
-        return kept
-
-    with mock.patch.object(ReleasedGrads, "take", labelled):
-        trainer.advance(trainer.draw(IterationRandom(0, 0, trainer.device, TRAINING)))
-    return trainer
+    return follow(memory, lambda: PeckerTrainer(objective, mask=mask))
 
 
 def _adam_step(adam: PublishedAdam) -> None:
@@ -196,9 +127,9 @@ def _published(teacher: Teacher, config: PeckerConfig, memory: LiveMemory) -> An
     objective = teacher.objective(config, "cpu")
     make = partial(PublishedAdam, options=config.optimizer)
     loop = PublishedLoop(objective, teacher, SimpleNamespace(to_dense=dense), make)
-    memory.label(objective.teacher.parameters(), "weights")
+    memory.label(objective.teacher.parameters(), WEIGHTS)
     for network in (loop.generator, loop.pseudo_score):
-        memory.label(network.parameters(), "weights")
+        memory.label(network.parameters(), WEIGHTS)
         memory.label_gradients(network)
     if loop.average is not None:
         memory.label(loop.average.parameters(), "weight average")

@@ -103,7 +103,7 @@ NETWORKS: dict[str, Network] = {
         (2,), (4, 8, 8), prompt_shape=(_TOKENS, 16), **_STABLE_DIFFUSION,
     ),
     "demo": Network(
-        lambda: ModelFolder.load(teacher_folder()).unet,
+        lambda: ModelFolder.load(teacher_folder()).network,
         (8,), (4, 14, 14),
         settings={
             "generator.lr": 2e-4, "generator.lambda_forget": 1.0,

@@ -9,7 +9,8 @@ from typing import Any
 from rows import Cell, Result, Row, largest, measured_on, network, rows_of, span, speed_up, table
 
 __all__ = [
-    "communication", "demo", "demo_settings", "evidence", "iteration", "language", "memory",
+    "budget", "communication", "demo", "demo_settings", "dry_run", "evidence", "iteration",
+    "language", "memory",
 ]  # fmt: skip
 
 _BEFORE = ("forget_accuracy_before", "keep_accuracy_teacher", "frechet_teacher")
@@ -250,6 +251,48 @@ def memory(result: Result) -> str:
     )
     rows = rows_of(result, "memory")
     return _by_network(result, rows, ("peak of an iteration", peaks), caption, note)
+
+
+def budget(result: Result) -> str:
+    """One line per way to run the iteration, one column per network."""
+
+    def note(found: list[Row]) -> str:
+        ms, kernels = found[0]["parts_ms"], found[0]["parts_kernels"]
+        kinds = largest(ms, "{:.0f} ms".format)
+        return f"{found[0]['provider']}: {sum(kernels.values()):,} kernels; {kinds}"
+
+    caption = "Computed from shapes for an H100, measured nowhere (`benchmarks/budget.py`)."
+    time = ("predicted ms per iteration", lambda row: f"{row['predicted_ms']:.0f}")
+    return _by_network(result, rows_of(result, "budget"), time, caption, note)
+
+
+def dry_run(result: Result) -> str:
+    """One line per run: what was said of it, and what it took."""
+
+    def run(row: Row) -> str:
+        share = "" if row["channels"] == 1 else f", {row['channels']:g} of its channels"
+        again = ", blocks computed twice" if row["recompute_blocks"] else ""
+        return f"{network(row)}{share}, latents of {row['side']}{again}"
+
+    def off(row: Row) -> str:
+        return f"{row['measured_peak_bytes'] / row['computed_peak_bytes'] - 1:+.1%}"
+
+    rows = rows_of(result, "dry_run")
+    notes = " ".join(f"{run(row)}: {largest(row['parts'], _gib)}." for row in rows)
+    return table(
+        rows,
+        [
+            ("one iteration of 1 + 1 images, fp32", run),
+            ("peak said", lambda row: _gib(row["computed_peak_bytes"])),
+            ("resident in the run", lambda row: _gib(row["measured_peak_bytes"])),
+            ("off by", off),
+            ("s an iteration", lambda row: f"{row['iteration_s']:.0f}"),
+            ("s of the run", lambda row: f"{row['run_s']:.0f}"),
+            ("frozen entries changed", lambda row: str(row["frozen_changed"])),
+        ],
+        "Random weights, one set for all three networks. Peak of resident memory of the whole "
+        f"command, loading and writing included. {notes} {measured_on(result)}",
+    )
 
 
 def _by_network(

@@ -26,8 +26,10 @@ CARDS = "every card"  # the result files of gpu.py
 
 # Name -> its result files, and what makes it of one.
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "budget": ("budget-cpu", run_tables.budget),
     "demo": ("demo-cpu", run_tables.demo),
     "demo_settings": ("demo_settings-cpu", run_tables.demo_settings),
+    "dry_run": ("dry_run-cpu", run_tables.dry_run),
     "evidence": ("evidence-cpu", run_tables.evidence),
     "language": ("language-cpu", run_tables.language),
     "step_time": ("step_time-cpu", kernel_tables.step_time),

@@ -1,7 +1,8 @@
 """How every kernel reads and writes elements: addresses from int64 tables, bfloat16 as its bits.
 
-bfloat16 is loaded and stored as int16 and converted here, in integers: the same bits on a GPU and
-in Triton's interpreter, whose own conversion truncates. Also the options all launches share.
+bfloat16 is loaded and stored as int16 and converted here: compiled code by the device's own
+instruction, interpreted code in integers, since Triton's interpreter truncates. The bits are the
+same, but for those of NaN. Also the options all launches share.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from triton import knobs
 
 __all__ = [
     "INTERPRETING",
+    "IN_SOFTWARE",
     "OPTIONS",
+    "PTX",
     "SLOTS_PER_BLOCK",
     "STORED",
     "load_as",
@@ -29,6 +32,10 @@ __all__ = [
 
 # Read by Triton when a kernel is decorated, so it cannot change later.
 INTERPRETING: bool = knobs.runtime.interpret
+
+# What a kernel may ask of it. PTX: instructions of NVIDIA's cards can be named.
+IN_SOFTWARE: tl.constexpr = tl.constexpr(INTERPRETING)
+PTX: tl.constexpr = tl.constexpr(not INTERPRETING and torch.version.hip is None)
 
 # Slots a program covers. In the interpreter it costs half a millisecond, whatever its size.
 SLOTS_PER_BLOCK = 65536 if INTERPRETING else 1024
@@ -87,10 +94,14 @@ def _widen(bits):
 
 @triton.jit
 def _round_bfloat16(value):
-    """A float32 as bfloat16 bits (int16), rounded to nearest even; NaN becomes 0x7fc0."""
-    bits = value.to(tl.uint32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return tl.where(value == value, rounded, 0x7FC0).to(tl.uint16).to(tl.int16, bitcast=True)
+    """A float32 as bfloat16 bits (int16), rounded to nearest even; NaN becomes a quiet NaN."""
+    if IN_SOFTWARE:
+        bits = value.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        stored = tl.where(value == value, rounded, 0x7FC0).to(tl.uint16)
+    else:
+        stored = value.to(tl.bfloat16)
+    return stored.to(tl.int16, bitcast=True)
 
 
 @triton.jit

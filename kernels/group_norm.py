@@ -25,7 +25,7 @@ from pecker_fast.kernels.channels_last import (
     tile_pointer,
     tile_position,
 )
-from pecker_fast.kernels.elements import load_as, store_as
+from pecker_fast.kernels.elements import PTX, load_as, store_as
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ __all__ = [
     "group_options",
     "kept_bits",
     "parameters",
+    "sigmoid",
 ]
 
 # Rows of `coefficients`, per sample and channel, with xhat = (x - centre) * rstd + offset:
@@ -74,7 +75,8 @@ class Normalisation(NamedTuple):
             "weight_ptr": self.weight,
             "bias_ptr": self.bias,
             "seed_ptr": self.seed,
-            "dropout": self.dropout,
+            # An int32 is kept that is not below this.
+            "bound": min(round(self.dropout * 2**32) - 2**31, 2**31 - 1),
             "scale": 1.0 / kept if kept > 0 else 0.0,  # nothing is kept
             "SILU": self.silu,
             "STRIPS": 1 if self.seed is None else 4,
@@ -202,21 +204,37 @@ def parameters(coefficients_ptr, weight_ptr, bias_ptr, sample, column, present, 
 
 
 @triton.jit
-def kept_bits(seed_ptr, sample, quad, column, channels, dropout):
-    """Which elements dropout keeps: bit i is that of pixel 4 * quad + i in each column (Philox).
+def sigmoid(z):
+    """1 / (1 + exp(-z)), compiled to a few units in the last place."""
+    if PTX:
+        power = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [z * -1.4426950408889634], tl.float32, True, 1
+        )
+        gate = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + power], tl.float32, True, 1
+        )
+    else:
+        gate = tl.sigmoid(z)
+    return gate
 
-    The counter is (quad * channels + column, sample), 32 bits each, so that no two elements of a
+
+@triton.jit
+def kept_bits(seed_ptr, sample, quad, column, channels, bound):
+    """Which elements dropout keeps: bit i is that of pixel 4 * quad + i in each column.
+
+    Philox with seven rounds, which pass all of TestU01 (Salmon et al., SC 2011, table 2). The
+    counter is (quad * channels + column, sample), 32 bits each, so that no two elements of a
     sample of up to 2^34, nor two samples, share a number. It does not depend on the tiles.
     """
     counter = quad[:, None] * channels + column[None, :]
     zero = counter * 0
     word0, word1, word2, word3 = tl.philox(
-        tl.load(seed_ptr), counter, zero + sample.to(tl.int32), zero, zero
+        tl.load(seed_ptr), counter, zero + sample.to(tl.int32), zero, zero, n_rounds=7
     )
-    bits = (tl.uint_to_uniform_float(word0) >= dropout).to(tl.int32)
-    bits |= (tl.uint_to_uniform_float(word1) >= dropout).to(tl.int32) << 1
-    bits |= (tl.uint_to_uniform_float(word2) >= dropout).to(tl.int32) << 2
-    bits |= (tl.uint_to_uniform_float(word3) >= dropout).to(tl.int32) << 3
+    bits = (word0.to(tl.int32, bitcast=True) >= bound).to(tl.int32)
+    bits |= (word1.to(tl.int32, bitcast=True) >= bound).to(tl.int32) << 1
+    bits |= (word2.to(tl.int32, bitcast=True) >= bound).to(tl.int32) << 2
+    bits |= (word3.to(tl.int32, bitcast=True) >= bound).to(tl.int32) << 3
     return bits
 
 
@@ -228,7 +246,7 @@ def _apply_kernel(
     bias_ptr,
     seed_ptr,
     y_ptr,
-    dropout: tl.float32,
+    bound: tl.int32,
     scale: tl.float32,
     pixels,
     source_channels,
@@ -251,7 +269,7 @@ def _apply_kernel(
     strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
     if seed_ptr is not None:
         quad = chunk * (BLOCK_PIXELS // 4) + strip_row
-        bits = kept_bits(seed_ptr, sample, quad, column, channels, dropout)
+        bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
     for strip in tl.static_range(STRIPS):
         row = strip_row * STRIPS + strip
         valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
@@ -260,7 +278,7 @@ def _apply_kernel(
         )
         z = ((value - centre) * rstd + offset) * weight + bias
         if SILU:
-            z = z * tl.sigmoid(z)
+            z = z * sigmoid(z)
         if seed_ptr is not None:
             z = tl.where((bits >> strip) & 1 != 0, z * scale, 0.0)
         store_as(y, row[:, None] * channels + column[None, :], z, valid)

@@ -27,7 +27,7 @@ from pecker_fast.kernels.channels_last import (
     tile_position,
 )
 from pecker_fast.kernels.elements import load_as, store_as
-from pecker_fast.kernels.group_norm import group_options, kept_bits, parameters
+from pecker_fast.kernels.group_norm import group_options, kept_bits, parameters, sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def _derivative(xhat, weight, bias, SILU: tl.constexpr):
     derivative = tl.full(xhat.shape, 1.0, tl.float32)
     if SILU:
         z = xhat * weight + bias
-        gate = tl.sigmoid(z)
+        gate = sigmoid(z)
         derivative = gate * (1.0 + z * (1.0 - gate))
     return derivative
 
@@ -59,7 +59,7 @@ def _sums_kernel(
     bias_ptr,
     seed_ptr,
     partials_ptr,
-    dropout: tl.float32,
+    bound: tl.int32,
     scale: tl.float32,
     pixels,
     source_channels,
@@ -82,7 +82,7 @@ def _sums_kernel(
     strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
     if seed_ptr is not None:
         quad = chunk * (BLOCK_PIXELS // 4) + strip_row
-        bits = kept_bits(seed_ptr, sample, quad, column, channels, dropout)
+        bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
     sum1 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
     sum2 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
     for strip in tl.static_range(STRIPS):
@@ -168,7 +168,7 @@ def _backward_kernel(
     bias_ptr,
     seed_ptr,
     dx_ptr,
-    dropout: tl.float32,
+    bound: tl.int32,
     scale: tl.float32,
     pixels,
     source_channels,
@@ -195,7 +195,7 @@ def _backward_kernel(
     strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
     if seed_ptr is not None:
         quad = chunk * (BLOCK_PIXELS // 4) + strip_row
-        bits = kept_bits(seed_ptr, sample, quad, column, channels, dropout)
+        bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
     for strip in tl.static_range(STRIPS):
         row = strip_row * STRIPS + strip
         valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]

@@ -14,12 +14,13 @@ import torch
 from pecker_fast.errors import PeckerError
 
 __all__ = [
-    "asked_bytes", "free_bytes", "machine_facts", "out_of_memory", "usable_cores", "usable_device",
-    "versions",
+    "asked_bytes", "free_bytes", "machine_facts", "out_of_memory", "resident_bytes", "usable_cores",
+    "usable_device", "versions",
 ]  # fmt: skip
 
 _GIB = 2**30
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP = Path("/sys/fs/cgroup")
+_CPU_MAX = _CGROUP / "cpu.max"
 _PACKAGES = (
     "pecker-fast", "torch", "diffusers", "transformers", "numpy", "safetensors", "triton",
     "onnxruntime", "torchvision", "torch-fidelity",
@@ -126,13 +127,32 @@ def free_bytes() -> int | None:
     """Memory still to be had: of the current GPU where one is in use, else the machine's."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.mem_get_info()[0]
-    return _memory("MemAvailable")
+    found = [size for size in (_memory("MemAvailable"), _left_to_container()) if size is not None]
+    return min(found, default=None)
 
 
-def _memory(key: str) -> int | None:
-    """A line of /proc/meminfo in bytes; None where the system is not Linux."""
+def _left_to_container() -> int | None:
+    """Of the memory that a container may use; None without such a limit."""
     try:
-        found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        most = (_CGROUP / "memory.max").read_text().strip()
+        if most == "max":
+            return None
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return max(0, int(most) - used + int(stat["inactive_file"]))  # what is cached can go
+    except (OSError, ValueError, KeyError):
+        return None  # no cgroup v2
+
+
+def resident_bytes(*, peak: bool = False) -> int | None:
+    """What this process holds in memory, or held at most; None where the system is not Linux."""
+    return _memory("VmHWM" if peak else "VmRSS", "/proc/self/status")
+
+
+def _memory(key: str, file: str = "/proc/meminfo") -> int | None:
+    """A line of such a file in bytes; None where the system is not Linux."""
+    try:
+        found = re.search(rf"^{key}:\s+(\d+) kB", Path(file).read_text(), re.MULTILINE)
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None

@@ -102,7 +102,9 @@ def denoising_loss(folder):
     x = model.encode(images.batch(torch.arange(200), torch.device("cpu")))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     t, schedule = torch.arange(200) * 5, NoiseSchedule.from_scheduler(model.scheduler)
-    return float(pseudo_score_loss(model.unet, x, noise, t, images.labels, schedule).mean()) / 3072
+    return (
+        float(pseudo_score_loss(model.network, x, noise, t, images.labels, schedule).mean()) / 3072
+    )
 
 
 def train_classifier(run):
@@ -141,7 +143,7 @@ def check_frozen(name, report):
     mask = SaliencyMask.load(f"{name}/mask.safetensors")
     assert mask == SaliencyMask.load(f"{name}.safetensors")
     folders = (ModelFolder.load(f"{run}/model") for run in ("teacher", name))
-    before, after = (dict(folder.unet.named_parameters()) for folder in folders)
+    before, after = (dict(folder.network.named_parameters()) for folder in folders)
     salient = mask.to_dense()
     differ = {key: before[key].view(torch.int32) != after[key].view(torch.int32) for key in salient}
     assert not any((differ[key] & ~salient[key]).any() for key in salient)

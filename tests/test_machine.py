@@ -28,6 +28,28 @@ def test_a_container_quota_limits_the_cores(tmp_path, monkeypatch, content, core
     assert machine.usable_cores() == cores
 
 
+def test_a_container_limits_what_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    whole = machine.free_bytes()
+    assert whole > 10**6  # no such files
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.free_bytes() > 10**6
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 150000\n")
+    assert machine.free_bytes() == 450_000
+    (tmp_path / "memory.stat").write_text("anon 500000\n")
+    assert machine.free_bytes() > 10**6  # a file of another kind says nothing
+
+
+def test_what_this_process_holds():
+    before = machine.resident_bytes()
+    block = torch.ones(64 << 20, dtype=torch.uint8)
+    assert machine.resident_bytes() > before + (32 << 20)
+    del block
+    assert machine.resident_bytes(peak=True) > before + (32 << 20)
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import CLASSIFIER, INPUT, echo, machine_options, prepare
+from pecker_fast.cli.common import CLASSIFIER, INPUT, machine_options, prepare
+from pecker_fast.cli.output import json_option, quiet_option, result
 
 __all__ = ["attack"]
 
@@ -41,6 +42,8 @@ with 95 % intervals; in a run they are written to attack.json.
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @machine_options
+@json_option
+@quiet_option
 def attack(run: Path, device: str, threads: int | None, **options: Any) -> None:
     """Attack RUN, a run of `erase` or a model folder."""
     place = prepare(device, threads)
@@ -48,9 +51,9 @@ def attack(run: Path, device: str, threads: int | None, **options: Any) -> None:
     from pecker_fast.erasure.attack import attack
 
     found = attack(run, **options, device=place)
-    echo(found.headline)
     width = max(len(each.way) for each in (*found.asked, *found.taught))
-    echo(f"{'':{width}}  {found.forget:>22}  {'others kept':>22}")
+    lines = [found.headline, f"{'':{width}}  {found.forget:>22}  {'others kept':>22}"]
     for each in (*found.asked, *found.taught):
         kept = "" if each.kept is None else str(each.kept)
-        echo(f"{each.way:{width}}  {each.found!s:>22}  {kept:>22}")
+        lines.append(f"{each.way:{width}}  {each.found!s:>22}  {kept:>22}")
+    result(lines, found.to_dict)

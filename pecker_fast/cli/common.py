@@ -15,6 +15,8 @@ from pecker_fast.datasets import DATASETS
 from pecker_fast.errors import PeckerError, printable
 from pecker_fast.evaluate.defaults import TRUSTED
 from pecker_fast.files import shown
+from pecker_fast.progress import note
+from pecker_fast.runs.finding import is_hub_id
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +26,12 @@ __all__ = [
     "INPUT",
     "MODEL_ARGUMENT",
     "PATH",
+    "SOURCE",
+    "SOURCE_ARGUMENT",
     "config_values",
     "data_options",
     "echo",
+    "hub_options",
     "judges",
     "machine_options",
     "prepare",
@@ -84,6 +89,15 @@ class _Input(_Path):
         return path
 
 
+class _Source(_Input):
+    """A model that is there, or the id of one on the hub."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, or the id as one; see `_Input`."""
+        text = os.fspath(value)
+        return Path(text) if is_hub_id(text) else super().convert(value, param, ctx)
+
+
 class _Classifier(_Input):
     """A classifier that is there, by its name or as `trusted:FILE`."""
 
@@ -96,8 +110,10 @@ class _Classifier(_Input):
 
 PATH = _Path()
 INPUT = _Input()
+SOURCE = _Source()
 CLASSIFIER = _Classifier()
 MODEL_ARGUMENT = click.argument("model", type=INPUT)
+SOURCE_ARGUMENT = click.argument("model", type=SOURCE)
 
 
 def echo(text: object = "", *, err: bool = False) -> None:
@@ -144,6 +160,16 @@ machine_options = together(
         "--threads",
         type=click.IntRange(1, _MOST_THREADS),
         help="CPU threads.  [default: all cores]",
+    ),
+)
+hub_options = together(  # fields of `Request`
+    click.option("--revision", help="Of a model on the hub: branch, tag or commit."),
+    click.option("--variant", help="Of the weights, e.g. fp16, where a part has it."),
+    click.option(
+        "--offline",
+        "local_files_only",
+        is_flag=True,
+        help="Take of the hub only what was downloaded before.",
     ),
 )
 seed_option = click.option("--seed", type=int, help="Seed of everything random.")
@@ -260,7 +286,7 @@ def prepare(device: str, threads: int | None, *, models: bool = True) -> torch.d
         PeckerError: no such device on this machine.
     """
     if "torch" not in sys.modules:
-        click.echo("loading torch and the model ...", err=True)  # seconds, more on a slow disk
+        note("loading torch and the model ...")  # seconds, more on a slow disk
 
     import torch
 

@@ -10,6 +10,7 @@ import click
 
 from pecker_fast.cli.common import PATH, config_values, prepare, run_options, training_options
 from pecker_fast.cli.erase import say
+from pecker_fast.cli.output import json_option, quiet_option
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.finding import check_run_directory
 
@@ -45,6 +46,8 @@ Needs no network, no data set and no GPU. An interrupted demo goes on when start
 @training_options
 @click.option("--iterations", type=int, help="Iterations of the distillation.")
 @run_options
+@json_option
+@quiet_option
 def demo(
     out: Path, concept: bool, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:

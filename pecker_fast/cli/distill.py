@@ -9,16 +9,23 @@ from typing import Any
 import click
 
 from pecker_fast.cli.common import (
-    MODEL_ARGUMENT,
     PATH,
+    SOURCE_ARGUMENT,
     config_values,
-    prepare,
+    hub_options,
     run_options,
     seed_option,
     settings_option,
 )
-from pecker_fast.cli.torchrun import is_first
-from pecker_fast.runs.finding import find_pipeline
+from pecker_fast.cli.erase import carried_out
+from pecker_fast.cli.output import (
+    dry_run_option,
+    json_option,
+    print_config_option,
+    quiet_option,
+    result,
+)
+from pecker_fast.runs.finding import find_pipeline, is_hub_id
 
 __all__ = ["distill"]
 
@@ -39,7 +46,8 @@ goes on when the same command is started again. The default recipe is cifar10_st
 iterations of 128 images; of a pipeline text_stage1, 16,000 of 512.
 """,
 )
-@MODEL_ARGUMENT
+@SOURCE_ARGUMENT
+@hub_options
 @click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option(
     "--config",
@@ -49,11 +57,23 @@ iterations of 128 images; of a pipeline text_stage1, 16,000 of 512.
 @seed_option
 @settings_option("batch_size=16")
 @run_options
+@dry_run_option
+@print_config_option
+@json_option
+@quiet_option
 def distill(model: Path, device: str, threads: int | None, **options: Any) -> None:
     """Distil MODEL, a model folder or a pipeline, into one step; nothing is forgotten yet."""
-    from pecker_fast.erasure.request import Request
+    from pecker_fast.erasure.request import HUB_OPTIONS, Request
 
     started = time.monotonic()
+    if is_hub_id(str(model)):  # whether it is a pipeline is seen in its files
+        from pecker_fast.models.hub import local_folder
+
+        model = local_folder(
+            model, **{name: options[name] for name in HUB_OPTIONS if name in options}
+        )
+        options.pop("revision")
+    dry, printing = options.pop("dry_run"), options.pop("print_config")
     pipeline = find_pipeline(model)
     recipe = options.pop("config") or ("cifar10_stage1" if pipeline is None else "text_stage1")
     nothing: dict[str, Any] = {"forget": None} if pipeline is None else {"text.concepts": []}
@@ -67,14 +87,9 @@ def distill(model: Path, device: str, threads: int | None, **options: Any) -> No
         command="distill",
         **options,
     )
-    request.check()
-    prepare(device, threads)
-
-    from pecker_fast.erasure.api import run
-
-    erasure = run(request)
-    if is_first():
-        click.echo(f"first stage      {erasure.out}")
+    if (erasure := carried_out(request, threads, dry, printing)) is not None:
+        facts = erasure.facts
+        result([f"first stage      {erasure.out}"], lambda: {"out": erasure.out, **facts.to_dict()})
 
 
 NOTHING_FORGOTTEN = {

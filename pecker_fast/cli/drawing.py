@@ -22,6 +22,7 @@ from pecker_fast.evaluate.sampling import Method, Sampler, labels_in_turn
 from pecker_fast.files import replacing
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.progress import note
 
 __all__ = ["Request", "draw_classes", "draw_prompts"]
 
@@ -64,7 +65,7 @@ def draw_classes(folder: Path, request: Request, device: torch.device, ranks: Ra
             cannot be written to or holds something else.
     """
     model = ModelFolder.load(folder)
-    model.unet.to(device)
+    model.network.to(device)
     labels = request.labels(_chosen(model, request.classes))
     steps = request.steps
     if steps is None:
@@ -124,7 +125,7 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
             + (f", without {named[0]}, which is for class models" if named else "")
         )
     pipeline = PipelineFolder.load(folder)
-    unet = pipeline.unet.to(device).eval()
+    network = pipeline.network.to(device).eval()
     steps = request.steps
     if steps is None:
         steps = default_steps(str(pipeline.description.get("kind")), None)
@@ -135,7 +136,7 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
     labels = request.labels(list(range(len(request.prompts)))).sort().values
     texts = [request.prompts[i] for i in labels]
     latents = sampler.latents(
-        unet, texts, request.seed, steps, t_init=request.t_init, guidance=guidance,
+        network, texts, request.seed, steps, t_init=request.t_init, guidance=guidance,
         progress="sampling", ranks=ranks,
     )  # fmt: skip
     how = ("one step" if steps == 1 else f"{steps} steps") + f", guidance {guidance:g}"
@@ -172,7 +173,7 @@ def _write(out: Path, plan: SamplePlan, ranks: Ranks, force: bool) -> None:
         raise
     if missing < len(plan.files):
         there = len(plan.files) - missing
-        echo(f"{there:,} of {len(plan.files):,} images were there before", err=True)
+        note(f"{there:,} of {len(plan.files):,} images were there before")
     echo(out)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,21 +14,34 @@ from pecker_fast.cli.common import (
     CLASSIFIER,
     INPUT,
     PATH,
+    SOURCE,
     config_values,
     data_options,
-    echo,
+    hub_options,
     judges,
     prepare,
     run_options,
     training_options,
 )
+from pecker_fast.cli.output import (
+    dry_run_option,
+    json_option,
+    print_config_option,
+    quiet_option,
+    result,
+    say_config,
+)
 from pecker_fast.cli.torchrun import is_first
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import shown
+from pecker_fast.progress import note
+from pecker_fast.runs.finding import is_repository
 
 if TYPE_CHECKING:
+    from pecker_fast.erasure.request import Request
     from pecker_fast.erasure.run import Erasure
 
-__all__ = ["erase", "say"]
+__all__ = ["carried_out", "erase", "say"]
 
 _images = partial(click.option, type=click.IntRange(2, 1_000_000))
 
@@ -45,6 +60,8 @@ Examples:
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run
+    pecker-fast erase --pipeline owner/name --variant fp16 --recipe nudity --out run
+    pecker-fast erase --pipeline SD15 --recipe nudity --out run --dry-run
 
 \b
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
@@ -60,7 +77,7 @@ ascent (cifar10_neggrad), fine-tuning (cifar10_finetune) and ESD (cifar10_esd); 
 Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
 )
-@click.argument("model", type=INPUT, required=False)
+@click.argument("model", type=SOURCE, required=False)
 @click.option("--out", type=PATH, required=True, help="Run directory.")
 @click.option("--config", help="YAML file or name of a shipped recipe.")
 @training_options
@@ -68,9 +85,11 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option("--iterations", type=int, help="Length of the run.")
 @click.option(
     "--pipeline",
-    type=INPUT,
-    help="Folder of a diffusers text-to-image pipeline, in place of MODEL.",
+    type=SOURCE,
+    help="Folder of a diffusers text-to-image pipeline, or its id owner/name on the hub, in place "
+    "of MODEL.",
 )
+@hub_options
 @click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
 @click.option(
     "--name", "names", multiple=True, help="Concept to forget, for a recipe that leaves it open."
@@ -138,12 +157,21 @@ Their result draws images in many steps, as the original does. --mask-file takes
     show_default=True,
     help="DDIM steps of the original model in the evaluation.",
 )
+@click.option("--push", metavar="OWNER/NAME", help="Upload the erased model to the hub.")
 @run_options
+@dry_run_option
+@print_config_option
+@json_option
+@quiet_option
 def erase(device: str, threads: int | None, **options: Any) -> None:
     """Erase a class from the model folder MODEL, or a concept from a text-to-image --pipeline."""
     from pecker_fast.erasure.request import Request
 
     started = time.monotonic()
+    push = options.pop("push")
+    if push is not None and not is_repository(push):
+        raise PeckerError(f"--push {shown(push)}: is no id of the hub; expected owner/name")
+    dry, printing = options.pop("dry_run"), options.pop("print_config")
     recipe, config = options.pop("recipe"), options.pop("config")
     if recipe is not None and config is not None:
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
@@ -156,12 +184,29 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
         **judges(options.pop("classifiers")),
         **options,
     )
+    if (found := carried_out(request, threads, dry, printing)) is not None:
+        say(found)
+        if push is not None and is_first():
+            note(f"pushed to {found.push_to_hub(push)}")
+
+
+def carried_out(
+    request: Request, threads: int | None, dry: bool, printing: bool
+) -> Erasure[Any] | None:
+    """Check and do what is asked for; None where only its settings, or what it takes, are said."""
+    if printing:
+        say_config(request.read_config())
+        return None
     request.check()
-    prepare(device, threads)
+    prepare(str(request.device), threads)
 
-    from pecker_fast.erasure.api import run
+    from pecker_fast.erasure.api import dry_run, run
 
-    say(run(request))
+    if not dry:
+        return run(request)
+    found = dry_run(request)
+    result(found.lines(), found.to_dict)
+    return None
 
 
 def say(erasure: Erasure[Any]) -> None:
@@ -170,33 +215,47 @@ def say(erasure: Erasure[Any]) -> None:
     Raises:
         FrozenChangedError: a frozen entry has changed.
     """
-    from pecker_fast.erasure.concepts import patch_sizes
     from pecker_fast.runs.outputs import PATCH_NAME
 
-    if not is_first():
-        return  # one process speaks for all
-    out, report = erasure.out, erasure.report
+    paths = {erasure.kind: erasure.out / erasure.kind}
+    if erasure.report is not None:
+        paths["report"] = erasure.out / "report.html"
+    if (erasure.out / PATCH_NAME).is_file():
+        paths["patch"] = erasure.out / PATCH_NAME
+
+    def content() -> dict[str, Any]:
+        figures = (erasure.facts if erasure.report is None else erasure.report).to_dict()
+        return {"out": erasure.out, "paths": paths, **figures}
+
+    result(_lines(erasure, paths), content)
+    if is_first():
+        erasure.frozen.require_unchanged(erasure.out)
+
+
+def _lines(erasure: Erasure[Any], paths: Mapping[str, Path]) -> Iterator[str]:
+    from pecker_fast.erasure.concepts import patch_sizes
+
+    report = erasure.report
     if report is not None:
-        echo(report.headline)
+        yield report.headline
         if kept := report.kept_sentence:
-            echo(kept)
-    echo(erasure.frozen.sentence())
+            yield kept
+    yield erasure.frozen.sentence()
     if report is not None:
         for table in report.tables[:1]:
             rows = [[column.lower() for column in table.columns], *table.rows]
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            echo()
+            yield ""
             for row in rows:
                 cells = zip(row, widths, strict=True)
-                echo("  ".join(f"{cell:{width}}" for cell, width in cells).rstrip())
-            echo()
+                yield "  ".join(f"{cell:{width}}" for cell, width in cells).rstrip()
+            yield ""
     facts = erasure.facts if report is None else report.run
-    echo(f"wall time        {facts.wall_s:.0f} s")
+    yield f"wall time        {facts.wall_s:.0f} s"
     if report is not None:
-        echo(f"report           {out / 'report.html'}")
-    echo(f"erased {erasure.kind:9} {out / erasure.kind}")
-    if (out / PATCH_NAME).is_file():
-        patch, network = patch_sizes(out, erasure.model.architecture.denoiser)
+        yield f"report           {paths['report']}"
+    yield f"erased {erasure.kind:9} {paths[erasure.kind]}"
+    if "patch" in paths:
+        patch, network = patch_sizes(erasure.out, erasure.model.architecture.denoiser)
         share = f"{patch / network:.1%} of the network's file"
-        echo(f"patch            {out / PATCH_NAME} ({share})")
-    erasure.frozen.require_unchanged(out)
+        yield f"patch            {paths['patch']} ({share})"

@@ -20,6 +20,7 @@ from pecker_fast.cli.common import (
     prepare,
     sampler_options,
 )
+from pecker_fast.cli.output import quiet_option
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 from pecker_fast.files import check_output_file, write_text
@@ -119,14 +120,16 @@ probabilities.
     type=PATH,
     help="Folder that keeps the images; an evaluation that was stopped goes on with them.",
 )
-@click.option("--json", "json_path", type=PATH, help="Write the figures.")
+@click.option("--json", "json_path", type=PATH, help="Write the figures; - for stdout.")
 @click.option("--force", is_flag=True, help="Replace a file that exists, or other --samples.")
 @machine_options
+@quiet_option
 def evaluate(
     json_path: Path | None, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:
     """Judge images of MODEL, a model folder or a run, or of prompts, or images on disk."""
-    if json_path is not None:
+    on_stdout = json_path == Path("-")
+    if json_path is not None and not on_stdout:
         check_output_file(json_path, force)
     is_of_prompts = options["prompts"] is not None
     options = _fitting(options, _CLASSES if is_of_prompts else _PROMPTS, is_of_prompts)
@@ -140,10 +143,13 @@ def evaluate(
     found = work(**options, force=force, device=place, ranks=Ranks.join(place.type))
     if found is None:
         return  # the first process judges what all have drawn
+    content = json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    if on_stdout:
+        click.echo(content)
+        return
     for line in found.lines():
         echo(line)
     if json_path is not None:
-        content = json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(json_path, content + "\n")
 
 

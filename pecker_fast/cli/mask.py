@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pecker_fast.cli.common import (
-    MODEL_ARGUMENT,
     PATH,
+    SOURCE_ARGUMENT,
     config_values,
     data_options,
-    echo,
+    hub_options,
     machine_options,
     prepare,
     training_options,
+)
+from pecker_fast.cli.output import (
+    json_option,
+    print_config_option,
+    quiet_option,
+    result,
+    say_config,
 )
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import check_output_file
@@ -37,7 +44,8 @@ Examples:
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
 """,
 )
-@MODEL_ARGUMENT
+@SOURCE_ARGUMENT
+@hub_options
 @click.option(
     "--out",
     type=PATH,
@@ -50,6 +58,9 @@ Examples:
 @data_options
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @machine_options
+@print_config_option
+@json_option
+@quiet_option
 def mask(out: Path, force: bool, device: str, threads: int | None, **options: Any) -> None:
     """Find which parameters of the model folder MODEL matter for forgetting a class."""
     from pecker_fast.erasure.request import Request
@@ -59,8 +70,11 @@ def mask(out: Path, force: bool, device: str, threads: int | None, **options: An
         raise PeckerError(f"--out {out}: is what the picture of the mask is called; name it {name}")
     check_output_file(out, force)
     check_output_file(out.with_suffix(".png"), force)
-    values = config_values(options)
+    values, printing = config_values(options), options.pop("print_config")
     request = Request(out=out, settings=values, device=device, command="mask", **options)
+    if printing:
+        say_config(request.read_config())
+        return
     request.check()
     prepare(device, threads)
 
@@ -68,13 +82,18 @@ def mask(out: Path, force: bool, device: str, threads: int | None, **options: An
 
     found = mask_of_class(request)
     plot = found.save(out)
-    echo(
+    counts = (
         f"{found.mask.nnz:,} of {found.mask.numel:,} parameters are salient for "
         f"{found.forget!r} (density {found.mask.density:.4g}, {found.kind})"
     )
     made_of = f"digest {found.mask.digest[:16]}, of the model {found.model[:16]}"
-    for line in (*density_table(found.mask.stats()), found.note, made_of, out, plot):
-        echo(line)
+    content = {
+        "forget": found.forget, "kind": found.kind, "salient": found.mask.nnz,
+        "parameters": found.mask.numel, "density": found.mask.density,
+        "digest": found.mask.digest, "model": found.model, "mask": out, "picture": plot,
+    }  # fmt: skip
+    lines = [counts, *density_table(found.mask.stats()), found.note, made_of, out, plot]
+    result(lines, lambda: content)
 
 
 def density_table(stats: Iterable[ParameterStats]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pecker_fast.cli.common import MODEL_ARGUMENT, PATH, machine_options, prepare, sampler_options
+from pecker_fast.cli.output import quiet_option
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import BATCH_SIZE, PER_CLASS
 from pecker_fast.files import check_output_file
@@ -76,6 +77,7 @@ same images, on any number of processes.
 )
 @click.option("--force", is_flag=True, help="Replace what exists.")
 @machine_options
+@quiet_option
 def sample(model: Path, device: str, threads: int | None, **options: Any) -> None:
     """Draw images from MODEL: a model folder, a pipeline, or the run that made one."""
     out, png, npz = options["out"], options["png"], options["npz"]

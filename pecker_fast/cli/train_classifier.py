@@ -13,13 +13,14 @@ from pecker_fast.cli.common import (
     PATH,
     config_values,
     data_options,
-    echo,
     prepare,
     run_options,
     seed_option,
     settings_option,
 )
+from pecker_fast.cli.output import json_option, quiet_option, result
 from pecker_fast.errors import PeckerError
+from pecker_fast.progress import note
 from pecker_fast.runs.finding import check_run_directory
 from pecker_fast.runs.interrupts import saving_at_interrupt
 
@@ -67,6 +68,8 @@ was interrupted goes on where it was when the same command is started again.
 @seed_option
 @settings_option("batch_size=64")
 @run_options
+@json_option
+@quiet_option
 def train_classifier(
     out: Path,
     arch: str,
@@ -123,9 +126,9 @@ def train_classifier(
         )
         done = trainer.iteration
         if done:
-            echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
-        for note in trainer.moved:
-            echo(note, err=True)
+            note(f"resuming at iteration {done:,} of {config.iterations:,}")
+        for line in trainer.moved:
+            note(line)
         for _ in saving_at_interrupt(
             trainer.run(), lambda: trainer.iteration, trainer.save, Ranks()
         ):
@@ -135,7 +138,11 @@ def train_classifier(
         card = json.dumps(measured.card, indent=2, ensure_ascii=False)
         write_text(out / CARD_NAME, card + "\n")
         measured.network.save(out)
-    echo(f"trained on     {measured.card['train_images']}")
-    echo(f"test accuracy  {measured.card['test_accuracy']:.4f} of {measured.card['test_images']}")
-    echo(f"classifier     {out}")
-    echo(f"statistics     {out / STATISTICS_NAME}")
+    figures, statistics = measured.card, out / STATISTICS_NAME
+    lines = [
+        f"trained on     {figures['train_images']}",
+        f"test accuracy  {figures['test_accuracy']:.4f} of {figures['test_images']}",
+        f"classifier     {out}",
+        f"statistics     {statistics}",
+    ]
+    result(lines, lambda: {"classifier": out, "statistics": statistics, **figures})

@@ -11,13 +11,20 @@ from pecker_fast.cli.common import (
     PATH,
     config_values,
     data_options,
-    echo,
     prepare,
     run_options,
     seed_option,
     settings_option,
 )
+from pecker_fast.cli.output import (
+    json_option,
+    print_config_option,
+    quiet_option,
+    result,
+    say_config,
+)
 from pecker_fast.errors import PeckerError
+from pecker_fast.progress import note
 from pecker_fast.runs.finding import check_run_directory
 from pecker_fast.runs.interrupts import saving_at_interrupt
 
@@ -37,8 +44,9 @@ Examples:
 \b
 Recipes: cifar10_teacher, stl10_teacher (as published); cifar10_retrain, stl10_retrain (without one
 class: retraining from scratch); small_teacher (to try it on a CPU), fashion_dit (a DiT, by flow
-matching, on a CPU). The run directory receives checkpoints, config.yaml and, at the end, the model folder `model` with the averaged weights. A run
-that was interrupted goes on where it was when the same command is started again.
+matching, on a CPU). The run directory receives checkpoints, config.yaml and, at the end, the model
+folder `model` with the averaged weights. A run that was interrupted goes on where it was when the
+same command is started again.
 """,
 )
 @click.option("--out", type=PATH, required=True, help="Run directory.")
@@ -51,6 +59,9 @@ that was interrupted goes on where it was when the same command is started again
 @seed_option
 @settings_option("batch_size=64")
 @run_options
+@print_config_option
+@json_option
+@quiet_option
 def train_teacher(
     out: Path,
     config_path: str,
@@ -60,6 +71,7 @@ def train_teacher(
     force: bool,
     device: str,
     threads: int | None,
+    print_config: bool,
     **options: Any,
 ) -> None:
     """Train a class-conditional model on a data set, in one process or several."""
@@ -72,6 +84,9 @@ def train_teacher(
             f"train-teacher: {config_path} leaves the images open; add --dataset, e.g. --dataset "
             "cifar10 --data-root FOLDER"
         )
+    if print_config:
+        say_config(config.model_copy(update={"dataset": dataset}))
+        return
     check_run_directory(out)
     place = prepare(device, threads)
 
@@ -95,15 +110,18 @@ def train_teacher(
         trainer = TeacherTrainer(
             images, config, place, directory=directory, ranks=ranks, progress=True
         )
-        for note in trainer.notes:
-            echo(note, err=True)
+        for line in trainer.notes:
+            note(line)
         done = trainer.iteration
         if done:
-            echo(f"resuming at iteration {done:,} of {config.iterations:,}", err=True)
+            note(f"resuming at iteration {done:,} of {config.iterations:,}")
         for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
             pass
         model = trainer.model()
         ranks.first(lambda: model.save_whole(out / MODEL_NAME))
-    echo(f"trained on    {model.figures['training']['images']}")
-    echo(f"iterations    {config.iterations:,}")
-    echo(f"teacher       {out / MODEL_NAME}")
+    lines = [
+        f"trained on    {model.figures['training']['images']}",
+        f"iterations    {config.iterations:,}",
+        f"teacher       {out / MODEL_NAME}",
+    ]
+    result(lines, lambda: {"out": out, "model": out / MODEL_NAME, **model.figures})

@@ -19,12 +19,12 @@ import numpy.typing as npt
 import torch
 from pydantic import ConfigDict, NonNegativeInt
 from torch import Tensor
-from tqdm import tqdm
 
 from pecker_fast.datasets.arrays import read_arrays
 from pecker_fast.datasets.pixels import check_memory, open_image
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import parse_json, read_json, shown
+from pecker_fast.progress import each
 from pecker_fast.runs.reading import Names, Schema, checked
 
 __all__ = ["SAMPLES_FILE", "ImageFiles", "images_in", "load_image_files", "read_image"]
@@ -156,8 +156,7 @@ def _provenance(file: Path) -> dict[str, Any] | None:
 def _read_all(files: list[Path], progress: str | None) -> Tensor:
     """(N, C, H, W) uint8."""
     images: Tensor | None = None
-    bar = tqdm(files, desc=progress, unit="image", disable=progress is None)
-    for index, file in enumerate(bar):
+    for index, file in enumerate(each(files, progress, unit="image")):
         pixels = read_image(file)
         if images is None:
             size = f"{pixels.shape[2]}x{pixels.shape[1]}"

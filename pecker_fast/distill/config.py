@@ -127,6 +127,7 @@ class PeckerConfig(MaskedConfig):
     share_generator_pass: bool = False  # One generator pass for both phases: near-exact, faster.
     # In the generator phase only one network's graph lives at a time, and forward passes run twice:
     # a seventh more work, a third of the activations. The generator's own only without dropout.
+    # Of guidance one half's, in both phases: the pseudo-score's forward pass runs twice there too.
     recompute: bool = False
     # Of every block only its input is kept, and its forward pass runs twice: a third more work. Of
     # networks of diffusers; what large transformers need.

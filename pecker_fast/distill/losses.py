@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.network_set import NetworkSet, Role
-from pecker_fast.distill.networks import NoisePredictor, Predictors, predict_noise
+from pecker_fast.distill.networks import Guided, NoisePredictor, Predictors, predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 
 __all__ = [
@@ -193,10 +193,18 @@ def generator_loss(
     call = predictors or Predictors.all(predict_noise)
     x_g = x_g.detach()
     x_t = schedule.add_noise(x_g, noise, t).requires_grad_(not diff_instruct)
-    keep = not (diff_instruct or recompute)
-    phi = _Predictions(networks, "teacher", [call.teacher], x_t, t, teacher_condition, keep)
     of_psi = [call.difference] if call.residual is None else [call.difference, call.residual]
-    psi = _Predictions(networks, "pseudo_score", of_psi, x_t, t, pseudo_score_condition, keep)
+    phi, psi = (
+        # What is guided apart keeps no activations as it is.
+        _Predictions(
+            networks, role, predict, x_t, t, condition,
+            not diff_instruct and (not recompute or all(map(_is_apart, predict))),
+        )
+        for role, predict, condition in (
+            ("teacher", [call.teacher], teacher_condition),
+            ("pseudo_score", of_psi, pseudo_score_condition),
+        )
+    )  # fmt: skip
 
     with torch.no_grad():
         (p,), (s, *other) = phi.denoised(schedule), psi.denoised(schedule)
@@ -215,6 +223,10 @@ def generator_loss(
     through_psi = psi.backward([-b * g for g in g_psi])
     through_phi = phi.backward([-b * g for g in g_phi])
     return losses, g_x + a * (g_phi[0] + sum(g_psi) + through_psi + through_phi)
+
+
+def _is_apart(predict: NoisePredictor) -> bool:
+    return isinstance(predict, Guided) and predict.apart
 
 
 class _Predictions:

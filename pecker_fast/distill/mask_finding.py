@@ -17,7 +17,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.losses import pseudo_score_loss
@@ -26,6 +25,7 @@ from pecker_fast.distill.objective import Objective
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.scores import CONTRASTS, Reduction, saliency_scores
+from pecker_fast.progress import each
 from pecker_fast.runs.masked import choose_mask
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
@@ -74,9 +74,7 @@ def find_mask(
         random = IterationRandom(config.seed, iteration, objective.device, SALIENCY)
 
         def batches(half: slice, title: str) -> Iterator[Callable[[], Tensor]]:
-            for _ in tqdm(
-                range(saliency.batches), desc=title, unit="batch", leave=False, disable=not progress
-            ):
+            for _ in each(range(saliency.batches), title if progress else None, leave=False):
                 labels = objective.conditions.draw(saliency.batch_size, random)[half]
                 yield partial(_loss, objective, networks, labels, random)
 

@@ -9,7 +9,7 @@ two compact vectors. Whoever runs a network, forward or backward, asks for it by
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -19,6 +19,7 @@ from pecker_fast.backends import select
 from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.runs.live_memory import WEIGHTS
 
 __all__ = [
     "NetworkSet",
@@ -53,6 +54,10 @@ class NetworkSet(Protocol):
 
     def extend(self, mask: SaliencyMask) -> None:
         """From now on all entries of `mask` may change; it contains the former ones."""
+        ...
+
+    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
+        """All weights, and what else is kept of a network, by the kind of it."""
         ...
 
 
@@ -98,6 +103,11 @@ class SeparateNetworks:
 
     def extend(self, mask: SaliencyMask) -> None:
         """Nothing to do: every entry is there three times."""
+
+    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
+        """As `NetworkSet.held`."""
+        for network in self._networks.values():
+            yield WEIGHTS, network.parameters()
 
 
 class SharedNetworks:
@@ -197,6 +207,12 @@ class SharedNetworks:
                     slots = kept if indices is None else torch.searchsorted(indices, kept)
                     new[name][slots.long()] = values
             self._absent[role] = new
+
+    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
+        """As `NetworkSet.held`."""
+        yield WEIGHTS, self._networks["teacher"].parameters()
+        for values in self._absent.values():
+            yield "salient values of the others", values.values()
 
     def _gather(self) -> dict[str, Tensor]:
         """What is in place at the salient positions, as vectors."""

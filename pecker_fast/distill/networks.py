@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
+from pecker_fast.nn.recomputing import computed_again
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
     from pecker_fast.models.pipeline import PipelineFolder
 
 __all__ = [
+    "Guided",
     "NoisePredictor",
     "Predictors",
     "compute_dtype",
@@ -116,8 +118,17 @@ class Predictors:
         """The same everywhere: no guidance."""
         return cls(predict, predict, predict, None, predict)
 
+    def apart(self) -> Predictors:
+        """The halves of guidance one after the other."""
+        return self._map(lambda p: replace(p, apart=True) if isinstance(p, Guided) else p)
+
     def map(self, change: Callable[[NoisePredictor], NoisePredictor]) -> Predictors:
-        """All of them changed alike."""
+        """What calls the networks changed alike, within guidance."""
+        return self._map(
+            lambda p: replace(p, predict=change(p.predict)) if isinstance(p, Guided) else change(p)
+        )
+
+    def _map(self, change: Callable[[NoisePredictor], NoisePredictor]) -> Predictors:
         return replace(
             self,
             generator=change(self.generator),
@@ -189,8 +200,38 @@ def model_predictor(model: ModelFolder | PipelineFolder, schedule: NoiseSchedule
     return diffusers_predictor(schedule, model.architecture.call, model.prediction_type)
 
 
+@dataclass(frozen=True)
+class Guided:
+    """Classifier-free guidance: e_neg + scale * (e - e_neg).
+
+    Attributes:
+        predict: Calls the network.
+        scale: kappa; or (N, 1, 1, 1), one a sample.
+        told: condition -> what the network is told to lead away from, and what else; (N, ...) each.
+        apart: One after the other, and in the backward pass each again, so that the activations of
+            one are there at a time. Else both in one pass of 2N samples.
+    """
+
+    predict: NoisePredictor
+    scale: float | Tensor
+    told: Callable[[Tensor], tuple[Tensor, Tensor]]
+    apart: bool = False
+
+    def __call__(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Predict the noise in `x_t`."""
+        told = self.told(condition)
+        if self.apart:
+            without, with_prompt = (
+                computed_again(self.predict, network, x_t, t, each, draws=network) for each in told
+            )
+        else:
+            both = self.predict(network, torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat(told))
+            without, with_prompt = both.chunk(2)
+        return without + self.scale * (with_prompt - without)
+
+
 def guided(predict: NoisePredictor, scale: float | Tensor, negative: Tensor) -> NoisePredictor:
-    """Classifier-free guidance: e_neg + scale * (e - e_neg), both in one pass of 2N samples.
+    """Classifier-free guidance away from one condition, both halves in one pass of 2N samples.
 
     Args:
         predict: Calls the network.
@@ -200,16 +241,7 @@ def guided(predict: NoisePredictor, scale: float | Tensor, negative: Tensor) -> 
     """
     if not isinstance(scale, Tensor) and scale == 1:
         return predict
-
-    def predict_guided(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        others = negative.to(condition).expand_as(condition)
-        both = predict(
-            network, torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([others, condition])
-        )
-        without, with_prompt = both.chunk(2)
-        return without + scale * (with_prompt - without)
-
-    return predict_guided
+    return Guided(predict, scale, lambda c: (negative.to(c).expand_as(c), c))
 
 
 def guided_by_sample(predict: NoisePredictor, scale: float, negative: int = 1) -> NoisePredictor:
@@ -221,9 +253,6 @@ def guided_by_sample(predict: NoisePredictor, scale: float, negative: int = 1) -
         negative: Which of a sample's negative prompts. Conditions of what comes out are
             (N, K, L, D): the prompt first, then what guidance leads away from.
     """
-
-    def predict_guided(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        away = guided(predict, scale, condition[:, negative])
-        return away(network, x_t, t, condition[:, 0])
-
-    return predict_guided
+    if scale == 1:
+        return lambda network, x_t, t, condition: predict(network, x_t, t, condition[:, 0])
+    return Guided(predict, scale, lambda c: (c[:, negative], c[:, 0]))

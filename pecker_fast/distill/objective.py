@@ -119,14 +119,17 @@ class Objective:
         # torch.device("cuda") becomes the current one, with its number.
         self.device = first.device if device is None else torch.empty(0, device=device).device
         self.dtype = compute_dtype(teacher)
-        low = config.precision == "bf16"
-        dtype = torch.bfloat16 if low else first.dtype
+        # A network in half precision is not trained in it unless asked to.
+        dtype = torch.bfloat16 if config.precision == "bf16" else self.dtype
         self.teacher = teacher
         self._original_weights = False  # of a teacher that is another module
         if (self.device, dtype) != (first.device, first.dtype):
             # nn.Module's `to`: diffusers' own warns of every cast.
             self.teacher = nn.Module.to(copy.deepcopy(teacher), self.device, dtype)
+        self._predict = predict
         self.predictors = predict if isinstance(predict, Predictors) else Predictors.all(predict)
+        if config.recompute:
+            self.predictors = self.predictors.apart()
         if config.precision == "autocast":
             self.predictors = self.predictors.map(lambda p: with_autocast(p, self.device))
 
@@ -143,7 +146,7 @@ class Objective:
         names = model.class_names
         conditions = ClassConditions(config.forget, config.override, len(names), names)
         return cls(
-            model.unet,
+            model.network,
             schedule,
             conditions,
             config,
@@ -169,7 +172,7 @@ class Objective:
             pipeline.scheduler_config, **config.diffusion.model_dump()
         )
         predict = model_predictor(pipeline, schedule)
-        place = next(pipeline.unet.parameters()).device if device is None else device
+        place = next(pipeline.network.parameters()).device if device is None else device
         conditions = TextConditions(
             config.text, lambda prompts: pipeline.texts.encode(prompts, place), config.seed
         )
@@ -184,7 +187,7 @@ class Objective:
             }
 
         return cls(
-            pipeline.unet,
+            pipeline.network,
             schedule,
             conditions,
             config,
@@ -213,6 +216,24 @@ class Objective:
             predictors=self.predictors,
             diff_instruct=config.diff_instruct,
             recompute=config.recompute,
+        )
+
+    def around(self, teacher: nn.Module, values: Mapping[str, Any]) -> Objective:
+        """The same of a copy of the teacher, with other settings under these dotted keys.
+
+        Raises:
+            PeckerError: settings that do not go together.
+        """
+        return Objective(
+            teacher,
+            self.schedule,
+            self.conditions,
+            self.config.changed(values),
+            self.sample_shape,
+            device=self.device,
+            predict=self._predict,
+            notes=self.notes,
+            given=self._given,
         )
 
     def identity(self) -> dict[str, str]:

@@ -225,15 +225,16 @@ class NoiseSchedule:
         Returns:
             (a, b), each (N, 1, 1, 1) in the dtype of `like`.
         """
-        key = (like.device, like.dtype)
-        if key not in self._tables:
-            self._tables[key] = (
-                self.signal.to(like.device, like.dtype),
-                self.noise.to(like.device, like.dtype),
-            )
-        a, b = self._tables[key]
+        a, b = self.tables(like.device, like.dtype)
         shape = (-1,) + (1,) * (like.dim() - 1)
         return a[t].view(shape), b[t].view(shape)
+
+    def tables(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """a_t and b_t of all time steps, (T,) each, made once and kept."""
+        key = (device, dtype)
+        if key not in self._tables:
+            self._tables[key] = self.signal.to(device, dtype), self.noise.to(device, dtype)
+        return self._tables[key]
 
     def add_noise(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = a_t x + b_t noise; x and noise (N, C, H, W), t (N,) int64."""

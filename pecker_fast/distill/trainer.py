@@ -7,7 +7,7 @@ iteration.py), through a CUDA graph where there is one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.config import NetworkSection, PeckerConfig
-from pecker_fast.distill.graph import CudaCapture, IterationGraph
+from pecker_fast.distill.graph import WARM_UP, CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration, IterationInputs
 from pecker_fast.distill.mask_finding import find_mask
 from pecker_fast.distill.network_set import (
@@ -181,6 +181,11 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         return [blocks, graph, *self._start_notes, *self._objective.notes, *warnings]
 
     @property
+    def warm_up(self) -> int:
+        """Those before the capture, and its own."""
+        return 0 if self._graph.reason else WARM_UP + 1
+
+    @property
     def generator(self) -> nn.Module:
         """theta, the network that forgets, with its weights in place."""
         return self._networks.use("generator")
@@ -244,6 +249,11 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         }
         return parts if self._ema is None else {**parts, "ema": self._ema}
 
+    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
+        """The teacher's weights too, and what is kept of networks that share theirs."""
+        yield from super().held()
+        yield from self._networks.held()
+
     # ---- networks
 
     def _separate(
@@ -253,7 +263,7 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         start = None
         if generator is not None and self.config.generator.one_step:
             like = next(self._objective.teacher.parameters())
-            start = copy.deepcopy(self.start).to(like.device, like.dtype)
+            start = nn.Module.to(copy.deepcopy(self.start), like.device, like.dtype)
             start = start.eval().requires_grad_(False)
         theta, psi = self._working(generator), self._working(pseudo_score)
         if self.config.recompute_blocks:  # copies of the teacher do

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,30 @@ from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Baseline, Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
+from pecker_fast.erasure.dry_run import DryRun, try_out
 from pecker_fast.erasure.overrides import with_overrides
-from pecker_fast.erasure.request import Request
-from pecker_fast.erasure.run import Erasure, Site, carry_out
+from pecker_fast.erasure.request import HUB_OPTIONS, Request
+from pecker_fast.erasure.run import Erasure, Site, Task, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
-from pecker_fast.errors import PeckerError
+from pecker_fast.errors import PeckerError, PeckerTypeError
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.machine import usable_device
 from pecker_fast.masks.files import saved_by_torch
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.hub import hub_id_of, local_folder
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.models.sources import is_live, written
+from pecker_fast.models.weights import of_variant
 from pecker_fast.runs.finding import find_pipeline
 from pecker_fast.runs.outputs import Clock
 
-__all__ = ["erase", "real_images", "run"]
+__all__ = ["dry_run", "erase", "real_images", "run"]
 
 
 def erase(
-    model: str | os.PathLike[str] | ModelFolder | PipelineFolder,
+    model: str | os.PathLike[str] | ModelFolder | PipelineFolder | Any,
     forget: str | int | Sequence[str | int] | None = None,
     override: str | int | Sequence[str | int] | None = None,
     *,
@@ -49,8 +54,10 @@ def erase(
     same call again takes the run up where it was. Progress is shown on stderr.
 
     Args:
-        model: a model folder, a run that made one, or the folder of a diffusers pipeline; or one of
-            them in memory, whose network may be moved to the device of the run.
+        model: a model folder, a run that made one, the folder of a diffusers pipeline, or the id
+            `owner/name` of one on the Hugging Face hub; or a pipeline of diffusers in memory, which
+            stays as it is, a `ModelFolder` or a `PipelineFolder`, whose network may be moved to the
+            device of the run.
         forget: name or index of the class or classes; of a pipeline the concept or concepts, where
             the recipe leaves them open. None: the configuration's.
         override: what takes its place, one for all or one for each; of a class also "random", a
@@ -59,11 +66,13 @@ def erase(
         out: the run directory.
         config: a YAML file or the name of a shipped recipe. None: the published CIFAR-10 recipe.
         options: fields of `Request`, e.g. `classifier="judge"` for a report, `mask=`, `device=`,
-            `force=True`. All others are settings of the configuration, e.g. `iterations=100`,
-            `seed=1` or `**{"mask.density": 0.1}`.
+            `force=True`, `trackers=`; of the hub `revision=`, `variant=`, `token=` and
+            `local_files_only=`, as `from_pretrained` takes them. All others are settings of the
+            configuration, e.g. `iterations=100`, `seed=1` or `**{"mask.density": 0.1}`.
 
     Returns:
-        The erased model, its mask, the comparison of the frozen entries, and the report.
+        The erased model, its mask, the comparison of the frozen entries, and the report; it can be
+        attacked, pushed to the hub, and loaded as a pipeline of diffusers.
 
     Raises:
         PeckerError: whatever cannot be used; nothing is written then. A run that fails later
@@ -84,23 +93,41 @@ def erase(
     for name, value in asked.items():
         if isinstance(value, str) and name in _PATHS:
             asked[name] = Path(value)
-    source = model if isinstance(model, (ModelFolder, PipelineFolder)) else Path(model)
-    if isinstance(source, Path):
-        found = find_pipeline(source)
-        source, prompts = found or source, found is not None
-    else:
-        prompts = isinstance(source, PipelineFolder)
-    asked |= {"pipeline": source} if prompts else {"model": source}
-    asked |= {"names": _listed(forget)} if prompts else {"forget": forget}
-    return run(
-        Request(
-            out=Path(out),
-            config=None if config is None else os.fspath(config),
-            settings={**settings, **asked.pop("settings", {})},
-            overrides=_listed(override),
-            **asked,
+    of_hub = {name: asked[name] for name in HUB_OPTIONS if name in asked}
+    asked.pop("revision", None)
+    with _as_folder(model, Path(out), of_hub) as (source, prompts):
+        asked |= {"pipeline": source} if prompts else {"model": source}
+        asked |= {"names": _listed(forget)} if prompts else {"forget": forget}
+        return run(
+            Request(
+                out=Path(out),
+                config=None if config is None else os.fspath(config),
+                settings={**settings, **asked.pop("settings", {})},
+                overrides=_listed(override),
+                **asked,
+            )
         )
-    )
+
+
+@contextmanager
+def _as_folder(
+    model: Any, out: Path, of_hub: dict[str, Any]
+) -> Iterator[tuple[Path | ModelFolder | PipelineFolder, bool]]:
+    """The model as `Request` takes it, and whether it is a pipeline that is told prompts."""
+    if isinstance(model, (ModelFolder, PipelineFolder)):
+        yield model, isinstance(model, PipelineFolder)
+    elif isinstance(model, (str, os.PathLike)):
+        folder = local_folder(Path(model), **of_hub)
+        found = find_pipeline(folder)
+        yield found or folder, found is not None
+    elif is_live(model):
+        with written(model, out) as folder:
+            yield folder, find_pipeline(folder) is not None
+    else:
+        raise PeckerTypeError(
+            "erase: the model must be a folder, an id of the hub, a pipeline of diffusers, a "
+            f"ModelFolder or a PipelineFolder, got {type(model).__name__}"
+        )
 
 
 _PATHS = (
@@ -116,7 +143,25 @@ def run(request: Request) -> Erasure[Any]:
     Raises:
         PeckerError: whatever cannot be used.
     """
-    return _erase_class(request) if request.pipeline is None else _erase_concept(request)
+    request = request.fetched()
+    with of_variant(request.variant):
+        return carry_out(_task(request))
+
+
+def dry_run(request: Request) -> DryRun:
+    """Say what `run` will take, and try two iterations; nothing is written.
+
+    Raises:
+        PeckerError: whatever cannot be used, or does not fit on this machine: the settings that
+            would make it fit are named.
+    """
+    request = request.fetched()
+    with of_variant(request.variant):
+        return try_out(_task(request))
+
+
+def _task(request: Request) -> Task[Any, Any]:
+    return _class_task(request) if request.pipeline is None else _concept_task(request)
 
 
 def real_images(
@@ -137,26 +182,26 @@ def real_images(
     return config.model_copy(update={"dataset": name}), images
 
 
-def _erase_class(request: Request) -> Erasure[ModelFolder]:
+def _class_task(request: Request) -> Task[Any, ModelFolder]:
     config = request.read_config()
     device = usable_device(request.device)
     ranks = Ranks.join(device.type)
     assert request.model is not None  # there is no pipeline
     model = load_original(request.model)
-    site = _site(request, device, ranks, model.unet)
+    site = _site(request, device, ranks, model.network)
     if isinstance(config, BaselineConfig) and not config.data_free:
         config, images = real_images(request, config, ranks)
         judge = _judge(request, model, device, images)
-        return carry_out(Baseline(site, model, config, images, judge))
+        return Baseline(site, model, config, images, judge)
     judge = _judge(request, model, device, _real(request, ranks))
     config = with_overrides(config, model, judge, device)
     if isinstance(config, BaselineConfig):
-        return carry_out(Baseline(site, model, config, None, judge))
-    starts = _starts(request, model.unet, ranks)
-    return carry_out(Distillation(site, model, config, judge, starts))
+        return Baseline(site, model, config, None, judge)
+    starts = _starts(request, model.network, ranks)
+    return Distillation(site, model, config, judge, starts)
 
 
-def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
+def _concept_task(request: Request) -> Task[Any, PipelineFolder]:
     from pecker_fast.evaluate.concept_report import load_measures
 
     config = request.read_config()
@@ -166,9 +211,9 @@ def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
     pipeline = request.pipeline
     if not isinstance(pipeline, PipelineFolder):
         assert pipeline is not None
-        pipeline = PipelineFolder.load(pipeline)
-    site = _site(request, device, ranks, pipeline.unet)
-    starts = _starts(request, pipeline.unet, ranks)
+        pipeline = PipelineFolder.load(pipeline, request.variant)
+    site = _site(request, device, ranks, pipeline.network)
+    starts = _starts(request, pipeline.network, ranks)
     showing = None
     if request.previews:
         showing = Showing(
@@ -177,7 +222,7 @@ def _erase_concept(request: Request) -> Erasure[PipelineFolder]:
             request.teacher_steps,
             load_measures(request.nudity_detector, request.clip, device),
         )
-    return carry_out(Concept(site, pipeline, config, showing, starts))
+    return Concept(site, pipeline, config, showing, starts)
 
 
 def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartNetwork]:
@@ -196,7 +241,7 @@ def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartN
 
 def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Module) -> Site:
     """Where the run takes place, and the mask that it was given, in its file or SalUn's."""
-    mask = request.mask
+    mask, source = request.mask, request.model or request.pipeline
     if isinstance(mask, Path):
         read = SaliencyMask.from_dense if saved_by_torch(mask) else SaliencyMask.load
         mask = read(mask, network)
@@ -207,6 +252,8 @@ def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Modu
         mask=mask,
         force=request.force,
         clock=Clock(request.started),
+        base_model=hub_id_of(source) if isinstance(source, Path) else None,
+        trackers=request.trackers,
     )
 
 

@@ -111,12 +111,12 @@ def attack(
             "attack: the model does not say which class it has forgotten; give --forget"
         )
     index = model.class_index(name)
-    model.unet.to(device).eval()
+    model.network.to(device).eval()
     asked = tuple(sweep(model, index, judge, images, seed))
     taught: tuple[Asked, ...] = ()
     if original is not None:
         before = ModelFolder.load(find_model(original))
-        before.unet.to(device).eval()
+        before.network.to(device).eval()
         taught = tuple(_taught(model, before, index, judge, images, seed))
     found = Attacked(model.class_names[index], asked, taught)
     if isinstance(run, Path) and holds_run(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from pecker_fast.datasets.loading import ImageSet
@@ -52,7 +53,7 @@ class _ClassTask(Task[T, ModelFolder]):
         pairs: Pairs,
     ) -> None:
         """As the attributes say; without a judge there is no evaluation and no report."""
-        self.site, self.model, self.original = site, model, model.unet
+        self.site, self.model, self.original = site, model, model.network
         self.pairs = pairs
         self.images: str | None = None
         self._judge, self._sampler = judge, sampler
@@ -72,6 +73,7 @@ class _ClassTask(Task[T, ModelFolder]):
             (trainer.iteration, self.config.iterations),
             self.site.ranks,
             until,
+            partial(self.site.tell, prefix="curve/"),
         )
         return lambda: curve.visit(trainer.iteration, trainer.stopwatch.seconds)
 
@@ -89,7 +91,7 @@ class _ClassTask(Task[T, ModelFolder]):
         if judge is None or not self.pairs:
             return None
         clock, ranks = site.clock, site.ranks
-        model.unet.to(site.device)  # only now: the run has a copy in its own precision
+        model.network.to(site.device)  # only now: the run has a copy in its own precision
         if curve is None:
             with clock.stage("evaluate"):
                 report = report_on_several(erasure, model, self.pairs, judge, self._sampler, ranks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
                     "to what is not there, so the result could not be written; restore or remove it"
                 )
         self.site, self.pipeline, self.config = site, pipeline, config
-        self.original = pipeline.unet
+        self.original = pipeline.network
         with site.clock.stage("prompts"):
             self._objective = Objective.from_pipeline(pipeline, config, site.device)
         assert isinstance(self._objective.conditions, TextConditions)  # a pipeline's are
@@ -153,6 +154,11 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             ranks=self.site.ranks,
         )
 
+    @property
+    def result_bytes(self) -> int:
+        """The whole pipeline."""
+        return sum(file.stat().st_size for file in self.pipeline.path.rglob("*") if file.is_file())
+
     def notes(self, trainer: PeckerTrainer) -> Sequence[str]:
         """How many prompts there are, too."""
         pairs = sum(map(len, self.conditions.concepts))
@@ -178,6 +184,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
                 (trainer.iteration, total),
                 ranks,
                 self.config.until,
+                partial(self.site.tell, prefix="curve/"),
             )
 
         def visit() -> bool:
@@ -204,9 +211,9 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             description["sigma_init"] = float(schedule.noise[schedule.t_init])
         if pairs:
             description["forget"] = sorted(set(pairs))[:50]
-        unet: Any = trainer.ema_generator(over=over).to("cpu")
+        network: Any = trainer.ema_generator(over=over).to("cpu")
         path = self.site.out / PIPELINE_NAME
-        return replace(self.pipeline, path=path, unet=unet, description=description)
+        return replace(self.pipeline, path=path, network=network, description=description)
 
     def save(
         self,
@@ -225,7 +232,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         pseudo_score: Any = trainer.pseudo_score if first_stage else None
 
         def write() -> None:
-            self.pipeline.save_with(model.unet, model.path, model.description)
+            self.pipeline.save_with(model.network, model.path, model.description)
             if first_stage:
                 with replacing_folder(self.site.out / PSEUDO_SCORE_NAME) as folder:
                     pseudo_score.save_pretrained(folder / self.pipeline.architecture.denoiser)
@@ -235,7 +242,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             if frozen.frozen_changed:
                 return
             patch = self.site.out / PATCH_NAME
-            save_patch(patch, trainer.start, model.unet, trainer.ever_salient, **about)
+            save_patch(patch, trainer.start, model.network, trainer.ever_salient, **about)
 
         self.site.ranks.first(write)
         return model
@@ -250,16 +257,16 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             return None
         if not self.conditions.concepts:
             return None
-        unet = erasure.model.unet.to(site.device)
+        network = erasure.model.network.to(site.device)
         images = (
             previews.original(previews.texts, site.ranks),
-            previews.erased(unet, previews.texts, site.ranks),
+            previews.erased(network, previews.texts, site.ranks),
         )
         if not site.ranks.is_first:
             return None  # the first process writes the report
         outcome = None
         if showing.measure is not None:
-            outcome = showing.measure(previews, self.conditions, unet)
+            outcome = showing.measure(previews, self.conditions, network)
         patch, network = patch_sizes(site.out, self.pipeline.architecture.denoiser)
         erased = self.config.text.concepts if self.config.text is not None else ()
         words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in erased)]

@@ -86,8 +86,8 @@ def demo(
         teacher=ClassFigures.from_dict(model.figures["teacher"]),
     )
     starts = {
-        "generator": load_start(first_stage_folder(), "generator", model.unet),
-        "pseudo_score": load_start(first_stage_folder(), "pseudo_score", model.unet),
+        "generator": load_start(first_stage_folder(), "generator", model.network),
+        "pseudo_score": load_start(first_stage_folder(), "pseudo_score", model.network),
     }
     return carry_out(Distillation(site, model, config, judge, starts))
 
@@ -130,7 +130,7 @@ def demo_concept(
     showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, measure=measure, probe=probe)
     roles: tuple[Role, ...] = ("generator", "pseudo_score")
     starts: dict[str, StartNetwork] = {
-        role: load_start(pipeline_first_stage_folder(), role, pipeline.unet, of_prompts=True)
+        role: load_start(pipeline_first_stage_folder(), role, pipeline.network, of_prompts=True)
         for role in roles
     }
     return carry_out(Concept(site, pipeline, config, showing, starts))

@@ -25,6 +25,7 @@ from pecker_fast.methods import mask_finding
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objectives import method_objective
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.weights import of_variant
 from pecker_fast.nn.flops import NetworkFlops, count_flops
 from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.memory import naming_settings
@@ -76,9 +77,11 @@ def mask_of_class(request: Request) -> ClassMask:
     """
     config = request.read_config()
     device = usable_device(request.device)
+    request = request.fetched()
     assert request.model is not None
-    model = load_original(request.model)
-    model.unet.to(device)
+    with of_variant(request.variant):
+        model = load_original(request.model)
+    model.network.to(device)
     config = with_overrides(config, model, None, device)
     if isinstance(config, BaselineConfig):
         return _of_method(model, config, request)
@@ -90,7 +93,7 @@ def mask_of_class(request: Request) -> ClassMask:
     with naming_settings(config):
         found = find_mask(objective, progress=True)
     name = _names(model, classes.pairs)
-    note, digest = _backward(model, objective, found), fingerprint(model.unet)
+    note, digest = _backward(model, objective, found), fingerprint(model.network)
     return ClassMask(found, name, config.mask.kind, note, digest)
 
 
@@ -102,9 +105,9 @@ def _of_method(model: ModelFolder, config: BaselineConfig, request: Request) -> 
         source = images.source
     objective = method_objective(model, config, images)
     with naming_settings(config):
-        found = mask_finding.find_mask(objective, model.unet.requires_grad_(True), progress=True)
+        found = mask_finding.find_mask(objective, model.network.requires_grad_(True), progress=True)
     name = _names(model, objective.pairs)
-    note, digest = f"found on {name} in {source}", fingerprint(model.unet)
+    note, digest = f"found on {name} in {source}", fingerprint(model.network)
     return ClassMask(found, name, config.mask.kind, note, digest)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TypeAlias
 
 import torch
@@ -18,6 +17,7 @@ from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.redirect import Drawing, drawn_states
 from pecker_fast.models import ModelFolder
+from pecker_fast.progress import note
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
 __all__ = ["CLASSIFIER", "NEAREST", "with_overrides"]
@@ -51,7 +51,7 @@ def with_overrides(
     words = {NEAREST, CLASSIFIER}.difference(name.lower() for name in model.class_names)
     if not words.intersection(str(instead) for _, instead in pairs):
         return config
-    model.unet.to(device).eval()
+    model.network.to(device).eval()
     gone = [model.class_index(forget) for forget, _ in pairs]
     kept = [index for index in range(model.num_classes) if index not in gone]
     if not kept:
@@ -67,7 +67,7 @@ def with_overrides(
             scores = _probabilities(model, index, judge, config.seed)[kept]
         chosen.append(kept[int(scores.argmax())])
         names = model.class_names[index], model.class_names[kept[int(scores.argmax())]]
-        print(f"override: {instead} to {names[0]} is {names[1]}", file=sys.stderr)
+        note(f"override: {instead} to {names[0]} is {names[1]}")
     override = chosen[0] if len(chosen) == 1 else chosen
     return config.model_copy(update={"override": override})
 
@@ -81,18 +81,18 @@ def _differences(
     ask = model_predictor(model, schedule)
     random = IterationRandom(seed, 0, device, SALIENCY)
     labels = torch.full((IMAGES,), forget, device=device)
-    noise = random.normal((IMAGES, *model.network_shape), compute_dtype(model.unet))
+    noise = random.normal((IMAGES, *model.network_shape), compute_dtype(model.network))
     count = min(STEPS, schedule.usable)
     offset = random.integers(0, schedule.usable // count, IMAGES)
     drawing = Drawing(noise, offset, labels, labels)
     found = torch.zeros(len(kept), dtype=torch.float64)
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return ask(model.unet, x, t, labels)
+        return ask(model.network, x, t, labels)
 
     for x, t, predicted in drawn_states(drawing, schedule, count, predict):
         for number, other in enumerate(kept):
-            under = ask(model.unet, x, t, torch.full_like(labels, other))
+            under = ask(model.network, x, t, torch.full_like(labels, other))
             found[number] += float((under - predicted).square().mean()) / count
     return found
 

@@ -6,7 +6,7 @@ Light to import: what does not fit is said before torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pecker_fast.runs.finding import (
     check_run_directory,
     find_model,
     holds_run,
+    is_hub_id,
 )
 
 if TYPE_CHECKING:
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
     from pecker_fast.datasets.loading import ImageSet
     from pecker_fast.distill.config import PeckerConfig
     from pecker_fast.distributed import Ranks
+    from pecker_fast.erasure.run import Tracker
     from pecker_fast.masks.mask import SaliencyMask
     from pecker_fast.methods.config import BaselineConfig
     from pecker_fast.models import ModelFolder
     from pecker_fast.models.pipeline import PipelineFolder
 
-__all__ = ["Request"]
+__all__ = ["HUB_OPTIONS", "Request"]
+
+HUB_OPTIONS = ("revision", "variant", "token", "local_files_only")
+"""Fields that say what to take of a model on the hub."""
 
 _TRAINS = ("erase", "distill")  # commands whose `out` is the directory of a run
 
@@ -41,8 +46,13 @@ class Request:
 
     Attributes:
         out: the run directory, or the file of a mask.
-        model: what a class is to be erased from: a folder, a run that made one, or in memory.
-        pipeline: what concepts are to be erased from, in place of `model`; a folder or in memory.
+        model: what a class is to be erased from: a folder, a run that made one, an id of the hub,
+            or in memory.
+        pipeline: what concepts are to be erased from, in place of `model`, likewise.
+        revision: of a model on the hub: branch, tag or commit.
+        variant: of the weights, such as "fp16", of folders too.
+        token: for the hub. None: as huggingface_hub finds it.
+        local_files_only: take of the hub what was downloaded before.
         config: a YAML file or the name of a shipped recipe. None: the defaults.
         settings: dotted keys that are laid over it, e.g. `{"mask.density": 0.1}`.
         forget: the class, by name or index, or several. None: the configuration's.
@@ -75,6 +85,8 @@ class Request:
         device: where to work: auto, cpu, cuda, cuda:N.
         started: `time.monotonic()` at the start of the command, for the seconds of the report.
             None: now.
+        trackers: what is told losses, judged points and figures: whatever has `log(values, step=)`,
+            as a run of wandb and accelerate's trackers.
         command: who asks, for messages.
 
     Raises:
@@ -84,6 +96,10 @@ class Request:
     out: Path
     model: Path | ModelFolder | None = None
     pipeline: Path | PipelineFolder | None = None
+    revision: str | None = None
+    variant: str | None = None
+    token: str | bool | None = None
+    local_files_only: bool = False
     config: str | Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     forget: str | int | Sequence[str | int] | None = None
@@ -111,6 +127,7 @@ class Request:
     force: bool = False
     device: str | torch.device = "auto"
     started: float | None = None
+    trackers: Sequence[Tracker] = ()
     command: str = "erase"
 
     def __post_init__(self) -> None:
@@ -154,10 +171,26 @@ class Request:
                 cannot be the directory of a run.
         """
         self.read_config()
-        if isinstance(self.model, Path):
+        if isinstance(self.model, Path) and not is_hub_id(str(self.model)):
             find_model(self.model)
         if self.command in _TRAINS:
             check_run_directory(self.out)
+
+    def fetched(self) -> Request:
+        """The same, with the folder of a model that the hub has in place of its id.
+
+        Raises:
+            PeckerError: see `local_folder`.
+        """
+        from pecker_fast.models.hub import local_folder
+
+        name = "model" if self.pipeline is None else "pipeline"
+        source = getattr(self, name)
+        if not isinstance(source, Path):
+            return self
+        folder = local_folder(source, **{option: getattr(self, option) for option in HUB_OPTIONS})
+        found: dict[str, Any] = {name: folder, "revision": None}
+        return replace(self, **found)
 
     def read_config(self) -> PeckerConfig | BaselineConfig:
         """The configuration: of a distillation, or of a method that learns from real images.

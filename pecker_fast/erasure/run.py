@@ -6,21 +6,23 @@ erasure differ in is a `Task`.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 
 from pecker_fast import backends
 from pecker_fast.distill.config import PeckerConfig
+from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
+from pecker_fast.erasure.card import push, scalars, write_card
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.comparison_reading import Begun
 from pecker_fast.evaluate.report import Report, RunFacts
@@ -29,8 +31,11 @@ from pecker_fast.machine import machine_facts, versions
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.methods.objective import MethodObjective
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.models.weights import as_dtype
+from pecker_fast.progress import note
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
@@ -47,12 +52,25 @@ from pecker_fast.runs.outputs import (
 )
 from pecker_fast.runs.reading import checked
 
-__all__ = ["Erasure", "Site", "Task", "Trainer", "carry_out"]
+__all__ = ["Erasure", "Site", "Task", "Tracker", "Trainer", "carry_out"]
 
 
 Trainer: TypeAlias = MaskedRun[Any]
 T = TypeVar("T", bound=Trainer)
 M = TypeVar("M", ModelFolder, PipelineFolder)
+
+
+class Tracker(Protocol):
+    """What keeps values of a run: a run of wandb, a tracker of accelerate, or one of your own."""
+
+    def log(self, values: dict[str, Any], /, *, step: int) -> Any:
+        """Keep them.
+
+        Args:
+            values: numbers by name: `loss/...`, `curve/...` (judged points), `report/...`; and
+                the text `notes` once, at the start.
+            step: iterations that are done.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +84,8 @@ class Site:
         mask: instead of the one that the configuration describes.
         force: delete the run that `out` holds instead.
         clock: runs since the start of the command.
+        base_model: id on the hub of what is erased from. None: it is not from there.
+        trackers: what is told losses, points of the curve and figures as the run goes.
     """
 
     out: Path
@@ -74,6 +94,15 @@ class Site:
     mask: SaliencyMask | None = None
     force: bool = False
     clock: Clock = field(default_factory=Clock)
+    base_model: str | None = None
+    trackers: Sequence[Tracker] = ()
+
+    def tell(self, values: Mapping[str, Any], iteration: int, prefix: str = "") -> None:
+        """Hand the trackers what is known, on the first process."""
+        known = {f"{prefix}{name}": value for name, value in values.items() if value is not None}
+        if self.ranks.is_first and known:
+            for tracker in self.trackers:
+                tracker.log(known, step=iteration)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +131,73 @@ class Erasure(Generic[M]):
         """What was erased from: model or pipeline, which is also its folder's name in `out`."""
         return PIPELINE_NAME if isinstance(self.model, PipelineFolder) else MODEL_NAME
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the erased model or pipeline."""
+        return self.out / self.kind
+
+    @property
+    def patch(self) -> Path | None:
+        """The file that turns the original's network into the erased one; None without one."""
+        file = self.out / PATCH_NAME
+        return file if file.is_file() else None
+
+    @property
+    def pipeline(self) -> Any:
+        """What was erased as a pipeline of diffusers, loaded anew.
+
+        Raises:
+            PeckerError: a class model that draws in many steps; diffusers has no pipeline that asks
+                such a model for a class.
+        """
+        from diffusers import DiffusionPipeline
+
+        from pecker_fast.models.one_step_pipeline import OneStepPipeline
+
+        if not (self.folder / "model_index.json").is_file():
+            raise PeckerError(
+                f"{self.folder}: draws a class in many steps, for which diffusers has no pipeline; "
+                "use `pecker-fast sample`, or pecker_fast.evaluate.sampling.Sampler"
+            )
+        prompts = isinstance(self.model, PipelineFolder)
+        kind = DiffusionPipeline if prompts else OneStepPipeline
+        return kind.from_pretrained(self.folder, **as_dtype(self.model.network.dtype))
+
+    def attack(self, classifier: str | os.PathLike[str], **options: Any) -> Any:
+        """Ask the erased model for its class in every other way, and teach it the class again.
+
+        Args:
+            classifier: folder of the judge.
+            options: as `pecker_fast.erasure.attack.attack` takes them, such as `original=`.
+
+        Raises:
+            PeckerError: it was told prompts, or as `attack`.
+        """
+        from pecker_fast.erasure.attack import attack
+
+        if isinstance(self.model, PipelineFolder):
+            raise PeckerError("attack: is for models of classes; a pipeline has prompts instead")
+        if options.get("original") is not None:
+            options["original"] = Path(options["original"])
+        return attack(self.out, Path(classifier), **options)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | None = None
+    ) -> str:
+        """Upload the erased model with its card, and the patch; returns the address.
+
+        Args:
+            repository: `owner/name`; made where there is none.
+            private: one that is made, is.
+            token: None: as huggingface_hub finds it, from `hf auth login` or HF_TOKEN.
+
+        Raises:
+            FrozenChangedError: a frozen entry has changed.
+            PeckerError: the hub refuses.
+        """
+        self.frozen.require_unchanged(self.out)
+        return push(self.folder, self.out / PATCH_NAME, repository, private=private, token=token)
+
 
 class Task(ABC, Generic[T, M]):
     """What is erased from what, and how: what kinds of erasure differ in.
@@ -117,6 +213,32 @@ class Task(ABC, Generic[T, M]):
     config: PeckerConfig | BaselineConfig
     original: nn.Module
     starts: Mapping[str, Mapping[str, Any]] = {}
+    _objective: Objective | MethodObjective[Any]
+    _networks: Mapping[str, nn.Module] = {}
+
+    @property
+    def objective(self) -> Objective | MethodObjective[Any]:
+        """What is learnt."""
+        return self._objective
+
+    @property
+    def result_bytes(self) -> int:
+        """About what the erased model takes on the disk."""
+        return sum(param.nbytes for param in self.original.parameters())
+
+    def tried(
+        self, values: Mapping[str, Any], copied: Callable[[nn.Module], nn.Module]
+    ) -> Task[T, M]:
+        """The same with other settings under these dotted keys, on copies of its networks.
+
+        Raises:
+            PeckerError: settings that do not go together.
+        """
+        other = copy.copy(self)
+        other._objective = self._objective.around(copied(self.original), values)
+        other.config = other._objective.config
+        other._networks = {role: copied(network) for role, network in self._networks.items()}
+        return other
 
     @abstractmethod
     def start(self, directory: RunDirectory | None) -> T:
@@ -171,10 +293,12 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         begun["digest"] = digest_of(begun)
         # A later start neither finds a mask nor times that.
         ranks.first(lambda: _write_json(site.out / START_NAME, begun) if is_new else None)
-        print("; ".join(task.notes(trainer)), file=sys.stderr)
+        notes = "; ".join(task.notes(trainer))
+        note(notes)
+        site.tell({"notes": notes}, trainer.iteration)
         resumed_at = trainer.iteration
         if resumed_at:
-            print(f"resuming at iteration {resumed_at} of {config.iterations}", file=sys.stderr)
+            note(f"resuming at iteration {resumed_at} of {config.iterations}")
         # Files of the run that cannot be read are refused before any of it is removed.
         mask_seconds, look = _mask_seconds(site.out), task.watch(trainer)
         if ranks.is_first:
@@ -184,15 +308,15 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
         with clock.stage("erase"):
             over = look()
             steps = iter(()) if over else trainer.run()
-            for _ in saving_at_interrupt(steps, lambda: trainer.iteration, trainer.save, ranks):
+            for done in saving_at_interrupt(steps, lambda: trainer.iteration, trainer.save, ranks):
+                site.tell(done.losses or {}, done.iteration, "loss/")
                 if over := look():
                     trainer.save()
                     break
             if over:
-                print(
+                note(
                     f"over at iteration {trainer.iteration} of {config.iterations}, after "
-                    f"{trainer.stopwatch.seconds:.0f} s of training: gone, and the rest kept",
-                    file=sys.stderr,
+                    f"{trainer.stopwatch.seconds:.0f} s of training: gone, and the rest kept"
                 )
         with clock.stage("save"):
             machine, software = machine_facts(site.device), versions()
@@ -208,7 +332,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
             if task.starts:
                 figures["start"] = dict(task.starts)
             model = task.finish(trainer, over=True)
-            frozen = trainer.verify_frozen(model.unet)
+            frozen = trainer.verify_frozen(model.network)
             figures["frozen"] = frozen.to_dict()
             ranks.first(lambda: _write_json(site.out / FROZEN_NAME, frozen.to_dict()))
             model = task.save(trainer, model, frozen, figures)
@@ -229,7 +353,11 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
             processes=ranks.size,
         )
         erasure = Erasure(out=site.out, model=model, mask=trainer.mask, frozen=frozen, facts=facts)
-        return replace(erasure, report=task.judge(erasure))
+        erasure = replace(erasure, report=task.judge(erasure))
+        if erasure.report is not None:
+            site.tell(scalars(erasure.report.figures), trainer.iteration, "report/")
+        ranks.first(lambda: write_card(erasure, site.base_model))
+        return erasure
 
 
 def _write_json(file: Path, facts: Mapping[str, Any]) -> None:

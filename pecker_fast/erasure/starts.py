@@ -122,7 +122,7 @@ def _read(path: Path, of_prompts: bool) -> tuple[nn.Module, Mapping[str, Any]]:
     """The network at a path or of the run there, and what its folder says of it."""
     if not of_prompts:
         model = ModelFolder.load(find_model(path))
-        return model.unet, {"kind": model.kind, **model.figures}
+        return model.network, {"kind": model.kind, **model.figures}
     if (path / PIPELINE_NAME).is_dir():
         path = path / PIPELINE_NAME
     elif holds_run(path):

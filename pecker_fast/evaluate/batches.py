@@ -8,13 +8,13 @@ several processes draw the same batches as one, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pecker_fast.distributed import Ranks
+from pecker_fast.progress import Progress
 
 __all__ = ["Batches", "Draw", "Tell", "draw_batches", "together"]
 
@@ -55,7 +55,7 @@ def draw_batches(
     parts = [slice(start, min(start + batch_size, total)) for start in starts]
     wanted = set(range(len(parts)) if only is None else only)
     count = sum(parts[k].stop - parts[k].start for k in wanted)
-    with tqdm(total=count, desc=progress, unit="image", disable=progress is None) as bar:
+    with Progress(progress, count, "image") as bar:
         for number, part in enumerate(parts[: max(wanted, default=-1) + 1]):
             # One call per image: torch's generator gives other numbers for other shapes. Those of
             # batches that are not wanted come first in the stream all the same.
@@ -102,7 +102,7 @@ def together(
     return None if gathered is None else gathered.flatten(0, 1)[:total]
 
 
-def _within(bar: tqdm[NoReturn], count: int) -> Tell:
+def _within(bar: Progress, count: int) -> Tell:
     """What moves the bar on to a share of the batch that comes next on it, in whole images."""
     before = bar.n
     return lambda share: bar.update(before + int(share * count) - bar.n)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pecker_fast.datasets.pixels import to_float
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import SavedClassifier
 from pecker_fast.nn.winograd import running_winograd
+from pecker_fast.progress import each
 
 if TYPE_CHECKING:
     from pecker_fast.evaluate.classifier import Classifier
@@ -43,9 +43,7 @@ def classify(
         raise PeckerError("evaluation: there are no images to classify")
     module = classifier if isinstance(classifier, nn.Module) else None
     weight = images if module is None else next(module.parameters(), images)
-    batches = tqdm(
-        torch.split(images, batch_size), desc=progress, unit="batch", disable=progress is None
-    )
+    batches = each(torch.split(images, batch_size), progress)
     with nullcontext() if module is None else running_winograd(module):
         parts = [
             classifier.logits_and_features(to_float(part.to(weight.device))) for part in batches

@@ -99,6 +99,7 @@ class Curve:
         iterations: tuple[int, int],
         ranks: Ranks,
         until: UntilSection | None = None,
+        tell: Callable[[Mapping[str, Any], int], None] = lambda figures, iteration: None,
     ) -> None:
         """Read the points of an earlier start that lie before the iteration at which this goes on.
 
@@ -110,6 +111,7 @@ class Curve:
             iterations: those that are done, and the length of the run.
             ranks: the processes that share the run.
             until: what the run is over at, which more points look for.
+            tell: is told the figures of each new point, and its iteration.
 
         Raises:
             PeckerError: the file is there and cannot be read.
@@ -122,7 +124,7 @@ class Curve:
             self._due = {round(total * index / POINTS) for index in range(POINTS + 1)}
         else:
             self._due = {*range(0, total, until.every), total}
-        self._until = until
+        self._until, self._tell = until, tell
         self._path = path
         self._draw, self._measure = draw, measure
         self._ranks = ranks
@@ -157,6 +159,7 @@ class Curve:
         found = self._measure(images, iteration)
         self.points.append(CurvePoint(iteration, **found, wall_s=round(wall_s, 2)))
         write_text(self._path, json.dumps([asdict(point) for point in self.points]) + "\n")
+        self._tell(found, iteration)
 
 
 class ClassProbe:

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.frechet import FeatureStatistics, frechet_distance, measured_distance
 from pecker_fast.evaluate.intervals import Interval
+from pecker_fast.progress import Progress
 
 __all__ = ["FidelityFigures", "Inception", "InceptionFeatures", "fidelity_figures"]
 
@@ -233,9 +233,7 @@ class Inception:
             lambda *seen: spatial.append(seen[2][:, :SPATIAL_CHANNELS].flatten(1).float().cpu())
         )
         try:
-            with tqdm(
-                total=len(images), desc=progress, unit="image", disable=progress is None
-            ) as bar:
+            with Progress(progress, len(images), "image") as bar:
                 for part in torch.split(images, batch_size):
                     layer, scores = self.network(part.expand(-1, 3, -1, -1).to(device))
                     pooled.append(layer.cpu())

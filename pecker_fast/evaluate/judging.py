@@ -172,7 +172,7 @@ def judge(
         class_names=subject.class_names,
         forget=forgotten,
         drawn=subject.drawn,
-        network="" if subject.model is None else fingerprint(subject.model.unet),
+        network="" if subject.model is None else fingerprint(subject.model.network),
         trained=subject.trained,
         evaluation=evaluation,
         fidelity=_fidelity(judges, judged, subject.source, drawn, name),
@@ -223,7 +223,7 @@ class _Subject:
         """The images as PNGs hold them, (N, C, H, W) uint8; None on all processes but the first."""
         if self.model is None or self.sampler is None or self.labels is None:
             return self.pixels
-        self.model.unet.to(device)
+        self.model.network.to(device)
         if folder is None:
             return self.sampler.pixels(self.model, self.labels, "sampling", ranks=ranks)
         plan = class_plan(self.model, self.source, self.sampler, self.labels)

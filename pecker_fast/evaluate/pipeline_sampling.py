@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pecker_fast.distill.networks import (
     NoisePredictor,
@@ -37,6 +36,7 @@ from pecker_fast.evaluate.reverse_steps import (
     one_step,
 )
 from pecker_fast.nn.winograd import running_winograd
+from pecker_fast.progress import each
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -88,7 +88,7 @@ class PipelineSampler:
 
     def latents(
         self,
-        unet: nn.Module,
+        network: nn.Module,
         prompts: Sequence[str],
         seed: int,
         steps: int = 1,
@@ -102,7 +102,7 @@ class PipelineSampler:
         """One step is G(n, c) of the distillation; more are DDIM, or Euler's steps of a flow.
 
         Args:
-            unet: on the sampler's device.
+            network: on the sampler's device.
             prompts: N texts, one an image.
             seed: of the noise.
             steps: calls of the network.
@@ -122,7 +122,7 @@ class PipelineSampler:
                 or more steps than it has.
         """
         draw = partial(
-            self.batches, unet, prompts, seed, steps,
+            self.batches, network, prompts, seed, steps,
             t_init=t_init, guidance=guidance, negative=negative,
         )  # fmt: skip
         size, like = min(self.batch_size, len(prompts)), torch.empty(self.pipeline.network_shape)
@@ -134,7 +134,7 @@ class PipelineSampler:
 
     def batches(
         self,
-        unet: nn.Module,
+        network: nn.Module,
         prompts: Sequence[str],
         seed: int | Sequence[int],
         steps: int = 1,
@@ -148,7 +148,7 @@ class PipelineSampler:
         """The latents of `latents`, batch by batch; batch k starts at image k * `batch_size`.
 
         Args:
-            unet: see `latents`; likewise what is not said here.
+            network: see `latents`; likewise what is not said here.
             prompts: N texts, one an image.
             seed: of the noise, or N seeds, one an image.
             steps: calls of the network.
@@ -172,7 +172,7 @@ class PipelineSampler:
         plain = diffusers_predictor(schedule, call, kind) if steps == 1 else in_own_dtype(call)
         away = self.pipeline.texts.encode([negative], self.device)
         steps_of = self._many_steps(steps) if steps != 1 else None
-        dtype = compute_dtype(unet)
+        dtype = compute_dtype(network)
 
         @torch.no_grad()
         def draw(part: slice, noise: Tensor, tell: Tell) -> Tensor:
@@ -185,12 +185,14 @@ class PipelineSampler:
             )
             predict = guided(plain, scale, away)
             reverse = (
-                one_step(unet, predict, schedule) if steps_of is None else steps_of(unet, predict)
+                one_step(network, predict, schedule)
+                if steps_of is None
+                else steps_of(network, predict)
             )
             # Batch by batch: thousands of embeddings of 77 x 768 would take gigabytes.
             condition = self._encode(prompts[part])
             streams = image_streams(seed if isinstance(seed, int) else 0, part)  # DDIM draws none
-            with running_winograd(unet):
+            with running_winograd(network):
                 return reverse(noise.to(self.device, dtype), condition, streams, tell).float()
 
         size, shape = min(self.batch_size, len(prompts)), self.pipeline.network_shape
@@ -219,7 +221,7 @@ class PipelineSampler:
         like = torch.empty(3, *(scale * extent for extent in latents.shape[2:]))
 
         def decoded(only: range, title: str | None) -> Batches:
-            for number in tqdm(only, desc=title, unit="batch", disable=title is None):
+            for number in each(only, title):
                 part = slice(number * size, (number + 1) * size)
                 with running_winograd(decoder):
                     images = self.pipeline.decode(decoder, latents[part])
@@ -237,7 +239,7 @@ class PipelineSampler:
     def _many_steps(self, steps: int) -> Callable[[nn.Module, NoisePredictor], Reverse]:
         config = self.pipeline.scheduler_config
         if is_flow(config):
-            shape, network = self.pipeline.network_shape, self.pipeline.unet.config
+            shape, network = self.pipeline.network_shape, self.pipeline.network.config
             tokens = self.pipeline.architecture.tokens(shape, network)
             sigmas = flow_sigmas(config, steps, tokens)
             return lambda network, predict: flow_steps(network, predict, sigmas)

@@ -102,12 +102,12 @@ class Previews:
 
         All of them on the first process, none on the others.
         """
-        how, unet = self.sampling, self._pipeline.unet.to(self._device).eval()
+        how, network = self.sampling, self._pipeline.network.to(self._device).eval()
         latents = self._sampler.latents(
-            unet, texts, how.seed, how.steps, guidance=how.guidance, negative=how.negative,
+            network, texts, how.seed, how.steps, guidance=how.guidance, negative=how.negative,
             progress="original model", ranks=ranks,
         )  # fmt: skip
-        self._pipeline.unet.to("cpu")
+        self._pipeline.network.to("cpu")
         return self._sampler.images(latents, ranks=ranks)
 
     def erased(self, generator: nn.Module, texts: Sequence[str], ranks: Ranks) -> Tensor:

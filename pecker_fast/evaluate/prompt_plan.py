@@ -63,7 +63,7 @@ def prompt_plan(
     if steps is None:
         steps = default_steps(str(pipeline.description.get("kind")), None)
     sampler = PipelineSampler(pipeline, device, batch_size)
-    network = pipeline.unet.to(device).eval()
+    network = pipeline.network.to(device).eval()
     labels = torch.tensor([told.groups.index(row.group) for row in rows])
     folders, files = numbered_files(labels, told.groups)
     seeds: int | list[int] = seed
@@ -95,7 +95,7 @@ def prompt_plan(
             "path": path,
             "kind": pipeline.description.get("kind"),
             "iterations": pipeline.description.get("iterations"),
-            "weights": fingerprint(pipeline.unet),
+            "weights": fingerprint(pipeline.network),
         },
         "sampler": {
             "steps": steps,

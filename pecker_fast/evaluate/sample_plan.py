@@ -72,7 +72,7 @@ def class_plan(
             "kind": model.kind,
             "iterations": model.figures.get("iterations"),
             "forgotten": model.figures.get("forget"),
-            "weights": fingerprint(model.unet),
+            "weights": fingerprint(model.network),
         },
         "sampler": sampler.settings(model),
     }
@@ -82,7 +82,7 @@ def class_plan(
         labels=labels,
         batch_size=sampler.batch_size,
         batches=lambda only, progress: sampler.batches(model, labels, only, progress),
-        device=next(model.unet.parameters()).device,
+        device=next(model.network.parameters()).device,
     )
 
 

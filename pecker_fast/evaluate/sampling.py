@@ -202,12 +202,12 @@ class Sampler:
         """
         self.check(model, labels)
         reverse = self._reverse(model)
-        device = next(model.unet.parameters()).device
+        device = next(model.network.parameters()).device
 
         @torch.no_grad()
         def draw(part: slice, noise: Tensor, tell: Tell) -> Tensor:
             streams = image_streams(self.seed, part)
-            with running_winograd(model.unet):
+            with running_winograd(model.network):
                 drawn = reverse(noise.to(device), labels[part].to(device), streams, tell)
             return model.decode(drawn).float()
 
@@ -218,7 +218,7 @@ class Sampler:
         return min(self.batch_size, max(len(labels), 1))
 
     def _reverse(self, model: ModelFolder) -> Reverse:
-        network, config, null = model.unet, model.scheduler.config, model.null_label
+        network, config, null = model.network, model.scheduler.config, model.null_label
         if self.kind == "one-step":
             schedule = self._schedule(model)
             return one_step(network, model_predictor(model, schedule), schedule)

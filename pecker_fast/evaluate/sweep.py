@@ -86,13 +86,13 @@ def ways(model: ModelFolder, forget: int, seed: int) -> Iterator[tuple[str, Samp
         guided = Sampler(DDIM_STEPS[1], seed, guidance=GUIDANCE)
         yield f"{guided.describe()}", guided, model
     for share in BLENDS:
-        blended = copy.deepcopy(model.unet)
+        blended = copy.deepcopy(model.network)
         with torch.no_grad():
             others = [row for row in range(model.num_classes) if row != forget]
             for rows in class_rows(blended):
                 rows[forget] = (1 - share) * rows[forget] + share * rows[others].mean(0)
         words = f"DDIM, {DDIM_STEPS[1]} steps, condition {share:.0%} that of the others' mean"
-        yield words, Sampler(DDIM_STEPS[1], seed), replace(model, unet=blended)
+        yield words, Sampler(DDIM_STEPS[1], seed), replace(model, network=blended)
 
 
 def sweep(

@@ -89,7 +89,7 @@ def saliency_scores(
             )
             _contrast(scores, squares, batches, reduction)
     for name, score in scores.items():
-        if torch.isnan(score).any():
+        if not torch.isnan(score).logical_not().all():
             raise PeckerError(
                 f"the scores of {name!r} overflow: squared gradients of both losses are infinite; "
                 "use clip_grad_norm"

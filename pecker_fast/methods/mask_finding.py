@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.scores import CONTRASTS, saliency_scores
 from pecker_fast.methods.objective import MethodObjective
+from pecker_fast.progress import each
 from pecker_fast.runs.masked import choose_mask
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 
@@ -37,9 +37,7 @@ def find_mask(
         network.eval()
         random = IterationRandom(config.seed, 0, objective.device, SALIENCY)
         count, forget, remain = objective.saliency(network, random)
-        shown = tqdm(
-            forget, desc="saliency", total=count, unit="batch", leave=False, disable=not progress
-        )
+        shown = each(forget, "saliency" if progress else None, count, leave=False)
         return saliency_scores(
             network,
             shown,

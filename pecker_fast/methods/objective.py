@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,11 @@ class MethodObjective(ABC, Generic[B]):
         pairs: The classes to forget, and the class in the place of each; None where there is none.
         terms: The terms that the method has, in the order in which they are drawn and computed.
         passes: Forward passes with a graph in an iteration.
+        frozen: The original on `device`, where targets are looked up. None where none are.
     """
 
     config: BaselineConfig
+    frozen: nn.Module | None = None
     pairs: tuple[tuple[int, int | None], ...]
     terms: list[Term]
     passes: int
@@ -74,7 +76,7 @@ class MethodObjective(ABC, Generic[B]):
             device: None = where the network is.
             predict: Adapter that calls the network. None: what the model says of it.
         """
-        self.original: nn.Module = model.unet.eval().requires_grad_(False)
+        self.original: nn.Module = model.network.eval().requires_grad_(False)
         self._place = next(self.original.parameters()).device
         # torch.device("cuda") becomes the current one, with its number.
         self.device = torch.empty(0, device=self._place if device is None else device).device
@@ -115,6 +117,19 @@ class MethodObjective(ABC, Generic[B]):
 
         One gradient each; contrasts alone need the latter.
         """
+
+    def around(self, original: nn.Module, values: Mapping[str, Any]) -> MethodObjective[B]:
+        """The same of a copy of the network, with other settings under these dotted keys.
+
+        Raises:
+            PeckerError: settings that do not go together.
+        """
+        other = copy.copy(self)
+        other.original = original.eval().requires_grad_(False)
+        other.config = self.config.changed(values)
+        if self.frozen is not None:
+            other.frozen = other.look_up()
+        return other
 
     def look_up(self) -> nn.Module:
         """The original on `device`: itself if it is there, else a copy."""

@@ -52,7 +52,7 @@ def attacked(
     Yields:
         The number of steps, and the model then; the network is the same one each time.
     """
-    network = copy.deepcopy(model.unet).eval()
+    network = copy.deepcopy(model.network).eval()
     device = next(network.parameters()).device
     known = model.encode(images.to(device))
     schedule = NoiseSchedule.whole(model.scheduler)
@@ -78,4 +78,4 @@ def attacked(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
-        yield done, replace(model, unet=network)
+        yield done, replace(model, network=network)

@@ -114,7 +114,7 @@ class TeacherTrainer(Run[Batch]):
         blocks = fused_blocks(lambda: network, config.accelerate, device)
         self.notes = [blocks, *self.moved, *slow_average(config.ema.decay, config.iterations)]
         self._model = ModelFolder(
-            unet=network,
+            network=network,
             scheduler=FlowMatchEulerDiscreteScheduler() if config.flow else published_scheduler(),
             class_names=images.class_names,
             patch_size=1 if config.network.kind == "dit" else config.network.patch_size,

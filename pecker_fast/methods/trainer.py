@@ -6,7 +6,7 @@ The loop is `Run.run`; an iteration is draw -> backward passes of both terms -> 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from pecker_fast.methods.mask_finding import find_mask
 from pecker_fast.methods.objective import MethodObjective
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.learner import masked_adamw
+from pecker_fast.runs.live_memory import WEIGHTS
 from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
@@ -116,6 +117,12 @@ class BaselineTrainer(MaskedRun[list[Rows]]):
     def networks(self) -> Iterator[tuple[str, nn.Module]]:
         """The one network."""
         yield "", self._network
+
+    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
+        """The original too, where targets are looked up."""
+        yield from super().held()
+        if self._objective.frozen is not None:
+            yield WEIGHTS, self._objective.frozen.parameters()
 
     def parts(self) -> Mapping[str, Stateful]:
         """Network, optimizer, average."""

@@ -63,7 +63,7 @@ def convert_checkpoint(
     one_step = read.is_generator(chosen)
     origin = {"file": checkpoint.name, "slot": chosen, "step": read.step}
     model = ModelFolder(
-        unet=network,
+        network=network,
         scheduler=published_scheduler(),
         class_names=_class_names(classes, network),
         figures={"converted_from": origin} | ({"t_init": T_INIT} if one_step else {}),

@@ -15,7 +15,14 @@ from torch import Tensor
 from pecker_fast.models.ddpm import AttentionBlock, DDPMUNet, ResidualBlock
 from pecker_fast.nn.accelerate import register_unet
 from pecker_fast.nn.blocks import fused_residual, sum_of
-from pecker_fast.nn.layers import OBSERVED, end_block, image_of, is_transparent, tokens_of
+from pecker_fast.nn.layers import (
+    OBSERVED,
+    end_block,
+    image_of,
+    is_transparent,
+    projected,
+    tokens_of,
+)
 from pecker_fast.nn.operations import group_norm
 from pecker_fast.nn.skipping import conv2d
 
@@ -63,7 +70,7 @@ class FusedAttentionBlock(AttentionBlock):
         normed, x, _ = group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False)
         # (N, 1, H*W, C): one head.
         query, key, value = (
-            tokens_of(layer(normed))[:, None] for layer in (self.q, self.k, self.v)
+            part[:, None] for part in projected(tokens_of(normed), (self.q, self.k, self.v))
         )
         attended = F.scaled_dot_product_attention(query, key, value)[:, 0]
         image = image_of(attended, *x.shape[-2:])

@@ -67,7 +67,7 @@ class ModelFolder:
     """A teacher or an erased generator with all that is needed to use it.
 
     Attributes:
-        unet: the network that denoises, class-conditional, one of `CLASS_NETWORKS`.
+        network: what denoises, class-conditional, one of `CLASS_NETWORKS`.
         scheduler: the noise schedule it was trained with, `DDPMScheduler` or that of a flow.
         class_names: one name per class, by class index.
         patch_size: the network sees `patch_size**2` neighbouring pixels as channels (1: pixels).
@@ -78,7 +78,7 @@ class ModelFolder:
         vae: what the network sees are its latent images; None: pixels.
     """
 
-    unet: Any
+    network: Any
     scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler
     class_names: tuple[str, ...]
     patch_size: int = 1
@@ -89,14 +89,14 @@ class ModelFolder:
 
     def __post_init__(self) -> None:
         known = self.architecture
-        known.settle(self.unet)
+        known.settle(self.network)
         if known.own_null:
-            object.__setattr__(self, "null_label", known.labels(self.unet)[1])
+            object.__setattr__(self, "null_label", known.labels(self.network)[1])
 
     @property
     def architecture(self) -> ClassNetwork:
         """What is known of networks of this kind."""
-        return class_network(self.unet)
+        return class_network(self.network)
 
     @property
     def prediction_type(self) -> str:
@@ -113,7 +113,7 @@ class ModelFolder:
     @property
     def network_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network sees."""
-        return self.architecture.sample_shape(self.unet.config)
+        return self.architecture.sample_shape(self.network.config)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -153,9 +153,9 @@ class ModelFolder:
         }
         return about if self.vae is None else {**about, "autoencoder": self.vae.state_dict()}
 
-    def with_network(self, unet: nn.Module, kind: str) -> ModelFolder:
+    def with_network(self, network: nn.Module, kind: str) -> ModelFolder:
         """The same description around another network; the figures do not carry over."""
-        return replace(self, unet=unet, kind=kind, figures={})
+        return replace(self, network=network, kind=kind, figures={})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ModelFolder:
@@ -179,10 +179,10 @@ class ModelFolder:
         about = root / DESCRIPTION
         described = read_config(about, ClassDescription) if os.path.lexists(about) else {}
         scheduler = _load_scheduler(root, described.get("schedule"))
-        unet: Any = architecture.load_network(folder).eval()
+        network: Any = architecture.load_network(folder).eval()
         null_label = described.get("null_label")
         try:
-            labels = architecture.labels(unet)
+            labels = architecture.labels(network)
         except PeckerError as error:
             raise PeckerError(f"model folder {root}: {error}") from None
         if architecture.own_null and null_label not in (None, labels[1]):
@@ -193,7 +193,7 @@ class ModelFolder:
         null_label = labels[1] if architecture.own_null else null_label
         names = _class_names(root, labels[0], described.get("class_names"), null_label)
         patch_size = described.get("patch_size", 1)
-        channels = unet.config.in_channels
+        channels = network.config.in_channels
         if channels % patch_size**2:
             raise PeckerError(
                 f"model folder {root}: patch_size {patch_size} in {DESCRIPTION} must be a whole "
@@ -208,7 +208,7 @@ class ModelFolder:
             )
         vae = _load_vae(root, channels, patch_size)
         return cls(
-            unet=unet,
+            network=network,
             vae=vae,
             scheduler=scheduler,
             class_names=names,
@@ -222,7 +222,7 @@ class ModelFolder:
         """Write the folder. `pecker_fast.json` comes last: a folder that has it is complete."""
         root = Path(path)
         part = self.architecture.denoiser
-        self.unet.save_pretrained(root / part)
+        self.network.save_pretrained(root / part)
         if self.vae is not None:
             self.vae.save_pretrained(root / "vae")
         description: dict[str, Any] = {
@@ -243,7 +243,7 @@ class ModelFolder:
             if part == "transformer":
                 index = {
                     "_class_name": "DiTPipeline",
-                    part: ["diffusers", type(self.unet).__name__],
+                    part: ["diffusers", type(self.network).__name__],
                     "scheduler": ["diffusers", type(self.scheduler).__name__],
                     "vae": [None, None] if self.vae is None else ["diffusers", "AutoencoderKL"],
                 }

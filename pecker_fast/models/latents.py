@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.architectures.base import load_denoiser
@@ -36,7 +36,8 @@ def load_autoencoder(folder: Path, channels: int) -> AutoencoderKL:
             f"{folder}: decodes {vae.config.latent_channels} channels, the network draws "
             f"{channels}; take both from one pipeline"
         )
-    loaded: AutoencoderKL = vae.eval().requires_grad_(False)
+    # In float32, whatever it is stored in; diffusers' own `float` warns.
+    loaded: AutoencoderKL = nn.Module.float(vae).eval().requires_grad_(False)
     return loaded
 
 
@@ -44,9 +45,9 @@ def load_autoencoder(folder: Path, channels: int) -> AutoencoderKL:
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """(N, C, H, W) latents as images, (N, C', f H, f W) float32, about in [-1, 1], on the CPU."""
     scale, shift = _scaling(vae)
-    place = next(vae.parameters()).device
+    like = next(vae.parameters())
     images = [
-        vae.decode(part.to(place) / scale + shift).sample.float().cpu()
+        vae.decode(part.to(like) / scale + shift).sample.float().cpu()
         for part in torch.split(latents, _CHUNK)
     ]
     return torch.cat(images)
@@ -56,9 +57,9 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Images in [-1, 1] as the latents that a network sees: the means, on the images' device."""
     scale, shift = _scaling(vae)
-    place = next(vae.parameters()).device
+    like = next(vae.parameters())
     means = [
-        vae.encode(part.to(place)).latent_dist.mean.to(images)
+        vae.encode(part.to(like)).latent_dist.mean.to(images)
         for part in torch.split(images, _CHUNK)
     ]
     return (torch.cat(means) - shift) * scale

@@ -20,7 +20,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from pecker_fast.files import read_json, read_text, write_text
+from pecker_fast.files import read_json, write_text
+from pecker_fast.models.card import add_to_card
 from pecker_fast.models.ddpm import DDPMUNet
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["one_step_scheduler", "write_class_pipeline", "write_prompt_pipeline"]
 
-README = "README.md"
 INDEX = "model_index.json"
 
 
@@ -73,10 +73,10 @@ def write_class_pipeline(root: Path, model: ModelFolder, t_init: int) -> None:
     scheduler.save_pretrained(root / "scheduler")
     plain = network.name == "UNet2DModel" and model.patch_size == 1
     plain = plain and not flow and model.vae is None
-    library = DDPMUNet.__module__ if isinstance(model.unet, DDPMUNet) else "diffusers"
+    library = DDPMUNet.__module__ if isinstance(model.network, DDPMUNet) else "diffusers"
     index: dict[str, Any] = {
         "_class_name": "ConsistencyModelPipeline" if plain else "OneStepPipeline",
-        network.denoiser: [library, type(model.unet).__name__],
+        network.denoiser: [library, type(model.network).__name__],
         "scheduler": ["diffusers", type(scheduler).__name__],
         "patch_size": model.patch_size,
     }
@@ -89,7 +89,7 @@ def write_class_pipeline(root: Path, model: ModelFolder, t_init: int) -> None:
     write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
     names = "\n".join(f"- {number}: {name}" for number, name in enumerate(model.class_names))
     lines = [_WITH_PACKAGE, *([_WITHOUT] if plain else [])]
-    write_text(root / README, "\n\n".join(["# A one-step generator", *lines, names]) + "\n")
+    add_to_card(root, "\n\n".join(["# A one-step generator", *lines, names]))
 
 
 def plain_flow(config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler:
@@ -122,9 +122,7 @@ def write_prompt_pipeline(
     else:
         plain_flow(config).save_pretrained(root / "scheduler")
         usage = _WITH_PROMPTS_AND_A_FLOW.format(sigma=sigma, shape=", ".join(map(str, shape)))
-    file = root / README
-    card = read_text(file).rstrip("\n") + "\n\n" if file.is_file() else ""
-    write_text(file, f"{card}{usage}\n")
+    add_to_card(root, usage)
 
 
 _WITH_PACKAGE = """```python

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json, replacing_folder, shown, write_text
 from pecker_fast.models import latents as latent_images
 from pecker_fast.models.architectures import ARCHITECTURES, Architecture, architecture_of
-from pecker_fast.models.folder import DESCRIPTION
+from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
 from pecker_fast.models.latents import load_autoencoder
 from pecker_fast.models.schemas import (
     PipelineDescription,
@@ -30,6 +31,7 @@ from pecker_fast.models.schemas import (
     read_config,
 )
 from pecker_fast.models.texts import Texts
+from pecker_fast.models.weights import of_variant, weights_in
 from pecker_fast.runs.reading import checked
 
 if TYPE_CHECKING:
@@ -45,19 +47,21 @@ class PipelineFolder:
     Attributes:
         path: the folder.
         architecture: its family.
-        unet: the network that denoises.
+        network: the network that denoises.
         scheduler_config: of the noise schedule it was trained with.
         texts: prompts -> conditions.
         description: what pecker_fast.json holds beside it, e.g. figures and the step of one-step
             sampling.
+        variant: of the weights there.
     """
 
     path: Path
     architecture: Architecture
-    unet: Any
+    network: Any
     scheduler_config: dict[str, Any]
     texts: Texts
     description: dict[str, Any] = field(default_factory=dict)
+    variant: str | None = None
 
     @property
     def prediction_type(self) -> str:
@@ -69,15 +73,19 @@ class PipelineFolder:
     @property
     def network_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a latent image; as the description says, where the network takes any."""
-        channels, height, width = self.architecture.sample_shape(self.unet.config)
+        channels, height, width = self.architecture.sample_shape(self.network.config)
         side = self.description.get("sample_size")
-        if side is not None and not hasattr(self.unet.config, "sample_size"):
+        if side is not None and not hasattr(self.network.config, "sample_size"):
             height = width = side
         return channels, height, width
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> PipelineFolder:
+    def load(cls, path: str | os.PathLike[str], variant: str | None = None) -> PipelineFolder:
         """Read a pipeline folder; nothing is downloaded.
+
+        Args:
+            path: the folder.
+            variant: of the weights, such as "fp16", in all parts that have it.
 
         Raises:
             PeckerError: no such folder, a pipeline of another kind, or a part that is missing or
@@ -86,8 +94,9 @@ class PipelineFolder:
         root = Path(path)
         if root.is_file():
             raise PeckerError(
-                f"pipeline {root}: is a file; expected a folder that "
-                "StableDiffusionPipeline.save_pretrained wrote: load the file with from_single_file"
+                f"pipeline {root}: is a file; expected a folder that save_pretrained wrote. From "
+                "Python, erase takes StableDiffusionPipeline.from_single_file(file, config=FOLDER, "
+                "local_files_only=True), FOLDER being a pipeline of the same kind"
             )
         name, parts = pipeline_parts(root / "model_index.json")
         architecture = architecture_of(name, parts, root)
@@ -110,17 +119,20 @@ class PipelineFolder:
                 f"{shown(description['t_init'])}"
             )
         file = root / architecture.denoiser / "config.json"
-        texts = architecture.load_texts(root, checked(architecture.schema, read_json(file), file))
-        network = architecture.load_network(file.parent)
-        return cls(root, architecture, network, schedule, texts, description)
+        config = checked(architecture.schema, read_json(file), file)
+        with of_variant(variant):
+            texts = architecture.load_texts(root, config)
+            network = architecture.load_network(file.parent)
+        return cls(root, architecture, network, schedule, texts, description, variant)
 
     def load_decoder(self) -> AutoencoderKL:
-        """The autoencoder, for `decode`.
+        """The autoencoder, for `decode`; in float32, since some overflow in float16.
 
         Raises:
             PeckerError: it is missing or damaged, or of other latent images.
         """
-        return load_autoencoder(self.path / "vae", self.network_shape[0])
+        with of_variant(self.variant):
+            return load_autoencoder(self.path / "vae", self.network_shape[0])
 
     @staticmethod
     def decode(decoder: AutoencoderKL, latents: Tensor) -> Tensor:
@@ -128,18 +140,19 @@ class PipelineFolder:
         decoded = (latent_images.decode(decoder, latents) / 2 + 0.5).clamp(0, 1)
         return decoded.expand(-1, 3, -1, -1) if decoded.shape[1] == 1 else decoded
 
-    def save_with(self, unet: nn.Module, path: Path, description: dict[str, Any]) -> None:
+    def save_with(self, network: nn.Module, path: Path, description: dict[str, Any]) -> None:
         """Write the same pipeline around another network, whole or not at all.
 
         Args:
-            unet: the network, of this pipeline's architecture.
+            network: the network, of this pipeline's architecture.
             path: the new folder; one that is there is replaced.
             description: what pecker_fast.json shall hold.
         """
         part = self.architecture.denoiser
         with replacing_folder(path) as partial:
             shutil.copytree(self.path, partial, ignore=shutil.ignore_patterns(part, DESCRIPTION))
-            unet.save_pretrained(partial / part)  # type: ignore[operator]
+            self._make_plain(partial)
+            network.save_pretrained(partial / part)  # type: ignore[operator]
             if description.get("kind") == "generator" and "t_init" in description:
                 from pecker_fast.models.one_step import write_prompt_pipeline
 
@@ -149,6 +162,15 @@ class PipelineFolder:
                 )  # fmt: skip
                 description = {**description, "schedule": self.scheduler_config}
             write_text(partial / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+
+    def _make_plain(self, copy: Path) -> None:
+        """Give the weights of the variant the names that are found without asking for one."""
+        for folder in (place for place in copy.iterdir() if self.variant and place.is_dir()):
+            for name in (WEIGHTS, "model.safetensors"):
+                with of_variant(self.variant), suppress(PeckerError):
+                    found = weights_in(folder, name)
+                    if found.variant:
+                        found.listed.replace(folder / found.plain)
 
 
 def load_unet(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:

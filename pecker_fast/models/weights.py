@@ -1,9 +1,12 @@
-"""The one file with the weights of a network: what lies there, and whether it is the network's."""
+"""The files with the weights of a network: what lies there, and whether it is the network's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +15,119 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import few
+from pecker_fast.files import few, read_json, shown
 
-__all__ = ["load_network", "mismatch", "weights_in"]
+__all__ = ["Weights", "as_dtype", "load_network", "mismatch", "of_variant", "weights_in"]
 
 Shapes = Mapping[str, tuple[int, ...]]
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64
+}  # fmt: skip
 _OLD_WORDS = (".query.", ".key.", ".value.", ".proj_attn.")
 _SLACK = 1_000_000  # entries; a network as small as that may be made before it is compared
 
 
-def weights_in(folder: Path, name: str) -> Path:
-    """The file of that name in a folder.
+_VARIANT: ContextVar[str | None] = ContextVar("variant", default=None)
+
+
+@contextmanager
+def of_variant(variant: str | None) -> Iterator[None]:
+    """What is loaded in the block is of a variant, such as "fp16", where a part has it.
+
+    As in diffusers, a part without that variant is taken as it is. The parts of a pipeline are
+    loaded by its family, in many places that are no different for it.
+    """
+    token = _VARIANT.set(variant)
+    try:
+        yield
+    finally:
+        _VARIANT.reset(token)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of one set of weights.
+
+    Attributes:
+        files: all of them; several where they are sharded.
+        listed: the index that names them, or the one file.
+        plain: the name that `listed` would have without a variant.
+        variant: of the weights.
+    """
+
+    files: Sequence[Path]
+    listed: Path
+    plain: str
+    variant: str | None
+
+
+def weights_in(folder: Path, name: str) -> Weights:
+    """The weights in a folder: of the variant that is asked for, or plain; whole, or in shards.
+
+    Args:
+        folder: of the network.
+        name: of one plain file, such as model.safetensors.
 
     Raises:
-        PeckerError: it is not there; the message names the weights that lie there instead.
+        PeckerError: they are not there, and the message names what lies there instead; or the index
+            of shards names others than lie beside it.
     """
-    file = folder / name
-    if file.is_file():
-        return file
+    asked, index = _VARIANT.get(), f"{name}.index.json"
+    for variant in (asked, None) if asked else (None,):
+        for plain in (name, index):
+            listed = folder / (plain if variant is None else _of_variant(plain, variant))
+            if listed.is_file():
+                files = [listed] if plain == name else _shards(listed)
+                return Weights(files, listed, plain, variant)
     kinds = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".index.json")
     others = sorted(f.name for f in folder.glob("*") if f.name.endswith(kinds))
     if not others:
         raise PeckerError(f"{folder}: {name} is missing; expected what save_pretrained writes")
-    raise PeckerError(
-        f"{folder}: {name} is missing, there is {few(others)}; load that with diffusers (a variant "
-        'by variant="fp16") and save it again by save_pretrained, in one .safetensors file'
-    )
+    remedy = "load that with diffusers and save it again by save_pretrained, as .safetensors"
+    stem = name.removesuffix("safetensors")
+    variants = {n[len(stem) :].split(".")[0].split("-")[0] for n in others if n.startswith(stem)}
+    if variants := variants - {"safetensors", "bin"}:
+        remedy = f"for a variant give --variant, one of {few(sorted(variants))}"
+    raise PeckerError(f"{folder}: {name} is missing, there is {few(others)}; {remedy}")
+
+
+def _of_variant(name: str, variant: str) -> str:
+    """As diffusers and transformers call it."""
+    stem, last = name.rsplit(".", 1)
+    return f"{stem}.{variant}.{last}"
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, which must lie beside it."""
+    content = read_json(index)
+    named = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not named:
+        raise PeckerError(f"{index}: expected an object with 'weight_map', got {shown(content)}")
+    names = list(dict.fromkeys(named.values()))
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise PeckerError(f"{index}: expected names of files beside it, got {shown(name)}")
+        if Path(name).suffix != ".safetensors":
+            raise PeckerError(
+                f"{index}: names {shown(name)}; only .safetensors are read: save it again by "
+                "save_pretrained"
+            )
+        if not (index.parent / name).is_file():
+            raise PeckerError(f"{index}: names {shown(name)}, which is missing; copy it again")
+    return [index.parent / name for name in sorted(names)]
 
 
 def load_network(
     kind: Any, folder: Path, name: str, make: Callable[[], nn.Module], **options: Any
 ) -> Any:
-    """A network of diffusers or transformers, with exactly the weights that its file holds.
+    """A network of diffusers or transformers, with exactly the weights that its files hold.
+
+    One of diffusers has their precision; of transformers what config.json says.
 
     Args:
         kind: its class.
         folder: with config.json, which was checked, and the weights.
-        name: of the weights' file.
+        name: of the weights' file, were it one.
         make: makes the network that config.json describes; called where tensors take no memory.
         options: for `from_pretrained`.
 
@@ -57,8 +135,9 @@ def load_network(
         PeckerError: the file is missing or damaged, or lacks tensors of the network, or holds
             others, NaN or infinity; or config.json describes no network.
     """
-    file = weights_in(folder, name)
-    found = _shapes_in(file)
+    weights = weights_in(folder, name)
+    file = weights.listed
+    found, dtype = _shapes_in(weights.files)
     try:
         with torch.device("meta"):
             network = make()
@@ -69,17 +148,23 @@ def load_network(
             f"{folder / 'config.json'}: describes no {kind.__name__} ({_first_line(error)})"
         ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    of_texts = kind.__module__.startswith("transformers.")
+    if not of_texts:
+        options |= as_dtype(dtype)
     # diffusers renames the attention of old files, transformers whatever it has renamed since.
-    renamed = kind.__module__.startswith("transformers.") or any(
-        word in name for name in found for word in _OLD_WORDS
-    )
+    renamed = of_texts or any(word in name for name in found for word in _OLD_WORDS)
     too_large = _entries(expected) > 2 * _entries(found) + _SLACK
     if too_large or (found != expected and not renamed):
         raise _does_not_fit(file, expected, found)
     try:
-        loaded, info = kind.from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, **options
-        )
+        with _without_bars() if of_texts else nullcontext():
+            loaded, info = kind.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                output_loading_info=True,
+                variant=weights.variant,
+                **options,
+            )
     except Exception as error:  # both libraries raise many kinds
         if found != expected:
             raise _does_not_fit(file, expected, found) from error
@@ -95,6 +180,29 @@ def load_network(
                 "diverged: take earlier weights"
             )
     return loaded
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No bars of transformers over the reading of weights, which takes it no time."""
+    import transformers
+
+    logging: Any = transformers.utils.logging  # untyped
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def as_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The option of diffusers' `from_pretrained` for a precision, as this version calls it."""
+    import diffusers
+
+    version = tuple(map(int, diffusers.__version__.split(".")[:2]))
+    return {"dtype" if version >= (0, 42) else "torch_dtype": dtype}
 
 
 def mismatch(expected: Shapes, found: Shapes) -> str:
@@ -119,27 +227,40 @@ def _does_not_fit(file: Path, expected: Shapes, found: Shapes) -> PeckerError:
     return PeckerError(f"{file}: {mismatch(expected, found)}; {remedy}")
 
 
-def _shapes_in(file: Path) -> Shapes:
-    """Name -> shape, from the header alone."""
-    try:
-        with open(file, "rb"), safe_open(file, framework="pt") as opened:
-            parts = {name: opened.get_slice(name) for name in opened.keys()}
-            shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
-            kinds = {name: part.get_dtype() for name, part in parts.items()}
-    except OSError as error:
-        raise PeckerError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except SafetensorError as error:
-        raise PeckerError(
-            f"{file}: cannot be read as a safetensors file ({_first_line(error)}); it may be "
-            "truncated: copy it again"
-        ) from error
-    for name, kind in kinds.items():
-        if kind not in _FLOATS and not name.endswith("position_ids"):
+def _shapes_in(files: Sequence[Path]) -> tuple[Shapes, torch.dtype]:
+    """Name -> shape, and their type, from the headers alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    types = set()
+    for file in files:
+        try:
+            with open(file, "rb"), safe_open(file, framework="pt") as opened:
+                parts = {name: opened.get_slice(name) for name in opened.keys()}
+                found = {name: tuple(part.get_shape()) for name, part in parts.items()}
+                kinds = {name: part.get_dtype() for name, part in parts.items()}
+        except OSError as error:
+            raise PeckerError(f"{file}: cannot be read ({error.strerror or error})") from error
+        except SafetensorError as error:
             raise PeckerError(
-                f"{file}: {few([name])} is of type {kind}, expected floats of 16 bits or more; "
-                "take the weights as they were before they were quantized"
+                f"{file}: cannot be read as a safetensors file ({_first_line(error)}); it may be "
+                "truncated: copy it again"
+            ) from error
+        if twice := found.keys() & shapes.keys():
+            raise PeckerError(
+                f"{file}: {few(twice)} is in another file of {file.parent} too; copy it again"
             )
-    return shapes
+        for name, kind in kinds.items():
+            if name.endswith("position_ids"):
+                continue
+            if kind not in _FLOATS:
+                raise PeckerError(
+                    f"{file}: {few([name])} is of type {kind}, expected floats of 16 bits or more; "
+                    "take the weights as they were before they were quantized"
+                )
+            types.add(_FLOATS[kind])
+        shapes |= found
+    # Of several types one that holds all of them.
+    several = torch.float64 if torch.float64 in types else torch.float32
+    return shapes, types.pop() if len(types) == 1 else several
 
 
 def _entries(shapes: Shapes) -> int:

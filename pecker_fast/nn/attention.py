@@ -5,9 +5,8 @@ with channels_last activations the first is a view, the second copies the image 
 layout, and the next convolution copies it back. Here both are views, the biases of the output
 projections are added in the pass that adds the residual and takes the statistics of the next norm,
 and the norm hands its input on to the residual, so that both gradients of the input are written by
-one kernel. Query, key and value are strided views of the projections' outputs, as
-`scaled_dot_product_attention` takes them; so are those inside the transformer blocks, which are
-left as they are.
+one kernel. Query, key and value are strided views of the one product that makes them, as
+`scaled_dot_product_attention` takes them. The transformer blocks are left as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +19,14 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from pecker_fast.nn.layers import OBSERVED, end_block, image_of, is_transparent, tokens_of
+from pecker_fast.nn.layers import (
+    OBSERVED,
+    end_block,
+    image_of,
+    is_transparent,
+    projected,
+    tokens_of,
+)
 from pecker_fast.nn.operations import group_norm
 from pecker_fast.nn.skipping import SlicedConv2d, conv2d, linear
 
@@ -76,13 +82,11 @@ class FusedAttention(Attention):
         normed, x, _ = group_norm(
             hidden_states, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=False
         )
-        tokens = tokens_of(normed)
-        attended = F.scaled_dot_product_attention(
-            *(
-                project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-                for project in (self.to_q, self.to_k, self.to_v)
-            )
+        query, key, value = (
+            part.view(*part.shape[:2], self.heads, -1).transpose(1, 2)
+            for part in projected(tokens_of(normed), (self.to_q, self.to_k, self.to_v))
         )
+        attended = F.scaled_dot_product_attention(query, key, value)
         tokens = linear(attended.transpose(1, 2).flatten(2), to_out, None)
         image = image_of(tokens, *hidden_states.shape[-2:])
         return end_block(image, [x], to_out.bias, self.rescale_output_factor)

@@ -33,6 +33,7 @@ __all__ = [
     "image_of",
     "is_transparent",
     "is_unobserved",
+    "projected",
     "tokens_of",
 ]
 
@@ -51,6 +52,8 @@ _LAYERS = (
     SlicedWinogradConv2d,
     WinogradConv2d,
 )
+
+_PROJECTIONS = (nn.Conv2d, WinogradConv2d, nn.Linear)  # that `projected` may join
 
 _INT32_ELEMENTS = 2**31
 
@@ -85,6 +88,31 @@ def tokens_of(image: Tensor) -> Tensor:
 def image_of(tokens: Tensor, height: int, width: int) -> Tensor:
     """(N, H*W, C) as (N, C, H, W): a channels_last view."""
     return tokens.view(len(tokens), height, width, tokens.shape[2]).permute(0, 3, 1, 2)
+
+
+def projected(tokens: Tensor, layers: Sequence[Any]) -> Sequence[Tensor]:
+    """What linear layers or 1x1 convolutions make of the same tokens, by one product.
+
+    Query, key and value are so written, and the gradient of the tokens made, once. Layers of other
+    classes and with hooks are called.
+
+    Args:
+        tokens: (N, L, C), a view of a channels_last image where there are convolutions.
+        layers: All of them linear, or all of them convolutions.
+
+    Returns:
+        (N, L, C_i) of each, views of one tensor if they were joined.
+    """
+    plain = all(type(layer) in _PROJECTIONS and is_unobserved(layer) for layer in layers)
+    if plain and len({layer.bias is None for layer in layers}) == 1:
+        weight = torch.cat([layer.weight.flatten(1) for layer in layers])
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        product = F.linear(tokens, weight, torch.cat(biases) if biases else None)
+        return torch.split(product, [len(layer.weight) for layer in layers], dim=-1)
+    if isinstance(layers[0], nn.Conv2d):
+        image = image_of(tokens, tokens.shape[1], 1)  # of any shape: the taps are one pixel
+        return [tokens_of(layer(image)) for layer in layers]
+    return [layer(tokens) for layer in layers]
 
 
 def end_block(

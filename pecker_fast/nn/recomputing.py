@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,22 @@ from torch.utils.checkpoint import checkpoint
 
 from pecker_fast.errors import PeckerError
 
-__all__ = ["recompute_blocks_"]
+__all__ = ["computed_again", "recompute_blocks_"]
+
+
+def computed_again(function: Callable[..., Any], *inputs: Any, draws: nn.Module) -> Any:
+    """What the function returns; its backward pass computes it again instead of keeping it.
+
+    Args:
+        function: any.
+        inputs: its own.
+        draws: the module that it runs, whose dropout is drawn again as it was.
+    """
+    # The state of random generators cannot be read inside a CUDA graph; only dropout needs it.
+    dropout = any(isinstance(part, nn.Dropout) and part.p for part in draws.modules())
+    return checkpoint(
+        function, *inputs, use_reentrant=False, preserve_rng_state=dropout and draws.training
+    )
 
 
 def recompute_blocks_(network: nn.Module) -> None:
@@ -26,12 +42,7 @@ def recompute_blocks_(network: nn.Module) -> None:
     """
 
     def again(module: nn.Module, *inputs: Any) -> Any:
-        # The state of random generators cannot be read inside a CUDA graph; only dropout needs it.
-        dropout = any(isinstance(part, nn.Dropout) and part.p for part in module.modules())
-        return checkpoint(
-            module.__call__, *inputs, use_reentrant=False,
-            preserve_rng_state=dropout and module.training,
-        )  # fmt: skip
+        return computed_again(module.__call__, *inputs, draws=module)
 
     enable = getattr(network, "enable_gradient_checkpointing", None)
     if enable is None:

@@ -311,13 +311,22 @@ class MaskedAdamW(TracedStep, SavedOptimizer, ReleasingOptimizer):
         return loss
 
     @untraced
-    def _step(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def _step(
+        self,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        grad_of: Callable[[Tensor], Tensor | None] | None = None,
+        groups: list[Hyperparameters] | None = None,
+    ) -> None:
         batches = self._batches()
-        groups = [Hyperparameters.of(group) for group in self.param_groups]
+        if groups is None:
+            groups = [Hyperparameters.of(group) for group in self.param_groups]
+        if self._released is not None:
+            grad_of = self._released.take
         for batch in batches:
             if batch.device.type == "meta":
                 refuse_fused_on_meta(self.param_groups)
-            batch.step(self._released, groups, grad_scale, found_inf)
+            batch.step(grad_of, groups, grad_scale, found_inf)
         if self._released is not None:
             self._released.clear()
 

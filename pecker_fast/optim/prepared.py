@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import chain, compress
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor
 from pecker_fast import backends
 from pecker_fast.backends.work import Entry, Hyperparameters, Work
 from pecker_fast.errors import PeckerError, PeckerRuntimeError
-from pecker_fast.optim.released import ReleasedGrads
 from pecker_fast.optim.resolve import param_label
 from pecker_fast.optim.sharded import is_sharded, local_grad, local_tensor
 from pecker_fast.optim.state import ParamState, make_entry, moment_names
@@ -53,21 +52,24 @@ class Batch:
 
     def step(
         self,
-        released: ReleasedGrads | None,
+        grad_of: Callable[[Tensor], Tensor | None] | None,
         groups: list[Hyperparameters],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
         """One call of the backend; see `backends.reference.masked_adamw_`.
 
+        Args:
+            grad_of: what to take for a parameter's gradient; None: its own.
+            groups: what each group says.
+            grad_scale: the gradients' scale.
+            found_inf: not 0 where there is to be no step.
+
         Raises:
             PeckerError: a gradient is not placed as its sharded parameter.
             PeckerRuntimeError: a gradient is sparse.
         """
-        if released is None:
-            grads = self._grads()
-        else:
-            grads = [released.take(param) for param in self.params]
+        grads = self._grads() if grad_of is None else [grad_of(param) for param in self.params]
         try:
             self.backend.masked_adamw_(self.work, grads, groups, grad_scale, found_inf)
         except RuntimeError:  # what torch raises when a sparse tensor is asked for its layout

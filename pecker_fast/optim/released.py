@@ -115,6 +115,7 @@ class ReleasedGrads:
             if dense.is_cuda:  # FSDP allocated it on another stream than this hook's
                 dense.record_stream(torch.cuda.current_stream(dense.device))
         indices = self._indices[param]
+        first = kept is None
         if kept is None:
             if not self._checked:
                 refuse_data_parallel(param)
@@ -122,11 +123,13 @@ class ReleasedGrads:
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
             place = self._places.get(param)
             if place is None:
-                kept = torch.zeros(indices.numel(), dtype=dtype, device=param.device)
+                kept = torch.empty(indices.numel(), dtype=dtype, device=param.device)
             else:
-                kept = place.zero_()
+                kept = place
             self._grads[param] = kept
-        self._backend(param.device).gather_salient_([dense], [indices], [kept], accumulate=True)
+        self._backend(param.device).gather_salient_(
+            [dense], [indices], [kept], accumulate=not first
+        )
         param.grad = None
         if self._on_release is not None:
             self._on_release(param)

@@ -1,79 +1,128 @@
-"""The step as torch.compile sees it: one operator over lists of tensors."""
+"""The step as torch.compile sees it: one operator over parameters and gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pecker_fast.backends.operators import KEPT, flat_hyperparameters
-from pecker_fast.optim.state import ParamState
+from pecker_fast.backends.operators import define
+from pecker_fast.backends.work import Hyperparameters
 
-__all__ = ["TracedStep"]
+__all__ = ["SCHEMA", "TracedStep"]
 
-_COLUMNS = 9  # lists of the operator with an item for each parameter
-_OPTIONAL = (2, 4, 5)  # exp_avgs, max_exp_avg_sqs, masters
+# `params` are the optimizer's, at `places` among all of its parameters, with their gradients.
+# `tensors` are lr, beta1 and beta2 of each group, where they are tensors. Masks and moments are
+# found through `optimizer`, as `_live` numbers them: torch checks every tensor that an operator
+# takes at every call, and these are thousands which nothing else in a graph reads.
+SCHEMA = (
+    "(Tensor(a!)[] params, Tensor(b!)[] grads, int[] places, int optimizer, Tensor?[] tensors, "
+    "Tensor? grad_scale, Tensor? found_inf) -> ()"
+)
+
+_TENSORS = 3  # of `tensors`, for each group
+_live: WeakValueDictionary[int, TracedStep] = WeakValueDictionary()
 
 
 class TracedStep(Optimizer):
     """An optimizer whose step can be traced."""
 
-    _backend_name: str
-    _indices: dict[Tensor, Tensor]
-
     def _batches(self) -> Any:
         """Complete the state of all parameters."""
         raise NotImplementedError
 
-    def _init_group(self, group: dict[str, Any], *columns: list[Tensor | None]) -> None:
+    def _step(
+        self,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        grad_of: Callable[[Tensor], Tensor | None] | None = None,
+        groups: list[Hyperparameters] | None = None,
+    ) -> None:
+        """Step, with these gradients and hyperparameters in place of the optimizer's own."""
+        raise NotImplementedError
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        places: list[int],
+        optimizer: list[int],
+    ) -> None:
         """Collect what the operator takes of a group's parameters that have gradients.
 
         Torch's tracer knows this name: it calls the method itself, once, on the real tensors,
         finds out where the tensors in the lists come from, and compiles anew when those are others.
         """
         self._batches()
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            state: ParamState = self.state[param]
-            row = (
-                param,
-                param.grad,
-                state.get("exp_avg"),
-                state["exp_avg_sq"],
-                state.get("max_exp_avg_sq"),
-                state.get("master"),
-                state.get("entry_start"),
-                state["step"],
-                self._indices.get(param),
-            )
-            for column, value in zip(columns, row, strict=True):
-                column.append(value)
+        _live[id(self)] = self
+        optimizer.append(id(self))
+        place = 0
+        for other in self.param_groups:
+            for param in other["params"]:
+                if other is group and param.grad is not None:
+                    params.append(param)
+                    grads.append(param.grad)
+                    places.append(place)
+                place += 1
 
     def _traced_step(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        columns: list[list[Any]] = [[] for _ in range(_COLUMNS)]
-        groups: list[int] = []
-        numbers: list[float] = []
+        columns: tuple[list[Any], ...] = ([], [], [], [])  # params, grads, places, optimizer
         tensors: list[Tensor | None] = []
-        for number, group in enumerate(self.param_groups):
-            own: list[list[Any]] = [[] for _ in range(_COLUMNS)]
+        for group in self.param_groups:
+            own: tuple[list[Any], ...] = ([], [], [], [])
             self._init_group(group, *own)
             for column, more in zip(columns, own, strict=True):
                 column.extend(more)
-            groups.extend([number] * len(own[0]))
-            own_numbers, own_tensors = flat_hyperparameters(group)
-            numbers.extend(own_numbers)
-            tensors.extend(own_tensors)
-        if not groups:
-            return
-        kept = [0] * len(groups)
-        for kind, place in zip(KEPT, _OPTIONAL, strict=True):
-            present = [tensor is not None for tensor in columns[place]]
-            kept = [bits + kind * int(one) for bits, one in zip(kept, present, strict=True)]
-            columns[place] = [tensor for tensor in columns[place] if tensor is not None]
-        torch.ops.pecker_fast.masked_adamw(
-            *columns, kept, groups, numbers, tensors, grad_scale, found_inf,
-            backend=self._backend_name,
-        )  # fmt: skip
+            for value in (group["lr"], *group["betas"]):
+                tensors.append(value if isinstance(value, Tensor) else None)
+        params, grads, places, optimizer = columns
+        if params:
+            torch.ops.pecker_fast.masked_adamw(
+                params, grads, places, optimizer[0], tensors, grad_scale, found_inf
+            )
+
+
+@torch.no_grad()
+def _masked_adamw(
+    params: list[Tensor],
+    grads: list[Tensor],
+    places: list[int],
+    optimizer: int,
+    tensors: list[Tensor | None],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    owner = _live[optimizer]
+    every = [param for group in owner.param_groups for param in group["params"]]
+    own = [every[place] for place in places]
+    # A compiler may hand over copies, which it writes back itself.
+    copies = [
+        (mine, given)
+        for mine, given in zip(own, params, strict=True)
+        if mine.data_ptr() != given.data_ptr()
+    ]
+    for mine, given in copies:
+        mine.copy_(given)
+    groups = [
+        _hyperparameters(group, tensors[number * _TENSORS : (number + 1) * _TENSORS])
+        for number, group in enumerate(owner.param_groups)
+    ]
+    owner._step(grad_scale, found_inf, dict(zip(own, grads, strict=True)).get, groups)
+    for mine, given in copies:
+        given.copy_(mine)
+
+
+def _hyperparameters(group: dict[str, Any], tensors: Sequence[Tensor | None]) -> Hyperparameters:
+    own = (group["lr"], *group["betas"])
+    lr, *betas = (
+        number if tensor is None else tensor for number, tensor in zip(own, tensors, strict=True)
+    )
+    return Hyperparameters.of({**group, "lr": lr, "betas": betas})
+
+
+define("masked_adamw", SCHEMA, _masked_adamw)

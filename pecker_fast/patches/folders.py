@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import check_output_folder, replacing_folder, write_text
+from pecker_fast.files import check_output_folder, read_json, replacing_folder, write_text
 from pecker_fast.masks.files import strip_prefixes
 from pecker_fast.masks.mask import PREFIXES
 from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck, check_frozen
@@ -27,9 +29,9 @@ def read_weights(model: Path) -> dict[str, Tensor]:
     """The tensors of a folder as diffusers saves it: of a pipeline those of the U-Net.
 
     Raises:
-        PeckerError: the weights are not in one .safetensors file that can be read.
+        PeckerError: the weights are in no .safetensors files that can be read.
     """
-    return _read(_weights_file(model))[0]
+    return _read_all(_weights_files(model))
 
 
 def change_weights(
@@ -61,38 +63,50 @@ def change_weights(
     Raises:
         FrozenChangedError: a frozen entry has changed; `out` is as it was.
         PeckerError: `out` exists, holds other things, is a file, lies in `model` or in no folder;
-            or the weights are not in one .safetensors file that can be read.
+            or the weights are in no .safetensors files that can be read.
     """
     copied = {found.relative_to(model).as_posix() for found in model.rglob("*")}
     writes = {*copied, FROZEN_NAME}
     check_output_folder(out, force, writes=writes, reads=[model, patch, *applied])
     if model.resolve() in out.resolve().parents:
         raise PeckerError(f"{out}: lies in {model}, which is to be copied; choose another folder")
-    file = _weights_file(model)
-    weights, metadata = _read(file)
+    files = _weights_files(model)
+    weights = _read_all(files)
     change(weights)
 
     def stale(folder: str, names: list[str]) -> list[str]:
-        return [file.name] if Path(folder) == file.parent else []
+        return [file.name for file in files if Path(folder) == file.parent]
 
     with replacing_folder(out) as partial:
         shutil.copytree(model, partial, ignore=stale)
-        copy = partial / file.relative_to(model)
-        save_file(weights, copy, metadata=metadata)
+        copies = [partial / file.relative_to(model) for file in files]
+        for file, copy in zip(files, copies, strict=True):
+            with _opened(file) as opened:
+                names, metadata = list(opened.keys()), opened.metadata()
+            save_file({name: weights[name] for name in names}, copy, metadata=metadata)
         del weights
-        check = _check(_read(file)[0], _read(copy)[0], read_patch(patch))
+        check = _check(_read_all(files), _read_all(copies), read_patch(patch))
         check.require_unchanged(out)
         write_text(partial / FROZEN_NAME, json.dumps(check.to_dict(), indent=2) + "\n")
     return check
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """The tensors and the metadata of a file."""
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as opened:
-            return {n: opened.get_tensor(n) for n in opened.keys()}, opened.metadata()
+            yield opened
     except (OSError, SafetensorError) as error:
         raise PeckerError(f"{file}: cannot be read ({error}); copy the model again") from error
+
+
+def _read_all(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of one file, or of all shards."""
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        with _opened(file) as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
+    return tensors
 
 
 def _check(before: dict[str, Tensor], after: dict[str, Tensor], patch: Patch) -> FrozenCheck:
@@ -106,8 +120,8 @@ def _check(before: dict[str, Tensor], after: dict[str, Tensor], patch: Patch) ->
     return replace(check_frozen(before, after, salient), digests=digests)
 
 
-def _weights_file(model: Path) -> Path:
-    """The one file with the weights of the network in a pipeline, or of a network alone."""
+def _weights_files(model: Path) -> list[Path]:
+    """Those with the weights of a pipeline's network, or of a network alone: one, or shards."""
     parts = (model / part for part in ("unet", "transformer"))
     folder = next((part for part in parts if part.is_dir()), model)
     if not folder.is_dir():
@@ -117,10 +131,17 @@ def _weights_file(model: Path) -> Path:
     found = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".pt")]
     if not found:
         raise PeckerError(f"{folder}: holds no .safetensors file with weights")
+    indices = list(folder.glob("*.safetensors.index.json"))
+    if len(found) > 1 and len(indices) == 1:
+        index = read_json(indices[0])
+        named = index.get("weight_map") if isinstance(index, dict) else None
+        if isinstance(named, dict) and {*named.values()} == {f.name for f in found}:
+            return found
     if len(found) > 1 or found[0].suffix != ".safetensors":
         names = ", ".join(f.name for f in found)
         raise PeckerError(
-            f"{folder}: expected its weights in one .safetensors file, found {names}; load the "
-            "network with diffusers and save it again with save_pretrained, alone in its folder"
+            f"{folder}: expected its weights in one .safetensors file, or in those of one index, "
+            f"found {names}; load the network with diffusers and save it again with "
+            "save_pretrained, alone in its folder"
         )
-    return found[0]
+    return found

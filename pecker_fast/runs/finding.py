@@ -5,6 +5,8 @@ Nothing heavy is imported here: the command line asks before torch is loaded.
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from pecker_fast.errors import PeckerError
@@ -19,6 +21,8 @@ __all__ = [
     "find_model",
     "find_pipeline",
     "holds_run",
+    "is_hub_id",
+    "is_repository",
 ]
 
 # A network and its schedule: of diffusers, and what a one-step generator's folder says.
@@ -31,6 +35,24 @@ MODEL_NAME = "model"
 PIPELINE_NAME = "pipeline"
 PSEUDO_SCORE_NAME = "pseudo_score"
 LOCK_NAME = "run.lock"
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".pkl", ".bin", ".json", ".yaml")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether this is an id of the hub, `owner/name`, and no path: nothing is there.
+
+    What begins with a dot or a slash, has another number of parts or ends as a file does, is a path
+    even where nothing is there.
+    """
+    return is_repository(text) and not text.endswith(_FILES) and not os.path.lexists(text)
+
+
+def is_repository(text: str) -> bool:
+    """Whether this may be the id of a repository on the hub, `owner/name`."""
+    return _HUB_ID.fullmatch(text) is not None
 
 
 def holds_run(path: Path) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from pecker_fast.runs.checkpoint import RunDirectory, mask_state
 from pecker_fast.runs.config import MaskChoice, MaskedConfig
 from pecker_fast.runs.ema import SalientEma, slow_average
 from pecker_fast.runs.learner import Learner, MakeOptimizer
+from pecker_fast.runs.live_memory import WEIGHTS
 from pecker_fast.runs.run import Identity, Run
 
 __all__ = ["MaskedRun", "choose_mask"]
@@ -36,6 +38,7 @@ class MaskedRun(Run[Batch]):
         mask: The mask in use.
         ever_salient: Union of all masks so far; outside of it nothing has ever changed.
         learner: Of the network under the mask.
+        finding_s: Seconds that the mask took; 0 where it was given, or found by an earlier start.
     """
 
     config: MaskedConfig
@@ -59,6 +62,7 @@ class MaskedRun(Run[Batch]):
         self.start = start
         self._blocks = ""  # `fused_blocks` says
         self._ema: SalientEma | None = None
+        self.finding_s = 0.0
 
     @property
     @abstractmethod
@@ -118,6 +122,17 @@ class MaskedRun(Run[Batch]):
         }
         return replace(total, digests=digests)
 
+    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
+        """What is there as long as the run is, besides its mask, by the kind of it."""
+        for _, network in self.networks():
+            yield WEIGHTS, network.parameters()
+        for learner in self.learners:
+            for state in learner.optimizer.state.values():
+                for key, value in state.items():
+                    yield "fp32 masters" if key == "master" else "optimizer state", [value]
+        if self._ema is not None:
+            yield "weight average", self._ema.state_dict().values()
+
     def _settle_mask(
         self, given: SaliencyMask | None, find: Callable[[], SaliencyMask]
     ) -> SaliencyMask | None:
@@ -131,7 +146,10 @@ class MaskedRun(Run[Batch]):
                 another model.
         """
         if self._saved is None:
-            self.mask = self.ever_salient = self._agreed(find() if given is None else given)
+            begun = time.monotonic()
+            mask = find() if given is None else given
+            self.finding_s = time.monotonic() - begun if given is None else 0.0
+            self.mask = self.ever_salient = self._agreed(mask)
         else:
             self.mask = SaliencyMask(**self._saved["mask"])
             self.ever_salient = SaliencyMask(**self._saved["ever_salient"])

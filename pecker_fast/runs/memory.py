@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import asked_bytes, free_bytes, out_of_memory
 from pecker_fast.runs.config import RunConfig
 
-__all__ = ["naming_settings"]
+__all__ = ["frugal_settings", "naming_settings"]
 
 _FRUGAL = {
     "micro_batch": 1,
     "recompute": True,
+    "optimizer.release_grads": True,
     "precision": "bf16",
     "mask.apply": "both",
-    "optimizer.release_grads": True,
 }
-"""What takes the least memory, of the settings that a configuration may have."""
+"""What takes the least memory, of the settings that a configuration may have: first what changes
+no result."""
+
+
+def frugal_settings(config: RunConfig) -> dict[str, Any]:
+    """What would take less memory, of the settings that this configuration has otherwise."""
+    now, found = config.flat(), {}
+    for key, value in _FRUGAL.items():
+        if key in now and now[key] != value:
+            with suppress(PeckerError):  # it does not go with what else is set
+                config.changed({key: value})
+                found[key] = value
+    return found
 
 
 @contextmanager
@@ -40,11 +53,7 @@ def naming_settings(config: RunConfig) -> Iterator[None]:
         now = config.flat()
         sizes = [key for key in ("batch_size", "saliency.batch_size") if now.get(key, 1) > 1]
         lower = [f"{key} (now {now[key]})" for key in sizes]
-        other = [
-            f"{key}={str(value).lower()}"
-            for key, value in _FRUGAL.items()
-            if key in now and now[key] != value
-        ]
+        other = [f"{key}={str(value).lower()}" for key, value in frugal_settings(config).items()]
         ways = [f"lower {' and '.join(lower)}{fits}"] if lower else []
         ways += [f"set {', '.join(other)}"] if other else []
         remedy = "; or ".join(ways) or "use a machine with more"

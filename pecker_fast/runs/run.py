@@ -18,12 +18,13 @@ from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.utils._pytree import tree_leaves
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.nn.accelerate import fuse_, winograd_
 from pecker_fast.nn.winograd import unavailable
+from pecker_fast.progress import Progress
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
 from pecker_fast.runs.learner import Learner
@@ -65,6 +66,11 @@ class Run(ABC, Generic[Batch]):
     lower: ClassVar[str]
     """The settings to lower where a number is not finite."""
 
+    @property
+    def warm_up(self) -> int:
+        """Iterations after which one takes as long as the next."""
+        return 0
+
     def __init__(
         self,
         config: RunConfig,
@@ -84,7 +90,7 @@ class Run(ABC, Generic[Batch]):
             directory: Where checkpoints go, on the first process. None = nothing is written.
             ranks: The processes that share the run, each of which makes one like this. None = this
                 process alone.
-            title: Of a progress bar. None = no bar.
+            title: Of its progress on stderr. None = none is shown.
 
         Raises:
             PeckerError: The directory holds another run, processes that do not agree or are more
@@ -178,22 +184,32 @@ class Run(ABC, Generic[Batch]):
         with self._shown() as show:
             while self.iteration < config.length:
                 with self.stopwatch:
-                    random = IterationRandom(
-                        config.seed, self.iteration, self.device, TRAINING, self._ranks.rank
-                    )
-                    batch = self.draw(random)
-                    for learner in self.learners:
-                        learner.set_learning_rate(config.rate(self.iteration))
-                    with random.global_streams(), same_algorithms(self._deterministic):
-                        losses = self.advance(batch)
-                    self.iteration += 1
-                    record.add(self.iteration, losses)
+                    record.add(self.iteration + 1, self.iterate())
                     save = self._is_due(every.checkpoint_every)
                     read = self._read(record) if save or self._is_due(every.every) else None
                     show(read)
                     if save:
                         self.save()
                 yield Metrics(self.iteration, read)
+
+    def iterate(self) -> Sequence[Tensor]:
+        """One iteration, of which nothing is read or written; its losses, as of `advance`."""
+        random = IterationRandom(
+            self.config.seed, self.iteration, self.device, TRAINING, self._ranks.rank
+        )
+        batch = self.draw(random)
+        for learner in self.learners:
+            learner.set_learning_rate(self.config.rate(self.iteration))
+        with random.global_streams(), same_algorithms(self._deterministic):
+            losses = self.advance(batch)
+        self.iteration += 1
+        return losses
+
+    def checkpoint_bytes(self) -> int:
+        """Of the tensors in a checkpoint, each once."""
+        tensors = [leaf for leaf in tree_leaves(self._state()) if isinstance(leaf, Tensor)]
+        stored = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}
+        return sum(stored.values())
 
     def save(self) -> None:
         """Check the weights and write a checkpoint; call it between two iterations.
@@ -232,13 +248,7 @@ class Run(ABC, Generic[Batch]):
         board: Any = None
         if self.config.logging.tensorboard and self._directory is not None:
             board = open_tensorboard(self._directory.path, self.iteration)
-        bar = tqdm(
-            total=self.config.length,
-            initial=self.iteration,
-            desc=self._title,
-            unit="it",
-            disable=self._title is None,
-        )
+        progress = Progress(self._title, self.config.length, initial=self.iteration, patience=0.0)
 
         def show(losses: Mapping[str, float] | None) -> None:
             for name, value in (losses or {}).items():
@@ -246,13 +256,13 @@ class Run(ABC, Generic[Batch]):
                     tag = name if name == ONE_LOSS else f"loss/{name}"
                     board.add_scalar(tag, value, self.iteration)
             if losses is not None:
-                bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()})
-            bar.update()
+                progress.describe({name: f"{value:.4g}" for name, value in losses.items()})
+            progress.update()
 
         try:
             yield show
         finally:
-            bar.close()
+            progress.close()
             if board is not None:
                 board.close()
 

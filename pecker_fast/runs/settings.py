@@ -74,6 +74,16 @@ class Settings(Section):
         """Every setting under its dotted key, e.g. `mask.density`."""
         return dict(_flatten(self.model_dump(), ""))
 
+    def changed(self: S, values: Mapping[str, Any]) -> S:
+        """The same with other values under these dotted keys, checked again.
+
+        Raises:
+            PeckerError: They are not known, out of range, or do not go together.
+        """
+        settings = self.model_dump()
+        apply_overrides(type(self), settings, values)
+        return build(type(self), settings, None)
+
     def to_yaml(self) -> str:
         """The whole configuration as YAML that can be read back."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)

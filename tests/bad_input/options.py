@@ -96,7 +96,8 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
          "--config", "demo"), ("--clip", "clip"), ("--nudity-detector", "x.onnx"),
         ("--neighbour", "a dog"), ("--generator", "nowhere"), ("--pseudo-score", "nowhere"),
         ("--override", "star"), ("--override", "random", "--forget", "random"), ("--forget", "3"),
-        ("--mask-file", "m", "--mask", "random"),
+        ("--mask-file", "m", "--mask", "random"), ("--print-config", "--set", "batchsize=1"),
+        ("--dry-run", "--set", f"batch_size={10**13}"), ("--dry-run", "--forget", "wizard"),
     ),
     "erase of a concept": (
         ("--forget", "0"), ("--classifier", "c"), ("--statistics", "s"), ("--inception", "i"),

@@ -124,6 +124,12 @@ def _renamed(part: str, name: str, folder: Path) -> None:
     file.rename(file.with_name(name))
 
 
+def _sharded(index: str, folder: Path) -> None:
+    file = folder / _WEIGHTS["unet"]
+    file.rename(file.with_name("one.safetensors"))
+    (file.parent / f"{file.name}.index.json").write_text(index)
+
+
 def _dangling(folder: Path) -> None:
     (folder / "pipe/vae/extra.json").symlink_to("nowhere")
 
@@ -202,6 +208,24 @@ CASES = [
     *(case(f"{part} as {name}", CONCEPT, _NEEDS, partial(_renamed, part, name), named=part)
       for part in ("unet", "text_encoder")
       for name in ("diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors")),
+    *(case(f"shards: {name}", CONCEPT, _NEEDS, partial(_sharded, index), named="unet")
+      for name, index in {
+          "empty": "", "half": '{"weight_map": {', "null": "null", "list": "[1]",
+          "deep": "[" * 10**5, "no map": "{}", "map of none": '{"weight_map": {}}',
+          "a list": '{"weight_map": [1]}',
+          "numbers": '{"weight_map": {"a": 1}}', "elsewhere": '{"weight_map": {"a": "../../x"}}',
+          "a pickle": '{"weight_map": {"a": "one.bin"}}', "a folder": '{"weight_map": {"a": ".."}}',
+          "nowhere": '{"weight_map": {"a": "two.safetensors"}}',
+      }.items()),
+    *(case(f"to one file: {name}", ("convert", "pipe", "--out", "one.safetensors"), _NEEDS, change,
+           named=named)
+      for name, change, named in (
+          ("no U-Net", partial(_without, "unet"), "unet"),
+          ("no tokenizer", partial(_without, "tokenizer"), "tokenizer"),
+          ("half a text encoder", lambda f: (f / _WEIGHTS["text_encoder"]).write_bytes(b"\x09"),
+           "text_encoder"),
+      )),
+    case("to one folder", ("convert", "pipe", "--out", "converted"), _NEEDS, named="converted"),
     case("a file", (*CONCEPT[:2], "precious.txt", *CONCEPT[3:]), named="precious.txt"),
     case("one safetensors", (*CONCEPT[:2], _WEIGHTS["unet"], *CONCEPT[3:]), _NEEDS),
     case("nowhere", (*CONCEPT[:2], "nowhere", *CONCEPT[3:]), named="nowhere"),

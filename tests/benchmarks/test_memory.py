@@ -18,7 +18,7 @@ def mebibytes(count):
 
 
 def test_what_is_alive():
-    from live_memory import OTHER, LiveMemory
+    from pecker_fast.runs.live_memory import OTHER, LiveMemory
 
     before = mebibytes(3)
     with LiveMemory() as memory:
@@ -40,7 +40,7 @@ def test_what_is_alive():
 
 
 def test_normalisations_are_in_float32_under_autocast_as_on_cuda():
-    from live_memory import cuda_autocast_rules
+    from pecker_fast.runs.live_memory import cuda_autocast_rules
 
     norm, x = nn.GroupNorm(1, 4), torch.ones(2, 4, 3, 3, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -92,9 +92,10 @@ def test_computed_figures_are_those_of_a_real_run(name):
     3 %: losses that are kept, tables of the schedule, noise that the published loop draws as it
     goes; Adam's temporaries are those of the CPU, where it takes one tensor after the other.
     """
-    from live_memory import HOST, OTHER, LiveMemory
     from memory import compute
     from variants import Problem
+
+    from pecker_fast.runs.live_memory import HOST, OTHER, LiveMemory
 
     chosen = layout(name)
     computed = compute("tiny", 2, 0.1, chosen)

@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_used(erase, refused, model_copy, tmp_path, chang
     ],
 )
 def test_options_that_cannot_be_used(erase, refused, files, tmp_path, arguments, named):
-    unet = ModelFolder.load(files.model).unet
+    unet = ModelFolder.load(files.model).network
     SaliencyMask.full(torch.nn.Linear(3, 4)).save(tmp_path / "other.safetensors")
     SaliencyMask.full(unet).save(tmp_path / "cut.safetensors")
     cut("cut.safetensors", 0.9)(tmp_path)
@@ -179,7 +179,7 @@ def test_the_run_of_another_model(erase, refused, model_copy):
     assert erase().code == 0
     model = ModelFolder.load(model_copy)
     with torch.no_grad():
-        model.unet.conv_in.bias.add_(1)
+        model.network.conv_in.bias.add_(1)
     model.save(model_copy)
     refused(erase(model=model_copy), "another model")
 

@@ -111,7 +111,7 @@ def test_mask(run, files, tmp_path):
         "--set", "saliency.batches=2", "--set", "saliency.batch_size=4", "--out", path,
     )  # fmt: skip
     assert done.code == 0, done.err
-    unet = ModelFolder.load(files.model).unet.requires_grad_(True)
+    unet = ModelFolder.load(files.model).network.requires_grad_(True)
     mask = SaliencyMask.load(path, unet)
     assert mask.nnz == round(0.25 * mask.numel)
     assert f"{mask.nnz:,} of {mask.numel:,}" in done.out

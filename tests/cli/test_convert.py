@@ -30,7 +30,7 @@ def test_convert_a_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "took slot ema of ema, model, step 1\n" in out
     assert "3x32x32 images, width 32 x 1, 2\n" in out
     folder = ModelFolder.load(tmp_path / "model")
-    assert_same(folder.unet.state_dict(), EMA)
+    assert_same(folder.network.state_dict(), EMA)
     assert (folder.kind, folder.null_label) == ("teacher", 3)
     assert folder.class_names == ("class 0", "class 1", "class 2")
     scheduler = dict(folder.scheduler.config)
@@ -45,7 +45,7 @@ def test_convert_safetensors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     code, out, err = run(capsys, tmp_path / "w.safetensors", "--out", tmp_path / "model")
     assert (code, err) == (0, "") and "took slot model of model\n" in out
     folder = ModelFolder.load(tmp_path / "model")
-    assert_same(folder.unet.state_dict(), MODEL)
+    assert_same(folder.network.state_dict(), MODEL)
     assert (folder.kind, folder.null_label) == ("teacher", 3)
 
 
@@ -70,7 +70,7 @@ def test_convert_a_distilled_checkpoint(
     code, out, _ = run(capsys, tmp_path / "ckpt.pth", "--out", tmp_path / "model", *options)
     assert code == 0 and said in out
     folder = ModelFolder.load(tmp_path / "model")
-    assert_same(folder.unet.state_dict(), expected)
+    assert_same(folder.network.state_dict(), expected)
     assert (folder.kind, folder.figures.get("t_init")) == (kind, t_init)
     assert folder.figures["converted_from"]["step"] == 49_999
 

@@ -86,7 +86,7 @@ def test_unknown_class_lists_the_classes(capfd, tmp_path):
 
 
 def test_the_shipped_files_are_small(shipped):
-    assert sum(p.numel() for p in shipped.unet.parameters()) < 2_000_000
+    assert sum(p.numel() for p in shipped.network.parameters()) < 2_000_000
     size = sum(path.stat().st_size for path in teacher_folder().rglob("*") if path.is_file())
     assert size < 7_000_000
 

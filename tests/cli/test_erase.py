@@ -67,8 +67,8 @@ def test_report_json(finished):
 
 
 def test_frozen_parameters_against_the_model_on_disk(files, finished):
-    before = dict(ModelFolder.load(files.model).unet.named_parameters())
-    after = dict(ModelFolder.load(finished / "model").unet.named_parameters())
+    before = dict(ModelFolder.load(files.model).network.named_parameters())
+    after = dict(ModelFolder.load(finished / "model").network.named_parameters())
     mask = SaliencyMask.load(finished / "mask.safetensors").to_dense()
     moved = 0
     for name, old in before.items():
@@ -162,7 +162,7 @@ def test_the_same_command_again_changes_no_weight(run, files, finished, tmp_path
 
 
 def test_a_given_mask_file(run, files, tmp_path):
-    unet = ModelFolder.load(files.model).unet
+    unet = ModelFolder.load(files.model).network
     mask = SaliencyMask.random(unet, 0.05, seed=3)
     mask.save(tmp_path / "mask.safetensors")
     done = run(

@@ -84,7 +84,7 @@ def erase(run, made, tmp_path):
 
 
 def weights_of(folder):
-    return dict(ModelFolder.load(folder).unet.named_parameters())
+    return dict(ModelFolder.load(folder).network.named_parameters())
 
 
 def test_the_run_directory_is_that_of_a_distillation(salun):

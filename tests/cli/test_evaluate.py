@@ -147,7 +147,7 @@ def test_what_is_written_beside_images_says_how_they_were_drawn(run, files, tmp_
 
 def test_an_erased_model_says_what_it_forgot(run, files, tmp_path):
     model = ModelFolder.load(files.model)
-    erased = replace(model.with_network(model.unet, "generator"), figures={"forget": "Star"})
+    erased = replace(model.with_network(model.network, "generator"), figures={"forget": "Star"})
     erased.save(tmp_path / "run" / "model")
     judge = tmp_path / "judge"
     shutil.copytree(files.classifier, judge)

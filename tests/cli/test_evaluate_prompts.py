@@ -82,7 +82,7 @@ def test_each_row_has_its_own_noise_and_guidance(evaluate, place, tmp_path, step
     where = {"a cat": "00_forget/000000", "a dog": "01_keep/000000", "a tree": "01_keep/000001"}
     for prompt, seed, guidance in (("a cat", 5, 1.0), ("a dog", 6, 3.0), ("a tree", 5, 4.0)):
         scale = guidance if steps > 1 else 1.0
-        latents = sampler.latents(pipeline.unet, [prompt], seed, steps, guidance=scale)
+        latents = sampler.latents(pipeline.network, [prompt], seed, steps, guidance=scale)
         expected = (sampler.images(latents)[0] * 255).round()
         with Image.open(tmp_path / "samples" / f"{where[prompt]}.png") as image:
             pixels = torch.tensor(list(image.convert("RGB").getdata())).reshape(16, 16, 3)

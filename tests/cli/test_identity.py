@@ -48,9 +48,9 @@ def test_a_result_says_what_it_was_made_of(run, files, tmp_path):
     assert run("erase", files.model, "--out", out, *BEGIN).code == 0
     proof = json.loads((out / "frozen.json").read_text())
     digests = proof["digests"]
-    assert digests["original"] == network_digest(ModelFolder.load(files.model).unet)
+    assert digests["original"] == network_digest(ModelFolder.load(files.model).network)
     made = ModelFolder.load(out / "model")
-    assert digests["erased"] == network_digest(made.unet)
+    assert digests["erased"] == network_digest(made.network)
     assert digests["mask"] == made.figures["mask_digest"]
     assert made.figures["frozen"] == proof
 

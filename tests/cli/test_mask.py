@@ -82,7 +82,9 @@ def test_a_network_that_cannot_be_counted_is_no_error(find, monkeypatch):
     def deciding(path):
         folder = load(path)
         # A tensor's value decides: possible everywhere but on the meta device.
-        folder.unet.register_forward_pre_hook(lambda module, args: bool(args[0].sum() > 0) and None)
+        folder.network.register_forward_pre_hook(
+            lambda module, args: bool(args[0].sum() > 0) and None
+        )
         return folder
 
     monkeypatch.setattr(ModelFolder, "load", deciding)

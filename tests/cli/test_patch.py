@@ -64,6 +64,24 @@ def files_in(folder):
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
+def test_shards_stay_shards(root):
+    pipe, a = root / "pipe", root / "a.safetensors"
+    network = UNet2DConditionModel.from_pretrained(pipe / "unet")
+    assert run("apply", pipe, a, "--out", root / "whole") == 0
+    (pipe / WEIGHTS).unlink()
+    network.save_pretrained(pipe / "unet", max_shard_size="200KB")
+    before = files_in(pipe)
+    assert len([name for name in before if "-of-" in name]) > 1
+    assert run("apply", pipe, a, "--out", root / "shards") == 0
+    whole, shards = (
+        UNet2DConditionModel.from_pretrained(root / name / "unet").state_dict()
+        for name in ("whole", "shards")
+    )
+    assert all(torch.equal(whole[name], shards[name]) for name in whole | shards)
+    assert run("remove", root / "shards", a, "--out", root / "restored") == 0
+    assert files_in(root / "restored") == before
+
+
 def test_apply_and_remove_make_the_same_folder_again(root, capsys):
     pipe, erased, restored = root / "pipe", root / "erased", root / "restored"
     a, before = root / "a.safetensors", files_in(pipe)

@@ -103,7 +103,7 @@ def test_every_option_of_the_sampler_counts(run, tmp_path):
 
 def test_images_of_a_run(run, files, tmp_path):
     model = ModelFolder.load(files.model).with_network(
-        ModelFolder.load(files.model).unet, "generator"
+        ModelFolder.load(files.model).network, "generator"
     )
     object.__setattr__(model, "figures", {"forget": "star", "iterations": 7, "t_init": 300})
     model.save(tmp_path / "run" / "model")

@@ -103,7 +103,9 @@ def test_evaluate_and_erase_take_it(run, finished, model, tmp_path):
 
 def test_models_of_other_classes_are_not_judged(run, refused, finished, model, tmp_path):
     other = ModelFolder.load(model)
-    ModelFolder(other.unet, other.scheduler, ("square", "circle", "star")).save(tmp_path / "other")
+    ModelFolder(other.network, other.scheduler, ("square", "circle", "star")).save(
+        tmp_path / "other"
+    )
     judge = ["--classifier", finished, "--forget", "star"]
     done = run("evaluate", tmp_path / "other", *judge)
     refused(done, "'circle'", "'square'")

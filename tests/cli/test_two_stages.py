@@ -35,8 +35,8 @@ def test_a_first_stage_holds_both_networks(files, first_stage):
     generator = ModelFolder.load(first_stage / "model")
     pseudo_score = ModelFolder.load(first_stage / "pseudo_score")
     assert (generator.kind, pseudo_score.figures["method"]) == ("generator", "pseudo_score")
-    made_from = fingerprint(ModelFolder.load(files.model).unet)
-    assert len({made_from, fingerprint(generator.unet), fingerprint(pseudo_score.unet)}) == 3
+    made_from = fingerprint(ModelFolder.load(files.model).network)
+    assert len({made_from, fingerprint(generator.network), fingerprint(pseudo_score.network)}) == 3
     assert "forget" not in generator.figures
 
 
@@ -46,7 +46,7 @@ def test_an_erasure_starts_where_the_first_stage_ended(run, files, first_stage, 
     assert ended.code == 0, ended.err
     start = json.loads((tmp_path / "run" / "start.json").read_text())["start"]
     for role, folder in (("generator", "model"), ("pseudo_score", "pseudo_score")):
-        network = ModelFolder.load(first_stage / folder).unet
+        network = ModelFolder.load(first_stage / folder).network
         assert start[role]["fingerprint"] == fingerprint(network)
         assert start[role]["kind"] == role
     assert json.loads((tmp_path / "run" / "frozen.json").read_text())["frozen_changed"] == 0
@@ -55,7 +55,7 @@ def test_an_erasure_starts_where_the_first_stage_ended(run, files, first_stage, 
 def test_a_first_stage_of_another_model_is_refused(run, refused, files, first_stage, tmp_path):
     another = ModelFolder.load(files.model)
     with torch.no_grad():
-        next(another.unet.parameters())[0] += 1
+        next(another.network.parameters())[0] += 1
     another.save(tmp_path / "another")
     options = [*SMALL, "--from", first_stage, "--iterations", "1", "--out", tmp_path / "run"]
     refused(run("erase", tmp_path / "another", *options), first_stage, "another model", "distill")

@@ -15,6 +15,7 @@ from pecker_fast.distill.prompts import PromptPair, TextConditions, prompt_pairs
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
+from pecker_fast.runs.live_memory import LiveMemory
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 CPU = torch.device("cpu")
@@ -179,6 +180,33 @@ def test_no_guidance_is_one_pass():
     guided_by_sample(predict, 1.0)(None, torch.zeros(3, 2, 8, 8), torch.zeros(3), condition)
     (told,) = seen
     assert torch.equal(told, condition[:, 0])
+
+
+GUIDED = {"guidance": {"kappa1": 2.0, "kappa2": 3.0, "kappa3": 1.5, "kappa4": 4.5}}
+
+
+def test_recompute_takes_the_halves_of_guidance_one_after_the_other():
+    """In float64: one pass of 2N samples and two of N differ in the order of sums alone."""
+    runs = []
+    for recompute in (False, True):
+        settings = {"recompute": recompute, "mask.kind": "random", "optimizer.eps": 1.0}
+        trainer = PeckerTrainer(text_objective(settings, GUIDED, dtype=torch.float64))
+        losses = [dict(metrics.losses) for metrics in trainer.run()]
+        runs.append((losses, trainer.generator.state_dict(), trainer.pseudo_score.state_dict()))
+    torch.testing.assert_close(*runs, rtol=1e-9, atol=1e-12)
+
+
+def test_halves_one_after_the_other_take_the_memory_of_one():
+    """Where the pseudo-score network learns, which `recompute` leaves alone but for guidance."""
+    peaks = []
+    for recompute in (False, True):
+        settings = {"recompute": recompute, "mask.kind": "random", "batch_size": 16}
+        trainer = PeckerTrainer(text_objective(settings, GUIDED))
+        inputs = trainer.draw(IterationRandom(0, 0, torch.device("cpu"), TRAINING))
+        with LiveMemory() as memory:
+            trainer._step._pseudo_score_phase(inputs, None)
+        peaks.append(memory.peak_bytes)
+    assert peaks[1] < 0.7 * peaks[0]
 
 
 # ---- prompts

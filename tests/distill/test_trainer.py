@@ -347,7 +347,7 @@ def test_mistakes_are_refused():
 
 def test_a_unet_is_trained_from_a_model_folder():
     class Model:
-        unet = tiny_unet()
+        network = tiny_unet()
         scheduler = DDPMScheduler()
         class_names = ("boot", "bag", "coat", "shirt")
         network_shape = (1, 8, 8)

@@ -29,7 +29,7 @@ def sample(ranks, folder, count, batch_size):
     pipeline_sampling._LATENT_PIXELS["decoder"] = 2 * 8 * 8  # two images at a time
     pipeline = PipelineFolder.load(folder)
     sampler = PipelineSampler(pipeline, batch_size=batch_size)
-    unet, prompts = pipeline.unet.eval(), PROMPTS[:count]
+    unet, prompts = pipeline.network.eval(), PROMPTS[:count]
     calls = counting(unet)
     one = sampler.latents(unet, prompts, 3, ranks=ranks)
     drawn = list(calls)
@@ -51,7 +51,7 @@ def preview(ranks, folder, out):
     pipeline = PipelineFolder.load(folder)
     config = load_config("object", names=("cat",), name_overrides=("dog",))
     previews = Previews(pipeline, config, GROUPS, Path(out), torch.device("cpu"), steps=2)
-    generator = PipelineFolder.load(folder).unet.train()
+    generator = PipelineFolder.load(folder).network.train()
     calls = counting(generator)
     for iteration in (0, 1):
         previews.show(generator, iteration, ranks)

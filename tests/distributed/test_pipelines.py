@@ -104,10 +104,10 @@ def test_two_processes_erase_as_one(pipeline, tmp_path):
     assert codes == (0, 0), errors
     assert "".join(said).count(f"report           {out / 'report.html'}") == 1  # one speaks
 
-    original = PipelineFolder.load(pipeline).unet
+    original = PipelineFolder.load(pipeline).network
     masks = [SaliencyMask.load(run / "mask.safetensors", original) for run in (alone, out)]
     assert masks[0].digest == masks[1].digest
-    one, two = (PipelineFolder.load(run / "pipeline").unet for run in (alone, out))
+    one, two = (PipelineFolder.load(run / "pipeline").network for run in (alone, out))
     moved = 0
     for name, salient in masks[0].to_dense().items():
         before, after, expected = (n.get_parameter(name) for n in (original, two, one))

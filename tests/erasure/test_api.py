@@ -42,7 +42,7 @@ def test_it_does_what_the_command_does(model, tmp_path):
     ours, theirs = (load_file(tmp_path / side / WEIGHTS) for side in ("here", "there"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
     assert erased.mask == SaliencyMask.load(tmp_path / "there" / "mask.safetensors")
-    for name, value in erased.model.unet.state_dict().items():
+    for name, value in erased.model.network.state_dict().items():
         assert torch.equal(value.cpu(), ours[name])
     assert erased.frozen.frozen_changed == 0 < erased.frozen.salient_changed
     assert (erased.model.kind, erased.model.figures["forget"]) == ("generator", "star")
@@ -51,7 +51,7 @@ def test_it_does_what_the_command_does(model, tmp_path):
 
 def test_a_model_and_a_mask_in_memory(model, tmp_path):
     folder = ModelFolder.load(model)
-    mask = SaliencyMask.random(folder.unet, 0.05, seed=3)
+    mask = SaliencyMask.random(folder.network, 0.05, seed=3)
     erased = pecker_fast.erase(folder, 2, 0, out=tmp_path / "run", mask=mask, **CLASS)
     assert erased.mask == mask and erased.frozen.salient == mask.nnz
     again = pecker_fast.erase(folder, 2, 0, out=tmp_path / "run", mask=mask, **CLASS)
@@ -64,10 +64,10 @@ def test_a_pipeline(tmp_path):
         tmp_path / "tiny", "cat", "dog", out=tmp_path / "run", config="object", previews=False,
         **SMALL, **{"micro_batch": None},
     )  # fmt: skip
-    original = PipelineFolder.load(tmp_path / "tiny").unet
+    original = PipelineFolder.load(tmp_path / "tiny").network
     apply_patch(original, tmp_path / "run" / "patch.safetensors")
     written, _ = load_unet(erased.model.path)
-    for name, value in erased.model.unet.state_dict().items():
+    for name, value in erased.model.network.state_dict().items():
         assert torch.equal(value, written.state_dict()[name])
         assert torch.equal(value, original.state_dict()[name])
     assert "a photo of a cat at night" in erased.model.description["forget"]
@@ -101,7 +101,7 @@ def test_an_override_that_the_model_or_the_judge_chooses(tmp_path):
     """Class 3 is class 1 but for a little; the judge takes everything for class 2."""
     folder = ModelFolder(tiny_unet(4), tiny_scheduler(), ("a", "b", "c", "d"))
     with torch.no_grad():
-        table = folder.unet.class_embedding.weight
+        table = folder.network.class_embedding.weight
         table[3] = table[1] + 0.01 * table[2]
 
     class Always:

@@ -26,9 +26,9 @@ def test_every_way_asks_another_way(model):
     found = list(ways(model, 2, seed=0))
     assert len({words for words, _, _ in found}) == len(found) >= 10
     assert {sampler.kind for _, sampler, _ in found} == {"one-step", "ddim", "ddpm"}
-    blended = [asked.unet for _, _, asked in found if asked.unet is not model.unet]
+    blended = [asked.network for _, _, asked in found if asked.network is not model.network]
     for unet in blended:  # the row of the class and no other has moved
-        ((now,), (then,)) = class_rows(unet), class_rows(model.unet)
+        ((now,), (then,)) = class_rows(unet), class_rows(model.network)
         changed = (now != then).any(1)
         assert changed.tolist()[:3] == [False, False, True]
 
@@ -43,17 +43,17 @@ def test_a_door_that_is_open_is_named():
 
 def test_inversion_moves_one_row_and_relearning_everything(model):
     images = torch.rand(4, *model.image_shape) * 2 - 1
-    before = {name: p.detach().clone() for name, p in model.unet.named_parameters()}
+    before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
     for kind in ("inversion", "relearning"):
         *_, (steps, taught) = attacked(model, 2, images, kind, (1, 2), batch_size=2)
         assert steps == 2
-        moved = {n for n, p in taught.unet.named_parameters() if not torch.equal(p, before[n])}
-        (weight,) = class_rows(taught.unet)
-        (table,) = {n for n, p in taught.unet.named_parameters() if p is weight}
+        moved = {n for n, p in taught.network.named_parameters() if not torch.equal(p, before[n])}
+        (weight,) = class_rows(taught.network)
+        (table,) = {n for n, p in taught.network.named_parameters() if p is weight}
         assert moved == {table} if kind == "inversion" else moved > {table}
         rows = (weight != before[table]).any(1)
         assert rows.nonzero().flatten().tolist() == [2]
-    for name, param in model.unet.named_parameters():
+    for name, param in model.network.named_parameters():
         assert torch.equal(param, before[name])
 
 
@@ -62,7 +62,9 @@ def test_a_run_is_attacked_on_disk(model, tmp_path):
     SmallClassifier(3, width=4).save(tmp_path / "judge")
     run = tmp_path / "run"
     named = {"figures": {"forget": "star"}}
-    ModelFolder(model.unet, model.scheduler, NAMES, kind="generator", **named).save(run / "model")
+    ModelFolder(model.network, model.scheduler, NAMES, kind="generator", **named).save(
+        run / "model"
+    )
     (run / "run.lock").touch()
     ModelFolder(tiny_unet(), tiny_scheduler(), NAMES).save(tmp_path / "original")
     found = attack(run, tmp_path / "judge", original=tmp_path / "original", images=10)

@@ -58,7 +58,9 @@ def noise_of(seed, count):
 @pytest.mark.parametrize("t_init", [0, 625, 999])
 def test_one_step_is_the_formula(pipelines, prediction, t_init):
     folder, theirs = pipelines[prediction]
-    latents = PipelineSampler(folder, batch_size=2).latents(folder.unet, PROMPTS, 3, t_init=t_init)
+    latents = PipelineSampler(folder, batch_size=2).latents(
+        folder.network, PROMPTS, 3, t_init=t_init
+    )
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1 - betas, 0)[t_init]
@@ -79,7 +81,7 @@ def test_one_step_is_the_formula(pipelines, prediction, t_init):
 def test_many_steps_are_what_diffusers_draws(pipelines, prediction, guidance, negative):
     folder, theirs = pipelines[prediction]
     latents = PipelineSampler(folder, batch_size=3).latents(
-        folder.unet, PROMPTS, seed=5, steps=7, guidance=guidance, negative=negative
+        folder.network, PROMPTS, seed=5, steps=7, guidance=guidance, negative=negative
     )
     expected = theirs(
         PROMPTS,
@@ -155,13 +157,13 @@ def test_batches_are_bounded_by_latent_size(pipeline):
 
 def test_networks_in_bfloat16(pipeline):
     sampler = PipelineSampler(pipeline)
-    expected = sampler.latents(pipeline.unet, PROMPTS, 0)
-    found = sampler.latents(copy.deepcopy(pipeline.unet).bfloat16(), PROMPTS, 0)
+    expected = sampler.latents(pipeline.network, PROMPTS, 0)
+    found = sampler.latents(copy.deepcopy(pipeline.network).bfloat16(), PROMPTS, 0)
     assert found.dtype == torch.float32
     # bfloat16 keeps 8 bits; through a dozen layers a hundredth of the largest value remains right.
     assert 0 < (found - expected).abs().max() < 0.03 * expected.abs().max()
     assert (
-        sampler.latents(copy.deepcopy(pipeline.unet).bfloat16(), PROMPTS, 0, 25, guidance=4.5)
+        sampler.latents(copy.deepcopy(pipeline.network).bfloat16(), PROMPTS, 0, 25, guidance=4.5)
         .isfinite()
         .all()
     )
@@ -184,13 +186,13 @@ def test_latents_are_not_clipped_whatever_scheduler_the_folder_has(pipelines, tm
 
 
 def test_the_pipeline_says_where_one_step_starts(pipeline, tmp_path):
-    pipeline.save_with(pipeline.unet, tmp_path / "erased", {"t_init": 500})
+    pipeline.save_with(pipeline.network, tmp_path / "erased", {"t_init": 500})
     erased = PipelineFolder.load(tmp_path / "erased")
     sampler = PipelineSampler(erased)
     assert (PipelineSampler(pipeline).t_init, sampler.t_init) == (625, 500)
-    default = sampler.latents(erased.unet, PROMPTS, 0)
-    assert torch.equal(default, sampler.latents(erased.unet, PROMPTS, 0, t_init=500))
-    assert not torch.equal(default, sampler.latents(erased.unet, PROMPTS, 0, t_init=625))
+    default = sampler.latents(erased.network, PROMPTS, 0)
+    assert torch.equal(default, sampler.latents(erased.network, PROMPTS, 0, t_init=500))
+    assert not torch.equal(default, sampler.latents(erased.network, PROMPTS, 0, t_init=625))
 
 
 @pytest.mark.parametrize(
@@ -211,4 +213,4 @@ def test_the_pipeline_says_where_one_step_starts(pipeline, tmp_path):
 )
 def test_bad_input(pipeline, call, message):
     with pytest.raises(PeckerError, match=message):
-        call(PipelineSampler(pipeline), pipeline.unet)
+        call(PipelineSampler(pipeline), pipeline.network)

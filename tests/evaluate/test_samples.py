@@ -154,7 +154,9 @@ def test_samples_of_another_run_are_refused_by_what_differs(plan, tiny_model, tm
     write_samples(folder, plan)
     write_npz(npz, plan)
     before = tree(tmp_path)
-    changed = replace(tiny_model, unet=type(tiny_model.unet).from_config(tiny_model.unet.config))
+    changed = replace(
+        tiny_model, network=type(tiny_model.network).from_config(tiny_model.network.config)
+    )
     others = {
         "sampler.seed": plan_of(tiny_model, replace(SAMPLER, seed=4)),
         "count": plan_of(tiny_model, labels=LABELS[:3]),
@@ -262,7 +264,7 @@ def test_names_of_folders():
 
 def test_networks_whose_images_are_no_pngs(tiny_model):
     model = replace(tiny_model, patch_size=1)
-    object.__setattr__(model.unet.config, "in_channels", 2)
+    object.__setattr__(model.network.config, "in_channels", 2)
     with pytest.raises(PeckerError, match="need 1 or 3 channels, got 2"):
         plan_of(model)
 

@@ -62,7 +62,7 @@ def model(tiny_model):
 
 def sensible(model):
     abar = model.scheduler.alphas_cumprod
-    return replace(model, unet=Gaussian(model.unet.config, abar, model.unet))
+    return replace(model, network=Gaussian(model.network.config, abar, model.network))
 
 
 def assert_images(drawn, expected, tolerance=1e-5):
@@ -75,7 +75,7 @@ def assert_images(drawn, expected, tolerance=1e-5):
 def with_null(tiny_model):
     """The same with one more row in the table, for "no class"."""
     unet = tiny_unet(4, (1, 8, 8))
-    return sensible(replace(tiny_model, unet=unet, null_label=3))
+    return sensible(replace(tiny_model, network=unet, null_label=3))
 
 
 def streams_of(seed, count):
@@ -100,7 +100,7 @@ def test_one_step_of_the_network(model):
     abar = model.scheduler.alphas_cumprod[300]
     z = (1 - abar).sqrt() * noise_of(3, 5, (1, 8, 8))
     with torch.no_grad():
-        eps = model.unet(z, torch.full((5,), 300), class_labels=LABELS).sample
+        eps = model.network(z, torch.full((5,), 300), class_labels=LABELS).sample
     assert_images(images, (z - (1 - abar).sqrt() * eps) / abar.sqrt())
 
 
@@ -116,7 +116,7 @@ def test_ddim_with_noise_by_hand(model):
     x, streams = noise_of(1, 5, (1, 8, 8)), streams_of(1, 5)
     with torch.no_grad():
         for t in (750, 500, 250, 0):
-            eps = model.unet(x, t, class_labels=LABELS).sample
+            eps = model.network(x, t, class_labels=LABELS).sample
             clean = (x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
             following = abar[t - 250] if t else torch.tensor(1.0)
             sigma = 0.5 * ((1 - following) / (1 - abar[t]) * (1 - abar[t] / following)).sqrt()
@@ -137,7 +137,7 @@ def test_ddpm_as_published(model):
         for i, j in zip(reversed(sequence), [*reversed(sequence[:-1]), -1], strict=True):
             at, following = abar[i + 1], abar[j + 1]
             beta = 1 - at / following
-            eps = model.unet(x, i, class_labels=LABELS).sample
+            eps = model.network(x, i, class_labels=LABELS).sample
             clean = ((1 / at).sqrt() * x - (1 / at - 1).sqrt() * eps).clamp(-1, 1)
             mean = following.sqrt() * beta * clean + (1 - beta).sqrt() * (1 - following) * x
             x = mean / (1 - at)
@@ -154,7 +154,7 @@ def test_ddpm_as_published(model):
 def test_a_perfect_network_gives_the_distribution_of_its_images(tiny_model, sampler):
     # Normal images of standard deviation 0.2: the network's answer is known in closed form.
     abar = tiny_model.scheduler.alphas_cumprod
-    model = replace(tiny_model, unet=Gaussian(tiny_model.unet.config, abar))
+    model = replace(tiny_model, network=Gaussian(tiny_model.network.config, abar))
     images = Sampler(**sampler).sample(model, torch.zeros(64, dtype=torch.int64))
     assert abs(float(images.mean())) < 4 * 0.2 / math.sqrt(images.numel())
     assert float(images.std()) == pytest.approx(0.2, abs=0.02)
@@ -166,8 +166,8 @@ def test_guidance_by_hand(with_null):
     x = noise_of(1, 5, (1, 8, 8))
     with torch.no_grad():
         for t in (500, 0):
-            eps = with_null.unet(x, t, class_labels=LABELS).sample
-            null = with_null.unet(x, t, class_labels=torch.full((5,), 3)).sample
+            eps = with_null.network(x, t, class_labels=LABELS).sample
+            null = with_null.network(x, t, class_labels=torch.full((5,), 3)).sample
             eps = 3 * eps - 2 * null
             clean = (x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
             following = abar[0] if t else torch.tensor(1.0)
@@ -235,7 +235,7 @@ def test_the_sampler_as_figures(tiny_model):
 def test_patches_are_laid_out(tiny_model):
     # The fixture sees 1 channel; a stand-in sees 4, two by two pixels each.
     config = type("Config", (), {"sample_size": 4, "in_channels": 4})
-    model = replace(tiny_model, unet=Zero(config), patch_size=2)
+    model = replace(tiny_model, network=Zero(config), patch_size=2)
     assert Sampler().sample(model, LABELS).shape == (5, 1, 8, 8)
 
 

@@ -1,7 +1,5 @@
 """The progress bar of sampling: many steps take minutes a batch, and the bar moves on meanwhile."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -18,18 +16,18 @@ def bars(monkeypatch):
     """Those that were shown; each keeps how far it was moved."""
     shown = []
 
-    class Recorded(batches.tqdm):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs, file=io.StringIO())
-            self.moves = []
-            if not self.disable:
+    class Recorded(batches.Progress):
+        def __init__(self, title, total, unit):
+            super().__init__(title, total, unit)
+            self.about, self.moves = (total, unit, title), []
+            if title is not None:
                 shown.append(self)
 
         def update(self, n=1):
             self.moves.append(n)
-            return super().update(n)
+            super().update(n)
 
-    monkeypatch.setattr(batches, "tqdm", Recorded)
+    monkeypatch.setattr(batches, "Progress", Recorded)
     return shown
 
 
@@ -47,7 +45,7 @@ def test_it_moves_on_within_a_batch_of_many_steps(tiny_model, bars, settings, pl
     assert not bars
     assert torch.equal(sampler.sample(tiny_model, LABELS, "drawing"), quiet)
     (bar,) = bars
-    assert (bar.total, bar.unit, bar.desc) == (5, "image", "drawing")
+    assert bar.about == (5, "image", "drawing")
     assert np.cumsum([n for n in bar.moves if n]).tolist() == places
 
 
@@ -56,7 +54,7 @@ def test_it_counts_the_batches_that_are_drawn(tiny_model, bars):
     drawn = sampler.batches(tiny_model, LABELS, only=[2, 0], progress="drawing")
     # A batch is done when it has been taken, not when its last step begins.
     assert [(part.start, bars[0].n) for part, _ in drawn] == [(0, 1), (4, 2)]
-    assert (bars[0].total, bars[0].n, len(bars)) == (3, 3, 1)
+    assert (bars[0].about[0], bars[0].n, len(bars)) == (3, 3, 1)
 
 
 def test_it_is_the_first_processs_alone(tiny_model, bars, monkeypatch):

@@ -184,17 +184,28 @@ class Variant:
             file.flush()
             command = [CUOBJDUMP, "-res-usage", file.name]
             usage = subprocess.run(command, capture_output=True, text=True, check=True)
+            instructions = _instructions(file.name) if self.of_blocks else None
         numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
         ptx = binary.asm["ptx"]
         return {
             "name": self.name,
             "of_blocks": self.of_blocks,
+            "capability": capability,
             **{key: int(value) for key, value in numbers.items()},
+            "instructions": instructions,
             "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", ptx)),
             "wide_stores": len(re.findall(r"st\.global\S*\.v4\.b32|st\.global\S*\.v2\.b64", ptx)),
             "ordered_atomics": sorted(set(re.findall(r"\batom\S*acq_rel\S*", ptx))),
             "forbidden": sorted(set(re.findall(FORBIDDEN, ptx))),
         }
+
+
+def _instructions(cubin: str) -> int:
+    """How many the one kernel of a file has."""
+    command = [CUOBJDUMP, "-sass", cubin]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*);", listing, re.MULTILINE)
+    return sum(not line.startswith("NOP") for line in lines)
 
 
 def main(capability: int, brief: bool) -> None:

@@ -48,6 +48,33 @@ def test_atomics_order_no_other_access(compiled):
     assert [v["name"] for v in compiled if v["ordered_atomics"]] == []
 
 
+@pytest.mark.parametrize(
+    ("kernel", "types", "dropout"),
+    [
+        ("apply", "True 1 64 64 bf16 fp32 fp32 fp32 none bf16", False),
+        ("apply", "True 4 64 64 bf16 fp32 fp32 fp32 i64 bf16", True),
+        ("sums", "True 1 128 64 bf16 bf16 fp32 fp32 fp32 none fp32", False),
+        ("sums", "True 4 128 64 bf16 bf16 fp32 fp32 fp32 i64 fp32", True),
+        ("backward", "True 1 64 64 bf16 bf16 bf16 fp32 fp32 fp32 fp32 none bf16", False),
+        ("backward", "True 4 64 64 bf16 bf16 bf16 fp32 fp32 fp32 fp32 i64 bf16", True),
+        ("residual", "128 64 bf16 bf16 bf16 none bf16 fp32", False),
+        ("statistics", "128 64 bf16 fp32", False),
+        ("channel_sums", "128 64 bf16 fp32", False),
+    ],
+)
+def test_instructions_of_blocks_an_element(compiled, kernel, types, dropout, monkeypatch):
+    """A thread has 32 elements. benchmarks/budget.py predicts from these numbers.
+
+    Counted with Triton 3.9 for sm_90; a twentieth more may be another version's.
+    """
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    from budget import INSTRUCTIONS
+
+    [variant] = [v for v in compiled if v["name"].split(maxsplit=1) == [f"_{kernel}_kernel", types]]
+    if variant["capability"] >= 90:
+        assert variant["instructions"] / 32 <= INSTRUCTIONS[kernel][dropout] * 1.05
+
+
 def test_dense_float32_moves_16_bytes_at_a_time(compiled):
     [plain] = [v for v in compiled if v["name"] == "_masked_adamw_kernel fp32 fp32 False 1024"]
     # Dense: p, g and two moments, p and two moments back. Masked: two offsets and two moments, the

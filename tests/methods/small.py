@@ -20,7 +20,7 @@ PER_CLASS = 11
 class SmallModel:
     """What a ModelFolder is to the baselines, around a ToyDenoiser."""
 
-    unet: torch.nn.Module
+    network: torch.nn.Module
     scheduler: DDPMScheduler
     class_names: tuple[str, ...] = NAMES
     image_shape: tuple[int, int, int] = (1, 8, 8)
@@ -36,9 +36,9 @@ class SmallModel:
 
 def small_model(dtype=torch.float32, dropout=0.1, null_label=4):
     torch.manual_seed(0)
-    unet = ToyDenoiser(num_classes=4 if null_label is None else 5, dropout=dropout).to(dtype)
+    network = ToyDenoiser(num_classes=4 if null_label is None else 5, dropout=dropout).to(dtype)
     scheduler = DDPMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False)
-    return SmallModel(unet, scheduler, null_label=null_label)
+    return SmallModel(network, scheduler, null_label=null_label)
 
 
 def small_images(seed=0):

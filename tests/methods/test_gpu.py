@@ -45,5 +45,5 @@ def test_the_model_stays_where_it_is():
     model = small_model()
     made = objective("esd", model=model)
     train(made)
-    assert next(model.unet.parameters()).device.type == "cpu"
+    assert next(model.network.parameters()).device.type == "cpu"
     assert next(made.frozen.parameters()).device.type == "cuda"

@@ -22,7 +22,7 @@ ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 
 
 @torch.no_grad()
 def test_images_are_drawn_as_diffusers_ddim_does():
-    network = small_model(torch.float64, dropout=0.0).unet
+    network = small_model(torch.float64, dropout=0.0).network
     noise, labels = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2])
     drawing = Drawing(noise, torch.zeros(3, dtype=torch.int64), labels, labels)
     ddim = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False)

@@ -236,17 +236,17 @@ def test_model_folder_comes_back_whole(tmp_path, kind):
     assert "forget" not in loaded.figures
     assert loaded.scheduler.config.clip_sample is False
     assert loaded.scheduler.config.variance_type == "fixed_large"  # as published models have it
-    for name, value in model.unet.state_dict().items():
-        assert torch.equal(value, loaded.unet.state_dict()[name])
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, loaded.network.state_dict()[name])
     x, t, null = torch.zeros(1, *loaded.network_shape), torch.tensor([5]), torch.tensor([3])
-    assert torch.isfinite(loaded.unet(x, t, null).sample).all()
+    assert torch.isfinite(loaded.network(x, t, null).sample).all()
 
 
 def test_without_dropped_labels_a_unet2d_has_no_null_label():
     config = tiny_config(network={**TINY["network"], "kind": "unet2d"}, label_dropout=0.0)
     model = TeacherTrainer(tiny_images(), config, CPU).model()
     assert model.null_label is None
-    assert model.unet.class_embedding.num_embeddings == 3
+    assert model.network.class_embedding.num_embeddings == 3
 
 
 def test_teacher_learns_to_denoise_and_to_listen():
@@ -257,7 +257,7 @@ def test_teacher_learns_to_denoise_and_to_listen():
     )
     trainer = TeacherTrainer(tiny_images(120), config, CPU)
     list(trainer.run())
-    unet = trainer.model().unet
+    unet = trainer.model().network
     generator = torch.Generator().manual_seed(9)
     clean = tiny_images(60)
     x = clean.batch(torch.arange(60), CPU)

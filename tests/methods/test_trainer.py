@@ -118,13 +118,13 @@ def test_resumed_anywhere_a_run_ends_with_the_same_bits(tmp_path):
 
 def test_a_run_leaves_the_model_and_the_random_state_alone():
     model = small_model()
-    before = weights(model.unet)
+    before = weights(model.network)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     train(small_objective(model=model))
     assert torch.equal(torch.rand(3), expected)
-    assert_same_bits(weights(model.unet), before)
+    assert_same_bits(weights(model.network), before)
 
 
 class Modes(ToyDenoiser):
@@ -142,14 +142,14 @@ class Modes(ToyDenoiser):
 
 def test_who_is_called_in_which_mode():
     model = small_model()
-    model.unet = Modes(num_classes=5)
+    model.network = Modes(num_classes=5)
     one = {"iterations": 1, "mask.kind": "random", "logging.every": 1}
     trainer, _ = train(small_objective(one, model=model))
     # Remain; the target without a graph, in train mode as published; forget.
     assert trainer.network.calls == [(True, True), (True, False), (True, True)]
     trainer, _ = train(small_objective({**one, "lambda_remain": 0.0}, "esd", model=model))
     assert trainer.network.calls == [(True, True)]
-    assert model.unet.calls == [(False, False)] * 2  # the original, with and without class
+    assert model.network.calls == [(False, False)] * 2  # the original, with and without class
     assert not trainer.network.training
 
 
@@ -200,7 +200,7 @@ def test_an_objective_on_another_device_needs_a_copy_for_esd():
     objective = BaselineObjective(
         model, small_images(), small_config({"lambda_remain": 0.0}, "esd"), torch.device("cpu")
     )
-    assert objective.frozen is model.unet is objective.original
+    assert objective.frozen is model.network is objective.original
 
 
 def test_what_a_run_is_of(tmp_path):

@@ -50,7 +50,7 @@ def train_tiny(ranks, changes, directory=None):
         tiny_images(), tiny_config(**changes), CPU, ranks=ranks, directory=directory
     )
     list(trainer.run())
-    return dict(trainer.model().unet.state_dict())
+    return dict(trainer.model().network.state_dict())
 
 
 def command_line_killed_at_the_second_checkpoint(arguments):

@@ -54,7 +54,7 @@ def assert_drawn_alike(folder, theirs):
     """Latents and images of four guided steps."""
     ours = PipelineFolder.load(folder)
     sampler = PipelineSampler(ours, batch_size=2)
-    found = sampler.latents(ours.unet.eval(), PROMPTS, 3, steps=4, guidance=3.0)
+    found = sampler.latents(ours.network.eval(), PROMPTS, 3, steps=4, guidance=3.0)
     stream = torch.Generator().manual_seed(3)
     noise = torch.stack([torch.randn(ours.network_shape, generator=stream) for _ in PROMPTS])
     how = {"latents": noise, "num_inference_steps": 4, "guidance_scale": 3.0}
@@ -104,7 +104,7 @@ def test_erased_and_made_undone(family, tmp_path):
     assert erased_in(folder, out).frozen.frozen_changed == 0
     made = DiffusionPipeline.from_pretrained(out / "pipeline")
     network = getattr(made, before.architecture.denoiser)
-    assert network_digest(network) != network_digest(before.unet)
+    assert network_digest(network) != network_digest(before.network)
     again, _ = load_unet(folder)
     apply_patch(again, out / "patch.safetensors")
     assert network_digest(again) == network_digest(network)
@@ -123,12 +123,12 @@ def test_diffusers_draws_the_one_step_of_a_flow(tmp_path):
     schedule = NoiseSchedule.from_scheduler_config(before.scheduler_config, **constants)
     sigma = float(schedule.noise[schedule.t_init])
     made = {"kind": "generator", "t_init": schedule.t_init, "sigma_init": sigma}
-    before.save_with(before.unet, tmp_path / "made", made)
+    before.save_with(before.network, tmp_path / "made", made)
     assert f"sigmas=[{sigma}]" in (tmp_path / "made" / "README.md").read_text()
 
     ours = PipelineFolder.load(tmp_path / "made")
     assert ours.scheduler_config == before.scheduler_config
-    found = PipelineSampler(ours, batch_size=1).latents(ours.unet.eval(), ["a bee"], 3)
+    found = PipelineSampler(ours, batch_size=1).latents(ours.network.eval(), ["a bee"], 3)
     noise = torch.randn(ours.network_shape, generator=torch.Generator().manual_seed(3))[None]
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "made")
     theirs.set_progress_bar_config(disable=True)

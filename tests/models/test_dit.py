@@ -106,12 +106,12 @@ def test_a_predicted_variance_is_left_alone():
     model = ModelFolder(tiny_dit(variance=True), tiny_scheduler(), NAMES)
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 3])
     schedule = NoiseSchedule.whole(model.scheduler)
-    found = model_predictor(model, schedule)(model.unet, x, t, labels)
-    assert torch.equal(found, model.unet(x, t, labels).sample[:, :1])
+    found = model_predictor(model, schedule)(model.network, x, t, labels)
+    assert torch.equal(found, model.network(x, t, labels).sample[:, :1])
 
 
 def test_no_label_is_dropped_in_train_mode():
-    network = flow_model().unet.train()
+    network = flow_model().network.train()
     x, t, labels = torch.randn(40, 1, 8, 8), torch.full((40,), 500.0), torch.zeros(40).long()
     x = x[:1].expand_as(x)
     drawn = network(x, t, labels).sample
@@ -157,13 +157,13 @@ def test_erased_and_made_undone(erased, tmp_path):
     assert done.frozen.frozen_changed == 0 and done.frozen.salient_changed > 0
     before, after = ModelFolder.load(folder), ModelFolder.load(run / "model")
     assert after.kind == "generator" and after.prediction_type == before.prediction_type
-    assert network_digest(after.unet) != network_digest(before.unet)
-    again, patch = copy.deepcopy(before.unet), tmp_path / "patch.safetensors"
-    save_patch(patch, before.unet, after.unet, done.mask)
+    assert network_digest(after.network) != network_digest(before.network)
+    again, patch = copy.deepcopy(before.network), tmp_path / "patch.safetensors"
+    save_patch(patch, before.network, after.network, done.mask)
     apply_patch(again, patch)
-    assert network_digest(again) == network_digest(after.unet)
+    assert network_digest(again) == network_digest(after.network)
     remove_patch(again, patch)
-    assert network_digest(again) == network_digest(before.unet)
+    assert network_digest(again) == network_digest(before.network)
 
 
 def test_a_generator_draws_in_diffusers_what_we_draw(erased):

@@ -34,7 +34,7 @@ def use_model(folder):
     constants = {"t_init": 0, "t_min": 0, "t_max": model.scheduler.config.num_train_timesteps}
     NoiseSchedule.from_scheduler(model.scheduler, **constants)
     noise = torch.zeros(2, *model.network_shape)
-    drawn = model.unet(noise, torch.tensor([3, 0]), torch.tensor([0, model.num_classes - 1]))
+    drawn = model.network(noise, torch.tensor([3, 0]), torch.tensor([0, model.num_classes - 1]))
     assert model.decode(drawn.sample).shape == (2, *model.image_shape)
 
 
@@ -80,7 +80,7 @@ def use_family(folder):
         whole.scheduler_config, t_init=None, t_min=0, t_max=1
     )
     predict = diffusers_predictor(schedule, whole.architecture.call, whole.prediction_type)
-    drawn = predict(whole.unet, noise, torch.tensor([3]), whole.texts.encode(["a bee"]))
+    drawn = predict(whole.network, noise, torch.tensor([3]), whole.texts.encode(["a bee"]))
     assert drawn.shape == noise.shape
 
 

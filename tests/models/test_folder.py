@@ -42,7 +42,7 @@ def tiny_ddpm(classes: int = 3) -> DDPMUNet:
 
 def tiny_folder(**changes: object) -> ModelFolder:
     values = {
-        "unet": tiny_unet(),
+        "network": tiny_unet(),
         "scheduler": DDPMScheduler(clip_sample=False),
         "class_names": ("ant", "Bee", "cat"),
         "patch_size": 2,
@@ -59,45 +59,45 @@ def saved(tmp_path: Path) -> Path:
 
 def test_round_trip(saved: Path) -> None:
     before, after = tiny_folder(), ModelFolder.load(saved)
-    for name, param in before.unet.state_dict().items():
-        assert torch.equal(param, after.unet.state_dict()[name])
+    for name, param in before.network.state_dict().items():
+        assert torch.equal(param, after.network.state_dict()[name])
     assert torch.equal(before.scheduler.alphas_cumprod, after.scheduler.alphas_cumprod)
     assert (after.class_names, after.patch_size) == (before.class_names, before.patch_size)
     assert (after.figures, after.kind) == (before.figures, before.kind)
-    assert not after.unet.training
+    assert not after.network.training
     assert after.null_label is None
 
 
 def test_round_trip_of_the_published_network(tmp_path: Path) -> None:
-    before = tiny_folder(unet=tiny_ddpm())
+    before = tiny_folder(network=tiny_ddpm())
     before.save(tmp_path)
     after = ModelFolder.load(tmp_path)
-    assert isinstance(after.unet, DDPMUNet)
-    for name, param in before.unet.state_dict().items():
-        assert torch.equal(param, after.unet.state_dict()[name])
+    assert isinstance(after.network, DDPMUNet)
+    for name, param in before.network.state_dict().items():
+        assert torch.equal(param, after.network.state_dict()[name])
     assert before.null_label == after.null_label == 3
     assert after.network_shape == (4, 4, 4)
-    assert not after.unet.training
+    assert not after.network.training
 
 
 def test_class_names_of_the_published_network(tmp_path: Path) -> None:
-    tiny_folder(unet=tiny_ddpm(), class_names=()).save(tmp_path)
+    tiny_folder(network=tiny_ddpm(), class_names=()).save(tmp_path)
     assert ModelFolder.load(tmp_path).class_names == ("class 0", "class 1", "class 2")
-    tiny_folder(unet=tiny_ddpm(), class_names=("a", "b", "c", "d")).save(tmp_path)
+    tiny_folder(network=tiny_ddpm(), class_names=("a", "b", "c", "d")).save(tmp_path)
     with pytest.raises(PeckerError, match="names 4 classes, the network has 3"):
         ModelFolder.load(tmp_path)
 
 
 @pytest.mark.parametrize("names", [("ant", "Bee", "cat"), ()])
 def test_no_class_in_a_table_one_larger(tmp_path: Path, names: tuple[str, ...]) -> None:
-    tiny_folder(unet=tiny_unet(classes=4), class_names=names, null_label=3).save(tmp_path)
+    tiny_folder(network=tiny_unet(classes=4), class_names=names, null_label=3).save(tmp_path)
     folder = ModelFolder.load(tmp_path)
     assert (folder.null_label, folder.num_classes) == (3, 3)
 
 
 @pytest.mark.parametrize("label", [2, 4])
 def test_label_of_no_class_that_the_network_lacks(tmp_path: Path, label: object) -> None:
-    tiny_folder(unet=tiny_unet(classes=4), null_label=label).save(tmp_path)
+    tiny_folder(network=tiny_unet(classes=4), null_label=label).save(tmp_path)
     with pytest.raises(PeckerError, match=f"null_label {label!r} .* behind the 3 classes"):
         ModelFolder.load(tmp_path)
 
@@ -185,7 +185,7 @@ def test_missing_schedule(saved: Path) -> None:
 
 
 def test_network_without_classes(tmp_path: Path) -> None:
-    tiny_folder(unet=tiny_unet(classes=None), class_names=()).save(tmp_path)
+    tiny_folder(network=tiny_unet(classes=None), class_names=()).save(tmp_path)
     with pytest.raises(PeckerError, match="no class embedding"):
         ModelFolder.load(tmp_path)
 

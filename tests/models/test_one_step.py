@@ -47,7 +47,12 @@ def class_model(kind):
 def test_a_class_model_in_one_step(kind, t_init, tmp_path):
     teacher = class_model(kind)
     made = ModelFolder(
-        teacher.unet, teacher.scheduler, NAMES, teacher.patch_size, {"t_init": t_init}, "generator"
+        teacher.network,
+        teacher.scheduler,
+        NAMES,
+        teacher.patch_size,
+        {"t_init": t_init},
+        "generator",
     )
     made.save(tmp_path / "model")
     read = ModelFolder.load(tmp_path / "model")
@@ -56,7 +61,7 @@ def test_a_class_model_in_one_step(kind, t_init, tmp_path):
     assert type(read.scheduler) is DDPMScheduler and read.kind == "generator"
     schedule = NoiseSchedule.from_scheduler(teacher.scheduler, t_init=t_init)
     noise, labels = torch.randn(4, *teacher.network_shape), torch.tensor([0, 1, 2, 1])
-    drawn = expected_images(teacher.unet, schedule, noise, labels)
+    drawn = expected_images(teacher.network, schedule, noise, labels)
     expected = made.decode(drawn) / 2 + 0.5
     pipeline = OneStepPipeline.from_pretrained(tmp_path / "model")
     found = pipeline(labels, noise=noise, output_type="pt").images
@@ -71,7 +76,7 @@ def test_a_class_model_in_one_step(kind, t_init, tmp_path):
 
 def test_diffusers_alone_draws_a_plain_class_model_in_one_step(tmp_path):
     teacher = class_model("plain")
-    ModelFolder(teacher.unet, teacher.scheduler, NAMES, 1, {"t_init": 440}, "generator").save(
+    ModelFolder(teacher.network, teacher.scheduler, NAMES, 1, {"t_init": 440}, "generator").save(
         tmp_path
     )
     pipeline = DiffusionPipeline.from_pretrained(tmp_path)
@@ -83,7 +88,7 @@ def test_diffusers_alone_draws_a_plain_class_model_in_one_step(tmp_path):
     ).images
     noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     schedule = NoiseSchedule.from_scheduler(teacher.scheduler, t_init=440)
-    drawn = expected_images(teacher.unet, schedule, noise, torch.tensor(labels))
+    drawn = expected_images(teacher.network, schedule, noise, torch.tensor(labels))
     torch.testing.assert_close(found, teacher.decode(drawn) / 2 + 0.5, **CLOSE)
 
 
@@ -93,7 +98,7 @@ def test_a_pipeline_in_one_step_without_a_line_of_ours(prediction, tmp_path):
     (tmp_path / "teacher" / "README.md").write_text("# A model card\n")
     teacher = PipelineFolder.load(tmp_path / "teacher")
     about = {"kind": "generator", "t_init": 625}
-    teacher.save_with(teacher.unet, tmp_path / "made", about)
+    teacher.save_with(teacher.network, tmp_path / "made", about)
     read = PipelineFolder.load(tmp_path / "made")
     assert read.scheduler_config == teacher.scheduler_config and read.description == about
     text = (tmp_path / "made" / "README.md").read_text()
@@ -109,7 +114,9 @@ def test_a_pipeline_in_one_step_without_a_line_of_ours(prediction, tmp_path):
         teacher.scheduler_config, t_init=625, t_min=20, t_max=980
     )
     predict = diffusers_predictor(schedule, teacher.architecture.call, prediction)
-    drawn = expected_images(teacher.unet, schedule, noise, teacher.texts.encode(prompts), predict)
+    drawn = expected_images(
+        teacher.network, schedule, noise, teacher.texts.encode(prompts), predict
+    )
     torch.testing.assert_close(found, drawn, **CLOSE)
 
 

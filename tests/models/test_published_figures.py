@@ -88,9 +88,9 @@ def one_iteration(
     for key in run.keys() - settings.keys():
         settings |= {f"generator.{key}": run[key], f"pseudo_score.{key}": run[key]}
     config = load_config("cifar10_forget", settings | {"batch_size": len(formula.REMAIN)})
-    teacher, start = models["pseudo-score"], models["ema"].unet
+    teacher, start = models["pseudo-score"], models["ema"].network
     objective = Objective.from_model(teacher, config)
-    generator, psi = copy.deepcopy(start), copy.deepcopy(teacher.unet)
+    generator, psi = copy.deepcopy(start), copy.deepcopy(teacher.network)
     for network in (generator, psi):
         network.requires_grad_(True)
         for module in network.modules():
@@ -103,7 +103,7 @@ def one_iteration(
         return formula.Recorder(dict(network.named_parameters()), ends[network])
 
     learners = [Learner(network, None, 0.0, make) for network in (psi, generator)]
-    networks = SeparateNetworks(teacher.unet, generator, psi)
+    networks = SeparateNetworks(teacher.network, generator, psi)
     losses = Iteration(objective, networks, *learners, ema=None).compute(inputs(size))
     return {
         role: {

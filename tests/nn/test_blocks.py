@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from diffusers.models.attention_processor import AttnProcessor2_0
+from torch import nn
 from unets import (
     BLOCKS,
     DEVICE,
@@ -29,6 +33,7 @@ from unets import (
 
 from pecker_fast.nn.accelerate import fuse_, unfuse_
 from pecker_fast.nn.blocks import FusedResnetBlock2D
+from pecker_fast.nn.layers import projected
 
 pytestmark = pytest.mark.usefixtures("device")  # skips where the kernels cannot run
 
@@ -90,9 +95,10 @@ def test_up_blocks_concatenate_nothing(kind: str, monkeypatch: pytest.MonkeyPatc
     calls = []
     concatenate = torch.cat
 
-    def counted(*args, **kwargs):
-        calls.append(args)
-        return concatenate(*args, **kwargs)
+    def counted(tensors, *args, **kwargs):
+        if tensors[0].ndim == 4:  # activations; attention joins its weights
+            calls.append(tensors)
+        return concatenate(tensors, *args, **kwargs)
 
     monkeypatch.setattr(torch, "cat", counted)
     plain(case, torch.float32)()
@@ -334,3 +340,33 @@ def test_hooked_layers_are_reported() -> None:
     assert report.left == {"ResnetBlock2D (hooks or a replaced layer inside)": 1}
     unfuse_(case.module)
     assert not isinstance(case.module, FusedResnetBlock2D)
+
+
+@pytest.mark.parametrize("kind", ["linear", "linear without bias", "convolutions", "a hook"])
+def test_projections_of_the_same_tokens(kind: str) -> None:
+    """Joined or apart, with the same values and gradients; a hook is called."""
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 6, 8, dtype=torch.float64, requires_grad=True)
+    bias = kind != "linear without bias"
+    layers: list[Any] = [
+        nn.Conv2d(8, n, 1) if kind == "convolutions" else nn.Linear(8, n, bias=bias)
+        for n in (4, 8, 8)
+    ]
+    layers = [layer.double() for layer in layers]
+    seen = []
+    if kind == "a hook":
+        layers[1].register_forward_hook(lambda *_: seen.append(1))
+    found = projected(tokens, layers)
+    expected = [F.linear(tokens, layer.weight.flatten(1), layer.bias) for layer in layers]
+    inputs = [tokens, *(param for layer in layers for param in layer.parameters())]
+    for part, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, right)
+    gradients = [
+        torch.autograd.grad(sum(part.square().sum() for part in parts), inputs, retain_graph=True)
+        for parts in (found, expected)
+    ]
+    for gradient, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, right)
+    assert len(seen) == (kind == "a hook")
+    joined = len({part.untyped_storage().data_ptr() for part in found}) == 1
+    assert joined == (kind != "a hook")

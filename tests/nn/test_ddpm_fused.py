@@ -192,7 +192,7 @@ def test_saved_as_it_was(tmp_path: Path) -> None:
     for file in ("config.json", "diffusion_pytorch_model.safetensors"):
         plain, other = ((folder / "unet" / file).read_bytes() for folder in folders)
         assert plain == other
-    loaded = ModelFolder.load(folders[1]).unet
+    loaded = ModelFolder.load(folders[1]).network
     assert type(loaded.mid.block_1) is ResidualBlock
 
 

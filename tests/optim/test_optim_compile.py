@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -149,6 +150,58 @@ def test_a_step_is_one_graph_with_the_bits_of_eager(backend, name, masked, compi
         ends.append([*params, *state])
     for eager, compiled in zip(*ends, strict=True):
         assert torch.equal(bits(eager), bits(compiled))
+
+
+def traced_arguments(optimizer):
+    """Of the operator, for a step with all gradients."""
+    columns = [], [], [], []
+    for group in optimizer.param_groups:
+        optimizer._init_group(group, *columns)
+    params, grads, places, numbers = columns
+    tensors = [optimizer.param_groups[0]["lr"], None, None] + [None] * 3
+    return [params, grads, places, numbers[0], tensors, None, None]
+
+
+def with_gradients(backend):
+    params, mask, groups, options = with_masters(backend.device, {"lr": torch.tensor(1e-2)})
+    for param in params:
+        param.grad = torch.ones_like(param)
+    return params, MaskedAdamW(groups, **options, mask=mask, backend=backend.name)
+
+
+def test_the_operator_tells_the_truth(backend):
+    pytest.importorskip("expecttest")
+    _, optimizer = with_gradients(backend)
+    arguments = traced_arguments(optimizer)
+    torch.library.opcheck(torch.ops.pecker_fast.masked_adamw.default, tuple(arguments))
+
+
+def test_copies_that_a_compiler_hands_over_are_stepped(backend):
+    params, optimizer = with_gradients(backend)
+    expected, eager = with_gradients(backend)
+    arguments = traced_arguments(optimizer)
+    arguments[0] = [param.detach() + 1 for param in params]
+    arguments[1] = [grad * 2 for grad in arguments[1]]
+    for param in expected:
+        param.data.add_(1)
+        param.grad.mul_(2)
+    eager.step()
+    torch.ops.pecker_fast.masked_adamw(*arguments)
+    for given, own, right in zip(arguments[0], params, expected, strict=True):
+        assert torch.equal(bits(given), bits(right))
+        assert torch.equal(bits(own), bits(right))
+
+
+def test_what_is_compiled_keeps_no_optimizer_alive():
+    from pecker_fast.optim import traced
+
+    _, optimizer = with_gradients(SimpleNamespace(device="cpu", name="auto"))
+    traced_arguments(optimizer)
+    number = id(optimizer)
+    assert number in traced._live
+    del optimizer
+    gc.collect()
+    assert number not in traced._live
 
 
 def test_a_tensor_for_a_learning_rate_does_not_compile_anew():

@@ -178,10 +178,10 @@ def model(kind):
         started = ModelFolder(unet, schedule, NAMES, patch_size=2)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, param in sorted(started.unet.named_parameters()):
+        for name, param in sorted(started.network.named_parameters()):
             scale = name.endswith("weight") and param.ndim == 1  # of a norm
             param.copy_(0.2 * torch.randn(param.shape, generator=generator) + scale)
-    ModelFolder(started.unet, started.scheduler, NAMES, started.patch_size).save(ROOT / kind)
+    ModelFolder(started.network, started.scheduler, NAMES, started.patch_size).save(ROOT / kind)
     return ROOT / kind
 
 

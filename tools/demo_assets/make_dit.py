@@ -67,8 +67,8 @@ def make(
         raise SystemExit(code)
     trained = ModelFolder.load(run / "model")
     # As they will be stored: what is measured is what ships.
-    rounded = trained.unet.half().float().to(place)
-    model = replace(trained, unet=rounded)
+    rounded = trained.network.half().float().to(place)
+    model = replace(trained, network=rounded)
     plain, guided = (
         measured(model, Sampler(steps=50, guidance=scale), per_class) for scale in (0.0, GUIDANCE)
     )
@@ -78,7 +78,7 @@ def make(
         **trained.figures,
     }
     temporary = out.with_name(out.name + ".partial")
-    replace(model, unet=rounded.cpu().half(), figures=facts).save(temporary)
+    replace(model, network=rounded.cpu().half(), figures=facts).save(temporary)
     os.replace(temporary, out)
     for words, found in (("plain", plain), (f"guidance {GUIDANCE:g}", guided)):
         named = statistics.mean(found.class_accuracy)
@@ -90,7 +90,7 @@ def measured(model: ModelFolder, sampler: Sampler, per_class: int) -> ClassFigur
     """What the shipped classifier says of images of every class."""
     # TF32 convolutions would make the figures those of this card.
     torch.backends.cudnn.allow_tf32 = False
-    place = next(model.unet.parameters()).device
+    place = next(model.network.parameters()).device
     classifier = load_classifier(teacher_folder() / "classifier").to(place)
     real = ClassStatistics.load(teacher_folder() / "statistics.safetensors")
     asked = balanced_labels(model.num_classes, per_class)

@@ -249,7 +249,7 @@ def make(
     source = "Fashion-MNIST, 60,000 training images"
     statistics = ClassStatistics.from_features(features, train_labels, len(names), source, early)
     folder = ModelFolder(
-        unet=unet.to(place),
+        network=unet.to(place),
         scheduler=build_scheduler(),
         class_names=names,
         patch_size=recipe.patch_size,

@@ -20,6 +20,8 @@ __all__ = [
     "CLASS_NETWORKS",
     "Architecture",
     "ClassNetwork",
+    "StableDiffusion",
+    "StableDiffusionXL",
     "architecture_of",
     "class_network",
 ]

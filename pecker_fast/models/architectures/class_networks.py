@@ -35,7 +35,8 @@ class ClassNetwork(Denoiser):
             PeckerError: it is missing, damaged or of another kind.
         """
         name = self.parts[self.denoiser]
-        return load_denoiser(folder, name, self.schema, self.kind).float()
+        network = load_denoiser(folder, name, self.schema, self.kind)
+        return nn.Module.float(network)  # diffusers' own warns
 
     @abstractmethod
     def labels(self, network: Any) -> tuple[int, int | None]:

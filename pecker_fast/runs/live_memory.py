@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CASTS", "HOST", "OTHER", "LiveMemory", "cuda_autocast_rules"]
+__all__ = ["CASTS", "GRADIENTS", "HOST", "OTHER", "WEIGHTS", "LiveMemory", "cuda_autocast_rules"]
 
+WEIGHTS = "weights"
+GRADIENTS = "gradients"
 OTHER = "activations and temporaries"
 CASTS = "bf16 copies of weights"
 HOST = "on the host"
@@ -34,10 +36,15 @@ class LiveMemory(TorchDispatchMode):
         live_bytes: kind -> bytes that are alive now.
         peak_bytes: the largest sum so far, of all kinds but `HOST`.
         at_peak: `live_bytes` at that moment.
+        moment: what goes on, in words of the caller's.
+        peak_moment: what went on then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """Count nothing yet; what lies elsewhere than on `device` is `HOST`."""
         super().__init__()
+        self._device = torch.device(device).type
+        self.moment = self.peak_moment = ""
         self.live_bytes: Counter[str] = Counter()
         self.peak_bytes = 0
         self.at_peak: Counter[str] = Counter()
@@ -45,7 +52,9 @@ class LiveMemory(TorchDispatchMode):
 
     def label(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count these tensors under a kind; those that are counted already change theirs."""
+        given = kind
         for tensor in tensors:
+            kind = given if tensor.device.type == self._device else HOST
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
             if key in self._kinds:
@@ -57,14 +66,18 @@ class LiveMemory(TorchDispatchMode):
             total = self.live_bytes.total() - self.live_bytes[HOST]
             if total > self.peak_bytes:
                 self.peak_bytes, self.at_peak = total, self.live_bytes.copy()
+                self.peak_moment = self.moment
                 del self.at_peak[HOST]
 
     def label_gradients(self, network: nn.Module) -> None:
         """From now on count the gradients of a network's parameters as such."""
+
+        def label(param: Tensor) -> None:
+            self.label([] if param.grad is None else [param.grad], GRADIENTS)
+
         for param in network.parameters():
-            param.register_post_accumulate_grad_hook(
-                lambda p: self.label([] if p.grad is None else [p.grad], "gradients")
-            )
+            hook: Any = param.register_post_accumulate_grad_hook  # untyped in torch
+            hook(label)
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -73,7 +86,7 @@ class LiveMemory(TorchDispatchMode):
         cast = function is torch.ops.aten._to_copy.default
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._kinds:
-                of_weight = cast and self._kinds.get(args[0].untyped_storage()._cdata) == "weights"
+                of_weight = cast and self._kinds.get(args[0].untyped_storage()._cdata) == WEIGHTS
                 self.label([tensor], CASTS if of_weight else OTHER)
         return result
 

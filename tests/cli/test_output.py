@@ -1,0 +1,218 @@
+"""--dry-run, --print-config, --json and --quiet, on every command that has them."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from image_data import random_images, write_images
+
+from pecker_fast.erasure import dry_run
+
+SMALL = [
+    "--forget", "star", "--override", "circle", "--density", "0.2",
+    "--set", "batch_size=2", "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
+    "--set", "generator.lr=1e-3", "--set", "generator.lambda_forget=1", "--iterations", "2",
+]  # fmt: skip
+CONCEPT = [
+    "--recipe", "object", "--name", "cat", "--override", "dog", "--iterations", "2",
+    "--set", "batch_size=2", "--set", "micro_batch=null", "--set", "saliency.batches=1",
+    "--set", "saliency.batch_size=2", "--set", "text.max_prompts=4", "--no-previews",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Images in .npz files; read-only."""
+    root = tmp_path_factory.mktemp("data")
+    images = [random_images(30, 3), random_images(12, 3, seed=1)]
+    write_images(root, *images, ("circle", "square", "star"))
+    return root
+
+
+# ---- --print-config
+
+
+def lines(files, pipeline, data):
+    teacher = ["--config", "small_teacher", "--dataset", "images", "--data-root", data]
+    return {
+        "erase": ["erase", files.model, *SMALL],
+        "erase of a concept": ["erase", "--pipeline", pipeline, *CONCEPT],
+        "method": ["erase", files.model, "--keep-steps", *SMALL[:4]],
+        "distill": ["distill", files.model, "--iterations", "3", "--set", "batch_size=2"],
+        "mask": ["mask", files.model, *SMALL[:10]],
+        "train-teacher": ["train-teacher", *teacher, "--iterations", "7"],
+    }  # fmt: skip
+
+
+COMMANDS = {
+    "erase": ["--out", "run"],
+    "erase of a concept": ["--out", "run"],
+    "method": ["--out", "run"],
+    "distill": ["--out", "run"],
+    "mask": ["--out", "m.safetensors"],
+    "train-teacher": ["--out", "run"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_printed_settings_are_read_back(run, files, pipeline, data, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    words = [*lines(files, pipeline, data)[name], *COMMANDS[name]]
+    printed = run(*words, "--print-config")
+    assert printed.code == 0, printed.err
+    assert list(tmp_path.iterdir()) == [] and printed.err == ""
+    settings = yaml.safe_load(printed.out)
+    assert (settings["batch_size"] > 0 and "mask" in settings) or name == "train-teacher"
+    (tmp_path / "mine.yaml").write_text(printed.out)
+    model = ["--pipeline", pipeline] if "concept" in name else [files.model]
+    if name == "train-teacher":
+        model = ["--data-root", data]
+    again = run(words[0], *model, "--config", "mine.yaml", *COMMANDS[name], "--print-config")
+    assert again.code == 0, again.err
+    assert again.out == printed.out
+
+
+def test_a_run_accepts_what_was_printed(run, files, tmp_path):
+    words = ["erase", files.model, *SMALL, "--out", tmp_path / "run"]
+    (tmp_path / "mine.yaml").write_text(run(*words, "--print-config").out)
+    done = run("erase", files.model, "--config", tmp_path / "mine.yaml", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "config.yaml").read_text() == (tmp_path / "mine.yaml").read_text()
+
+
+def test_settings_that_are_wrong_are_not_printed(run, refused, files, tmp_path):
+    words = ["erase", files.model, *SMALL, "--out", tmp_path / "run", "--print-config"]
+    refused(run(*words, "--set", "batchsize=1"), "batchsize", "batch_size")
+
+
+# ---- --json, --quiet
+
+
+def test_a_run_in_json_and_nothing_else(run, files, tmp_path):
+    judged = ["--classifier", files.classifier, "--per-class", "4", "--teacher-steps", "2"]
+    words = ["erase", files.model, *SMALL, *judged, "--out", tmp_path / "run"]
+    done = run(*words, "--json", "--quiet")
+    assert done.code == 0 and done.err == "", done.err
+    found = json.loads(done.out)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert {key: found[key] for key in report} == report
+    assert found["paths"]["model"] == str(tmp_path / "run" / "model")
+    assert found["paths"]["report"] == str(tmp_path / "run" / "report.html")
+    again = run("attack", tmp_path / "run", "--classifier", files.classifier, "--images", "10",
+                "--json", "--quiet")  # fmt: skip
+    assert again.code == 0 and again.err == "", again.err
+    attacked = json.loads((tmp_path / "run" / "attack.json").read_text())
+    assert json.loads(again.out) == attacked
+
+
+def test_a_log_has_a_line_for_every_tenth(run, files, tmp_path):
+    words = ["erase", files.model, *SMALL, "--iterations", "20", "--out", tmp_path / "run"]
+    done = run(*words)
+    assert done.code == 0 and "\r" not in done.err
+    said = [line for line in done.err.splitlines() if line.startswith("distill: ")]
+    assert [line.split(",")[0] for line in said] == [f"distill: {n} of 20" for n in range(2, 21, 2)]
+    assert "generator/forget" in said[-1]
+
+
+def test_first_stages_masks_teachers_and_judges_in_json(run, files, data, tmp_path):
+    small = ["--dataset", "images", "--data-root", data, "--iterations", "1", "--set"]
+    commands = {
+        "distill": [files.model, "--iterations", "1", "--set", "batch_size=2"],
+        "mask": [files.model, *SMALL[:10]],
+        "train-teacher": ["--config", "small_teacher", *small, "batch_size=2", "--set",
+                          "network.channels=8", "--set", "network.channel_mult=[1]", "--set",
+                          "network.attention_levels=[]"],
+        "train-classifier": ["--arch", "small", *small, "batch_size=2"],
+    }  # fmt: skip
+    for name, options in commands.items():
+        out = tmp_path / (f"{name}.safetensors" if name == "mask" else name)
+        done = run(name, *options, "--out", out, "--json", "--quiet")
+        assert done.code == 0 and done.err == "", (name, done.err)
+        assert str(out) in json.loads(done.out).values(), name
+
+
+def test_figures_of_an_evaluation_on_stdout(run, files, tmp_path):
+    words = ["evaluate", files.model, "--classifier", files.classifier, "--per-class", "2",
+             "--steps", "1", "--forget", "star", "--quiet", "--json"]  # fmt: skip
+    done, written = run(*words, "-"), run(*words, tmp_path / "found.json")
+    assert (done.code, done.err, written.code) == (0, "", 0)
+    assert json.loads(done.out) == json.loads((tmp_path / "found.json").read_text())
+    assert not written.out.startswith("{")
+
+
+def test_errors_are_said_all_the_same(run, refused, files, tmp_path):
+    words = ["erase", files.model, "--out", tmp_path / "run", "--quiet", "--json"]
+    refused(run(*words, "--forget", "wizard", "--override", "star"), "wizard")
+    done = run(*words, *SMALL)  # and the next command is as it was asked for
+    assert done.code == 0 and done.err == ""
+    assert "distill: 2 of 2" in run("erase", files.model, *SMALL, "--out", tmp_path / "b").err
+
+
+# ---- --dry-run
+
+
+@pytest.mark.parametrize("name", ["erase", "erase of a concept", "method", "distill"])
+def test_a_dry_run_says_what_a_run_takes(run, files, pipeline, data, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*lines(files, pipeline, data)[name], "--out", "run", "--dry-run"]
+    if name == "method":
+        words += ["--set", "steps=2", "--set", "batch_size=2", "--set", "saliency.batch_size=2"]
+    before = {file: file.stat().st_mtime_ns for file in files.root.rglob("*")}
+    done = run(*words, "--json", "--quiet")
+    assert done.code == 0 and done.err == "", done.err
+    assert list(tmp_path.iterdir()) == []
+    assert {file: file.stat().st_mtime_ns for file in files.root.rglob("*")} == before
+    found = json.loads(done.out)
+    peak = found["peak"]
+    assert peak["size"] == sum(peak["parts"].values()) > 0 and peak["parts"]["weights"] > 0
+    assert 0 < found["iteration_s"] and found["run_s"] >= found["iterations"] * found["iteration_s"]
+    assert (found["finding_s"] > 0) == (name != "distill")
+    assert 0 < found["disk_bytes"] < found["free_disk_bytes"]
+    assert found["process_bytes"] > peak["size"]  # tiny networks
+
+
+def test_a_dry_run_under_a_mask_that_is_given(run, files, tmp_path):
+    file = tmp_path / "m.safetensors"
+    assert run("mask", files.model, *SMALL[:10], "--out", file).code == 0
+    words = ["--mask-file", file, "--out", tmp_path / "run", "--dry-run", "--json"]
+    found = json.loads(run("erase", files.model, *SMALL, *words).out)
+    assert found["mask"].endswith("(given, density 0.2)") and found["finding_s"] == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_in_words(run, files, tmp_path):
+    done = run("erase", files.model, *SMALL, "--out", tmp_path / "run", "--dry-run")
+    assert done.code == 0 and list(tmp_path.iterdir()) == []
+    for word in ("UNet2DModel", "density 0.2", "weights", "not counted", "free", "iteration",
+                 "2 iterations", "disk"):  # fmt: skip
+        assert word in done.out, word
+
+
+@pytest.mark.parametrize(
+    ("free", "words"),
+    [(0.5, ["--set", "micro_batch=1", "takes"]), (1e-6, ["use a machine with more", "and"])],
+)
+def test_what_does_not_fit_is_refused(run, refused, files, tmp_path, monkeypatch, free, words):
+    """A machine with a share of the memory that the run needs besides its original."""
+    out = ["--out", tmp_path / "run", "--dry-run", "--set", "batch_size=16"]
+    sizes = json.loads(run("erase", files.model, *SMALL, *out, "--json").out)["peak"]["size"]
+    monkeypatch.setattr(dry_run, "free_bytes", lambda: int(free * sizes))
+    done = run("erase", files.model, *SMALL, *out)
+    refused(done, "more memory on cpu", "are free", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_refused(run, refused, files, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    done = run("erase", files.model, *SMALL, "--out", tmp_path / "run", "--dry-run")
+    refused(done, str(tmp_path), "--out")
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--print-config"])
+def test_one_process_is_asked(run, files, tmp_path, monkeypatch, option):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    done = run("erase", files.model, *SMALL, "--out", tmp_path / "run", option)
+    assert done.code == 2 and option in done.err and "torchrun" in done.err

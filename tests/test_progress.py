@@ -1,0 +1,99 @@
+"""What is said while work goes on: a bar on a terminal, a line for every tenth elsewhere."""
+
+import io
+import sys
+
+import pytest
+
+from pecker_fast import progress
+from pecker_fast.progress import Progress, each, note, quiet
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def lines_of(capsys, total, initial=0, step=1, **options):
+    with Progress("work", total, initial=initial, **{"patience": 0.0, **options}) as shown:
+        for _ in range(initial, total, step):
+            shown.update(step)
+    assert shown.n == total
+    out, err = capsys.readouterr()
+    assert out == "" and "\r" not in err
+    return err.splitlines()
+
+
+@pytest.mark.parametrize(("total", "count"), [(3, 3), (10, 10), (25, 10), (4000, 10)])
+def test_a_line_for_every_tenth(capsys, total, count):
+    lines = lines_of(capsys, total)
+    assert len(lines) == count and all(line.startswith("work: ") for line in lines)
+    assert lines[-1].startswith(f"work: {total:,} of {total:,}, ")
+
+
+def test_steps_over_several_tenths_are_one_line(capsys):
+    assert [line.split(",")[0] for line in lines_of(capsys, 8, step=4)] == [
+        "work: 4 of 8", "work: 8 of 8",
+    ]  # fmt: skip
+
+
+def test_what_was_done_before_is_not_said_again(capsys):
+    lines = lines_of(capsys, 40, initial=20)
+    assert len(lines) == 5 and lines[0].startswith("work: 24 of 40")
+
+
+def test_what_is_known_stands_in_the_line(capsys):
+    with Progress("work", 2, patience=0.0) as shown:
+        shown.describe({"loss": "0.5"})
+        shown.update()
+    assert capsys.readouterr().err.splitlines() == ["work: 1 of 2, 0 s, loss 0.5"]
+
+
+def test_work_of_seconds_is_worth_no_line(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    seen = []
+    for item in each(range(20), "work"):
+        seen.append(item)
+        now[0] += 1.0  # ten seconds are over with the tenth
+    assert seen == list(range(20))
+    said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == [f"work: {n} of 20" for n in (10, 12, 14, 16, 18, 20)]
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress("work", 3, patience=0.0) as shown:
+        shown.describe({"loss": "0.5"})
+        shown.update(3)
+    said = sys.stderr.getvalue()
+    assert "\r" in said and "work" in said and "3/3" in said and "loss=0.5" in said
+
+
+@pytest.mark.parametrize("way", ["no title", "quiet", "variable"])
+@pytest.mark.parametrize("where", [io.StringIO, Terminal])
+def test_nothing_is_said(monkeypatch, way, where):
+    monkeypatch.setattr(sys, "stderr", where())
+    title = None if way == "no title" else "work"
+    if way == "variable":
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+
+    def work():
+        with Progress(title, 3, patience=0.0) as shown:
+            shown.update(3)
+        assert list(each(iter("abc"), title, 3)) == ["a", "b", "c"]
+
+    if way == "quiet":
+        with quiet():
+            work()
+            note("hidden")
+    else:
+        work()
+    assert sys.stderr.getvalue() == ""
+
+
+def test_notes_are_said_and_safe(capsys):
+    with quiet():
+        note("hidden")
+    note("a\x1b[2Jb")
+    assert capsys.readouterr().err == "a\\x1b[2Jb\n"
