@@ -13,18 +13,18 @@ construction and the first iterations take beyond ordinary ones: on a GPU that i
 compiled or loaded and the CUDA graph is captured.
 """
 
+# ruff: noqa: E402 - the process is settled before torch is loaded
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-# Before torch is loaded, as the command line does (figures in pecker_fast/cli/__init__.py).
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+from pecker_fast.process import settle_process
+
+settle_process()  # before torch is loaded, as the command line does
 
 import torch
 from bench import Builder, Case, NotApplicable, Provider, Setup, command, make_parser

@@ -36,6 +36,7 @@ from pecker_fast.cli import (
 from pecker_fast.cli.torchrun import has_report, is_first, one_voice, recorded, several
 from pecker_fast.errors import FrozenChangedError, PeckerError, printable
 from pecker_fast.extras import missing_package
+from pecker_fast.process import settle_process
 
 __all__ = ["group", "main"]
 
@@ -97,11 +98,7 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (None: the process's own) and return the exit code."""
-    # How long idle OpenMP threads spin. libgomp's default makes torch up to 20 times slower beside
-    # another busy process; not at all (OMP_WAIT_POLICY=PASSIVE) costs the demo's small convolutions
-    # 0.375 s an iteration instead of 0.237 on two cores.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    settle_process()
     # What transformers says of packages that nothing here needs, and its bars over weights of 2 MB.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -83,8 +83,7 @@ class TeacherConfig(TrainingConfig):
 
     iterations: PositiveInt = 800_000
     lr: NonNegativeFloat = 2e-4
-    # Fused blocks on CUDA, Winograd's convolutions on a CPU where PECKER_FAST_WINOGRAD=1: the same
-    # method, other rounding.
+    # Fused blocks on CUDA, Winograd's convolutions on a CPU: the same method, other rounding.
     accelerate: bool = True
     # An image's loss is the sum over its pixels, as published, or their mean. The limit on the
     # gradient's norm acts on what is chosen here.

@@ -90,8 +90,7 @@ class RunConfig(Settings):
 class MaskedConfig(RunConfig):
     """What a run needs to know that changes a model under a mask."""
 
-    # Fused blocks on CUDA, Winograd's convolutions on a CPU where PECKER_FAST_WINOGRAD=1: the same
-    # method, other rounding.
+    # Fused blocks on CUDA, Winograd's convolutions on a CPU: the same method, other rounding.
     accelerate: bool = True
     optimizer: OptimizerSection = OptimizerSection()
     mask: MaskChoice = MaskChoice()

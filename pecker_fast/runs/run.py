@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.nn.accelerate import fuse_, winograd_
-from pecker_fast.nn.winograd import unavailable
 from pecker_fast.progress import Progress
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
@@ -318,7 +317,7 @@ class Run(ABC, Generic[Batch]):
 
 
 def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.device) -> str:
-    """Switch a network to fused blocks on CUDA, to Winograd's convolutions on a CPU if asked for.
+    """Switch a network to fused blocks on a GPU, to Winograd's convolutions on a CPU.
 
     Says what came of it, in a line to show.
 
@@ -329,10 +328,8 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
     """
     if not wanted:
         return "torch's blocks: accelerate is off in the configuration"
-    if device.type == "cuda":
-        return str(fuse_(network()))
-    reason = unavailable()
-    return f"torch's convolutions: {reason}" if reason else str(winograd_(network()))
+    switch = fuse_ if device.type == "cuda" else winograd_
+    return str(switch(network()))
 
 
 def _another(what: str) -> str:

@@ -11,6 +11,7 @@ from pecker_fast.distill import PeckerTrainer, load_config
 from pecker_fast.distill.networks import predict_noise
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.nn.accelerate import winograd_
 from pecker_fast.runs.config import learning_rate_factor
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
@@ -365,7 +366,7 @@ def test_a_unet_is_trained_from_a_model_folder():
 
 def test_how_iterations_run_is_said():
     *said, warning = PeckerTrainer(toy_objective()).notes
-    assert said == ["torch's convolutions: PECKER_FAST_WINOGRAD is not 1", "no CUDA graph on cpu"]
+    assert said == [str(winograd_(ToyDenoiser())), "no CUDA graph on cpu"]
     assert warning.startswith("ema.decay")
     off = PeckerTrainer(toy_objective({"accelerate": False, "graph": "off"}))
     assert all("off in the configuration" in note for note in off.notes[:2])

@@ -112,7 +112,7 @@ def test_from_the_hub_and_back(live, tmp_path, monkeypatch, capsys):
         settings = [word.replace("None", "null") for word in settings]
         assert main([*words, *settings, "--push", "me/erased"]) == 0
         pushed = hub.pushed["me/erased"]
-        assert "me/erased" in capsys.readouterr().out
+        assert "me/erased" in capsys.readouterr().err
         assert pushed[NETWORK] == (tmp_path / "run/pipeline" / NETWORK).read_bytes()
         made = load(pushed[NETWORK])
         assert {value.dtype for value in made.values()} == {torch.float16}

@@ -19,14 +19,8 @@ from pecker_fast.nn.skipping import SlicedWinogradConv2d, skip_frozen_
 from pecker_fast.nn.winograd import WinogradConv2d, running_winograd, use_winograd_
 
 pytestmark = pytest.mark.skipif(
-    winograd._instruction_set() is None, reason="Winograd's convolutions need a CPU with AVX2"
+    winograd.unavailable() is not None, reason=str(winograd.unavailable())
 )
-
-
-@pytest.fixture(autouse=True)
-def _switched_on(monkeypatch):
-    monkeypatch.setenv(winograd.SWITCH, "1")
-
 
 # (N, C, O, H, W): tiles of 4 and of 2, cut at the edges; in the last two more channels than a group
 # of transformed weights or of sums holds, and in the first of these several blocks of tiles.
@@ -246,7 +240,7 @@ def test_what_does_not_fit_stays_torchs(options):
 
 
 def test_off_by_the_environment(monkeypatch):
-    monkeypatch.delenv(winograd.SWITCH)
+    monkeypatch.setenv(winograd.SWITCH, "0")
     plain = network()
     assert winograd.SWITCH in str(winograd_(plain))
     with running_winograd(plain):
