@@ -161,20 +161,20 @@ CASES = [
     *each("weights in evaluate", TENSORS, WEIGHTS, EVALUATE, _JUDGED, named="model"),
     *schedules("schedule of another kind", SCHEDULE, SAMPLE, _NEEDS, fine=_FLOWS),
     *schedules("schedule of another kind in erase", SCHEDULE, ERASE, _NEEDS, fine=_FLOWS),
-    *keys("dit", "dit/transformer/config.json", _DIT_KEYS, SAMPLE_DIT, ("dit",), named="dit"),
+    *keys("dit", "latent/transformer/config.json", _DIT_KEYS, SAMPLE_DIT, ("latent",), named="latent"),
     *keys(
-        "flow", "dit/scheduler/scheduler_config.json", _FLOW_KEYS, SAMPLE_DIT, ("dit",),
+        "flow", "latent/scheduler/scheduler_config.json", _FLOW_KEYS, SAMPLE_DIT, ("latent",),
         named="schedul",
     ),
-    *whole_json("dit", "dit/transformer/config.json", SAMPLE_DIT, ("dit",), named="dit"),
+    *whole_json("dit", "latent/transformer/config.json", SAMPLE_DIT, ("latent",), named="latent"),
     *each(
-        "autoencoder", TENSORS, "dit/vae/diffusion_pytorch_model.safetensors", SAMPLE_DIT,
-        ("dit",), named="vae",
+        "autoencoder", TENSORS, "latent/vae/diffusion_pytorch_model.safetensors", SAMPLE_DIT,
+        ("latent",), named="vae",
     ),
-    case("autoencoder gone", SAMPLE_DIT, ("dit",), lambda f: shutil.rmtree(f / "dit/vae"),
+    case("autoencoder gone", SAMPLE_DIT, ("latent",), lambda f: shutil.rmtree(f / "latent/vae"),
          named="vae"),
-    case("patches of latent images", SAMPLE_DIT, ("dit",),
-         lambda f: edit(f / "dit/pecker_fast.json", "patch_size", 2), named="patch_size"),
+    case("patches of latent images", SAMPLE_DIT, ("latent",),
+         lambda f: edit(f / "latent/pecker_fast.json", "patch_size", 2), named="patch_size"),
     *(
         case(f"weights named {name}", SAMPLE, _NEEDS, partial(_other_weights, name), named="model")
         for name in (

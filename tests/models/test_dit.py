@@ -190,7 +190,7 @@ def test_commands_on_its_folder(tmp_path):
          *settings, *judge, "--per-class", "2", "--teacher-steps", "2"],
         ["evaluate", run, *judge, "--per-class", "2"],
         ["evaluate", model, *judge, "--per-class", "2", "--steps", "3", "--forget", "star"],
-        ["attack", run, *judge, "--images", "4"],
+        ["attack", run, *judge, "--images", "10"],
         ["sample", model, "--steps", "3", "--per-class", "1", "--out", str(tmp_path / "drawn")],
     ):  # fmt: skip
         assert cli.main(line) == 0, line
