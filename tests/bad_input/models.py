@@ -161,7 +161,10 @@ CASES = [
     *each("weights in evaluate", TENSORS, WEIGHTS, EVALUATE, _JUDGED, named="model"),
     *schedules("schedule of another kind", SCHEDULE, SAMPLE, _NEEDS, fine=_FLOWS),
     *schedules("schedule of another kind in erase", SCHEDULE, ERASE, _NEEDS, fine=_FLOWS),
-    *keys("dit", "latent/transformer/config.json", _DIT_KEYS, SAMPLE_DIT, ("latent",), named="latent"),
+    *keys(
+        "dit", "latent/transformer/config.json", _DIT_KEYS, SAMPLE_DIT, ("latent",),
+        named="latent",
+    ),
     *keys(
         "flow", "latent/scheduler/scheduler_config.json", _FLOW_KEYS, SAMPLE_DIT, ("latent",),
         named="schedul",
