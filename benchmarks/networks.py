@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pecker_fast.data import teacher_folder
 from pecker_fast.distill import ClassConditions, NoiseSchedule, Objective, PeckerConfig
-from pecker_fast.distill.networks import Predictors, guided, predict_noise, text_predictor
+from pecker_fast.distill.networks import Predictors, diffusers_predictor, guided, predict_noise
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.architectures import Architecture
+from pecker_fast.models.architectures.base import Denoiser
+from pecker_fast.models.architectures.dit import DiT
 from pecker_fast.models.architectures.flux import Flux
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 from pecker_fast.models.architectures.stable_diffusion_3 import StableDiffusion3
@@ -45,7 +46,7 @@ class Network:
         betas: "linear" or "scaled_linear", as diffusers calls them, or "flow".
         settings: keys of `PeckerConfig` that both loops run with.
         guidance: scale of classifier-free guidance of teacher and pseudo-score. None: classes.
-        family: of a text-to-image network.
+        family: what is known of a network of diffusers. None: it predicts noise as it is.
         prompt_shape: of what it is told of one prompt.
         published_precision: of the loop as published: "fp32", or "autocast" (bf16).
     """
@@ -56,7 +57,7 @@ class Network:
     betas: str = "linear"
     settings: Mapping[str, Any] = field(default_factory=dict)
     guidance: float | None = None
-    family: Architecture | None = None
+    family: Denoiser | None = None
     prompt_shape: tuple[int, ...] = ()
     published_precision: str = "fp32"
 
@@ -115,6 +116,12 @@ NETWORKS: dict[str, Network] = {
         partial(DDPMUNet, sample_size=64, channel_mult=(1, 2, 2, 2, 4), attention_levels=(2,)),
         (64,), (3, 64, 64), settings={"pseudo_score.lr": 3e-5},
     ),
+    # DiT-XL/2 of 256 pixels. In diffusers' form every block has an embedding of time and of 1,000
+    # classes to itself. It predicts the variance as well.
+    "dit_xl2": Network(
+        partial(_of_diffusers, "DiTTransformer2DModel", out_channels=8), (1,), (4, 32, 32),
+        family=DiT(),
+    ),
     # 859,520,964 parameters in 686 tensors: the U-Net of Stable Diffusion 1.5. 3.2 GiB in float32.
     "sd15": Network(
         partial(_conditional_unet, cross_attention_dim=768, attention_head_dim=8),
@@ -167,7 +174,7 @@ def _prompted(network: Network, schedule: NoiseSchedule, device: torch.device) -
     random = torch.Generator(device).manual_seed(2)
     table = torch.randn(_CLASSES + 1, *network.prompt_shape, generator=random, device=device)
     kind = "flow_prediction" if schedule.flow else "epsilon"
-    told = text_predictor(schedule, network.family.call, kind)
+    told = diffusers_predictor(schedule, network.family.call, kind)
 
     def call(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return told(network, x_t, t, table[condition])
@@ -227,6 +234,9 @@ class Teacher:
         """What calls its networks."""
         if self.network.family is None:
             return Predictors.all(predict_noise)
+        if self.network.guidance is None:
+            told = diffusers_predictor(self.schedule(config), self.network.family.call)
+            return Predictors.all(told)
         return _prompted(self.network, self.schedule(config), torch.device(device))
 
     def objective(

@@ -116,6 +116,7 @@ class PublishedLoop:
         self.average = None if config.ema.decay is None else copy.deepcopy(teacher)
         self._teacher = teacher.eval().requires_grad_(False)
         self._config = config
+        self._start, self._times = schedule.t_init, (schedule.t_min, schedule.t_max)
         self._shape = described.network.sample_shape
         self._classes = described.conditions
         self._device = next(teacher.parameters()).device
@@ -194,7 +195,7 @@ class PublishedLoop:
 
     def _generate(self, term: Term) -> Tensor:
         """x_g = (z - b eps(z)) / a at t_init, where z = b n."""
-        t = torch.full((len(term.noise),), self._config.diffusion.t_init, device=self._device)
+        t = torch.full((len(term.noise),), self._start, device=self._device)
         a, b = self._coefficients(t)
         z = b * term.noise
         with self._autocast():
@@ -238,8 +239,7 @@ class PublishedLoop:
             yield pseudo_score, generator
 
     def _term(self, label: Tensor, teacher_label: Tensor) -> Term:
-        diffusion = self._config.diffusion
         shape = (len(label), *self._shape)
         noise, e = (torch.randn(shape, device=self._device) for _ in range(2))
-        t = torch.randint(diffusion.t_min, diffusion.t_max, shape[:1], device=self._device)
+        t = torch.randint(*self._times, shape[:1], device=self._device)
         return Term(noise, e, t, label, teacher_label)

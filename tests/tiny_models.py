@@ -1,6 +1,7 @@
 """Class-conditional networks small enough to sample in milliseconds."""
 
-from diffusers import DDPMScheduler, UNet2DModel
+import torch
+from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
 
 def tiny_unet(num_classes=3, image_shape=(1, 8, 8)):
@@ -19,6 +20,26 @@ def tiny_unet(num_classes=3, image_shape=(1, 8, 8)):
         norm_num_groups=8,
         num_class_embeds=num_classes,
     ).eval()
+
+
+def tiny_dit(num_classes=3, image_shape=(1, 8, 8), variance=False, **options):
+    """An untrained DiT of diffusers for images (C, H, W), in eval mode; every tensor is random."""
+    channels, height, _ = image_shape
+    network = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=channels,
+        out_channels=2 * channels if variance else channels,
+        num_layers=2,
+        sample_size=height,
+        patch_size=2,
+        num_embeds_ada_norm=num_classes,
+        **options,
+    )
+    with torch.no_grad():
+        for param in network.parameters():
+            param.add_(0.05 * torch.randn_like(param))
+    return network.eval()
 
 
 def tiny_scheduler():

@@ -43,9 +43,10 @@ Examples:
 
 \b
 Recipes: cifar10_teacher, stl10_teacher (as published); cifar10_retrain, stl10_retrain (without one
-class: retraining from scratch); small_teacher (to try it on a CPU). The run directory receives
-checkpoints, config.yaml and, at the end, the model folder `model` with the averaged weights. A run
-that was interrupted goes on where it was when the same command is started again.
+class: retraining from scratch); small_teacher (to try it on a CPU), fashion_dit (a DiT, by flow
+matching, on a CPU). The run directory receives checkpoints, config.yaml and, at the end, the model
+folder `model` with the averaged weights. A run that was interrupted goes on where it was when the
+same command is started again.
 """,
 )
 @click.option("--out", type=PATH, required=True, help="Run directory.")
@@ -73,7 +74,7 @@ def train_teacher(
     print_config: bool,
     **options: Any,
 ) -> None:
-    """Train a class-conditional DDPM on a data set, in one process or several."""
+    """Train a class-conditional model on a data set, in one process or several."""
     from pecker_fast.methods.training_config import load_teacher_config
 
     config = load_teacher_config(config_path, config_values(options))

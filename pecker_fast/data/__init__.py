@@ -14,6 +14,9 @@ which judges the samples, and `statistics.safetensors`, the classifier's feature
 networks alone. `make_pipeline_first_stage.py` made it by the recipe `demo_concept_first_stage`;
 `original.json` is what the classifier sees in the pipeline's own images of the demo's captions.
 
+`dit/` is a DiT that learnt the same images by flow matching, in half precision, judged by the same
+classifier. `make_dit.py` made it by the recipe `fashion_dit`.
+
 They learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """
 
@@ -22,6 +25,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "dit_folder",
     "first_stage_folder",
     "pipeline_first_stage_folder",
     "pipeline_folder",
@@ -32,6 +36,11 @@ __all__ = [
 def teacher_folder() -> Path:
     """The folder of the shipped Fashion-MNIST teacher."""
     return Path(__file__).parent / "teacher"
+
+
+def dit_folder() -> Path:
+    """The folder of the shipped DiT, a rectified flow of Fashion-MNIST."""
+    return Path(__file__).parent / "dit"
 
 
 def first_stage_folder() -> Path:

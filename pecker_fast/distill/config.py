@@ -24,14 +24,15 @@ RECIPES = Path(__file__).parent / "recipes"
 class DiffusionSection(Section):
     """Time constants, in time steps of the teacher's schedule."""
 
-    # The generator starts here; sigma 2.50 with linear betas. null = where sigma is nearest 2.5.
-    t_init: NonNegativeInt | None = 440
-    t_min: NonNegativeInt = 38  # First time step of the training noise.
-    t_max: PositiveInt = 712  # Its end, exclusive.
+    # The generator starts here. null = where sigma is nearest 2.5: 440 with linear betas.
+    t_init: NonNegativeInt | None = None
+    # First time step of the training noise. null = where sigma is nearest 0.1375: 38.
+    t_min: NonNegativeInt | None = None
+    t_max: PositiveInt | None = None  # Its end, exclusive. null = behind sigma 13: 712.
 
     @model_validator(mode="after")
     def _order(self) -> DiffusionSection:
-        if self.t_min >= self.t_max:
+        if self.t_min is not None and self.t_max is not None and self.t_min >= self.t_max:
             raise ValueError(f"t_min {self.t_min} must be below t_max {self.t_max}")
         return self
 

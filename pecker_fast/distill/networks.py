@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,21 @@ from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.nn.recomputing import computed_again
 
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+    from pecker_fast.models.pipeline import PipelineFolder
+
 __all__ = [
     "Guided",
     "NoisePredictor",
     "Predictors",
     "compute_dtype",
+    "diffusers_predictor",
     "guided",
     "guided_by_sample",
     "in_own_dtype",
+    "model_predictor",
     "predict_noise",
-    "text_predictor",
     "with_autocast",
 ]
 
@@ -139,7 +144,7 @@ Call = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 def in_own_dtype(call: Call, schedule: NoiseSchedule | None = None) -> NoisePredictor:
-    """What a text-to-image network itself predicts, for images of any dtype.
+    """What a network of diffusers itself predicts, for images of any dtype.
 
     Args:
         call: The network's own prediction, of and in its own dtype, told times of its own.
@@ -147,17 +152,18 @@ def in_own_dtype(call: Call, schedule: NoiseSchedule | None = None) -> NoisePred
     """
 
     def predict(network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        dtype = next(network.parameters()).dtype
+        dtype = next(network.parameters(), x_t).dtype
         time = t if schedule is None else schedule.times(t, x_t)
-        return call(network, x_t.to(dtype), time, condition.to(dtype)).to(x_t.dtype)
+        told = condition.to(dtype) if condition.is_floating_point() else condition
+        return call(network, x_t.to(dtype), time, told).to(x_t.dtype)
 
     return predict
 
 
-def text_predictor(
+def diffusers_predictor(
     schedule: NoiseSchedule, call: Call, prediction_type: str = "epsilon"
 ) -> NoisePredictor:
-    """The adapter for a text-to-image network: whatever it predicts is read as noise.
+    """The adapter for a network of diffusers: whatever it predicts is read as noise.
 
     Of the velocity of diffusion, v = a e - b x_0, that is e = a v + b x_t. Its published loss,
     ||v - v'||^2 weighted with snr / (snr + 1) = a^2, is then the same as ||e - e'||^2. Of the
@@ -187,6 +193,11 @@ def text_predictor(
         return x_t + a * output if prediction_type == "flow_prediction" else a * output + b * x_t
 
     return predict
+
+
+def model_predictor(model: ModelFolder | PipelineFolder, schedule: NoiseSchedule) -> NoisePredictor:
+    """`diffusers_predictor` of the network in a folder."""
+    return diffusers_predictor(schedule, model.architecture.call, model.prediction_type)
 
 
 @dataclass(frozen=True)

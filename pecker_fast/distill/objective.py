@@ -18,8 +18,8 @@ from pecker_fast.distill.networks import (
     NoisePredictor,
     Predictors,
     compute_dtype,
+    model_predictor,
     predict_noise,
-    text_predictor,
     with_autocast,
 )
 from pecker_fast.distill.prompts import TextConditions
@@ -152,6 +152,7 @@ class Objective:
             config,
             model.network_shape,
             device=device,
+            predict=model_predictor(model, schedule),
             given=model.about_network,
         )
 
@@ -170,7 +171,7 @@ class Objective:
         schedule = NoiseSchedule.from_scheduler_config(
             pipeline.scheduler_config, **config.diffusion.model_dump()
         )
-        predict = text_predictor(schedule, pipeline.architecture.call, pipeline.prediction_type)
+        predict = model_predictor(pipeline, schedule)
         place = next(pipeline.network.parameters()).device if device is None else device
         conditions = TextConditions(
             config.text, lambda prompts: pipeline.texts.encode(prompts, place), config.seed

@@ -18,8 +18,9 @@ from pecker_fast.errors import PeckerError
 
 __all__ = ["NoiseSchedule", "is_flow"]
 
-_SIGMA_INIT = 2.5
-"""b / a where a one-step generator starts (SiD): t 440 of CIFAR-10's, 625 of Stable Diffusion's."""
+_SIGMA_INIT, _SIGMA_MIN, _SIGMA_MAX = 2.5, 0.1375, 13.0
+"""b / a where a one-step generator starts and where training noise begins and ends (SiD): t 440, 38
+and 711 of CIFAR-10's schedule, 625, 20 and 979 of Stable Diffusion's."""
 
 
 class NoiseSchedule:
@@ -40,9 +41,9 @@ class NoiseSchedule:
         noise: Tensor,
         *,
         flow: bool = False,
-        t_init: int | None = 440,
-        t_min: int = 38,
-        t_max: int = 712,
+        t_init: int | None = None,
+        t_min: int | None = None,
+        t_max: int | None = None,
     ) -> None:
         """Check and keep the schedule.
 
@@ -50,10 +51,9 @@ class NoiseSchedule:
             signal: (T,) float64.
             noise: (T,) float64.
             flow: See the attributes.
-            t_init: Default: CIFAR-10 with linear betas, sigma 2.50. None: where b / a is nearest to
-                2.5.
-            t_min: Default: sigma 0.137. Stable Diffusion uses 20.
-            t_max: Default: sigma 13.0 at t_max - 1. Stable Diffusion uses 980.
+            t_init: None: where b / a is nearest to 2.5; 440 with CIFAR-10's betas.
+            t_min: None: where it is nearest to 0.1375; 38.
+            t_max: None: behind where it is nearest to 13; 712.
 
         Raises:
             PeckerError: The signal does not fall from below 1 to 0, or a time constant is outside
@@ -72,8 +72,13 @@ class NoiseSchedule:
             )
         # What is pure noise has no image to predict.
         steps = self.usable = int((signal > 0).sum())
-        if t_init is None:
-            t_init = int((noise[:steps] / signal[:steps] - _SIGMA_INIT).abs().argmin())
+
+        def nearest(sigma: float) -> int:
+            return int((noise[:steps] / signal[:steps] - sigma).abs().argmin())
+
+        t_init = nearest(_SIGMA_INIT) if t_init is None else t_init
+        t_min = nearest(_SIGMA_MIN) if t_min is None else t_min
+        t_max = nearest(_SIGMA_MAX) + 1 if t_max is None else t_max
         if not 0 <= t_init < steps:
             raise PeckerError(f"t_init must be in 0 .. {steps - 1}, got {t_init}")
         if not 0 <= t_min < t_max <= steps:
@@ -178,6 +183,13 @@ class NoiseSchedule:
         root = torch.cumprod(1.0 - betas, dim=0).sqrt()
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         return cls.from_alphas_cumprod(root**2, **constants)
+
+    @classmethod
+    def whole(cls, scheduler: Any) -> NoiseSchedule:
+        """`from_scheduler`, for training at every time step that has a signal."""
+        schedule = cls.from_scheduler(scheduler, t_min=0, t_max=1)
+        schedule.t_max = schedule.usable
+        return schedule
 
     @property
     def num_timesteps(self) -> int:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from pecker_fast.distill.conditions import ClassConditions
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.mask_finding import find_mask
-from pecker_fast.distill.networks import predict_noise
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.api import real_images
@@ -94,7 +93,7 @@ def mask_of_class(request: Request) -> ClassMask:
     with naming_settings(config):
         found = find_mask(objective, progress=True)
     name = _names(model, classes.pairs)
-    note, digest = _backward(objective, found), fingerprint(model.network)
+    note, digest = _backward(model, objective, found), fingerprint(model.network)
     return ClassMask(found, name, config.mask.kind, note, digest)
 
 
@@ -116,12 +115,12 @@ def _names(model: ModelFolder, pairs: Pairs) -> str:
     return ", ".join(model.class_names[index] for index, _ in pairs)
 
 
-def _backward(objective: Objective, mask: SaliencyMask) -> str:
+def _backward(model: ModelFolder, objective: Objective, mask: SaliencyMask) -> str:
     """A line with the FLOPs that the mask saves, or with the reason why they cannot be counted."""
     zero = torch.zeros(1, dtype=torch.int64, device="meta")
 
     def forward(network: nn.Module, image: Tensor) -> Tensor:
-        return predict_noise(network, image, zero, zero)
+        return model.architecture.call(network, image, zero, zero)
 
     try:
         flops = count_flops(objective.teacher, mask, forward, objective.sample_shape)

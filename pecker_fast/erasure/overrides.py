@@ -8,7 +8,7 @@ import torch
 
 from pecker_fast.distill.conditions import class_pairs
 from pecker_fast.distill.config import PeckerConfig
-from pecker_fast.distill.networks import compute_dtype, predict_noise
+from pecker_fast.distill.networks import compute_dtype, model_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifying import classify
@@ -77,21 +77,22 @@ def _differences(
     model: ModelFolder, forget: int, kept: list[int], seed: int, device: torch.device
 ) -> torch.Tensor:
     """(len(kept),) mean squares of the difference of predictions."""
-    steps = model.scheduler.config.num_train_timesteps
-    schedule = NoiseSchedule.from_scheduler(model.scheduler, t_init=0, t_min=0, t_max=steps)
+    schedule = NoiseSchedule.whole(model.scheduler)
+    ask = model_predictor(model, schedule)
     random = IterationRandom(seed, 0, device, SALIENCY)
     labels = torch.full((IMAGES,), forget, device=device)
     noise = random.normal((IMAGES, *model.network_shape), compute_dtype(model.network))
-    count = min(STEPS, steps)
-    drawing = Drawing(noise, random.integers(0, steps // count, IMAGES), labels, labels)
+    count = min(STEPS, schedule.usable)
+    offset = random.integers(0, schedule.usable // count, IMAGES)
+    drawing = Drawing(noise, offset, labels, labels)
     found = torch.zeros(len(kept), dtype=torch.float64)
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return predict_noise(model.network, x, t, labels)
+        return ask(model.network, x, t, labels)
 
     for x, t, predicted in drawn_states(drawing, schedule, count, predict):
         for number, other in enumerate(kept):
-            under = predict_noise(model.network, x, t, torch.full_like(labels, other))
+            under = ask(model.network, x, t, torch.full_like(labels, other))
             found[number] += float((under - predicted).square().mean()) / count
     return found
 

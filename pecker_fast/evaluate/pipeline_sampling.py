@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from pecker_fast.distill.networks import (
     NoisePredictor,
     compute_dtype,
+    diffusers_predictor,
     guided,
     in_own_dtype,
-    text_predictor,
 )
 from pecker_fast.distill.schedule import NoiseSchedule, is_flow
 from pecker_fast.distributed import Ranks
@@ -169,7 +169,7 @@ class PipelineSampler:
             raise PeckerError("sampler: there are no prompts to draw images for")
         schedule = self._schedule_at(self.t_init if t_init is None else t_init)
         call, kind = self.pipeline.architecture.call, self.pipeline.prediction_type
-        plain = text_predictor(schedule, call, kind) if steps == 1 else in_own_dtype(call)
+        plain = diffusers_predictor(schedule, call, kind) if steps == 1 else in_own_dtype(call)
         away = self.pipeline.texts.encode([negative], self.device)
         steps_of = self._many_steps(steps) if steps != 1 else None
         dtype = compute_dtype(network)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pecker_fast.datasets.pixels import to_uint8
-from pecker_fast.distill.networks import guided, predict_noise
-from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.distill.networks import guided, in_own_dtype, model_predictor
+from pecker_fast.distill.schedule import NoiseSchedule, is_flow
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.batches import Batches, Tell, draw_batches, together
@@ -25,6 +25,8 @@ from pecker_fast.evaluate.reverse_steps import (
     check_settings,
     ddim,
     ddpm,
+    flow_sigmas,
+    flow_steps,
     image_streams,
     many_steps,
     one_step,
@@ -34,13 +36,12 @@ from pecker_fast.nn.winograd import running_winograd
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
 
-__all__ = ["METHODS", "Method", "Sampler", "balanced_labels", "default_t_init", "labels_in_turn"]
+__all__ = ["METHODS", "Method", "Sampler", "balanced_labels", "labels_in_turn"]
 
 Method = Literal["one-step", "ddim", "ddpm"]
 METHODS: tuple[Method, ...] = ("one-step", "ddim", "ddpm")
 
 MOST_IMAGES = 10_000_000
-SIGMA_INIT = 2.5  # noise-to-signal ratio a one-step generator starts from (SiD, SFD)
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Sampler:
         t_init: timestep of the one-step generator (None: the model folder's own, or where the
             noise-to-signal ratio is 2.5). The others do not use it.
         batch_size: images per forward pass; guidance makes it twice as many.
-        method: "one-step", "ddim", or "ddpm": ancestral steps with the variance beta_t ("fixed
-            large") and predicted images clamped to [-1, 1].
-            None: one-step for one step, else ddim.
+        method: "one-step", "ddim", which are Euler's steps along a rectified flow, or "ddpm":
+            ancestral steps with the variance beta_t ("fixed large") and predicted images clamped to
+            [-1, 1]. None: one-step for one step, else ddim.
         guidance: w of classifier-free guidance, (1 + w) eps_c - w eps_null. 0: none; SA and SalUn
             sample with 2.
         eta: how random DDIM's steps are; 0: not at all, 1: as DDPM's with its small variance, not
@@ -219,15 +220,9 @@ class Sampler:
     def _reverse(self, model: ModelFolder) -> Reverse:
         network, config, null = model.network, model.scheduler.config, model.null_label
         if self.kind == "one-step":
-            # The time constants of training play no part here; any valid ones will do.
-            schedule = NoiseSchedule.from_scheduler(
-                model.scheduler,
-                t_init=self._t_init(model),
-                t_min=0,
-                t_max=config.num_train_timesteps,
-            )
-            return one_step(network, predict_noise, schedule)
-        predict = predict_noise
+            schedule = self._schedule(model)
+            return one_step(network, model_predictor(model, schedule), schedule)
+        predict = in_own_dtype(model.architecture.call)
         if self.guidance:
             if null is None:
                 raise PeckerError(
@@ -235,21 +230,25 @@ class Sampler:
                     "and this one has none (null_label in its pecker_fast.json); use guidance 0"
                 )
             predict = guided(predict, 1 + self.guidance, torch.tensor([null]))
+        if is_flow(config):
+            if self.kind == "ddpm" or self.eta:
+                raise PeckerError(
+                    "sampler: the model is a rectified flow, whose steps are not random; use ddim "
+                    "with eta 0, Euler's steps along it"
+                )
+            tokens = model.architecture.tokens(model.network_shape, network.config)
+            return flow_steps(network, predict, flow_sigmas(config, self.steps, tokens))
         if self.kind == "ddim":
             return many_steps(network, predict, ddim(config, self.steps), eta=self.eta)
         return many_steps(network, predict, ddpm(config, self.steps))
 
     def _t_init(self, model: ModelFolder) -> int:
-        if self.t_init is not None:
-            return self.t_init
-        return int(model.figures.get("t_init", default_t_init(model.scheduler)))
+        return self._schedule(model).t_init
 
-
-def default_t_init(scheduler: Any) -> int:
-    """The timestep whose noise-to-signal ratio is closest to 2.5; 440 on DDPM's linear schedule."""
-    alphas = scheduler.alphas_cumprod
-    sigma = ((1 - alphas) / alphas).sqrt()
-    return int((sigma - SIGMA_INIT).abs().argmin())
+    def _schedule(self, model: ModelFolder) -> NoiseSchedule:
+        t_init = model.figures.get("t_init") if self.t_init is None else self.t_init
+        # The time constants of training play no part here; any valid ones will do.
+        return NoiseSchedule.from_scheduler(model.scheduler, t_init=t_init, t_min=0, t_max=1)
 
 
 def balanced_labels(num_classes: int, per_class: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.datasets.pixels import to_uint8
-from pecker_fast.errors import PeckerError
+from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.evaluate.classifier import Classifier
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.intervals import Share
@@ -71,7 +71,8 @@ def ways(model: ModelFolder, forget: int, seed: int) -> Iterator[tuple[str, Samp
     class".
     """
     own = Sampler(1, seed)
-    sigma = ((1 - model.scheduler.alphas_cumprod) / model.scheduler.alphas_cumprod).sqrt()
+    schedule = NoiseSchedule.whole(model.scheduler)
+    sigma = (schedule.noise / schedule.signal)[: schedule.usable]
     if model.kind == "generator":
         yield "one step", own, model
     for level in ONE_STEP_SIGMAS:
@@ -79,20 +80,17 @@ def ways(model: ModelFolder, forget: int, seed: int) -> Iterator[tuple[str, Samp
         yield f"one step from t = {t}", replace(own, t_init=t), model
     for steps in DDIM_STEPS:
         yield f"DDIM, {steps} steps", Sampler(steps, seed), model
-    yield f"DDPM, {DDIM_STEPS[-1]} steps", Sampler(DDIM_STEPS[-1], seed, method="ddpm"), model
+    if not schedule.flow:
+        yield f"DDPM, {DDIM_STEPS[-1]} steps", Sampler(DDIM_STEPS[-1], seed, method="ddpm"), model
     if model.null_label is not None:
         guided = Sampler(DDIM_STEPS[1], seed, guidance=GUIDANCE)
         yield f"{guided.describe()}", guided, model
-    try:
-        rows = class_rows(model.network)
-    except PeckerError:
-        return
     for share in BLENDS:
         blended = copy.deepcopy(model.network)
         with torch.no_grad():
             others = [row for row in range(model.num_classes) if row != forget]
-            mean = rows[others].mean(0)
-            class_rows(blended)[forget] = (1 - share) * rows[forget] + share * mean
+            for rows in class_rows(blended):
+                rows[forget] = (1 - share) * rows[forget] + share * rows[others].mean(0)
         words = f"DDIM, {DDIM_STEPS[1]} steps, condition {share:.0%} that of the others' mean"
         yield words, Sampler(DDIM_STEPS[1], seed), replace(model, network=blended)
 
@@ -122,13 +120,6 @@ def sweep(
         )
 
 
-def class_rows(network: nn.Module) -> Tensor:
-    """The network's table of class embeddings, a parameter, (K, D).
-
-    Raises:
-        PeckerError: it has none, or several.
-    """
-    tables = [m.weight for m in network.modules() if isinstance(m, nn.Embedding)]
-    if len(tables) != 1:
-        raise PeckerError(f"{type(network).__name__} has {len(tables)} tables of classes, not one")
-    return tables[0]
+def class_rows(network: nn.Module) -> list[Tensor]:
+    """The network's tables of class embeddings, parameters (K, D); a DiT has one in each block."""
+    return [part.weight for part in network.modules() if isinstance(part, nn.Embedding)]

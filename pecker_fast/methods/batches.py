@@ -12,7 +12,7 @@ from torch import Tensor
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.errors import PeckerError
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.image_batches import ShuffledEpochs, antithetic_timesteps
+from pecker_fast.methods.image_batches import ShuffledEpochs, timesteps
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
 
@@ -134,7 +134,7 @@ class RealImages:
         flip = random.coins(count, 0.5) if self._config.flip else None
         seen = self._model.encode(images.batch(chosen, self._device, flip)).to(self._dtype)
         noise = random.normal(tuple(seen.shape), seen.dtype)
-        t = antithetic_timesteps(count, self._num_timesteps, random)
+        t = timesteps(count, self._num_timesteps, random)
         labels = images.labels[chosen].to(self._device)
         imitated = labels if self.override is None else torch.full_like(labels, self.override)
         drop = self._config.label_dropout if dropout is None else dropout

@@ -9,7 +9,7 @@ from torch import Tensor
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.randomness import IterationRandom
 
-__all__ = ["ShuffledEpochs", "antithetic_timesteps"]
+__all__ = ["ShuffledEpochs", "timesteps"]
 
 _MOST = 2**24  # Images per iteration; their order alone would take hours otherwise.
 
@@ -61,7 +61,28 @@ class ShuffledEpochs:
         return torch.randperm(self._count, generator=generator)
 
 
-def antithetic_timesteps(count: int, num_timesteps: int, random: IterationRandom) -> Tensor:
-    """(count,) int64 over 0 .. T - 1 on the device: one half is drawn, the other is T - 1 - t."""
-    drawn = random.integers(0, num_timesteps, count // 2 + 1)
-    return torch.cat([drawn, num_timesteps - 1 - drawn])[:count]
+def timesteps(
+    count: int,
+    num_timesteps: int,
+    random: IterationRandom,
+    *,
+    antithetic: bool = True,
+    logit_normal: bool = False,
+) -> Tensor:
+    """(count,) int64 over 0 .. T - 1 on the device.
+
+    Args:
+        count: How many.
+        num_timesteps: T.
+        random: Draws them.
+        antithetic: Only half of them are drawn, the others are T - 1 - t.
+        logit_normal: The logits of t / T are standard normal (Stable Diffusion 3). Otherwise t is
+            uniform.
+    """
+    drawn_count = count // 2 + 1 if antithetic else count
+    if logit_normal:
+        share = random.normal((drawn_count,), torch.float32).sigmoid()
+        drawn = (share * num_timesteps).long().clamp(max=num_timesteps - 1)
+    else:
+        drawn = random.integers(0, num_timesteps, drawn_count)
+    return torch.cat([drawn, num_timesteps - 1 - drawn])[:count] if antithetic else drawn

@@ -15,7 +15,7 @@ from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distill.networks import (
     NoisePredictor,
     compute_dtype,
-    predict_noise,
+    model_predictor,
     with_autocast,
 )
 from pecker_fast.distill.schedule import NoiseSchedule
@@ -66,7 +66,7 @@ class MethodObjective(ABC, Generic[B]):
         model: ModelFolder,
         config: BaselineConfig,
         device: torch.device | None,
-        predict: NoisePredictor,
+        predict: NoisePredictor | None,
     ) -> None:
         """Keep what every method needs.
 
@@ -74,22 +74,18 @@ class MethodObjective(ABC, Generic[B]):
             model: The model that must forget.
             config: The run.
             device: None = where the network is.
-            predict: Adapter that calls the network.
+            predict: Adapter that calls the network. None: what the model says of it.
         """
         self.original: nn.Module = model.network.eval().requires_grad_(False)
         self._place = next(self.original.parameters()).device
         # torch.device("cuda") becomes the current one, with its number.
         self.device = torch.empty(0, device=self._place if device is None else device).device
         self.dtype = compute_dtype(self.original)
-        steps = model.scheduler.config.num_train_timesteps
-        # t_init is the one-step generator's and plays no part here; any valid one will do.
-        self.schedule = NoiseSchedule.from_scheduler(
-            model.scheduler, t_init=0, t_min=0, t_max=steps
-        )
+        self.schedule = NoiseSchedule.whole(model.scheduler)
         self._model = model
-        self._predict = predict
+        self._predict = predict or model_predictor(model, self.schedule)
         if config.precision == "autocast":
-            self._predict = with_autocast(predict, self.device)
+            self._predict = with_autocast(self._predict, self.device)
 
     def identity(self) -> dict[str, str]:
         """Digests of what a run depends on besides its configuration, by name."""
@@ -158,7 +154,7 @@ class BaselineObjective(MethodObjective[Batch]):
         config: BaselineConfig,
         device: torch.device | None = None,
         *,
-        predict: NoisePredictor = predict_noise,
+        predict: NoisePredictor | None = None,
     ) -> None:
         """Put the pieces together; see the attributes.
 
@@ -167,13 +163,13 @@ class BaselineObjective(MethodObjective[Batch]):
             images: What it was trained on, of all classes.
             config: The run.
             device: None = where the network is.
-            predict: Adapter that calls the network.
+            predict: Adapter that calls the network. None: what the model says of it.
 
         Raises:
             PeckerError: Images that do not fit the model, or a class that it does not have.
         """
         super().__init__(model, config, device, predict)
-        steps = self.schedule.num_timesteps
+        steps = self.schedule.usable
         self.images = RealImages(images, model, config, steps, self.device, self.dtype)
         self.data = images
         classes = {"forget": self.images.forget, "override": self.images.override}

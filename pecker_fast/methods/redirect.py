@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import RANDOM_OVERRIDE, ClassConditions
-from pecker_fast.distill.networks import NoisePredictor, predict_noise
+from pecker_fast.distill.networks import NoisePredictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.scores import LossFn
@@ -63,14 +63,16 @@ def drawn_states(
     Args:
         drawing: Where the images start.
         schedule: The noise schedule, of T time steps.
-        steps: K; step k of K - 1 .. 0 is at time step k * (T // K) + offset.
+        steps: K; step k of K - 1 .. 0 is at time step k * (T // K) + offset, T those with a signal.
         predict: (x_t, t) -> the noise in x_t, called once a step. No gradient goes from one step to
             another.
 
     Yields:
         x_t (N, C, H, W), t (N,) int64, and what was predicted of them.
     """
-    x, gap = drawing.noise, schedule.num_timesteps // steps
+    x, gap = drawing.noise, schedule.usable // steps
+    if schedule.flow:  # there is an image's share in it from the second time step on
+        x = schedule.coefficients((steps - 1) * gap + drawing.offset, x)[1] * x
     for step in reversed(range(steps)):
         t = step * gap + drawing.offset
         predicted = predict(x, t)
@@ -94,7 +96,7 @@ class RedirectObjective(MethodObjective[Drawing]):
         config: BaselineConfig,
         device: torch.device | None = None,
         *,
-        predict: NoisePredictor = predict_noise,
+        predict: NoisePredictor | None = None,
     ) -> None:
         """Put the pieces together; see the attributes.
 
@@ -102,7 +104,7 @@ class RedirectObjective(MethodObjective[Drawing]):
             model: The model that must forget.
             config: The run.
             device: None = where the network is.
-            predict: Adapter that calls the network.
+            predict: Adapter that calls the network. None: what the model says of it.
 
         Raises:
             PeckerError: No override, a class that the model does not have, or more steps than its
@@ -113,9 +115,9 @@ class RedirectObjective(MethodObjective[Drawing]):
             raise PeckerError(
                 "method redirect: the class to forget is drawn as another one; give --override"
             )
-        if config.steps > self.schedule.num_timesteps:
+        if config.steps > self.schedule.usable:
             raise PeckerError(
-                f"steps {config.steps}: at most the {self.schedule.num_timesteps} time steps of "
+                f"steps {config.steps}: at most the {self.schedule.usable} time steps of "
                 "the model's schedule"
             )
         names = model.class_names
@@ -205,7 +207,7 @@ class RedirectObjective(MethodObjective[Drawing]):
             none[count:] = False
             told, original = told.masked_fill(none, null), original.masked_fill(none, null)
         shape = (2 * count, *self._model.network_shape)
-        gap = self.schedule.num_timesteps // self.config.steps
+        gap = self.schedule.usable // self.config.steps
         both = Drawing(
             random.normal(shape, self.dtype), random.integers(0, gap, 2 * count), told, original
         )

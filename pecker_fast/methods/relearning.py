@@ -1,7 +1,7 @@
 """How fast a class that was forgotten is learnt again: attacks that train.
 
 Two of them, both by plain denoising || e - eps(x_t, t, c_f) ||^2 of a few images of the class:
-inversion moves the embedding of the class alone, relearning every parameter.
+inversion moves the embeddings of the class alone, relearning every parameter.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pecker_fast.distill.losses import pseudo_score_loss
+from pecker_fast.distill.networks import model_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.evaluate.sweep import class_rows
 from pecker_fast.models import ModelFolder
@@ -54,12 +55,11 @@ def attacked(
     network = copy.deepcopy(model.network).eval()
     device = next(network.parameters()).device
     known = model.encode(images.to(device))
-    schedule = NoiseSchedule.from_scheduler(
-        model.scheduler, t_init=0, t_min=0, t_max=model.scheduler.config.num_train_timesteps
-    )
+    schedule = NoiseSchedule.whole(model.scheduler)
+    predict = model_predictor(model, schedule)
     if attack == "inversion":
         network.requires_grad_(False)
-        learnt = [class_rows(network).requires_grad_(True)]
+        learnt = [rows.requires_grad_(True) for rows in class_rows(network)]
     else:
         learnt = list(network.requires_grad_(True).parameters())
     # The gradient of a row of the table that nobody asked for is 0, and so is Adam's step.
@@ -72,7 +72,8 @@ def attacked(
             chosen = known[random.integers(0, len(known), batch_size)]
             noise = random.normal(tuple(chosen.shape), chosen.dtype)
             t = random.integers(0, schedule.t_max, batch_size)
-            loss = pseudo_score_loss(network, chosen, noise, t, labels, schedule).mean()
+            losses = pseudo_score_loss(network, chosen, noise, t, labels, schedule, predict=predict)
+            loss = losses.mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

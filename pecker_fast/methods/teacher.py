@@ -1,4 +1,4 @@
-"""Train a class-conditional DDPM on images: the teacher that classes are erased from.
+"""Train a class-conditional diffusion model on images: the teacher that classes are erased from.
 
 Published training (SA, SalUn, SFD): the noise in x_t is predicted, the squared error summed over an
 image's pixels and averaged over the batch, with antithetic time steps, and the class left out for
@@ -13,18 +13,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distill.losses import pseudo_score_loss
-from pecker_fast.distill.networks import predict_noise, with_autocast
+from pecker_fast.distill.networks import model_predictor, with_autocast
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.methods.image_batches import ShuffledEpochs, antithetic_timesteps
+from pecker_fast.methods.image_batches import ShuffledEpochs, timesteps
 from pecker_fast.methods.training_config import DenoiserSection, TeacherConfig
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
@@ -114,9 +115,9 @@ class TeacherTrainer(Run[Batch]):
         self.notes = [blocks, *self.moved, *slow_average(config.ema.decay, config.iterations)]
         self._model = ModelFolder(
             network=network,
-            scheduler=published_scheduler(),
+            scheduler=FlowMatchEulerDiscreteScheduler() if config.flow else published_scheduler(),
             class_names=images.class_names,
-            patch_size=config.network.patch_size,
+            patch_size=1 if config.network.kind == "dit" else config.network.patch_size,
             null_label=images.num_classes if config.label_dropout > 0 else None,
         )
         self._ema = None if config.ema.decay is None else FullEma(network, config.ema.decay)
@@ -133,9 +134,9 @@ class TeacherTrainer(Run[Batch]):
         self._images = images.to(device) if device.type == "cuda" else images
         self._order = ShuffledEpochs(len(images), config.batch_size, config.seed)
         self._schedule = NoiseSchedule.from_scheduler(self._model.scheduler)
-        self._predict = predict_noise
+        self._predict = model_predictor(self._model, self._schedule)
         if config.precision == "autocast":
-            self._predict = with_autocast(predict_noise, device)
+            self._predict = with_autocast(self._predict, device)
         pixels = math.prod(self._model.network_shape)
         self._scale = 1 / (config.batch_size * (1 if config.loss == "sum" else pixels))
         self.begin()
@@ -156,13 +157,12 @@ class TeacherTrainer(Run[Batch]):
     def draw(self, random: IterationRandom) -> Batch:
         """Images with noise and labels: this process's rows of a batch."""
         config, model, rows = self.config, self._model, self.rows
-        count, steps = config.batch_size, self._schedule.num_timesteps
+        count, steps = config.batch_size, self._schedule.usable
         chosen = self._order.indices(random.iteration)[rows]
         noise = random.normal((count, *model.network_shape), torch.float32)[rows]
-        if config.antithetic:
-            t = antithetic_timesteps(count, steps, random)[rows]
-        else:
-            t = random.integers(0, steps, count)[rows]
+        t = timesteps(count, steps, random, antithetic=config.antithetic, logit_normal=config.flow)[
+            rows
+        ]
         flip = random.coins(count, 0.5)[rows] if config.flip else None
         labels = self._images.labels[chosen].to(self.device)
         if model.null_label is not None:
@@ -224,8 +224,8 @@ class TeacherTrainer(Run[Batch]):
 
 def build_network(
     image_shape: tuple[int, int, int], num_classes: int, config: TeacherConfig
-) -> DDPMUNet | UNet2DModel:
-    """An untrained noise predictor for images (C, H, W).
+) -> DDPMUNet | UNet2DModel | DiTTransformer2DModel:
+    """An untrained network that denoises images (C, H, W).
 
     Raises:
         PeckerError: Sizes that do not fit each other.
@@ -246,6 +246,8 @@ def build_network(
         )
     side, seen = height // patch, channels * patch**2
     try:
+        if section.kind == "dit":
+            return _dit(channels, height, num_classes, section)
         if section.kind == "unet2d":
             return _unet2d(side, seen, num_classes + (config.label_dropout > 0), section)
         return DDPMUNet(
@@ -281,3 +283,25 @@ def _unet2d(side: int, channels: int, labels: int, section: DenoiserSection) -> 
         dropout=section.dropout,
         num_class_embeds=labels,
     )
+
+
+def _dit(
+    channels: int, side: int, num_classes: int, section: DenoiserSection
+) -> DiTTransformer2DModel:
+    width = math.gcd(32, section.channels)
+    network = DiTTransformer2DModel(
+        num_attention_heads=section.channels // width,
+        attention_head_dim=width,
+        in_channels=channels,
+        num_layers=section.blocks_per_level,
+        dropout=section.dropout,
+        sample_size=side,
+        patch_size=section.patch_size,
+        num_embeds_ada_norm=num_classes,
+    )
+    # As published: every block starts as the identity, and the network predicts zeros.
+    starts = [block.norm1.linear for block in network.transformer_blocks]
+    for layer in (*starts, network.proj_out_1, network.proj_out_2):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return network

@@ -3,6 +3,7 @@
 cifar10_teacher, stl10_teacher      the DDPMs that SA, SalUn and SFD start from
 cifar10_retrain, stl10_retrain      the same without one class: retraining from scratch
 small_teacher                       a small network, to try the whole chain on a CPU
+fashion_dit                         a small DiT that learns Fashion-MNIST by flow matching
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class TrainingConfig(RunConfig):
 class DenoiserSection(Section):
     """The noise predictor; image size and number of classes come from the data set."""
 
-    kind: Literal["ddpm", "unet2d"] = "ddpm"  # DDPMUNet, or diffusers' UNet2DModel.
+    # DDPMUNet, or diffusers' UNet2DModel or DiTTransformer2DModel; of the last only channels,
+    # blocks_per_level, dropout and patch_size are meant, and attention has 32 channels a head.
+    kind: Literal["ddpm", "unet2d", "dit"] = "ddpm"
     channels: PositiveInt = 128  # Base width.
     channel_mult: tuple[PositiveInt, ...] = (1, 2, 2, 2)  # Width of each level, finest first.
     attention_levels: tuple[NonNegativeInt, ...] = (1,)  # Levels with attention.
@@ -76,7 +79,7 @@ class DenoiserSection(Section):
 
 
 class TeacherConfig(TrainingConfig):
-    """Denoising training of a class-conditional DDPM. Defaults: CIFAR-10 as published."""
+    """Denoising training of a class-conditional model. Defaults: CIFAR-10's DDPM as published."""
 
     iterations: PositiveInt = 800_000
     lr: NonNegativeFloat = 2e-4
@@ -88,6 +91,9 @@ class TeacherConfig(TrainingConfig):
     dataset: Dataset | None = None  # Images to train on. null = --dataset says which.
     split: Literal["train", "all"] = "train"  # all = its test images too.
     antithetic: bool = True  # Time steps in pairs t, T - 1 - t.
+    # A rectified flow instead of DDPM's noise: its velocity is learnt, at times whose logits are
+    # normal.
+    flow: bool = False
     label_dropout: Fraction = 0.1  # Share that is trained under "no class".
     without: int | str | None = None  # Class whose images are left out: index or name.
     network: DenoiserSection = DenoiserSection()

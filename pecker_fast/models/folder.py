@@ -3,7 +3,8 @@
 Layout, diffusers' own plus one file::
 
     unet/config.json, unet/diffusion_pytorch_model.safetensors     save_pretrained of the network
-    scheduler/scheduler_config.json                                DDPMScheduler.save_pretrained
+    scheduler/scheduler_config.json                                save_pretrained of a scheduler
+    vae/config.json, vae/diffusion_pytorch_model.safetensors       where it draws latent images
     pecker_fast.json    class names, patch size, label of "no class", figures (optional)
 
 of a one-step generator with a scheduler that takes this step, and then also::
@@ -11,8 +12,9 @@ of a one-step generator with a scheduler that takes this step, and then also::
     model_index.json, README.md         how diffusers draws from it
     pecker_fast.json    has `schedule`, the whole noise schedule, as a scheduler's configuration
 
-The network is diffusers' `UNet2DModel` or this package's `DDPMUNet`; unet/config.json says which.
-A bare network folder (config.json at its top) loads too.
+The network is diffusers' `UNet2DModel`, this package's `DDPMUNet`, or diffusers'
+`DiTTransformer2DModel` in transformer/ with model_index.json, as `DiTPipeline` saves it; its
+config.json says which. A bare network folder (config.json at its top) loads too.
 """
 
 from __future__ import annotations
@@ -21,32 +23,35 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
-from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json, replacing_folder, shown, write_text
-from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.models import latents
+from pecker_fast.models.architectures import CLASS_NETWORKS, ClassNetwork, class_network
 from pecker_fast.models.schemas import (
     ClassDescription,
-    ClassUNetConfig,
-    DDPMUNetConfig,
+    FlowScheduleConfig,
     ScheduleConfig,
+    pipeline_parts,
     read_config,
 )
-from pecker_fast.models.weights import load_network, weights_in
+from pecker_fast.models.weights import weights_in
 from pecker_fast.runs.classes import class_index
-from pecker_fast.runs.reading import Schema
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 __all__ = ["ModelFolder"]
 
 DESCRIPTION = "pecker_fast.json"
+INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FILES = (
     DESCRIPTION,
@@ -62,27 +67,43 @@ class ModelFolder:
     """A teacher or an erased generator with all that is needed to use it.
 
     Attributes:
-        network: the noise predictor, class-conditional: `network(x, t, labels).sample`.
-        scheduler: the noise schedule it was trained with.
+        network: what denoises, class-conditional, one of `CLASS_NETWORKS`.
+        scheduler: the noise schedule it was trained with, `DDPMScheduler` or that of a flow.
         class_names: one name per class, by class index.
         patch_size: the network sees `patch_size**2` neighbouring pixels as channels (1: pixels).
         figures: measured figures that ship with the model, e.g. its accuracy in 50 steps.
         kind: "teacher" (many steps) or "generator" (made for one step).
         null_label: the label that means "no class", which guidance needs; None: the network has
-            none. A `DDPMUNet` says itself.
+            none. All but a `UNet2DModel` say so themselves.
+        vae: what the network sees are its latent images; None: pixels.
     """
 
-    network: UNet2DModel | DDPMUNet
-    scheduler: DDPMScheduler
+    network: Any
+    scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler
     class_names: tuple[str, ...]
     patch_size: int = 1
     figures: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "teacher"
     null_label: int | None = None
+    vae: AutoencoderKL | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.network, DDPMUNet):
-            object.__setattr__(self, "null_label", self.network.null_label)
+        known = self.architecture
+        known.settle(self.network)
+        if known.own_null:
+            object.__setattr__(self, "null_label", known.labels(self.network)[1])
+
+    @property
+    def architecture(self) -> ClassNetwork:
+        """What is known of networks of this kind."""
+        return class_network(self.network)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts, as diffusers calls it."""
+        flow = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
+        default = "flow_prediction" if flow else "epsilon"
+        return str(self.scheduler.config.get("prediction_type", default))
 
     @property
     def num_classes(self) -> int:
@@ -92,22 +113,27 @@ class ModelFolder:
     @property
     def network_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network sees."""
-        size = self.network.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.network.config.in_channels, height, width
+        return self.architecture.sample_shape(self.network.config)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image: the network's shape with the patches laid out."""
+        """(C, H, W) of an image: the network's shape with the patches laid out, or decoded."""
         channels, height, width = self.network_shape
+        if self.vae is not None:
+            scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+            return self.vae.config.out_channels, height * scale, width * scale
         return channels // self.patch_size**2, height * self.patch_size, width * self.patch_size
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Turn network samples (N, *network_shape) into images (N, *image_shape) in [-1, 1]."""
+        if self.vae is not None:
+            return latents.decode(self.vae.to(x.device), x).clamp(-1.0, 1.0)
         return F.pixel_shuffle(x, self.patch_size).clamp(-1.0, 1.0)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Turn images (N, *image_shape) in [-1, 1] into what the network sees."""
+        if self.vae is not None:
+            return latents.encode(self.vae.to(images.device), images)
         return F.pixel_unshuffle(images, self.patch_size)
 
     def class_index(self, name: str | int) -> int:
@@ -120,13 +146,14 @@ class ModelFolder:
 
     def about_network(self) -> dict[str, Any]:
         """What the folder says about the network besides its schedule, by name."""
-        return {
+        about = {
             "class names": self.class_names,
             "null label": self.null_label,
             "patch size": self.patch_size,
         }
+        return about if self.vae is None else {**about, "autoencoder": self.vae.state_dict()}
 
-    def with_network(self, network: UNet2DModel | DDPMUNet, kind: str) -> ModelFolder:
+    def with_network(self, network: nn.Module, kind: str) -> ModelFolder:
         """The same description around another network; the figures do not carry over."""
         return replace(self, network=network, kind=kind, figures={})
 
@@ -146,20 +173,25 @@ class ModelFolder:
                 "save_pretrained of a network writes; a published checkpoint goes through "
                 "`pecker-fast convert` first"
             )
-        unet_folder = root if (root / "config.json").is_file() else root / "unet"
-        if not (unet_folder / "config.json").is_file():
-            raise PeckerError(
-                f"model folder {root}: unet/config.json is missing; expected a folder saved by "
-                "save_pretrained of a network, or one with unet/ and scheduler/"
-            )
-        weights_in(unet_folder, WEIGHTS)
+        architecture, folder = _find_network(root)
+        weights_in(folder, WEIGHTS)
         # Small files first: what is wrong there is said at once.
         about = root / DESCRIPTION
         described = read_config(about, ClassDescription) if os.path.lexists(about) else {}
         scheduler = _load_scheduler(root, described.get("schedule"))
-        network = _load_network(unet_folder)
+        network: Any = architecture.load_network(folder).eval()
         null_label = described.get("null_label")
-        names = _class_names(root, network, described.get("class_names"), null_label)
+        try:
+            labels = architecture.labels(network)
+        except PeckerError as error:
+            raise PeckerError(f"model folder {root}: {error}") from None
+        if architecture.own_null and null_label not in (None, labels[1]):
+            raise PeckerError(
+                f"model folder {root}: null_label in {DESCRIPTION} is {shown(null_label)}, but the "
+                f"network's own label of no class is {labels[1]}; remove the entry"
+            )
+        null_label = labels[1] if architecture.own_null else null_label
+        names = _class_names(root, labels[0], described.get("class_names"), null_label)
         patch_size = described.get("patch_size", 1)
         channels = network.config.in_channels
         if channels % patch_size**2:
@@ -174,8 +206,10 @@ class ModelFolder:
                 f"{about}: figures.t_init must be below the {steps} time steps of the noise "
                 f"schedule, got {shown(t_init)}"
             )
+        vae = _load_vae(root, channels, patch_size)
         return cls(
             network=network,
+            vae=vae,
             scheduler=scheduler,
             class_names=names,
             patch_size=patch_size,
@@ -187,7 +221,10 @@ class ModelFolder:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder. `pecker_fast.json` comes last: a folder that has it is complete."""
         root = Path(path)
-        self.network.save_pretrained(root / "unet")
+        part = self.architecture.denoiser
+        self.network.save_pretrained(root / part)
+        if self.vae is not None:
+            self.vae.save_pretrained(root / "vae")
         description: dict[str, Any] = {
             "kind": self.kind,
             "class_names": list(self.class_names),
@@ -197,13 +234,20 @@ class ModelFolder:
         }
         t_init = self.figures.get("t_init")
         if self.kind == "generator" and t_init is not None:
-            from pecker_fast.models.one_step import one_step_scheduler, write_class_pipeline
+            from pecker_fast.models.one_step import write_class_pipeline
 
-            one_step_scheduler(self.scheduler.config, t_init).save_pretrained(root / "scheduler")
-            write_class_pipeline(root, self.network, self.patch_size, self.class_names)
+            write_class_pipeline(root, self, t_init)
             description["schedule"] = json.loads(self.scheduler.to_json_string())
         else:
             self.scheduler.save_pretrained(root / "scheduler")
+            if part == "transformer":
+                index = {
+                    "_class_name": "DiTPipeline",
+                    part: ["diffusers", type(self.network).__name__],
+                    "scheduler": ["diffusers", type(self.scheduler).__name__],
+                    "vae": [None, None] if self.vae is None else ["diffusers", "AutoencoderKL"],
+                }
+                write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
         write_text(root / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
     def save_whole(self, path: Path) -> None:
@@ -212,26 +256,31 @@ class ModelFolder:
             self.save(partial)
 
 
-def _class_names(
-    root: Path, network: UNet2DModel | DDPMUNet, given: list[str] | None, null_label: int | None
-) -> tuple[str, ...]:
-    """The names in the description, or "class 0" and so on, checked against the network."""
-    if isinstance(network, DDPMUNet):
-        classes = network.num_classes
-        rows = classes if network.null_label is None else classes + 1
-        if null_label not in (None, network.null_label):
-            raise PeckerError(
-                f"model folder {root}: null_label in {DESCRIPTION} is {shown(null_label)}, but the "
-                f"network's own label of no class is {network.null_label}; remove the entry"
-            )
-    elif isinstance(network.class_embedding, torch.nn.Embedding):
-        rows = network.class_embedding.num_embeddings
-        classes = rows if null_label is None else rows - 1
-    else:
+def _find_network(root: Path) -> tuple[ClassNetwork, Path]:
+    """What a folder's network is, and its own folder."""
+    parts = [root, *(root / name for name in dict.fromkeys(n.denoiser for n in CLASS_NETWORKS))]
+    folder = next((part for part in parts if (part / "config.json").is_file()), None)
+    if folder is None:
         raise PeckerError(
-            f"model folder {root}: the network has no class embedding (num_class_embeds is "
-            f"{network.config.num_class_embeds}); erasing a class needs a class-conditional model"
+            f"model folder {root}: unet/config.json is missing; expected a folder saved by "
+            "save_pretrained of a network, or one with unet/ or transformer/ and scheduler/"
         )
+    file = folder / "config.json"
+    config = read_json(file)
+    for known in CLASS_NETWORKS:
+        if isinstance(config, dict) and known.is_network(config):
+            return known, folder
+    kind = config.get("_class_name") if isinstance(config, dict) else config
+    remedy = "; give a text-to-image pipeline as --pipeline" if "Condition" in str(kind) else ""
+    expected = " or ".join(known.kind.__name__ for known in CLASS_NETWORKS)
+    raise PeckerError(f"{file}: is of a {shown(kind)}, expected {expected}{remedy}")
+
+
+def _class_names(
+    root: Path, rows: int, given: list[str] | None, null_label: int | None
+) -> tuple[str, ...]:
+    """The names in the description, or "class 0" and so on; labels of the network, all told."""
+    classes = rows if null_label is None else rows - 1
     names = tuple(given or (f"class {index}" for index in range(classes)))
     if len(names) > classes:
         raise PeckerError(
@@ -246,33 +295,39 @@ def _class_names(
     return names
 
 
-def _load_network(folder: Path) -> UNet2DModel | DDPMUNet:
-    known: dict[str, tuple[Any, type[Schema]]] = {
-        "UNet2DModel": (UNet2DModel, ClassUNetConfig),
-        "DDPMUNet": (DDPMUNet, DDPMUNetConfig),
-    }
-    file = folder / "config.json"
-    config = read_json(file)
-    kind = config.get("_class_name") if isinstance(config, dict) else config
-    if kind not in ("UNet2DModel", "DDPMUNet"):
-        remedy = "; give a text-to-image pipeline as --pipeline" if "Condition" in str(kind) else ""
-        raise PeckerError(f"{file}: is of a {shown(kind)}, expected {' or '.join(known)}{remedy}")
-    made_of, schema = known[kind]
-    config = read_config(file, schema)
-    make = partial(made_of.from_config, config)
-    # Without the package accelerate diffusers would say at length that it does just this.
-    network = load_network(made_of, folder, WEIGHTS, make, low_cpu_mem_usage=False)
-    return network.float().eval()
-
-
-def _load_scheduler(root: Path, described: Mapping[str, Any] | None) -> DDPMScheduler:
-    if described is not None:
-        return DDPMScheduler.from_config(described)
+def _load_scheduler(
+    root: Path, described: Mapping[str, Any] | None
+) -> DDPMScheduler | FlowMatchEulerDiscreteScheduler:
     for folder in (root / "scheduler", root):
         file = folder / "scheduler_config.json"
-        if file.exists():
-            return DDPMScheduler.from_config(read_config(file, ScheduleConfig))
-    raise PeckerError(
-        f"model folder {root}: scheduler/scheduler_config.json is missing; the noise schedule the "
-        "network was trained with is needed: DDPMScheduler(...).save_pretrained(folder/'scheduler')"
-    )
+        if described is None and file.exists():
+            content = read_json(file)
+            described = read_config(
+                file, FlowScheduleConfig if _is_flow(content) else ScheduleConfig
+            )
+    if described is None:
+        raise PeckerError(
+            f"model folder {root}: scheduler/scheduler_config.json is missing; the noise schedule "
+            "the network was trained with is needed: "
+            "DDPMScheduler(...).save_pretrained(folder/'scheduler')"
+        )
+    flow = _is_flow(described)
+    return (FlowMatchEulerDiscreteScheduler if flow else DDPMScheduler).from_config(described)
+
+
+def _is_flow(config: Any) -> bool:
+    kind = FlowMatchEulerDiscreteScheduler.__name__
+    return isinstance(config, dict) and config.get("_class_name") == kind
+
+
+def _load_vae(root: Path, channels: int, patch_size: int) -> AutoencoderKL | None:
+    index = root / INDEX
+    said = pipeline_parts(index)[1].get("vae") if index.is_file() else None
+    if said is None and not (root / "vae").is_dir():
+        return None
+    if patch_size != 1:
+        raise PeckerError(
+            f"model folder {root}: patch_size {patch_size} in {DESCRIPTION} beside an autoencoder, "
+            "vae/; expected 1"
+        )
+    return latents.load_autoencoder(root / "vae", channels)

@@ -10,20 +10,22 @@ Of a rectified flow it is the flow's own, which scales nothing: whoever calls sc
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers import (
     DDPMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
-from diffusers.models.unets.unet_2d import UNet2DModel
 
 from pecker_fast.files import read_json, write_text
 from pecker_fast.models.card import add_to_card
 from pecker_fast.models.ddpm import DDPMUNet
+
+if TYPE_CHECKING:
+    from pecker_fast.models.folder import ModelFolder
 
 __all__ = ["one_step_scheduler", "write_class_pipeline", "write_prompt_pipeline"]
 
@@ -54,32 +56,45 @@ def one_step_scheduler(config: Mapping[str, Any], t_init: int) -> EulerDiscreteS
     )
 
 
-def write_class_pipeline(
-    root: Path, network: UNet2DModel | DDPMUNet, patch_size: int, classes: Sequence[str]
-) -> None:
-    """model_index.json and README.md of a class model's folder.
+def write_class_pipeline(root: Path, model: ModelFolder, t_init: int) -> None:
+    """Scheduler, model_index.json and README.md of a class model's folder.
 
-    diffusers itself can draw from it, where the network is its own and sees pixels as they are:
+    diffusers itself can draw from it, where the network is its U-Net and sees pixels as they are:
     its pipeline of consistency models takes one step, by whatever scheduler the folder has.
 
     Args:
-        root: the folder, with unet/ and scheduler/.
-        network: the generator.
-        patch_size: of the model.
-        classes: their names.
+        root: the folder, with the network.
+        model: the generator.
+        t_init: time step at which it starts.
     """
-    plain = type(network) is UNet2DModel and patch_size == 1
-    library = "diffusers" if isinstance(network, UNet2DModel) else DDPMUNet.__module__
-    index = {
+    network, flow = model.architecture, model.prediction_type == "flow_prediction"
+    config = model.scheduler.config
+    scheduler: Any = plain_flow(config) if flow else one_step_scheduler(config, t_init)
+    scheduler.save_pretrained(root / "scheduler")
+    plain = network.name == "UNet2DModel" and model.patch_size == 1
+    plain = plain and not flow and model.vae is None
+    library = DDPMUNet.__module__ if isinstance(model.network, DDPMUNet) else "diffusers"
+    index: dict[str, Any] = {
         "_class_name": "ConsistencyModelPipeline" if plain else "OneStepPipeline",
-        "unet": [library, type(network).__name__],
-        "scheduler": ["diffusers", EulerDiscreteScheduler.__name__],
-        "patch_size": patch_size,
+        network.denoiser: [library, type(model.network).__name__],
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "patch_size": model.patch_size,
     }
+    if model.vae is not None:
+        index["vae"] = ["diffusers", type(model.vae).__name__]
+    if flow:
+        # A fresh one's are those of all time steps, the last first.
+        every = FlowMatchEulerDiscreteScheduler.from_config(config).sigmas
+        index["sigma"] = float(every[-1 - t_init])
     write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
-    names = "\n".join(f"- {number}: {name}" for number, name in enumerate(classes))
+    names = "\n".join(f"- {number}: {name}" for number, name in enumerate(model.class_names))
     lines = [_WITH_PACKAGE, *([_WITHOUT] if plain else [])]
     add_to_card(root, "\n\n".join(["# A one-step generator", *lines, names]))
+
+
+def plain_flow(config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler:
+    """A flow's scheduler that takes the sigmas that it is given as they are."""
+    return FlowMatchEulerDiscreteScheduler(config["num_train_timesteps"])
 
 
 def write_prompt_pipeline(
@@ -105,8 +120,7 @@ def write_prompt_pipeline(
         index["scheduler"] = ["diffusers", EulerDiscreteScheduler.__name__]
         write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
     else:
-        plain = FlowMatchEulerDiscreteScheduler(config["num_train_timesteps"])
-        plain.save_pretrained(root / "scheduler")
+        plain_flow(config).save_pretrained(root / "scheduler")
         usage = _WITH_PROMPTS_AND_A_FLOW.format(sigma=sigma, shape=", ".join(map(str, shape)))
     add_to_card(root, usage)
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json, replacing_folder, shown, write_text
+from pecker_fast.models import latents as latent_images
 from pecker_fast.models.architectures import ARCHITECTURES, Architecture, architecture_of
-from pecker_fast.models.architectures.base import load_denoiser
 from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
+from pecker_fast.models.latents import load_autoencoder
 from pecker_fast.models.schemas import (
-    AutoencoderConfig,
     PipelineDescription,
     pipeline_parts,
     read_config,
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 __all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
-
-_CHUNK = 64  # images at a time
 
 
 @dataclass(frozen=True)
@@ -134,27 +132,12 @@ class PipelineFolder:
             PeckerError: it is missing or damaged, or of other latent images.
         """
         with of_variant(self.variant):
-            decoder: Any = load_denoiser(self.path / "vae", "AutoencoderKL", AutoencoderConfig)
-        theirs, ours = decoder.config.latent_channels, self.network_shape[0]
-        if theirs != ours:
-            raise PeckerError(
-                f"{self.path / 'vae'}: decodes {theirs} channels, the network draws {ours}; take "
-                "both from one pipeline"
-            )
-        return nn.Module.float(decoder).eval().requires_grad_(False)  # diffusers' own warns
+            return load_autoencoder(self.path / "vae", self.network_shape[0])
 
     @staticmethod
-    @torch.no_grad()
     def decode(decoder: AutoencoderKL, latents: Tensor) -> Tensor:
         """(N, C, H, W) latents as images in [0, 1], on the CPU; grey ones get three channels."""
-        scale = decoder.config.scaling_factor
-        shift = getattr(decoder.config, "shift_factor", None) or 0.0
-        place = next(decoder.parameters())
-        images = [
-            decoder.decode(part.to(place) / scale + shift).sample.float().cpu()
-            for part in torch.split(latents, _CHUNK)
-        ]
-        decoded = (torch.cat(images) / 2 + 0.5).clamp(0, 1)
+        decoded = (latent_images.decode(decoder, latents) / 2 + 0.5).clamp(0, 1)
         return decoded.expand(-1, 3, -1, -1) if decoded.shape[1] == 1 else decoded
 
     def save_with(self, network: nn.Module, path: Path, description: dict[str, Any]) -> None:

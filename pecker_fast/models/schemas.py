@@ -30,6 +30,7 @@ __all__ = [
     "FlowScheduleConfig",
     "PipelineDescription",
     "ScheduleConfig",
+    "SquareTransformerConfig",
     "T5EncoderConfig",
     "TextEncoderConfig",
     "TextUNetConfig",
@@ -208,6 +209,25 @@ class TransformerConfig(_Config):
     patch_size: Side = 2
 
 
+class SquareTransformerConfig(TransformerConfig):
+    """Of those for images of one size."""
+
+    sample_size: Side = 128
+
+    @model_validator(mode="after")
+    def _fits(self) -> SquareTransformerConfig:
+        if self.sample_size % self.patch_size:
+            raise ValueError(
+                f"'sample_size' {self.sample_size} is no multiple of 'patch_size' {self.patch_size}"
+            )
+        if self.out_channels not in (None, self.in_channels, 2 * self.in_channels):
+            raise ValueError(
+                f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
+                "expected as many, or the variance as well"
+            )
+        return self
+
+
 # ---- the noise schedule
 
 
@@ -240,6 +260,7 @@ class FlowScheduleConfig(_Config):
     use_karras_sigmas: Literal[False] | None = False
     use_exponential_sigmas: Literal[False] | None = False
     use_beta_sigmas: Literal[False] | None = False
+    beta_start: None = None  # what tells the two kinds apart
 
     @model_validator(mode="after")
     def _can_shift(self) -> FlowScheduleConfig:
@@ -327,7 +348,7 @@ class ClassDescription(Schema):
     patch_size: Annotated[int, Field(ge=1, le=64)] = 1
     null_label: NonNegativeInt | None = None
     figures: _Figures = _Figures()
-    schedule: ScheduleConfig | None = None
+    schedule: ScheduleConfig | FlowScheduleConfig | None = None
 
 
 class PipelineDescription(Schema):

@@ -27,8 +27,9 @@ __all__ = [
 
 # A network and its schedule: of diffusers, and what a one-step generator's folder says.
 _CLASS_PIPELINES = (
-    "ConsistencyModelPipeline", "DDIMPipeline", "DDPMPipeline", "OneStepPipeline"
+    "ConsistencyModelPipeline", "DDIMPipeline", "DDPMPipeline", "DiTPipeline", "OneStepPipeline"
 )  # fmt: skip
+_NETWORKS = ("unet", "transformer")
 
 MODEL_NAME = "model"
 PIPELINE_NAME = "pipeline"
@@ -82,7 +83,7 @@ def find_model(path: Path) -> Path:
     Raises:
         PeckerError: A run that has made no model yet. A path that is neither is returned as it is.
     """
-    if (path / "unet").is_dir() or (path / "config.json").is_file():
+    if any((path / part).is_dir() for part in _NETWORKS) or (path / "config.json").is_file():
         return path
     if (path / MODEL_NAME).is_dir():
         return path / MODEL_NAME

@@ -6,10 +6,11 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bad_input.building import case, each, keys, whole_json
 from bad_input.case import Case
-from bad_input.seeds import ERASE, EVALUATE, MASK, SAMPLE
+from bad_input.seeds import ERASE, EVALUATE, MASK, SAMPLE, SAMPLE_DIT
 from bad_input.spoil import ANY_FILE, TENSORS, edit
 
 UNET = "model/unet/config.json"
@@ -49,6 +50,27 @@ _SCHEDULE_KEYS = {
     "thresholding": "true",
     "variance_type": "text zero",
     "clip_sample": "text",
+}
+_DIT_KEYS = {
+    "sample_size": "null text negative zero fraction huge list",
+    "in_channels": "null text negative zero list",
+    "out_channels": "text negative zero pair",
+    "num_layers": "null text negative fraction huge",
+    "num_attention_heads": "null text negative zero huge",
+    "attention_head_dim": "null text negative zero huge",
+    "patch_size": "null text negative zero huge",
+    "num_embeds_ada_norm": "null text negative zero huge",
+    "norm_type": "null text zero",
+    "dropout": "null text negative huge nan",
+    "_class_name": "null text zero list missing",
+}
+_FLOW_KEYS = {
+    "num_train_timesteps": "null text negative zero fraction huge digits",
+    "shift": "null text negative zero huge nan",
+    "use_dynamic_shifting": "text list",
+    "invert_sigmas": "true",
+    "_class_name": "null text zero list",
+    "beta_start": "negative",
 }
 _ABOUT_KEYS = {
     "class_names": "null text zero true object nested pair list escape deep",
@@ -91,7 +113,7 @@ def _schedule(file: Path, name: str, betas: bool) -> None:
 
 
 def schedules(
-    prefix: str, file: str, arguments: tuple[str, ...], needs: tuple[str, ...]
+    prefix: str, file: str, arguments: tuple[str, ...], needs: tuple[str, ...], **more: Any
 ) -> list[Case]:
     """Schedules of other kinds, also where the file still has betas."""
     table = {
@@ -100,7 +122,7 @@ def schedules(
         for betas in (False, True)
         if name != "MyOwnScheduler" or betas
     }
-    return each(prefix, table, file, arguments, needs, named="scheduler")
+    return each(prefix, table, file, arguments, needs, named="scheduler", **more)
 
 
 def _rename(old: str, new: str, folder: Path) -> None:
@@ -119,6 +141,7 @@ def _other_weights(name: str, folder: Path) -> None:
     _rename(WEIGHTS, f"model/unet/{name}", folder)
 
 
+_FLOWS = ("FlowMatchEulerDiscreteScheduler",)  # says what a network learnt, which may be a flow
 _NEEDS = ("model",)
 _JUDGED = ("model", "classifier")
 
@@ -136,8 +159,25 @@ CASES = [
     *each("weights", ANY_FILE, WEIGHTS, ERASE, _NEEDS, named="model"),
     *each("weights", TENSORS, WEIGHTS, SAMPLE, _NEEDS, named="model"),
     *each("weights in evaluate", TENSORS, WEIGHTS, EVALUATE, _JUDGED, named="model"),
-    *schedules("schedule of another kind", SCHEDULE, SAMPLE, _NEEDS),
-    *schedules("schedule of another kind in erase", SCHEDULE, ERASE, _NEEDS),
+    *schedules("schedule of another kind", SCHEDULE, SAMPLE, _NEEDS, fine=_FLOWS),
+    *schedules("schedule of another kind in erase", SCHEDULE, ERASE, _NEEDS, fine=_FLOWS),
+    *keys(
+        "dit", "latent/transformer/config.json", _DIT_KEYS, SAMPLE_DIT, ("latent",),
+        named="latent",
+    ),
+    *keys(
+        "flow", "latent/scheduler/scheduler_config.json", _FLOW_KEYS, SAMPLE_DIT, ("latent",),
+        named="schedul",
+    ),
+    *whole_json("dit", "latent/transformer/config.json", SAMPLE_DIT, ("latent",), named="latent"),
+    *each(
+        "autoencoder", TENSORS, "latent/vae/diffusion_pytorch_model.safetensors", SAMPLE_DIT,
+        ("latent",), named="vae",
+    ),
+    case("autoencoder gone", SAMPLE_DIT, ("latent",), lambda f: shutil.rmtree(f / "latent/vae"),
+         named="vae"),
+    case("patches of latent images", SAMPLE_DIT, ("latent",),
+         lambda f: edit(f / "latent/pecker_fast.json", "patch_size", 2), named="patch_size"),
     *(
         case(f"weights named {name}", SAMPLE, _NEEDS, partial(_other_weights, name), named="model")
         for name in (

@@ -23,6 +23,7 @@ QUICK = (
 ERASE = ("erase", "model", "--out", "run", *CLASSES, *QUICK)
 MASK = ("mask", "model", "--out", "m.safetensors", *CLASSES, *QUICK[2:8])
 SAMPLE = ("sample", "model", "--png", "x.png", "--steps", "1", "--per-class", "1")
+SAMPLE_DIT = ("sample", "latent", *SAMPLE[2:])
 EVALUATE = (
     "evaluate", "model", "--classifier", "classifier", "--forget", "star", "--per-class", "2",
     "--steps", "1", "--json", "found.json",
@@ -79,7 +80,9 @@ def make(root: Path, zygote: Zygote) -> None:
 
 
 def _model(root: Path) -> None:
-    from tiny_models import tiny_scheduler, tiny_unet
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from tiny_models import tiny_dit, tiny_scheduler, tiny_unet
+    from tiny_pipeline import CHANNELS, SIDE, tiny_vae
 
     from pecker_fast.evaluate.classifier import SmallClassifier
     from pecker_fast.masks.mask import SaliencyMask
@@ -89,6 +92,9 @@ def _model(root: Path) -> None:
 
     unet = tiny_unet()
     ModelFolder(unet, tiny_scheduler(), NAMES).save(root / "model")
+    latent = tiny_dit(3, (CHANNELS, SIDE, SIDE))
+    flow = FlowMatchEulerDiscreteScheduler()
+    ModelFolder(latent, flow, NAMES, vae=tiny_vae()).save(root / "latent")
     SmallClassifier(3, width=4).save(root / "classifier")
     mask = SaliencyMask.random(unet, 0.1, seed=0)
     mask.save(root / "mask.safetensors")

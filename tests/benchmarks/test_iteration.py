@@ -148,15 +148,15 @@ def test_the_published_loop_draws_what_the_method_asks_for():
     """Kept labels only, the override for the teacher, time steps in their range, fresh noise."""
     compared = problem(batch_size=64)
     loop, objective = compared._make(variant("as published"), {}, dropout=True)
-    diffusion = objective.config.diffusion
+    schedule = objective.schedule
     noises = []
     for remain, forget in next(loop._draw()):
         assert set(remain.label.tolist()) == set(range(1, 10))
         assert torch.equal(remain.label, remain.teacher_label)
         assert set(forget.label.tolist()) == {0} and set(forget.teacher_label.tolist()) == {1}
         for term in (remain, forget):
-            assert diffusion.t_min <= int(term.t.min()) <= int(term.t.max())
-            assert int(term.t.max()) < diffusion.t_max
+            assert schedule.t_min <= int(term.t.min()) <= int(term.t.max())
+            assert int(term.t.max()) < schedule.t_max
             noises += [term.noise, term.e]
     assert len({float(noise.sum()) for noise in noises}) == 8
 

@@ -1,19 +1,19 @@
 import pytest
+import torch
 import yaml
 from pydantic import ValidationError
 
 from pecker_fast.distill.config import RECIPES, PeckerConfig, load_config, recipe_names
+from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 
 
 def test_defaults_are_the_published_cifar10_recipe():
     config = load_config()
     assert config.alpha == 1.2
-    assert (config.diffusion.t_init, config.diffusion.t_min, config.diffusion.t_max) == (
-        440,
-        38,
-        712,
-    )
+    alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    time = NoiseSchedule.from_alphas_cumprod(alphas, **config.diffusion.model_dump())
+    assert (time.t_init, time.t_min, time.t_max) == (440, 38, 712)
     for network in (config.generator, config.pseudo_score):
         assert (network.lr, network.lambda_remain, network.lambda_forget) == (1e-5, 1.0, 0.01)
     optimizer = config.optimizer
@@ -35,8 +35,10 @@ def test_defaults_are_the_published_cifar10_recipe():
 
 
 def test_the_cifar10_file_says_what_the_defaults_say():
-    ours = {"logging": load_config("cifar10_forget").logging}
-    assert load_config("cifar10_forget") == load_config().model_copy(update=ours)
+    found = load_config("cifar10_forget")
+    assert found.diffusion.model_dump() == {"t_init": 440, "t_min": 38, "t_max": 712}
+    ours = {"logging": found.logging, "diffusion": found.diffusion}
+    assert found == load_config().model_copy(update=ours)
 
 
 OPEN = ("celebrity", "object", "sfd_celebrity", "style")  # recipes that leave the concept open
@@ -136,7 +138,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path, key, nearest):
         ({"iterations": 2.5}, r"^iterations must be a valid integer"),
         ({"forget": [0.5]}, r"^forget.* must be a valid integer"),
         ({"mask": 3}, r"^mask must be a section with keys such as 'mask\.kind', got 3$"),
-        ({"diffusion.t_min": 800}, r"^t_min 800 must be below t_max 712$"),
+        ({"diffusion.t_min": 800, "diffusion.t_max": 712}, r"^t_min 800 must be below t_max 712$"),
         ({"forget": 1}, r"^forget and override are the same class 1: nothing"),
         ({"share_generator_pass": True, "micro_batch": 4}, "set one of them"),
         ({"generator.lambda_forget": 0}, "needs generator.lambda_forget > 0"),

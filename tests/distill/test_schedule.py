@@ -3,7 +3,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from pecker_fast.distill.networks import text_predictor
+from pecker_fast.distill.networks import diffusers_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 
@@ -23,7 +23,8 @@ def test_constants_of_the_linear_schedule():
 
 def test_constants_of_the_scaled_linear_schedule():
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    schedule = NoiseSchedule.from_scheduler(scheduler, t_init=625, t_min=20, t_max=980)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    assert (schedule.t_init, schedule.t_min, schedule.t_max) == (625, 20, 980)
     assert sigma(schedule, 625) == pytest.approx(2.502, abs=5e-4)
     assert sigma(schedule, 20) == pytest.approx(0.138, abs=5e-4)
     assert sigma(schedule, 979) == pytest.approx(12.97, abs=5e-3)
@@ -161,7 +162,7 @@ def test_a_flow_is_read_as_noise():
         seen.append(time)
         return guess
 
-    predicted = text_predictor(schedule, call, "flow_prediction")(nn.Linear(1, 1), x_t, t, t)
+    predicted = diffusers_predictor(schedule, call, "flow_prediction")(nn.Linear(1, 1), x_t, t, t)
     torch.testing.assert_close(seen[0], 1000 * s.flatten())
     torch.testing.assert_close(schedule.denoised(x_t, predicted, t), x_t - s * guess)
     loss = schedule.weighted((e - predicted).square().flatten(1).sum(1), t)

@@ -10,7 +10,7 @@ from toys import assert_same_bits, train, weights
 from pecker_fast.distill import PeckerTrainer, load_config
 from pecker_fast.distill.losses import generator_loss, pseudo_score_loss
 from pecker_fast.distill.network_set import SharedNetworks
-from pecker_fast.distill.networks import guided_by_sample, text_predictor
+from pecker_fast.distill.networks import diffusers_predictor, guided_by_sample
 from pecker_fast.distill.prompts import PromptPair, TextConditions, prompt_pairs, read_prompts
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
@@ -159,14 +159,14 @@ def test_a_velocity_model_is_a_noise_model():
     a, b = schedule.coefficients(t, x_0)
     x_t = schedule.add_noise(x_0, e, t)
     v = network(x_t, t, encoder_hidden_states=condition.double()).sample
-    found = text_predictor(schedule, StableDiffusion().call, "v_prediction")(
+    found = diffusers_predictor(schedule, StableDiffusion().call, "v_prediction")(
         network, x_t, t, condition
     )
     torch.testing.assert_close(found, a * v + b * x_t)
     published = (a**2 * ((a * e - b * x_0) - v) ** 2).sum((1, 2, 3))
     torch.testing.assert_close(((e - found) ** 2).sum((1, 2, 3)), published)
     with pytest.raises(PeckerError, match="prediction_type 'sample'; the distillation knows"):
-        text_predictor(schedule, StableDiffusion().call, "sample")
+        diffusers_predictor(schedule, StableDiffusion().call, "sample")
 
 
 def test_no_guidance_is_one_pass():

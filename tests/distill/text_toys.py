@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from pecker_fast.distill import NoiseSchedule, Objective, load_config
-from pecker_fast.distill.networks import text_predictor
+from pecker_fast.distill.networks import diffusers_predictor
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 
@@ -69,7 +69,7 @@ def text_objective(overrides=None, text=None, *, dtype=torch.float32, prediction
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     schedule = NoiseSchedule.from_betas(betas, **config.diffusion.model_dump())
     conditions = TextConditions(config.text, encode, config.seed)
-    predict = text_predictor(schedule, StableDiffusion().call, prediction)
+    predict = diffusers_predictor(schedule, StableDiffusion().call, prediction)
     return Objective(
         text_unet().to(dtype),
         schedule,

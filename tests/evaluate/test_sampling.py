@@ -9,7 +9,7 @@ import torch
 from tiny_models import tiny_unet
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.sampling import Sampler, balanced_labels, default_t_init
+from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 
@@ -92,7 +92,7 @@ def noise_of(seed, count, shape):
 
 
 def test_t_init_of_the_linear_schedule(tiny_model):
-    assert default_t_init(tiny_model.scheduler) == 440
+    assert Sampler().settings(tiny_model)["t_init"] == 440
 
 
 def test_one_step_of_the_network(model):

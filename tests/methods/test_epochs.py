@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pecker_fast.methods.image_batches import ShuffledEpochs, antithetic_timesteps
+from pecker_fast.methods.image_batches import ShuffledEpochs, timesteps
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 
@@ -37,7 +37,7 @@ def test_any_iteration_can_be_asked_for():
 @pytest.mark.parametrize("count", [1, 7, 8])
 def test_timesteps_come_in_pairs(count):
     random = IterationRandom(0, 0, torch.device("cpu"), TRAINING)
-    t = antithetic_timesteps(count, 1000, random)
+    t = timesteps(count, 1000, random)
     assert t.shape == (count,)
     assert t.dtype == torch.int64
     half = count // 2 + 1
@@ -46,7 +46,7 @@ def test_timesteps_come_in_pairs(count):
 
 def test_timesteps_cover_the_whole_schedule():
     random = IterationRandom(0, 0, torch.device("cpu"), TRAINING)
-    t = antithetic_timesteps(2000, 4, random)
+    t = timesteps(2000, 4, random)
     counts = torch.bincount(t, minlength=4)
     assert len(counts) == 4
     assert int(counts.min()) > 400  # 500 expected, deviation 19

@@ -10,7 +10,7 @@ from tiny_models import tiny_scheduler, tiny_unet
 from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline
 from transformers import CLIPTextConfig
 
-from pecker_fast.distill.networks import text_predictor
+from pecker_fast.distill.networks import diffusers_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
@@ -79,7 +79,7 @@ def use_family(folder):
     schedule = NoiseSchedule.from_scheduler_config(
         whole.scheduler_config, t_init=None, t_min=0, t_max=1
     )
-    predict = text_predictor(schedule, whole.architecture.call, whole.prediction_type)
+    predict = diffusers_predictor(schedule, whole.architecture.call, whole.prediction_type)
     drawn = predict(whole.network, noise, torch.tensor([3]), whole.texts.encode(["a bee"]))
     assert drawn.shape == noise.shape
 

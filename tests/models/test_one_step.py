@@ -10,7 +10,7 @@ from tiny_pipeline import CHANNELS, SIDE, save_tiny_pipeline
 
 from pecker_fast import ModelFolder, OneStepPipeline, PeckerError
 from pecker_fast.distill.losses import one_step_sample
-from pecker_fast.distill.networks import text_predictor
+from pecker_fast.distill.networks import diffusers_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.one_step import one_step_scheduler
@@ -113,7 +113,7 @@ def test_a_pipeline_in_one_step_without_a_line_of_ours(prediction, tmp_path):
     schedule = NoiseSchedule.from_scheduler_config(
         teacher.scheduler_config, t_init=625, t_min=20, t_max=980
     )
-    predict = text_predictor(schedule, teacher.architecture.call, prediction)
+    predict = diffusers_predictor(schedule, teacher.architecture.call, prediction)
     drawn = expected_images(
         teacher.network, schedule, noise, teacher.texts.encode(prompts), predict
     )

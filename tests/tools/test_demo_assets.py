@@ -51,6 +51,27 @@ def test_make_teacher(tmp_path):
 
 
 @pytest.mark.slow
+def test_make_dit(tmp_path, monkeypatch):
+    import make_dit
+
+    pixels = torch.zeros(60, 1, 28, 28, dtype=torch.uint8), torch.arange(60) % 10
+    monkeypatch.setattr(fashion_mnist, "load_pixels", lambda folder, split: pixels)
+    out, small = tmp_path / "dit", ("channels=16", "blocks_per_level=1")
+    words = [word for key in small for word in ("--set", f"network.{key}")]
+    words += ["--set", "iterations=2", "--set", "batch_size=4", "--set", "warmup=0"]
+    words += ["--run", str(tmp_path / "run"), "--out", str(out), "--per-class", "2"]
+    result = CliRunner().invoke(make_dit.make, [*words, "--threads", "1"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    folder = ModelFolder.load(out)
+    assert folder.class_names == fashion_mnist.CLASS_NAMES and folder.null_label == 10
+    assert (folder.image_shape, folder.prediction_type) == ((1, 28, 28), "flow_prediction")
+    assert folder.figures["training"]["iterations"] == 2
+    assert folder.figures["teacher"]["per_class"] == 2
+    stored = load_file(out / "transformer/diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+
+
+@pytest.mark.slow
 def test_make_pipeline(tmp_path):
     import make_pipeline
 

@@ -1,10 +1,14 @@
-"""The families of text-to-image pipelines that are known, one file each."""
+"""The networks and the families of pipelines that are known, one file each."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import nn
+
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.class_networks import ClassNetwork, DDPMNetwork, UNetNetwork
+from pecker_fast.models.architectures.dit import DiT
 from pecker_fast.models.architectures.flux import Flux
 from pecker_fast.models.architectures.pixart import PixArt
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
@@ -13,10 +17,13 @@ from pecker_fast.models.architectures.stable_diffusion_xl import StableDiffusion
 
 __all__ = [
     "ARCHITECTURES",
+    "CLASS_NETWORKS",
     "Architecture",
+    "ClassNetwork",
     "StableDiffusion",
     "StableDiffusionXL",
     "architecture_of",
+    "class_network",
 ]
 
 ARCHITECTURES: tuple[Architecture, ...] = (
@@ -26,6 +33,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Flux(),
     PixArt(),
 )
+
+CLASS_NETWORKS: tuple[ClassNetwork, ...] = (UNetNetwork(), DDPMNetwork(), DiT())
+
+
+def class_network(network: nn.Module) -> ClassNetwork:
+    """What is known of a network that is told a class; one of another kind is as `UNet2DModel`."""
+    return next((k for k in CLASS_NETWORKS if isinstance(network, k.kind)), CLASS_NETWORKS[0])
 
 
 def architecture_of(name: str, parts: Mapping[str, str | None], root: Path) -> Architecture:

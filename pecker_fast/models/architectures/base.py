@@ -1,4 +1,4 @@
-"""What has to be said of a family of pipelines so that everything else works with it."""
+"""What has to be said of a network, or of a family of pipelines, so that all else works with it."""
 
 from __future__ import annotations
 
@@ -16,31 +16,26 @@ from pecker_fast.models.texts import Texts
 from pecker_fast.models.weights import load_network
 from pecker_fast.runs.reading import Schema
 
-__all__ = ["Architecture", "load_denoiser"]
+__all__ = ["Architecture", "Denoiser", "load_denoiser"]
 
 
-class Architecture(ABC):
-    """One family of text-to-image pipelines. It has no state: an instance is its functions.
+class Denoiser(ABC):
+    """What has to be said of a network that denoises, without state: an instance is its functions.
 
     Attributes:
         name: for people.
-        denoiser: the part that is distilled.
-        parts: the parts that model_index.json must name, with their classes. A pipeline may have
-            others, which are copied along.
-        optional: those of them that may be null.
-        schema: of the network's config.json.
-        schedule: of scheduler_config.json.
+        denoiser: the part of a folder that it is.
+        parts: the parts of a pipeline with their classes, the network's at least.
+        schema: of its config.json.
     """
 
     name: ClassVar[str]
     denoiser: ClassVar[str] = "unet"
     parts: ClassVar[Mapping[str, str]]
-    optional: ClassVar[frozenset[str]] = frozenset()
     schema: ClassVar[type[Schema]]
-    schedule: ClassVar[type[Schema]] = ScheduleConfig
 
     def load_network(self, folder: Path) -> nn.Module:
-        """The network that denoises, from its own folder.
+        """The network, from its own folder.
 
         Raises:
             PeckerError: it is missing, damaged or of another kind.
@@ -50,18 +45,6 @@ class Architecture(ABC):
     def is_network(self, config: Mapping[str, Any]) -> bool:
         """Whether a config.json that was not checked yet is that of this family's network."""
         return bool(config.get("_class_name") == self.parts[self.denoiser])
-
-    @abstractmethod
-    def load_texts(self, root: Path, config: Any) -> Texts:
-        """What encodes prompts, from the pipeline's folder.
-
-        Args:
-            root: the pipeline's folder.
-            config: of the network that is told them, as `schema` has it.
-
-        Raises:
-            PeckerError: a part is missing or damaged, or is another network's.
-        """
 
     def sample_shape(self, config: Any) -> tuple[int, int, int]:
         """(C, H, W) of the images that the network of this configuration denoises."""
@@ -87,20 +70,47 @@ class Architecture(ABC):
             network: of this family.
             x_t: (N, C, H, W) noisy images, in the network's dtype.
             time: (N,) how noisy they are, as the family's schedule counts it.
-            condition: (N, ...) of `load_texts`, in the network's dtype.
+            condition: (N, ...) of `load_texts`, in the network's dtype, or (N,) int64 labels.
 
         Returns:
-            (N, C, H, W) noise or velocity, as the pipeline's scheduler says.
+            (N, C, H, W) noise or velocity, as the scheduler says.
         """
 
 
-def load_denoiser(folder: Path, name: str, schema: type[Schema]) -> nn.Module:
+class Architecture(Denoiser):
+    """One family of text-to-image pipelines.
+
+    Attributes:
+        parts: those that model_index.json must name. A pipeline may have others, which are copied
+            along.
+        optional: those of them that may be null.
+        schedule: of scheduler_config.json.
+    """
+
+    optional: ClassVar[frozenset[str]] = frozenset()
+    schedule: ClassVar[type[Schema]] = ScheduleConfig
+
+    @abstractmethod
+    def load_texts(self, root: Path, config: Any) -> Texts:
+        """What encodes prompts, from the pipeline's folder.
+
+        Args:
+            root: the pipeline's folder.
+            config: of the network that is told them, as `schema` has it.
+
+        Raises:
+            PeckerError: a part is missing or damaged, or is another network's.
+        """
+
+
+def load_denoiser(folder: Path, name: str, schema: type[Schema], kind: Any = None) -> nn.Module:
     """A network of diffusers.
 
     Args:
         folder: with its configuration and weights.
         name: of its class.
         schema: of its configuration.
+        kind: its class, where it is not diffusers' own.
 
     Raises:
         PeckerError: it is missing or damaged.
@@ -111,7 +121,7 @@ def load_denoiser(folder: Path, name: str, schema: type[Schema]) -> nn.Module:
     said = config.get("_class_name", name)
     if said != name:
         raise PeckerError(f"{folder}: is a {said}; expected {name}: take both from one pipeline")
-    kind: Any = getattr(diffusers, name)
+    kind = kind or getattr(diffusers, name)
     make = partial(kind.from_config, config)
     # Without the package accelerate diffusers would say at length that it does just this.
     network: nn.Module = load_network(

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import Count, Share, Side, Small, TransformerConfig, pipeline_parts
+from pecker_fast.models.schemas import Count, Share, Small, SquareTransformerConfig, pipeline_parts
 from pecker_fast.models.texts import Texts, load_t5, load_t5_tokenizer
 
 __all__ = ["PixArt"]
@@ -21,10 +20,9 @@ _LONGEST_OF_OTHERS = 300
 _SCALE = 8  # pixels of a latent one, a side; what the network is told of the size is in pixels
 
 
-class PixArtTransformerConfig(TransformerConfig):
+class PixArtTransformerConfig(SquareTransformerConfig):
     """config.json of diffusers' `PixArtTransformer2DModel`."""
 
-    sample_size: Side = 128
     in_channels: Count = 4
     out_channels: Count | None = 8
     dropout: Share = 0.0
@@ -33,19 +31,6 @@ class PixArtTransformerConfig(TransformerConfig):
     caption_channels: Count
     norm_eps: Small = 1e-6
     use_additional_conditions: bool | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> PixArtTransformerConfig:
-        if self.sample_size % self.patch_size:
-            raise ValueError(
-                f"'sample_size' {self.sample_size} is no multiple of 'patch_size' {self.patch_size}"
-            )
-        if self.out_channels not in (None, self.in_channels, 2 * self.in_channels):
-            raise ValueError(
-                f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
-                "expected as many, or the variance as well"
-            )
-        return self
 
 
 class PixArt(Architecture):

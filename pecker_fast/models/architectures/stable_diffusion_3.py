@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import Count, FlowScheduleConfig, Side, TransformerConfig
+from pecker_fast.models.schemas import Count, FlowScheduleConfig, SquareTransformerConfig
 from pecker_fast.models.texts import (
     Texts,
     load_clip,
@@ -28,10 +28,9 @@ __all__ = ["StableDiffusion3"]
 _LONGEST = 256  # tokens of T5, as the pipeline takes unless told
 
 
-class SD3TransformerConfig(TransformerConfig):
+class SD3TransformerConfig(SquareTransformerConfig):
     """config.json of diffusers' `SD3Transformer2DModel`."""
 
-    sample_size: Side = 128
     joint_attention_dim: Count = 4096
     caption_projection_dim: Count = 1152
     pooled_projection_dim: Count = 2048
@@ -41,15 +40,11 @@ class SD3TransformerConfig(TransformerConfig):
     )
 
     @model_validator(mode="after")
-    def _fits(self) -> SD3TransformerConfig:
+    def _predicts_no_variance(self) -> SD3TransformerConfig:
         if self.out_channels not in (None, self.in_channels):
             raise ValueError(
                 f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
                 "expected as many"
-            )
-        if self.sample_size % self.patch_size:
-            raise ValueError(
-                f"'sample_size' {self.sample_size} is no multiple of 'patch_size' {self.patch_size}"
             )
         return self
 

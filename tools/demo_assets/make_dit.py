@@ -1,0 +1,103 @@
+"""How a DiT that learns Fashion-MNIST by flow matching is made, and measured.
+
+    python tools/demo_assets/make_dit.py --run dit-run --out dit --threads 2
+
+The recipe is `fashion_dit`; `--set` changes it. A run that is there is taken up: it may be stopped
+at any time. Weights are stored in fp16, and are measured as they are stored.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+
+from pecker_fast import cli
+from pecker_fast.cli.common import machine_options, prepare
+from pecker_fast.data import teacher_folder
+from pecker_fast.datasets import fashion_mnist
+from pecker_fast.distributed import Ranks
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier import load_classifier
+from pecker_fast.evaluate.frechet import ClassStatistics
+from pecker_fast.evaluate.reference import ClassFigures
+from pecker_fast.evaluate.sampling import Sampler, balanced_labels
+from pecker_fast.models import ModelFolder
+
+__all__ = ["make", "measured"]
+
+GUIDANCE = 1.0  # w of (1 + w) v_c - w v_null
+
+
+@click.command()
+@click.option("--run", "run", type=click.Path(path_type=Path), required=True, help="Of training.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    default=fashion_mnist.DEFAULT_FOLDER,
+    show_default=True,
+    help="Folder with the four Fashion-MNIST files.",
+)
+@click.option("--set", "settings", multiple=True, help="A key of the recipe, KEY=VALUE.")
+@click.option("--per-class", type=int, default=500, show_default=True, help="50-step samples.")
+@machine_options
+def make(
+    run: Path,
+    out: Path,
+    images: Path,
+    settings: tuple[str, ...],
+    per_class: int,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Train, or go on with training; then measure, and write the folder, whole or not at all."""
+    if out.exists():
+        raise PeckerError(f"{out}: exists; name a new folder")
+    place = prepare(device, threads)
+    changes = [word for change in settings for word in ("--set", change)]
+    changes += [] if threads is None else ["--threads", str(threads)]
+    line = ["train-teacher", "--config", "fashion_dit", "--data-root", str(images)]
+    code = cli.main([*line, "--out", str(run), "--device", device, *changes])
+    if code:
+        raise SystemExit(code)
+    trained = ModelFolder.load(run / "model")
+    # As they will be stored: what is measured is what ships.
+    rounded = trained.network.half().float().to(place)
+    model = replace(trained, network=rounded)
+    plain, guided = (
+        measured(model, Sampler(steps=50, guidance=scale), per_class) for scale in (0.0, GUIDANCE)
+    )
+    facts = {
+        "teacher": plain.to_dict(),
+        "guided": {"guidance": GUIDANCE, **guided.to_dict()},
+        **trained.figures,
+    }
+    temporary = out.with_name(out.name + ".partial")
+    replace(model, network=rounded.cpu().half(), figures=facts).save(temporary)
+    os.replace(temporary, out)
+    for words, found in (("plain", plain), (f"guidance {GUIDANCE:g}", guided)):
+        named = statistics.mean(found.class_accuracy)
+        distance = statistics.mean(found.frechet_without)
+        click.echo(f"{out}, {words}: {named:.3f} named as asked, Fréchet distance {distance:.2f}")
+
+
+def measured(model: ModelFolder, sampler: Sampler, per_class: int) -> ClassFigures:
+    """What the shipped classifier says of images of every class."""
+    # TF32 convolutions would make the figures those of this card.
+    torch.backends.cudnn.allow_tf32 = False
+    place = next(model.network.parameters()).device
+    classifier = load_classifier(teacher_folder() / "classifier").to(place)
+    real = ClassStatistics.load(teacher_folder() / "statistics.safetensors")
+    asked = balanced_labels(model.num_classes, per_class)
+    drawn = sampler.pixels(model, asked, "samples", ranks=Ranks())
+    assert drawn is not None  # one process draws
+    return ClassFigures.of_images(drawn, asked, classifier, real, sampler)
+
+
+if __name__ == "__main__":
+    make()
