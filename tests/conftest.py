@@ -152,6 +152,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Or triton's bindings would report at the end what was never collected."""
+    gc.unfreeze()
+
+
 def emulated_backend(item: pytest.Item) -> str | None:
     """The backend for GPUs that a test runs on the CPU, if it does."""
     for name in ("triton-interpret", "cuda-on-host"):

@@ -1,6 +1,11 @@
 """Class-conditional networks small enough to sample in milliseconds."""
 
+import torch
 from diffusers import DDPMScheduler, UNet2DModel
+
+from pecker_fast.models import ModelFolder
+
+NAMES = ("circle", "square", "star")
 
 
 def tiny_unet(num_classes=3, image_shape=(1, 8, 8)):
@@ -24,3 +29,9 @@ def tiny_unet(num_classes=3, image_shape=(1, 8, 8)):
 def tiny_scheduler():
     """DDPM's linear schedule of 1,000 steps."""
     return DDPMScheduler(1000, 1e-4, 0.02, "linear", prediction_type="epsilon", clip_sample=False)
+
+
+def model_of_shapes(kind="teacher"):
+    """The network as a `ModelFolder` of three classes; the same weights at each call."""
+    torch.manual_seed(0)
+    return ModelFolder(tiny_unet(), tiny_scheduler(), NAMES, kind=kind)
