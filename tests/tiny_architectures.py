@@ -16,9 +16,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny_pipeline import CHANNELS, LENGTH, SIDE, letters, save_tiny_pipeline, tiny_vae
+from tiny_pipeline import CHANNELS, LENGTH, SIDE, clip_config, letters, save_tiny_pipeline, tiny_vae
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     T5Config,
@@ -32,20 +31,7 @@ POOLED = 6
 def clip(tokenizer, width, projected=False):
     """A CLIP text encoder of that width."""
     kind = CLIPTextModelWithProjection if projected else CLIPTextModel
-    return kind(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            projection_dim=POOLED,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    ).eval()
+    return kind(clip_config(tokenizer, width, num_hidden_layers=2, projection_dim=POOLED)).eval()
 
 
 def save_tiny_xl(folder):

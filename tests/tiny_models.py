@@ -3,6 +3,10 @@
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
+from pecker_fast.models import ModelFolder
+
+NAMES = ("circle", "square", "star")
+
 
 def tiny_unet(num_classes=3, image_shape=(1, 8, 8)):
     """An untrained `UNet2DModel` for images (C, H, W), in eval mode."""
@@ -45,3 +49,9 @@ def tiny_dit(num_classes=3, image_shape=(1, 8, 8), variance=False, **options):
 def tiny_scheduler():
     """DDPM's linear schedule of 1,000 steps."""
     return DDPMScheduler(1000, 1e-4, 0.02, "linear", prediction_type="epsilon", clip_sample=False)
+
+
+def model_of_shapes(kind="teacher"):
+    """The network as a `ModelFolder` of three classes; the same weights at each call."""
+    torch.manual_seed(0)
+    return ModelFolder(tiny_unet(), tiny_scheduler(), NAMES, kind=kind)

@@ -17,31 +17,8 @@ def save_tiny_pipeline(
     """Write the pipeline folder and return it as diffusers' own pipeline."""
     torch.manual_seed(8)
     tokenizer = letters(folder / "letters", length)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=SIDE,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        norm_num_groups=4,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-    )
+    text_encoder = CLIPTextModel(clip_config(tokenizer, WIDTH, num_hidden_layers=1))
+    unet = tiny_text_unet()
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -65,6 +42,38 @@ def save_tiny_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline
+
+
+def clip_config(tokenizer, width, **options):
+    """Of a CLIP text encoder of that width for that tokenizer."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
+
+
+def tiny_text_unet(dropout=0.0):
+    """A U-Net of latents that is told text embeddings (L, `WIDTH`)."""
+    return UNet2DConditionModel(
+        sample_size=SIDE,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        dropout=dropout,
+    )
 
 
 def tiny_vae(image_channels=3, shift=None):

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+@pytest.fixture(scope="module", autouse=True)
+def _benchmarks_on_the_path():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+        yield
 
 
 @pytest.fixture

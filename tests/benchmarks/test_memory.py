@@ -114,6 +114,7 @@ def test_computed_figures_are_those_of_a_real_run(name):
     assert computed.peak_bytes == pytest.approx(peak, rel=0.03)
 
 
+@pytest.mark.slow
 def test_rows_are_written(run):
     from memory import MemoryCase
 

@@ -6,25 +6,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from tiny_models import tiny_scheduler, tiny_unet
+from tiny_models import model_of_shapes
 from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast import cli
 from pecker_fast.evaluate.classifier import SmallClassifier
-from pecker_fast.models import ModelFolder
 from pecker_fast.runs.checkpoint import RunDirectory
-
-NAMES = ("circle", "square", "star")
 
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
     """Read-only: `model`, `classifier`, `statistics` (an .npz of real images)."""
     root = tmp_path_factory.mktemp("files")
-    torch.manual_seed(0)
-    unet = tiny_unet()
-    ModelFolder(unet, tiny_scheduler(), NAMES).save(root / "model")
+    model_of_shapes().save(root / "model")
     SmallClassifier(3, width=4).save(root / "classifier")
     labels = np.arange(60) % 3
     images = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)

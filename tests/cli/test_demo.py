@@ -17,6 +17,7 @@ from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics
 from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
+from pecker_fast.evaluate.sweep import recognised
 from pecker_fast.models import ModelFolder
 
 
@@ -51,12 +52,27 @@ def test_the_class_is_gone_and_the_others_are_kept(demo, figures):
     assert report["forget_accuracy_after"] <= 0.03  # 500 images; the probe's threshold is .02
     assert report["keep_accuracy_teacher"] == figures.keep_accuracy(forget)
     start, end = report["curve"][0], report["curve"][-1]
-    assert end["iteration"] <= 60 and start["forget_accuracy"] > 0.9
+    assert end["iteration"] <= 60 and start["forget_accuracy"] > 0.9  # the first stage draws it
+    # `until` would end it before: a probe of 180 images, whose 95 % interval is some 3 % wide.
+    gone = next(point for point in report["curve"] if point["forget_accuracy"] <= 0.05)
+    assert gone["iteration"] <= 40 and gone["keep_accuracy"] >= start["keep_accuracy"] - 0.06
     assert report["keep_accuracy_after"] >= start["keep_accuracy"] - 0.04
     assert report["frechet_teacher"] == figures.frechet(forget)
     # The untouched teacher's one-step samples are at 60, the first stage's at 3.
     assert 0 < report["frechet_after"] < 10
     assert (report["after"]["forget_count"], report["after"]["keep_count"]) == (500, 4500)
+
+
+@pytest.mark.slow
+def test_the_class_is_gone_in_many_steps_too(demo):
+    """Though one step is all that the run learnt."""
+    model, judge = (
+        ModelFolder.load(demo / "model"),
+        load_classifier(teacher_folder() / "classifier"),
+    )
+    boots = torch.full((60,), model.class_index("Ankle boot"))
+    found = recognised(model, Sampler(10), boots, judge)
+    assert (found == boots).double().mean() <= 0.15
 
 
 @pytest.mark.slow

@@ -1,13 +1,13 @@
 """The training iteration on a GPU: fused blocks, one graph, no waiting, one set of weights."""
 
-import os
-
 import pytest
 import torch
 from toys import assert_same_bits, tiny_unet, toy_objective, train, weights
 
 from pecker_fast.distill import PeckerTrainer
 from pecker_fast.distill.graph import WARM_UP
+
+pytestmark = pytest.mark.usefixtures("gpu")
 
 SETTINGS = {"iterations": WARM_UP + 5, "logging.every": 1, "lr_schedule": "cosine"}
 OPTIONS = {
@@ -18,15 +18,6 @@ OPTIONS = {
     "autocast": {"precision": "autocast"},
     "one generator pass": {"share_generator_pass": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_gpu():
-    if not torch.cuda.is_available():
-        if os.environ.get("PECKER_REQUIRE_GPU") == "1":
-            pytest.fail("PECKER_REQUIRE_GPU=1, but no CUDA device")
-        pytest.skip("no CUDA device")
-    torch.backends.cudnn.deterministic = True
 
 
 def objective(options):

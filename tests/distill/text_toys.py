@@ -3,14 +3,14 @@
 import zlib
 
 import torch
-from diffusers import UNet2DConditionModel
+from tiny_pipeline import WIDTH, tiny_text_unet
 
 from pecker_fast.distill import NoiseSchedule, Objective, load_config
 from pecker_fast.distill.networks import diffusers_predictor
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 
-LENGTH, WIDTH = 6, 8
+LENGTH = 6
 TEXT = {
     "remain": ["a red ball", "a blue car", "a green tree"],
     "concepts": [
@@ -32,19 +32,7 @@ def encode(prompts):
 
 def text_unet(dropout=0.0):
     torch.manual_seed(4)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        norm_num_groups=4,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-        dropout=dropout,
-    )
+    return tiny_text_unet(dropout)
 
 
 def text_objective(overrides=None, text=None, *, dtype=torch.float32, prediction="epsilon"):

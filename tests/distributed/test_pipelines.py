@@ -7,14 +7,13 @@ import torch
 from pipeline_jobs import class_images, preview, sample
 from processes import run_commands, run_processes
 from safetensors.torch import load_file
-from tiny_models import tiny_scheduler, tiny_unet
+from tiny_models import model_of_shapes
 from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast import cli
 from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate import pipeline_sampling
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 
 
@@ -53,7 +52,7 @@ def test_latents_and_images_have_the_bits_of_one_process(pipeline, size, count, 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 10])
 def test_images_of_a_class_model_have_the_bits_of_one_process(tmp_path, batch_size):
-    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(tmp_path)
+    model_of_shapes().save(tmp_path)
     first, second = run_processes(class_images, 2, str(tmp_path), batch_size)
     assert second is None
     assert torch.equal(first, class_images(None, str(tmp_path), batch_size))

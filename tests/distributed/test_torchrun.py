@@ -6,12 +6,11 @@ import pytest
 import torch
 from processes import run_commands, torchrun
 from safetensors.torch import load_file
-from tiny_models import tiny_scheduler, tiny_unet
+from tiny_models import model_of_shapes
 from toys import assert_same_bits
 
 from pecker_fast import cli
 from pecker_fast.distill import RunDirectory
-from pecker_fast.models import ModelFolder
 
 MAIN = Path(__file__).parent / "fault_main.py"
 TRAINED = ("iteration", "mask", "networks", "generator", "pseudo_score", "ema")
@@ -23,8 +22,7 @@ pytestmark = pytest.mark.slow
 def model(tmp_path_factory):
     """A tiny model folder; read-only."""
     folder = tmp_path_factory.mktemp("model") / "model"
-    torch.manual_seed(0)
-    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(folder)
+    model_of_shapes().save(folder)
     return folder
 
 

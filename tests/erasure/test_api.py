@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import tiny_scheduler, tiny_unet
+from tiny_models import model_of_shapes, tiny_scheduler, tiny_unet
 from tiny_pipeline import save_tiny_pipeline
 
 import pecker_fast
@@ -28,9 +28,8 @@ WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder; read-only."""
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "model"
-    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(path)
+    model_of_shapes().save(path)
     return path
 
 

@@ -1,17 +1,12 @@
 """A model small enough to sample in milliseconds, and detectors of nudity."""
 
 import pytest
-import torch
-from tiny_models import tiny_scheduler, tiny_unet
-
-from pecker_fast.models import ModelFolder
+from tiny_models import model_of_shapes
 
 
 @pytest.fixture
 def tiny_model():
-    torch.manual_seed(0)
-    unet = tiny_unet()
-    return ModelFolder(unet, tiny_scheduler(), ("circle", "square", "star"))
+    return model_of_shapes()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import tiny_scheduler, tiny_unet
+from tiny_models import NAMES, model_of_shapes
 
 from pecker_fast.erasure.attack import Attacked, attack
 from pecker_fast.evaluate.classifier import SmallClassifier
@@ -13,13 +13,10 @@ from pecker_fast.evaluate.sweep import Asked, class_rows, ways
 from pecker_fast.methods.relearning import attacked
 from pecker_fast.models import ModelFolder
 
-NAMES = ("circle", "square", "star")
-
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return ModelFolder(tiny_unet(), tiny_scheduler(), NAMES, kind="generator")
+    return model_of_shapes("generator")
 
 
 def test_every_way_asks_another_way(model):
@@ -66,7 +63,7 @@ def test_a_run_is_attacked_on_disk(model, tmp_path):
         run / "model"
     )
     (run / "run.lock").touch()
-    ModelFolder(tiny_unet(), tiny_scheduler(), NAMES).save(tmp_path / "original")
+    model_of_shapes().save(tmp_path / "original")
     found = attack(run, tmp_path / "judge", original=tmp_path / "original", images=10)
     written = json.loads((run / "attack.json").read_text())
     assert written == found.to_dict()

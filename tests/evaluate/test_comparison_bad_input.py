@@ -59,7 +59,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("name", "content"),
     [(name, content) for name, contents in WRONG.items() for content in contents],
-    ids=str,
+    ids=lambda part: str(part)[:40],
 )
 def test_wrong_files_are_named_in_one_short_line(tmp_path, name, content):
     run = write_run(tmp_path / "run", pecker(), curve=points(10, 5), judged=judgement())

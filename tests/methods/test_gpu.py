@@ -1,7 +1,5 @@
 """Baselines on a GPU: the losses of the CPU, frozen bits, resuming."""
 
-import os
-
 import pytest
 import torch
 from small import small_config, small_images, small_model, train
@@ -10,14 +8,7 @@ from pecker_fast.methods.objective import BaselineObjective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.runs.checkpoint import RunDirectory
 
-
-@pytest.fixture(autouse=True)
-def _needs_a_gpu():
-    if not torch.cuda.is_available():
-        if os.environ.get("PECKER_REQUIRE_GPU") == "1":
-            pytest.fail("PECKER_REQUIRE_GPU=1, but no CUDA device")
-        pytest.skip("no CUDA device")
-    torch.backends.cudnn.deterministic = True
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 def objective(method, overrides=None, model=None):

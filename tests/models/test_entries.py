@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from tiny_architectures import FAMILIES
-from tiny_models import tiny_scheduler, tiny_unet
+from tiny_models import model_of_shapes
 from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline
 from transformers import CLIPTextConfig
 
@@ -107,7 +107,7 @@ USES = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("entries")
-    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(root / "model")
+    model_of_shapes().save(root / "model")
     save_tiny_pipeline(root / "pipeline")
     shutil.rmtree(root / "pipeline" / "letters")
     for family in FURTHER:

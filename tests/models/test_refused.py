@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_scheduler, tiny_unet
+from tiny_models import model_of_shapes, tiny_scheduler, tiny_unet
 from tiny_pipeline import save_tiny_pipeline
 from transformers import CLIPTextConfig
 
@@ -26,7 +26,7 @@ DEEP = "[" * 10**5
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     root = tmp_path_factory.mktemp("originals")
-    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(root / "model")
+    model_of_shapes().save(root / "model")
     save_tiny_pipeline(root / "pipeline")
     return root
 

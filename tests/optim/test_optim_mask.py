@@ -194,22 +194,19 @@ def test_carry(backend, start, betas, amsgrad):
     grads = [torch.randn_like(param) for _ in range(9)]
     steps = 3  # with each mask
 
-    # One float64 AdamW per entry and stay: an entry that leaves and returns starts anew.
+    # One float64 AdamW for the entries that are salient at the same steps, and for each of their
+    # stays: an entry that leaves and returns starts anew.
     expected = param.detach().double().clone()
-    stays = {}
-    for step in range(9):
-        mask = masks[step // steps]
-        for flat in mask.flatten().nonzero().flatten().tolist():
-            stays.setdefault(flat, []).append(step)
-    flat_expected = expected.flatten()
-    for flat, present in stays.items():
-        value = torch.nn.Parameter(flat_expected[flat].clone())
-        for i, step in enumerate(present):
-            if i == 0 or present[i - 1] != step - 1:
+    salient = torch.stack(masks).repeat_interleave(steps, dim=0)  # (9, 13, 40)
+    for pattern in salient.flatten(1).unique(dim=1).T:
+        entries = (salient == pattern.view(-1, 1, 1)).all(dim=0)
+        value = torch.nn.Parameter(expected[entries])
+        for step in pattern.nonzero().flatten().tolist():
+            if step == 0 or not pattern[step - 1]:
                 optimizer = torch.optim.AdamW([value], **options, foreach=False)
-            value.grad = grads[step].flatten()[flat].double()
+            value.grad = grads[step][entries].double()
             optimizer.step()
-        flat_expected[flat] = value.detach()
+        expected[entries] = value.detach()
 
     first = None if start == "dense" else {"p": masks[0]}
     ours = MaskedAdamW([("p", param)], **options, mask=first, backend=backend.name)

@@ -5,14 +5,12 @@ import shutil
 import warnings
 
 import pytest
-import torch
-from tiny_models import tiny_scheduler, tiny_unet
+from tiny_models import model_of_shapes
 from toys import assert_same_bits, toy_objective
 
 from pecker_fast import cli
 from pecker_fast.distill import PeckerTrainer, RunDirectory
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.models import ModelFolder
 
 
 def flip(file, places):
@@ -49,9 +47,8 @@ def test_in_the_newest_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_in_every_other_file_of_a_run(tmp_path, capsys):
-    torch.manual_seed(0)
     model, whole, run = tmp_path / "model", tmp_path / "whole", tmp_path / "run"
-    ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star")).save(model)
+    model_of_shapes().save(model)
     command = [
         "erase", str(model), "--forget", "star", "--override", "circle", "--iterations", "2",
         "--set", "batch_size=2", "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
