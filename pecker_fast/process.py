@@ -19,9 +19,7 @@ _MOST_BYTES = 32 << 20  # of an mmap threshold where glibc refuses more
 
 
 def settle_process() -> None:
-    """How OpenMP's threads wait, in what pages memory comes and what becomes of it when it is freed.
-
-    For the rest of the process.
+    """How OpenMP's threads wait, and where memory comes from and goes to, until the process ends.
 
     What the environment says of either stays.
     """
@@ -30,8 +28,8 @@ def settle_process() -> None:
     # 0.375 s an iteration instead of 0.237 on two cores.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    # Torch asks for huge pages where it allocates 2 MB or more: an iteration of the demo took 304 ms
-    # instead of 342 (fastest of nine, two cores), a masked step of 8 M entries 6 to 13 % less.
+    # Torch asks for huge pages where it allocates 2 MB or more: an iteration of the demo took 304
+    # ms instead of 342 (fastest of nine, two cores), a masked step of 8 M entries 6 to 13 % less.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     is_set = any(name.startswith("MALLOC_") for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -195,7 +195,10 @@ def _too_large(task: Task[Any, Any], peak: Peak, free: int, held: int) -> str:
         ways["saliency.batch_size"] = 1
     for key, value in ways.items():
         with suppress(PeckerError):  # not with this network, or not with what is taken already
-            size = _modelled(task, {**taken, key: value}).size
+            tried = {**taken, key: value}
+            if (part := tried.get("micro_batch")) and known["batch_size"] > 2 * part:
+                tried["batch_size"] = 2 * part  # the parts after the second need no more
+            size = _modelled(task, tried).size
             if size < least:
                 taken[key], least = value, size
             if least - held <= free:
