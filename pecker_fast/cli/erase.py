@@ -39,7 +39,7 @@ from pecker_fast.runs.finding import is_repository
 
 if TYPE_CHECKING:
     from pecker_fast.erasure.request import Request
-    from pecker_fast.erasure.run import Erasure
+    from pecker_fast.erasure.run import Erased
 
 __all__ = ["carried_out", "erase", "say"]
 
@@ -192,7 +192,7 @@ def erase(device: str, threads: int | None, **options: Any) -> None:
 
 def carried_out(
     request: Request, threads: int | None, dry: bool, printing: bool
-) -> Erasure[Any] | None:
+) -> Erased[Any] | None:
     """Check and do what is asked for; None where only its settings, or what it takes, are said."""
     if printing:
         say_config(request.read_config())
@@ -209,7 +209,7 @@ def carried_out(
     return None
 
 
-def say(erasure: Erasure[Any]) -> None:
+def say(erasure: Erased[Any]) -> None:
     """Print what happened, what was frozen, the figures, and where everything is.
 
     Raises:
@@ -232,7 +232,7 @@ def say(erasure: Erasure[Any]) -> None:
         erasure.frozen.require_unchanged(erasure.out)
 
 
-def _lines(erasure: Erasure[Any], paths: Mapping[str, Path]) -> Iterator[str]:
+def _lines(erasure: Erased[Any], paths: Mapping[str, Path]) -> Iterator[str]:
     from pecker_fast.erasure.concepts import patch_sizes
 
     report = erasure.report

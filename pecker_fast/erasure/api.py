@@ -20,7 +20,7 @@ from pecker_fast.erasure.concepts import Concept, Showing
 from pecker_fast.erasure.dry_run import DryRun, try_out
 from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.request import HUB_OPTIONS, Request
-from pecker_fast.erasure.run import Erasure, Site, Task, carry_out
+from pecker_fast.erasure.run import Erased, Site, Task, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
 from pecker_fast.errors import PeckerError, PeckerTypeError
 from pecker_fast.evaluate.judges import Judge
@@ -47,7 +47,7 @@ def erase(
     out: str | os.PathLike[str],
     config: str | os.PathLike[str] | None = None,
     **options: Any,
-) -> Erasure[Any]:
+) -> Erased[Any]:
     """Erase a class from a model, or concepts from a text-to-image pipeline; `pecker-fast erase`.
 
     Everything goes into the directory `out`: checkpoints, the mask, the erased model, figures. The
@@ -137,7 +137,7 @@ _PATHS = (
 )  # fmt: skip
 
 
-def run(request: Request) -> Erasure[Any]:
+def run(request: Request) -> Erased[Any]:
     """Do what is asked for; on every process that shares the run.
 
     Raises:

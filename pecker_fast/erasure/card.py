@@ -11,7 +11,7 @@ from pecker_fast.models.card import add_to_card
 from pecker_fast.runs.finding import MODEL_NAME, is_repository
 
 if TYPE_CHECKING:
-    from pecker_fast.erasure.run import Erasure
+    from pecker_fast.erasure.run import Erased
 
 __all__ = ["push", "scalars", "write_card"]
 
@@ -22,7 +22,7 @@ _TITLES = {
 }
 
 
-def write_card(erased: Erasure[Any], base_model: str | None) -> None:
+def write_card(erased: Erased[Any], base_model: str | None) -> None:
     """Say in the folder's README.md what was erased, by what, and with which result.
 
     Args:

@@ -12,7 +12,7 @@ from pecker_fast.distill.conditions import ClassConditions
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.trainer import PeckerTrainer
-from pecker_fast.erasure.run import Erasure, Site, Task, Trainer
+from pecker_fast.erasure.run import Erased, Site, Task, Trainer
 from pecker_fast.erasure.several import Pairs, report_on_several
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
@@ -85,7 +85,7 @@ class _ClassTask(Task[T, ModelFolder]):
         self.site.ranks.first(lambda: model.save_whole(self.site.out / MODEL_NAME))
         return model
 
-    def judge(self, erasure: Erasure[ModelFolder]) -> Report | None:
+    def judge(self, erasure: Erased[ModelFolder]) -> Report | None:
         """The figures of both models, pictures, and the page about them."""
         site, model, judge, curve = self.site, self.model, self._judge, self._curve
         if judge is None or not self.pairs:

@@ -16,7 +16,7 @@ from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
-from pecker_fast.erasure.run import Erasure, Site, Task
+from pecker_fast.erasure.run import Erased, Site, Task
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.concept import ConceptCaptions
@@ -247,7 +247,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         self.site.ranks.first(write)
         return model
 
-    def judge(self, erasure: Erasure[PipelineFolder]) -> Report | None:
+    def judge(self, erasure: Erased[PipelineFolder]) -> Report | None:
         """Pictures before and after, what was given to judge them, and the page about them.
 
         None for a first stage, which has forgotten nothing.

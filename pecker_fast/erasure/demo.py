@@ -20,7 +20,7 @@ from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Distillation
 from pecker_fast.erasure.concepts import Concept, Probe, Showing
-from pecker_fast.erasure.run import Erasure, Site, carry_out
+from pecker_fast.erasure.run import Erased, Site, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_start
 from pecker_fast.evaluate.classifier import Classifier, load_classifier
 from pecker_fast.evaluate.classifying import classify
@@ -57,7 +57,7 @@ def demo(
     force: bool = False,
     device: str | torch.device = "auto",
     started: float | None = None,
-) -> Erasure[ModelFolder]:
+) -> Erased[ModelFolder]:
     """Erase a class of the shipped Fashion-MNIST model into the run directory `out`; 2 minutes.
 
     Args:
@@ -99,7 +99,7 @@ def demo_concept(
     force: bool = False,
     device: str | torch.device = "auto",
     started: float | None = None,
-) -> Erasure[PipelineFolder]:
+) -> Erased[PipelineFolder]:
     """Erase sneakers, named by prompt, from the shipped pipeline; arguments as for `demo`."""
     recipe = "demo_concept"
     config = load_config(RECIPES / f"{recipe}.yaml", settings)

@@ -52,7 +52,7 @@ from pecker_fast.runs.outputs import (
 )
 from pecker_fast.runs.reading import checked
 
-__all__ = ["Erasure", "Site", "Task", "Tracker", "Trainer", "carry_out"]
+__all__ = ["Erased", "Site", "Task", "Tracker", "Trainer", "carry_out"]
 
 
 Trainer: TypeAlias = MaskedRun[Any]
@@ -106,7 +106,7 @@ class Site:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Erasure(Generic[M]):
+class Erased(Generic[M]):
     """What a run has made.
 
     Attributes:
@@ -267,12 +267,12 @@ class Task(ABC, Generic[T, M]):
         """
         return lambda: False
 
-    def judge(self, erasure: Erasure[M]) -> Report | None:
+    def judge(self, erasure: Erased[M]) -> Report | None:
         """Look at what was made and write the report; None without one."""
         return None
 
 
-def carry_out(task: Task[T, M]) -> Erasure[M]:
+def carry_out(task: Task[T, M]) -> Erased[M]:
     """Find the mask, train, save, compare the frozen entries, judge; on every process of a run.
 
     Raises:
@@ -353,7 +353,7 @@ def carry_out(task: Task[T, M]) -> Erasure[M]:
             training_s=trainer.stopwatch.seconds,
             processes=ranks.size,
         )
-        erasure = Erasure(out=site.out, model=model, mask=trainer.mask, frozen=frozen, facts=facts)
+        erasure = Erased(out=site.out, model=model, mask=trainer.mask, frozen=frozen, facts=facts)
         erasure = replace(erasure, report=task.judge(erasure))
         if erasure.report is not None:
             site.tell(scalars(erasure.report.figures), trainer.iteration, "report/")

@@ -18,7 +18,7 @@ from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 
 if TYPE_CHECKING:
-    from pecker_fast.erasure.run import Erasure
+    from pecker_fast.erasure.run import Erased
 
 __all__ = ["Pairs", "report_on_several"]
 
@@ -27,7 +27,7 @@ Pairs: TypeAlias = Sequence[tuple[int, int | None]]
 
 
 def report_on_several(
-    erasure: Erasure[ModelFolder],
+    erasure: Erased[ModelFolder],
     original: ModelFolder,
     pairs: Pairs,
     judge: Judge,

@@ -142,7 +142,7 @@ def test_latents_there_and_back():
 
 @pytest.fixture(scope="module", params=["flow", "latent"])
 def erased(request, tmp_path_factory):
-    """(folder of the original, directory of the run, Erasure)."""
+    """(folder of the original, directory of the run, Erased)."""
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "flow":
         flow_model().save(root / "model")
