@@ -29,6 +29,7 @@ from pecker_fast.evaluate.report import Report
 from pecker_fast.files import replacing_folder, write_text
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.models.pipeline import DESCRIPTION, PipelineFolder
+from pecker_fast.models.weights import save_network
 from pecker_fast.patches.patch import save_patch
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.finding import PIPELINE_NAME, PSEUDO_SCORE_NAME
@@ -235,7 +236,7 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             self.pipeline.save_with(model.network, model.path, model.description)
             if first_stage:
                 with replacing_folder(self.site.out / PSEUDO_SCORE_NAME) as folder:
-                    pseudo_score.save_pretrained(folder / self.pipeline.architecture.denoiser)
+                    save_network(pseudo_score, folder / self.pipeline.architecture.denoiser)
                     made = {**model.description, "method": "pseudo_score"}
                     write_text(folder / DESCRIPTION, json.dumps(made, indent=1) + "\n")
                 return

@@ -42,7 +42,7 @@ from pecker_fast.models.schemas import (
     pipeline_parts,
     read_config,
 )
-from pecker_fast.models.weights import weights_in
+from pecker_fast.models.weights import save_network, weights_in
 from pecker_fast.runs.classes import class_index
 
 if TYPE_CHECKING:
@@ -222,9 +222,9 @@ class ModelFolder:
         """Write the folder. `pecker_fast.json` comes last: a folder that has it is complete."""
         root = Path(path)
         part = self.architecture.denoiser
-        self.network.save_pretrained(root / part)
+        save_network(self.network, root / part)
         if self.vae is not None:
-            self.vae.save_pretrained(root / "vae")
+            save_network(self.vae, root / "vae")
         description: dict[str, Any] = {
             "kind": self.kind,
             "class_names": list(self.class_names),

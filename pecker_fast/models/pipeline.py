@@ -31,7 +31,7 @@ from pecker_fast.models.schemas import (
     read_config,
 )
 from pecker_fast.models.texts import Texts
-from pecker_fast.models.weights import of_variant, weights_in
+from pecker_fast.models.weights import of_variant, save_network, weights_in
 from pecker_fast.runs.reading import checked
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class PipelineFolder:
         with replacing_folder(path) as partial:
             shutil.copytree(self.path, partial, ignore=shutil.ignore_patterns(part, DESCRIPTION))
             self._make_plain(partial)
-            network.save_pretrained(partial / part)  # type: ignore[operator]
+            save_network(network, partial / part)
             if description.get("kind") == "generator" and "t_init" in description:
                 from pecker_fast.models.one_step import write_prompt_pipeline
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import few, read_json, shown
+from pecker_fast.files import few, read_json, shown, write_text
 
-__all__ = ["Weights", "as_dtype", "load_network", "mismatch", "of_variant", "weights_in"]
+__all__ = [
+    "Weights", "as_dtype", "load_network", "mismatch", "of_variant", "save_network", "weights_in",
+]  # fmt: skip
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLOATS = {
@@ -180,6 +183,14 @@ def load_network(
                 "diverged: take earlier weights"
             )
     return loaded
+
+
+def save_network(network: Any, folder: Path) -> None:
+    """`save_pretrained` of a network of diffusers, without the place where it was read from."""
+    network.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pecker_fast.methods.config import load_baseline_config
 from pecker_fast.methods.objective import BaselineObjective
 from pecker_fast.methods.redirect import RedirectObjective
 from pecker_fast.methods.trainer import BaselineTrainer
+from pecker_fast.models.architectures.class_networks import UNetNetwork
 
 NAMES = ("circle", "square", "star", "cross")
 PER_CLASS = 11
@@ -19,6 +20,9 @@ PER_CLASS = 11
 @dataclass
 class SmallModel:
     """What a ModelFolder is to the baselines, around a ToyDenoiser."""
+
+    architecture = UNetNetwork()
+    prediction_type = "epsilon"
 
     network: torch.nn.Module
     scheduler: DDPMScheduler

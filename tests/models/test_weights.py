@@ -115,3 +115,13 @@ def test_the_files_of_one_set(pipelines):
         found = weights_in(folder, NAME)
     assert (found.variant, found.plain) == ("bf16", INDEX) and len(found.files) > 2
     assert all("bf16" in file.name for file in found.files)
+
+
+def test_nothing_written_says_where_it_was_read(pipelines, tmp_path):
+    """Whoever uploads a result does not publish the folders of a machine."""
+    pipeline = PipelineFolder.load(pipelines / "both")
+    pipeline.save_with(pipeline.network, tmp_path / "written", {})
+    config = (tmp_path / "written/unet/config.json").read_text()
+    assert "_name_or_path" not in config and str(pipelines) not in config
+    again = PipelineFolder.load(tmp_path / "written")
+    assert again.network.config.cross_attention_dim == pipeline.network.config.cross_attention_dim
