@@ -11,6 +11,7 @@ from pecker_fast.distill import PeckerTrainer, load_config
 from pecker_fast.distill.networks import predict_noise
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.models.architectures.class_networks import UNetNetwork
 from pecker_fast.nn.accelerate import winograd_
 from pecker_fast.runs.config import learning_rate_factor
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
@@ -352,6 +353,8 @@ def test_a_unet_is_trained_from_a_model_folder():
         scheduler = DDPMScheduler()
         class_names = ("boot", "bag", "coat", "shirt")
         network_shape = (1, 8, 8)
+        architecture = UNetNetwork()
+        prediction_type = "epsilon"
         about_network = dict
 
     overrides = {"forget": "Bag", "override": "random", "iterations": 2, "batch_size": 2}
