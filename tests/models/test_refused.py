@@ -106,7 +106,7 @@ def test_descriptions_of_pipelines(pipeline, entries):
 @pytest.mark.parametrize(
     ("entries", "named"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "FlowMatchHeunDiscreteScheduler"),
         ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler"),
         ({"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler"),
