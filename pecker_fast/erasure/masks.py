@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from pecker_fast.methods.objectives import method_objective
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.weights import of_variant
 from pecker_fast.nn.flops import NetworkFlops, count_flops
+from pecker_fast.nn.winograd import running_winograd
+from pecker_fast.runs.config import MaskedConfig
 from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.memory import naming_settings
 
@@ -90,11 +93,18 @@ def mask_of_class(request: Request) -> ClassMask:
     objective = Objective.from_model(model, config)
     classes = objective.conditions
     assert isinstance(classes, ClassConditions)
-    with naming_settings(config):
+    with naming_settings(config), _as_in_a_run(objective.teacher, config):
         found = find_mask(objective, progress=True)
     name = _names(model, classes.pairs)
     note, digest = _backward(model, objective, found), fingerprint(model.network)
     return ClassMask(found, name, config.mask.kind, note, digest)
+
+
+def _as_in_a_run(
+    network: nn.Module, config: MaskedConfig
+) -> contextlib.AbstractContextManager[None]:
+    """With the convolutions of a run, which finds the same mask to the bit."""
+    return running_winograd(network) if config.accelerate else contextlib.nullcontext()
 
 
 def _of_method(model: ModelFolder, config: BaselineConfig, request: Request) -> ClassMask:
@@ -104,8 +114,9 @@ def _of_method(model: ModelFolder, config: BaselineConfig, request: Request) -> 
         config, images = real_images(request, config, Ranks())
         source = images.source
     objective = method_objective(model, config, images)
-    with naming_settings(config):
-        found = mask_finding.find_mask(objective, model.network.requires_grad_(True), progress=True)
+    network = model.network.requires_grad_(True)
+    with naming_settings(config), _as_in_a_run(network, config):
+        found = mask_finding.find_mask(objective, network, progress=True)
     name = _names(model, objective.pairs)
     note, digest = f"found on {name} in {source}", fingerprint(model.network)
     return ClassMask(found, name, config.mask.kind, note, digest)

@@ -146,7 +146,7 @@ CASES = [
          code=(0, 2), writes=("done/checkpoint-*.pt", "done/*.json", "done/*.png", "done/*.html",
                               "done/run.lock", "done/mask.safetensors", "done/config.yaml",
                               "done/model/unet", "done/model/scheduler",
-                              "done/model/pecker_fast.json")),
+                              "done/model/pecker_fast.json", "done/model/README.md")),
     *(case(f"another {key}", (*_AGAIN, *more), _NEEDS, named="done", writes=("done/run.lock",))
       for key, more in {
           "seed": ("--seed", "3"), "class": ("--forget", "square"),

@@ -67,7 +67,7 @@ def test_erase_loads_no_package_that_it_does_not_need(tmp_path):
         "assert code == 0 and 'transformers' not in sys.modules\n"
         # And it leaves diffusers whole.
         "import diffusers\n"
-        "from pecker_fast.models.folder import UNet2DModel\n"
+        "from pecker_fast.models.architectures.class_networks import UNet2DModel\n"
         "assert diffusers.UNet2DModel is UNet2DModel\n"
         "from diffusers.models.unets import UNet2DConditionModel, unet_2d\n"
         "assert diffusers.UNet2DConditionModel is UNet2DConditionModel\n"

@@ -53,7 +53,7 @@ def weights(out):
 @pytest.mark.slow
 def test_the_folder_is_what_the_other_commands_take(train, run, data, tmp_path):
     done = train()
-    assert done.code == 0 and "teacher: 100%" in done.err, done.err
+    assert done.code == 0, done.err
     out = tmp_path / "run"
     assert f"teacher       {out / 'model'}" in done.out
     model = ModelFolder.load(out / "model")

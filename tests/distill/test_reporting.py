@@ -87,8 +87,9 @@ def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
             list(trainer.run())
 
 
-def test_the_progress_bar_is_off_unless_asked(capsys):
+def test_progress_is_off_unless_asked(capsys, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     train(toy_objective({"iterations": 2}))
     assert capsys.readouterr().err == ""
     train(toy_objective({"iterations": 2}), progress=True)
-    assert "2/2" in capsys.readouterr().err
+    assert "2 of 2" in capsys.readouterr().err

@@ -25,6 +25,12 @@ def reader(module, name):
     return lambda: getattr(importlib.import_module(f"pecker_fast.{module}"), name)
 
 
+def header_reader():
+    """Of the files of one network, here one."""
+    shapes = reader("models.weights", "_shapes_in")()
+    return lambda place: shapes([place])
+
+
 def with_schema(name):
     def make():
         schemas = importlib.import_module("pecker_fast.models.schemas")
@@ -153,7 +159,7 @@ READERS = {
     "schedule": (with_schema("ScheduleConfig"), text(SCHEDULE)),
     "network": (with_schema("ClassUNetConfig"), text(NETWORK)),
     "index": (reader("models.schemas", "pipeline_parts"), text(INDEX)),
-    "header": (reader("models.weights", "_shapes_in"), write_floats),
+    "header": (header_reader, write_floats),
     "samples": (reader("datasets.image_files", "_provenance"), text(SAMPLES)),
     "npz": (reader("datasets.image_files", "_load_npz"), write_npz),
     "image": (reader("datasets.pixels", "open_image"), write_image),

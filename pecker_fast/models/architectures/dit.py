@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from diffusers import DiTTransformer2DModel
-from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
 from pecker_fast.models.architectures.class_networks import ClassNetwork
@@ -36,10 +34,19 @@ class DiT(ClassNetwork):
     denoiser: ClassVar = "transformer"
     parts: ClassVar = {"transformer": "DiTTransformer2DModel"}
     schema: ClassVar = DiTConfig
-    kind: ClassVar = DiTTransformer2DModel
+
+    @property
+    def kind(self) -> type[nn.Module]:  # type: ignore[override]
+        """Imported where it is asked for: it brings transformers along."""
+        from diffusers import DiTTransformer2DModel
+
+        kind: type[nn.Module] = DiTTransformer2DModel
+        return kind
 
     def settle(self, network: nn.Module) -> None:
         """Never drop a label; diffusers drops a tenth in train mode, others in each block."""
+        from diffusers.models.embeddings import LabelEmbedding
+
         for part in network.modules():
             if isinstance(part, LabelEmbedding):
                 part.dropout_prob = 0.0
