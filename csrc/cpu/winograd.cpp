@@ -131,31 +131,13 @@ WeightView view(uintptr_t address, const std::array<int64_t, 4>& strides) {
 // Channels [begin, end) that are one piece of work, of `channels`.
 int64_t pieces(int64_t channels) { return (channels + kChannelStep - 1) / kChannelStep; }
 
-void winograd_weights(uintptr_t weight_address, const std::array<int64_t, 4>& strides,
-                      uintptr_t out_address, int64_t channels, int64_t outputs, int m, int threads,
-                      const std::string& isa) {
-    const Problem p = problem_of({0, 0, 0, channels, outputs}, m);
-    const WinogradKernels& kernels = kernels_of(isa, m);
-    const WeightView weight = view(weight_address, strides);
-    float* out = reinterpret_cast<float*>(out_address);
-    const int64_t work = p.blocks() * pieces(channels);
-#pragma omp parallel for num_threads(threads) if (outputs * channels > (1 << 14))
-    for (int64_t i = 0; i < work; ++i) {
-        const int64_t begin = i % pieces(channels) * kChannelStep;
-        kernels.weights(weight, i / pieces(channels), channels, begin,
-                        std::min(begin + kChannelStep, channels), out);
-    }
-}
-
 void winograd_convolution(uintptr_t image_address, uintptr_t weight_address,
-                          const std::array<int64_t, 4>& strides, uintptr_t transformed_address,
-                          uintptr_t bias_address, uintptr_t out_address,
-                          const std::array<int64_t, 5>& size, int m, int threads,
-                          const std::string& isa) {
+                          const std::array<int64_t, 4>& strides, uintptr_t bias_address,
+                          uintptr_t out_address, const std::array<int64_t, 5>& size, int m,
+                          int threads, const std::string& isa) {
     const Problem p = problem_of(size, m);
     const WinogradKernels& kernels = kernels_of(isa, m);
     const auto* image = reinterpret_cast<const float*>(image_address);
-    const auto* known = reinterpret_cast<const float*>(transformed_address);
     const auto* bias = reinterpret_cast<const float*>(bias_address);
     auto* out = reinterpret_cast<float*>(out_address);
     const WeightView weight = view(weight_address, strides);
@@ -163,28 +145,24 @@ void winograd_convolution(uintptr_t image_address, uintptr_t weight_address,
 
     const int64_t group = p.group(kWeightBytes), most = p.tile_block(group * kBlock);
     const int64_t tiles = p.tiles(), parts = pieces(p.channels);
-    Scratch scratch(p.channels + 16 + (known ? 0 : p.transformed(group)) +
-                    places_size(p, most, p.channels) + places_size(p, most, group * kBlock));
+    Scratch scratch(p.channels + 16 + p.transformed(group) + places_size(p, most, p.channels) +
+                    places_size(p, most, group * kBlock));
     float* zeros = scratch.take(p.channels);
     std::fill_n(zeros, p.channels, 0.0f);
-    float* own = known ? nullptr : scratch.take(p.transformed(group));
+    float* transformed = scratch.take(p.transformed(group));
     const Places input = places(scratch, p, most, p.channels);
     const Places sums = places(scratch, p, most, group * kBlock);
 
 #pragma omp parallel num_threads(p.threads(threads))
     for (int64_t first = 0; first < p.blocks(); first += group) {
         const int64_t count = std::min(group, p.blocks() - first);
-        // Transformed weights of the group's first block.
-        const float* transformed = known ? known + p.transformed(first) : own;
-        if (!known) {
-            WeightView part = weight;
-            part.data += first * kBlock * weight.output;
+        WeightView part = weight;
+        part.data += first * kBlock * weight.output;
 #pragma omp for
-            for (int64_t i = 0; i < count * parts; ++i) {
-                const int64_t begin = i % parts * kChannelStep;
-                kernels.weights(part, i / parts, p.channels, begin,
-                                std::min(begin + kChannelStep, p.channels), own);
-            }
+        for (int64_t i = 0; i < count * parts; ++i) {
+            const int64_t begin = i % parts * kChannelStep;
+            kernels.weights(part, i / parts, p.channels, begin,
+                            std::min(begin + kChannelStep, p.channels), transformed);
         }
         for (int64_t tile = 0; tile < tiles; tile += most) {
             const int64_t rows = std::min(most, tiles - tile);
@@ -268,17 +246,11 @@ void bind_winograd(pybind11::module_& m) {
     using release = py::call_guard<py::gil_scoped_release>;
     m.def("winograd_instruction_sets", &pecker::winograd_instruction_sets,
           "What the Winograd convolutions can use on this CPU, best first; may be none.");
-    m.def("winograd_weights", &pecker::winograd_weights, py::arg("weight"), py::arg("strides"),
-          py::arg("out"), py::arg("channels"), py::arg("outputs"), py::arg("tile"),
-          py::arg("threads"), py::arg("isa"), release(),
-          "Transforms weights once for many convolutions, into (tile + 2)^2 * (channels + 1) * "
-          "outputs floats.");
     m.def("winograd_convolution", &pecker::winograd_convolution, py::arg("image"),
-          py::arg("weight"), py::arg("strides"), py::arg("transformed"), py::arg("bias"),
-          py::arg("out"), py::arg("size"), py::arg("tile"), py::arg("threads"), py::arg("isa"),
-          release(),
+          py::arg("weight"), py::arg("strides"), py::arg("bias"), py::arg("out"), py::arg("size"),
+          py::arg("tile"), py::arg("threads"), py::arg("isa"), release(),
           "3x3, stride 1, padding 1. size: images, height, width, channels, outputs. strides: of "
-          "the weight's output, channel, row, column. transformed, bias: 0 for none.");
+          "the weight's output, channel, row, column. bias: 0 for none.");
     m.def("winograd_weight_gradient", &pecker::winograd_weight_gradient, py::arg("image"),
           py::arg("gradient"), py::arg("out"), py::arg("strides"), py::arg("size"), py::arg("tile"),
           py::arg("threads"), py::arg("isa"), release(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from typing import Any
 
 import click
+
+from pecker_fast.cli.output import json_option, result
 
 __all__ = ["info"]
 
@@ -14,31 +16,32 @@ __all__ = ["info"]
     short_help="Show versions, devices and backends.",
     epilog="Example:\n\n    pecker-fast info --json > machine.json",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(as_json: bool) -> None:
+@json_option
+def info() -> None:
     """Show versions, devices, threads, and the backends with the reason for each missing one."""
     facts = _collect()
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
+    result(_lines(facts), lambda: facts)
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
     machine = facts["machine"]
-    click.echo("versions")
+    yield "versions"
     for name, number in facts["versions"].items():
-        click.echo(f"  {name:12} {number}")
-    click.echo("machine")
-    click.echo(f"  {'processor':12} {machine['processor']}, {machine['cores']} usable cores")
-    click.echo(f"  {'torch':12} {machine['threads']} threads, {machine['cpu_capability']}")
+        yield f"  {name:12} {number}"
+    yield "machine"
+    yield f"  {'processor':12} {machine['processor']}, {machine['cores']} usable cores"
+    yield f"  {'torch':12} {machine['threads']} threads, {machine['cpu_capability']}"
     devices = ", ".join(facts["cuda_devices"]) or f"none ({facts['cuda_reason']})"
-    click.echo(f"  {'CUDA':12} {devices}")
-    click.echo("optimizer backends")
+    yield f"  {'CUDA':12} {devices}"
+    yield "optimizer backends"
     for name, reason in facts["backends"].items():
         usable = "on the CPU, for tests" if name in facts["on_host"] else "available"
-        click.echo(f"  {name:12} {usable if reason is None else f'no: {reason}'}")
+        yield f"  {name:12} {usable if reason is None else f'no: {reason}'}"
         if name == "cpu" and reason is None:
             kernels = facts["kernels"]
-            click.echo(f"  {'':12} uses {kernels['used']} of {', '.join(kernels['known'])}")
+            yield f"  {'':12} uses {kernels['used']} of {', '.join(kernels['known'])}"
     chosen = ", ".join(f"{name} on {device}" for device, name in facts["auto"].items())
-    click.echo(f"  {'auto':12} {chosen}")
+    yield f"  {'auto':12} {chosen}"
 
 
 def _collect() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from pecker_fast.runs.settings import Settings
 
 __all__ = [
-    "as_json", "dry_run_option", "json_option", "print_config_option", "quiet_option", "result",
-    "say_config",
+    "dry_run_option", "json_option", "print_config_option", "quiet_option", "result", "say_config",
 ]  # fmt: skip
 
 _JSON = f"{__name__}.json"
@@ -52,7 +51,7 @@ json_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_want_json,
-    help="The result as one JSON object on stdout.",
+    help="The result as JSON on stdout.",
 )
 print_config_option = click.option(
     "--print-config",
@@ -69,13 +68,8 @@ dry_run_option = click.option(
 )
 
 
-def as_json() -> bool:
-    """Whether the result is wanted as JSON."""
-    return bool(click.get_current_context().meta.get(_JSON))
-
-
-def result(lines: Iterable[object], content: Callable[[], Mapping[str, Any]]) -> None:
-    """Say what came of a command: lines to read, or one JSON object.
+def result(lines: Iterable[object], content: Callable[[], Any]) -> None:
+    """Say what came of a command: lines to read, or JSON.
 
     Args:
         lines: for stdout.
@@ -83,7 +77,7 @@ def result(lines: Iterable[object], content: Callable[[], Mapping[str, Any]]) ->
     """
     if not is_first():
         return  # one process speaks for all
-    if as_json():
+    if click.get_current_context().meta.get(_JSON):
         click.echo(json.dumps(content(), indent=2, ensure_ascii=False, default=str))
         return
     for line in lines:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from pecker_fast.cli.common import INPUT, PATH, echo
+from pecker_fast.cli.output import json_option, result
 from pecker_fast.errors import printable
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def patch() -> None:
 
 @patch.command(short_help="Show what patches hold and where they overlap.")
 @click.argument("files", nargs=-1, required=True, type=INPUT)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(files: tuple[Path, ...], as_json: bool) -> None:
+@json_option
+def info(files: tuple[Path, ...]) -> None:
     """Show what each of FILES holds, and what it has in common with those named before it."""
     from pecker_fast.patches.files import read_patch
     from pecker_fast.patches.patch import overlap_of
@@ -61,40 +62,41 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
     overlaps = [
         [overlap_of(one, other) for other in patches[:count]] for count, one in enumerate(patches)
     ]
-    if as_json:
-        facts = [
-            {
-                "file": one.path,
-                "bytes": file.stat().st_size,
-                "digest": one.digest,
-                "base": one.base,
-                "result": one.result,
-                "mask": one.mask,
-                "entries": one.nnz,
-                "of": one.numel,
-                "package": one.package,
-                "about": one.about,
-                "overlaps": [
-                    {"file": o.file, "entries": o.entries, "share": o.share, "blocks": o.blocks}
-                    for o in found
-                ],
-            }
-            for file, one, found in zip(files, patches, overlaps, strict=True)
-        ]
-        click.echo(json.dumps(facts, indent=2))
-        return
-    for file, one, found in zip(files, patches, overlaps, strict=True):
-        echo(one.path)
-        echo(f"  {'entries':9} {one.nnz:,} of {one.numel:,} ({one.nnz / one.numel:.2%})")
-        echo(f"  {'size':9} {file.stat().st_size:,} bytes")
-        echo(f"  {'base':9} {one.base}")
-        echo(f"  {'result':9} {one.result}")
-        echo(f"  {'mask':9} {one.mask}")
-        echo(f"  {'made by':9} pecker_fast {one.package}")
-        for key, value in one.about.items():
-            echo(f"  {printable(key, 60):9} {printable(value)}")
-        for overlap in found:
-            echo(f"  {'overlap':9} {overlap}")
+    facts = [
+        {
+            "file": one.path,
+            "bytes": file.stat().st_size,
+            "digest": one.digest,
+            "base": one.base,
+            "result": one.result,
+            "mask": one.mask,
+            "entries": one.nnz,
+            "of": one.numel,
+            "package": one.package,
+            "about": one.about,
+            "overlaps": [
+                {"file": o.file, "entries": o.entries, "share": o.share, "blocks": o.blocks}
+                for o in found
+            ],
+        }
+        for file, one, found in zip(files, patches, overlaps, strict=True)
+    ]
+
+    def lines() -> Iterator[str]:
+        for about, one, found in zip(facts, patches, overlaps, strict=True):
+            yield f"{one.path}"
+            yield f"  {'entries':9} {one.nnz:,} of {one.numel:,} ({one.nnz / one.numel:.2%})"
+            yield f"  {'size':9} {about['bytes']:,} bytes"
+            yield f"  {'base':9} {one.base}"
+            yield f"  {'result':9} {one.result}"
+            yield f"  {'mask':9} {one.mask}"
+            yield f"  {'made by':9} pecker_fast {one.package}"
+            for key, value in one.about.items():
+                yield f"  {printable(key, 60):9} {printable(value)}"
+            for overlap in found:
+                yield f"  {'overlap':9} {overlap}"
+
+    result(lines(), lambda: facts)
 
 
 @patch.command(short_help="Make an erased model of its base.")

@@ -92,7 +92,8 @@ class Texts(ABC):
         limit = longest.model_max_length - longest.num_special_tokens_to_add()
         longer = {}
         for prompt in prompts:
-            tokens = longest(prompt, add_special_tokens=False).input_ids
+            # Not verbose: transformers would say of every one what is said here with its end.
+            tokens = longest(prompt, add_special_tokens=False, verbose=False).input_ids
             if len(tokens) > limit:
                 longer[prompt] = longest.decode(tokens[limit:]).strip()
         return longer

@@ -287,7 +287,6 @@ def _launch(
         x.data_ptr(),
         weight.data_ptr() + first * weight.element_size(),
         strides,
-        0,
         0 if bias is None else bias.data_ptr(),
         out.data_ptr(),
         [images, height, width, channels, out.shape[1]],

@@ -51,9 +51,10 @@ def weights(out):
 
 
 @pytest.mark.slow
-def test_the_folder_is_what_the_other_commands_take(train, run, data, tmp_path):
+def test_the_folder_is_what_the_other_commands_take(train, run, data, tmp_path, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)  # of a test of several processes before
     done = train()
-    assert done.code == 0, done.err
+    assert done.code == 0 and "teacher: 4 of 4" in done.err, done.err
     out = tmp_path / "run"
     assert f"teacher       {out / 'model'}" in done.out
     model = ModelFolder.load(out / "model")

@@ -71,8 +71,9 @@ def test_instructions_of_blocks_an_element(compiled, kernel, types, dropout, mon
     from budget import INSTRUCTIONS
 
     [variant] = [v for v in compiled if v["name"].split(maxsplit=1) == [f"_{kernel}_kernel", types]]
-    if variant["capability"] >= 90:
-        assert variant["instructions"] / 32 <= INSTRUCTIONS[kernel][dropout] * 1.05
+    if variant["capability"] != 90:
+        pytest.skip("the numbers are of code for sm_90")
+    assert variant["instructions"] / 32 <= INSTRUCTIONS[kernel][dropout] * 1.05
 
 
 def test_dense_float32_moves_16_bytes_at_a_time(compiled):

@@ -139,25 +139,6 @@ def test_instruction_sets_give_the_same_bits(shape, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("tile", [2, 4])
-def test_transformed_weights_serve_as_well(tile):
-    from pecker_fast import _C
-
-    x, weight, bias, _ = problem(2, 16, 32, 7, 6)
-    x = x.contiguous(memory_format=torch.channels_last)
-    isa = _C.winograd_instruction_sets()[0]
-    kept = torch.empty(32 * 17 * (tile + 2) ** 2)
-    strides = list(weight.stride())
-    _C.winograd_weights(weight.data_ptr(), strides, kept.data_ptr(), 16, 32, tile, 1, isa)
-    results = []
-    for address in (0, kept.data_ptr()):
-        out = torch.empty(2, 7, 6, 32)
-        addresses = (x.data_ptr(), weight.data_ptr(), strides, address, bias.data_ptr())
-        _C.winograd_convolution(*addresses, out.data_ptr(), [2, 7, 6, 16, 32], tile, 1, isa)
-        results.append(out)
-    assert torch.equal(*results)
-
-
 def test_gradients_of_gradients_are_torchs():
     def second(function):
         torch.manual_seed(0)
