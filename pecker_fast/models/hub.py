@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import few, shown
+from pecker_fast.progress import note
 from pecker_fast.runs.finding import is_hub_id
 
 __all__ = ["files_to_read", "hub_id_of", "local_folder"]
@@ -52,19 +55,21 @@ def local_folder(
     from huggingface_hub import HfApi, constants, snapshot_download
 
     offline = local_files_only or constants.HF_HUB_OFFLINE
+    note(f"taking {name} from the Hugging Face hub ...")
     try:
-        if offline:
-            patterns = list(_SMALL)
-        else:
-            listed = HfApi(token=token).list_repo_files(name, revision=revision)
-            patterns = [glob.escape(file) for file in files_to_read(name, listed, variant)]
-        found = snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            local_files_only=offline,
-            allow_patterns=patterns,
-        )
+        with _without_warnings():
+            if offline:
+                patterns = list(_SMALL)
+            else:
+                listed = HfApi(token=token).list_repo_files(name, revision=revision)
+                patterns = [glob.escape(file) for file in files_to_read(name, listed, variant)]
+            found = snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                local_files_only=offline,
+                allow_patterns=patterns,
+            )
     except PeckerError:
         raise
     except Exception as error:  # its own of several kinds, those of two HTTP libraries, OSError
@@ -137,6 +142,20 @@ def hub_id_of(path: Path) -> str | None:
         if part.startswith("models--") and part.count("--") == 2:
             return part.removeprefix("models--").replace("--", "/")
     return None
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What fails is said once, at the end, not at each of the hub's own tries."""
+    import huggingface_hub
+
+    logging: Any = huggingface_hub.utils.logging  # untyped
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _reason(error: Exception, offline: bool) -> str:
