@@ -151,5 +151,7 @@ def test_bad_input_is_one_line(model, tmp_path, rank):
     assert len(lines) == (rank is None)
     assert all("No such option" in line for line in lines)
     cause = done.said.split("Root Cause")[1]
-    assert f"rank      : {rank or 0} " in cause and "No such option" in cause, done.said
+    assert "No such option" in cause, done.said
+    if rank is not None:  # where all fail, the first to say so is any of them
+        assert f"rank      : {rank} " in cause, done.said
     assert done.said.count("Traceback") == 1  # torchrun's own
