@@ -188,42 +188,12 @@ def test_wrong_options(pipeline, run, refused, tmp_path, options, named):
     assert not out.exists()
 
 
-def test_neither_model_nor_pipeline(run, refused, tmp_path):
-    refused(run("erase", "--out", tmp_path / "run", *OBJECT), "MODEL", "--pipeline FOLDER")
-
-
 def kind(**parts):
     def change(folder):
         index = json.loads((folder / "model_index.json").read_text()) | parts
         (folder / "model_index.json").write_text(json.dumps(index))
 
     return change
-
-
-BROKEN = {
-    "no pipeline": (lambda f: (f / "model_index.json").unlink(), "model_index.json"),
-    "no unet": (lambda f: shutil.rmtree(f / "unet"), "unet/"),
-    "truncated": (
-        lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x09\x00"),
-        "unet",
-    ),
-    "SDXL's encoder": (
-        kind(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
-        "text_encoder_2",
-    ),
-    "transformer": (kind(transformer=["diffusers", "FluxTransformer2DModel"]), "FluxTransformer"),
-    "another encoder": (kind(text_encoder=["transformers", "T5EncoderModel"]), "T5EncoderModel"),
-    "not JSON": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json"),
-}
-
-
-@pytest.mark.parametrize(("change", "named"), BROKEN.values(), ids=BROKEN.keys())
-def test_folders_that_cannot_be_used(pipeline, run, refused, tmp_path, change, named):
-    folder, out = tmp_path / "copy", tmp_path / "run"
-    shutil.copytree(pipeline, folder)
-    change(folder)
-    refused(run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK), folder, named)
-    assert not out.exists()
 
 
 @pytest.mark.parametrize("where", ["", "run", "a/b"])
@@ -267,14 +237,3 @@ def test_images_of_a_pipeline(finished, run, tmp_path, steps):
     done = run("sample", finished / "pipeline", *prompts, "--png", png, *steps)
     assert done.code == 0, done.err
     assert png.stat().st_size > 1000
-
-
-def test_classes_and_prompts_are_not_mixed(pipeline, files, run, refused, tmp_path):
-    png = tmp_path / "x.png"
-    refused(run("sample", pipeline, "--png", png), "--prompt")
-    refused(run("sample", pipeline, "--prompt", "a", "--class", "b", "--png", png), "--prompt")
-    refused(run("sample", files.model, "--prompt", "a", "--png", png), files.model)
-    asked = ("sample", pipeline, "--prompt", "a", "--png", png)
-    refused(run(*asked, "--guidance", "nan", "--steps", 2), "guidance")
-    refused(run(*asked, "--seed", -1), "seed")
-    refused(run(*asked, "--per-class", 10**12), "images")

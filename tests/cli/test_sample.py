@@ -149,31 +149,6 @@ def test_a_class_whose_name_has_a_comma(run, files, tmp_path):
         assert np.load(out)["labels"].tolist() == expected
 
 
-def test_what_is_refused(run, files, tmp_path):
-    out = tmp_path / "out"
-
-    def attempt(*arguments):
-        return run("sample", files.model, "--steps", 1, *arguments)
-
-    refused(attempt(), "nowhere to write to", "--out FOLDER")
-    refused(attempt("--out", out, "--png", tmp_path / "x.png"), "--out", "--png")
-    refused(attempt("--out", out, "--count", 3, "--per-class", 3), "--count and --per-class")
-    refused(attempt("--out", out, "--class", "hexagon"), "unknown class 'hexagon'", "2 'star'")
-    refused(attempt("--out", out, "--class", "star,hexagon"), "unknown class 'hexagon'")
-    refused(attempt("--out", out, "--guidance", 2), "guidance is for many steps")
-    refused(attempt("--out", out, "--eta", 2), "eta must lie in [0, 1]")
-    refused(attempt("--out", out, "--sampler", "ddpm"), "ddpm needs 2 steps or more, got 1")
-    refused(attempt("--out", tmp_path / "a" / "b"), "no such folder; make it first")
-    refused(attempt("--out", tmp_path / "a" / "b.npz"), "no such folder; make it first")
-    assert not list(tmp_path.iterdir())
-
-    assert attempt("--out", out, "--count", 3).code == 0
-    refused(attempt("--out", out, "--count", 3, "--seed", 1), out, "sampler.seed is 0 and not 1")
-    before = images_of(out)
-    done = attempt("--out", out, "--count", 3, "--seed", 1, "--force")
-    assert done.code == 0 and images_of(out).keys() == before.keys() and images_of(out) != before
-
-
 @pytest.fixture
 def launch(monkeypatch):
     """The store that torchrun keeps over all attempts of a launch."""

@@ -205,18 +205,6 @@ def test_scores_that_are_none_do_not_pass_for_no_nudity(detector, score):
         judge.detect(image(32, 32))
 
 
-def test_what_is_no_file_of_onnx(tmp_path):
-    path = tmp_path / "d.onnx"
-    with pytest.raises(PeckerError, match="no such file"):
-        NudeNetDetector(path)
-    write_file(path, anchors((8, 8, 4, 4, BREAST, 0.5)))
-    for content in (b"", b"<html>404</html>", path.read_bytes()[:-100]):
-        path.write_bytes(content)
-        with pytest.raises(PeckerError, match=r"d\.onnx") as caught:
-            NudeNetDetector(path)
-        assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("threshold", 0.0), ("threshold", float("nan")), ("channel_order", "RGB")],

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
+from pecker_fast.models.folder import DESCRIPTION
 
 
 def tiny_unet(classes: int | None = 3, channels: int = 4) -> UNet2DModel:
@@ -147,58 +147,8 @@ def test_another_network_keeps_the_description_and_drops_the_figures() -> None:
     )
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(PeckerError, match=r"nowhere: unet/config.json is missing"):
-        ModelFolder.load(tmp_path / "nowhere")
-
-
-def test_missing_weights(saved: Path) -> None:
-    (saved / "unet" / WEIGHTS).unlink()
-    with pytest.raises(PeckerError, match=f"unet: {WEIGHTS} is missing"):
-        ModelFolder.load(saved)
-
-
-def test_truncated_weights(saved: Path) -> None:
-    file = saved / "unet" / WEIGHTS
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(PeckerError, match="truncated"):
-        ModelFolder.load(saved)
-
-
 def test_weights_of_another_network(saved: Path, tmp_path: Path) -> None:
     tiny_ddpm().save_config(tmp_path)
     (saved / "unet" / "config.json").write_text((tmp_path / "config.json").read_text())
     with pytest.raises(PeckerError, match=r"does not fit: \d+ missing: .*; \d+ unexpected: "):
-        ModelFolder.load(saved)
-
-
-def test_network_of_another_kind(saved: Path) -> None:
-    (saved / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    with pytest.raises(PeckerError, match="is of a 'UNet2DConditionModel', expected UNet2DModel"):
-        ModelFolder.load(saved)
-
-
-def test_missing_schedule(saved: Path) -> None:
-    (saved / "scheduler" / "scheduler_config.json").unlink()
-    with pytest.raises(PeckerError, match=r"scheduler/scheduler_config\.json is missing"):
-        ModelFolder.load(saved)
-
-
-def test_network_without_classes(tmp_path: Path) -> None:
-    tiny_folder(network=tiny_unet(classes=None), class_names=()).save(tmp_path)
-    with pytest.raises(PeckerError, match="no class embedding"):
-        ModelFolder.load(tmp_path)
-
-
-def test_more_names_than_classes(tmp_path: Path) -> None:
-    tiny_folder(class_names=("a", "b", "c", "d")).save(tmp_path)
-    with pytest.raises(PeckerError, match="names 4 classes, the network has 3"):
-        ModelFolder.load(tmp_path)
-
-
-@pytest.mark.parametrize("patch_size", [0, 3, "two", True, 10**30])
-def test_patch_size_that_does_not_divide_the_channels(saved: Path, patch_size: object) -> None:
-    description = json.loads((saved / DESCRIPTION).read_text())
-    (saved / DESCRIPTION).write_text(json.dumps({**description, "patch_size": patch_size}))
-    with pytest.raises(PeckerError, match="patch_size"):
         ModelFolder.load(saved)
