@@ -7,13 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from markupsafe import Markup, escape
 
 from pecker_fast.files import write_text
 
-__all__ = ["Charts", "Picture", "Section", "Sentence", "Table", "Terms", "marked", "write_page"]
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["Charts", "Picture", "Section", "Sentence", "Table", "Terms", "add_attack", "marked", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,30 @@ def write_page(
     sections: Sequence[Section],
 ) -> None:
     """Write the page, whole or not at all; no script, nothing is loaded from elsewhere."""
+    template = _templates().get_template("page.html")
+    write_text(path, template.render(headline=headline, sentences=sentences, sections=sections))
+
+
+def add_attack(path: Path, found: Sentence, ways: Table) -> None:
+    """Put what an attack found below the headline of a page, in place of an earlier attack.
+
+    Args:
+        path: of a page that `write_page` wrote; one without a place for it stays as it is.
+        found: in a sentence.
+        ways: what came of each way of asking, to be unfolded.
+    """
+    table = _templates().get_template("table.html").render(section=ways)
+    part = Markup("<p class=\"{}\">{}</p>\n<details><summary>{}</summary>\n{}</details>\n").format(
+        "lead bad" if found.bad else "lead", found.text, ways.title, Markup(table)
+    )
+    begin, end = "<!-- attack -->", "<!-- /attack -->"
+    before, has, rest = path.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    if has:
+        write_text(path, before + begin + part + end + after)
+
+
+def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -119,8 +146,7 @@ def write_page(
         lstrip_blocks=True,
     )
     environment.filters["whole"] = _whole
-    template = environment.get_template("page.html")
-    write_text(path, template.render(headline=headline, sentences=sentences, sections=sections))
+    return environment
 
 
 def _whole(text: str) -> str:

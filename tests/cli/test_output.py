@@ -1,5 +1,6 @@
 """--dry-run, --print-config, --json and --quiet, on every command that has them."""
 
+import html
 import json
 import shutil
 
@@ -99,11 +100,19 @@ def test_a_run_in_json_and_nothing_else(run, files, tmp_path):
     assert {key: found[key] for key in report} == report
     assert found["paths"]["model"] == str(tmp_path / "run" / "model")
     assert found["paths"]["report"] == str(tmp_path / "run" / "report.html")
-    again = run("attack", tmp_path / "run", "--classifier", files.classifier, "--images", "10",
-                "--json", "--quiet")  # fmt: skip
-    assert again.code == 0 and again.err == "", again.err
+    for seed in ("1", "0"):  # the report has the latest
+        again = run("attack", tmp_path / "run", "--classifier", files.classifier, "--images", "10",
+                    "--seed", seed, "--json", "--quiet")  # fmt: skip
+        assert again.code == 0 and again.err == "", again.err
     attacked = json.loads((tmp_path / "run" / "attack.json").read_text())
     assert json.loads(again.out) == attacked
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == {
+        **report, "attack": attacked,
+    }  # fmt: skip
+    page = html.unescape((tmp_path / "run" / "report.html").read_text())
+    assert page.count("Asked in other ways") == page.count("<details>") == 1
+    assert page.index(attacked["headline"][:20]) < page.index("<table")
+    assert all(asked["way"] in page for asked in attacked["asked"])
 
 
 def test_a_log_has_a_line_for_every_tenth(run, files, tmp_path):
