@@ -195,14 +195,8 @@ def sums_agree(
 
     N numbers a_i added up in float32, in any order, are off by (N - 1) u sum |a_i| at most. Means
     cost three roundings more where N is no power of two: 1/N, the product with each number, and the
-    way back to the sum.
-
-    Args:
-        found: (nnz,) at bool `salient`, or all entries.
-        sums: of all processes, float64.
-        sizes: sums of the absolute values.
-        processes: N.
-        salient: None: all.
+    way back to the sum. Found are (nnz,) at bool `salient`, or all entries, of `processes`; sums
+    and sizes, which are sums of absolute values, are float64.
     """
     bound = (processes + 2) * 2**-24 * sizes
     if salient is not None:

@@ -101,10 +101,7 @@ class GpuTimer:
     def measure(self, call: Call, repeats: int, prepare: Call = lambda: None) -> Timing:
         """Warm up, then measure the host and the GPU, each `repeats` times.
 
-        Args:
-            call: what is measured.
-            repeats: how often.
-            prepare: run before every call and not measured.
+        `prepare` is run before every call and not measured.
         """
         for _ in range(3):
             prepare()
@@ -208,9 +205,6 @@ def _resident_peak() -> int:
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What a figure depends on besides the code: hardware, threads, versions, commit, load.
-
-    Args:
-        device: "cpu" or a CUDA device.
 
     Returns:
         Plain types. "device" is the processor or the card; a card adds its driver and the versions

@@ -124,14 +124,7 @@ class Problem:
     """A network, a batch size and a mask: what all variants of a table have in common."""
 
     def __init__(self, preset: str, batch_size: int, density: float, device: str) -> None:
-        """Build the teacher and the mask.
-
-        Args:
-            preset: a name of `networks.NETWORKS`.
-            batch_size: B; an iteration sees B remain and B forget images.
-            density: of the mask.
-            device: where it runs.
-        """
+        """Build the teacher and the mask; an iteration sees B remain and B forget images."""
         self.device, self.batch_size, self.density = device, batch_size, density
         self.teacher = Teacher(preset)
         self.mask = heavy_mask(self.teacher.shapes(), density, device)

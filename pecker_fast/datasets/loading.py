@@ -78,12 +78,7 @@ class ImageSet:
         return channels, height, width
 
     def batch(self, indices: Tensor, device: torch.device, flip: Tensor | None = None) -> Tensor:
-        """Images as a network sees them.
-
-        Args:
-            indices: (n,) int64, which.
-            device: Where the result is wanted.
-            flip: (n,) bool, which of them are mirrored left to right. None = none.
+        """Images of `indices` (n,) as a network sees them, mirrored where `flip` (n,) says so.
 
         Returns:
             (n, C, H, W) float32 in [-1, 1].
@@ -217,13 +212,6 @@ def read_images(
     ranks: Ranks, dataset: str, root: Path | None, split: str, download: bool
 ) -> ImageSet:
     """Read images on every process; only the first may download, and the others wait for it.
-
-    Args:
-        ranks: The processes, all of which make this call.
-        dataset: As for `load_images`, and so are the others.
-        root: Where the images are.
-        split: Which of them.
-        download: Whether they may be fetched.
 
     Raises:
         PeckerError: see `load_images`.

@@ -26,12 +26,8 @@ def classify(
 ) -> tuple[Tensor, Tensor]:
     """Run the classifier in batches.
 
-    Args:
-        classifier: see `Classifier`.
-        images: (N, C, H, W), uint8, or floats in [-1, 1]; each batch is moved to where the
-            classifier is.
-        batch_size: images per forward pass.
-        progress: title of a progress bar on stderr; None for no bar.
+    Images are (N, C, H, W), uint8, or floats in [-1, 1]; each batch is moved to where the
+    classifier is.
 
     Returns:
         Logits (N, K) and features (N, F), float32 on the CPU.

@@ -279,11 +279,7 @@ _CURVE = ("iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that forget the same class.
-
-    Attributes:
-        runs: in the order of the table.
-    """
+    """Runs that forget the same class."""
 
     runs: Sequence[Run]
 

@@ -62,14 +62,7 @@ class ConceptCaptions:
         sampler: str = "given images",
         seed: int | None = None,
     ) -> Recognition:
-        """Classify one image per caption.
-
-        Args:
-            images: (N, C, H, W) float32 in [-1, 1], as the classifier takes them, one for each of
-                `prompts`.
-            classifier: the judge.
-            sampler: how the images were drawn; recorded.
-            seed: of their noise; recorded.
+        """Classify images (N, C, H, W) in [-1, 1], one for each of `prompts`.
 
         Raises:
             PeckerError: images that are not finite.

@@ -87,18 +87,8 @@ def concept_report(
 ) -> Report:
     """The report on a concept that was to be forgotten.
 
-    Args:
-        run: what was done.
-        concept: what was to be forgotten, in words, e.g. "sneaker".
-        override: what takes its place, in words; "" for nothing.
-        model: the pipeline it was erased from, e.g. its folder.
-        recipe: name of the recipe.
-        mask_digest: of the mask.
-        patch_bytes: size of the patch.
-        unet_bytes: size of the network's file.
-        sampling: how the images were drawn.
-        outcome: what a classifier saw; None where there is no classifier for what the prompts name.
-        sections: further tables: a detector's counts, a CLIP score.
+    `outcome` is None where there is no classifier for what the prompts name; `override` is "" for
+    nothing. Sections are further tables: a detector's counts, a CLIP score.
     """
     frozen = run.frozen
     rows = [

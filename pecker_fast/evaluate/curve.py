@@ -132,10 +132,6 @@ class Curve:
     def visit(self, iteration: int, wall_s: float) -> bool:
         """Measure if a point is due here; to be called on all processes.
 
-        Args:
-            iteration: iterations that are done.
-            wall_s: seconds of training so far.
-
         Returns:
             Whether the run is over: what is to be forgotten has gone, and the rest is kept.
         """
@@ -173,14 +169,7 @@ class ClassProbe:
         sampler: Sampler,
         until: UntilSection | None = None,
     ) -> None:
-        """Choose the images.
-
-        Args:
-            judge: by what.
-            model: the original, for its classes.
-            forget: index of the class to forget.
-            sampler: how images are drawn.
-            until: says how many images, where the run may be over before its end.
+        """Choose the images; `until` says how many where the run may be over before its end.
 
         Raises:
             PeckerError: the real images are of other classes or sizes.

@@ -104,12 +104,6 @@ def measure_recognition(
 ) -> RecognitionFigures:
     """Recognise images (N, 3, H, W) in [0, 1], and compare with N labels, in whatever case.
 
-    Args:
-        recogniser: the judge.
-        images: at once or in batches.
-        labels: what each image's prompt names; None where it names nobody.
-        name: of the recogniser, for the record.
-
     Raises:
         PeckerError: the recogniser fails, or gives something else than faces.
     """

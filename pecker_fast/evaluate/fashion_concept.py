@@ -76,11 +76,8 @@ def fashion_concept(
 def fashion_probe(forget: int, told: Sequence[str], images: int, seed: int = 0) -> ConceptCaptions:
     """Captions to end a run by: none that is held back, so that those tell something new after it.
 
-    Args:
-        forget: the class that the concept is.
-        told: the prompts that the erasure is told to forget.
-        images: captions of them, and as many of all other classes together.
-        seed: which ones.
+    `images` of them are of the prompts that the erasure is told to forget, and as many of all other
+    classes together.
     """
     kept = [label for label in range(len(CLASS_NAMES)) if label != forget]
     each = -(-images // len(kept))

@@ -167,10 +167,7 @@ class Inception:
     ) -> Inception:
         """Read the weights. They are never fetched.
 
-        Args:
-            path: the file, a state dict as torch saves it.
-            device: where the network runs.
-            layer: which features. Only 2048 gives what the literature calls FID.
+        Only the layer 2048 gives what the literature calls FID.
 
         Raises:
             PeckerError: the file is missing, truncated, of another network, or would need to run
@@ -204,13 +201,7 @@ class Inception:
     def features(
         self, images: Tensor, source: str, batch_size: int = 64, progress: str | None = None
     ) -> InceptionFeatures:
-        """Run the network over images.
-
-        Args:
-            images: (N, 3, H, W) uint8, or (N, 1, H, W), whose channel is repeated.
-            source: what they are, in words.
-            batch_size: images per forward pass.
-            progress: title of a progress bar on stderr; None for no bar.
+        """Run the network over images (N, 3, H, W) uint8, or (N, 1, H, W), repeated.
 
         Raises:
             PeckerError: another shape or dtype, or too few images.
@@ -251,10 +242,7 @@ def fidelity_figures(
 ) -> FidelityFigures:
     """All figures of generated images against real ones.
 
-    Args:
-        generated: features of the generated images.
-        real: features of the real ones, by the same network.
-        inception: that network; recorded. Distances are computed where it is.
+    Both sets of features are of that network; distances are computed where it is.
 
     Raises:
         PeckerError: features that are not finite, or of different layers.

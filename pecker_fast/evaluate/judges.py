@@ -78,16 +78,8 @@ class Judge:
     ) -> Judge:
         """Read the files of judges, each of which may be missing.
 
-        Args:
-            classifier: see `load_classifier`.
-            statistics: of real images in its features, or those images as .npz. None: what lies
-                beside the classifier, if anything does.
-            inception: weights of the Inception network.
-            real: real images.
-            class_names: of the images to judge.
-            model: draws them; None for images on disk.
-            device: where to judge.
-            second: another classifier, see `load_classifier`.
+        What they are is said above. Without statistics those that lie beside the classifier are
+        read, if there are any; an .npz has the real images to take them of.
 
         Raises:
             PeckerError: a file that is missing, broken or of something else.

@@ -147,16 +147,8 @@ class PipelineSampler:
     ) -> Batches:
         """The latents of `latents`, batch by batch; batch k starts at image k * `batch_size`.
 
-        Args:
-            network: see `latents`; likewise what is not said here.
-            prompts: N texts, one an image.
-            seed: of the noise, or N seeds, one an image.
-            steps: calls of the network.
-            t_init: where one step starts.
-            guidance: its scale, or N scales.
-            negative: what guidance leads away from.
-            only: numbers of the batches to draw; None: all.
-            progress: title of a progress bar.
+        `seed` may be N seeds and `guidance` N scales, one an image. `only` has the numbers of the
+        batches to draw; None: all.
 
         Raises:
             PeckerError: see `latents`.
@@ -201,12 +193,7 @@ class PipelineSampler:
     def images(
         self, latents: Tensor, progress: str | None = None, *, ranks: Ranks | None = None
     ) -> Tensor:
-        """Decode latents.
-
-        Args:
-            latents: (N, C, H, W), the first process's.
-            progress: as in `latents`.
-            ranks: as in `latents`.
+        """Decode latents (N, C, H, W), the first process's.
 
         Returns:
             (N, 3, H', W') images in [0, 1], float32 on the CPU: all of them on the first process,

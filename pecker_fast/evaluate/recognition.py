@@ -73,17 +73,7 @@ class Recognition:
         sampler: str = "given images",
         seed: int | None = None,
     ) -> Recognition:
-        """Count what a classifier says.
-
-        Args:
-            predicted: (N,) int64, what it takes the images for.
-            labels: (N,) int64, what they should show.
-            names: of the classes, of which the classifier may know more.
-            forget: index of the class to forget.
-            groups: kind -> (N,) bool, which images are of it.
-            sampler: recorded.
-            seed: recorded.
-        """
+        """Count what a classifier takes images for, (N,) int64, by groups of (N,) bool."""
         right = predicted == labels
         kept = sorted(set(labels.tolist()) - {forget})
         taken = torch.bincount(predicted[labels == forget], minlength=len(names)).tolist()

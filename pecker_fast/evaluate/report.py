@@ -126,14 +126,8 @@ class Report:
     ) -> Report:
         """The report on what a classifier saw.
 
-        Args:
-            run: what was done.
-            what: was to be forgotten, in words, e.g. "sneaker".
-            outcome: what became of it.
-            rows: more of the table of figures.
-            note: a further sentence on what became of the rest, or "".
-            tables: further tables.
-            rest: the remaining attributes.
+        `rows` are more of the table of figures, `note` is a further sentence on what became of the
+        rest, and `rest` the remaining attributes.
         """
         columns = outcome.columns
 
@@ -196,15 +190,9 @@ def class_report(
 ) -> Report:
     """The report on a class that was to be forgotten.
 
-    Args:
-        run: what was done.
-        class_names: of the model, by index.
-        teacher: the teacher's many-step figures.
-        after: the erased model's figures.
-        curve: accuracies during the run.
-        teacher_ships: the teacher's figures came with the model and were not measured here.
-        images: the real images that the run was trained on, in words; None where it needs none.
-        real: the classifier's figures of real test images, or None.
+    `teacher` has many-step figures, which may have come with the model (`teacher_ships`); `images`
+    are the real ones that the run was trained on, in words; `real` has the figures of real test
+    images.
     """
     forget, name = after.forget, class_names[after.forget]
     override = None if after.override is None else class_names[after.override]

@@ -47,13 +47,7 @@ class SamplePlan:
 def class_plan(
     model: ModelFolder, path: str | os.PathLike[str], sampler: Sampler, labels: Tensor
 ) -> SamplePlan:
-    """Images of a model's classes.
-
-    Args:
-        model: the model, in eval mode and where it is to work.
-        path: where it was read from, for the record.
-        sampler: how images are drawn.
-        labels: (N,) int64, the class of each image.
+    """Images of a model's classes, one for each of the labels (N,) int64.
 
     Raises:
         PeckerError: the model has no such class, or its images can be no PNGs.
@@ -90,10 +84,6 @@ def numbered_files(
     labels: Tensor, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """A sub-folder for each class that has images, and the file of each image in them.
-
-    Args:
-        labels: (N,) int64 indices into `names`.
-        names: of all classes.
 
     Returns:
         `SamplePlan.facts["folders"]` and `SamplePlan.files`; images are numbered within a folder.

@@ -187,12 +187,8 @@ class Sampler:
     ) -> Batches:
         """Draw batch by batch, for whoever writes images as they come.
 
-        Args:
-            model: as in `sample`.
-            labels: (N,) int64 class indices of all images.
-            only: numbers of the batches to draw; batch k holds the images from k * batch_size on.
-                None: all.
-            progress: title of a progress bar on stderr, moved on step by step; None for no bar.
+        Batch k holds the images from k * batch_size on; `only` has the numbers of those to draw,
+        None: all.
 
         Yields:
             Which images, and (n, C, H, W) float32 in [-1, 1] on the CPU.

@@ -83,10 +83,6 @@ class PipelineFolder:
     def load(cls, path: str | os.PathLike[str], variant: str | None = None) -> PipelineFolder:
         """Read a pipeline folder; nothing is downloaded.
 
-        Args:
-            path: the folder.
-            variant: of the weights, such as "fp16", in all parts that have it.
-
         Raises:
             PeckerError: no such folder, a pipeline of another kind, or a part that is missing or
                 damaged.
@@ -143,10 +139,7 @@ class PipelineFolder:
     def save_with(self, network: nn.Module, path: Path, description: dict[str, Any]) -> None:
         """Write the same pipeline around another network, whole or not at all.
 
-        Args:
-            network: the network, of this pipeline's architecture.
-            path: the new folder; one that is there is replaced.
-            description: what pecker_fast.json shall hold.
+        A folder that is there is replaced.
         """
         part = self.architecture.denoiser
         with replacing_folder(path) as partial:
@@ -175,9 +168,6 @@ class PipelineFolder:
 
 def load_unet(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """A network that denoises for prompts, e.g. a one-step generator to start from.
-
-    Args:
-        path: its folder, or that of a pipeline around it.
 
     Returns:
         The network in float32 or float64, and what pecker_fast.json says of it.

@@ -117,10 +117,6 @@ class PublishedCheckpoint:
     def network(self, slot: str | None = None, *, sample_size: int | None = None) -> DDPMUNet:
         """The network in a slot (None: as `choose` says), in eval mode, float32.
 
-        Args:
-            slot: one of `SLOTS`.
-            sample_size: as in `network_from`.
-
         Raises:
             PeckerError: no such slot, or another architecture.
         """

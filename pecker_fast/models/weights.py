@@ -67,9 +67,7 @@ class Weights:
 def weights_in(folder: Path, name: str) -> Weights:
     """The weights in a folder: of the variant that is asked for, or plain; whole, or in shards.
 
-    Args:
-        folder: of the network.
-        name: of one plain file, such as model.safetensors.
+    The name is that of one plain file, such as model.safetensors.
 
     Raises:
         PeckerError: they are not there, and the message names what lies there instead; or the index

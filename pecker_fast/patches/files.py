@@ -155,10 +155,6 @@ def patch_bytes(stats: Iterable[ParameterStats], element_size: int = 4) -> int:
     """Bytes of bitmasks and values in the patch of a mask, without the file's header.
 
     Gaps in place of bitmasks make the file smaller than that.
-
-    Args:
-        stats: of the mask, from `SaliencyMask.stats`.
-        element_size: bytes of an entry of the network.
     """
     return sum((row.numel + 7) // 8 + row.nnz * element_size for row in stats if row.nnz)
 

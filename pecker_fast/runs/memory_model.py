@@ -173,12 +173,7 @@ def without_values() -> Iterator[None]:
 
 
 def follow(memory: LiveMemory, start: Callable[[], MaskedRun[Any]]) -> MaskedRun[Any]:
-    """Make a run and let it iterate once, all of it counted by kind; inside `without_values`.
-
-    Args:
-        memory: entered.
-        start: makes the run, whose optimizers use the backend "reference".
-    """
+    """Make a run and let it iterate once, all of it counted by kind; inside `without_values`."""
     settle, take = MaskedRun._settle_mask, ReleasedGrads.take
 
     def labelled_settle(run: MaskedRun[Any], mask: Any, find: Any) -> Any:

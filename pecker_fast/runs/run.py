@@ -320,11 +320,6 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
     """Switch a network to fused blocks on a GPU, to Winograd's convolutions on a CPU.
 
     Says what came of it, in a line to show.
-
-    Args:
-        network: Gives the network, if it is to be switched.
-        wanted: The configuration's `accelerate`.
-        device: Where it runs.
     """
     if not wanted:
         return "torch's blocks: accelerate is off in the configuration"

@@ -53,12 +53,7 @@ class Denoiser(ABC):
         return config.in_channels, height, width
 
     def tokens(self, shape: tuple[int, int, int], config: Any) -> int:
-        """How many tokens the network makes of an image; a flow's steps may depend on it.
-
-        Args:
-            shape: (C, H, W) of the image.
-            config: of the network.
-        """
+        """Tokens that the network makes of an image (C, H, W); a flow's steps may depend on it."""
         patch = getattr(config, "patch_size", 1)
         return (shape[1] // patch) * (shape[2] // patch)
 
@@ -94,23 +89,13 @@ class Architecture(Denoiser):
     def load_texts(self, root: Path, config: Any) -> Texts:
         """What encodes prompts, from the pipeline's folder.
 
-        Args:
-            root: the pipeline's folder.
-            config: of the network that is told them, as `schema` has it.
-
         Raises:
             PeckerError: a part is missing or damaged, or is another network's.
         """
 
 
 def load_denoiser(folder: Path, name: str, schema: type[Schema], kind: Any = None) -> nn.Module:
-    """A network of diffusers.
-
-    Args:
-        folder: with its configuration and weights.
-        name: of its class.
-        schema: of its configuration.
-        kind: its class, where it is not diffusers' own.
+    """A network of diffusers, or of another `kind` where that is given.
 
     Raises:
         PeckerError: it is missing or damaged.
