@@ -56,20 +56,13 @@ def ring_bytes(payload: float, processes: int) -> float:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to sum gradients over processes.
+    """A way to sum gradients over processes."""
 
-    Attributes:
-        name: of the row.
-        density: of a random mask. None: no mask.
-        releases: `release_grads` of the optimizer.
-        by: "ours", or torch's "ddp" or "fsdp".
-        apply: of iterations of the trainer: what is masked, "generator" or "both"; "" of a step.
-    """
-
-    name: str
-    density: float | None = None
-    releases: bool = False
-    by: str = "ours"
+    name: str  # of the row
+    density: float | None = None  # of a random mask. None: no mask.
+    releases: bool = False  # `release_grads` of the optimizer
+    by: str = "ours"  # "ours", or torch's "ddp" or "fsdp"
+    # Of iterations of the trainer: what is masked, "generator" or "both"; "" of a step.
     apply: str = ""
 
 

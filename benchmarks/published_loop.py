@@ -25,21 +25,13 @@ __all__ = ["Phases", "PublishedAdam", "PublishedLoop", "Term"]
 
 @dataclass(frozen=True)
 class Term:
-    """What one term sees in one phase, for B samples.
+    """What one term sees in one phase, for B samples."""
 
-    Attributes:
-        noise: (B, C, H, W) the generator's input.
-        e: (B, C, H, W) the noise that is added to its images.
-        t: (B,) int64, how much of it.
-        label: (B,) int64, what the generator and the pseudo-score are told.
-        teacher_label: (B,) int64, what the teacher is told: the override, of the forget term.
-    """
-
-    noise: Tensor
-    e: Tensor
-    t: Tensor
-    label: Tensor
-    teacher_label: Tensor
+    noise: Tensor  # (B, C, H, W) the generator's input
+    e: Tensor  # (B, C, H, W) the noise that is added to its images
+    t: Tensor  # (B,) int64, how much of it
+    label: Tensor  # (B,) int64, what the generator and the pseudo-score are told
+    teacher_label: Tensor  # (B,) int64, what the teacher is told: the override, of the forget term
 
 
 Phases = tuple[tuple[Term, Term], tuple[Term, Term]]

@@ -30,19 +30,12 @@ _STL10_SIDE = 64  # What the published STL-10 models see; the files hold 96x96 p
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size with a class label each.
+    """Images of one size with a class label each."""
 
-    Attributes:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64 on the CPU, in [0, len(class_names)).
-        class_names: One name per class, by label.
-        source: Where the images come from, in words, for reports.
-    """
-
-    images: Tensor
-    labels: Tensor
-    class_names: tuple[str, ...]
-    source: str
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # (N,) int64 on the CPU, in [0, len(class_names))
+    class_names: tuple[str, ...]  # One name per class, by label
+    source: str  # Where the images come from, in words, for reports
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -96,17 +89,17 @@ class ImageSet:
         """All images but those of one class; the other labels keep their numbers.
 
         Raises:
-            PeckerError: No such class, or nothing is left.
+            PeckerError: nothing is left.
         """
-        return self._where(self.labels != self._known(label), "without", label)
+        return self._where(self.labels != label, "without", label)
 
     def only(self, label: int) -> ImageSet:
         """The images of one class.
 
         Raises:
-            PeckerError: No such class, or it has no images.
+            PeckerError: it has no images.
         """
-        return self._where(self.labels == self._known(label), "only", label)
+        return self._where(self.labels == label, "only", label)
 
     def select(self, indices: Tensor, what: str) -> ImageSet:
         """These images in this order, (n,) int64; `what` goes into the source."""
@@ -130,14 +123,6 @@ class ImageSet:
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
-
-    def _known(self, label: int) -> int:
-        if not 0 <= label < self.num_classes:
-            raise PeckerError(
-                f"ImageSet: label {label} is none of the {self.num_classes} classes of "
-                f"{self.source}"
-            )
-        return label
 
     def _where(self, chosen: Tensor, word: str, label: int) -> ImageSet:
         return self.select(chosen.nonzero()[:, 0], f"{word} {self.class_names[label]!r}")
@@ -317,7 +302,7 @@ def _diagnosis(cls: Any, root: Path) -> str | None:
     """Which file torchvision does not want, and why."""
     folder = root / cls.base_folder
     if not folder.is_dir():
-        return f"{_not_here(root, cls.base_folder)}; --download fetches it"
+        return f"--data-root {root}: no {cls.base_folder} in it; --download fetches it"
     expected = [*cls.train_list, *cls.test_list]
     if hasattr(cls, "meta"):
         expected.append([cls.meta["filename"], cls.meta["md5"]])
@@ -333,16 +318,3 @@ def _diagnosis(cls: Any, root: Path) -> str | None:
                 f"again, or fetch it with --download"
             )
     return None
-
-
-def _not_here(root: Path, wanted: str) -> str:
-    """That a folder is missing, and which other data set is there instead."""
-    others = {
-        _CIFAR10_FOLDER: "CIFAR-10",
-        "cifar-100-python": "CIFAR-100",
-        "stl10_binary": "STL-10",
-        "train-images-idx3-ubyte.gz": "Fashion-MNIST or MNIST",
-    }
-    found = [f"{name} ({title})" for name, title in others.items() if (root / name).exists()]
-    instead = f"; found {', '.join(found)}" if found else ""
-    return f"--data-root {root}: no {wanted} in it{instead}"

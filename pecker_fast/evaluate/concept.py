@@ -20,19 +20,12 @@ __all__ = ["ConceptCaptions"]
 
 @dataclass(frozen=True)
 class ConceptCaptions:
-    """Captions, every one of which may occur more than once.
+    """Captions, every one of which may occur more than once."""
 
-    Attributes:
-        class_names: of the classifier, by index.
-        forget: the class that the concept is.
-        override: the class in its place, or None.
-        groups: (caption, the class it names) by kind, see `Recognition`. Images are given in this
-            order.
-    """
-
-    class_names: tuple[str, ...]
-    forget: int
-    override: int | None
+    class_names: tuple[str, ...]  # of the classifier, by index
+    forget: int  # the class that the concept is
+    override: int | None  # the class in its place, or None
+    # (caption, the class it names) by kind, see `Recognition`. Images are given in this order.
     groups: Mapping[str, Sequence[tuple[str, int]]]
 
     @property

@@ -33,21 +33,13 @@ Measure: TypeAlias = Callable[[Tensor, Tensor, Sequence[str]], Table]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the images of the report were drawn, from the same noise for both models.
+    """How the images of the report were drawn, from the same noise for both models."""
 
-    Attributes:
-        steps: DDIM steps of the original model.
-        guidance: of the original model; the erased one needs none.
-        t_init: time step from which the erased model draws in one step.
-        seed: of the noise.
-        negative: what the guidance leads away from.
-    """
-
-    steps: int
-    guidance: float
-    t_init: int
-    seed: int
-    negative: str = ""
+    steps: int  # DDIM steps of the original model
+    guidance: float  # of the original model; the erased one needs none
+    t_init: int  # time step from which the erased model draws in one step
+    seed: int  # of the noise
+    negative: str = ""  # what the guidance leads away from
 
     @property
     def evaluations(self) -> int:

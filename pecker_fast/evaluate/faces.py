@@ -37,24 +37,16 @@ class Recogniser(Protocol):
 
 @dataclass(frozen=True)
 class RecognitionFigures:
-    """What a recogniser sees in images, and whether it is what their prompts name.
+    """What a recogniser sees in images, and whether it is what their prompts name."""
 
-    Attributes:
-        image_count: images that were looked at.
-        found: images with a face.
-        label_count: images with a face whose prompt has a label.
-        recognised: of these, images whose surest face has the label as its most probable name.
-        probability: mean over these of the label's probability, of the face that has most of it,
-            as SA and SFD report; None without such images.
-        recogniser: the object, as it was named.
-    """
-
-    image_count: int
-    found: int
-    label_count: int
-    recognised: int
+    image_count: int  # images that were looked at
+    found: int  # images with a face
+    label_count: int  # images with a face whose prompt has a label
+    recognised: int  # of these, images whose surest face has the label as its most probable name
+    # Mean over these of the label's probability, of the face that has most of it, as SA and SFD
+    # report; None without such images.
     probability: float | None
-    recogniser: str
+    recogniser: str  # the object, as it was named
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON, with the shares and their 95 % intervals."""

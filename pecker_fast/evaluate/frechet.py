@@ -31,19 +31,12 @@ __all__ = ["ClassStatistics", "FeatureStatistics", "frechet_distance", "measured
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean and covariance of `count` feature vectors.
+    """Mean and covariance of `count` feature vectors."""
 
-    Attributes:
-        mean: (F,) float64.
-        cov: (F, F) float64, with the divisor count - 1.
-        count: number of feature vectors.
-        source: what the features were taken from, in words ("" = not said).
-    """
-
-    mean: Tensor
-    cov: Tensor
-    count: int
-    source: str = ""
+    mean: Tensor  # (F,) float64
+    cov: Tensor  # (F, F) float64, with the divisor count - 1
+    count: int  # number of feature vectors
+    source: str = ""  # what the features were taken from, in words ("" = not said)
 
     def __post_init__(self) -> None:
         size = self.mean.shape[0] if self.mean.ndim == 1 else -1
@@ -75,20 +68,13 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Mean and covariance per class, from which those of any set of classes follow exactly.
+    """Mean and covariance per class, from which those of any set of classes follow exactly."""
 
-    Attributes:
-        mean: (K, F) float64, one row per class.
-        cov: (K, F, F) float64, with the divisor count - 1.
-        count: (K,) int64, feature vectors per class.
-        source: what the features were taken from, in words ("" = not said).
-        early: the same of the same images in an earlier layer's features, or None.
-    """
-
-    mean: Tensor
-    cov: Tensor
-    count: Tensor
-    source: str = ""
+    mean: Tensor  # (K, F) float64, one row per class
+    cov: Tensor  # (K, F, F) float64, with the divisor count - 1
+    count: Tensor  # (K,) int64, feature vectors per class
+    source: str = ""  # what the features were taken from, in words ("" = not said)
+    # The same of the same images in an earlier layer's features, or None.
     early: ClassStatistics | None = None
 
     def __post_init__(self) -> None:

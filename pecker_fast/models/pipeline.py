@@ -42,26 +42,16 @@ __all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A pipeline on disk, with what the distillation needs of it loaded.
+    """A pipeline on disk, with what the distillation needs of it loaded."""
 
-    Attributes:
-        path: the folder.
-        architecture: its family.
-        network: the network that denoises.
-        scheduler_config: of the noise schedule it was trained with.
-        texts: prompts -> conditions.
-        description: what pecker_fast.json holds beside it, e.g. figures and the step of one-step
-            sampling.
-        variant: of the weights there.
-    """
-
-    path: Path
-    architecture: Architecture
-    network: Any
-    scheduler_config: dict[str, Any]
-    texts: Texts
+    path: Path  # the folder
+    architecture: Architecture  # its family
+    network: Any  # the network that denoises
+    scheduler_config: dict[str, Any]  # of the noise schedule it was trained with
+    texts: Texts  # prompts -> conditions
+    # What pecker_fast.json holds beside it, e.g. figures and the step of one-step sampling.
     description: dict[str, Any] = field(default_factory=dict)
-    variant: str | None = None
+    variant: str | None = None  # of the weights there
 
     @property
     def prediction_type(self) -> str:

@@ -49,19 +49,12 @@ def of_variant(variant: str | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of one set of weights.
+    """The files of one set of weights."""
 
-    Attributes:
-        files: all of them; several where they are sharded.
-        listed: the index that names them, or the one file.
-        plain: the name that `listed` would have without a variant.
-        variant: of the weights.
-    """
-
-    files: Sequence[Path]
-    listed: Path
-    plain: str
-    variant: str | None
+    files: Sequence[Path]  # all of them; several where they are sharded
+    listed: Path  # the index that names them, or the one file
+    plain: str  # the name that `listed` would have without a variant
+    variant: str | None  # of the weights
 
 
 def weights_in(folder: Path, name: str) -> Weights:

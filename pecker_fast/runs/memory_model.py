@@ -46,17 +46,11 @@ NOT_COUNTED = (
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that a run holds at a time on its device.
+    """The most that a run holds at a time on its device."""
 
-    Attributes:
-        size: bytes.
-        parts: the same by kind, the largest first.
-        moment: when that is: "finding the mask" or "an iteration".
-    """
-
-    size: int
-    parts: Mapping[str, int]
-    moment: str
+    size: int  # bytes
+    parts: Mapping[str, int]  # the same by kind, the largest first
+    moment: str  # when that is: "finding the mask" or "an iteration"
 
 
 @dataclass(frozen=True)

@@ -82,14 +82,9 @@ class Run(ABC, Generic[Batch]):
     ) -> None:
         """Read what the directory holds. A subclass makes its parts after this, then `begin`s.
 
-        Args:
-            config: The constants.
-            device: Where it takes place.
-            identity: Is asked where it matters: with a directory, or with other processes.
-            directory: Where checkpoints go, on the first process. None = nothing is written.
-            ranks: The processes that share the run, each of which makes one like this. None = this
-                process alone.
-            title: Of its progress on stderr. None = none is shown.
+        The identity is asked where it matters: with a directory, or with other processes. The
+        directory is for the first process; without one nothing is written. Without a title no
+        progress is shown.
 
         Raises:
             PeckerError: The directory holds another run, processes that do not agree or are more

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bad_input.building import case, each, whole_json
-from bad_input.seeds import ERASE, EVALUATE, MASK, SAMPLE, SAMPLE_DIT
+from bad_input.seeds import ERASE, MASK, SAMPLE, SAMPLE_DIT
 from bad_input.spoil import ANY_FILE, TENSORS, edit
 
 UNET = "model/unet/config.json"
@@ -36,7 +36,6 @@ def _other_weights(name: str, folder: Path) -> None:
 
 
 _NEEDS = ("model",)
-_JUDGED = ("model", "classifier")
 
 CASES = [
     *whole_json("unet", UNET, SAMPLE, _NEEDS, named="model"),
@@ -46,7 +45,6 @@ CASES = [
     ),
     *each("weights", ANY_FILE, WEIGHTS, ERASE, _NEEDS, named="model"),
     *each("weights", TENSORS, WEIGHTS, SAMPLE, _NEEDS, named="model"),
-    *each("weights in evaluate", TENSORS, WEIGHTS, EVALUATE, _JUDGED, named="model"),
     *whole_json("dit", "latent/transformer/config.json", SAMPLE_DIT, ("latent",), named="latent"),
     *each(
         "autoencoder", TENSORS, "latent/vae/diffusion_pytorch_model.safetensors", SAMPLE_DIT,

@@ -166,52 +166,6 @@ def test_recipes_have_the_published_constants(recipe):
 # ---- bad input: one line, nothing half-written
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--recipe", "object"], ["--name"]),
-        (["--recipe", "object", "--name", "cat"], ["--name", "--override"]),
-        (["--recipe", "nudity", "--name", "x"], ["concepts"]),
-        (["--recipe", "cifar10_forget", "--iterations", "1"], ["cifar10_forget"]),
-        (["--name", "cat", "--override", "dog"], ["--recipe"]),
-        ([*OBJECT, "--forget", "cat"], ["--forget"]),
-        ([*OBJECT, "--dataset", "cifar10"], ["--dataset"]),
-        ([*OBJECT, "--config", "x.yaml"], ["--recipe", "--config"]),
-        ([*OBJECT, "--nudity-detector", "nowhere.onnx"], ["nowhere.onnx"]),
-        ([*OBJECT, "--clip", ".", "--no-previews"], ["--no-previews"]),
-        (["--recipe", "object", "--name", "cat", "--override", "CAT "], ["override"]),
-    ],
-)
-def test_wrong_options(pipeline, run, refused, tmp_path, options, named):
-    out = tmp_path / "run"
-    refused(run("erase", "--pipeline", pipeline, "--out", out, *options), *named)
-    assert not out.exists()
-
-
-def kind(**parts):
-    def change(folder):
-        index = json.loads((folder / "model_index.json").read_text()) | parts
-        (folder / "model_index.json").write_text(json.dumps(index))
-
-    return change
-
-
-@pytest.mark.parametrize("where", ["", "run", "a/b"])
-def test_a_run_inside_its_own_pipeline_is_refused(pipeline, run, refused, where):
-    before = sorted(pipeline.rglob("*"))
-    out = pipeline / where
-    refused(run("erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK), out, "--out")
-    assert sorted(pipeline.rglob("*")) == before
-
-
-def test_a_link_to_nothing_in_the_pipeline_is_named_first(pipeline, run, refused, tmp_path):
-    folder, out = tmp_path / "pipe", tmp_path / "run"
-    shutil.copytree(pipeline, folder)
-    (folder / "vae" / "old.bin").symlink_to(tmp_path / "gone")
-    refused(run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK), "vae/old.bin")
-    assert not out.exists()
-
-
 def test_a_generator_of_another_architecture(pipeline, run, refused, tmp_path):
     other = UNet2DConditionModel(
         sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, norm_num_groups=4,

@@ -173,12 +173,8 @@ def test_few_images_and_broken_features(measured):
     inception = measured[0]
     with pytest.raises(PeckerError, match="drawn: FID and its like need at least 4 images, got 3"):
         inception.features(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), "drawn")
-    with pytest.raises(PeckerError, match=r"drawn: images must be uint8 .* torch.float32"):
-        inception.features(torch.zeros(5, 3, 8, 8), "drawn")
     with pytest.raises(PeckerError, match="real: the Inception features contain NaN"):
         figures_of(torch.zeros(5, 2), torch.full((5, 2), torch.nan))
-    with pytest.raises(PeckerError, match="same layer"):
-        figures_of(torch.zeros(5, 2), torch.zeros(5, 3))
 
 
 def test_weights_are_never_fetched(tmp_path):

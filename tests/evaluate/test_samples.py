@@ -244,17 +244,6 @@ def test_networks_whose_images_are_no_pngs(tiny_model):
         plan_of(model)
 
 
-def test_what_cannot_be_drawn_comes_out_before_anything_is_written(tiny_model):
-    for sampler, labels, named in (
-        (SAMPLER, torch.tensor([3]), "labels"),
-        (replace(SAMPLER, guidance=1.0), LABELS, "guidance"),
-        (replace(SAMPLER, steps=2000), LABELS, "steps"),
-        (Sampler(t_init=1000), LABELS, "t_init"),
-    ):
-        with pytest.raises(PeckerError, match=named):
-            plan_of(tiny_model, sampler, labels)
-
-
 def test_npz(plan, pixels, tmp_path):
     path = tmp_path / "samples.npz"
     assert write_npz(path, plan) == 5

@@ -16,8 +16,8 @@ from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.architectures import architecture_of
-from pecker_fast.models.architectures.base import load_denoiser
-from pecker_fast.models.architectures.stable_diffusion import StableDiffusion, check_width
+from pecker_fast.models.architectures.base import check_widths, load_denoiser
+from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.schemas import (
     AutoencoderConfig,
@@ -50,7 +50,7 @@ def use_schedule(folder):
 
 def use_unet(folder):
     unet = StableDiffusion().load_network(folder / "unet")
-    check_width(folder, unet.config, WIDTH)
+    check_widths(folder, unet.config, {"cross_attention_dim": WIDTH})
     noise = torch.zeros(1, CHANNELS, SIDE, SIDE)
     assert unet(noise, 3, torch.zeros(1, LENGTH, WIDTH)).sample.shape == noise.shape
 

@@ -89,19 +89,15 @@ def _without(network: Weights, *names: str) -> Weights:
 OTHERS: dict[str, tuple[Callable[[], Weights], str]] = {
     "missing": (
         lambda: _without(MODEL, "norm_out.bias", "mid.attn_1.q.weight"),
-        r"2 missing: 'mid.attn_1.q.weight', 'norm_out.bias'; it has \d+ of 334 tensors",
+        "2 missing: 'mid.attn_1.q.weight', 'norm_out.bias'",
     ),
     "unexpected": (
         lambda: MODEL | {"logvar": torch.zeros(1000)},
-        r"does not fit: 1 unexpected: 'logvar'; it has .* cifar10 network and .* stl10 network",
+        r"another architecture, does not fit: 1 unexpected: 'logvar'",
     ),
     "shape": (
         lambda: MODEL | {"conv_out.weight": torch.zeros(6, 32, 3, 3)},
         r"1 shaped otherwise: 'conv_out.weight', the first \(6, 32, 3, 3\) instead of \(3,",
-    ),
-    "many": (
-        lambda: {name: value for name, value in MODEL.items() if not name.startswith("up.")},
-        r"\d+ missing: 'up.0.block.0.norm1.weight', .* and \d+ more",
     ),
     "hard-coded class width": (
         lambda: MODEL | {"mid.block_1.temb_cemb_proj.weight": torch.zeros(64, 640)},
@@ -135,13 +131,10 @@ OTHERS: dict[str, tuple[Callable[[], Weights], str]] = {
         lambda: MODEL | {"norm_out.bias": torch.full((32,), torch.nan)},
         "norm_out.bias holds NaN or infinity",
     ),
-    "no channels": (lambda: MODEL | {"conv_in.weight": torch.zeros(0, 3, 3, 3)}, "no empty tensor"),
-    "whole numbers": (lambda: MODEL | {"conv_in.bias": torch.zeros(32).int()}, "torch.int32"),
     "1000 levels": (
         lambda: MODEL | {f"down.{n}.x": torch.zeros(1) for n in range(1000)},
         "another architecture, 1000 levels",
     ),
-    "scalars": (lambda: dict.fromkeys(MODEL, torch.tensor(0.0)), "another architecture"),
 }
 
 

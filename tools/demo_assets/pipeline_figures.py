@@ -25,23 +25,14 @@ _CHUNK = 100  # images at a time
 
 @dataclass(frozen=True)
 class CaptionFigures:
-    """Accuracy of the class that a caption names.
+    """Accuracy of the class that a caption names."""
 
-    Attributes:
-        captions: "training" or "held back".
-        steps: DDIM steps, or 1 for the estimate of the clean image at `T_INIT`.
-        guidance: scale of classifier-free guidance.
-        seed: of captions and noise.
-        per_class: images of each class.
-        class_accuracy: share recognised, by class.
-    """
-
-    captions: str
-    steps: int
-    guidance: float
-    seed: int
-    per_class: int
-    class_accuracy: tuple[float, ...]
+    captions: str  # "training" or "held back"
+    steps: int  # DDIM steps, or 1 for the estimate of the clean image at `T_INIT`
+    guidance: float  # scale of classifier-free guidance
+    seed: int  # of captions and noise
+    per_class: int  # images of each class
+    class_accuracy: tuple[float, ...]  # share recognised, by class
 
     @property
     def accuracy(self) -> float:
