@@ -85,7 +85,9 @@ def draw_classes(folder: Path, request: Request, device: torch.device, ranks: Ra
     gone = model.figures.get("forget")  # an erased model says what it forgot
     forget = None if gone is None else model.class_index(gone)
     title = f"{request.model.name or request.model}: {sampler.describe()}, seed {sampler.seed}"
-    first = torch.cat([torch.where(labels == k)[0][:MOST_COLUMNS] for k in labels.unique()])
+    first = torch.cat(
+        [torch.where(labels == k)[0][:MOST_COLUMNS] for k in sorted(set(labels.tolist()))]
+    )
     plot_grid(
         request.png, to_float(pixels[first]), labels[first], model.class_names, title,
         forget=forget, columns=min(int(labels.bincount().max()), MOST_COLUMNS),

@@ -145,14 +145,7 @@ def with_classes(files: ImageFiles | ImageSet) -> ImageSet:
     return ImageSet(files.images, files.labels, names, files.source)
 
 
-def load_images(
-    dataset: str,
-    root: Path | None,
-    split: str,
-    *,
-    download: bool = False,
-    side: int | None = None,
-) -> ImageSet:
+def load_images(dataset: str, root: Path | None, split: str, *, download: bool = False) -> ImageSet:
     """Read a data set into memory.
 
     Args:
@@ -163,7 +156,6 @@ def load_images(
             class in each, or of the files `train.npz` and `test.npz`.
         split: "train", "test", or "all": the training images before the test images.
         download: Fetch CIFAR-10 (170 MB) or STL-10 (2.6 GB) into `root` if it is not there.
-        side: Height and width that STL-10 is reduced to instead; the others stay as they are.
 
     Raises:
         PeckerError: Nothing is there, or a file is missing, truncated or of another data set.
@@ -172,8 +164,6 @@ def load_images(
         raise PeckerError(f"unknown data set {dataset!r}; known are {', '.join(DATASETS)}")
     if split not in ("train", "test", "all"):
         raise PeckerError(f"split must be train, test or all, got {split!r}")
-    if side is not None and dataset != "stl10":
-        raise PeckerError(f"side is for stl10 only; the images of {dataset} stay as they are")
     parts = ("train", "test") if split == "all" else (split,)
     if dataset == "fashion-mnist":
         images, labels, names = _fashion_mnist(root, parts)
@@ -182,7 +172,7 @@ def load_images(
         if dataset == "cifar10":
             images, labels, names = _cifar10(root, parts, download)
         elif dataset == "stl10":
-            images, labels, names = _stl10(root, parts, download, side or _STL10_SIDE)
+            images, labels, names = _stl10(root, parts, download)
         else:
             images, labels, names = _own_images(root, parts)
     words = {"train": "training images", "test": "test images", "all": "training and test images"}
@@ -229,14 +219,14 @@ def _cifar10(root: Path, parts: tuple[str, ...], download: bool) -> _Loaded:
     return images, torch.tensor(labels, dtype=torch.int64), tuple(sets[0].classes)
 
 
-def _stl10(root: Path, parts: tuple[str, ...], download: bool, side: int) -> _Loaded:
+def _stl10(root: Path, parts: tuple[str, ...], download: bool) -> _Loaded:
     from torchvision.datasets import STL10 as cls
 
     sets = [_verified(cls, root, download, split=part) for part in parts]
     names = getattr(sets[0], "classes", None)
     if names is None:
         raise PeckerError(f"{root / cls.base_folder / cls.class_names_file} is missing")
-    pixels = [_reduced(torch.from_numpy(one.data), side) for one in sets]
+    pixels = [_reduced(torch.from_numpy(one.data)) for one in sets]
     labels = [torch.from_numpy(one.labels).long() for one in sets]
     return torch.cat(pixels), torch.cat(labels), tuple(names)
 
@@ -272,17 +262,14 @@ def _fashion_mnist(root: Path | None, parts: tuple[str, ...]) -> _Loaded:
     return images, labels, fashion_mnist.CLASS_NAMES
 
 
-def _reduced(pixels: Tensor, side: int) -> Tensor:
-    """(N, 3, H, H) uint8 to (N, 3, side, side) by Pillow's bilinear filter, as published."""
-    if pixels.shape[-1] == side:
-        return pixels.contiguous()
+def _reduced(pixels: Tensor) -> Tensor:
+    """(N, 3, 96, 96) uint8 to (N, 3, 64, 64) by Pillow's bilinear filter, as published."""
     import numpy as np
     from PIL import Image
 
-    rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    rows, size = pixels.permute(0, 2, 3, 1).contiguous().numpy(), (_STL10_SIDE, _STL10_SIDE)
     reduced = [
-        np.asarray(Image.fromarray(row).resize((side, side), Image.Resampling.BILINEAR))
-        for row in rows
+        np.asarray(Image.fromarray(row).resize(size, Image.Resampling.BILINEAR)) for row in rows
     ]
     return torch.from_numpy(np.stack(reduced)).permute(0, 3, 1, 2).contiguous()
 

@@ -48,7 +48,7 @@ _MOST_GUIDANCE = 1_000.0
 class PromptRow:
     """One prompt."""
 
-    prompt: str  # the text
+    prompt: str
     group: str = ALL  # what it is there for, one of `GROUPS`, or `ALL`
     # What it names, in the words of whoever judges the images; None where nobody says.
     label: str | None = None

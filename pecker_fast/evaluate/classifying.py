@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["classify", "classify_with_early"]
 
+_AT_ONCE = 500  # images
+
 
 @torch.no_grad()
 def classify(
-    classifier: Classifier, images: Tensor, batch_size: int = 500, progress: str | None = None
+    classifier: Classifier, images: Tensor, progress: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Run the classifier in batches.
 
@@ -39,7 +41,7 @@ def classify(
         raise PeckerError("evaluation: there are no images to classify")
     module = classifier if isinstance(classifier, nn.Module) else None
     weight = images if module is None else next(module.parameters(), images)
-    batches = each(torch.split(images, batch_size), progress)
+    batches = each(torch.split(images, _AT_ONCE), progress)
     with nullcontext() if module is None else running_winograd(module):
         parts = [
             classifier.logits_and_features(to_float(part.to(weight.device))) for part in batches

@@ -37,7 +37,7 @@ _FEWER = "Of fewer images it is larger: compare diamonds with diamonds."
 class Panel:
     """One quantity against time and against steps."""
 
-    title: str  # heading
+    title: str
     caption: str  # what to look at; {forget} stands for the class
     figure: str  # where a `Run` holds the quantity at its end, with dots
     counted: str = "keep_count"  # what of a point says how many images are behind it

@@ -128,15 +128,13 @@ def draw_chart(ax: Axes, x: Axis, y: Axis, series: Sequence[Series]) -> None:
     ax.grid(axis="y", linewidth=0.8)
 
 
-def plot_chart(
-    path: str | os.PathLike[str], x: Axis, y: Axis, series: Sequence[Series], columns: int = 2
-) -> None:
-    """Write a PNG of `draw_chart` with a legend in so many columns above it."""
+def plot_chart(path: str | os.PathLike[str], x: Axis, y: Axis, series: Sequence[Series]) -> None:
+    """Write a PNG of `draw_chart` with a legend above it."""
     with picture(path, 7.2, 3.9) as figure:
         ax = figure.subplots()
         draw_chart(ax, x, y, series)
         # Outside, because the curves end in every corner of the axes.
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, fontsize=8.5)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, fontsize=8.5)
 
 
 def svg_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Markup:

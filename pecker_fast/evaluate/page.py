@@ -23,7 +23,7 @@ __all__ = ["Charts", "Picture", "Section", "Sentence", "Table", "Terms", "add_at
 class Sentence:
     """A paragraph below the headline."""
 
-    text: str  # of it
+    text: str
     look: str = "lead"  # "lead", "muted" or "warn"
     bad: bool = False  # it says that something went wrong
 
@@ -53,7 +53,7 @@ class Table:
     title: str  # its heading, or ""
     # As many cells each as there are columns; the first says what the others measure.
     rows: Sequence[Sequence[str]]
-    columns: Sequence[str] = ("", "Original model", "Erased model")  # headings
+    columns: Sequence[str] = ("", "Original model", "Erased model")
     note: str = ""  # a sentence below the heading, e.g. which detector counted, or "".
     # What report.json holds of it beside the rows, in plain types.
     facts: Mapping[str, Any] = field(default_factory=dict)

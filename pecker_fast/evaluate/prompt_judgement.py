@@ -82,7 +82,7 @@ class PromptJudgement:
     prompts: str  # the file
     prompts_digest: str  # SHA-256 of its rows
     per_prompt: int  # images of each row
-    groups: Mapping[str, GroupFigures]  # figures by group
+    groups: Mapping[str, GroupFigures]
     # How the images were drawn, as far as that is known.
     drawn: Mapping[str, Any] = field(default_factory=dict)
     network: str = ""  # hash of the pipeline's network; "" where images were given

@@ -44,8 +44,8 @@ __all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
 class PipelineFolder:
     """A pipeline on disk, with what the distillation needs of it loaded."""
 
-    path: Path  # the folder
-    architecture: Architecture  # its family
+    path: Path
+    architecture: Architecture
     network: Any  # the network that denoises
     scheduler_config: dict[str, Any]  # of the noise schedule it was trained with
     texts: Texts  # prompts -> conditions

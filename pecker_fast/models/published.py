@@ -83,7 +83,7 @@ _Weights = Mapping[str, Tensor]
 class PublishedCheckpoint:
     """The networks in one file; optimizers are left out."""
 
-    path: Path  # the file
+    path: Path
     # State dicts by name, one of `SLOTS` each, prefixes removed. Not all are there.
     slots: Mapping[str, _Weights]
     step: int | None  # the training step it says it was written after; None: it does not say

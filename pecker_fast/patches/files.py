@@ -75,7 +75,7 @@ class TensorRecord(NamedTuple):
 class Patch:
     """The content of a patch file."""
 
-    path: str  # the file
+    path: str
     # Name -> record, for every parameter and persistent buffer of the base. Names are without the
     # prefixes of `pecker_fast.masks.mask.PREFIXES`.
     tensors: Mapping[str, TensorRecord]

@@ -148,13 +148,6 @@ def test_stl10_is_reduced_as_published(tmp_path, monkeypatch):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
-def test_stl10_keeps_its_96_pixels_on_request(tmp_path, monkeypatch):
-    shown, _ = write_stl10(tmp_path)
-    published_md5(monkeypatch, torchvision.datasets.STL10, tmp_path)
-    images = load_images("stl10", tmp_path, "test", side=96)
-    assert np.array_equal(images.images.permute(0, 2, 3, 1).numpy(), shown[6:])
-
-
 def test_stl10_with_names_that_are_no_text(tmp_path, monkeypatch):
     write_stl10(tmp_path)  # torchvision has an MD5 sum for every file but this one
     (tmp_path / "stl10_binary" / "class_names.txt").write_bytes(b"\xff\xfe")
@@ -201,8 +194,6 @@ def test_unknown_names(tmp_path):
         load_images("mnist", tmp_path, "train")
     with pytest.raises(PeckerError, match="split must be train, test or all, got 'val'"):
         load_images("cifar10", tmp_path, "val")
-    with pytest.raises(PeckerError, match="side is for stl10 only"):
-        load_images("cifar10", tmp_path, "train", side=64)
 
 
 # ---- Fashion-MNIST

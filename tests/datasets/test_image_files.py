@@ -98,19 +98,6 @@ def test_jpeg(tmp_path):
     assert (images.int() - 200).abs().max() <= 2  # JPEG loses a little
 
 
-def test_sixteen_bits_are_refused(tmp_path):
-    write(tmp_path / "a.png", GREY[0].astype(np.uint16) * 257)
-    with pytest.raises(PeckerError, match=r"a.png: expected 8 bits a channel, got mode I;16"):
-        load_image_files(tmp_path)
-
-
-def test_two_sizes(tmp_path):
-    write(tmp_path / "a.png", GREY[0])
-    write(tmp_path / "b.png", GREY[0].T.copy())
-    with pytest.raises(PeckerError, match=r"a\.png is 6x4, .*b\.png is 4x6"):
-        load_image_files(tmp_path)
-
-
 def test_npz(tmp_path):
     images = torch.from_numpy(COLOUR).permute(0, 3, 1, 2)
     labels = np.array([0, 2, 1, 1, 0], np.int32)
