@@ -192,8 +192,6 @@ def test_failed_download_is_one_line(tmp_path, monkeypatch):
 def test_unknown_names(tmp_path):
     with pytest.raises(PeckerError, match=f"unknown data set 'mnist'; known are {DATASETS[0]}"):
         load_images("mnist", tmp_path, "train")
-    with pytest.raises(PeckerError, match="split must be train, test or all, got 'val'"):
-        load_images("cifar10", tmp_path, "val")
 
 
 # ---- Fashion-MNIST
@@ -265,20 +263,8 @@ def test_classes_go_by_name_or_number(images):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "labels", "message"),
-    [
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), "must be uint8"),
-        (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "N, C, H, W"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2), "expected int64 labels"),
-        (
-            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
-            torch.zeros(3, dtype=torch.int64),
-            r"int64 labels \(2,\), got torch.int64 \(3,\)",
-        ),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 3]), "from 0 to 3, but 3 cl"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([-1, 0]), "labels from -1"),
-    ],
+    ("labels", "message"), [([0, 3], "from 0 to 3, but 3 cl"), ([-1, 0], "labels from -1")]
 )
-def test_images_and_labels_must_fit(pixels, labels, message):
+def test_labels_must_have_names(labels, message):
     with pytest.raises(PeckerError, match=message):
-        ImageSet(pixels, labels, NAMES, "")
+        ImageSet(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor(labels), NAMES, "")

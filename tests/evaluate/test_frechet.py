@@ -133,7 +133,6 @@ def test_save_and_load(tmp_path):
     ("features", "message"),
     [
         (torch.randn(1, 4), "at least 2 samples"),
-        (torch.randn(4), r"\(N, F\)"),
         (torch.full((3, 2), float("nan")), "NaN"),
     ],
 )

@@ -116,12 +116,6 @@ def test_schedules(model, pipeline, entries, named):
         refused(kind, folder, file, named)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", "{", DEEP])
-def test_schedules_that_are_none(model, content):
-    (model / "scheduler" / "scheduler_config.json").write_text(content)
-    refused(ModelFolder, model, "scheduler_config.json")
-
-
 @pytest.mark.parametrize("name", ["DDIM", "PNDM", "EulerDiscrete", "LCM", "DPMSolverMultistep"])
 def test_schedulers_that_share_the_process(model, name):
     before = ModelFolder.load(model).scheduler.alphas_cumprod
@@ -216,27 +210,6 @@ def test_weights_that_are_not_the_networks(pipeline, part, way):
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize(
-    "others",
-    [
-        ["diffusion_pytorch_model.fp16.safetensors"],
-        ["diffusion_pytorch_model.bin"],
-        ["diffusion_pytorch_model-00001-of-00002.safetensors"],
-    ],
-)
-def test_weights_in_other_files_are_named(model, pipeline, others):
-    for kind, folder in ((ModelFolder, model), (PipelineFolder, pipeline)):
-        for name in others:
-            shutil.copy(folder / WEIGHTS, folder / "unet" / name)
-        (folder / WEIGHTS).unlink()
-        refused(kind, folder, *others, "--variant" if "fp16" in others[0] else "save_pretrained")
-
-
-def test_a_single_file_is_no_folder(model, pipeline):
-    refused(ModelFolder, model / WEIGHTS, "is a file", "convert")
-    refused(PipelineFolder, pipeline / WEIGHTS, "is a file", "from_single_file")
-
-
 def test_weights_that_may_not_be_read_are_not_called_truncated(model, monkeypatch):
     def refuse(path, *_args, **_options):  # root may read everything
         if str(path).endswith(".safetensors"):
@@ -249,30 +222,6 @@ def test_weights_that_may_not_be_read_are_not_called_truncated(model, monkeypatc
 
 
 # ---- pipelines
-
-
-@pytest.mark.parametrize(
-    ("entries", "named"),
-    [
-        ({"unet": []}, "unet"),
-        ({"unet": ["diffusers"]}, "unet"),
-        ({"text_encoder": [3, 4]}, "text_encoder"),
-        ({"tokenizer": ["transformers", "T5Tokenizer"]}, "T5Tokenizer"),
-        ({"vae": ["diffusers", "VQModel"]}, "VQModel"),
-        ({"transformer": ["diffusers", "FluxTransformer2DModel"]}, "FluxTransformer2DModel"),
-        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "text_encoder_2"),
-        ({"_class_name": None}, "_class_name"),
-    ],
-)
-def test_indices(pipeline, entries, named):
-    change(pipeline / "model_index.json", **entries)
-    refused(PipelineFolder, pipeline, named)
-
-
-@pytest.mark.parametrize("content", ["[]", "{", DEEP, "{}"])
-def test_indices_that_are_none(pipeline, content):
-    (pipeline / "model_index.json").write_text(content)
-    refused(PipelineFolder, pipeline, "model_index.json")
 
 
 def test_a_tokenizer_without_a_longest_text_takes_the_text_encoders(pipeline):
