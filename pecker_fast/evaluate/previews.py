@@ -51,16 +51,7 @@ class Previews:
         device: torch.device,
         steps: int,
     ) -> None:
-        """Prepare; nothing is drawn or loaded yet.
-
-        Args:
-            pipeline: the original.
-            config: the run.
-            groups: the prompts.
-            out: where the strip goes.
-            device: where to draw.
-            steps: of the original model.
-        """
+        """Prepare; nothing is drawn or loaded yet. The original model takes `steps`."""
         self.groups = groups
         self.prompts = [prompt for group in groups for prompt in group.prompts]
         text = config.text
@@ -83,10 +74,7 @@ class Previews:
     def show(self, generator: nn.Module, iteration: int, ranks: Ranks) -> None:
         """Add the generator as it is to the strip, whose first column is the original model.
 
-        Args:
-            generator: in training.
-            iteration: how many are done.
-            ranks: the processes, all of which make this call and draw a share of the images.
+        All processes make this call and draw a share of the images.
 
         Raises:
             PeckerError: the first process cannot read or write the strip.

@@ -272,11 +272,6 @@ def _members(change: Callable[[str, bytes], bytes | None], method: int = 0) -> S
     return spoil
 
 
-def _patched(old: bytes, new: bytes) -> Spoil:
-    """Replace bytes of the directory and of the headers of an archive."""
-    return lambda file: put(file.read_bytes().replace(old, new))(file)
-
-
 def _field(at_file: int, at_directory: int, value: int) -> Spoil:
     """Set a 16-bit field of every header of a zip archive."""
 

@@ -216,24 +216,6 @@ def test_a_changed_bit_is_noticed(tmp_path, where):
     assert_same_bits(whole.generator.state_dict(), again.generator.state_dict())
 
 
-def test_a_lock_is_not_written_through_a_link(tmp_path):
-    victim = tmp_path / "keys"
-    victim.write_text("mine")
-    for name, make in {
-        "link": lambda lock: lock.symlink_to(victim),
-        "dangling": lambda lock: lock.symlink_to(tmp_path / "nowhere"),
-        "hard": lambda lock: lock.hardlink_to(victim),
-        "pipe": os.mkfifo,
-        "folder": os.mkdir,
-    }.items():
-        run = tmp_path / name
-        run.mkdir()
-        make(run / "run.lock")
-        with pytest.raises(PeckerError, match=str(run)):
-            RunDirectory(run)
-    assert victim.read_text() == "mine" and not (tmp_path / "nowhere").exists()
-
-
 def test_another_number_of_threads_is_said(tmp_path):
     train(tmp_path, stop=4)
     threads = torch.get_num_threads()
@@ -254,15 +236,6 @@ def test_half_written_files_are_cleared(tmp_path):
     RunDirectory(tmp_path).close()
     assert "my-notes.tmp.pt" in names(tmp_path)
     assert not any(name.startswith(".") for name in names(tmp_path))
-
-
-def test_a_directory_in_use_is_refused(tmp_path):
-    with (
-        RunDirectory(tmp_path),
-        pytest.raises(PeckerError, match=rf"^{tmp_path} is in use by process {os.getpid()}; "),
-    ):
-        RunDirectory(tmp_path)
-    RunDirectory(tmp_path).close()
 
 
 def test_a_directory_in_use_by_another_process_is_refused(tmp_path):
@@ -337,13 +310,6 @@ def test_a_directory_that_becomes_read_only_stops_the_run(shared_path):
             list(trainer.run())
         run.chmod(0o755)
     assert names(run) == before
-
-
-def test_a_file_in_the_place_of_a_directory_is_refused(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(PeckerError, match=f"cannot write to {path}"):
-            RunDirectory(path)
 
 
 def test_the_fingerprint_sees_every_bit():
