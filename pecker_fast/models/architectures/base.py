@@ -90,6 +90,32 @@ class Architecture(Denoiser):
     optional: ClassVar[frozenset[str]] = frozenset()
     schedule: ClassVar[type[Schema]] = ScheduleConfig
 
+    def read_schedule(self, file: Path) -> dict[str, Any]:
+        """The noise schedule that a scheduler_config.json describes, as `schedule` has it.
+
+        Raises:
+            PeckerError: it cannot be read, or is of another process.
+        """
+        return read_config(file, self.schedule)
+
+    def check_widths(self, root: Path, config: Any, **given: int) -> None:
+        """Refuse a network for texts of another width.
+
+        Args:
+            root: the pipeline's folder.
+            config: of the network.
+            given: widths that the text encoders give, by the entry that must say the same.
+
+        Raises:
+            PeckerError: it is one.
+        """
+        for entry, width in given.items():
+            if getattr(config, entry) != width:
+                raise PeckerError(
+                    f"{root / self.denoiser}: {entry} is {getattr(config, entry)}, the text "
+                    f"encoders give {width}; take both from one pipeline"
+                )
+
     @abstractmethod
     def load_texts(self, root: Path, config: Any) -> Texts:
         """What encodes prompts, from the pipeline's folder.
