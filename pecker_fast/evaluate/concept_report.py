@@ -41,6 +41,7 @@ class Sampling:
         t_init: time step from which the erased model draws in one step.
         seed: of the noise.
         negative: what the guidance leads away from.
+        erased_steps: of the erased model; more than one are drawn as the original's.
     """
 
     steps: int
@@ -48,11 +49,17 @@ class Sampling:
     t_init: int
     seed: int
     negative: str = ""
+    erased_steps: int = 1
 
     @property
     def evaluations(self) -> int:
         """Network evaluations for an image of the original model; guidance doubles them."""
         return self.steps * (1 if self.guidance == 1 else 2)
+
+    @property
+    def erased_evaluations(self) -> int:
+        """The same of the erased model."""
+        return 1 if self.erased_steps == 1 else self.evaluations
 
     def original(self) -> str:
         """The original model's sampler in words."""
@@ -61,13 +68,16 @@ class Sampling:
 
     def erased(self) -> str:
         """The erased model's sampler in words."""
+        if self.erased_steps > 1:
+            return self.original()
         return f"one step from t = {self.t_init}, no guidance, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         before = {"steps": self.steps, "guidance": self.guidance, "negative": self.negative,
                   "evaluations": self.evaluations}  # fmt: skip
-        after = {"steps": 1, "t_init": self.t_init, "evaluations": 1}
+        after: dict[str, Any] = {"steps": 1, "t_init": self.t_init, "evaluations": 1}
+        after = after if self.erased_steps == 1 else before
         return {"before": before, "after": after, "seed": self.seed}
 
 
@@ -102,7 +112,11 @@ def concept_report(
     """
     frozen = run.frozen
     rows = [
-        ("Network evaluations per image", str(sampling.evaluations), "1"),
+        (
+            "Network evaluations per image",
+            str(sampling.evaluations),
+            str(sampling.erased_evaluations),
+        ),
         (
             "Size: the U-Net's file, and the patch that turns it into the erased one",
             _megabytes(unet_bytes),
@@ -136,7 +150,11 @@ def concept_report(
         ],
         "terms": Terms(
             "concept",
-            {"judged": outcome is not None, "steps": 1, "evaluations": sampling.evaluations},
+            {
+                "judged": outcome is not None,
+                "steps": sampling.erased_evaluations,
+                "evaluations": sampling.evaluations,
+            },
         ),
     }
     name = concept.removeprefix("a ").removeprefix("an ")
