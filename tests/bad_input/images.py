@@ -181,7 +181,7 @@ CASES = [
     case("data nowhere", (*_CIFAR[:6], "nowhere", *_CIFAR[7:]), named="nowhere"),
     case("data in a file", (*_CIFAR[:6], "precious.txt", *_CIFAR[7:]), named="precious.txt"),
     case("STL-10 where CIFAR lies", (*_CIFAR[:4], "stl10", *_CIFAR[5:]), ("cifar",),
-         named="cifar-10-batches-py"),
+         named="stl10_binary"),
     case("no folder of data", ("train-classifier", "--dataset", "cifar10", "--out", "run"),
          named="--data-root"),
     case("images beside folders", _FOLDER, _NEEDS, _both, named="folders"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -378,8 +377,3 @@ ARRAYS: dict[str, Spoil] = {
     "member-raw": _members(lambda name, data: b"raw" if "images" in name else data),
 }  # fmt: skip
 """Changes of an .npz of images and labels."""
-
-
-def copies(names: Mapping[str, str]) -> Spoil:
-    """Copy files within the folder: new name -> old one."""
-    return lambda folder: [shutil.copy(folder / old, folder / new) for new, old in names.items()]

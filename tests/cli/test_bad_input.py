@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,12 +29,6 @@ def erase(run, files, tmp_path):
         return run("erase", model, "--out", out, *CLASSES, *QUICK, *arguments)
 
     return erase
-
-
-@pytest.fixture
-def model_copy(files, tmp_path):
-    shutil.copytree(files.model, tmp_path / "model")
-    return tmp_path / "model"
 
 
 # ---- what is said before anything is written
@@ -76,15 +69,6 @@ def test_directory_in_use(erase, refused, tmp_path):
             refused(erase(*force), f"process {os.getpid()}")
 
 
-def test_the_run_of_another_model(erase, refused, model_copy):
-    assert erase().code == 0
-    model = ModelFolder.load(model_copy)
-    with torch.no_grad():
-        model.network.conv_in.bias.add_(1)
-    model.save(model_copy)
-    refused(erase(model=model_copy), "another model")
-
-
 def test_read_only_places(run, refused, erase, files, tmp_path, monkeypatch):
     # Root ignores permission bits, so the refusal is the system call's own.
     def refuse(path, *_args, **_options):
@@ -108,22 +92,6 @@ def test_a_batch_that_does_not_fit_into_memory(erase, refused, key):
     done = erase("--set", f"{key}={10**13}")
     refused(done, "out of memory", "GiB", f"{key} (now {10**13})", "micro_batch=1, recompute=true")
     assert re.search(r"at most [\d.]+% of that fits", done.err)
-
-
-@pytest.mark.slow
-def test_full_disk_in_a_run(erase, refused, files, tmp_path):
-    # The file system refuses to let any file grow beyond a limit: a checkpoint is larger, the
-    # configuration and the mask are not. What was there before stays and is taken up again.
-    out = tmp_path / "run"
-    assert erase("--iterations", "2").code == 0
-    checkpoint = out / "checkpoint-00000002.pt"
-    before = checkpoint.read_bytes()
-    done = limited(len(before) // 2, "erase", files.model, "--out", out, *CLASSES, *QUICK)
-    refused(done, os.strerror(errno.EFBIG), "iteration 2")
-    assert checkpoint.read_bytes() == before
-    assert not list(out.glob(".*")) and not (out / "checkpoint-00000004.pt").exists()
-    done = erase()
-    assert done.code == 0 and "resuming at iteration 2 of 4" in done.err
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -65,23 +64,6 @@ def test_info(run):
     text = run("info").out
     for name, reason in facts["backends"].items():
         assert f"{name} " in text and (reason is None or reason in text)
-
-
-def test_sample(run, files, tmp_path):
-    png = tmp_path / "grid.png"
-    done = run("sample", files.model, "--png", png, "--per-class", 4, "--steps", 1)
-    assert done.code == 0, done.err
-    assert done.out.split() == [str(png)] and list(tmp_path.iterdir()) == [png]
-    assert Image.open(png).size[0] > 200
-
-
-def test_sample_is_reproducible_and_takes_classes(run, files, tmp_path):
-    for name in ("a", "b"):
-        arguments = ["--class", "star", "--class", "0", "--per-class", 2, "--steps", 3, "--seed", 7]
-        assert run("sample", files.model, "--out", tmp_path / f"{name}.npz", *arguments).code == 0
-    first, second = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
-    assert (first["arr_0"] == second["arr_0"]).all()
-    assert first["labels"].tolist() == [2, 0, 2, 0]
 
 
 def test_evaluate(run, files, tmp_path):
