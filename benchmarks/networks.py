@@ -23,6 +23,7 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.architectures.base import Denoiser
 from pecker_fast.models.architectures.dit import DiT
 from pecker_fast.models.architectures.flux import Flux
+from pecker_fast.models.architectures.sana import Sana
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 from pecker_fast.models.architectures.stable_diffusion_3 import StableDiffusion3
 from pecker_fast.models.architectures.stable_diffusion_xl import StableDiffusionXL
@@ -147,6 +148,11 @@ NETWORKS: dict[str, Network] = {
         partial(_of_diffusers, "FluxTransformer2DModel", guidance_embeds=True),
         (1,), (16, 128, 128), prompt_shape=(512 * 4096 + 768,),
         **{**_FLOW, "family": Flux(), "guidance": 1.0},
+    ),
+    # 1,604,462,752 in 396: SANA of 1024 pixels, whose latent images are of a 32nd of the side.
+    "sana": Network(
+        partial(_of_diffusers, "SanaTransformer2DModel"), (1,), (32, 32, 32),
+        prompt_shape=(300 * (2304 + 1),), **{**_FLOW, "family": Sana()},
     ),
 }  # fmt: skip
 

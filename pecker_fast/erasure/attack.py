@@ -144,7 +144,8 @@ def _write(run: Path, found: Attacked) -> None:
         write_text(report, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     if page.is_file():
         ways = Table("Every way of asking", found.rows(), found.columns)
-        add_attack(page, Sentence(f"Asked in other ways: {found.headline}.", bad=bool(found.open)), ways)
+        said = Sentence(f"Asked in other ways: {found.headline}.", bad=bool(found.open))
+        add_attack(page, said, ways)
 
 
 def _taught(

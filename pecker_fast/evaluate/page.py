@@ -16,7 +16,17 @@ from pecker_fast.files import write_text
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Charts", "Picture", "Section", "Sentence", "Table", "Terms", "add_attack", "marked", "write_page"]
+__all__ = [
+    "Charts",
+    "Picture",
+    "Section",
+    "Sentence",
+    "Table",
+    "Terms",
+    "add_attack",
+    "marked",
+    "write_page",
+]
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ def add_attack(path: Path, found: Sentence, ways: Table) -> None:
     as it is.
     """
     table = _templates().get_template("table.html").render(section=ways)
-    part = Markup("<p class=\"{}\">{}</p>\n<details><summary>{}</summary>\n{}</details>\n").format(
+    part = Markup('<p class="{}">{}</p>\n<details><summary>{}</summary>\n{}</details>\n').format(
         "lead bad" if found.bad else "lead", found.text, ways.title, Markup(table)
     )
     begin, end = "<!-- attack -->", "<!-- /attack -->"

@@ -35,11 +35,10 @@ from pecker_fast.evaluate.reverse_steps import (
     many_steps,
     one_step,
 )
+from pecker_fast.models.latents import Autoencoder, pixels
 from pecker_fast.nn.winograd import running_winograd
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
     from pecker_fast.models.pipeline import PipelineFolder
 
 __all__ = ["PipelineSampler"]
@@ -77,7 +76,7 @@ class PipelineSampler:
         self.pipeline = pipeline
         self.device = torch.device(device)
         self.batch_size = batch_size or self._batch_size_for("network")
-        self._decoder: AutoencoderKL | None = None
+        self._decoder: Autoencoder | None = None
         self._schedule_at(None)  # an unknown schedule comes out now, not in a preview
 
     @property
@@ -201,8 +200,7 @@ class PipelineSampler:
         if self._decoder is None:
             self._decoder = self.pipeline.load_decoder().to(self.device)
         decoder, size = self._decoder, self._batch_size_for("decoder")
-        scale = 2 ** (len(decoder.config.block_out_channels) - 1)  # each level but one doubles
-        like = torch.empty(3, *(scale * extent for extent in latents.shape[2:]))
+        like = torch.empty(3, *(pixels(decoder) * extent for extent in latents.shape[2:]))
 
         def decoded(only: range, _: str | None) -> Batches:
             for number in only:

@@ -16,7 +16,7 @@ from pecker_fast.runs.finding import is_hub_id
 
 __all__ = ["files_to_read", "hub_id_of", "local_folder"]
 
-_SMALL = ("*.json", "*merges.txt", "*spiece.model", "*README.md", "*LICENSE*")
+_SMALL = ("*.json", "*merges.txt", "*spiece.model", "*tokenizer.model", "*README.md", "*LICENSE*")
 _TOP = "diffusion_pytorch_model"  # other weights at the top are whole pipelines in one file
 _PICKLES = re.compile(r"(diffusion_)?pytorch_model[^/]*\.bin")
 

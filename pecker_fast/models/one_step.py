@@ -99,14 +99,13 @@ def write_prompt_pipeline(
     The folder is a copy of the original pipeline's, whose scheduler's configuration is given; a
     latent image is (C, H, W), and `sigma` is a flow's at `t_init`.
     """
+    scheduler: Any = one_step_scheduler(config, t_init) if sigma is None else plain_flow(config)
+    scheduler.save_pretrained(root / "scheduler")
+    index = read_json(root / INDEX)
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
     usage = _WITH_PROMPTS
-    if sigma is None:
-        one_step_scheduler(config, t_init).save_pretrained(root / "scheduler")
-        index = read_json(root / INDEX)
-        index["scheduler"] = ["diffusers", EulerDiscreteScheduler.__name__]
-        write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
-    else:
-        plain_flow(config).save_pretrained(root / "scheduler")
+    if sigma is not None:
         usage = _WITH_PROMPTS_AND_A_FLOW.format(sigma=sigma, shape=", ".join(map(str, shape)))
     add_to_card(root, usage)
 
@@ -150,4 +149,4 @@ image = pipeline("a prompt", latents=noise, sigmas=[{sigma}], guidance_scale=1.0
 ```
 
 FLUX takes tokens and guidance of its own: `F.pixel_unshuffle(noise, 2).flatten(2).mT`, and
-`guidance_scale=3.5`."""
+`guidance_scale=3.5`; SANA `use_resolution_binning=False`."""

@@ -14,7 +14,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from pecker_fast.files import read_json, replacing_folder, shown, write_text
 from pecker_fast.models import latents as latent_images
 from pecker_fast.models.architectures import ARCHITECTURES, Architecture, architecture_of
 from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
-from pecker_fast.models.latents import load_autoencoder
+from pecker_fast.models.latents import Autoencoder, load_autoencoder
 from pecker_fast.models.schemas import (
     PipelineDescription,
     pipeline_parts,
@@ -33,9 +33,6 @@ from pecker_fast.models.schemas import (
 from pecker_fast.models.texts import Texts
 from pecker_fast.models.weights import of_variant, save_network, weights_in
 from pecker_fast.runs.reading import checked
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 __all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
 
@@ -94,7 +91,7 @@ class PipelineFolder:
                 )
         # Small files first: what is wrong there is said at once.
         file = root / "scheduler" / "scheduler_config.json"
-        schedule = read_config(file, architecture.schedule)
+        schedule = architecture.read_schedule(file)
         about = root / DESCRIPTION
         description = read_config(about, PipelineDescription) if os.path.lexists(about) else {}
         # Of a one-step generator scheduler/ takes that one step.
@@ -111,7 +108,7 @@ class PipelineFolder:
             network = architecture.load_network(file.parent)
         return cls(root, architecture, network, schedule, texts, description, variant)
 
-    def load_decoder(self) -> AutoencoderKL:
+    def load_decoder(self) -> Autoencoder:
         """The autoencoder, for `decode`; in float32, since some overflow in float16.
 
         Raises:
@@ -121,7 +118,7 @@ class PipelineFolder:
             return load_autoencoder(self.path / "vae", self.network_shape[0])
 
     @staticmethod
-    def decode(decoder: AutoencoderKL, latents: Tensor) -> Tensor:
+    def decode(decoder: Autoencoder, latents: Tensor) -> Tensor:
         """(N, C, H, W) latents as images in [0, 1], on the CPU; grey ones get three channels."""
         decoded = (latent_images.decode(decoder, latents) / 2 + 0.5).clamp(0, 1)
         return decoded.expand(-1, 3, -1, -1) if decoded.shape[1] == 1 else decoded

@@ -63,6 +63,7 @@ def test_every_variant_agrees_with_the_published_loop(monkeypatch, compared):
             assert compared.check(chosen)[0], chosen.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trainer, one set of weights", "trainer, bf16 weights"])
 def test_prompts_and_guidance_agree_too(name):
     """Both loops call text-to-image networks alike: guidance on teacher and pseudo-score only."""
@@ -112,7 +113,10 @@ def less_noise(objective, monkeypatch):
     monkeypatch.setattr(objective, "draw", faulty)
 
 
-@pytest.mark.parametrize("fault", [other_alpha, forget_is_kept, less_noise])
+@pytest.mark.parametrize(
+    "fault",
+    [other_alpha, *(pytest.param(f, marks=pytest.mark.slow) for f in (forget_is_kept, less_noise))],
+)
 def test_another_algorithm_is_found_out(monkeypatch, compared, fault):
     import variants
 

@@ -16,16 +16,13 @@ from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.architectures import architecture_of
-from pecker_fast.models.architectures.base import check_widths, load_denoiser
+from pecker_fast.models.architectures.base import check_widths
+from pecker_fast.models.architectures.sana import Sana
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
+from pecker_fast.models.latents import load_autoencoder
 from pecker_fast.models.pipeline import PipelineFolder
-from pecker_fast.models.schemas import (
-    AutoencoderConfig,
-    ScheduleConfig,
-    pipeline_parts,
-    read_config,
-)
-from pecker_fast.models.texts import load_clip, load_clip_tokenizer
+from pecker_fast.models.schemas import ScheduleConfig, pipeline_parts, read_config
+from pecker_fast.models.texts import load_clip, load_clip_tokenizer, load_gemma
 
 VALUES = (None, "x", -1, 0, 3, 10**39, 2.5, True, ..., [], [3, 5], {})
 
@@ -61,9 +58,20 @@ def use_text_encoder(folder):
 
 
 def use_vae(folder):
-    decoder = load_denoiser(folder / "vae", "AutoencoderKL", AutoencoderConfig)
+    decoder = load_autoencoder(folder / "vae", CHANNELS)
     images = PipelineFolder.decode(decoder, torch.zeros(1, CHANNELS, SIDE, SIDE))
     assert images.shape == (1, 3, 2 * SIDE, 2 * SIDE)
+
+
+def use_flow(folder):
+    config = Sana().read_schedule(folder / "scheduler" / "scheduler_config.json")
+    NoiseSchedule.from_scheduler_config(config, t_init=0, t_min=0, t_max=1)
+
+
+def use_gemma(folder):
+    encoder = load_gemma(folder / "text_encoder")
+    tokens = torch.zeros(1, LENGTH, dtype=torch.int64)
+    assert encoder(tokens)[0].shape == (1, LENGTH, encoder.config.hidden_size)
 
 
 def use_tokenizer(folder):
@@ -90,6 +98,7 @@ FURTHER = {
     "Stable Diffusion 3": "transformer/config.json",
     "FLUX.1": "transformer/config.json",
     "PixArt": "transformer/config.json",
+    "SANA": "transformer/config.json",
 }
 USES = {
     "model/pecker_fast.json": use_model,
@@ -103,6 +112,9 @@ USES = {
     "pipeline/text_encoder/config.json": use_text_encoder,
     "pipeline/vae/config.json": use_vae,
     "pipeline/tokenizer/tokenizer_config.json": use_tokenizer,
+    "SANA/scheduler/scheduler_config.json": use_flow,
+    "SANA/text_encoder/config.json": use_gemma,
+    "SANA/vae/config.json": use_vae,
     **{f"{family}/{file}": use_family for family, file in FURTHER.items()},
 }
 

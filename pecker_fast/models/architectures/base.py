@@ -79,6 +79,14 @@ class Architecture(Denoiser):
     optional: ClassVar[frozenset[str]] = frozenset()
     schedule: ClassVar[type[Schema]] = ScheduleConfig
 
+    def read_schedule(self, file: Path) -> dict[str, Any]:
+        """The noise schedule that a scheduler_config.json describes, as `schedule` has it.
+
+        Raises:
+            PeckerError: it cannot be read, or is of another process.
+        """
+        return read_config(file, self.schedule)
+
     @abstractmethod
     def load_texts(self, root: Path, config: Any) -> Texts:
         """What encodes prompts, from the pipeline's folder.

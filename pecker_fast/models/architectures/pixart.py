@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, Share, Small, SquareTransformerConfig, pipeline_parts
-from pecker_fast.models.texts import Texts, load_t5, load_t5_tokenizer
+from pecker_fast.models.texts import Texts, load_t5, load_t5_tokenizer, masked, unmasked
 
 __all__ = ["PixArt"]
 
@@ -58,7 +58,7 @@ class PixArt(Architecture):
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `PixArtAlphaPipeline`; the half of the output that is the variance is left out."""
         config: Any = network.config
-        length = condition.shape[1] // (config.caption_channels + 1)
+        texts, mask = unmasked(condition, config.caption_channels)
         told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if _told_sizes(config):
             count, height, width = len(x_t), x_t.shape[2], x_t.shape[3]
@@ -69,8 +69,8 @@ class PixArt(Architecture):
             }
         output: Tensor = network(
             x_t,
-            encoder_hidden_states=condition[:, :-length].reshape(len(x_t), length, -1),
-            encoder_attention_mask=condition[:, -length:],
+            encoder_hidden_states=texts,
+            encoder_attention_mask=mask,
             timestep=time,
             added_cond_kwargs=told,
         ).sample
@@ -94,4 +94,4 @@ class _Masked(Texts):
             return_tensors="pt",
         ).to(place)  # fmt: skip
         texts = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        return torch.cat([texts.flatten(1), tokens.attention_mask.to(texts)], 1)
+        return masked(texts, tokens.attention_mask)
