@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers.configuration_utils import FrozenDict
 from tiny_pipeline import CHANNELS, SIDE, save_tiny_pipeline
 from torch import nn
 
@@ -146,7 +147,7 @@ def test_batches_are_bounded_by_latent_size(pipeline):
     )
     sizes = []
     decoder = nn.Identity()
-    decoder.config = SimpleNamespace(block_out_channels=(8,))
+    decoder.config = FrozenDict(block_out_channels=(8,))
     large.load_decoder = lambda: decoder
     large.decode = lambda decoder, part: sizes.append(len(part)) or part
     sampler = PipelineSampler(large)
