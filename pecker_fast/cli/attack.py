@@ -61,9 +61,8 @@ def attack(run: Path, device: str, threads: int | None, **options: Any) -> None:
     from pecker_fast.erasure.attack import attack
 
     found = attack(run, **options, device=place)
-    width = max(len(each.way) for each in (*found.asked, *found.taught))
-    lines = [found.headline, f"{'':{width}}  {found.forget:>22}  {'others kept':>22}"]
-    for each in (*found.asked, *found.taught):
-        kept = "" if each.kept is None else str(each.kept)
-        lines.append(f"{each.way:{width}}  {each.found!s:>22}  {kept:>22}")
+    rows = [found.columns, *found.rows()]
+    width = max(len(way) for way, *_ in rows)
+    shares = [f"{way:{width}}  {share:>22}  {kept:>22}" for way, share, kept in rows]
+    lines = [found.headline, *shares]
     result(lines, found.to_dict)

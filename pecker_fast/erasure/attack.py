@@ -15,15 +15,16 @@ from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.fashion_concept import fashion_concept
+from pecker_fast.evaluate.page import Sentence, Table, add_attack
 from pecker_fast.evaluate.prompt_plan import GUIDANCE
 from pecker_fast.evaluate.sweep import Asked, ClassSubject, PromptSubject, Subject
-from pecker_fast.files import write_text
+from pecker_fast.files import read_json, write_text
 from pecker_fast.methods.relearning import RATES, Attack, attacked, shots_of
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.classes import class_index
 from pecker_fast.runs.finding import find_model, find_pipeline, holds_run
-from pecker_fast.runs.outputs import ATTACK_NAME
+from pecker_fast.runs.outputs import ATTACK_NAME, REPORT_NAMES
 from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["Attacked", "attack"]
@@ -71,6 +72,16 @@ class Attacked:
             f"{self.forget}: comes back in {len(self.open)} of {total} ways of asking; "
             f"worst: {worst.way}, {worst.found} of the images"
         )
+
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """Headings of the rows."""
+        return "", self.forget, "others kept"
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Each way in words, the share of images of the class, and of others that are kept."""
+        every = (*self.asked, *self.taught)
+        return [(e.way, str(e.found), "" if e.kept is None else str(e.kept)) for e in every]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -131,8 +142,21 @@ def attack(
     taught = () if before is None else tuple(_taught(subject, before))
     result = Attacked(subject.name, asked, taught)
     if isinstance(run, Path) and holds_run(run):
-        write_text(run / ATTACK_NAME, json.dumps(result.to_dict(), indent=2) + "\n")
+        _write(run, result)
     return result
+
+
+def _write(run: Path, found: Attacked) -> None:
+    """attack.json, and the same in the run's report."""
+    write_text(run / ATTACK_NAME, json.dumps(found.to_dict(), indent=2) + "\n")
+    report, page = (run / name for name in REPORT_NAMES)
+    if report.is_file() and isinstance(told := read_json(report), dict):
+        told = {**told, "attack": found.to_dict()}
+        write_text(report, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    if page.is_file():
+        ways = Table("Every way of asking", found.rows(), found.columns)
+        said = Sentence(f"Asked in other ways: {found.headline}.", bad=bool(found.open))
+        add_attack(page, said, ways)
 
 
 def _of_classes(

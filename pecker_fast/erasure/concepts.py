@@ -91,11 +91,7 @@ class Showing:
 
 
 class Concept(Task[Trainer, PipelineFolder]):
-    """A pipeline forgets concepts: distilled into one step, or with its many steps (redirect).
-
-    Attributes:
-        conditions: the prompts.
-    """
+    """A pipeline forgets concepts: distilled into one step, or with its many steps (redirect)."""
 
     def __init__(
         self,

@@ -33,23 +33,14 @@ Measure: TypeAlias = Callable[[Tensor, Tensor, Sequence[str]], Table]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the images of the report were drawn, from the same noise for both models.
+    """How the images of the report were drawn, from the same noise for both models."""
 
-    Attributes:
-        steps: DDIM steps of the original model.
-        guidance: of the original model; the erased one needs none.
-        t_init: time step from which the erased model draws in one step.
-        seed: of the noise.
-        negative: what the guidance leads away from.
-        erased_steps: of the erased model; more than one are drawn as the original's.
-    """
-
-    steps: int
-    guidance: float
-    t_init: int
-    seed: int
-    negative: str = ""
-    erased_steps: int = 1
+    steps: int  # DDIM steps of the original model
+    guidance: float  # of the original model; a one-step model needs none
+    t_init: int  # time step from which the erased model draws in one step
+    seed: int  # of the noise
+    negative: str = ""  # what the guidance leads away from
+    erased_steps: int = 1  # of the erased model; more than one are drawn as the original's
 
     @property
     def evaluations(self) -> int:
@@ -97,18 +88,8 @@ def concept_report(
 ) -> Report:
     """The report on a concept that was to be forgotten.
 
-    Args:
-        run: what was done.
-        concept: what was to be forgotten, in words, e.g. "sneaker".
-        override: what takes its place, in words; "" for nothing.
-        model: the pipeline it was erased from, e.g. its folder.
-        recipe: name of the recipe.
-        mask_digest: of the mask.
-        patch_bytes: size of the patch.
-        unet_bytes: size of the network's file.
-        sampling: how the images were drawn.
-        outcome: what a classifier saw; None where there is no classifier for what the prompts name.
-        sections: further tables: a detector's counts, a CLIP score.
+    `outcome` is None where there is no classifier for what the prompts name; `override` is "" for
+    nothing. Sections are further tables: a detector's counts, a CLIP score.
     """
     frozen = run.frozen
     rows = [

@@ -66,15 +66,8 @@ class Previews:
     ) -> None:
         """Prepare; nothing is drawn or loaded yet.
 
-        Args:
-            pipeline: the original.
-            config: the run.
-            groups: the prompts.
-            out: where the strip goes.
-            device: where to draw.
-            steps: of the original model.
-            erased_steps: of the erased one.
-            look_steps: of the network while it is trained.
+        The original model takes `steps`, the erased one `erased_steps`, and `look_steps` while it
+        is trained.
         """
         self.groups = groups
         self.prompts = [prompt for group in groups for prompt in group.prompts]
@@ -101,10 +94,7 @@ class Previews:
     def show(self, network: nn.Module, iteration: int, ranks: Ranks) -> None:
         """Add the network as it is to the strip, whose first column is the original model.
 
-        Args:
-            network: in training.
-            iteration: how many are done.
-            ranks: the processes, all of which make this call and draw a share of the images.
+        All processes make this call and draw a share of the images.
 
         Raises:
             PeckerError: the first process cannot read or write the strip.

@@ -37,25 +37,15 @@ BLENDS = (0.25, 0.5)
 
 @dataclass(frozen=True)
 class Way:
-    """One way of asking.
-
-    Attributes:
-        words: for it.
-        steps: of DDIM; 1 is the generator's own.
-        t_init: where one step starts; None: where the model's own does.
-        guidance: scale of the classifier-free kind; 1 is none.
-        ddpm: DDPM's steps.
-        blend: share of others in what the network is told.
-        held_back: by captions that neither the pipeline nor the erasure was told.
-    """
+    """One way of asking."""
 
     words: str
-    steps: int = 1
-    t_init: int | None = None
-    guidance: float = 1.0
-    ddpm: bool = False
-    blend: float = 0.0
-    held_back: bool = False
+    steps: int = 1  # of DDIM; 1 is the generator's own
+    t_init: int | None = None  # where one step starts; None: where the model's own does
+    guidance: float = 1.0  # scale of the classifier-free kind; 1 is none
+    ddpm: bool = False  # DDPM's steps
+    blend: float = 0.0  # share of others in what the network is told
+    held_back: bool = False  # by captions that neither the pipeline nor the erasure was told
 
 
 @dataclass(frozen=True)
@@ -132,15 +122,10 @@ def ways(
 
 
 class Subject(ABC):
-    """What forgot, with a judge who tells whether what was forgotten is there.
+    """What forgot, with a judge who tells whether what was forgotten is there."""
 
-    Attributes:
-        seed: of the noise.
-        guidance: with which many steps are usual.
-    """
-
-    seed: int
-    guidance: float = 1.0
+    seed: int  # of the noise
+    guidance: float = 1.0  # with which many steps are usual
 
     @property
     @abstractmethod
@@ -168,20 +153,12 @@ class Subject(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSubject(Subject):
-    """A model of classes; its network is used where and as it is.
-
-    Attributes:
-        model: what forgot.
-        forget: index of the class.
-        classifier: the judge.
-        images: of the class in each way, and about as many of all others together.
-        seed: of the noise.
-    """
+    """A model of classes; its network is used where and as it is."""
 
     model: ModelFolder
-    forget: int
+    forget: int  # index of the class
     classifier: Classifier
-    images: int = 200
+    images: int = 200  # of the class in each way, and about as many of all others together
     seed: int = 0
 
     @property
@@ -227,24 +204,14 @@ class ClassSubject(Subject):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSubject(Subject):
-    """A pipeline that is told captions of Fashion-MNIST; its network is used where it is.
-
-    Attributes:
-        pipeline: what forgot.
-        captions: of the concept ("forget_trained", "forget_held_back"), of "neighbours" and
-            "others".
-        classifier: the judge.
-        guidance: with which it draws in many steps.
-        seed: of the noise.
-        told: embeddings (L, D) by caption, where they are not the text encoder's.
-    """
+    """A pipeline that is told captions of Fashion-MNIST; its network is used where it is."""
 
     pipeline: PipelineFolder
-    captions: ConceptCaptions
+    captions: ConceptCaptions  # of the concept, told and held back, of neighbours and others
     classifier: Classifier
     guidance: float
     seed: int = 0
-    told: Mapping[str, Tensor] = field(default_factory=dict)
+    told: Mapping[str, Tensor] = field(default_factory=dict)  # (L, D) instead of the encoder's
 
     @property
     def name(self) -> str:

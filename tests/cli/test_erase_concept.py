@@ -252,82 +252,6 @@ def test_recipes_have_the_published_constants(recipe):
 # ---- bad input: one line, nothing half-written
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--recipe", "object"], ["--name"]),
-        (["--recipe", "object", "--name", "cat"], ["--name", "--override"]),
-        (["--recipe", "nudity", "--name", "x"], ["concepts"]),
-        (["--recipe", "cifar10_forget", "--iterations", "1"], ["cifar10_forget"]),
-        (["--name", "cat", "--override", "dog"], ["--recipe"]),
-        ([*OBJECT, "--forget", "cat"], ["--forget"]),
-        ([*OBJECT, "--dataset", "cifar10"], ["--dataset"]),
-        ([*OBJECT, "--config", "x.yaml"], ["--recipe", "--config"]),
-        ([*OBJECT, "--nudity-detector", "nowhere.onnx"], ["nowhere.onnx"]),
-        ([*OBJECT, "--clip", ".", "--no-previews"], ["--no-previews"]),
-        (["--recipe", "object", "--name", "cat", "--override", "CAT "], ["override"]),
-    ],
-)
-def test_wrong_options(pipeline, run, refused, tmp_path, options, named):
-    out = tmp_path / "run"
-    refused(run("erase", "--pipeline", pipeline, "--out", out, *options), *named)
-    assert not out.exists()
-
-
-def test_neither_model_nor_pipeline(run, refused, tmp_path):
-    refused(run("erase", "--out", tmp_path / "run", *OBJECT), "MODEL", "--pipeline FOLDER")
-
-
-def kind(**parts):
-    def change(folder):
-        index = json.loads((folder / "model_index.json").read_text()) | parts
-        (folder / "model_index.json").write_text(json.dumps(index))
-
-    return change
-
-
-BROKEN = {
-    "no pipeline": (lambda f: (f / "model_index.json").unlink(), "model_index.json"),
-    "no unet": (lambda f: shutil.rmtree(f / "unet"), "unet/"),
-    "truncated": (
-        lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x09\x00"),
-        "unet",
-    ),
-    "SDXL's encoder": (
-        kind(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
-        "text_encoder_2",
-    ),
-    "transformer": (kind(transformer=["diffusers", "FluxTransformer2DModel"]), "FluxTransformer"),
-    "another encoder": (kind(text_encoder=["transformers", "T5EncoderModel"]), "T5EncoderModel"),
-    "not JSON": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json"),
-}
-
-
-@pytest.mark.parametrize(("change", "named"), BROKEN.values(), ids=BROKEN.keys())
-def test_folders_that_cannot_be_used(pipeline, run, refused, tmp_path, change, named):
-    folder, out = tmp_path / "copy", tmp_path / "run"
-    shutil.copytree(pipeline, folder)
-    change(folder)
-    refused(run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK), folder, named)
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("where", ["", "run", "a/b"])
-def test_a_run_inside_its_own_pipeline_is_refused(pipeline, run, refused, where):
-    before = sorted(pipeline.rglob("*"))
-    out = pipeline / where
-    refused(run("erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK), out, "--out")
-    assert sorted(pipeline.rglob("*")) == before
-
-
-def test_a_link_to_nothing_in_the_pipeline_is_named_first(pipeline, run, refused, tmp_path):
-    folder, out = tmp_path / "pipe", tmp_path / "run"
-    shutil.copytree(pipeline, folder)
-    (folder / "vae" / "old.bin").symlink_to(tmp_path / "gone")
-    refused(run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK), "vae/old.bin")
-    assert not out.exists()
-
-
 def test_a_generator_of_another_architecture(pipeline, run, refused, tmp_path):
     other = UNet2DConditionModel(
         sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, norm_num_groups=4,
@@ -353,14 +277,3 @@ def test_images_of_a_pipeline(finished, run, tmp_path, steps):
     done = run("sample", finished / "pipeline", *prompts, "--png", png, *steps)
     assert done.code == 0, done.err
     assert png.stat().st_size > 1000
-
-
-def test_classes_and_prompts_are_not_mixed(pipeline, files, run, refused, tmp_path):
-    png = tmp_path / "x.png"
-    refused(run("sample", pipeline, "--png", png), "--prompt")
-    refused(run("sample", pipeline, "--prompt", "a", "--class", "b", "--png", png), "--prompt")
-    refused(run("sample", files.model, "--prompt", "a", "--png", png), files.model)
-    asked = ("sample", pipeline, "--prompt", "a", "--png", png)
-    refused(run(*asked, "--guidance", "nan", "--steps", 2), "guidance")
-    refused(run(*asked, "--seed", -1), "seed")
-    refused(run(*asked, "--per-class", 10**12), "images")
