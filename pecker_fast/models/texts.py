@@ -180,7 +180,8 @@ def masked(texts: Tensor, mask: Tensor) -> Tensor:
 def unmasked(condition: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Both parts of `masked`, whose hidden states have that width."""
     length = condition.shape[1] // (width + 1)
-    return condition[:, :-length].unflatten(1, (length, width)), condition[:, -length:]
+    texts = condition[:, :-length].reshape(len(condition), length, width)
+    return texts, condition[:, -length:]
 
 
 def load_clip(folder: Path, *, projected: bool = False) -> Any:

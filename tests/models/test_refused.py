@@ -271,7 +271,7 @@ def test_weights_in_other_files_are_named(model, pipeline, others):
 
 def test_a_single_file_is_no_folder(model, pipeline):
     refused(ModelFolder, model / WEIGHTS, "is a file", "convert")
-    refused(PipelineFolder, pipeline / WEIGHTS, "is a file", "from_single_file")
+    refused(PipelineFolder, pipeline / WEIGHTS, "is a file", "--pipeline-config")
 
 
 def test_weights_that_may_not_be_read_are_not_called_truncated(model, monkeypatch):
