@@ -57,19 +57,13 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DryRunCase(Case):
-    """A run; `preset` is of `networks.NETWORKS`.
-
-    Attributes:
-        side: of the latents.
-        channels: share of the network's.
-        recompute_blocks: as the setting.
-    """
+    """A run; `preset` is of `networks.NETWORKS`."""
 
     benchmark = "dry_run"
 
-    side: int
-    channels: float = 1.0
-    recompute_blocks: bool = False
+    side: int  # of the latents
+    channels: float = 1.0  # share of the network's
+    recompute_blocks: bool = False  # as the setting
 
     def rows(self, setup: Setup) -> Iterator[Row]:
         """The dry run, then the run."""

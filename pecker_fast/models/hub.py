@@ -81,11 +81,6 @@ def local_folder(
 def files_to_read(name: str, listed: Collection[str], variant: str | None) -> list[str]:
     """Those of the files of a repository that are read here.
 
-    Args:
-        name: the repository, for messages.
-        listed: its files.
-        variant: of the weights.
-
     Raises:
         PeckerError: weights in pickles alone, or no such variant.
     """

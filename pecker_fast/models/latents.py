@@ -25,11 +25,7 @@ _CHUNK = 64  # images at a time
 
 
 def load_autoencoder(folder: Path, channels: int) -> Autoencoder:
-    """An autoencoder of diffusers, in eval mode and without gradients.
-
-    Args:
-        folder: with its configuration and weights.
-        channels: of the latent images that the network sees.
+    """An autoencoder of diffusers for latents of so many channels, frozen, in eval mode.
 
     Raises:
         PeckerError: it is missing or damaged, or of other latent images.

@@ -33,12 +33,7 @@ INDEX = "model_index.json"
 
 
 def one_step_scheduler(config: Mapping[str, Any], t_init: int) -> EulerDiscreteScheduler:
-    """Euler's scheduler, whose one step is that of the generator.
-
-    Args:
-        config: of the scheduler that has the whole noise schedule.
-        t_init: time step at which the generator starts.
-    """
+    """Euler's scheduler, whose one step, from `t_init`, is that of the generator."""
     whole = DDPMScheduler.from_config(config)
     betas = whole.config.trained_betas
     if whole.config.rescale_betas_zero_snr:  # no schedule that has a name
@@ -61,11 +56,6 @@ def write_class_pipeline(root: Path, model: ModelFolder, t_init: int) -> None:
 
     diffusers itself can draw from it, where the network is its U-Net and sees pixels as they are:
     its pipeline of consistency models takes one step, by whatever scheduler the folder has.
-
-    Args:
-        root: the folder, with the network.
-        model: the generator.
-        t_init: time step at which it starts.
     """
     network, flow = model.architecture, model.prediction_type == "flow_prediction"
     config = model.scheduler.config
@@ -106,12 +96,8 @@ def write_prompt_pipeline(
 ) -> None:
     """Scheduler, model_index.json and README.md of a text-to-image pipeline that draws in one step.
 
-    Args:
-        root: the folder, a copy of the original pipeline's.
-        config: of the original's scheduler.
-        t_init: time step at which the generator starts.
-        shape: (C, H, W) of a latent image.
-        sigma: of a flow there.
+    The folder is a copy of the original pipeline's, whose scheduler's configuration is given; a
+    latent image is (C, H, W), and `sigma` is a flow's at `t_init`.
     """
     scheduler: Any = one_step_scheduler(config, t_init) if sigma is None else plain_flow(config)
     scheduler.save_pretrained(root / "scheduler")

@@ -39,26 +39,16 @@ __all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A pipeline on disk, with what the distillation needs of it loaded.
-
-    Attributes:
-        path: the folder.
-        architecture: its family.
-        network: the network that denoises.
-        scheduler_config: of the noise schedule it was trained with.
-        texts: prompts -> conditions.
-        description: what pecker_fast.json holds beside it, e.g. figures and the step of one-step
-            sampling.
-        variant: of the weights there.
-    """
+    """A pipeline on disk, with what the distillation needs of it loaded."""
 
     path: Path
     architecture: Architecture
-    network: Any
-    scheduler_config: dict[str, Any]
-    texts: Texts
+    network: Any  # the network that denoises
+    scheduler_config: dict[str, Any]  # of the noise schedule it was trained with
+    texts: Texts  # prompts -> conditions
+    # What pecker_fast.json holds beside it, e.g. figures and the step of one-step sampling.
     description: dict[str, Any] = field(default_factory=dict)
-    variant: str | None = None
+    variant: str | None = None  # of the weights there
 
     @property
     def prediction_type(self) -> str:
@@ -84,10 +74,6 @@ class PipelineFolder:
     @classmethod
     def load(cls, path: str | os.PathLike[str], variant: str | None = None) -> PipelineFolder:
         """Read a pipeline folder; nothing is downloaded.
-
-        Args:
-            path: the folder.
-            variant: of the weights, such as "fp16", in all parts that have it.
 
         Raises:
             PeckerError: no such folder, a pipeline of another kind, or a part that is missing or
@@ -145,10 +131,7 @@ class PipelineFolder:
     def save_with(self, network: nn.Module, path: Path, description: dict[str, Any]) -> None:
         """Write the same pipeline around another network, whole or not at all.
 
-        Args:
-            network: the network, of this pipeline's architecture.
-            path: the new folder; one that is there is replaced.
-            description: what pecker_fast.json shall hold.
+        A folder that is there is replaced.
         """
         part = self.architecture.denoiser
         with replacing_folder(path) as partial:
@@ -177,9 +160,6 @@ class PipelineFolder:
 
 def load_unet(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """A network that denoises for prompts, e.g. a one-step generator to start from.
-
-    Args:
-        path: its folder, or that of a pipeline around it.
 
     Returns:
         The network in float32 or float64, and what pecker_fast.json says of it.

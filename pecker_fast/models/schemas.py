@@ -241,9 +241,9 @@ class FlowScheduleConfig(Config):
     invert_sigmas: Literal[False] = False
     shift_terminal: None = None
     time_shift_type: Literal["exponential"] = "exponential"
-    use_karras_sigmas: Literal[False] | None = False
-    use_exponential_sigmas: Literal[False] | None = False
-    use_beta_sigmas: Literal[False] | None = False
+    use_karras_sigmas: Literal[False] = False
+    use_exponential_sigmas: Literal[False] = False
+    use_beta_sigmas: Literal[False] = False
     beta_start: None = None  # what tells the two kinds apart
 
     @model_validator(mode="after")

@@ -185,11 +185,7 @@ def unmasked(condition: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def load_clip(folder: Path, *, projected: bool = False) -> Any:
-    """A `CLIPTextModel`.
-
-    Args:
-        folder: with its configuration and weights.
-        projected: a `CLIPTextModelWithProjection`.
+    """A `CLIPTextModel`, or a `CLIPTextModelWithProjection`.
 
     Raises:
         PeckerError: it is missing or damaged.
@@ -203,10 +199,6 @@ def load_clip(folder: Path, *, projected: bool = False) -> Any:
 
 def load_clip_tokenizer(folder: Path, encoder: Any) -> Any:
     """The tokenizer of a CLIP text encoder, which makes no text longer than that takes.
-
-    Args:
-        folder: with its files.
-        encoder: configuration of the text encoder.
 
     Raises:
         PeckerError: it cannot be read, or is another encoder's.
@@ -250,12 +242,7 @@ def load_gemma(folder: Path) -> Any:
 
 
 def load_t5_tokenizer(folder: Path, encoder: Any, longest: int) -> Any:
-    """The tokenizer of a T5 encoder.
-
-    Args:
-        folder: with its files.
-        encoder: configuration of the encoder.
-        longest: tokens of a text, to which it is cut and padded; T5 takes any number.
+    """The tokenizer of a T5 encoder, which takes any number of tokens: cut and padded to `longest`.
 
     Raises:
         PeckerError: it cannot be read, or is another encoder's.

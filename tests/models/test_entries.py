@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_architectures import FAMILIES
-from tiny_models import model_of_shapes
-from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline
+from tiny_models import model_of_shapes, tiny_dit
+from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline, tiny_vae
 from transformers import CLIPTextConfig
 
 from pecker_fast.distill.networks import diffusers_predictor
@@ -15,19 +16,20 @@ from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.architectures import architecture_of
+from pecker_fast.models.architectures.base import check_widths
 from pecker_fast.models.architectures.sana import Sana
-from pecker_fast.models.architectures.stable_diffusion import StableDiffusion, check_width
+from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 from pecker_fast.models.latents import load_autoencoder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.schemas import ScheduleConfig, pipeline_parts, read_config
 from pecker_fast.models.texts import load_clip, load_clip_tokenizer, load_gemma
 
-VALUES = (None, "x", -1, 3, 10**39, 2.5, [], {})
+VALUES = (None, "x", -1, 0, 3, 10**39, 2.5, True, ..., [], [3, 5], {})
 
 
 def use_model(folder):
     model = ModelFolder.load(folder)
-    constants = {"t_init": 0, "t_min": 0, "t_max": model.scheduler.config.num_train_timesteps}
+    constants = {"t_init": None, "t_min": 0, "t_max": 1}
     NoiseSchedule.from_scheduler(model.scheduler, **constants)
     noise = torch.zeros(2, *model.network_shape)
     drawn = model.network(noise, torch.tensor([3, 0]), torch.tensor([0, model.num_classes - 1]))
@@ -45,7 +47,7 @@ def use_schedule(folder):
 
 def use_unet(folder):
     unet = StableDiffusion().load_network(folder / "unet")
-    check_width(folder, unet.config, WIDTH)
+    check_widths(folder, unet.config, {"cross_attention_dim": WIDTH})
     noise = torch.zeros(1, CHANNELS, SIDE, SIDE)
     assert unet(noise, 3, torch.zeros(1, LENGTH, WIDTH)).sample.shape == noise.shape
 
@@ -102,6 +104,8 @@ USES = {
     "model/pecker_fast.json": use_model,
     "model/scheduler/scheduler_config.json": use_model,
     "model/unet/config.json": use_model,
+    "latent/scheduler/scheduler_config.json": use_model,
+    "latent/transformer/config.json": use_model,
     "pipeline/model_index.json": use_index,
     "pipeline/scheduler/scheduler_config.json": use_schedule,
     "pipeline/unet/config.json": use_unet,
@@ -119,6 +123,8 @@ USES = {
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("entries")
     model_of_shapes().save(root / "model")
+    network, flow = tiny_dit(3, (CHANNELS, SIDE, SIDE)), FlowMatchEulerDiscreteScheduler()
+    ModelFolder(network, flow, ("circle", "square", "star"), vae=tiny_vae()).save(root / "latent")
     save_tiny_pipeline(root / "pipeline")
     shutil.rmtree(root / "pipeline" / "letters")
     for family in FURTHER:
@@ -138,7 +144,8 @@ def test_every_entry_with_every_kind_of_value(folders, name):
     failed = []
     for entry in entries:
         for value in VALUES:
-            file.write_text(json.dumps({**entries, entry: value}))
+            changed = {**entries, entry: value}
+            file.write_text(json.dumps({k: v for k, v in changed.items() if v is not ...}))
             try:
                 use(folder)
             except PeckerError:

@@ -47,11 +47,6 @@ def class_network(network: nn.Module) -> ClassNetwork:
 def architecture_of(name: str, parts: Mapping[str, str | None], root: Path) -> Architecture:
     """The family whose parts these are.
 
-    Args:
-        name: of the pipeline's class.
-        parts: of model_index.json.
-        root: the pipeline's folder.
-
     Raises:
         PeckerError: no family has such parts; the nearest one says which is wrong.
     """

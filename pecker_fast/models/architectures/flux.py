@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, FlowScheduleConfig, TransformerConfig
 from pecker_fast.models.texts import (
     Texts,
@@ -74,10 +74,11 @@ class Flux(Architecture):
     def load_texts(self, root: Path, config: Any) -> Texts:
         """CLIP's tokenizer and encoder, and T5's."""
         clip, t5 = load_clip(root / "text_encoder"), load_t5(root / "text_encoder_2")
-        self.check_widths(
-            root, config, joint_attention_dim=t5.config.d_model,
-            pooled_projection_dim=clip.config.hidden_size,
-        )  # fmt: skip
+        given = {
+            "joint_attention_dim": t5.config.d_model,
+            "pooled_projection_dim": clip.config.hidden_size,
+        }
+        check_widths(root / self.denoiser, dict(config), given)
         tokenizers = [
             load_clip_tokenizer(root / "tokenizer", clip.config),
             load_t5_tokenizer(root / "tokenizer_2", t5.config, _LONGEST),

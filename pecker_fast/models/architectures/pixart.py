@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, Share, Small, SquareTransformerConfig, pipeline_parts
 from pecker_fast.models.texts import Texts, load_t5, load_t5_tokenizer, masked, unmasked
 
@@ -48,7 +48,8 @@ class PixArt(Architecture):
     def load_texts(self, root: Path, config: Any) -> Texts:
         """T5's tokenizer and encoder."""
         encoder = load_t5(root / "text_encoder")
-        self.check_widths(root, config, caption_channels=encoder.config.d_model)
+        given = {"caption_channels": encoder.config.d_model}
+        check_widths(root / self.denoiser, dict(config), given)
         name, _ = pipeline_parts(root / "model_index.json")
         longest = _LONGEST.get(name, _LONGEST_OF_OTHERS)
         tokenizer = load_t5_tokenizer(root / "tokenizer", encoder.config, longest)

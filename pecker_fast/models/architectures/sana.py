@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from pecker_fast.files import read_json, shown
-from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import (
     Config,
     Count,
@@ -97,7 +97,8 @@ class Sana(Architecture):
     def load_texts(self, root: Path, config: Any) -> Texts:
         """Gemma's tokenizer and encoder."""
         encoder = load_gemma(root / "text_encoder")
-        self.check_widths(root, config, caption_channels=encoder.config.hidden_size)
+        given = {"caption_channels": encoder.config.hidden_size}
+        check_widths(root / self.denoiser, dict(config), given)
         # One of the 300 is the instruction's last.
         tokenizer = load_gemma_tokenizer(root / "tokenizer", encoder.config, _LONGEST - 1)
         return _Instructed([tokenizer], [encoder])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, FlowScheduleConfig, SquareTransformerConfig
 from pecker_fast.models.texts import (
     Texts,
@@ -83,7 +83,7 @@ class StableDiffusion3(Architecture):
             t5 = encoders[-1].config
             given["joint_attention_dim"] = t5.d_model
             tokenizers.append(load_t5_tokenizer(root / "tokenizer_3", t5, _LONGEST))
-        self.check_widths(root, config, **given)
+        check_widths(root / self.denoiser, dict(config), given)
         return _ThreeTexts(tokenizers, encoders, config.joint_attention_dim)
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
