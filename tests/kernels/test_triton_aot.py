@@ -69,6 +69,8 @@ def test_selection_leaves_room_for_two_blocks_an_sm(compiled):
         ("residual", "128 64 bf16 bf16 bf16 none bf16 fp32", False),
         ("statistics", "128 64 bf16 fp32", False),
         ("channel_sums", "128 64 bf16 fp32", False),
+        ("geglu", "8 256 bf16 bf16", False),
+        ("geglu_backward", "8 256 bf16 bf16 bf16", False),
     ],
 )
 def test_instructions_of_blocks_an_element(compiled, kernel, types, dropout, monkeypatch):
