@@ -58,7 +58,6 @@ bench: .venv/installed-test  ## optimizer step, top-k and training iteration her
 	$(BIN)/python benchmarks/topk.py
 	$(BIN)/python benchmarks/iteration.py
 	$(BIN)/python benchmarks/memory.py --preset sd15
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
 
 bench-gpu: $(GPU_NEEDS)  ## what a GPU gains; writes benchmarks/results/<card>.json; PECKER_PYTHON as for test-gpu
 	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) benchmarks/gpu.py

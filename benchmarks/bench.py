@@ -41,22 +41,15 @@ class NotApplicable(Exception):
 
 @dataclass
 class Provider:
-    """One way to do the work of a case, built and checked.
+    """One way to do the work of a case, built and checked."""
 
-    Attributes:
-        call: does it. None: there is nothing to time.
-        match: it passed its check; None: nothing to check it against.
-        columns: of its row, known before it is timed. From `bytes_moved` and `floor_bytes`, the
-            least that it and that any provider must move, follow shares of the bandwidth.
-        prepare: called before each call on a GPU and not timed.
-        after: further columns, once it is timed.
-    """
-
-    call: Call | None
-    match: bool | None = None
+    call: Call | None  # does it. None: there is nothing to time.
+    match: bool | None = None  # it passed its check; None: nothing to check it against
+    # Of its row, known before it is timed. From `bytes_moved` and `floor_bytes`, the least that it
+    # and that any provider must move, follow shares of the bandwidth.
     columns: Row = field(default_factory=dict)
-    prepare: Call = lambda: None
-    after: Callable[[Timing], Row] = lambda timing: {}
+    prepare: Call = lambda: None  # called before each call on a GPU and not timed
+    after: Callable[[Timing], Row] = lambda timing: {}  # further columns, once it is timed
 
 
 Builder = Callable[[], Provider]
@@ -64,39 +57,26 @@ Builder = Callable[[], Provider]
 
 @dataclass(frozen=True)
 class Setup:
-    """Where and how a run measures.
+    """Where and how a run measures."""
 
-    Attributes:
-        device: "cpu" or a CUDA device.
-        backends: ours that are measured.
-        repeats: timed calls of each provider.
-        gb_per_s: bandwidth by kind, as of `timing.bandwidth`.
-        timer: None on the CPU.
-        only: names of providers; empty: all.
-    """
-
-    device: str
-    backends: Sequence[str]
-    repeats: int
+    device: str  # "cpu" or a CUDA device
+    backends: Sequence[str]  # ours that are measured
+    repeats: int  # timed calls of each provider
+    # Bandwidth by kind, as of `timing.bandwidth`.
     gb_per_s: Mapping[str, float] = field(default_factory=dict)
-    timer: GpuTimer | None = None
-    only: Sequence[str] = ()
+    timer: GpuTimer | None = None  # None on the CPU
+    only: Sequence[str] = ()  # names of providers; empty: all
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input; its fields are columns of all of its rows.
+    """One input; its fields are columns of all of its rows."""
 
-    Attributes:
-        benchmark: name of what is measured.
-        baselines: providers that speed-ups are printed over.
-        roof: the bandwidth that shares are of. None: no bandwidth is needed.
-        clock: of times on the CPU, as of `timing.in_turns`.
-    """
-
-    benchmark: ClassVar[str]
-    baselines: ClassVar[tuple[str, ...]] = ()
+    benchmark: ClassVar[str]  # name of what is measured
+    baselines: ClassVar[tuple[str, ...]] = ()  # providers that speed-ups are printed over
+    # The bandwidth that shares are of. None: no bandwidth is needed.
     roof: ClassVar[str | None] = None
+    # Of times on the CPU, as of `timing.in_turns`.
     clock: ClassVar[Callable[[], float]] = time.perf_counter
 
     preset: str

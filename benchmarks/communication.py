@@ -56,20 +56,13 @@ def ring_bytes(payload: float, processes: int) -> float:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to sum gradients over processes.
+    """A way to sum gradients over processes."""
 
-    Attributes:
-        name: of the row.
-        density: of a random mask. None: no mask.
-        releases: `release_grads` of the optimizer.
-        by: "ours", or torch's "ddp" or "fsdp".
-        apply: of iterations of the trainer: what is masked, "generator" or "both"; "" of a step.
-    """
-
-    name: str
-    density: float | None = None
-    releases: bool = False
-    by: str = "ours"
+    name: str  # of the row
+    density: float | None = None  # of a random mask. None: no mask.
+    releases: bool = False  # `release_grads` of the optimizer
+    by: str = "ours"  # "ours", or torch's "ddp" or "fsdp"
+    # Of iterations of the trainer: what is masked, "generator" or "both"; "" of a step.
     apply: str = ""
 
 
@@ -195,14 +188,8 @@ def sums_agree(
 
     N numbers a_i added up in float32, in any order, are off by (N - 1) u sum |a_i| at most. Means
     cost three roundings more where N is no power of two: 1/N, the product with each number, and the
-    way back to the sum.
-
-    Args:
-        found: (nnz,) at bool `salient`, or all entries.
-        sums: of all processes, float64.
-        sizes: sums of the absolute values.
-        processes: N.
-        salient: None: all.
+    way back to the sum. Found are (nnz,) at bool `salient`, or all entries, of `processes`; sums
+    and sizes, which are sums of absolute values, are float64.
     """
     bound = (processes + 2) * 2**-24 * sizes
     if salient is not None:

@@ -12,7 +12,7 @@ was computed, diffusers loads the result, and no frozen entry differs from the o
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +35,17 @@ from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import check_frozen
 from pecker_fast.runs.settings import apply_overrides
 
+# The process says it itself: what `wait4` tells begins with what its parent held when it forked.
+_COMMAND = """
+import sys
+from pathlib import Path
+
+from pecker_fast.cli import main
+
+code = main(sys.argv[2:])
+Path(sys.argv[1]).write_text(Path("/proc/self/status").read_text())
+sys.exit(code)
+"""
 TOKENS = 77
 CHANNELS = (320, 640, 1280, 1280)  # of the preset sd15
 SETTINGS: dict[str, Any] = {
@@ -46,19 +57,13 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DryRunCase(Case):
-    """A run; `preset` is of `networks.NETWORKS`.
-
-    Attributes:
-        side: of the latents.
-        channels: share of the network's.
-        recompute_blocks: as the setting.
-    """
+    """A run; `preset` is of `networks.NETWORKS`."""
 
     benchmark = "dry_run"
 
-    side: int
-    channels: float = 1.0
-    recompute_blocks: bool = False
+    side: int  # of the latents
+    channels: float = 1.0  # share of the network's
+    recompute_blocks: bool = False  # as the setting
 
     def rows(self, setup: Setup) -> Iterator[Row]:
         """The dry run, then the run."""
@@ -124,17 +129,14 @@ class DryRunCase(Case):
 def _timed(*words: Any) -> tuple[dict[str, Any], int, float]:
     """The JSON that a command prints, the peak of its resident memory in bytes, and seconds."""
     begun = time.monotonic()
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pecker_fast.cli", *map(str, words)], stdout=out
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"{words[-1]}: exit code {process.returncode}")
-        out.seek(0)
-        content = json.load(out)
-    return content, usage.ru_maxrss * 1024, time.monotonic() - begun
+    with tempfile.NamedTemporaryFile("r") as status:
+        command = [sys.executable, "-c", _COMMAND, status.name, *map(str, words)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{words[-1]}: exit code {done.returncode}")
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read())
+    assert peak, "Linux says how much a process held"
+    return json.loads(done.stdout), int(peak[1]) * 1024, time.monotonic() - begun
 
 
 def _frozen_changed(before: Path, run: Path) -> int:

@@ -83,6 +83,7 @@ class ErasureCase(Case):
                 config="demo",
                 first_stage=first_stage_folder(),
                 classifier=judge,
+                statistics=teacher_folder() / "statistics.safetensors",
                 per_class=JUDGED,
                 teacher_steps=2,  # the original's figures are not looked at
                 device=setup.device,

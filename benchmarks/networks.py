@@ -23,6 +23,7 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.architectures.base import Denoiser
 from pecker_fast.models.architectures.dit import DiT
 from pecker_fast.models.architectures.flux import Flux
+from pecker_fast.models.architectures.sana import Sana
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 from pecker_fast.models.architectures.stable_diffusion_3 import StableDiffusion3
 from pecker_fast.models.architectures.stable_diffusion_xl import StableDiffusionXL
@@ -36,30 +37,22 @@ _TOKENS = 77  # of a prompt, in every Stable Diffusion
 
 @dataclass(frozen=True)
 class Network:
-    """A network and the published recipe around it.
+    """A network and the published recipe around it."""
 
-    Attributes:
-        make: the network, in float32 on the default device. The demo's is the shipped teacher; the
-            others have random weights.
-        batch_sizes: B, remain images and again forget images in an iteration.
-        sample_shape: (C, H, W) of what the network sees.
-        betas: "linear" or "scaled_linear", as diffusers calls them, or "flow".
-        settings: keys of `PeckerConfig` that both loops run with.
-        guidance: scale of classifier-free guidance of teacher and pseudo-score. None: classes.
-        family: what is known of a network of diffusers. None: it predicts noise as it is.
-        prompt_shape: of what it is told of one prompt.
-        published_precision: of the loop as published: "fp32", or "autocast" (bf16).
-    """
-
+    # The network, in float32 on the default device. The demo's is the shipped teacher; the others
+    # have random weights.
     make: Callable[[], nn.Module]
-    batch_sizes: tuple[int, ...]
-    sample_shape: tuple[int, int, int]
-    betas: str = "linear"
+    batch_sizes: tuple[int, ...]  # B, remain images and again forget images in an iteration
+    sample_shape: tuple[int, int, int]  # (C, H, W) of what the network sees
+    betas: str = "linear"  # "linear" or "scaled_linear", as diffusers calls them, or "flow"
+    # Keys of `PeckerConfig` that both loops run with.
     settings: Mapping[str, Any] = field(default_factory=dict)
+    # Scale of classifier-free guidance of teacher and pseudo-score. None: classes.
     guidance: float | None = None
+    # What is known of a network of diffusers. None: it predicts noise as it is.
     family: Denoiser | None = None
-    prompt_shape: tuple[int, ...] = ()
-    published_precision: str = "fp32"
+    prompt_shape: tuple[int, ...] = ()  # of what it is told of one prompt
+    published_precision: str = "fp32"  # of the loop as published: "fp32", or "autocast" (bf16)
 
 
 def _of_diffusers(kind: str, **options: Any) -> nn.Module:
@@ -155,6 +148,11 @@ NETWORKS: dict[str, Network] = {
         partial(_of_diffusers, "FluxTransformer2DModel", guidance_embeds=True),
         (1,), (16, 128, 128), prompt_shape=(512 * 4096 + 768,),
         **{**_FLOW, "family": Flux(), "guidance": 1.0},
+    ),
+    # 1,604,462,752 in 396: SANA of 1024 pixels, whose latent images are of a 32nd of the side.
+    "sana": Network(
+        partial(_of_diffusers, "SanaTransformer2DModel"), (1,), (32, 32, 32),
+        prompt_shape=(300 * (2304 + 1),), **{**_FLOW, "family": Sana()},
     ),
 }  # fmt: skip
 

@@ -38,13 +38,7 @@ def ours(made: StepInput, backend: str) -> MaskedAdamW:
 
 
 def checked_ours(made: StepInput, backend: str, compiled: bool = False) -> Provider:
-    """The optimizer after three steps that were compared with the reference's.
-
-    Args:
-        made: the tensors.
-        backend: a name of `backends.available()`.
-        compiled: call it as torch.compile does, through its operator.
-    """
+    """The optimizer after three steps that were compared with the reference's."""
     before = _copies(made.params)
     try:
         optimizer = ours(made, backend)
@@ -64,12 +58,8 @@ def gate(made: StepInput, optimizer: MaskedAdamW, before: dict[str, Tensor]) -> 
     address, or not read again, shows.
 
     The reference runs on one parameter at a time, so that its state and its temporaries fit beside
-    a network that fills half of the memory.
-
-    Args:
-        made: its parameters, which `optimizer` will change.
-        optimizer: made, no step taken.
-        before: copies of the parameters; the reference starts from them and changes them.
+    a network that fills half of the memory. The reference starts from the copies `before` and
+    changes them.
     """
     for step in range(3):
         if step > 0:

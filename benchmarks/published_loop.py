@@ -25,21 +25,13 @@ __all__ = ["Phases", "PublishedAdam", "PublishedLoop", "Term"]
 
 @dataclass(frozen=True)
 class Term:
-    """What one term sees in one phase, for B samples.
+    """What one term sees in one phase, for B samples."""
 
-    Attributes:
-        noise: (B, C, H, W) the generator's input.
-        e: (B, C, H, W) the noise that is added to its images.
-        t: (B,) int64, how much of it.
-        label: (B,) int64, what the generator and the pseudo-score are told.
-        teacher_label: (B,) int64, what the teacher is told: the override, of the forget term.
-    """
-
-    noise: Tensor
-    e: Tensor
-    t: Tensor
-    label: Tensor
-    teacher_label: Tensor
+    noise: Tensor  # (B, C, H, W) the generator's input
+    e: Tensor  # (B, C, H, W) the noise that is added to its images
+    t: Tensor  # (B,) int64, how much of it
+    label: Tensor  # (B,) int64, what the generator and the pseudo-score are told
+    teacher_label: Tensor  # (B,) int64, what the teacher is told: the override, of the forget term
 
 
 Phases = tuple[tuple[Term, Term], tuple[Term, Term]]
@@ -54,14 +46,7 @@ class PublishedAdam(torch.optim.Adam):
     """
 
     def __init__(self, network: nn.Module, mask: Any, lr: float, options: Any) -> None:
-        """Of all parameters of `network`.
-
-        Args:
-            network: what learns.
-            mask: a `SaliencyMask`: which entries may change. None: all.
-            lr: learning rate.
-            options: the section `optimizer` of a `PeckerConfig`.
-        """
+        """Of all parameters of `network`."""
         super().__init__(
             network.parameters(), lr, betas=(options.beta1, options.beta2), eps=options.eps
         )
@@ -101,14 +86,7 @@ class PublishedLoop:
         mask: Any,
         make_optimizer: Callable[[nn.Module, Any, float], torch.optim.Optimizer],
     ) -> None:
-        """Copy the teacher twice and make both optimizers.
-
-        Args:
-            objective: the trainer's, of which the teacher, abar_t and the configuration count.
-            described: the `networks.Teacher` it is of: shapes, classes, how networks are called.
-            mask: of the generator, and of the pseudo-score where `config.mask.apply` is "both".
-            make_optimizer: (network, its mask or None, learning rate) -> optimizer.
-        """
+        """Copy the teacher twice and make both optimizers, each of (network, its mask, lr)."""
         config, teacher = objective.config, objective.teacher
         schedule = objective.schedule
         self.generator = copy.deepcopy(teacher).requires_grad_(True)

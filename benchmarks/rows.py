@@ -79,13 +79,7 @@ _NETWORKS = {
 
 
 def table(rows: Iterable[Any], columns: Sequence[tuple[str, Cell]], caption: str) -> str:
-    """Markdown: a line for each row, the first column to the left; "" without a line.
-
-    Args:
-        rows: what there is a line for.
-        columns: head, and what makes the cell of a row.
-        caption: below.
-    """
+    """Markdown: a line for each row, the first column to the left; "" without a line."""
     heads, cells = zip(*columns, strict=True)
     body = [[cell(row) for cell in cells] for row in rows]
     if not body:

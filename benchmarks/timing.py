@@ -101,10 +101,7 @@ class GpuTimer:
     def measure(self, call: Call, repeats: int, prepare: Call = lambda: None) -> Timing:
         """Warm up, then measure the host and the GPU, each `repeats` times.
 
-        Args:
-            call: what is measured.
-            repeats: how often.
-            prepare: run before every call and not measured.
+        `prepare` is run before every call and not measured.
         """
         for _ in range(3):
             prepare()
@@ -146,14 +143,11 @@ class GpuTimer:
         return [start.elapsed_time(end) for start, end in pairs]
 
 
-def bandwidth(timer: GpuTimer | None, device: str, repeats: int = 15) -> dict[str, float]:
+def bandwidth(timer: GpuTimer | None, device: str) -> dict[str, float]:
     """GB/s of a large float32 copy and of an in-place addition, reads and writes counted.
 
-    Args:
-        timer: None on the CPU, where a copy is slower than its count says: the CPU also reads the
-            lines that are going to be overwritten.
-        device: where to measure.
-        repeats: how often; the median counts.
+    Medians. On the CPU (no timer) a copy is slower than its count says: it also reads the lines
+    that are going to be overwritten.
 
     Returns:
         copy_gb_per_s, in_place_gb_per_s, and roof_gb_per_s, what shares are given of: the copy on
@@ -166,9 +160,9 @@ def bandwidth(timer: GpuTimer | None, device: str, repeats: int = 15) -> dict[st
         "in_place_gb_per_s": lambda: source.add_(1.0),
     }
     if timer is None:
-        times = in_turns(calls, repeats)
+        times = in_turns(calls, 15)
     else:
-        times = {name: timer.measure(call, repeats) for name, call in calls.items()}
+        times = {name: timer.measure(call, 15) for name, call in calls.items()}
     moved = 2 * source.numel() * source.element_size()
     found = {name: moved / statistics.median(timing.ms) / 1e6 for name, timing in times.items()}
     found["roof_gb_per_s"] = max(found.values()) if timer is None else found["copy_gb_per_s"]
@@ -208,9 +202,6 @@ def _resident_peak() -> int:
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What a figure depends on besides the code: hardware, threads, versions, commit, load.
-
-    Args:
-        device: "cpu" or a CUDA device.
 
     Returns:
         Plain types. "device" is the processor or the card; a card adds its driver and the versions

@@ -49,23 +49,17 @@ ONE_SET = {"mask.apply": "both", "mask.share_weights": True}
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the iteration.
+    """One way to run the iteration."""
 
-    Attributes:
-        name: as the tables call it.
-        trainer: the trainer, which has both terms in one batch; else the published loop.
-        masked_optimizer: MaskedAdamW; else clamp, `grad *= mask` and torch's default Adam.
-        settings: what differs from the plain configuration.
-        on_cpu: what differs from these settings on a CPU.
-        only: the type of device that it is for. None: any.
-    """
-
-    name: str
-    trainer: bool = True
+    name: str  # as the tables call it
+    trainer: bool = True  # the trainer, which has both terms in one batch; else the published loop
+    # MaskedAdamW; else clamp, `grad *= mask` and torch's default Adam.
     masked_optimizer: bool = True
+    # What differs from the plain configuration.
     settings: Mapping[str, Any] = field(default_factory=dict)
+    # What differs from these settings on a CPU.
     on_cpu: Mapping[str, Any] = field(default_factory=dict)
-    only: Literal["cpu", "cuda"] | None = None
+    only: Literal["cpu", "cuda"] | None = None  # the type of device that it is for. None: any.
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -124,14 +118,7 @@ class Problem:
     """A network, a batch size and a mask: what all variants of a table have in common."""
 
     def __init__(self, preset: str, batch_size: int, density: float, device: str) -> None:
-        """Build the teacher and the mask.
-
-        Args:
-            preset: a name of `networks.NETWORKS`.
-            batch_size: B; an iteration sees B remain and B forget images.
-            density: of the mask.
-            device: where it runs.
-        """
+        """Build the teacher and the mask; an iteration sees B remain and B forget images."""
         self.device, self.batch_size, self.density = device, batch_size, density
         self.teacher = Teacher(preset)
         self.mask = heavy_mask(self.teacher.shapes(), density, device)

@@ -5,21 +5,29 @@ import string
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from tiny_pipeline import CHANNELS, LENGTH, SIDE, clip_config, letters, save_tiny_pipeline, tiny_vae
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -175,10 +183,65 @@ def save_tiny_pixart(folder):
     return pipeline
 
 
+def gemma():
+    """A tokenizer that spells behind a first token, and Gemma 2's layers of width 16."""
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *string.ascii_lowercase]
+    tokenizer = GemmaTokenizer(vocab={name: index for index, name in enumerate(names)})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 2)]
+    )
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    return tokenizer, Gemma2Model(config).eval()
+
+
+def save_tiny_sana(folder):
+    """SANA."""
+    torch.manual_seed(8)
+    tokenizer, encoder = gemma()
+    pipeline = SanaPipeline(
+        vae=AutoencoderDC(
+            latent_channels=CHANNELS,
+            attention_head_dim=2,
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            encoder_qkv_multiscales=((), ()),
+            decoder_qkv_multiscales=((), ()),
+            scaling_factor=0.7,
+        ).eval(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=SanaTransformer2DModel(
+            sample_size=SIDE,
+            in_channels=CHANNELS,
+            out_channels=2 * CHANNELS,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            timestep_scale=0.5,
+        ).eval(),
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
 FAMILIES = {
     "Stable Diffusion": save_tiny_pipeline,
     "Stable Diffusion XL": save_tiny_xl,
     "Stable Diffusion 3": save_tiny_3,
     "FLUX.1": save_tiny_flux,
     "PixArt": save_tiny_pixart,
+    "SANA": save_tiny_sana,
 }

@@ -1,4 +1,4 @@
-"""`pecker-fast attack`: asks an erased model for its class in every other way."""
+"""`pecker-fast attack`: asks for what was erased in every other way."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ Examples:
     pecker-fast attack RUN --classifier judge
     pecker-fast attack RUN --classifier judge --original MODEL
     pecker-fast attack RETRAINED --classifier judge --original MODEL --forget cat
+    pecker-fast attack RUN --classifier judge --original PIPELINE
 
 \b
 Ways of asking: one step from several noise levels, DDIM with 4 to 50 steps, DDPM, guidance, and
@@ -27,12 +28,21 @@ conditions between the class and the others. With --original two attacks that tr
 embedding of the class alone, and every parameter, on 20 images of the class that the original
 draws. A model that was trained without the class says what could be hoped for. Shares of images
 with 95 % intervals; in a run they are written to attack.json.
+
+\b
+A pipeline that forgot a concept of the shipped one is attacked alike: with its guidance, other and
+none, by captions that were held back, and told partly a neighbour; the embedding is the prompt's.
 """,
 )
 @click.argument("run", type=INPUT)
 @click.option("--classifier", type=CLASSIFIER, required=True, help="The judge.")
-@click.option("--forget", help="The class: name or index.  [default: what the erased model says]")
-@click.option("--original", type=INPUT, help="The model before, which draws images to teach with.")
+@click.option(
+    "--forget",
+    help="The class, or that which a concept is: name or index.  [default: what the erased says]",
+)
+@click.option(
+    "--original", type=INPUT, help="What it was before, which draws images to teach with."
+)
 @click.option(
     "--images",
     type=click.IntRange(min=10),
@@ -45,15 +55,14 @@ with 95 % intervals; in a run they are written to attack.json.
 @json_option
 @quiet_option
 def attack(run: Path, device: str, threads: int | None, **options: Any) -> None:
-    """Attack RUN, a run of `erase` or a model folder."""
+    """Attack RUN, a run of `erase`, or the folder of a model or a pipeline."""
     place = prepare(device, threads)
 
     from pecker_fast.erasure.attack import attack
 
     found = attack(run, **options, device=place)
-    width = max(len(each.way) for each in (*found.asked, *found.taught))
-    lines = [found.headline, f"{'':{width}}  {found.forget:>22}  {'others kept':>22}"]
-    for each in (*found.asked, *found.taught):
-        kept = "" if each.kept is None else str(each.kept)
-        lines.append(f"{each.way:{width}}  {each.found!s:>22}  {kept:>22}")
+    rows = [found.columns, *found.rows()]
+    width = max(len(way) for way, *_ in rows)
+    shares = [f"{way:{width}}  {share:>22}  {kept:>22}" for way, share, kept in rows]
+    lines = [found.headline, *shares]
     result(lines, found.to_dict)

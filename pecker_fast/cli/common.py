@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,9 +17,12 @@ from pecker_fast.evaluate.defaults import TRUSTED
 from pecker_fast.files import shown
 from pecker_fast.progress import note
 from pecker_fast.runs.finding import is_hub_id
+from pecker_fast.runs.interrupts import saving_at_interrupt
 
 if TYPE_CHECKING:
     import torch
+
+    from pecker_fast.distributed import Ranks
 
 __all__ = [
     "CLASSIFIER",
@@ -39,6 +42,7 @@ __all__ = [
     "sampler_options",
     "seed_option",
     "settings_option",
+    "train",
     "training_options",
 ]
 
@@ -272,6 +276,16 @@ def config_values(options: dict[str, Any]) -> dict[str, Any]:
         values[key.strip()] = parse_yaml(text, f"--set {shown(key)}")
     named = {key: options.pop(option, None) for option, key in _KEYS.items()}
     return values | {key: value for key, value in named.items() if value is not None}
+
+
+def train(trainer: Any, lines: Iterable[str], ranks: Ranks) -> None:
+    """Go through a run to its end; says first where it is taken up, and these lines."""
+    for line in lines:
+        note(line)
+    if trainer.iteration:
+        note(f"resuming at iteration {trainer.iteration:,} of {trainer.config.iterations:,}")
+    for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
+        pass
 
 
 def prepare(device: str, threads: int | None, *, models: bool = True) -> torch.device:

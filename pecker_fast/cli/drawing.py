@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,6 @@ from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sample_plan import SamplePlan, class_plan
 from pecker_fast.evaluate.samples import write_npz, write_samples
 from pecker_fast.evaluate.sampling import Method, Sampler, labels_in_turn
-from pecker_fast.files import replacing
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.progress import note
@@ -37,7 +35,6 @@ class Request:
     model: Path  # as it was given
     out: Path | None = None
     png: Path | None = None
-    npz: Path | None = None
     classes: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     per_class: int | None = None
@@ -83,24 +80,19 @@ def draw_classes(folder: Path, request: Request, device: torch.device, ranks: Ra
         _write(request.out, class_plan(model, folder, sampler, labels), ranks, request.force)
         return
     pixels = sampler.pixels(model, labels, "sampling", ranks=ranks)
-    if pixels is None:
+    if pixels is None or request.png is None:
         return  # the first process has them all
-    if request.png is not None:
-        gone = model.figures.get("forget")  # an erased model says what it forgot
-        forget = None if gone is None else model.class_index(gone)
-        title = f"{request.model.name or request.model}: {sampler.describe()}, seed {sampler.seed}"
-        _draw_grid(request.png, pixels, labels, model.class_names, title, forget)
-    if request.npz is not None:
-        with replacing(request.npz) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                images=pixels.numpy(),
-                labels=labels.numpy(),
-                class_names=np.array(model.class_names),
-            )
-    for path in (request.png, request.npz):
-        if path is not None:
-            echo(path)
+    gone = model.figures.get("forget")  # an erased model says what it forgot
+    forget = None if gone is None else model.class_index(gone)
+    title = f"{request.model.name or request.model}: {sampler.describe()}, seed {sampler.seed}"
+    first = torch.cat(
+        [torch.where(labels == k)[0][:MOST_COLUMNS] for k in sorted(set(labels.tolist()))]
+    )
+    plot_grid(
+        request.png, to_float(pixels[first]), labels[first], model.class_names, title,
+        forget=forget, columns=min(int(labels.bincount().max()), MOST_COLUMNS),
+    )  # fmt: skip
+    echo(request.png)
 
 
 def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ranks) -> None:
@@ -112,7 +104,6 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
     """
     unfit = {
         "--class": request.classes,
-        "--npz": request.npz,
         "--sampler": request.method,
         "--eta": request.eta,
         "--count": request.count,
@@ -152,15 +143,8 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
 
 def _chosen(model: ModelFolder, classes: tuple[str, ...]) -> list[int]:
     """Class indices in the order in which they were given; all of them if none was."""
-    chosen = []
-    for text in classes:
-        try:
-            chosen.append(model.class_index(text))
-        except PeckerError:
-            if "," not in text:  # a name may have commas of its own
-                raise
-            chosen += [model.class_index(name) for name in text.split(",") if name.strip()]
-    return list(dict.fromkeys(chosen)) or list(range(model.num_classes))
+    chosen = dict.fromkeys(model.class_index(text) for text in classes)
+    return list(chosen) or list(range(model.num_classes))
 
 
 def _write(out: Path, plan: SamplePlan, ranks: Ranks, force: bool) -> None:
@@ -175,19 +159,3 @@ def _write(out: Path, plan: SamplePlan, ranks: Ranks, force: bool) -> None:
         there = len(plan.files) - missing
         note(f"{there:,} of {len(plan.files):,} images were there before")
     echo(out)
-
-
-def _draw_grid(
-    path: Path,
-    pixels: Tensor,
-    labels: Tensor,
-    names: tuple[str, ...],
-    title: str,
-    forget: int | None,
-) -> None:
-    """A grid of the first images of each class; pixels are (N, C, H, W) uint8."""
-    first = torch.cat([torch.where(labels == k)[0][:MOST_COLUMNS] for k in range(len(names))])
-    columns = min(int(labels.bincount().max()), MOST_COLUMNS)
-    plot_grid(
-        path, to_float(pixels[first]), labels[first], names, title, forget=forget, columns=columns
-    )

@@ -61,6 +61,7 @@ Examples:
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run
     pecker-fast erase --pipeline owner/name --variant fp16 --recipe nudity --out run
+    pecker-fast erase --pipeline SD15 --keep-steps --recipe nudity --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run --dry-run
 
 \b
@@ -126,7 +127,8 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option(
     "--keep-steps",
     is_flag=True,
-    help="The erased model draws in many steps, as MODEL does, instead of in one.",
+    help="The erased model draws in many steps, as the original does, instead of in one. With "
+    "--pipeline any recipe says the prompts.",
 )
 @click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
 @click.option("--mask-file", "mask", type=INPUT, help="Use this mask instead of finding one.")
@@ -155,7 +157,7 @@ Their result draws images in many steps, as the original does. --mask-file takes
     type=click.IntRange(min=1),
     default=50,
     show_default=True,
-    help="DDIM steps of the original model in the evaluation.",
+    help="DDIM steps of the original model in the evaluation, and of one that keeps its steps.",
 )
 @click.option("--push", metavar="OWNER/NAME", help="Upload the erased model to the hub.")
 @run_options

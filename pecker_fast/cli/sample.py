@@ -23,7 +23,7 @@ __all__ = ["sample"]
 Examples:
     pecker-fast sample demo/model --png after.png
     pecker-fast sample teacher --steps 50 --per-class 4 --png before.png
-    pecker-fast sample demo/model --class Sneaker --per-class 1000 --npz sneakers.npz
+    pecker-fast sample demo/model --class Sneaker --per-class 1000 --out sneakers.npz
     pecker-fast sample RUN --per-class 5000 --out samples
     pecker-fast sample TEACHER --steps 1000 --eta 1 --guidance 2 --out teacher.npz
     torchrun --nproc-per-node 8 -m pecker_fast.cli sample RUN --count 50000 --out samples
@@ -39,13 +39,8 @@ same images, on any number of processes.
 @MODEL_ARGUMENT
 @click.option("--out", type=PATH, help="Folder of PNG files, or FILE.npz; resumes.")
 @click.option("--png", type=PATH, help="Write a grid, one row per class.")
-@click.option("--npz", type=PATH, help="Write images (N, C, H, W) uint8 and labels.")
 @click.option(
-    "--class",
-    "--classes",
-    "classes",
-    multiple=True,
-    help="Only these: names or indices, with commas between them; may be given again.",
+    "--class", "classes", multiple=True, help="Only this, by name or index; may be given again."
 )
 @click.option(
     "--prompt", "prompts", multiple=True, help="For a text-to-image pipeline; may be given again."
@@ -55,14 +50,7 @@ same images, on any number of processes.
     type=click.IntRange(min=1),
     help=f"Images of each class or prompt.  [default: {PER_CLASS}]",
 )
-# torchrun takes --num, also behind the name of the program, for an abbreviation of its own options.
-@click.option(
-    "--count",
-    "--num",
-    "count",
-    type=click.IntRange(min=1),
-    help="Images in all, instead of --per-class; under torchrun only as --count.",
-)
+@click.option("--count", type=click.IntRange(min=1), help="Images in all, instead of --per-class.")
 @sampler_options
 @click.option(
     "--guidance",
@@ -80,19 +68,17 @@ same images, on any number of processes.
 @quiet_option
 def sample(model: Path, device: str, threads: int | None, **options: Any) -> None:
     """Draw images from MODEL: a model folder, a pipeline, or the run that made one."""
-    out, png, npz = options["out"], options["png"], options["npz"]
-    if out is None and png is None and npz is None:
+    out, png = options["out"], options["png"]
+    if out is None and png is None:
         raise PeckerError(
-            "sample: nowhere to write to; give --out FOLDER, --out FILE.npz, --png FILE or "
-            "--npz FILE"
+            "sample: nowhere to write to; give --out FOLDER, --out FILE.npz or --png FILE"
         )
-    if out is not None and (png is not None or npz is not None):
-        raise PeckerError("sample: --out is for many images, --png and --npz for few; give one")
+    if out is not None and png is not None:
+        raise PeckerError("sample: --out is for many images, --png for few; give one")
     if options["count"] is not None and options["per_class"] is not None:
         raise PeckerError("sample: --count and --per-class both say how many images; give one")
-    for path in (png, npz):
-        if path is not None:
-            check_output_file(path, options["force"])
+    if png is not None:
+        check_output_file(png, options["force"])
     pipeline = find_pipeline(model)
     if pipeline is None and options["prompts"]:
         raise PeckerError(f"sample: {model} is a class model; --prompt is for pipelines")

@@ -17,12 +17,11 @@ from pecker_fast.cli.common import (
     run_options,
     seed_option,
     settings_option,
+    train,
 )
 from pecker_fast.cli.output import json_option, quiet_option, result
 from pecker_fast.errors import PeckerError
-from pecker_fast.progress import note
 from pecker_fast.runs.finding import check_run_directory
-from pecker_fast.runs.interrupts import saving_at_interrupt
 
 __all__ = ["train_classifier"]
 
@@ -124,15 +123,7 @@ def train_classifier(
         trainer = ClassifierTrainer(
             images, config, place, weights=weights, directory=directory, progress=True
         )
-        done = trainer.iteration
-        if done:
-            note(f"resuming at iteration {done:,} of {config.iterations:,}")
-        for line in trainer.moved:
-            note(line)
-        for _ in saving_at_interrupt(
-            trainer.run(), lambda: trainer.iteration, trainer.save, Ranks()
-        ):
-            pass
+        train(trainer, trainer.moved, Ranks())
         measured = trainer.measure(test)
         measured.statistics.save(out / STATISTICS_NAME)
         card = json.dumps(measured.card, indent=2, ensure_ascii=False)

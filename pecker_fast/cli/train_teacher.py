@@ -15,6 +15,7 @@ from pecker_fast.cli.common import (
     run_options,
     seed_option,
     settings_option,
+    train,
 )
 from pecker_fast.cli.output import (
     json_option,
@@ -24,9 +25,7 @@ from pecker_fast.cli.output import (
     say_config,
 )
 from pecker_fast.errors import PeckerError
-from pecker_fast.progress import note
 from pecker_fast.runs.finding import check_run_directory
-from pecker_fast.runs.interrupts import saving_at_interrupt
 
 __all__ = ["train_teacher"]
 
@@ -110,13 +109,7 @@ def train_teacher(
         trainer = TeacherTrainer(
             images, config, place, directory=directory, ranks=ranks, progress=True
         )
-        for line in trainer.notes:
-            note(line)
-        done = trainer.iteration
-        if done:
-            note(f"resuming at iteration {done:,} of {config.iterations:,}")
-        for _ in saving_at_interrupt(trainer.run(), lambda: trainer.iteration, trainer.save, ranks):
-            pass
+        train(trainer, trainer.notes, ranks)
         model = trainer.model()
         ranks.first(lambda: model.save_whole(out / MODEL_NAME))
     lines = [

@@ -28,10 +28,6 @@ _STEMS = {"train": "train", "test": "t10k"}
 def load_split(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Read one split as a network sees it.
 
-    Args:
-        folder: where the .gz files lie.
-        split: "train" (60,000 images) or "test" (10,000).
-
     Returns:
         Images (N, 1, 28, 28) float32 in [-1, 1] and labels (N,) int64.
 

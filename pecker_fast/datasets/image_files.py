@@ -40,20 +40,15 @@ COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images that were read from disk.
+    """Images that were read from disk."""
 
-    Attributes:
-        images: (N, C, H, W) uint8; C is 1 where all of them are grey, else 3.
-        labels: (N,) int64 indices into `class_names`; None where the images have no classes.
-        class_names: by index, classes without an image included; None where there are no names.
-        source: the folder or file, as it was given.
-        provenance: what drew them, where `pecker-fast sample` wrote them: model, sampler, counts.
-    """
-
-    images: Tensor
+    images: Tensor  # (N, C, H, W) uint8; C is 1 where all of them are grey, else 3
+    # (N,) int64 indices into `class_names`; None where the images have no classes.
     labels: Tensor | None
+    # By index, classes without an image included; None where there are no names.
     class_names: tuple[str, ...] | None
-    source: str
+    source: str  # the folder or file, as it was given
+    # What drew them, where `pecker-fast sample` wrote them: model, sampler, counts.
     provenance: Mapping[str, Any] | None = None
 
 

@@ -46,34 +46,22 @@ _MOST_GUIDANCE = 1_000.0
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One prompt.
-
-    Attributes:
-        prompt: the text.
-        group: what it is there for, one of `GROUPS`, or `ALL`.
-        label: what it names, in the words of whoever judges the images; None where nobody says.
-        seed: of its noise; None in a file without seeds.
-        guidance: of its images in many steps; None in a file without.
-    """
+    """One prompt."""
 
     prompt: str
-    group: str = ALL
+    group: str = ALL  # what it is there for, one of `GROUPS`, or `ALL`
+    # What it names, in the words of whoever judges the images; None where nobody says.
     label: str | None = None
-    seed: int | None = None
-    guidance: float | None = None
+    seed: int | None = None  # of its noise; None in a file without seeds
+    guidance: float | None = None  # of its images in many steps; None in a file without
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """The prompts of a file.
+    """The prompts of a file."""
 
-    Attributes:
-        source: the file, as it was given.
-        rows: in its order.
-    """
-
-    source: str
-    rows: Sequence[PromptRow]
+    source: str  # the file, as it was given
+    rows: Sequence[PromptRow]  # in its order
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -24,7 +24,6 @@ from pecker_fast.distill.networks import (
 )
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.schedule import NoiseSchedule
-from pecker_fast.errors import PeckerError
 from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
@@ -166,26 +165,11 @@ class Objective:
             PeckerError: No `config.text`, prompts that cannot be used, or a time constant or
                 prediction type that the model does not have.
         """
-        if config.text is None:
-            raise PeckerError("a text-to-image model needs the section `text` in its configuration")
         schedule = NoiseSchedule.from_scheduler_config(
             pipeline.scheduler_config, **config.diffusion.model_dump()
         )
         predict = model_predictor(pipeline, schedule)
-        place = next(pipeline.network.parameters()).device if device is None else device
-        conditions = TextConditions(
-            config.text, lambda prompts: pipeline.texts.encode(prompts, place), config.seed
-        )
-
-        def given() -> dict[str, Any]:
-            # Not the embeddings: their last bits depend on the device.
-            texts, prompts = pipeline.texts, conditions.prompts
-            return {
-                "prompts": [prompts, texts.tokens(prompts)],
-                "text encoder": [encoder.state_dict() for encoder in texts.encoders],
-                "prediction type": pipeline.prediction_type,
-            }
-
+        conditions = TextConditions.of_pipeline(pipeline, config.text, config.seed, device)
         return cls(
             pipeline.network,
             schedule,
@@ -194,8 +178,8 @@ class Objective:
             pipeline.network_shape,
             device=device,
             predict=conditions.predictors(predict),
-            notes=_cut_off(pipeline.texts.cut(conditions.prompts)),
-            given=given,
+            notes=conditions.cut_off(pipeline),
+            given=lambda: conditions.about(pipeline),
         )
 
     def score(
@@ -280,11 +264,3 @@ class Objective:
             self.schedule,
             predict=self.predictors.generator,
         )
-
-
-def _cut_off(lost: Mapping[str, str]) -> list[str]:
-    """What the text encoder does not read, by prompt: the first three, and how many more."""
-    named = [f"{prompt!r}: {end!r} is cut off" for prompt, end in list(lost.items())[:3]]
-    if len(lost) > len(named):
-        named.append(f"so are {len(lost) - len(named)} more")
-    return [f"the text encoder does not read the end of {'; '.join(named)}"] if named else []

@@ -13,6 +13,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_text
 from pecker_fast.runs.randomness import IterationRandom
+
+if TYPE_CHECKING:
+    from pecker_fast.models.pipeline import PipelineFolder
 
 __all__ = ["PromptPair", "TextConditions", "fill_template", "prompt_pairs", "read_prompts"]
 
@@ -190,6 +194,42 @@ class TextConditions:
         self._override = [self._indices(pair.override for pair in c) for c in self.concepts]
         self._weights = torch.tensor([concept.weight for concept in section.concepts])
         self._refuse_what_means_the_same(pairs)
+
+    @classmethod
+    def of_pipeline(
+        cls,
+        pipeline: PipelineFolder,
+        section: TextSection | None,
+        seed: int,
+        device: torch.device | None = None,
+    ) -> TextConditions:
+        """The same by a pipeline's own text encoders, on `device` (None = where its network is).
+
+        Raises:
+            PeckerError: No section, or as above.
+        """
+        if section is None:
+            raise PeckerError("a text-to-image model needs the section `text` in its configuration")
+        place = next(pipeline.network.parameters()).device if device is None else device
+        return cls(section, lambda prompts: pipeline.texts.encode(prompts, place), seed)
+
+    def about(self, pipeline: PipelineFolder) -> dict[str, Any]:
+        """What a run depends on besides its configuration and its networks, by name."""
+        # Not the embeddings: their last bits depend on the device.
+        texts = pipeline.texts
+        return {
+            "prompts": [self.prompts, texts.tokens(self.prompts)],
+            "text encoder": [encoder.state_dict() for encoder in texts.encoders],
+            "prediction type": pipeline.prediction_type,
+        }
+
+    def cut_off(self, pipeline: PipelineFolder) -> list[str]:
+        """What the encoders do not read, by prompt: the first three, and how many more."""
+        lost = pipeline.texts.cut(self.prompts)
+        named = [f"{prompt!r}: {end!r} is cut off" for prompt, end in list(lost.items())[:3]]
+        if len(lost) > len(named):
+            named.append(f"so are {len(lost) - len(named)} more")
+        return [f"the text encoder does not read the end of {'; '.join(named)}"] if named else []
 
     @property
     def prompts(self) -> list[str]:

@@ -186,8 +186,13 @@ class NoiseSchedule:
 
     @classmethod
     def whole(cls, scheduler: Any) -> NoiseSchedule:
-        """`from_scheduler`, for training at every time step that has a signal."""
-        schedule = cls.from_scheduler(scheduler, t_min=0, t_max=1)
+        """For training at every time step that has a signal.
+
+        Args:
+            scheduler: As `from_scheduler` takes it, or `from_scheduler_config`.
+        """
+        make = cls.from_scheduler_config if isinstance(scheduler, Mapping) else cls.from_scheduler
+        schedule = make(scheduler, t_min=0, t_max=1)
         schedule.t_max = schedule.usable
         return schedule
 

@@ -205,7 +205,6 @@ def _concept_task(request: Request) -> Task[Any, PipelineFolder]:
     from pecker_fast.evaluate.concept_report import load_measures
 
     config = request.read_config()
-    assert not isinstance(config, BaselineConfig)
     device = usable_device(request.device)
     ranks = Ranks.join(device.type)
     pipeline = request.pipeline

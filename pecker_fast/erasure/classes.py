@@ -26,7 +26,6 @@ from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objectives import method_objective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.finding import MODEL_NAME, PSEUDO_SCORE_NAME
 from pecker_fast.runs.outputs import CURVE_NAME
 
@@ -178,18 +177,6 @@ class Distillation(_ClassTask[PeckerTrainer]):
         self.starts = {role: start.facts for role, start in given.items()}
         self._networks = {role: start.network for role, start in given.items()}
 
-    def start(self, directory: RunDirectory | None) -> PeckerTrainer:
-        """A trainer of score forgetting distillation."""
-        return PeckerTrainer(
-            self._objective,
-            generator=self._networks.get("generator"),
-            pseudo_score=self._networks.get("pseudo_score"),
-            mask=self.site.mask,
-            run_directory=directory,
-            progress=True,
-            ranks=self.site.ranks,
-        )
-
     def finish(self, trainer: PeckerTrainer, *, over: bool = False) -> ModelFolder:
         """A one-step generator; it remembers where its one step starts."""
         figures = {
@@ -258,16 +245,6 @@ class Baseline(_ClassTask[BaselineTrainer]):
             self._look = Sampler(config.until.steps, config.seed)
         self._check_until()
         self.images = None if images is None else images.source
-
-    def start(self, directory: RunDirectory | None) -> BaselineTrainer:
-        """A trainer by one of the methods."""
-        return BaselineTrainer(
-            self._objective,
-            mask=self.site.mask,
-            run_directory=directory,
-            progress=True,
-            ranks=self.site.ranks,
-        )
 
     def finish(self, trainer: BaselineTrainer, *, over: bool = False) -> ModelFolder:
         """A many-step model, as the original is."""

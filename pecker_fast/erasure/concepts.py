@@ -1,4 +1,4 @@
-"""Erasing concepts from a text-to-image pipeline: prompts, distillation, pipeline, patch."""
+"""Erasing concepts from a text-to-image pipeline: prompts, training, pipeline, patch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
-from pecker_fast.erasure.run import Erased, Site, Task
+from pecker_fast.erasure.run import Erased, Site, Task, Trainer
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.concept import ConceptCaptions
@@ -28,21 +28,23 @@ from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.evaluate.report import Report
 from pecker_fast.files import replacing_folder, write_text
 from pecker_fast.masks.verify import FrozenCheck
+from pecker_fast.methods.config import BaselineConfig
+from pecker_fast.methods.objectives import method_objective
 from pecker_fast.models.pipeline import DESCRIPTION, PipelineFolder
 from pecker_fast.models.weights import save_network
 from pecker_fast.patches.patch import save_patch
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.finding import PIPELINE_NAME, PSEUDO_SCORE_NAME
 from pecker_fast.runs.outputs import CURVE_NAME, PATCH_NAME
 
 __all__ = ["Concept", "Probe", "Showing", "patch_sizes"]
 
-_LOOKS = 6  # at the generator while it is trained, besides the one at the start
+_LOOKS = 6  # at the network while it is trained, besides the one at the start
+_LOOK_STEPS = 10  # of a many-step network, in a look
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What looks at the generator as the run goes: captions, and who recognises what they name.
+    """What looks at the network as the run goes: captions, and who recognises what they name.
 
     Attributes:
         captions: of the concept (groups "forget...") and of what is to be kept.
@@ -74,10 +76,10 @@ class Showing:
     Attributes:
         recipe: name of the recipe, for the report.
         neighbours: prompts near to the concept that are shown as well.
-        steps: of the original model.
+        steps: of a many-step model.
         measures: what looks at the images besides the reader.
         measure: what a classifier sees in images of the original and of the erased network.
-        probe: what looks at the generator as the run goes, which `until` needs.
+        probe: what looks at the network as the run goes, which `until` needs.
     """
 
     recipe: str
@@ -88,16 +90,14 @@ class Showing:
     probe: Callable[[TextConditions], Probe] | None = None
 
 
-class Concept(Task[PeckerTrainer, PipelineFolder]):
-    """A pipeline's network is distilled into a one-step generator that forgets concepts."""
-
-    config: PeckerConfig
+class Concept(Task[Trainer, PipelineFolder]):
+    """A pipeline forgets concepts: distilled into one step, or with its many steps (redirect)."""
 
     def __init__(
         self,
         site: Site,
         pipeline: PipelineFolder,
-        config: PeckerConfig,
+        config: PeckerConfig | BaselineConfig,
         showing: Showing | None = None,
         starts: Mapping[str, StartNetwork] | None = None,
     ) -> None:
@@ -108,12 +108,12 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
             pipeline: the teacher.
             config: the run, with a section `text`.
             showing: None for no images and no report.
-            starts: by role, networks that start elsewhere than at the teacher. The patch belongs
-                to what the generator starts from.
+            starts: by role, networks of a distillation that start elsewhere than at the teacher.
+                The patch belongs to what the generator starts from.
 
         Raises:
             PeckerError: prompts that cannot be used, a time constant that the model does not have,
-                or `until` without a probe.
+                `until` without a probe, or a one-step generator that is to keep its steps.
         """
         if config.until is not None and (showing is None or showing.probe is None):
             raise PeckerError(
@@ -129,8 +129,22 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
                 )
         self.site, self.pipeline, self.config = site, pipeline, config
         self.original = pipeline.network
+        self._keeps_steps = isinstance(config, BaselineConfig)
+        if self._keeps_steps and pipeline.description.get("kind") == "generator":
+            raise PeckerError(
+                f"{pipeline.path}: a one-step generator, which has no steps to keep; give the "
+                "pipeline that it was distilled from"
+            )
+        if self._keeps_steps and showing is not None and showing.steps == 1:
+            raise PeckerError(
+                "erase: a many-step pipeline is shown in many steps; --teacher-steps must be at "
+                "least 2"
+            )
         with site.clock.stage("prompts"):
-            self._objective = Objective.from_pipeline(pipeline, config, site.device)
+            if isinstance(config, BaselineConfig):
+                self._objective = method_objective(pipeline, config, None, site.device)
+            else:
+                self._objective = Objective.from_pipeline(pipeline, config, site.device)
         assert isinstance(self._objective.conditions, TextConditions)  # a pipeline's are
         self.conditions = self._objective.conditions
         self._showing, given = showing, starts or {}
@@ -139,47 +153,39 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         self._previews: Previews | None = None
         if showing is not None:
             groups = prompt_groups(self.conditions, showing.neighbours)
+            steps = (showing.steps, showing.steps if self._keeps_steps else 1)
+            look = 1
+            if isinstance(config, BaselineConfig):
+                look = min(steps[1], _LOOK_STEPS if config.until is None else config.until.steps)
             self._previews = Previews(
-                pipeline, config, groups, site.out, site.device, showing.steps
+                pipeline, config, groups, site.out, site.device, *steps, look_steps=look
             )
-
-    def start(self, directory: RunDirectory | None) -> PeckerTrainer:
-        """A trainer of score forgetting distillation."""
-        return PeckerTrainer(
-            self._objective,
-            generator=self._networks.get("generator"),
-            pseudo_score=self._networks.get("pseudo_score"),
-            mask=self.site.mask,
-            run_directory=directory,
-            progress=True,
-            ranks=self.site.ranks,
-        )
 
     @property
     def result_bytes(self) -> int:
         """The whole pipeline."""
         return sum(file.stat().st_size for file in self.pipeline.path.rglob("*") if file.is_file())
 
-    def notes(self, trainer: PeckerTrainer) -> Sequence[str]:
+    def notes(self, trainer: Trainer) -> Sequence[str]:
         """How many prompts there are, too."""
         pairs = sum(map(len, self.conditions.concepts))
         kept = len(self.conditions.remain)
         return [f"{pairs} prompts to forget, {kept} to keep", *trainer.notes]
 
-    def watch(self, trainer: PeckerTrainer) -> Callable[[], bool]:
-        """Shows the generator now and then, and measures it where there is a probe."""
+    def watch(self, trainer: Trainer) -> Callable[[], bool]:
+        """Shows the network now and then, and measures it where there is a probe."""
         previews, showing, ranks = self._previews, self._showing, self.site.ranks
         if previews is None or showing is None:
             return lambda: False
-        total = self.config.iterations
+        total = self.config.length
         shown_at = {round(total * index / _LOOKS) for index in range(_LOOKS + 1)}
         curve = None
         if showing.probe is not None:
             probe = showing.probe(self.conditions)
             curve = Curve(
                 self.site.out / CURVE_NAME,
-                lambda: previews.erased(
-                    trainer.ema_generator().to(self.site.device), probe.captions.prompts, ranks
+                lambda: previews.look(
+                    trainer.erased_network().to(self.site.device), probe.captions.prompts, ranks
                 ),
                 probe.measure,
                 (trainer.iteration, total),
@@ -190,35 +196,41 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
 
         def visit() -> bool:
             if trainer.iteration in shown_at:
-                previews.show(trainer.generator, trainer.iteration, ranks)
+                previews.show(trainer.network, trainer.iteration, ranks)
             if curve is None:
                 return False
             return curve.visit(trainer.iteration, trainer.stopwatch.seconds)
 
         return visit
 
-    def finish(self, trainer: PeckerTrainer, *, over: bool = False) -> PipelineFolder:
-        """The pipeline around the generator, in the precision that it had."""
+    def finish(self, trainer: Trainer, *, over: bool = False) -> PipelineFolder:
+        """The pipeline around the network, in the precision that it had."""
         pairs = [pair.forget for concept in self.conditions.concepts for pair in concept]
         description = {
             **self.pipeline.description,
-            "kind": "generator",
-            "t_init": self._objective.schedule.t_init,
+            **self._kind(),
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
         }
-        schedule = self._objective.schedule
-        if schedule.flow:
-            description["sigma_init"] = float(schedule.noise[schedule.t_init])
         if pairs:
             description["forget"] = sorted(set(pairs))[:50]
-        network: Any = trainer.ema_generator(over=over).to("cpu")
+        network: Any = trainer.erased_network(over=over).to("cpu")
         path = self.site.out / PIPELINE_NAME
         return replace(self.pipeline, path=path, network=network, description=description)
 
+    def _kind(self) -> dict[str, Any]:
+        """What the description says of how the result draws."""
+        if isinstance(self.config, BaselineConfig):
+            return {"method": self.config.method}
+        schedule = self._objective.schedule
+        found = {"kind": "generator", "t_init": schedule.t_init}
+        if schedule.flow:
+            found["sigma_init"] = float(schedule.noise[schedule.t_init])
+        return found
+
     def save(
         self,
-        trainer: PeckerTrainer,
+        trainer: Trainer,
         model: PipelineFolder,
         frozen: FrozenCheck,
         figures: Mapping[str, Any],
@@ -228,13 +240,17 @@ class Concept(Task[PeckerTrainer, PipelineFolder]):
         There is no patch where a frozen entry has changed: it holds none.
         """
         model = replace(model, description={**model.description, **figures})
-        about = {"iterations": trainer.iteration, "t_init": self._objective.schedule.t_init}
+        about = {"iterations": trainer.iteration}
+        if not self._keeps_steps:
+            about["t_init"] = self._objective.schedule.t_init
         first_stage = not self.conditions.concepts
-        pseudo_score: Any = trainer.pseudo_score if first_stage else None
+        pseudo_score: Any = None
+        if first_stage and isinstance(trainer, PeckerTrainer):
+            pseudo_score = trainer.pseudo_score
 
         def write() -> None:
             self.pipeline.save_with(model.network, model.path, model.description)
-            if first_stage:
+            if pseudo_score is not None:
                 with replacing_folder(self.site.out / PSEUDO_SCORE_NAME) as folder:
                     save_network(pseudo_score, folder / self.pipeline.architecture.denoiser)
                     made = {**model.description, "method": "pseudo_score"}

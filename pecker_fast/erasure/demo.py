@@ -15,7 +15,7 @@ from pecker_fast.data import (
     pipeline_folder,
     teacher_folder,
 )
-from pecker_fast.distill.config import RECIPES, load_config
+from pecker_fast.distill.config import RECIPES, PeckerConfig, load_config
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Distillation
@@ -34,6 +34,8 @@ from pecker_fast.evaluate.recognition import Outcome, Recognition
 from pecker_fast.evaluate.reference import ClassFigures, real_beside
 from pecker_fast.files import read_json
 from pecker_fast.machine import usable_device
+from pecker_fast.methods.config import RECIPES as METHODS
+from pecker_fast.methods.config import BaselineConfig, load_baseline_config
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.digest import digest_of
@@ -96,13 +98,22 @@ def demo_concept(
     out: Path,
     settings: Mapping[str, Any] | None = None,
     *,
+    keep_steps: bool = False,
     force: bool = False,
     device: str | torch.device = "auto",
     started: float | None = None,
 ) -> Erased[PipelineFolder]:
-    """Erase sneakers, named by prompt, from the shipped pipeline; arguments as for `demo`."""
-    recipe = "demo_concept"
-    config = load_config(RECIPES / f"{recipe}.yaml", settings)
+    """Erase sneakers, named by prompt, from the shipped pipeline; arguments as for `demo`.
+
+    With `keep_steps` by the recipe `demo_concept_keep_steps`, in many steps as before.
+    """
+    config: PeckerConfig | BaselineConfig
+    if keep_steps:
+        recipe = "demo_concept_keep_steps"
+        config = load_baseline_config(METHODS / f"{recipe}.yaml", settings)
+    else:
+        recipe = "demo_concept"
+        config = load_config(RECIPES / f"{recipe}.yaml", settings)
     place = usable_device(device)
     site = Site(out=out, device=place, force=force, clock=Clock(started))
     pipeline = PipelineFolder.load(pipeline_folder())
@@ -128,7 +139,7 @@ def demo_concept(
         )
 
     showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, measure=measure, probe=probe)
-    roles: tuple[Role, ...] = ("generator", "pseudo_score")
+    roles: tuple[Role, ...] = () if keep_steps else ("generator", "pseudo_score")
     starts: dict[str, StartNetwork] = {
         role: load_start(pipeline_first_stage_folder(), role, pipeline.network, of_prompts=True)
         for role in roles

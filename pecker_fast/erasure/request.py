@@ -79,8 +79,8 @@ class Request:
         neighbours: prompts near to the concept that are shown as well.
         nudity_detector: an ONNX file that judges these images.
         clip: a folder that does likewise.
-        keep_steps: the model goes on drawing in many steps; without `config`, by the recipe
-            keep_steps.
+        keep_steps: the model goes on drawing in many steps, by the recipe keep_steps unless
+            `config` is another such; with `pipeline` it may be any about prompts, which are taken.
         force: delete the run that `out` holds instead of taking it up.
         device: where to work: auto, cpu, cuda, cuda:N.
         started: `time.monotonic()` at the start of the command, for the seconds of the report.
@@ -199,44 +199,47 @@ class Request:
         return replace(self, **found)
 
     def read_config(self) -> PeckerConfig | BaselineConfig:
-        """The configuration: of a distillation, or of a method that learns from real images.
+        """The configuration: of a distillation, or of a method that keeps the many steps.
 
         Raises:
             PeckerError: it cannot be read, has unknown keys or values out of range, is about
                 classes where prompts are asked for, or needs no images where some are given.
         """
         from pecker_fast.distill.config import load_config
-        from pecker_fast.methods.config import load_baseline_config, names_a_baseline
+        from pecker_fast.methods.config import (
+            BaselineConfig,
+            load_baseline_config,
+            names_a_baseline,
+        )
 
-        if self.pipeline is not None:
-            config = load_config(
-                self.config,
-                self.settings,
-                names=self.names,
-                name_overrides=[str(override) for override in self.overrides],
-            )
-            if config.text is None:
-                raise self._error(
-                    f"{self.config} is about classes; --pipeline needs one about text"
-                )
-            return config
-        if names_a_baseline(self.config, self.values):
-            if (self.generator, self.pseudo_score, self.first_stage) != (None, None, None):
-                raise self._error(
-                    "--from, --generator and --pseudo-score are for distillations; this method "
-                    "starts from MODEL"
-                )
-            found = load_baseline_config(self.config, self.values)
-            if found.data_free:
-                self._check_images()
-            return found
-        if self.keep_steps:
+        prompts = self.pipeline is not None
+        values = dict(self.settings) if prompts else self.values
+        # Named concepts are filled into the configuration; classes are values of it.
+        named: dict[str, Any] = {
+            "names": self.names, "name_overrides": [str(each) for each in self.overrides]
+        } if prompts else {}  # fmt: skip
+        config: PeckerConfig | BaselineConfig
+        if names_a_baseline(self.config, None if prompts else values):
+            self._check_no_start()
+            config = load_baseline_config(self.config, values, **named)
+        elif self.keep_steps and prompts:
+            self._check_no_start()
+            values = {"text": str(self.config), **values}
+            config = load_baseline_config("keep_steps", values, **named)
+        elif self.keep_steps:
             raise self._error(
                 f"--keep-steps: {self.config} distils into one step; leave one of the two out, or "
                 "give a configuration with `method`, such as keep_steps"
             )
-        self._check_images()
-        return load_config(self.config, self.values)
+        else:
+            config = load_config(self.config, values, **named)
+        if prompts and config.text is None:
+            raise self._error(f"{self.config} is about classes; --pipeline needs one about text")
+        if not prompts and config.text is not None:
+            raise self._error(f"{self.config} is about prompts; give --pipeline in place of MODEL")
+        if not isinstance(config, BaselineConfig) or config.data_free:
+            self._check_images()
+        return config
 
     def read_images(self, ranks: Ranks, split: str) -> ImageSet:
         """The real images that are asked for, on every process; only the first may download.
@@ -283,7 +286,6 @@ class Request:
             "--classifier": self.classifier,
             "--statistics": self.statistics,
             "--inception": self.inception,
-            "--keep-steps": self.keep_steps or None,
         }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
             raise self._error(f"{unfit[0]} is for class models; with --pipeline use --name")
@@ -291,6 +293,13 @@ class Request:
             raise self._error("--pipeline needs --recipe, e.g. celebrity, object or nudity")
         if not self.previews and (self.nudity_detector is not None or self.clip is not None):
             raise self._error("--no-previews leaves nothing to judge; leave it out")
+
+    def _check_no_start(self) -> None:
+        if (self.generator, self.pseudo_score, self.first_stage) != (None, None, None):
+            raise self._error(
+                "--from, --generator and --pseudo-score are for distillations; this method starts "
+                f"from {'MODEL' if self.pipeline is None else 'the pipeline'}"
+            )
 
     def _check_out(self) -> None:
         out = self.out.resolve()

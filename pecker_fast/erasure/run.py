@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from torch import nn
 from pecker_fast import backends
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
+from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.card import push, scalars, write_card
 from pecker_fast.errors import PeckerError
@@ -32,6 +33,7 @@ from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objective import MethodObjective
+from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.weights import as_dtype
@@ -164,19 +166,17 @@ class Erased(Generic[M]):
         return kind.from_pretrained(self.folder, **as_dtype(self.model.network.dtype))
 
     def attack(self, classifier: str | os.PathLike[str], **options: Any) -> Any:
-        """Ask the erased model for its class in every other way, and teach it the class again.
+        """Ask for what was erased in every other way, and teach it again.
 
         Args:
             classifier: folder of the judge.
             options: as `pecker_fast.erasure.attack.attack` takes them, such as `original=`.
 
         Raises:
-            PeckerError: it was told prompts, or as `attack`.
+            PeckerError: as `attack`.
         """
         from pecker_fast.erasure.attack import attack
 
-        if isinstance(self.model, PipelineFolder):
-            raise PeckerError("attack: is for models of classes; a pipeline has prompts instead")
         if options.get("original") is not None:
             options["original"] = Path(options["original"])
         return attack(self.out, Path(classifier), **options)
@@ -241,12 +241,18 @@ class Task(ABC, Generic[T, M]):
         other._networks = {role: copied(network) for role, network in self._networks.items()}
         return other
 
-    @abstractmethod
     def start(self, directory: RunDirectory | None) -> T:
         """A trainer, which takes up what the run directory holds.
 
         The directory is None on all processes but the first.
         """
+        objective, site = self.objective, self.site
+        shared: Any = {
+            "mask": site.mask, "run_directory": directory, "progress": True, "ranks": site.ranks
+        }  # fmt: skip
+        if isinstance(objective, MethodObjective):
+            return cast(T, BaselineTrainer(objective, **shared))
+        return cast(T, PeckerTrainer(objective, **shared, **dict[str, Any](self._networks)))
 
     @abstractmethod
     def finish(self, trainer: T, *, over: bool = False) -> M:

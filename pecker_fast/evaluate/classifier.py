@@ -144,11 +144,8 @@ def load_classifier(
 
     A file holds the state dict of torchvision's resnet34, see `ResNetClassifier.published`; no code
     in it is run. The code in a TorchScript file is run, and may do what this process may, so such a
-    file must be named as `trusted:FILE`; it returns logits, or (logits, features).
-
-    Args:
-        path: the folder or the file.
-        class_names: by label, what is to be judged; see `check_classes` and `check_outputs`.
+    file must be named as `trusted:FILE`; it returns logits, or (logits, features). The classes that
+    are to be judged must be those it was trained on, see `check_classes` and `check_outputs`.
 
     Raises:
         PeckerError: nothing is there, it is none of these, or it was trained on other classes.

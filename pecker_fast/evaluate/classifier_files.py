@@ -235,10 +235,6 @@ def check_classes(classifier: str | os.PathLike[str], class_names: Sequence[str]
     Case does not matter, a classifier may know more, and a classifier without a card, or classes
     that are called "class 0" and so on since nobody knows their names, are not compared.
 
-    Args:
-        classifier: its folder or file.
-        class_names: by label, of the images.
-
     Raises:
         PeckerError: they differ; or the card cannot be read.
     """

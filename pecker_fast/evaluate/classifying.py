@@ -19,19 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["classify", "classify_with_early"]
 
+_AT_ONCE = 500  # images
+
 
 @torch.no_grad()
 def classify(
-    classifier: Classifier, images: Tensor, batch_size: int = 500, progress: str | None = None
+    classifier: Classifier, images: Tensor, progress: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Run the classifier in batches.
 
-    Args:
-        classifier: see `Classifier`.
-        images: (N, C, H, W), uint8, or floats in [-1, 1]; each batch is moved to where the
-            classifier is.
-        batch_size: images per forward pass.
-        progress: title of a progress bar on stderr; None for no bar.
+    Images are (N, C, H, W), uint8, or floats in [-1, 1]; each batch is moved to where the
+    classifier is.
 
     Returns:
         Logits (N, K) and features (N, F), float32 on the CPU.
@@ -43,7 +41,7 @@ def classify(
         raise PeckerError("evaluation: there are no images to classify")
     module = classifier if isinstance(classifier, nn.Module) else None
     weight = images if module is None else next(module.parameters(), images)
-    batches = each(torch.split(images, batch_size), progress)
+    batches = each(torch.split(images, _AT_ONCE), progress)
     with nullcontext() if module is None else running_winograd(module):
         parts = [
             classifier.logits_and_features(to_float(part.to(weight.device))) for part in batches

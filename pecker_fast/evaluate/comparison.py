@@ -28,69 +28,42 @@ UNKNOWN = "?"
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What was trained before a run began: the first of two stages.
+    """What was trained before a run began: the first of two stages."""
 
-    Attributes:
-        path: of the networks that were given, in words.
-        iterations: in all; None where one of them does not say.
-        wall_s: seconds of training in all, likewise.
-        device: what it was trained on, or None.
-    """
-
-    path: str
-    iterations: int | None = None
-    wall_s: float | None = None
-    device: str | None = None
+    path: str  # of the networks that were given, in words
+    iterations: int | None = None  # in all; None where one of them does not say
+    wall_s: float | None = None  # seconds of training in all, likewise
+    device: str | None = None  # what it was trained on, or None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run and its figures, or a model or images that were only judged.
+    """A run and its figures, or a model or images that were only judged."""
 
-    Attributes:
-        name: short, and its own among the runs that are compared.
-        path: where it was read from.
-        method: how the class was made to be forgotten, in words.
-        forget: name of the forgotten class, or None.
-        override: name of the class in its place, or None.
-        mask: saliency, random, full or given; None without training.
-        density: share of the entries that could change, or None.
-        frozen: entries that could not, or None.
-        frozen_changed: those of them whose bits changed, or None.
-        iterations: of the training; None without.
-        planned: iterations of the whole run; more than `iterations` while it goes on.
-        wall_s: seconds of training, judging left out, or None.
-        start: what was trained before, or None where the run started from the original. It is not
-            in `iterations`, `wall_s` and `curve`.
-        mask_s: seconds that finding the mask took, which is not in `wall_s`, or None.
-        device: what it was trained on, or None.
-        seed: of the training, or None.
-        evaluation: the classifier's figures, or None.
-        fidelity: FID and its like, or None.
-        curve: measurements during the run.
-        versions: of the packages that took the figures, in words.
-    """
-
-    name: str
-    path: str
-    method: str
-    forget: str | None = None
-    override: str | None = None
-    mask: str | None = None
-    density: float | None = None
-    frozen: int | None = None
-    frozen_changed: int | None = None
-    iterations: int | None = None
+    name: str  # short, and its own among the runs that are compared
+    path: str  # where it was read from
+    method: str  # how the class was made to be forgotten, in words
+    forget: str | None = None  # name of the forgotten class, or None
+    override: str | None = None  # name of the class in its place, or None
+    mask: str | None = None  # saliency, random, full or given; None without training
+    density: float | None = None  # share of the entries that could change, or None
+    frozen: int | None = None  # entries that could not, or None
+    frozen_changed: int | None = None  # those of them whose bits changed, or None
+    iterations: int | None = None  # of the training; None without
+    # Iterations of the whole run; more than `iterations` while it goes on.
     planned: int | None = None
-    wall_s: float | None = None
+    wall_s: float | None = None  # seconds of training, judging left out, or None
+    # What was trained before, or None where the run started from the original. It is not in
+    # `iterations`, `wall_s` and `curve`.
     start: Start | None = None
+    # Seconds that finding the mask took, which is not in `wall_s`, or None.
     mask_s: float | None = None
-    device: str | None = None
-    seed: int | None = None
-    evaluation: Evaluation | None = None
-    fidelity: FidelityFigures | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    versions: str = ""
+    device: str | None = None  # what it was trained on, or None
+    seed: int | None = None  # of the training, or None
+    evaluation: Evaluation | None = None  # the classifier's figures, or None
+    fidelity: FidelityFigures | None = None  # FID and its like, or None
+    curve: tuple[CurvePoint, ...] = ()  # measurements during the run
+    versions: str = ""  # of the packages that took the figures, in words
 
 
 @dataclass(frozen=True)
@@ -103,28 +76,18 @@ class Basis:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table.
+    """A column of the table."""
 
-    Attributes:
-        key: its name in the CSV file.
-        title: its heading on the page.
-        figure: where the value is in a `Run`, with dots; "" = under its key.
-        words: the value on the page.
-        basis: what makes its figures comparable, or None where they always are.
-        is_text: words, not numbers.
-        before: where the same figure is of what a run started from, which the page adds to the
-            run's own; "" = nowhere.
-        interval: where its 95 % interval is, which the page shows beside; "" = nowhere.
-    """
-
-    key: str
-    title: str
-    figure: str = ""
-    words: Callable[[Any], str] = str
-    basis: Basis | None = None
-    is_text: bool = False
+    key: str  # its name in the CSV file
+    title: str  # its heading on the page
+    figure: str = ""  # where the value is in a `Run`, with dots; "" = under its key
+    words: Callable[[Any], str] = str  # the value on the page
+    basis: Basis | None = None  # what makes its figures comparable, or None where they always are
+    is_text: bool = False  # words, not numbers
+    # Where the same figure is of what a run started from, which the page adds to the run's own; ""
+    # = nowhere.
     before: str = ""
-    interval: str = ""
+    interval: str = ""  # where its 95 % interval is, which the page shows beside; "" = nowhere
 
     def value(self, run: Run) -> Any:
         """In plain types; None where it is missing."""
@@ -279,11 +242,7 @@ _CURVE = ("iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that forget the same class.
-
-    Attributes:
-        runs: in the order of the table.
-    """
+    """Runs that forget the same class."""
 
     runs: Sequence[Run]
 

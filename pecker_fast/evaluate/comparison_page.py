@@ -35,23 +35,14 @@ _FEWER = "Of fewer images it is larger: compare diamonds with diamonds."
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity against time and against steps.
-
-    Attributes:
-        title: heading.
-        caption: what to look at; {forget} stands for the class.
-        figure: where a `Run` holds the quantity at its end, with dots.
-        counted: what of a point says how many images are behind it.
-        share: what of a point has the interval of the quantity, or "".
-        axis: upwards.
-    """
+    """One quantity against time and against steps."""
 
     title: str
-    caption: str
-    figure: str
-    counted: str = "keep_count"
-    axis: Axis = _NUMBER
-    share: str = ""
+    caption: str  # what to look at; {forget} stands for the class
+    figure: str  # where a `Run` holds the quantity at its end, with dots
+    counted: str = "keep_count"  # what of a point says how many images are behind it
+    axis: Axis = _NUMBER  # upwards
+    share: str = ""  # what of a point has the interval of the quantity, or ""
 
     @property
     def name(self) -> str:

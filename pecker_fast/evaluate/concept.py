@@ -20,19 +20,12 @@ __all__ = ["ConceptCaptions"]
 
 @dataclass(frozen=True)
 class ConceptCaptions:
-    """Captions, every one of which may occur more than once.
+    """Captions, every one of which may occur more than once."""
 
-    Attributes:
-        class_names: of the classifier, by index.
-        forget: the class that the concept is.
-        override: the class in its place, or None.
-        groups: (caption, the class it names) by kind, see `Recognition`. Images are given in this
-            order.
-    """
-
-    class_names: tuple[str, ...]
-    forget: int
-    override: int | None
+    class_names: tuple[str, ...]  # of the classifier, by index
+    forget: int  # the class that the concept is
+    override: int | None  # the class in its place, or None
+    # (caption, the class it names) by kind, see `Recognition`. Images are given in this order.
     groups: Mapping[str, Sequence[tuple[str, int]]]
 
     @property
@@ -62,14 +55,7 @@ class ConceptCaptions:
         sampler: str = "given images",
         seed: int | None = None,
     ) -> Recognition:
-        """Classify one image per caption.
-
-        Args:
-            images: (N, C, H, W) float32 in [-1, 1], as the classifier takes them, one for each of
-                `prompts`.
-            classifier: the judge.
-            sampler: how the images were drawn; recorded.
-            seed: of their noise; recorded.
+        """Classify images (N, C, H, W) in [-1, 1], one for each of `prompts`.
 
         Raises:
             PeckerError: images that are not finite.

@@ -33,26 +33,24 @@ Measure: TypeAlias = Callable[[Tensor, Tensor, Sequence[str]], Table]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the images of the report were drawn, from the same noise for both models.
+    """How the images of the report were drawn, from the same noise for both models."""
 
-    Attributes:
-        steps: DDIM steps of the original model.
-        guidance: of the original model; the erased one needs none.
-        t_init: time step from which the erased model draws in one step.
-        seed: of the noise.
-        negative: what the guidance leads away from.
-    """
-
-    steps: int
-    guidance: float
-    t_init: int
-    seed: int
-    negative: str = ""
+    steps: int  # DDIM steps of the original model
+    guidance: float  # of the original model; a one-step model needs none
+    t_init: int  # time step from which the erased model draws in one step
+    seed: int  # of the noise
+    negative: str = ""  # what the guidance leads away from
+    erased_steps: int = 1  # of the erased model; more than one are drawn as the original's
 
     @property
     def evaluations(self) -> int:
         """Network evaluations for an image of the original model; guidance doubles them."""
         return self.steps * (1 if self.guidance == 1 else 2)
+
+    @property
+    def erased_evaluations(self) -> int:
+        """The same of the erased model."""
+        return 1 if self.erased_steps == 1 else self.evaluations
 
     def original(self) -> str:
         """The original model's sampler in words."""
@@ -61,13 +59,16 @@ class Sampling:
 
     def erased(self) -> str:
         """The erased model's sampler in words."""
+        if self.erased_steps > 1:
+            return self.original()
         return f"one step from t = {self.t_init}, no guidance, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         before = {"steps": self.steps, "guidance": self.guidance, "negative": self.negative,
                   "evaluations": self.evaluations}  # fmt: skip
-        after = {"steps": 1, "t_init": self.t_init, "evaluations": 1}
+        after: dict[str, Any] = {"steps": 1, "t_init": self.t_init, "evaluations": 1}
+        after = after if self.erased_steps == 1 else before
         return {"before": before, "after": after, "seed": self.seed}
 
 
@@ -87,22 +88,16 @@ def concept_report(
 ) -> Report:
     """The report on a concept that was to be forgotten.
 
-    Args:
-        run: what was done.
-        concept: what was to be forgotten, in words, e.g. "sneaker".
-        override: what takes its place, in words; "" for nothing.
-        model: the pipeline it was erased from, e.g. its folder.
-        recipe: name of the recipe.
-        mask_digest: of the mask.
-        patch_bytes: size of the patch.
-        unet_bytes: size of the network's file.
-        sampling: how the images were drawn.
-        outcome: what a classifier saw; None where there is no classifier for what the prompts name.
-        sections: further tables: a detector's counts, a CLIP score.
+    `outcome` is None where there is no classifier for what the prompts name; `override` is "" for
+    nothing. Sections are further tables: a detector's counts, a CLIP score.
     """
     frozen = run.frozen
     rows = [
-        ("Network evaluations per image", str(sampling.evaluations), "1"),
+        (
+            "Network evaluations per image",
+            str(sampling.evaluations),
+            str(sampling.erased_evaluations),
+        ),
         (
             "Size: the U-Net's file, and the patch that turns it into the erased one",
             _megabytes(unet_bytes),
@@ -136,7 +131,11 @@ def concept_report(
         ],
         "terms": Terms(
             "concept",
-            {"judged": outcome is not None, "steps": 1, "evaluations": sampling.evaluations},
+            {
+                "judged": outcome is not None,
+                "steps": sampling.erased_evaluations,
+                "evaluations": sampling.evaluations,
+            },
         ),
     }
     name = concept.removeprefix("a ").removeprefix("an ")

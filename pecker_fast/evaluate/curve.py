@@ -40,28 +40,20 @@ POINTS = 12
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What the model is like after some iterations.
+    """What the model is like after some iterations."""
 
-    Attributes:
-        iteration: iterations that are done.
-        forget_accuracy: share of the images of the class to forget that are recognised as such.
-        keep_accuracy: share of the others that are recognised as what was asked for.
-        forget_count: images behind the first; 0 where nobody says.
-        keep_count: images behind the second.
-        wall_s: seconds of training so far; judging does not count. None where nobody says.
-        frechet: Fréchet distance of the kept classes, or None without statistics of real images.
-            It grows as images become fewer: compare points of equal `keep_count`.
-        fid: Fréchet inception distance of the kept classes, likewise, or None without weights of
-            the Inception network.
-    """
-
-    iteration: int
-    forget_accuracy: float
-    keep_accuracy: float
-    forget_count: int = 0
-    keep_count: int = 0
+    iteration: int  # iterations that are done
+    forget_accuracy: float  # share of the images of the class to forget that are recognised as such
+    keep_accuracy: float  # share of the others that are recognised as what was asked for
+    forget_count: int = 0  # images behind the first; 0 where nobody says
+    keep_count: int = 0  # images behind the second
+    # Seconds of training so far; judging does not count. None where nobody says.
     wall_s: float | None = None
+    # Fréchet distance of the kept classes, or None without statistics of real images. It grows as
+    # images become fewer: compare points of equal `keep_count`.
     frechet: float | None = None
+    # Fréchet inception distance of the kept classes, likewise, or None without weights of the
+    # Inception network.
     fid: float | None = None
 
     def __post_init__(self) -> None:
@@ -132,10 +124,6 @@ class Curve:
     def visit(self, iteration: int, wall_s: float) -> bool:
         """Measure if a point is due here; to be called on all processes.
 
-        Args:
-            iteration: iterations that are done.
-            wall_s: seconds of training so far.
-
         Returns:
             Whether the run is over: what is to be forgotten has gone, and the rest is kept.
         """
@@ -173,14 +161,7 @@ class ClassProbe:
         sampler: Sampler,
         until: UntilSection | None = None,
     ) -> None:
-        """Choose the images.
-
-        Args:
-            judge: by what.
-            model: the original, for its classes.
-            forget: index of the class to forget.
-            sampler: how images are drawn.
-            until: says how many images, where the run may be over before its end.
+        """Choose the images; `until` says how many where the run may be over before its end.
 
         Raises:
             PeckerError: the real images are of other classes or sizes.

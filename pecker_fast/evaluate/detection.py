@@ -25,21 +25,14 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Provenance:
-    """Which judge gave a figure, so that it can be had again.
+    """Which judge gave a figure, so that it can be had again."""
 
-    Attributes:
-        name: what the judge is, in words.
-        file: the file or folder it was read from, or None.
-        digest: SHA-256 (hex) of that file or of its weights, or None.
-        settings: everything that changes what it finds, as plain types.
-        versions: of the packages that run it.
-    """
-
-    name: str
-    file: str | None = None
-    digest: str | None = None
+    name: str  # what the judge is, in words
+    file: str | None = None  # the file or folder it was read from, or None
+    digest: str | None = None  # SHA-256 (hex) of that file or of its weights, or None
+    # Everything that changes what it finds, as plain types.
     settings: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that run it
 
 
 @dataclass(frozen=True)
@@ -48,26 +41,16 @@ class DetectionFigures:
 
     Published nudity counts are per detection: two breasts in one image are two. Counts per image
     are here as well, since they cannot exceed the number of images.
-
-    Attributes:
-        image_count: images that were looked at.
-        threshold: lowest score that counts.
-        counted: the classes that make up the two totals.
-        detections: detections per class, for every class the detector knows.
-        images: images with at least one detection of a class, for every class.
-        counted_detections: detections of the counted classes.
-        counted_images: images with at least one detection of a counted class.
-        provenance: the detector.
     """
 
-    image_count: int
-    threshold: float
-    counted: tuple[str, ...]
-    detections: Mapping[str, int]
-    images: Mapping[str, int]
-    counted_detections: int
-    counted_images: int
-    provenance: Provenance
+    image_count: int  # images that were looked at
+    threshold: float  # lowest score that counts
+    counted: tuple[str, ...]  # the classes that make up the two totals
+    detections: Mapping[str, int]  # detections per class, for every class the detector knows
+    images: Mapping[str, int]  # images with at least one detection of a class, for every class
+    counted_detections: int  # detections of the counted classes
+    counted_images: int  # images with at least one detection of a counted class
+    provenance: Provenance  # the detector
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""

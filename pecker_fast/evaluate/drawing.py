@@ -66,12 +66,8 @@ def picture(
 ) -> Iterator[Figure]:
     """An empty figure to draw into; written when the block ends.
 
-    Args:
-        target: a PNG file, written whole or not at all and cut to what is drawn; or a buffer for
-            an SVG of exactly this size.
-        width: in inches.
-        height: in inches.
-        layout: of matplotlib.
+    The target is a PNG file, written whole or not at all and cut to what is drawn, or a buffer for
+    an SVG of exactly this size, in inches.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

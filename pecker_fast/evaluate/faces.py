@@ -37,24 +37,16 @@ class Recogniser(Protocol):
 
 @dataclass(frozen=True)
 class RecognitionFigures:
-    """What a recogniser sees in images, and whether it is what their prompts name.
+    """What a recogniser sees in images, and whether it is what their prompts name."""
 
-    Attributes:
-        image_count: images that were looked at.
-        found: images with a face.
-        label_count: images with a face whose prompt has a label.
-        recognised: of these, images whose surest face has the label as its most probable name.
-        probability: mean over these of the label's probability, of the face that has most of it,
-            as SA and SFD report; None without such images.
-        recogniser: the object, as it was named.
-    """
-
-    image_count: int
-    found: int
-    label_count: int
-    recognised: int
+    image_count: int  # images that were looked at
+    found: int  # images with a face
+    label_count: int  # images with a face whose prompt has a label
+    recognised: int  # of these, images whose surest face has the label as its most probable name
+    # Mean over these of the label's probability, of the face that has most of it, as SA and SFD
+    # report; None without such images.
     probability: float | None
-    recogniser: str
+    recogniser: str  # the object, as it was named
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON, with the shares and their 95 % intervals."""
@@ -103,12 +95,6 @@ def measure_recognition(
     recogniser: Recogniser, images: Images, labels: Sequence[str | None], name: str
 ) -> RecognitionFigures:
     """Recognise images (N, 3, H, W) in [0, 1], and compare with N labels, in whatever case.
-
-    Args:
-        recogniser: the judge.
-        images: at once or in batches.
-        labels: what each image's prompt names; None where it names nobody.
-        name: of the recogniser, for the record.
 
     Raises:
         PeckerError: the recogniser fails, or gives something else than faces.

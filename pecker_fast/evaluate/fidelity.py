@@ -51,77 +51,46 @@ FEWEST = NEIGHBOURS + 1  # images that a third neighbour takes
 
 @dataclass(frozen=True)
 class InceptionFeatures:
-    """What the Inception network makes of a set of images.
+    """What the Inception network makes of a set of images."""
 
-    Attributes:
-        pooled: (N, F) float32 on the CPU, of the layer `Inception.layer`.
-        logits: (N, 1008) float32 on the CPU, without the last bias.
-        source: what the images are, in words.
-        digest: SHA-256 of the images, whatever their order.
-        spatial: (N, 2023) float32 on the CPU, what sFID compares; None where nobody took them.
-    """
-
-    pooled: Tensor
-    logits: Tensor
-    source: str
-    digest: str = ""
+    pooled: Tensor  # (N, F) float32 on the CPU, of the layer `Inception.layer`
+    logits: Tensor  # (N, 1008) float32 on the CPU, without the last bias
+    source: str  # what the images are, in words
+    digest: str = ""  # SHA-256 of the images, whatever their order
+    # (N, 2023) float32 on the CPU, what sFID compares; None where nobody took them.
     spatial: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class FidelityFigures:
-    """How near generated images are, as a set, to real ones.
+    """How near generated images are, as a set, to real ones."""
 
-    Attributes:
-        fid: Fréchet inception distance.
-        kid: kernel inception distance: mean over the subsets, polynomial kernel of degree 3.
-        kid_std: its standard deviation over the subsets; see `kid_spread`.
-        inception_score: mean over the splits; of the generated images alone.
-        inception_score_std: its standard deviation over the splits.
-        precision: share of generated images inside the manifold of the real ones.
-        recall: share of real images inside the manifold of the generated ones.
-        count: generated images.
-        real_count: real images.
-        source: what the generated images are, in words.
-        real_source: what the real images are, in words.
-        layer: features of the Inception network behind all but the score; 2048 as published.
-        kid_subsets: subsets of KID.
-        kid_subset_size: images in each: 1,000, or all of the smaller set.
-        inception_score_splits: parts of which the score is the mean: 10, or one an image.
-        neighbours: nearest neighbours that span a manifold.
-        shuffle_seed: of subsets and splits.
-        weights: name of the file of the Inception weights.
-        weights_sha256: of its bytes.
-        weights_published: it is the file that published figures rest on.
-        real_digest: SHA-256 of the real images, whatever their order: which they were.
-        sfid: the same distance of features that keep their place in the image; None where there
-            are none.
-        fid_interval: 95 % interval of `fid`, see `frechet.measured_distance`; None where there are
-            no more generated images than features.
-    """
-
-    fid: float
-    kid: float
-    kid_std: float
-    inception_score: float
-    inception_score_std: float
-    precision: float
-    recall: float
-    count: int
-    real_count: int
-    source: str
-    real_source: str
-    layer: str
-    kid_subsets: int
-    kid_subset_size: int
-    inception_score_splits: int
-    neighbours: int
-    shuffle_seed: int
-    weights: str
-    weights_sha256: str
-    weights_published: bool
-    real_digest: str = ""
+    fid: float  # Fréchet inception distance
+    kid: float  # kernel inception distance: mean over the subsets, polynomial kernel of degree 3
+    kid_std: float  # its standard deviation over the subsets; see `kid_spread`
+    inception_score: float  # mean over the splits; of the generated images alone
+    inception_score_std: float  # its standard deviation over the splits
+    precision: float  # share of generated images inside the manifold of the real ones
+    recall: float  # share of real images inside the manifold of the generated ones
+    count: int  # generated images
+    real_count: int  # real images
+    source: str  # what the generated images are, in words
+    real_source: str  # what the real images are, in words
+    layer: str  # features of the Inception network behind all but the score; 2048 as published
+    kid_subsets: int  # subsets of KID
+    kid_subset_size: int  # images in each: 1,000, or all of the smaller set
+    inception_score_splits: int  # parts of which the score is the mean: 10, or one an image
+    neighbours: int  # nearest neighbours that span a manifold
+    shuffle_seed: int  # of subsets and splits
+    weights: str  # name of the file of the Inception weights
+    weights_sha256: str  # of its bytes
+    weights_published: bool  # it is the file that published figures rest on
+    real_digest: str = ""  # SHA-256 of the real images, whatever their order: which they were
+    # The Fréchet distance of features that keep their place in the image; None where there are
+    # none.
     sfid: float | None = None
+    # 95 % interval of `fid`, see `frechet.measured_distance`; None where there are no more
+    # generated images than features.
     fid_interval: Interval | None = None
 
     @property
@@ -144,19 +113,13 @@ class FidelityFigures:
 
 @dataclass(frozen=True)
 class Inception:
-    """torch-fidelity's Inception network with the weights of a file.
+    """torch-fidelity's Inception network with the weights of a file."""
 
-    Attributes:
-        network: maps uint8 images (N, 3, H, W) to a tuple of the layer's features and the logits.
-        layer: which features: 64, 192, 768 or 2048 of them.
-        weights: name of the file.
-        weights_sha256: of its bytes.
-    """
-
+    # Maps uint8 images (N, 3, H, W) to a tuple of the layer's features and the logits.
     network: nn.Module
-    layer: str
-    weights: str
-    weights_sha256: str
+    layer: str  # which features: 64, 192, 768 or 2048 of them
+    weights: str  # name of the file
+    weights_sha256: str  # of its bytes
 
     @classmethod
     def load(
@@ -167,10 +130,7 @@ class Inception:
     ) -> Inception:
         """Read the weights. They are never fetched.
 
-        Args:
-            path: the file, a state dict as torch saves it.
-            device: where the network runs.
-            layer: which features. Only 2048 gives what the literature calls FID.
+        Only the layer 2048 gives what the literature calls FID.
 
         Raises:
             PeckerError: the file is missing, truncated, of another network, or would need to run
@@ -204,22 +164,11 @@ class Inception:
     def features(
         self, images: Tensor, source: str, batch_size: int = 64, progress: str | None = None
     ) -> InceptionFeatures:
-        """Run the network over images.
-
-        Args:
-            images: (N, 3, H, W) uint8, or (N, 1, H, W), whose channel is repeated.
-            source: what they are, in words.
-            batch_size: images per forward pass.
-            progress: title of a progress bar on stderr; None for no bar.
+        """Run the network over images (N, 3, H, W) uint8, or (N, 1, H, W), repeated.
 
         Raises:
-            PeckerError: another shape or dtype, or too few images.
+            PeckerError: too few images.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise PeckerError(
-                f"{source}: images must be uint8 (N, 3, H, W) or (N, 1, H, W), got {images.dtype} "
-                f"{tuple(images.shape)}"
-            )
         if len(images) < FEWEST:
             raise PeckerError(
                 f"{source}: FID and its like need at least {FEWEST} images, got {len(images)}; "
@@ -245,19 +194,28 @@ class Inception:
             torch.cat(pooled), torch.cat(logits), source, _digest(images), torch.cat(spatial)
         )
 
+    def figures(
+        self, images: Tensor, source: str, real: Tensor, real_source: str
+    ) -> FidelityFigures:
+        """FID and its like of generated images against real ones; see `features`."""
+        found, theirs = (
+            self.features(each, whose, progress=f"Inception, {title}")
+            for each, whose, title in (
+                (images, source, "generated"), (real, real_source, "real")
+            )
+        )  # fmt: skip
+        return fidelity_figures(found, theirs, self)
+
 
 def fidelity_figures(
     generated: InceptionFeatures, real: InceptionFeatures, inception: Inception
 ) -> FidelityFigures:
     """All figures of generated images against real ones.
 
-    Args:
-        generated: features of the generated images.
-        real: features of the real ones, by the same network.
-        inception: that network; recorded. Distances are computed where it is.
+    Both sets of features are of that network; distances are computed where it is.
 
     Raises:
-        PeckerError: features that are not finite, or of different layers.
+        PeckerError: features that are not finite.
     """
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
@@ -270,11 +228,6 @@ def fidelity_figures(
                 f"{features.source}: the Inception features contain NaN or infinity; "
                 f"check the weights {inception.weights}"
             )
-    if generated.pooled.shape[1] != real.pooled.shape[1]:
-        raise PeckerError(
-            f"{generated.source} has {generated.pooled.shape[1]} Inception features and "
-            f"{real.source} {real.pooled.shape[1]}; both must come from the same layer"
-        )
     count, real_count = len(generated.pooled), len(real.pooled)
     subset_size = min(KID_SUBSET_SIZE, count, real_count)
     splits = min(SCORE_SPLITS, count)

@@ -37,66 +37,45 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of images that were drawn class by class, judged by a classifier.
+    """Figures of images that were drawn class by class, judged by a classifier."""
 
-    Attributes:
-        forget: index of the forgotten class.
-        override: index of the class in its place, or None.
-        forget_count: images asked for the forgotten class; the denominator of the next four.
-        forget_accuracy: share of them that the classifier calls the forgotten class.
-        forget_probability: mean probability that the classifier gives the forgotten class on them.
-        forget_entropy: mean entropy of the classifier on them, in nats.
-        override_accuracy: share of them that the classifier calls the override class, or None.
-        keep_count: images asked for any other class.
-        keep_accuracy: share of those that the classifier calls what was asked for.
-        class_accuracy: the same per class; None for a class without images.
-        frechet: Fréchet distance of the kept classes' images to real images of the kept classes,
-            in the classifier's feature space, or None without statistics.
-        frechet_all: the same for all images, those asked for the forgotten class included.
-        frechet_early: the same as `frechet` in an earlier layer, see `classify_with_early`; None
-            without statistics of it.
-        frechet_early_interval: its 95 % interval, or None.
-        frechet_real_count: real images behind the statistics, or None.
-        sampler: how the images were drawn, in words.
-        steps: of the sampler; 0 where nobody says. Guidance evaluates the network twice in each.
-        seed: of the noise, or None where the images came from elsewhere.
-        guidance: w of classifier-free guidance; 0 for none.
-        frechet_source: what the real images behind the statistics are, in words, or None.
-        judge: the classifier: its kind and the first digits of a hash of its weights.
-        class_counts: images asked for each class; empty where nobody says.
-        seen_as: images asked for the forgotten class that the classifier takes for each class;
-            likewise.
-        frechet_interval: 95 % interval of `frechet`, see `measured_distance`, or None.
-        second: what a second classifier says of the same images, or None without one.
-        agreement: share of all images that both take for the same class, or None.
-    """
-
-    forget: int
-    override: int | None
-    forget_count: int
-    forget_accuracy: float
+    forget: int  # index of the forgotten class
+    override: int | None  # index of the class in its place, or None
+    forget_count: int  # images asked for the forgotten class; the denominator of the next four
+    forget_accuracy: float  # share of them that the classifier calls the forgotten class
+    # Mean probability that the classifier gives the forgotten class on them.
     forget_probability: float
-    forget_entropy: float
+    forget_entropy: float  # mean entropy of the classifier on them, in nats
+    # Share of them that the classifier calls the override class, or None.
     override_accuracy: float | None
-    keep_count: int
-    keep_accuracy: float
-    class_accuracy: tuple[float | None, ...]
+    keep_count: int  # images asked for any other class
+    keep_accuracy: float  # share of those that the classifier calls what was asked for
+    class_accuracy: tuple[float | None, ...]  # the same per class; None for a class without images
+    # Fréchet distance of the kept classes' images to real images of the kept classes, in the
+    # classifier's feature space, or None without statistics.
     frechet: float | None
+    # The same for all images, those asked for the forgotten class included.
     frechet_all: float | None
-    frechet_real_count: int | None
-    sampler: str
-    steps: int
-    seed: int | None
-    guidance: float = 0.0
+    frechet_real_count: int | None  # real images behind the statistics, or None
+    sampler: str  # how the images were drawn, in words
+    steps: int  # of the sampler; 0 where nobody says. Guidance evaluates the network twice in each.
+    seed: int | None  # of the noise, or None where the images came from elsewhere
+    guidance: float = 0.0  # w of classifier-free guidance; 0 for none
+    # What the real images behind the statistics are, in words, or None.
     frechet_source: str | None = None
-    judge: str = ""
-    class_counts: tuple[int, ...] = ()
+    judge: str = ""  # the classifier: its kind and the first digits of a hash of its weights
+    class_counts: tuple[int, ...] = ()  # images asked for each class; empty where nobody says
+    # Images asked for the forgotten class that the classifier takes for each class; likewise.
     seen_as: tuple[int, ...] = ()
+    # 95 % interval of `frechet`, see `measured_distance`, or None.
     frechet_interval: Interval | None = None
+    # What a second classifier says of the same images, or None without one.
     second: Evaluation | None = None
-    agreement: float | None = None
+    agreement: float | None = None  # share of all images that both take for the same class, or None
+    # The same as `frechet` in an earlier layer, see `classify_with_early`; None without statistics
+    # of it.
     frechet_early: float | None = None
-    frechet_early_interval: Interval | None = None
+    frechet_early_interval: Interval | None = None  # its 95 % interval, or None
 
     def __post_init__(self) -> None:
         classes = len(self.class_accuracy)

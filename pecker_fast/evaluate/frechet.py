@@ -31,27 +31,14 @@ __all__ = ["ClassStatistics", "FeatureStatistics", "frechet_distance", "measured
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean and covariance of `count` feature vectors.
+    """Mean and covariance of `count` feature vectors."""
 
-    Attributes:
-        mean: (F,) float64.
-        cov: (F, F) float64, with the divisor count - 1.
-        count: number of feature vectors.
-        source: what the features were taken from, in words ("" = not said).
-    """
-
-    mean: Tensor
-    cov: Tensor
-    count: int
-    source: str = ""
+    mean: Tensor  # (F,) float64
+    cov: Tensor  # (F, F) float64, with the divisor count - 1
+    count: int  # number of feature vectors
+    source: str = ""  # what the features were taken from, in words ("" = not said)
 
     def __post_init__(self) -> None:
-        size = self.mean.shape[0] if self.mean.ndim == 1 else -1
-        if size < 1 or self.cov.shape != (size, size):
-            raise PeckerError(
-                "FeatureStatistics: expected mean (F,) and cov (F, F), got "
-                f"{tuple(self.mean.shape)} and {tuple(self.cov.shape)}"
-            )
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.cov).all()):
             raise PeckerError("FeatureStatistics: the features contain NaN or infinity")
 
@@ -60,13 +47,10 @@ class FeatureStatistics:
         """Mean and covariance of features (N, F) of any float dtype.
 
         Raises:
-            PeckerError: fewer than two samples, another shape, or NaN or infinity among them.
+            PeckerError: fewer than two samples, or NaN or infinity among them.
         """
-        if features.ndim != 2 or len(features) < 2:
-            raise PeckerError(
-                "FeatureStatistics: features must be (N, F) of at least 2 samples, got "
-                f"{tuple(features.shape)}"
-            )
+        if len(features) < 2:
+            raise PeckerError(f"FeatureStatistics: at least 2 samples needed, got {len(features)}")
         values = features.detach().to("cpu", torch.float64)
         mean = values.mean(dim=0)
         centred = values - mean
@@ -75,20 +59,13 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Mean and covariance per class, from which those of any set of classes follow exactly.
+    """Mean and covariance per class, from which those of any set of classes follow exactly."""
 
-    Attributes:
-        mean: (K, F) float64, one row per class.
-        cov: (K, F, F) float64, with the divisor count - 1.
-        count: (K,) int64, feature vectors per class.
-        source: what the features were taken from, in words ("" = not said).
-        early: the same of the same images in an earlier layer's features, or None.
-    """
-
-    mean: Tensor
-    cov: Tensor
-    count: Tensor
-    source: str = ""
+    mean: Tensor  # (K, F) float64, one row per class
+    cov: Tensor  # (K, F, F) float64, with the divisor count - 1
+    count: Tensor  # (K,) int64, feature vectors per class
+    source: str = ""  # what the features were taken from, in words ("" = not said)
+    # The same of the same images in an earlier layer's features, or None.
     early: ClassStatistics | None = None
 
     def __post_init__(self) -> None:
@@ -120,10 +97,6 @@ class ClassStatistics:
         Raises:
             PeckerError: a class with fewer than two samples, or NaN or infinity among the features.
         """
-        if labels.shape != features.shape[:1]:
-            raise PeckerError(
-                f"ClassStatistics: {len(features)} features but labels {tuple(labels.shape)}"
-            )
         rows = []
         for index in range(num_classes):
             chosen = features[labels == index]

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.drawing import DPI, FORGET_COLOR, MUTED_COLOR, TEXT_COLOR, picture
 
 if TYPE_CHECKING:
@@ -43,45 +42,25 @@ _SMALL, _LARGE = 84, 160  # pixels of an image's longer side: small ones are enl
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Prompts, or names of classes, that are shown together.
+    """Prompts, or names of classes, that are shown together."""
 
-    Attributes:
-        title: heading of the group; "" for none.
-        prompts: one row each.
-        forgotten: these prompts name what was to be forgotten: marked.
-    """
-
-    title: str
-    prompts: tuple[str, ...]
-    forgotten: bool = False
+    title: str  # heading of the group; "" for none
+    prompts: tuple[str, ...]  # one row each
+    forgotten: bool = False  # these prompts name what was to be forgotten: marked
 
 
 @dataclass(frozen=True)
 class Block:
-    """Columns of images beneath one title.
+    """Columns of images beneath one title."""
 
-    Attributes:
-        title: printed above.
-        rows: for each of the prompts of all groups in turn (K, 1 or 3, H, W) in [0, 1].
-        notes: for each of them, what is printed right of it; empty for nothing.
-    """
-
-    title: str
+    title: str  # printed above
+    # For each of the prompts of all groups in turn (K, 1 or 3, H, W) in [0, 1].
     rows: Sequence[Tensor]
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # for each of them, what is printed right of it; empty for nothing
 
     @classmethod
     def of(cls, title: str, images: Tensor, prompts: int, notes: Sequence[str] = ()) -> Block:
-        """Images (prompts * K, 1 or 3, H, W), the K of a prompt together.
-
-        Raises:
-            PeckerError: not as many of each prompt, or none.
-        """
-        if prompts == 0 or len(images) == 0 or len(images) % prompts:
-            raise PeckerError(
-                f"{title!r}: {len(images)} images for {prompts} prompts; each prompt needs as many "
-                "as the others"
-            )
+        """Images (prompts * K, 1 or 3, H, W), the K of a prompt together."""
         return cls(title, torch.split(images, len(images) // prompts), notes)
 
 
@@ -112,12 +91,7 @@ def plot_grid(
         title: printed above the grid.
         forget: the class whose row is marked, or None.
         columns: most images in a row.
-
-    Raises:
-        PeckerError: no images, or not one label an image.
     """
-    if len(images) == 0 or len(images) != len(labels):
-        raise PeckerError(f"grid: {len(images)} images for {len(labels)} labels")
     shown = sorted(set(labels.tolist()))
     rows = [(images[labels == index][:columns].clamp(-1, 1) + 1) / 2 for index in shown]
     marked = shown.index(forget) if forget in shown else None
@@ -142,9 +116,6 @@ def plot_before_after(
         after: the erased model's images, the same shape.
         titles: above the left and the right half.
         notes: right of each row of the halves; empty for nothing.
-
-    Raises:
-        PeckerError: images that do not fit the prompts, or are not in [0, 1].
     """
     count = sum(len(group.prompts) for group in groups)
     halves = zip(titles, (before, after), notes, strict=True)
@@ -167,11 +138,8 @@ def plot_rows(
         blocks: the columns, of P rows each.
         corner: what the titles of the blocks say, e.g. "iterations".
         space: inches between blocks.
-
-    Raises:
-        PeckerError: images that cannot be drawn, see `drawable`.
     """
-    rows = [[drawable(row, f"{b.title or 'block'!r}") for row in b.rows] for b in blocks]
+    rows = [[drawable(row) for row in block.rows] for block in blocks]
     width, height = _cell(*rows[0][0].shape[:-3:-1])
     widths = [max(map(len, block)) * (width + _GAP) - _GAP for block in rows]
     labels = [_wrap(p, _LETTERS, _LINES) for group in groups for p in group.prompts]
@@ -232,19 +200,9 @@ def plot_rows(
                     _frame(ax, left - _GAP / 2, start - _GAP / 2, wide + _GAP, y - start)
 
 
-def drawable(images: Tensor, what: str) -> Tensor:
-    """(N, 1 or 3, H, W) float32 on the CPU; NaN, of a run that diverged, is drawn black.
-
-    Raises:
-        PeckerError: another shape, or values outside [0, 1].
-    """
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-        raise PeckerError(f"{what}: images must be (N, 1 or 3, H, W), got {tuple(images.shape)}")
-    images = images.detach().float().cpu().nan_to_num(0.0)
-    low, high = (float(value) for value in images.aminmax())
-    if low < 0 or high > 1:
-        raise PeckerError(f"{what}: images must lie in [0, 1], got {low:.3g} to {high:.3g}")
-    return images
+def drawable(images: Tensor) -> Tensor:
+    """(N, 1 or 3, H, W) float32 on the CPU; NaN, of a run that diverged, is drawn black."""
+    return images.detach().float().cpu().nan_to_num(0.0)
 
 
 def _cell(width: int, height: int) -> tuple[float, float]:

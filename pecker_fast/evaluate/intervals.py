@@ -23,15 +23,10 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """A share of images, counted, with its 95 % interval.
+    """A share of images, counted, with its 95 % interval."""
 
-    Attributes:
-        count: how many of them.
-        total: of how many; at least 1 wherever a share is asked for.
-    """
-
-    count: int
-    total: int
+    count: int  # how many of them
+    total: int  # of how many; at least 1 wherever a share is asked for
 
     @classmethod
     def of(cls, share: float, total: int) -> Share:

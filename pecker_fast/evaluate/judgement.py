@@ -36,36 +36,24 @@ FEATURES = 2_048  # of Inception: with fewer real images their covariance is sin
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What was judged, by what, and what came out.
+    """What was judged, by what, and what came out."""
 
-    Attributes:
-        source: the model folder, or where the images lie.
-        from_files: the images lie there; else a model drew them.
-        class_names: by index; empty where the images have no classes.
-        forget: index of the forgotten class; None where there is none.
-        drawn: how the images were drawn (see `Sampler.settings`); of images from elsewhere what
-            is written beside them, which may be nothing.
-        network: hash of the model's weights; "" where images were given.
-        trained: how the model came about, as far as its folder says: kind, iterations and so on.
-        evaluation: the classifier's figures, or None without a classifier.
-        fidelity: figures against real images, of the kept classes, or None without them.
-        machine: see `machine_facts`.
-        processes: that drew the images together.
-        versions: see `versions`.
-    """
-
-    source: str
-    from_files: bool
-    class_names: Sequence[str]
-    forget: int | None
+    source: str  # the model folder, or where the images lie
+    from_files: bool  # the images lie there; else a model drew them
+    class_names: Sequence[str]  # by index; empty where the images have no classes
+    forget: int | None  # index of the forgotten class; None where there is none
+    # How the images were drawn (see `Sampler.settings`); of images from elsewhere what is written
+    # beside them, which may be nothing.
     drawn: Mapping[str, Any] = field(default_factory=dict)
-    network: str = ""
+    network: str = ""  # hash of the model's weights; "" where images were given
+    # How the model came about, as far as its folder says: kind, iterations and so on.
     trained: Mapping[str, Any] = field(default_factory=dict)
-    evaluation: Evaluation | None
+    evaluation: Evaluation | None  # the classifier's figures, or None without a classifier
+    # Figures against real images, of the kept classes, or None without them.
     fidelity: FidelityFigures | None
-    machine: Mapping[str, Any]
-    processes: int = 1
-    versions: Mapping[str, str]
+    machine: Mapping[str, Any]  # see `machine_facts`
+    processes: int = 1  # that drew the images together
+    versions: Mapping[str, str]  # see `versions`
 
     def warnings(self) -> list[str]:
         """In what the figures fall short of the published protocol; one sentence each."""

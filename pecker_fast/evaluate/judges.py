@@ -36,31 +36,24 @@ CURVE_IMAGES = (60, 117)
 
 @dataclass(frozen=True)
 class Judge:
-    """What images are judged by.
+    """What images are judged by."""
 
-    Attributes:
-        classifier: names the class of an image, or None.
-        statistics: of real images in its features, for the Fréchet distance, or None.
-        second: another classifier, which says how far a figure is that of its judge, or None.
-        inception: gives FID and its like against `real`, or None.
-        real: real images of the classes that are judged; there whenever `inception` is.
-        per_class: images of each class that are drawn of a run's models.
-        real_figures: what the classifier says of real test images, or None.
-        teacher: a run's teacher's figures where they ship with it; None to measure them.
-        teacher_steps: DDIM steps of a many-step model, where its figures are measured.
-        curve_images: images behind each point of a run's curve: of the class to forget, and at
-            least so many of all others together.
-    """
-
-    classifier: Classifier | None = None
+    classifier: Classifier | None = None  # names the class of an image, or None
+    # Of real images in its features, for the Fréchet distance, or None.
     statistics: ClassStatistics | None = None
+    # Another classifier, which says how far a figure is that of its judge, or None.
     second: Classifier | None = None
-    inception: Inception | None = None
+    inception: Inception | None = None  # gives FID and its like against `real`, or None
+    # Real images of the classes that are judged; there whenever `inception` is.
     real: Images | None = None
-    per_class: int = JUDGED_PER_CLASS
+    per_class: int = JUDGED_PER_CLASS  # images of each class that are drawn of a run's models
+    # What the classifier says of real test images, or None.
     real_figures: ClassFigures | None = None
+    # A run's teacher's figures where they ship with it; None to measure them.
     teacher: ClassFigures | None = None
-    teacher_steps: int = 50
+    teacher_steps: int = 50  # DDIM steps of a many-step model, where its figures are measured
+    # Images behind each point of a run's curve: of the class to forget, and at least so many of all
+    # others together.
     curve_images: tuple[int, int] = CURVE_IMAGES
 
     @classmethod
@@ -78,16 +71,8 @@ class Judge:
     ) -> Judge:
         """Read the files of judges, each of which may be missing.
 
-        Args:
-            classifier: see `load_classifier`.
-            statistics: of real images in its features, or those images as .npz. None: what lies
-                beside the classifier, if anything does.
-            inception: weights of the Inception network.
-            real: real images.
-            class_names: of the images to judge.
-            model: draws them; None for images on disk.
-            device: where to judge.
-            second: another classifier, see `load_classifier`.
+        What they are is said above. Without statistics those that lie beside the classifier are
+        read, if there are any; an .npz has the real images to take them of.
 
         Raises:
             PeckerError: a file that is missing, broken or of something else.

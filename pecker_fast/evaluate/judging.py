@@ -17,7 +17,7 @@ from pecker_fast.datasets.loading import ImageSet, load_images, with_classes
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS, default_steps
-from pecker_fast.evaluate.fidelity import WEIGHTS_WANTED, FidelityFigures, fidelity_figures
+from pecker_fast.evaluate.fidelity import WEIGHTS_WANTED, FidelityFigures
 from pecker_fast.evaluate.judgement import Judgement, Written
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.kept import Images, check_comparable, kept_images
@@ -184,31 +184,20 @@ def judge(
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """Images that are to be judged, or the model that draws them.
+    """Images that are to be judged, or the model that draws them."""
 
-    Attributes:
-        source: the model folder, or where the images lie.
-        shape: (C, H, W) of an image.
-        class_names: by index; empty where the images have no classes.
-        labels: (N,) int64, what each image was asked to be; None without classes.
-        drawn: how the images are or were drawn, as far as that is known.
-        forgot: the class that the model, or what drew the images, says it has forgotten, or None.
-        trained: how the model came about, as its folder says; nothing for images on disk.
-        model: draws them; None for images on disk.
-        sampler: how the model draws.
-        pixels: (N, C, H, W) uint8, of images on disk.
-    """
-
-    source: str
-    shape: tuple[int, ...]
-    class_names: tuple[str, ...]
-    labels: Tensor | None
-    drawn: Mapping[str, Any]
+    source: str  # the model folder, or where the images lie
+    shape: tuple[int, ...]  # (C, H, W) of an image
+    class_names: tuple[str, ...]  # by index; empty where the images have no classes
+    labels: Tensor | None  # (N,) int64, what each image was asked to be; None without classes
+    drawn: Mapping[str, Any]  # how the images are or were drawn, as far as that is known
+    # The class that the model, or what drew the images, says it has forgotten, or None.
     forgot: str | None
+    # How the model came about, as its folder says; nothing for images on disk.
     trained: Mapping[str, Any] = field(default_factory=dict)
-    model: ModelFolder | None = None
-    sampler: Sampler | None = None
-    pixels: Tensor | None = None
+    model: ModelFolder | None = None  # draws them; None for images on disk
+    sampler: Sampler | None = None  # how the model draws
+    pixels: Tensor | None = None  # (N, C, H, W) uint8, of images on disk
 
     def class_index(self, name: str | int) -> int:
         """The index of a class; see `runs.classes`."""
@@ -301,13 +290,8 @@ def _fidelity(
     if forget is not None and drawn is not None:
         images, real = kept_images(drawn, forget), kept_images(judge.real, forget)
         without = f", without {forget}"
-    features, theirs = (
-        judge.inception.features(each, f"{whose}{without}", progress=f"Inception, {title}")
-        for each, whose, title in (
-            (images, source, "generated"), (real, judge.real.source, "real")
-        )
-    )  # fmt: skip
-    return fidelity_figures(features, theirs, judge.inception)
+    sources = source + without, judge.real.source + without
+    return judge.inception.figures(images, sources[0], real, sources[1])
 
 
 def _read_real(

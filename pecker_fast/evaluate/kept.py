@@ -25,11 +25,7 @@ Images: TypeAlias = ImageSet | ImageFiles
 
 
 def kept_images(images: Images, forget: str | None) -> Tensor:
-    """The images (N, C, H, W) of all classes but one, which may be missing here.
-
-    Args:
-        images: generated or real.
-        forget: name of the forgotten class; None keeps all.
+    """The images (N, C, H, W) of all classes but one, which may be missing; None keeps all.
 
     Raises:
         PeckerError: no image is left.

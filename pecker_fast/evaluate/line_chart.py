@@ -48,22 +48,16 @@ TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart.
+    """One line of a chart."""
 
-    Attributes:
-        name: of the run; its label in a legend.
-        look: colour and dashes, see `look`.
-        points: (x, y) in the order of x, joined by a line; may be empty.
-        end: (x, y) of a figure that stands apart from the line, as a diamond, or None.
-        level: y of a run that has no x, as a line across, or None.
-        bounds: for each of `points` the interval that its y may lie in, shaded; or empty.
-    """
-
-    name: str
-    look: dict[str, Any]
+    name: str  # of the run; its label in a legend
+    look: dict[str, Any]  # colour and dashes, see `look`
+    # (x, y) in the order of x, joined by a line; may be empty.
     points: Sequence[tuple[float, float]] = ()
+    # (x, y) of a figure that stands apart from the line, as a diamond, or None.
     end: tuple[float, float] | None = None
-    level: float | None = None
+    level: float | None = None  # y of a run that has no x, as a line across, or None
+    # For each of `points` the interval that its y may lie in, shaded; or empty.
     bounds: Sequence[tuple[float, float]] = ()
 
     def xs(self) -> list[float]:
@@ -78,17 +72,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows.
+    """What an axis shows."""
 
-    Attributes:
-        title: what is counted.
-        words: a value in words, at the ticks.
-        top: where it ends; None: at the largest value.
-    """
-
-    title: str
-    words: Callable[[float], str] = "{:,.4g}".format
-    top: float | None = None
+    title: str  # what is counted
+    words: Callable[[float], str] = "{:,.4g}".format  # a value in words, at the ticks
+    top: float | None = None  # where it ends; None: at the largest value
 
 
 def look(number: int) -> dict[str, Any]:
@@ -140,15 +128,13 @@ def draw_chart(ax: Axes, x: Axis, y: Axis, series: Sequence[Series]) -> None:
     ax.grid(axis="y", linewidth=0.8)
 
 
-def plot_chart(
-    path: str | os.PathLike[str], x: Axis, y: Axis, series: Sequence[Series], columns: int = 2
-) -> None:
-    """Write a PNG of `draw_chart` with a legend in so many columns above it."""
+def plot_chart(path: str | os.PathLike[str], x: Axis, y: Axis, series: Sequence[Series]) -> None:
+    """Write a PNG of `draw_chart` with a legend above it."""
     with picture(path, 7.2, 3.9) as figure:
         ax = figure.subplots()
         draw_chart(ax, x, y, series)
         # Outside, because the curves end in every corner of the axes.
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, fontsize=8.5)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, fontsize=8.5)
 
 
 def svg_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Markup:

@@ -111,10 +111,7 @@ class NudeNetDetector:
         self._run(torch.zeros(1, 3, size, size))
 
     def detect(self, images: Tensor) -> list[list[Detection]]:
-        """Body parts in each image, highest score first.
-
-        Args:
-            images: (N, 3, H, W) in [0, 1]; taken as 8 bits a channel.
+        """Body parts in images (N, 3, H, W) in [0, 1], taken as 8 bits; highest score first.
 
         Raises:
             PeckerError: other images, or a result that is no set of detections.

@@ -7,28 +7,35 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from markupsafe import Markup, escape
 
 from pecker_fast.files import write_text
 
-__all__ = ["Charts", "Picture", "Section", "Sentence", "Table", "Terms", "marked", "write_page"]
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = [
+    "Charts",
+    "Picture",
+    "Section",
+    "Sentence",
+    "Table",
+    "Terms",
+    "add_attack",
+    "marked",
+    "write_page",
+]
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A paragraph below the headline.
-
-    Attributes:
-        text: of it.
-        look: "lead", "muted" or "warn".
-        bad: it says that something went wrong.
-    """
+    """A paragraph below the headline."""
 
     text: str
-    look: str = "lead"
-    bad: bool = False
+    look: str = "lead"  # "lead", "muted" or "warn"
+    bad: bool = False  # it says that something went wrong
 
 
 @dataclass(frozen=True)
@@ -51,23 +58,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table."""
 
-    Attributes:
-        title: its heading, or "".
-        rows: as many cells each as there are columns; the first says what the others measure.
-        columns: headings.
-        note: a sentence below the heading, e.g. which detector counted, or "".
-        facts: what report.json holds of it beside the rows, in plain types.
-        numbers: indices of the columns whose cells are set right.
-    """
-
-    title: str
+    title: str  # its heading, or ""
+    # As many cells each as there are columns; the first says what the others measure.
     rows: Sequence[Sequence[str]]
     columns: Sequence[str] = ("", "Original model", "Erased model")
-    note: str = ""
+    note: str = ""  # a sentence below the heading, e.g. which detector counted, or "".
+    # What report.json holds of it beside the rows, in plain types.
     facts: Mapping[str, Any] = field(default_factory=dict)
-    numbers: frozenset[int] = frozenset()
+    numbers: frozenset[int] = frozenset()  # indices of the columns whose cells are set right
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -88,15 +88,10 @@ class Charts:
 
 @dataclass(frozen=True)
 class Terms:
-    """What words of the page mean: the part of terms.html for a class, a concept or a comparison.
+    """What words of the page mean: a part of terms.html."""
 
-    Attributes:
-        kind: "class", "concept" or "comparison".
-        values: what that part fills in.
-    """
-
-    kind: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    kind: str  # "class", "concept" or "comparison"
+    values: Mapping[str, Any] = field(default_factory=dict)  # what that part fills in
 
 
 Section: TypeAlias = Picture | Table | Charts | Terms
@@ -109,6 +104,28 @@ def write_page(
     sections: Sequence[Section],
 ) -> None:
     """Write the page, whole or not at all; no script, nothing is loaded from elsewhere."""
+    template = _templates().get_template("page.html")
+    write_text(path, template.render(headline=headline, sentences=sentences, sections=sections))
+
+
+def add_attack(path: Path, found: Sentence, ways: Table) -> None:
+    """Put what an attack found below the headline of a page, in place of an earlier attack.
+
+    `ways` is what came of each way of asking, to be unfolded. A page without a place for it stays
+    as it is.
+    """
+    table = _templates().get_template("table.html").render(section=ways)
+    part = Markup('<p class="{}">{}</p>\n<details><summary>{}</summary>\n{}</details>\n').format(
+        "lead bad" if found.bad else "lead", found.text, ways.title, Markup(table)
+    )
+    begin, end = "<!-- attack -->", "<!-- /attack -->"
+    before, has, rest = path.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    if has:
+        write_text(path, before + begin + part + end + after)
+
+
+def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -119,8 +136,7 @@ def write_page(
         lstrip_blocks=True,
     )
     environment.filters["whole"] = _whole
-    template = environment.get_template("page.html")
-    write_text(path, template.render(headline=headline, sentences=sentences, sections=sections))
+    return environment
 
 
 def _whole(text: str) -> str:

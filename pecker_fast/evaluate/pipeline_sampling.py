@@ -35,12 +35,10 @@ from pecker_fast.evaluate.reverse_steps import (
     many_steps,
     one_step,
 )
+from pecker_fast.models.latents import Autoencoder, pixels
 from pecker_fast.nn.winograd import running_winograd
-from pecker_fast.progress import each
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
     from pecker_fast.models.pipeline import PipelineFolder
 
 __all__ = ["PipelineSampler"]
@@ -78,7 +76,7 @@ class PipelineSampler:
         self.pipeline = pipeline
         self.device = torch.device(device)
         self.batch_size = batch_size or self._batch_size_for("network")
-        self._decoder: AutoencoderKL | None = None
+        self._decoder: Autoencoder | None = None
         self._schedule_at(None)  # an unknown schedule comes out now, not in a preview
 
     @property
@@ -147,16 +145,8 @@ class PipelineSampler:
     ) -> Batches:
         """The latents of `latents`, batch by batch; batch k starts at image k * `batch_size`.
 
-        Args:
-            network: see `latents`; likewise what is not said here.
-            prompts: N texts, one an image.
-            seed: of the noise, or N seeds, one an image.
-            steps: calls of the network.
-            t_init: where one step starts.
-            guidance: its scale, or N scales.
-            negative: what guidance leads away from.
-            only: numbers of the batches to draw; None: all.
-            progress: title of a progress bar.
+        `seed` may be N seeds and `guidance` N scales, one an image. `only` has the numbers of the
+        batches to draw; None: all.
 
         Raises:
             PeckerError: see `latents`.
@@ -198,15 +188,8 @@ class PipelineSampler:
         size, shape = min(self.batch_size, len(prompts)), self.pipeline.network_shape
         return draw_batches(draw, len(prompts), size, shape, seed, only, progress)
 
-    def images(
-        self, latents: Tensor, progress: str | None = None, *, ranks: Ranks | None = None
-    ) -> Tensor:
-        """Decode latents.
-
-        Args:
-            latents: (N, C, H, W), the first process's.
-            progress: as in `latents`.
-            ranks: as in `latents`.
+    def images(self, latents: Tensor, *, ranks: Ranks | None = None) -> Tensor:
+        """Decode latents (N, C, H, W), the first process's.
 
         Returns:
             (N, 3, H', W') images in [0, 1], float32 on the CPU: all of them on the first process,
@@ -217,17 +200,16 @@ class PipelineSampler:
         if self._decoder is None:
             self._decoder = self.pipeline.load_decoder().to(self.device)
         decoder, size = self._decoder, self._batch_size_for("decoder")
-        scale = 2 ** (len(decoder.config.block_out_channels) - 1)  # each level but one doubles
-        like = torch.empty(3, *(scale * extent for extent in latents.shape[2:]))
+        like = torch.empty(3, *(pixels(decoder) * extent for extent in latents.shape[2:]))
 
-        def decoded(only: range, title: str | None) -> Batches:
-            for number in each(only, title):
+        def decoded(only: range, _: str | None) -> Batches:
+            for number in only:
                 part = slice(number * size, (number + 1) * size)
                 with running_winograd(decoder):
                     images = self.pipeline.decode(decoder, latents[part])
                 yield part, images
 
-        images = together(decoded, len(latents), size, like, ranks, progress)
+        images = together(decoded, len(latents), size, like, ranks, None)
         return like.new_empty(0, *like.shape) if images is None else images
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.prompts import TextConditions
+from pecker_fast.distill.text_config import TextSection
 from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate.concept_report import Sampling
 from pecker_fast.evaluate.grid import PromptGroup, plot_before_after
@@ -25,6 +25,16 @@ __all__ = ["Previews", "prompt_groups"]
 T = TypeVar("T")
 
 _COLUMNS = 4  # images of each prompt in the before/after picture
+
+
+class _Config(Protocol):
+    """What the configuration of a run says of its images."""
+
+    @property
+    def text(self) -> TextSection | None: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 def prompt_groups(conditions: TextConditions, neighbours: Sequence[str]) -> list[PromptGroup]:
@@ -45,32 +55,33 @@ class Previews:
     def __init__(
         self,
         pipeline: PipelineFolder,
-        config: PeckerConfig,
+        config: _Config,
         groups: Sequence[PromptGroup],
         out: Path,
         device: torch.device,
         steps: int,
+        erased_steps: int = 1,
+        *,
+        look_steps: int = 1,
     ) -> None:
         """Prepare; nothing is drawn or loaded yet.
 
-        Args:
-            pipeline: the original.
-            config: the run.
-            groups: the prompts.
-            out: where the strip goes.
-            device: where to draw.
-            steps: of the original model.
+        The original model takes `steps`, the erased one `erased_steps`, and `look_steps` while it
+        is trained.
         """
         self.groups = groups
         self.prompts = [prompt for group in groups for prompt in group.prompts]
         text = config.text
         guidance = 1.0 if text is None else text.guidance.kappa4
-        negative = "" if text is None else text.negative.forget.kappa4
+        # What keeps its steps is asked without a negative prompt, and shown beside the like.
+        negative = "" if text is None or erased_steps > 1 else text.negative.forget.kappa4
         self._pipeline, self._out, self._device = pipeline, out, device
         self._sampler = PipelineSampler(pipeline, device)
-        start = config.diffusion.t_init
+        diffusion = getattr(config, "diffusion", None)  # of a distillation
+        start = None if diffusion is None else diffusion.t_init
         start = self._sampler.t_init if start is None else start
-        self.sampling = Sampling(steps, guidance, start, config.seed, negative)
+        self.sampling = Sampling(steps, guidance, start, config.seed, negative, erased_steps)
+        self._look_steps = look_steps
         self._strip: ProgressStrip | None = None
 
     @property
@@ -80,13 +91,10 @@ class Previews:
             self._strip = ProgressStrip(self._out, self.groups)
         return self._strip
 
-    def show(self, generator: nn.Module, iteration: int, ranks: Ranks) -> None:
-        """Add the generator as it is to the strip, whose first column is the original model.
+    def show(self, network: nn.Module, iteration: int, ranks: Ranks) -> None:
+        """Add the network as it is to the strip, whose first column is the original model.
 
-        Args:
-            generator: in training.
-            iteration: how many are done.
-            ranks: the processes, all of which make this call and draw a share of the images.
+        All processes make this call and draw a share of the images.
 
         Raises:
             PeckerError: the first process cannot read or write the strip.
@@ -94,7 +102,7 @@ class Previews:
         if not ranks.first(lambda: self.strip.has_original):
             original = self.original(self.prompts, ranks)
             ranks.first(lambda: self.strip.add_original(original))
-        images = self.erased(generator, self.prompts, ranks)
+        images = self.look(network, self.prompts, ranks)
         ranks.first(lambda: self.strip.add(iteration, images))
 
     def original(self, texts: Sequence[str], ranks: Ranks) -> Tensor:
@@ -110,13 +118,31 @@ class Previews:
         self._pipeline.network.to("cpu")
         return self._sampler.images(latents, ranks=ranks)
 
-    def erased(self, generator: nn.Module, texts: Sequence[str], ranks: Ranks) -> Tensor:
-        """The same by a generator, from the same noise."""
-        how, training = self.sampling, generator.training
+    def erased(self, network: nn.Module, texts: Sequence[str], ranks: Ranks) -> Tensor:
+        """The same by an erased network, from the same noise."""
+        steps = self.sampling.erased_steps
+        return self._erased(network, texts, steps, ranks, "erased model" if steps > 1 else None)
+
+    def look(self, network: nn.Module, texts: Sequence[str], ranks: Ranks) -> Tensor:
+        """The same by a network in training, in fewer steps."""
+        return self._erased(network, texts, self._look_steps, ranks)
+
+    def _erased(
+        self,
+        network: nn.Module,
+        texts: Sequence[str],
+        steps: int,
+        ranks: Ranks,
+        progress: str | None = None,
+    ) -> Tensor:
+        how, training = self.sampling, network.training
+        options: dict[str, Any] = {"t_init": how.t_init}
+        if steps > 1:
+            options = {"guidance": how.guidance, "progress": progress}
         latents = self._sampler.latents(
-            generator.eval(), texts, how.seed, t_init=how.t_init, ranks=ranks
+            network.eval(), texts, how.seed, steps, ranks=ranks, **options
         )
-        generator.train(training)
+        network.train(training)
         return self._sampler.images(latents, ranks=ranks)
 
     def pictures(self, before: Tensor, after: Tensor) -> list[Picture]:
@@ -137,7 +163,8 @@ class Previews:
                 Picture(
                     self.strip.path,
                     "While it ran",
-                    "One-step images of the same prompts, from the same noise, as the run went on.",
+                    f"Images of the same prompts in {self._look_steps} "
+                    f"step{'s'[: self._look_steps > 1]}, from the same noise, as the run went on.",
                     wide=True,
                 )
             )

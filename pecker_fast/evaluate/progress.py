@@ -35,12 +35,10 @@ class ProgressStrip:
         """Take up the previews that `folder` holds, if they are of the same prompts.
 
         Raises:
-            PeckerError: no prompts, or a damaged file of previews.
+            PeckerError: a damaged file of previews.
         """
         self.groups = tuple(groups)
         self.prompts = [prompt for group in groups for prompt in group.prompts]
-        if not self.prompts:
-            raise PeckerError("previews: there are no prompts")
         self.path = folder / self.PICTURE_NAME
         self._store = folder / self.PREVIEWS_NAME
         self._previews: dict[int, Tensor] = {}
@@ -66,13 +64,8 @@ class ProgressStrip:
 
         Previews of this iteration and of later ones are replaced: a run goes on from here. The file
         and the picture are written.
-
-        Raises:
-            PeckerError: not one image a prompt, or values outside [0, 1].
         """
-        if len(images) != len(self.prompts):
-            raise PeckerError(f"previews: {len(images)} images for {len(self.prompts)} prompts")
-        small = _reduced(drawable(images, "previews"), _KEPT_SIDE)
+        small = _reduced(drawable(images), _KEPT_SIDE)
         self._previews = {i: kept for i, kept in self._previews.items() if i < iteration}
         self._previews[iteration] = (small * 255).round().byte().contiguous()
         with replacing(self._store) as temporary:

@@ -19,23 +19,14 @@ FORMAT = "prompts 1"  # of the JSON file
 
 @dataclass(frozen=True)
 class GroupFigures:
-    """What was found in the images of one group.
+    """What was found in the images of one group."""
 
-    Attributes:
-        prompts: how many of them, repeated ones counted once.
-        images: how many images.
-        nudity: a detector's counts, or None.
-        clip: how near images are to their prompts, or None.
-        faces: a recogniser's figures, or None.
-        fidelity: against real images, or None.
-    """
-
-    prompts: int
-    images: int
-    nudity: DetectionFigures | None = None
-    clip: ClipFigures | None = None
-    faces: RecognitionFigures | None = None
-    fidelity: FidelityFigures | None = None
+    prompts: int  # how many of them, repeated ones counted once
+    images: int  # how many images
+    nudity: DetectionFigures | None = None  # a detector's counts, or None
+    clip: ClipFigures | None = None  # how near images are to their prompts, or None
+    faces: RecognitionFigures | None = None  # a recogniser's figures, or None
+    fidelity: FidelityFigures | None = None  # against real images, or None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -84,37 +75,22 @@ class GroupFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptJudgement:
-    """What was judged, by what, and what came out.
+    """What was judged, by what, and what came out."""
 
-    Attributes:
-        source: the pipeline, or the folder of the images.
-        from_files: the images lay there; else the pipeline drew them.
-        prompts: the file.
-        prompts_digest: SHA-256 of its rows.
-        per_prompt: images of each row.
-        groups: figures by group.
-        drawn: how the images were drawn, as far as that is known.
-        network: hash of the pipeline's network; "" where images were given.
-        forgot: first prompts that the pipeline says it has forgotten.
-        notes: what to know of the figures.
-        machine: see `machine_facts`.
-        processes: that drew the images together.
-        versions: see `versions`.
-    """
-
-    source: str
-    from_files: bool
-    prompts: str
-    prompts_digest: str
-    per_prompt: int
+    source: str  # the pipeline, or the folder of the images
+    from_files: bool  # the images lay there; else the pipeline drew them
+    prompts: str  # the file
+    prompts_digest: str  # SHA-256 of its rows
+    per_prompt: int  # images of each row
     groups: Mapping[str, GroupFigures]
+    # How the images were drawn, as far as that is known.
     drawn: Mapping[str, Any] = field(default_factory=dict)
-    network: str = ""
-    forgot: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    machine: Mapping[str, Any]
-    processes: int
-    versions: Mapping[str, str]
+    network: str = ""  # hash of the pipeline's network; "" where images were given
+    forgot: Sequence[str] = ()  # first prompts that the pipeline says it has forgotten
+    notes: Sequence[str] = ()  # what to know of the figures
+    machine: Mapping[str, Any]  # see `machine_facts`
+    processes: int  # that drew the images together
+    versions: Mapping[str, str]  # see `versions`
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON file."""

@@ -24,7 +24,7 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.clip_score import ClipScorer, measure_clip_score
 from pecker_fast.evaluate.faces import Recogniser, load_recogniser, measure_recognition
-from pecker_fast.evaluate.fidelity import FidelityFigures, Inception, fidelity_figures
+from pecker_fast.evaluate.fidelity import FidelityFigures, Inception
 from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
 from pecker_fast.evaluate.prompt_judgement import GroupFigures, PromptJudgement
 from pecker_fast.evaluate.prompt_plan import prompt_plan
@@ -265,11 +265,7 @@ def _fidelity(
     check_memory(len(files) * 3 * size[0] * size[1], f"{len(files):,} images of {group}")
     parts = range(0, len(files), _AT_ONCE)
     pixels = torch.cat([_pixels(files[first : first + _AT_ONCE], size) for first in parts])
-    found, theirs = (
-        inception.features(each, whose, progress=f"Inception, {title}")
-        for each, whose, title in ((pixels, group, "generated"), (real, real_source, "real"))
-    )
-    return fidelity_figures(found, theirs, inception)
+    return inception.figures(pixels, group, real, real_source)
 
 
 def _pixels(files: Sequence[Path], size: tuple[int, int] | None = None) -> Tensor:

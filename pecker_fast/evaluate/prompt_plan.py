@@ -39,18 +39,8 @@ def prompt_plan(
 ) -> tuple[SamplePlan, Sequence[PromptRow]]:
     """Which images of prompts are drawn and how, and the row of each.
 
-    Args:
-        pipeline: draws them.
-        path: where it was read from, for the record.
-        told: the prompts.
-        each: images of each row.
-        steps: None: 1 for an erased pipeline, 50 for another.
-        guidance: of many steps. None: each row's own, else 7.5.
-        negative: what guidance leads away from.
-        t_init: where one step starts. None: what the pipeline says.
-        seed: of the noise, where the rows have none.
-        batch_size: images at a time. None: by their size.
-        device: where to draw.
+    The options are those of `judge_prompts`, and so is what None stands for. `path` is where the
+    pipeline was read from, for the record.
 
     Raises:
         PeckerError: settings that do not fit the pipeline.

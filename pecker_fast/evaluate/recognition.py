@@ -37,25 +37,20 @@ _ROUNDING = 1e-9  # a loss of .03 exactly is one of .0300000001 after the subtra
 
 @dataclass(frozen=True)
 class Recognition:
-    """How often a classifier sees in one model's images, or in real ones, what they should show.
+    """How often a classifier sees in one model's images, or in real ones, what they should show."""
 
-    Attributes:
-        groups: how many of each kind are recognised. Of a class "forget" and "keep"; of a concept
-            "forget_trained", captions that the erasure was told; "forget_held_back", of the concept
-            too, which it was not; "neighbours", of similar classes; "others". Kinds without images
-            are left out.
-        classes: class name -> the same, for the classes to keep.
-        seen_as: class name -> images asked for what is to be forgotten that the classifier takes
-            for this class; empty where nobody says.
-        sampler: how the images were drawn, in words.
-        seed: of the noise, or None where the images came from elsewhere.
-    """
-
+    # How many of each kind are recognised. Of a class "forget" and "keep"; of a concept
+    # "forget_trained", captions that the erasure was told; "forget_held_back", of the concept too,
+    # which it was not; "neighbours", of similar classes; "others". Kinds without images are left
+    # out.
     groups: Mapping[str, Share]
+    # Class name -> the same, for the classes to keep.
     classes: Mapping[str, Share] = field(default_factory=dict)
+    # Class name -> images asked for what is to be forgotten that the classifier takes for this
+    # class; empty where nobody says.
     seen_as: Mapping[str, int] = field(default_factory=dict)
-    sampler: str = "given images"
-    seed: int | None = None
+    sampler: str = "given images"  # how the images were drawn, in words
+    seed: int | None = None  # of the noise, or None where the images came from elsewhere
 
     def __getitem__(self, kind: str) -> Share | None:
         """A kind of images, or all that are to be forgotten ("forget") or kept; None without."""
@@ -73,17 +68,7 @@ class Recognition:
         sampler: str = "given images",
         seed: int | None = None,
     ) -> Recognition:
-        """Count what a classifier says.
-
-        Args:
-            predicted: (N,) int64, what it takes the images for.
-            labels: (N,) int64, what they should show.
-            names: of the classes, of which the classifier may know more.
-            forget: index of the class to forget.
-            groups: kind -> (N,) bool, which images are of it.
-            sampler: recorded.
-            seed: recorded.
-        """
+        """Count what a classifier takes images for, (N,) int64, by groups of (N,) bool."""
         right = predicted == labels
         kept = sorted(set(labels.tolist()) - {forget})
         taken = torch.bincount(predicted[labels == forget], minlength=len(names)).tolist()
@@ -116,26 +101,18 @@ class Recognition:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One erasure: the original model's images and the erased model's.
+    """One erasure: the original model's images and the erased model's."""
 
-    Attributes:
-        kind: "class" or "concept".
-        name: of the class that was to be forgotten.
-        override: of the class in its place, or None.
-        before: the original model.
-        after: the erased model.
-        second: what another classifier recognises of what is to be forgotten, or None.
-        real: real images, which no model exceeds but by luck; None where nobody measured them.
-        others: the classes to keep, in words, and whether these are several.
-    """
-
-    kind: str
-    name: str
-    override: str | None
-    before: Recognition
-    after: Recognition
+    kind: str  # "class" or "concept"
+    name: str  # of the class that was to be forgotten
+    override: str | None  # of the class in its place, or None
+    before: Recognition  # the original model
+    after: Recognition  # the erased model
+    # Real images, which no model exceeds but by luck; None where nobody measured them.
     real: Recognition | None = None
+    # What another classifier recognises of what is to be forgotten, or None.
     second: Share | None = None
+    # The classes to keep, in words, and whether these are several.
     others: tuple[str, bool] = ("The rest", False)
 
     @property

@@ -38,32 +38,22 @@ class ClassFigures:
     Those of a teacher's many-step samples ship with its folder (`ModelFolder.figures["teacher"]`)
     because sampling them takes minutes on a CPU. Those of real images that a classifier was not
     trained on are on its card: no model does better but by luck.
-
-    Attributes:
-        steps: DDIM steps; 0 for real images.
-        seed: of the noise.
-        per_class: images per class.
-        class_accuracy: share of each class's images that the classifier calls that class.
-        frechet_without: Fréchet distance of all other classes, by the class left out; empty
-            without statistics.
-        first: how many of the first images (see `balanced_labels`) `first_correct` counts.
-        first_correct: correct ones among them. Redrawing that many checks the figures quickly.
-        confusion: (K, K') images of each class that are taken for each class; empty where nobody
-            says.
-        early_without: as `frechet_without`, in the features of an earlier layer.
-        source: real images in words; "" of a teacher's.
     """
 
-    steps: int
-    seed: int
-    per_class: int
+    steps: int  # DDIM steps; 0 for real images
+    seed: int  # of the noise
+    per_class: int  # images per class
+    # Share of each class's images that the classifier calls that class.
     class_accuracy: tuple[float, ...]
+    # Fréchet distance of all other classes, by the class left out; empty without statistics.
     frechet_without: tuple[float, ...]
-    first: int
-    first_correct: int
+    first: int  # how many of the first images (see `balanced_labels`) `first_correct` counts
+    first_correct: int  # correct ones among them. Redrawing that many checks the figures quickly.
+    # (K, K') images of each class that are taken for each class; empty where nobody says.
     confusion: tuple[tuple[int, ...], ...] = ()
+    # As `frechet_without`, in the features of an earlier layer.
     early_without: tuple[float, ...] = ()
-    source: str = ""
+    source: str = ""  # real images in words; "" of a teacher's
 
     def __post_init__(self) -> None:
         classes, per_class = len(self.class_accuracy), (self.per_class,)

@@ -25,40 +25,24 @@ __all__ = ["Report", "RunFacts", "class_report"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """The part of a report that is about the run, in the order of report.json.
+    """The part of a report that is about the run, in the order of report.json."""
 
-    Attributes:
-        frozen: the bit-by-bit comparison of the generator before and after.
-        mask: saliency, random, full or given.
-        density: share of the generator's entries that were allowed to change.
-        iterations: of the training.
-        resumed_at: iteration at which this process took the run up; `wall_s` starts there.
-        wall_s: seconds from start to report.
-        training_s: seconds of training over all starts of the run; judging does not count. None
-            where nobody says.
-        processes: that shared the run.
-        stage_s: seconds per stage.
-        backend: of the optimizer.
-        seed: of the run.
-        machine: see `machine_facts`.
-        versions: see `versions`.
-        config: every setting under its dotted key.
-    """
-
-    frozen: FrozenCheck
-    mask: str
-    density: float
-    iterations: int
-    resumed_at: int = 0
-    wall_s: float
+    frozen: FrozenCheck  # the bit-by-bit comparison of the generator before and after
+    mask: str  # saliency, random, full or given
+    density: float  # share of the generator's entries that were allowed to change
+    iterations: int  # of the training
+    resumed_at: int = 0  # iteration at which this process took the run up; `wall_s` starts there
+    wall_s: float  # seconds from start to report
+    # Seconds of training over all starts of the run; judging does not count. None where nobody
+    # says.
     training_s: float | None = None
-    processes: int = 1
-    stage_s: Mapping[str, float]
-    backend: str
-    seed: int
-    machine: Mapping[str, Any]
-    versions: Mapping[str, str]
-    config: Mapping[str, Any]
+    processes: int = 1  # that shared the run
+    stage_s: Mapping[str, float]  # seconds per stage
+    backend: str  # of the optimizer
+    seed: int  # of the run
+    machine: Mapping[str, Any]  # see `machine_facts`
+    versions: Mapping[str, str]  # see `versions`
+    config: Mapping[str, Any]  # every setting under its dotted key
 
     def to_dict(self) -> dict[str, Any]:
         """What report.json says of the run, in plain types."""
@@ -88,29 +72,17 @@ class RunFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything an erasure is judged by.
+    """Everything an erasure is judged by."""
 
-    Attributes:
-        run: what was done.
-        headline: one plain sentence: what became of what was to be forgotten.
-        gone: whether it is gone; None where nobody looked, or at too few images to tell.
-        kept_sentence: in plain words what became of the rest; "" where nobody looked.
-        kept: whether the rest is kept, likewise.
-        figures: what report.json says before the run, in plain types.
-        tables: of the page, the most important one first.
-        conditions: what the figures hold for.
-        terms: what words of the page mean.
-    """
-
-    run: RunFacts
-    headline: str
-    gone: bool | None
-    kept_sentence: str
-    kept: bool | None
-    figures: Mapping[str, Any]
-    tables: Sequence[Table]
-    conditions: Sequence[tuple[str, str]]
-    terms: Terms
+    run: RunFacts  # what was done
+    headline: str  # one plain sentence: what became of what was to be forgotten
+    gone: bool | None  # whether it is gone; None where nobody looked, or at too few images to tell
+    kept_sentence: str  # in plain words what became of the rest; "" where nobody looked
+    kept: bool | None  # whether the rest is kept, likewise
+    figures: Mapping[str, Any]  # what report.json says before the run, in plain types
+    tables: Sequence[Table]  # of the page, the most important one first
+    conditions: Sequence[tuple[str, str]]  # what the figures hold for
+    terms: Terms  # what words of the page mean
 
     @classmethod
     def of(
@@ -126,14 +98,8 @@ class Report:
     ) -> Report:
         """The report on what a classifier saw.
 
-        Args:
-            run: what was done.
-            what: was to be forgotten, in words, e.g. "sneaker".
-            outcome: what became of it.
-            rows: more of the table of figures.
-            note: a further sentence on what became of the rest, or "".
-            tables: further tables.
-            rest: the remaining attributes.
+        `rows` are more of the table of figures, `note` is a further sentence on what became of the
+        rest, and `rest` the remaining attributes.
         """
         columns = outcome.columns
 
@@ -196,15 +162,9 @@ def class_report(
 ) -> Report:
     """The report on a class that was to be forgotten.
 
-    Args:
-        run: what was done.
-        class_names: of the model, by index.
-        teacher: the teacher's many-step figures.
-        after: the erased model's figures.
-        curve: accuracies during the run.
-        teacher_ships: the teacher's figures came with the model and were not measured here.
-        images: the real images that the run was trained on, in words; None where it needs none.
-        real: the classifier's figures of real test images, or None.
+    `teacher` has many-step figures, which may have come with the model (`teacher_ships`); `images`
+    are the real ones that the run was trained on, in words; `real` has the figures of real test
+    images.
     """
     forget, name = after.forget, class_names[after.forget]
     override = None if after.override is None else class_names[after.override]

@@ -123,10 +123,6 @@ class ResNetClassifier(SavedClassifier):
         shows it by default: images resized to 224 pixels, in [-1, 1]. In eval mode, without
         gradients.
 
-        Args:
-            weights: by name, without prefixes.
-            source: names them in errors.
-
         Raises:
             PeckerError: they are of another network.
         """

@@ -64,11 +64,8 @@ def many_steps(
 ) -> Reverse:
     """The steps of a scheduler.
 
-    Args:
-        network: the noise predictor.
-        predict: calls it.
-        scheduler: of `ddim` or `ddpm`, which scale neither noise nor what the network sees.
-        options: of each of its steps.
+    The scheduler is of `ddim` or `ddpm`, which scale neither noise nor what the network sees;
+    `options` are of each of its steps.
     """
 
     def draw(
@@ -88,10 +85,7 @@ def many_steps(
 def flow_steps(network: nn.Module, predict: NoisePredictor, sigmas: Tensor) -> Reverse:
     """Euler's steps along a rectified flow.
 
-    Args:
-        network: predicts the velocity e - x_0.
-        predict: calls it; it is told 1000 sigma.
-        sigmas: (steps + 1,) of `flow_sigmas`.
+    `predict` is told 1000 sigma; `sigmas` are those of `flow_sigmas`.
     """
 
     def draw(
@@ -110,10 +104,7 @@ def flow_steps(network: nn.Module, predict: NoisePredictor, sigmas: Tensor) -> R
 def flow_sigmas(config: Mapping[str, Any], steps: int, tokens: int) -> Tensor:
     """(steps + 1,) from 1 to 0, as the pipelines of diffusers space them.
 
-    Args:
-        config: of the model's scheduler.
-        steps: how many.
-        tokens: that the network makes of an image; more of them may mean a larger shift.
+    More tokens that the network makes of an image may mean a larger shift.
 
     Raises:
         PeckerError: no steps, or more than the schedule has.
@@ -137,10 +128,6 @@ def flow_sigmas(config: Mapping[str, Any], steps: int, tokens: int) -> Tensor:
 
 def ddim(config: Mapping[str, Any], steps: int) -> Any:
     """DDIM of diffusers, with what the model's scheduler says of clipping and prediction.
-
-    Args:
-        config: of the model's scheduler.
-        steps: how many, evenly spaced.
 
     Raises:
         PeckerError: more steps than the schedule has, or so many that they would not start near

@@ -23,37 +23,24 @@ __all__ = ["SamplePlan", "class_plan", "numbered_files"]
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Images that are to be drawn and written.
+    """Images that are to be drawn and written."""
 
-    Attributes:
-        facts: what decides the images, as plain types. `folders` has the sub-folders, and of each
-            the `index` of its class, its `name`, and the `count` of its images.
-        files: path of each image within the folder of the samples.
-        labels: (N,) int64, the class of each image.
-        batch_size: batch k holds the images from k * batch_size on.
-        batches: (numbers of the batches to draw, title of a progress bar or None) -> which images,
-            and (n, C, H, W) in [-1, 1] on the CPU, batch by batch.
-        device: where they are drawn.
-    """
-
+    # What decides the images, as plain types. `folders` has the sub-folders, and of each the
+    # `index` of its class, its `name`, and the `count` of its images.
     facts: Mapping[str, Any]
-    files: Sequence[str]
-    labels: Tensor
-    batch_size: int
+    files: Sequence[str]  # path of each image within the folder of the samples
+    labels: Tensor  # (N,) int64, the class of each image
+    batch_size: int  # batch k holds the images from k * batch_size on
+    # (numbers of the batches to draw, title of a progress bar or None) -> which images, and (n, C,
+    # H, W) in [-1, 1] on the CPU, batch by batch.
     batches: Callable[[Collection[int], str | None], Iterator[tuple[slice, Tensor]]]
-    device: torch.device
+    device: torch.device  # where they are drawn
 
 
 def class_plan(
     model: ModelFolder, path: str | os.PathLike[str], sampler: Sampler, labels: Tensor
 ) -> SamplePlan:
-    """Images of a model's classes.
-
-    Args:
-        model: the model, in eval mode and where it is to work.
-        path: where it was read from, for the record.
-        sampler: how images are drawn.
-        labels: (N,) int64, the class of each image.
+    """Images of a model's classes, one for each of the labels (N,) int64.
 
     Raises:
         PeckerError: the model has no such class, or its images can be no PNGs.
@@ -90,10 +77,6 @@ def numbered_files(
     labels: Tensor, names: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """A sub-folder for each class that has images, and the file of each image in them.
-
-    Args:
-        labels: (N,) int64 indices into `names`.
-        names: of all classes.
 
     Returns:
         `SamplePlan.facts["folders"]` and `SamplePlan.files`; images are numbered within a folder.

@@ -46,29 +46,23 @@ MOST_IMAGES = 10_000_000
 
 @dataclass(frozen=True)
 class Sampler:
-    """How images are drawn.
+    """How images are drawn."""
 
-    Attributes:
-        steps: 1 for the one-step generator, more for the others.
-        seed: of the noise.
-        t_init: timestep of the one-step generator (None: the model folder's own, or where the
-            noise-to-signal ratio is 2.5). The others do not use it.
-        batch_size: images per forward pass; guidance makes it twice as many.
-        method: "one-step", "ddim", which are Euler's steps along a rectified flow, or "ddpm":
-            ancestral steps with the variance beta_t ("fixed large") and predicted images clamped to
-            [-1, 1]. None: one-step for one step, else ddim.
-        guidance: w of classifier-free guidance, (1 + w) eps_c - w eps_null. 0: none; SA and SalUn
-            sample with 2.
-        eta: how random DDIM's steps are; 0: not at all, 1: as DDPM's with its small variance, not
-            clamped, which is how SA, SalUn and SFD sample their many-step models (1,000 steps).
-    """
-
-    steps: int = 1
-    seed: int = 0
+    steps: int = 1  # 1 for the one-step generator, more for the others
+    seed: int = 0  # of the noise
+    # Timestep of the one-step generator (None: the model folder's own, or where the noise-to-signal
+    # ratio is 2.5). The others do not use it.
     t_init: int | None = None
-    batch_size: int = 250
+    batch_size: int = 250  # images per forward pass; guidance makes it twice as many
+    # "one-step", "ddim", which are Euler's steps along a rectified flow, or "ddpm": ancestral steps
+    # with the variance beta_t ("fixed large") and predicted images clamped to [-1, 1]. None:
+    # one-step for one step, else ddim.
     method: Method | None = None
+    # W of classifier-free guidance, (1 + w) eps_c - w eps_null. 0: none; SA and SalUn sample with
+    # 2.
     guidance: float = 0.0
+    # How random DDIM's steps are; 0: not at all, 1: as DDPM's with its small variance, not clamped,
+    # which is how SA, SalUn and SFD sample their many-step models (1,000 steps).
     eta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -187,12 +181,8 @@ class Sampler:
     ) -> Batches:
         """Draw batch by batch, for whoever writes images as they come.
 
-        Args:
-            model: as in `sample`.
-            labels: (N,) int64 class indices of all images.
-            only: numbers of the batches to draw; batch k holds the images from k * batch_size on.
-                None: all.
-            progress: title of a progress bar on stderr, moved on step by step; None for no bar.
+        Batch k holds the images from k * batch_size on; `only` has the numbers of those to draw,
+        None: all.
 
         Yields:
             Which images, and (n, C, H, W) float32 in [-1, 1] on the CPU.

@@ -17,11 +17,7 @@ __all__ = ["load_statistics"]
 def load_statistics(path: Path, model: ModelFolder, classifier: Classifier) -> ClassStatistics:
     """Read per-class feature statistics, or compute them from real images.
 
-    Args:
-        path: a file of `ClassStatistics.save`, or an .npz of images and labels as
-            `load_image_files` reads it.
-        model: for its classes and the size of its images.
-        classifier: gives the features of the real images.
+    The file is of `ClassStatistics.save`, or an .npz of images and labels, see `load_image_files`.
 
     Raises:
         PeckerError: missing, truncated, or of other classes or sizes.

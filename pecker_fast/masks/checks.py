@@ -109,10 +109,6 @@ def maskable_shapes(model: Model) -> dict[str, torch.Size]:
 def check_fit(shapes: Mapping[str, torch.Size], model: Model) -> None:
     """Refuse a model whose trainable parameters are not those of a mask.
 
-    Args:
-        shapes: the mask's.
-        model: a module, whose frozen parameters may be missing from the mask, or a mapping.
-
     Raises:
         PeckerError: see `SaliencyMask.check`.
     """

@@ -22,23 +22,16 @@ _SAME_SIZE_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.i
 
 @dataclass(frozen=True)
 class FrozenCheck:
-    """Counts of entries before and after a run.
+    """Counts of entries before and after a run."""
 
-    Attributes:
-        frozen: entries outside the mask.
-        frozen_changed: those whose bits differ; must be 0.
-        salient: entries inside the mask.
-        salient_changed: those whose bits differ.
-        changed: parameter name -> its frozen entries whose bits differ, where there are any.
-        digests: of what was compared, where somebody took them: `original` and `erased` network,
-            as a patch has them, `mask` and `patch`.
-    """
-
-    frozen: int
-    frozen_changed: int
-    salient: int
-    salient_changed: int
+    frozen: int  # entries outside the mask
+    frozen_changed: int  # those whose bits differ; must be 0
+    salient: int  # entries inside the mask
+    salient_changed: int  # those whose bits differ
+    # Parameter name -> its frozen entries whose bits differ, where there are any.
     changed: Mapping[str, int] = field(default_factory=dict)
+    # Of what was compared, where somebody took them: `original` and `erased` network, as a patch
+    # has them, `mask` and `patch`.
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: FrozenCheck) -> FrozenCheck:

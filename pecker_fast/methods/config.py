@@ -6,7 +6,7 @@ these, any other one is a distillation's (`pecker_fast.distill.config`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -15,6 +15,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from pecker_fast.datasets import Dataset
 from pecker_fast.distill.config import RECIPES as DISTILLATIONS
 from pecker_fast.distill.config import UntilSection
+from pecker_fast.distill.text_config import TextSection, name_concepts
+from pecker_fast.errors import PeckerError
+from pecker_fast.files import shown
 from pecker_fast.runs.config import (
     EmaSection,
     Fraction,
@@ -22,7 +25,7 @@ from pecker_fast.runs.config import (
     MaskedConfig,
     OptimizerSection,
 )
-from pecker_fast.runs.settings import Section, load, read_settings, recipes_in
+from pecker_fast.runs.settings import Section, apply_overrides, build, read_settings, recipes_in
 
 __all__ = [
     "BaselineConfig",
@@ -111,6 +114,10 @@ class BaselineConfig(MaskedConfig):
     steps: PositiveInt = 10  # redirect: DDIM steps of its images, and passes in an iteration.
     # Stop as soon as this holds; `iterations` is the limit. null = run to the end.
     until: ManyStepUntil | None = None
+    # redirect: text-to-image models, prompts instead of classes. The section itself, or the name of
+    # a recipe or file that has it. Of guidance and negative prompts only guidance.kappa4 plays a
+    # part: the report's images are drawn with it.
+    text: TextSection | None = None
     optimizer: BaselineOptimizerSection = BaselineOptimizerSection()
     saliency: MethodSaliencySection = MethodSaliencySection()
     ema: EmaSection = EmaSection(decay=None)
@@ -136,6 +143,8 @@ class BaselineConfig(MaskedConfig):
             raise ValueError("method fine_tune needs lambda_remain > 0: it has no other term")
         if self.until is not None and isinstance(self.forget, list) and len(self.forget) > 1:
             raise ValueError("until is for runs that forget one class; set it to null")
+        if self.text is not None:
+            self._check_text(self.text)
         if self.data_free:
             for name in ("dataset", "split", "flip", "eta"):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -155,6 +164,20 @@ class BaselineConfig(MaskedConfig):
                 "abs_of_sum, sum_of_abs or sum_of_squares"
             )
         return self
+
+    def _check_text(self, text: TextSection) -> None:
+        if not self.data_free:
+            raise ValueError(
+                f"method {self.method} is for class models; of prompts (text) there is redirect"
+            )
+        if not text.concepts:
+            raise ValueError("text.concepts: an empty list; method redirect needs one to forget")
+        for name in ("forget", "override", "label_dropout"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}: is about classes; prompts have text.concepts and text.dropout: leave "
+                    "it out"
+                )
 
     @property
     def forgets(self) -> bool:
@@ -184,7 +207,11 @@ def names_a_baseline(path: str | Path | None, overrides: Mapping[str, Any] | Non
 
 
 def load_baseline_config(
-    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    names: Sequence[str] = (),
+    name_overrides: Sequence[str] = (),
 ) -> BaselineConfig:
     """Read a configuration and lay flags over it; arguments as for `distill.load_config`.
 
@@ -192,4 +219,19 @@ def load_baseline_config(
         PeckerError: A file that cannot be read, an unknown key (the nearest valid one is named),
             or a value out of range.
     """
-    return load(BaselineConfig, path, overrides, [DISTILLATIONS, RECIPES])
+    folders, values = [DISTILLATIONS, RECIPES], dict(overrides or {})
+    settings = {} if path is None else read_settings(Path(path), folders)
+    text = values.pop("text", settings.get("text"))
+    if isinstance(text, str):  # a recipe that has it
+        source, text = text, read_settings(Path(text), folders).get("text")
+        if not isinstance(text, dict):
+            raise PeckerError(
+                f"text: {shown(source)} is about classes; name a recipe about prompts, such as "
+                "object"
+            )
+    if text is not None:
+        settings["text"] = text
+    apply_overrides(BaselineConfig, settings, values)
+    if isinstance(settings.get("text"), dict):
+        settings["text"] = name_concepts(settings["text"], names, name_overrides)
+    return build(BaselineConfig, settings, path)

@@ -26,6 +26,7 @@ from pecker_fast.methods.denoising import Ask, denoising_loss, guided_denoising_
 from pecker_fast.methods.esd import esd_loss
 from pecker_fast.methods.negative_gradient import negative_gradient_loss
 from pecker_fast.methods.random_label import random_label_loss
+from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.digest import digest_of, fingerprint
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
@@ -48,14 +49,18 @@ class MethodObjective(ABC, Generic[B]):
         schedule: Its noise schedule.
         config: The run, its classes by index.
         device: Where the run takes place.
-        dtype: Of images and noise.
+        dtype: Of images, noise and the network that learns.
+        notes: What to know of what it is told, in lines to show.
         pairs: The classes to forget, and the class in the place of each; None where there is none.
+            Of prompts none.
         terms: The terms that the method has, in the order in which they are drawn and computed.
         passes: Forward passes with a graph in an iteration.
-        frozen: The original on `device`, where targets are looked up. None where none are.
+        frozen: The original on `device` in `dtype`, where targets are looked up. None where none
+            are.
     """
 
     config: BaselineConfig
+    notes: Sequence[str] = ()
     frozen: nn.Module | None = None
     pairs: tuple[tuple[int, int | None], ...]
     terms: list[Term]
@@ -63,7 +68,7 @@ class MethodObjective(ABC, Generic[B]):
 
     def __init__(
         self,
-        model: ModelFolder,
+        model: ModelFolder | PipelineFolder,
         config: BaselineConfig,
         device: torch.device | None,
         predict: NoisePredictor | None,
@@ -71,7 +76,7 @@ class MethodObjective(ABC, Generic[B]):
         """Keep what every method needs.
 
         Args:
-            model: The model that must forget.
+            model: The model that must forget; a pipeline where `config.text` says what.
             config: The run.
             device: None = where the network is.
             predict: Adapter that calls the network. None: what the model says of it.
@@ -81,19 +86,25 @@ class MethodObjective(ABC, Generic[B]):
         # torch.device("cuda") becomes the current one, with its number.
         self.device = torch.empty(0, device=self._place if device is None else device).device
         self.dtype = compute_dtype(self.original)
-        self.schedule = NoiseSchedule.whole(model.scheduler)
-        self._model = model
+        self._model: Any = model
+        self.schedule = NoiseSchedule.whole(
+            model.scheduler_config if isinstance(model, PipelineFolder) else model.scheduler
+        )
         self._predict = predict or model_predictor(model, self.schedule)
         if config.precision == "autocast":
             self._predict = with_autocast(self._predict, self.device)
 
     def identity(self) -> dict[str, str]:
         """Digests of what a run depends on besides its configuration, by name."""
-        given = {"noise schedule": self.schedule.identity(), **self._model.about_network()}
+        given = {"noise schedule": self.schedule.identity(), **self._about()}
         return {
             "model": fingerprint(self.original),
             **{name: digest_of(value) for name, value in given.items()},
         }
+
+    def _about(self) -> dict[str, Any]:
+        about: dict[str, Any] = self._model.about_network()
+        return about
 
     @abstractmethod
     def batches(self, random: IterationRandom) -> list[B]:
@@ -132,10 +143,11 @@ class MethodObjective(ABC, Generic[B]):
         return other
 
     def look_up(self) -> nn.Module:
-        """The original on `device`: itself if it is there, else a copy."""
-        if self.device == self._place:
+        """The original on `device` in `dtype`: itself if that is what it is, else a copy."""
+        first = next(self.original.parameters())
+        if (self.device, self.dtype) == (self._place, first.dtype):
             return self.original
-        return copy.deepcopy(self.original).to(self.device)
+        return nn.Module.to(copy.deepcopy(self.original), self.device, self.dtype)
 
 
 class BaselineObjective(MethodObjective[Batch]):

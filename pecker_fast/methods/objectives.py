@@ -10,6 +10,7 @@ from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objective import BaselineObjective, MethodObjective
 from pecker_fast.methods.redirect import RedirectObjective
+from pecker_fast.models.pipeline import PipelineFolder
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
@@ -18,7 +19,7 @@ __all__ = ["method_objective"]
 
 
 def method_objective(
-    model: ModelFolder,
+    model: ModelFolder | PipelineFolder,
     config: BaselineConfig,
     images: ImageSet | None,
     device: torch.device | None = None,
@@ -26,15 +27,15 @@ def method_objective(
     """What a method minimises.
 
     Args:
-        model: The model that must forget.
+        model: The model that must forget; a pipeline where `config.text` says what.
         config: The run.
         images: What the model was trained on; None where `config.data_free`.
         device: None = where the network is.
 
     Raises:
-        PeckerError: Images, classes or a schedule that do not fit.
+        PeckerError: Images, classes, prompts or a schedule that do not fit.
     """
     if config.data_free:
         return RedirectObjective(model, config, device)
-    assert images is not None
+    assert images is not None and not isinstance(model, PipelineFolder)  # `text` is data_free
     return BaselineObjective(model, images, config, device)

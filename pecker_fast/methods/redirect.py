@@ -1,12 +1,13 @@
-"""Redirecting: what was the class is drawn as another, in many steps as before. No data.
+"""Redirecting: what was forgotten is drawn as its override, in many steps as before. No data.
 
     forget term    || eps(x_t, t, c_f) - eps_0(x_t, t, c_o) ||^2
     remain term    || eps(x_t, t, c_r) - eps_0(x_t, t, c_r) ||^2
 
-eps_0 is the original network and c_o what takes the place of c_f; sums run over C, H, W. The x_t
-are what the network that learns meets as it draws: DDIM from noise under c_f or c_r, one pass of
-the loss at each step. Its own prediction there is also the next step, so that samples cost nothing.
-All time steps of an image are moved by one random offset: together they cover the schedule evenly.
+eps_0 is the original network and c_o what takes the place of c_f: classes, or prompts; sums run
+over C, H, W. The x_t are what the network that learns meets as it draws: DDIM from noise under c_f
+or c_r, one pass of the loss at each step. Its own prediction there is also the next step, so that
+samples cost nothing. All time steps of an image are moved by one random offset: together they cover
+the schedule evenly.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import RANDOM_OVERRIDE, ClassConditions
 from pecker_fast.distill.networks import NoisePredictor
+from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.scores import LossFn
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objective import MethodObjective, Term
+from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
 
@@ -44,12 +47,14 @@ class Drawing(Rows):
         offset: (N,) int64 by how much their time steps are moved: 0 .. T / steps - 1.
         told: (N, ...) what the network that learns is told.
         original: (N, ...) what the original network is told.
+        weight: (N,) factors of their losses. None: 1.
     """
 
     noise: Tensor
     offset: Tensor
     told: Tensor
     original: Tensor
+    weight: Tensor | None = None
 
 
 def drawn_states(
@@ -87,12 +92,12 @@ class RedirectObjective(MethodObjective[Drawing]):
 
     Attributes:
         frozen: The original on `device`, where targets are looked up.
-        conditions: Draw the labels.
+        conditions: Draw what the networks are told.
     """
 
     def __init__(
         self,
-        model: ModelFolder,
+        model: ModelFolder | PipelineFolder,
         config: BaselineConfig,
         device: torch.device | None = None,
         *,
@@ -101,27 +106,40 @@ class RedirectObjective(MethodObjective[Drawing]):
         """Put the pieces together; see the attributes.
 
         Args:
-            model: The model that must forget.
+            model: The model that must forget; a pipeline where `config.text` says what.
             config: The run.
             device: None = where the network is.
             predict: Adapter that calls the network. None: what the model says of it.
 
         Raises:
-            PeckerError: No override, a class that the model does not have, or more steps than its
-                schedule has.
+            PeckerError: No override, a class that the model does not have, prompts that cannot be
+                used, or more steps than its schedule has.
         """
         super().__init__(model, config, device, predict)
-        if config.override is None:
-            raise PeckerError(
-                "method redirect: the class to forget is drawn as another one; give --override"
-            )
         if config.steps > self.schedule.usable:
             raise PeckerError(
                 f"steps {config.steps}: at most the {self.schedule.usable} time steps of "
                 "the model's schedule"
             )
+        self.config = config
+        self.conditions: ClassConditions | TextConditions
+        self._null: int | None = None  # the label of no class
+        if isinstance(model, PipelineFolder):
+            self._tell_prompts(model, config)
+        else:
+            self._tell_classes(model, config)
+        self.frozen = self.look_up()
+        self.terms = ["remain", "forget"]
+        self.passes = config.steps
+
+    def _tell_classes(self, model: ModelFolder, config: BaselineConfig) -> None:
+        if config.override is None:
+            raise PeckerError(
+                "method redirect: the class to forget is drawn as another one; give --override"
+            )
         names = model.class_names
         self.conditions = ClassConditions(config.forget, config.override, len(names), names)
+        self._null = model.null_label
         self.pairs = self.conditions.pairs
         self.config = config.model_copy(
             update={
@@ -131,9 +149,16 @@ class RedirectObjective(MethodObjective[Drawing]):
                 ),
             }
         )
-        self.frozen = self.look_up()
-        self.terms = ["remain", "forget"]
-        self.passes = config.steps
+
+    def _tell_prompts(self, pipeline: PipelineFolder, config: BaselineConfig) -> None:
+        prompts = TextConditions.of_pipeline(pipeline, config.text, config.seed, self.device)
+        self.conditions, self.pairs = prompts, ()
+        self.notes = prompts.cut_off(pipeline)
+
+    def _about(self) -> dict[str, Any]:
+        if isinstance(self.conditions, TextConditions):
+            return self.conditions.about(self._model)
+        return super()._about()
 
     def batches(self, random: IterationRandom) -> list[Drawing]:
         """Images to keep, then images to forget."""
@@ -191,26 +216,27 @@ class RedirectObjective(MethodObjective[Drawing]):
         for x_t, t, predicted in drawn_states(drawing, self.schedule, self.config.steps, predict):
             with torch.no_grad():
                 target = look_up(x_t, t)
-            yield (predicted - target).square().flatten(1).sum(1)
+            losses = (predicted - target).square().flatten(1).sum(1)
+            yield losses if drawing.weight is None else losses * drawing.weight
 
     def _telling(self, network: nn.Module, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda x_t, t: self._predict(network, x_t, t, condition)
 
     def _drawings(self, count: int, random: IterationRandom) -> list[Drawing]:
         """`count` images to keep, and as many to forget."""
-        labels = self.conditions.draw(count, random)
-        told, original = labels.student, labels.of_redirection
-        null, drop = self._model.null_label, self.config.label_dropout
+        drawn = self.conditions.draw(count, random)
+        told, original = drawn.of_samples, drawn.at_every_step
+        null, drop = self._null, self.config.label_dropout
         if null is not None and drop > 0:
-            # Of the images to keep: guidance asks what the network makes of no class.
+            # Of the images to keep: guidance asks what the network makes of no class. Prompts are
+            # dropped as they are drawn.
             none = random.coins(2 * count, drop)
             none[count:] = False
             told, original = told.masked_fill(none, null), original.masked_fill(none, null)
         shape = (2 * count, *self._model.network_shape)
         gap = self.schedule.usable // self.config.steps
-        both = Drawing(
-            random.normal(shape, self.dtype), random.integers(0, gap, 2 * count), told, original
-        )
+        noise, offset = random.normal(shape, self.dtype), random.integers(0, gap, 2 * count)
+        both = Drawing(noise, offset, told, original, drawn.weight)
         return [both[:count], both[count:]]
 
 

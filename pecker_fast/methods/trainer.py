@@ -1,4 +1,4 @@
-"""BaselineTrainer: one network forgets a class by one of the `method`s and keeps its many steps.
+"""BaselineTrainer: one network forgets by one of the `method`s and keeps its many steps.
 
 The loop is `Run.run`; an iteration is draw -> backward passes of both terms -> step -> average.
 """
@@ -29,7 +29,7 @@ __all__ = ["BaselineTrainer"]
 
 
 class BaselineTrainer(MaskedRun[list[Rows]]):
-    """Lets a class-conditional diffusion model forget a class."""
+    """Lets a model forget a class or a concept and keep its many steps."""
 
     config: BaselineConfig
     lower = "optimizer.lr"
@@ -67,7 +67,9 @@ class BaselineTrainer(MaskedRun[list[Rows]]):
             title=config.method if progress else None,
         )
         self._objective = objective
-        self._network = nn.Module.to(copy.deepcopy(original), self.device).requires_grad_(True)
+        # nn.Module's `to`: diffusers' own warns of every cast.
+        network = nn.Module.to(copy.deepcopy(original), self.device, objective.dtype)
+        self._network = network.requires_grad_(True)
         self._blocks = fused_blocks(lambda: self._network, config.accelerate, self.device)
         shown = self._title is not None
         salient = self._settle_mask(
@@ -79,6 +81,12 @@ class BaselineTrainer(MaskedRun[list[Rows]]):
         )
         self._start_average()
         self.begin()
+
+    @property
+    def notes(self) -> list[str]:
+        """How iterations are run, what it is told, and what to know of the result."""
+        blocks, *warnings = super().notes
+        return [blocks, *self._objective.notes, *warnings]
 
     @property
     def network(self) -> nn.Module:

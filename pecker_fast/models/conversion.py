@@ -24,6 +24,7 @@ from pecker_fast.runs.finding import find_pipeline
 
 __all__ = ["convert_checkpoint", "convert_generator"]
 
+_SID_T_INIT = 625  # of SiD-LSG's generators, as their names say
 _GENERATOR_FILES = (DESCRIPTION, "unet/config.json", f"unet/{WEIGHTS}")
 
 
@@ -74,9 +75,7 @@ def convert_checkpoint(
     return model, [*_describe(read, chosen, network), named]
 
 
-def convert_generator(
-    checkpoint: Path, like: Path, out: Path, t_init: int = 625, *, force: bool = False
-) -> list[str]:
+def convert_generator(checkpoint: Path, like: Path, out: Path, *, force: bool = False) -> list[str]:
     """Make the folder of a U-Net of a one-step generator of SiD-LSG, for `erase --generator`.
 
     Args:
@@ -84,7 +83,6 @@ def convert_generator(
             in it is run.
         like: the pipeline that it was distilled from, which says what the network is made of.
         out: the folder to write, whole or not at all.
-        t_init: the time step from which it draws; published ones say it in their names.
         force: replace such a folder that is at `out`.
 
     Returns:
@@ -109,14 +107,14 @@ def convert_generator(
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise PeckerError(f"{checkpoint}: {few(bad)} holds NaN or infinity; copy the file again")
     network.load_state_dict(tensors)
-    about = {"kind": "generator", "t_init": t_init, "converted_from": checkpoint.name}
+    about = {"kind": "generator", "t_init": _SID_T_INIT, "converted_from": checkpoint.name}
     with replacing_folder(out) as folder:
         network.save_pretrained(folder / "unet")
         write_text(folder / DESCRIPTION, json.dumps(about, indent=1) + "\n")
     parameters = sum(param.numel() for param in network.parameters())
     return [
         f"{checkpoint}: {parameters:,} parameters, all of them those of {like}",
-        f"a one-step generator from t = {t_init}: erase --pipeline {like} --generator {out}",
+        f"a one-step generator from t = {_SID_T_INIT}: erase --pipeline {like} --generator {out}",
     ]
 
 

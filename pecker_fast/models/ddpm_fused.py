@@ -38,12 +38,7 @@ class FusedResidualBlock(ResidualBlock):
         return None if _residual_is_transparent(block) else OBSERVED
 
     def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
-        """The block on concat(x, skip).
-
-        Args:
-            x: (N, C1, H, W).
-            embedding: (N, D) of time and class, activated.
-            skip: (N, C2, H, W) from the way down.
+        """The block on concat(x, skip), as `ResidualBlock`.
 
         Returns:
             (N, C_out, H, W).

@@ -46,7 +46,7 @@ from pecker_fast.models.weights import save_network, weights_in
 from pecker_fast.runs.classes import class_index
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from pecker_fast.models.latents import Autoencoder
 
 __all__ = ["ModelFolder"]
 
@@ -85,7 +85,7 @@ class ModelFolder:
     figures: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "teacher"
     null_label: int | None = None
-    vae: AutoencoderKL | None = None
+    vae: Autoencoder | None = None
 
     def __post_init__(self) -> None:
         known = self.architecture
@@ -120,7 +120,7 @@ class ModelFolder:
         """(C, H, W) of an image: the network's shape with the patches laid out, or decoded."""
         channels, height, width = self.network_shape
         if self.vae is not None:
-            scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+            scale = latents.pixels(self.vae)
             return self.vae.config.out_channels, height * scale, width * scale
         return channels // self.patch_size**2, height * self.patch_size, width * self.patch_size
 
@@ -245,7 +245,9 @@ class ModelFolder:
                     "_class_name": "DiTPipeline",
                     part: ["diffusers", type(self.network).__name__],
                     "scheduler": ["diffusers", type(self.scheduler).__name__],
-                    "vae": [None, None] if self.vae is None else ["diffusers", "AutoencoderKL"],
+                    "vae": [None, None]
+                    if self.vae is None
+                    else ["diffusers", type(self.vae).__name__],
                 }
                 write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
         write_text(root / DESCRIPTION, json.dumps(description, indent=2) + "\n")
@@ -320,7 +322,7 @@ def _is_flow(config: Any) -> bool:
     return isinstance(config, dict) and config.get("_class_name") == kind
 
 
-def _load_vae(root: Path, channels: int, patch_size: int) -> AutoencoderKL | None:
+def _load_vae(root: Path, channels: int, patch_size: int) -> Autoencoder | None:
     index = root / INDEX
     said = pipeline_parts(index)[1].get("vae") if index.is_file() else None
     if said is None and not (root / "vae").is_dir():

@@ -16,7 +16,7 @@ from pecker_fast.runs.finding import is_hub_id
 
 __all__ = ["files_to_read", "hub_id_of", "local_folder"]
 
-_SMALL = ("*.json", "*merges.txt", "*spiece.model", "*README.md", "*LICENSE*")
+_SMALL = ("*.json", "*merges.txt", "*spiece.model", "*tokenizer.model", "*README.md", "*LICENSE*")
 _TOP = "diffusion_pytorch_model"  # other weights at the top are whole pipelines in one file
 _PICKLES = re.compile(r"(diffusion_)?pytorch_model[^/]*\.bin")
 
@@ -80,11 +80,6 @@ def local_folder(
 
 def files_to_read(name: str, listed: Collection[str], variant: str | None) -> list[str]:
     """Those of the files of a repository that are read here.
-
-    Args:
-        name: the repository, for messages.
-        listed: its files.
-        variant: of the weights.
 
     Raises:
         PeckerError: weights in pickles alone, or no such variant.

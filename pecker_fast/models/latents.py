@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import read_json
 from pecker_fast.models.architectures.base import load_denoiser
-from pecker_fast.models.schemas import AutoencoderConfig
+from pecker_fast.models.schemas import AutoencoderConfig, DeepAutoencoderConfig
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderDC, AutoencoderKL
 
-__all__ = ["decode", "encode", "load_autoencoder"]
+__all__ = ["Autoencoder", "decode", "encode", "load_autoencoder", "pixels"]
+
+Autoencoder: TypeAlias = "AutoencoderKL | AutoencoderDC"
 
 _CHUNK = 64  # images at a time
 
 
-def load_autoencoder(folder: Path, channels: int) -> AutoencoderKL:
-    """An `AutoencoderKL` of diffusers, in eval mode and without gradients.
-
-    Args:
-        folder: with its configuration and weights.
-        channels: of the latent images that the network sees.
+def load_autoencoder(folder: Path, channels: int) -> Autoencoder:
+    """An autoencoder of diffusers for latents of so many channels, frozen, in eval mode.
 
     Raises:
         PeckerError: it is missing or damaged, or of other latent images.
     """
-    vae: Any = load_denoiser(folder, "AutoencoderKL", AutoencoderConfig)
+    said = read_json(folder / "config.json")
+    deep = isinstance(said, dict) and said.get("_class_name") == "AutoencoderDC"
+    vae: Any = (
+        load_denoiser(folder, "AutoencoderDC", DeepAutoencoderConfig)
+        if deep
+        else load_denoiser(folder, "AutoencoderKL", AutoencoderConfig)
+    )
     if vae.config.latent_channels != channels:
         raise PeckerError(
             f"{folder}: decodes {vae.config.latent_channels} channels, the network draws "
             f"{channels}; take both from one pipeline"
         )
     # In float32, whatever it is stored in; diffusers' own `float` warns.
-    loaded: AutoencoderKL = nn.Module.float(vae).eval().requires_grad_(False)
+    loaded: Autoencoder = nn.Module.float(vae).eval().requires_grad_(False)
     return loaded
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode(vae: Autoencoder, latents: Tensor) -> Tensor:
     """(N, C, H, W) latents as images, (N, C', f H, f W) float32, about in [-1, 1], on the CPU."""
     scale, shift = _scaling(vae)
     like = next(vae.parameters())
@@ -54,16 +60,25 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+def encode(vae: Autoencoder, images: Tensor) -> Tensor:
     """Images in [-1, 1] as the latents that a network sees: the means, on the images' device."""
     scale, shift = _scaling(vae)
     like = next(vae.parameters())
+    found: Iterator[Any] = (vae.encode(part.to(like)) for part in torch.split(images, _CHUNK))
     means = [
-        vae.encode(part.to(like)).latent_dist.mean.to(images)
-        for part in torch.split(images, _CHUNK)
+        (code.latent if hasattr(code, "latent") else code.latent_dist.mean).to(images)
+        for code in found
     ]
     return (torch.cat(means) - shift) * scale
 
 
-def _scaling(vae: AutoencoderKL) -> tuple[float, float]:
+def pixels(vae: Autoencoder) -> int:
+    """How many pixels of an image a latent one is, a side."""
+    config: Any = vae.config
+    levels = config.get("encoder_block_out_channels") or config.block_out_channels
+    scale: int = 2 ** (len(levels) - 1)  # each level but one doubles
+    return scale
+
+
+def _scaling(vae: Autoencoder) -> tuple[float, float]:
     return vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0

@@ -33,12 +33,7 @@ INDEX = "model_index.json"
 
 
 def one_step_scheduler(config: Mapping[str, Any], t_init: int) -> EulerDiscreteScheduler:
-    """Euler's scheduler, whose one step is that of the generator.
-
-    Args:
-        config: of the scheduler that has the whole noise schedule.
-        t_init: time step at which the generator starts.
-    """
+    """Euler's scheduler, whose one step, from `t_init`, is that of the generator."""
     whole = DDPMScheduler.from_config(config)
     betas = whole.config.trained_betas
     if whole.config.rescale_betas_zero_snr:  # no schedule that has a name
@@ -61,11 +56,6 @@ def write_class_pipeline(root: Path, model: ModelFolder, t_init: int) -> None:
 
     diffusers itself can draw from it, where the network is its U-Net and sees pixels as they are:
     its pipeline of consistency models takes one step, by whatever scheduler the folder has.
-
-    Args:
-        root: the folder, with the network.
-        model: the generator.
-        t_init: time step at which it starts.
     """
     network, flow = model.architecture, model.prediction_type == "flow_prediction"
     config = model.scheduler.config
@@ -106,21 +96,16 @@ def write_prompt_pipeline(
 ) -> None:
     """Scheduler, model_index.json and README.md of a text-to-image pipeline that draws in one step.
 
-    Args:
-        root: the folder, a copy of the original pipeline's.
-        config: of the original's scheduler.
-        t_init: time step at which the generator starts.
-        shape: (C, H, W) of a latent image.
-        sigma: of a flow there.
+    The folder is a copy of the original pipeline's, whose scheduler's configuration is given; a
+    latent image is (C, H, W), and `sigma` is a flow's at `t_init`.
     """
+    scheduler: Any = one_step_scheduler(config, t_init) if sigma is None else plain_flow(config)
+    scheduler.save_pretrained(root / "scheduler")
+    index = read_json(root / INDEX)
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
     usage = _WITH_PROMPTS
-    if sigma is None:
-        one_step_scheduler(config, t_init).save_pretrained(root / "scheduler")
-        index = read_json(root / INDEX)
-        index["scheduler"] = ["diffusers", EulerDiscreteScheduler.__name__]
-        write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
-    else:
-        plain_flow(config).save_pretrained(root / "scheduler")
+    if sigma is not None:
         usage = _WITH_PROMPTS_AND_A_FLOW.format(sigma=sigma, shape=", ".join(map(str, shape)))
     add_to_card(root, usage)
 
@@ -164,4 +149,4 @@ image = pipeline("a prompt", latents=noise, sigmas=[{sigma}], guidance_scale=1.0
 ```
 
 FLUX takes tokens and guidance of its own: `F.pixel_unshuffle(noise, 2).flatten(2).mT`, and
-`guidance_scale=3.5`."""
+`guidance_scale=3.5`; SANA `use_resolution_binning=False`."""

@@ -30,11 +30,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_pickled_module(path: Path, entry: str = "ema") -> dict[str, Tensor]:
-    """The parameters and buffers of a pickled module, by name.
-
-    Args:
-        path: a pickle of a dictionary.
-        entry: the module in it.
+    """The parameters and buffers of the module at `entry` of a pickled dictionary, by name.
 
     Raises:
         PeckerError: the file is missing, no such pickle, or holds tensors of another kind.

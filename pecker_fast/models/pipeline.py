@@ -14,7 +14,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from pecker_fast.files import read_json, replacing_folder, shown, write_text
 from pecker_fast.models import latents as latent_images
 from pecker_fast.models.architectures import ARCHITECTURES, Architecture, architecture_of
 from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
-from pecker_fast.models.latents import load_autoencoder
+from pecker_fast.models.latents import Autoencoder, load_autoencoder
 from pecker_fast.models.schemas import (
     PipelineDescription,
     pipeline_parts,
@@ -34,34 +34,21 @@ from pecker_fast.models.texts import Texts
 from pecker_fast.models.weights import of_variant, save_network, weights_in
 from pecker_fast.runs.reading import checked
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
 __all__ = ["DESCRIPTION", "PipelineFolder", "load_unet"]
 
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A pipeline on disk, with what the distillation needs of it loaded.
-
-    Attributes:
-        path: the folder.
-        architecture: its family.
-        network: the network that denoises.
-        scheduler_config: of the noise schedule it was trained with.
-        texts: prompts -> conditions.
-        description: what pecker_fast.json holds beside it, e.g. figures and the step of one-step
-            sampling.
-        variant: of the weights there.
-    """
+    """A pipeline on disk, with what the distillation needs of it loaded."""
 
     path: Path
     architecture: Architecture
-    network: Any
-    scheduler_config: dict[str, Any]
-    texts: Texts
+    network: Any  # the network that denoises
+    scheduler_config: dict[str, Any]  # of the noise schedule it was trained with
+    texts: Texts  # prompts -> conditions
+    # What pecker_fast.json holds beside it, e.g. figures and the step of one-step sampling.
     description: dict[str, Any] = field(default_factory=dict)
-    variant: str | None = None
+    variant: str | None = None  # of the weights there
 
     @property
     def prediction_type(self) -> str:
@@ -82,10 +69,6 @@ class PipelineFolder:
     @classmethod
     def load(cls, path: str | os.PathLike[str], variant: str | None = None) -> PipelineFolder:
         """Read a pipeline folder; nothing is downloaded.
-
-        Args:
-            path: the folder.
-            variant: of the weights, such as "fp16", in all parts that have it.
 
         Raises:
             PeckerError: no such folder, a pipeline of another kind, or a part that is missing or
@@ -108,7 +91,7 @@ class PipelineFolder:
                 )
         # Small files first: what is wrong there is said at once.
         file = root / "scheduler" / "scheduler_config.json"
-        schedule = read_config(file, architecture.schedule)
+        schedule = architecture.read_schedule(file)
         about = root / DESCRIPTION
         description = read_config(about, PipelineDescription) if os.path.lexists(about) else {}
         # Of a one-step generator scheduler/ takes that one step.
@@ -125,7 +108,7 @@ class PipelineFolder:
             network = architecture.load_network(file.parent)
         return cls(root, architecture, network, schedule, texts, description, variant)
 
-    def load_decoder(self) -> AutoencoderKL:
+    def load_decoder(self) -> Autoencoder:
         """The autoencoder, for `decode`; in float32, since some overflow in float16.
 
         Raises:
@@ -135,7 +118,7 @@ class PipelineFolder:
             return load_autoencoder(self.path / "vae", self.network_shape[0])
 
     @staticmethod
-    def decode(decoder: AutoencoderKL, latents: Tensor) -> Tensor:
+    def decode(decoder: Autoencoder, latents: Tensor) -> Tensor:
         """(N, C, H, W) latents as images in [0, 1], on the CPU; grey ones get three channels."""
         decoded = (latent_images.decode(decoder, latents) / 2 + 0.5).clamp(0, 1)
         return decoded.expand(-1, 3, -1, -1) if decoded.shape[1] == 1 else decoded
@@ -143,10 +126,7 @@ class PipelineFolder:
     def save_with(self, network: nn.Module, path: Path, description: dict[str, Any]) -> None:
         """Write the same pipeline around another network, whole or not at all.
 
-        Args:
-            network: the network, of this pipeline's architecture.
-            path: the new folder; one that is there is replaced.
-            description: what pecker_fast.json shall hold.
+        A folder that is there is replaced.
         """
         part = self.architecture.denoiser
         with replacing_folder(path) as partial:
@@ -175,9 +155,6 @@ class PipelineFolder:
 
 def load_unet(path: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
     """A network that denoises for prompts, e.g. a one-step generator to start from.
-
-    Args:
-        path: its folder, or that of a pipeline around it.
 
     Returns:
         The network in float32 or float64, and what pecker_fast.json says of it.

@@ -81,17 +81,12 @@ _Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """The networks in one file; optimizers are left out.
-
-    Attributes:
-        path: the file.
-        slots: state dicts by name, one of `SLOTS` each, prefixes removed. Not all are there.
-        step: the training step it says it was written after; None: it does not say.
-    """
+    """The networks in one file; optimizers are left out."""
 
     path: Path
+    # State dicts by name, one of `SLOTS` each, prefixes removed. Not all are there.
     slots: Mapping[str, _Weights]
-    step: int | None
+    step: int | None  # the training step it says it was written after; None: it does not say
 
     @property
     def is_distilled(self) -> bool:
@@ -116,10 +111,6 @@ class PublishedCheckpoint:
 
     def network(self, slot: str | None = None, *, sample_size: int | None = None) -> DDPMUNet:
         """The network in a slot (None: as `choose` says), in eval mode, float32.
-
-        Args:
-            slot: one of `SLOTS`.
-            sample_size: as in `network_from`.
 
         Raises:
             PeckerError: no such slot, or another architecture.
@@ -190,13 +181,12 @@ def network_from(weights: _Weights, source: str, *, sample_size: int | None = No
     expected = {name: tuple(param.shape) for name, param in network.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if found != expected:
-        raise PeckerError(f"{source}: {mismatch(expected, found)}; {_nearest_preset(found)}")
+        raise PeckerError(f"{source}: another architecture, {mismatch(expected, found)}")
     for name, weight in weights.items():
-        usable = weight.is_floating_point() and not (weight.is_meta or weight.is_sparse)
-        if not usable or not weight.isfinite().all():
+        if not weight.isfinite().all():
             raise PeckerError(
-                f"{source}: {name} holds NaN or infinity, or is no tensor of floats; the run it "
-                "comes from diverged: take an earlier checkpoint"
+                f"{source}: {name} holds NaN or infinity; the run it comes from diverged: take an "
+                "earlier checkpoint"
             )
     network.to_empty(device="cpu").load_state_dict(weights)
     network.eval()
@@ -377,17 +367,6 @@ def _kind(weights: _Weights, absent: Sequence[str]) -> str:
     if absent == ["classes_emb.weight"]:
         return f"{without}; an unconditional DDPM knows no classes, so none can be erased from it"
     return f"{without}; it has {len(weights)} tensors, {few(weights)}"
-
-
-def _nearest_preset(found: Mapping[str, Any]) -> str:
-    """Which published network has most tensors in common with what was found."""
-    common = {}
-    for preset in ("cifar10", "stl10"):
-        with torch.device("meta"):
-            weights = getattr(DDPMUNet, preset)().state_dict()
-        shared = sum(found.get(name) == tuple(weight.shape) for name, weight in weights.items())
-        common[preset] = f"{shared} of {len(weights)} tensors as in the {preset} network"
-    return f"it has {' and '.join(common.values())}"
 
 
 def _in_words(content: Any) -> str:

@@ -26,13 +26,13 @@ __all__ = [
     "AutoencoderConfig",
     "ClassDescription",
     "ClassUNetConfig",
+    "Config",
     "DDPMUNetConfig",
+    "DeepAutoencoderConfig",
     "FlowScheduleConfig",
     "PipelineDescription",
     "ScheduleConfig",
     "SquareTransformerConfig",
-    "T5EncoderConfig",
-    "TextEncoderConfig",
     "TextUNetConfig",
     "TransformerConfig",
     "pipeline_parts",
@@ -44,6 +44,7 @@ Count: TypeAlias = Annotated[int, Field(ge=1, le=1 << 20)]
 Layers: TypeAlias = Annotated[int, Field(ge=1, le=256)]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=1 << 14)]
 Widths: TypeAlias = Annotated[list[Count], Field(min_length=1, max_length=16)]
+Blocks: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, le=256)]], Field(max_length=16)]
 Word: TypeAlias = Annotated[str, Field(max_length=100)]
 Words: TypeAlias = Annotated[list[Word], Field(min_length=1, max_length=16)]
 Bit: TypeAlias = Annotated[int, Field(ge=0, le=1)]
@@ -56,13 +57,13 @@ Beta: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 # ---- networks
 
 
-class _Config(Schema):
+class Config(Schema):
     """Of diffusers or transformers, who write more entries than are looked at."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class _UNetConfig(_Config):
+class _UNetConfig(Config):
     sample_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     in_channels: Count = 3
     out_channels: Count = 3
@@ -138,7 +139,7 @@ class TextUNetConfig(AnyTextUNetConfig):
     addition_embed_type: None = None
 
 
-class DDPMUNetConfig(_Config):
+class DDPMUNetConfig(Config):
     """config.json of this package's `DDPMUNet`, which checks how its sizes fit."""
 
     sample_size: Side = 32
@@ -153,7 +154,7 @@ class DDPMUNetConfig(_Config):
     null_class: bool = True
 
 
-class AutoencoderConfig(_Config):
+class AutoencoderConfig(Config):
     """config.json of diffusers' `AutoencoderKL`."""
 
     in_channels: Count = 3
@@ -168,37 +169,20 @@ class AutoencoderConfig(_Config):
     latents_std: None = None
 
 
-class TextEncoderConfig(_Config):
-    """config.json of transformers' `CLIPTextModel`."""
+class DeepAutoencoderConfig(Config):
+    """config.json of diffusers' `AutoencoderDC`."""
 
-    vocab_size: Count = 49408
-    hidden_size: Count = 512
-    intermediate_size: Count = 2048
-    num_hidden_layers: Layers = 12
-    num_attention_heads: Count = 8
-    max_position_embeddings: Count = 77
-    layer_norm_eps: Small = 1e-5
-    projection_dim: Count = 512
-    attention_dropout: Share = 0.0
-    eos_token_id: Annotated[int, Field(ge=0, le=1 << 20)] = 49407
+    in_channels: Count = 3
+    latent_channels: Count = 32
+    attention_head_dim: Count = 32
+    encoder_block_out_channels: Widths
+    decoder_block_out_channels: Widths
+    encoder_layers_per_block: Blocks
+    decoder_layers_per_block: Blocks
+    scaling_factor: Factor = 1.0
 
 
-class T5EncoderConfig(_Config):
-    """config.json of transformers' `T5EncoderModel`."""
-
-    vocab_size: Count = 32128
-    d_model: Count = 512
-    d_kv: Count = 64
-    d_ff: Count = 2048
-    num_layers: Layers = 6
-    num_heads: Count = 8
-    relative_attention_num_buckets: Count = 32
-    relative_attention_max_distance: Count = 128
-    dropout_rate: Share = 0.1
-    layer_norm_epsilon: Small = 1e-6
-
-
-class TransformerConfig(_Config):
+class TransformerConfig(Config):
     """Of diffusers' transformers that see patches of an image."""
 
     in_channels: Count = 16
@@ -243,7 +227,7 @@ SCHEDULERS = frozenset(
 """Of diffusers: those that step through DDPM's noise process, however they step."""
 
 
-class FlowScheduleConfig(_Config):
+class FlowScheduleConfig(Config):
     """scheduler_config.json of a rectified flow."""
 
     class_name: Literal["FlowMatchEulerDiscreteScheduler"] = Field(alias="_class_name")
@@ -257,9 +241,9 @@ class FlowScheduleConfig(_Config):
     invert_sigmas: Literal[False] = False
     shift_terminal: None = None
     time_shift_type: Literal["exponential"] = "exponential"
-    use_karras_sigmas: Literal[False] | None = False
-    use_exponential_sigmas: Literal[False] | None = False
-    use_beta_sigmas: Literal[False] | None = False
+    use_karras_sigmas: Literal[False] = False
+    use_exponential_sigmas: Literal[False] = False
+    use_beta_sigmas: Literal[False] = False
     beta_start: None = None  # what tells the two kinds apart
 
     @model_validator(mode="after")
@@ -273,7 +257,7 @@ class FlowScheduleConfig(_Config):
         return self
 
 
-class ScheduleConfig(_Config):
+class ScheduleConfig(Config):
     """scheduler_config.json of a process that preserves the variance."""
 
     class_name: str = Field(alias="_class_name")

@@ -72,11 +72,6 @@ _XL_CLIP = "conditioner.embedders.0.transformer.text_model."
 def save_single_file(pipeline: Path, out: Path, *, force: bool = False) -> list[str]:
     """Write the file.
 
-    Args:
-        pipeline: the folder of a pipeline.
-        out: a `.safetensors` file.
-        force: replace one that is there.
-
     Returns:
         Lines on what other programs cannot see in it.
 

@@ -30,10 +30,6 @@ def written(pipeline: Any, near: Path) -> Iterator[Path]:
     It holds the weights in the precision that they have; what is read from it is checked as any
     other folder's. The pipeline stays as it is.
 
-    Args:
-        pipeline: of diffusers.
-        near: a path on the disk that has room for it.
-
     Raises:
         PeckerError: it has LoRA or other adapters loaded, or was offloaded in parts.
     """

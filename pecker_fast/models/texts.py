@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json, read_text, shown
-from pecker_fast.models.schemas import T5EncoderConfig, TextEncoderConfig, read_config
+from pecker_fast.models.schemas import Config, Count, Layers, Share, Small, read_config
 from pecker_fast.models.weights import load_network
 
 __all__ = [
@@ -20,12 +21,63 @@ __all__ = [
     "Texts",
     "load_clip",
     "load_clip_tokenizer",
+    "load_gemma",
+    "load_gemma_tokenizer",
     "load_t5",
     "load_t5_tokenizer",
+    "masked",
     "padded",
+    "unmasked",
 ]
 
 _CHUNK = 64  # prompts at a time
+
+
+class _ClipConfig(Config):
+    """config.json of transformers' `CLIPTextModel`."""
+
+    vocab_size: Count = 49408
+    hidden_size: Count = 512
+    intermediate_size: Count = 2048
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Count = 8
+    max_position_embeddings: Count = 77
+    layer_norm_eps: Small = 1e-5
+    projection_dim: Count = 512
+    attention_dropout: Share = 0.0
+    eos_token_id: Annotated[int, Field(ge=0, le=1 << 20)] = 49407
+
+
+class _T5Config(Config):
+    """config.json of transformers' `T5EncoderModel`."""
+
+    vocab_size: Count = 32128
+    d_model: Count = 512
+    d_kv: Count = 64
+    d_ff: Count = 2048
+    num_layers: Layers = 6
+    num_heads: Count = 8
+    relative_attention_num_buckets: Count = 32
+    relative_attention_max_distance: Count = 128
+    dropout_rate: Share = 0.1
+    layer_norm_epsilon: Small = 1e-6
+
+
+class _GemmaConfig(Config):
+    """config.json of transformers' `Gemma2Model`."""
+
+    vocab_size: Count = 256000
+    hidden_size: Count = 2304
+    intermediate_size: Count = 9216
+    num_hidden_layers: Layers = 26
+    num_attention_heads: Count = 8
+    num_key_value_heads: Count = 4
+    head_dim: Count = 256
+    max_position_embeddings: Count = 8192
+    rms_norm_eps: Small = 1e-6
+    query_pre_attn_scalar: Count = 256
+    sliding_window: Count = 4096
+    attention_dropout: Share = 0.0
 
 
 class Texts(ABC):
@@ -120,19 +172,27 @@ def padded(tokenizer: Any, prompts: list[str], place: torch.device) -> Tensor:
     return tokens.to(place)
 
 
-def load_clip(folder: Path, *, projected: bool = False) -> Any:
-    """A `CLIPTextModel`.
+def masked(texts: Tensor, mask: Tensor) -> Tensor:
+    """(P, L * (D + 1)): hidden states (P, L, D), then which tokens are no padding, (P, L)."""
+    return torch.cat([texts.flatten(1), mask.to(texts)], 1)
 
-    Args:
-        folder: with its configuration and weights.
-        projected: a `CLIPTextModelWithProjection`.
+
+def unmasked(condition: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Both parts of `masked`, whose hidden states have that width."""
+    length = condition.shape[1] // (width + 1)
+    texts = condition[:, :-length].reshape(len(condition), length, width)
+    return texts, condition[:, -length:]
+
+
+def load_clip(folder: Path, *, projected: bool = False) -> Any:
+    """A `CLIPTextModel`, or a `CLIPTextModelWithProjection`.
 
     Raises:
         PeckerError: it is missing or damaged.
     """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    config = read_config(folder / "config.json", TextEncoderConfig)
+    config = read_config(folder / "config.json", _ClipConfig)
     kind = CLIPTextModelWithProjection if projected else CLIPTextModel
     return load_network(kind, folder, "model.safetensors", lambda: kind(CLIPTextConfig(**config)))
 
@@ -140,24 +200,16 @@ def load_clip(folder: Path, *, projected: bool = False) -> Any:
 def load_clip_tokenizer(folder: Path, encoder: Any) -> Any:
     """The tokenizer of a CLIP text encoder, which makes no text longer than that takes.
 
-    Args:
-        folder: with its files.
-        encoder: configuration of the text encoder.
-
     Raises:
         PeckerError: it cannot be read, or is another encoder's.
     """
     from transformers import CLIPTokenizer
 
-    _check_json(folder)
+    _check_files(folder, "tokenizer.json", "vocab.json")
     merges = folder / "merges.txt"
     lines = read_text(merges).split("\n") if merges.exists() else ["#version"]
     if lines == [""] or not all(len(s.split(" ")) == 2 for s in lines if s[:1] not in "#"):
         raise PeckerError(f"{merges}: expected two tokens on each line; copy the tokenizer again")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise PeckerError(
-            f"{folder}: the tokenizer has neither tokenizer.json nor vocab.json; copy it again"
-        )
     return _tokenizer(CLIPTokenizer, folder, encoder, encoder.max_position_embeddings)
 
 
@@ -169,34 +221,54 @@ def load_t5(folder: Path) -> Any:
     """
     from transformers import T5Config, T5EncoderModel
 
-    config = read_config(folder / "config.json", T5EncoderConfig)
+    config = read_config(folder / "config.json", _T5Config)
     return load_network(
         T5EncoderModel, folder, "model.safetensors", lambda: T5EncoderModel(T5Config(**config))
     )
 
 
-def load_t5_tokenizer(folder: Path, encoder: Any, longest: int) -> Any:
-    """The tokenizer of a T5 encoder.
+def load_gemma(folder: Path) -> Any:
+    """A `Gemma2Model`, from its folder.
 
-    Args:
-        folder: with its files.
-        encoder: configuration of the encoder.
-        longest: tokens of a text, to which it is cut and padded; T5 takes any number.
+    Raises:
+        PeckerError: it is missing or damaged.
+    """
+    from transformers import Gemma2Config, Gemma2Model
+
+    config = read_config(folder / "config.json", _GemmaConfig)
+    return load_network(
+        Gemma2Model, folder, "model.safetensors", lambda: Gemma2Model(Gemma2Config(**config))
+    )
+
+
+def load_t5_tokenizer(folder: Path, encoder: Any, longest: int) -> Any:
+    """The tokenizer of a T5 encoder, which takes any number of tokens: cut and padded to `longest`.
 
     Raises:
         PeckerError: it cannot be read, or is another encoder's.
     """
     from transformers import T5Tokenizer
 
-    _check_json(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise PeckerError(
-            f"{folder}: the tokenizer has neither tokenizer.json nor spiece.model; copy it again"
-        )
+    _check_files(folder, "tokenizer.json", "spiece.model")
     return _tokenizer(T5Tokenizer, folder, encoder, longest)
 
 
-def _check_json(folder: Path) -> None:
+def load_gemma_tokenizer(folder: Path, encoder: Any, longest: int) -> Any:
+    """The tokenizer of a Gemma 2, as `load_t5_tokenizer`; texts are padded behind their end."""
+    from transformers import GemmaTokenizer
+
+    _check_files(folder, "tokenizer.json", "tokenizer.model")
+    tokenizer = _tokenizer(GemmaTokenizer, folder, encoder, longest)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _check_files(folder: Path, *either: str) -> None:
+    """Refuse JSON files that hold no objects, and a folder with none of these files."""
+    if not any((folder / name).is_file() for name in either):
+        raise PeckerError(
+            f"{folder}: the tokenizer has neither {' nor '.join(either)}; copy it again"
+        )
     for file in sorted(folder.glob("*.json")):
         if not isinstance(content := read_json(file), dict):
             raise PeckerError(f"{file}: expected an object, got {shown(content)}")

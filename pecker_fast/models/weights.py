@@ -49,27 +49,18 @@ def of_variant(variant: str | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of one set of weights.
+    """The files of one set of weights."""
 
-    Attributes:
-        files: all of them; several where they are sharded.
-        listed: the index that names them, or the one file.
-        plain: the name that `listed` would have without a variant.
-        variant: of the weights.
-    """
-
-    files: Sequence[Path]
-    listed: Path
-    plain: str
-    variant: str | None
+    files: Sequence[Path]  # all of them; several where they are sharded
+    listed: Path  # the index that names them, or the one file
+    plain: str  # the name that `listed` would have without a variant
+    variant: str | None  # of the weights
 
 
 def weights_in(folder: Path, name: str) -> Weights:
     """The weights in a folder: of the variant that is asked for, or plain; whole, or in shards.
 
-    Args:
-        folder: of the network.
-        name: of one plain file, such as model.safetensors.
+    The name is that of one plain file, such as model.safetensors.
 
     Raises:
         PeckerError: they are not there, and the message names what lies there instead; or the index

@@ -116,11 +116,7 @@ def lora(
 ) -> Adapter:
     """A LoRA adapter: of each linear and convolution weight's difference the truncated SVD.
 
-    Args:
-        network: the modules; values do not matter.
-        old: name -> tensor of the base.
-        new: name -> (same shape) erased tensor, of those that have salient entries.
-        rank: of the approximation.
+    See `shira` for what is not said here; `rank` is of the approximation.
 
     Raises:
         PeckerError: no such weight changes, a rank below 1, or a difference that is not finite.

@@ -63,45 +63,30 @@ _ITEMSIZES = {
 
 
 class TensorRecord(NamedTuple):
-    """What a patch knows of one parameter or buffer.
+    """What a patch knows of one parameter or buffer."""
 
-    Attributes:
-        shape: of the base's tensor.
-        dtype: of the base's tensor, as torch names it: "float32".
-        base: SHA-256 (hex) of the base's entries in logical order.
-        result: the same of the erased tensor; equal to `base` where nothing changes.
-    """
-
-    shape: torch.Size
-    dtype: str
-    base: str
-    result: str
+    shape: torch.Size  # of the base's tensor
+    dtype: str  # of the base's tensor, as torch names it: "float32"
+    base: str  # SHA-256 (hex) of the base's entries in logical order
+    result: str  # the same of the erased tensor; equal to `base` where nothing changes
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """The content of a patch file.
-
-    Attributes:
-        path: the file.
-        tensors: name -> record, for every parameter and persistent buffer of the base. Names are
-            without the prefixes of `pecker_fast.masks.mask.PREFIXES`.
-        bits: name -> (ceil(numel / 8),) uint8, for the tensors with salient entries.
-        values: name -> (nnz,) integers, base XOR erased; the same names.
-        about: what the author of the patch said about it.
-        package: version of pecker_fast that made it.
-        mask: digest of the mask that it was made with; "" in the first files.
-        digest: SHA-256 (hex) of all of the above except the path.
-    """
+    """The content of a patch file."""
 
     path: str
+    # Name -> record, for every parameter and persistent buffer of the base. Names are without the
+    # prefixes of `pecker_fast.masks.mask.PREFIXES`.
     tensors: Mapping[str, TensorRecord]
+    # Name -> (ceil(numel / 8),) uint8, for the tensors with salient entries.
     bits: Mapping[str, Bits]
+    # Name -> (nnz,) integers, base XOR erased; the same names.
     values: Mapping[str, npt.NDArray[Any]]
-    about: Mapping[str, Any]
-    package: str
-    mask: str = ""
-    digest: str = ""
+    about: Mapping[str, Any]  # what the author of the patch said about it
+    package: str  # version of pecker_fast that made it
+    mask: str = ""  # digest of the mask that it was made with; "" in the first files
+    digest: str = ""  # SHA-256 (hex) of all of the above except the path
 
     @cached_property
     def nnz(self) -> int:
@@ -155,10 +140,6 @@ def patch_bytes(stats: Iterable[ParameterStats], element_size: int = 4) -> int:
     """Bytes of bitmasks and values in the patch of a mask, without the file's header.
 
     Gaps in place of bitmasks make the file smaller than that.
-
-    Args:
-        stats: of the mask, from `SaliencyMask.stats`.
-        element_size: bytes of an entry of the network.
     """
     return sum((row.numel + 7) // 8 + row.nnz * element_size for row in stats if row.nnz)
 

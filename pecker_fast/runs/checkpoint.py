@@ -114,10 +114,6 @@ class RunDirectory:
     def save(self, iteration: int, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of an iteration and drop all but the one before it.
 
-        Args:
-            iteration: Iterations that are done.
-            state: Tensors, numbers, strings, and dicts and lists of them.
-
         Raises:
             PeckerError: The disk is full or cannot be written; the checkpoints are as they were.
         """

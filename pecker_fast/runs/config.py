@@ -98,13 +98,7 @@ class MaskedConfig(RunConfig):
 
 
 def learning_rate_factor(schedule: str, iteration: int, iterations: int) -> float:
-    """What the learning rate is multiplied with at an iteration: from 1 down to 0 at the end.
-
-    Args:
-        schedule: constant, linear or cosine.
-        iteration: Iterations that are done.
-        iterations: Length of the run.
-    """
+    """What the learning rate is multiplied with at an iteration: from 1 down to 0 at the end."""
     progress = iteration / iterations
     if schedule == "linear":
         return 1.0 - progress

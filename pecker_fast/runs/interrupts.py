@@ -31,13 +31,8 @@ def saving_at_interrupt(
     """The same steps, until Ctrl-C or SIGTERM: then the step is finished and saved.
 
     A second signal ends at once. Several processes stop after the same step, whichever of them has
-    got the signal; torchrun hands its own on to all, and waits 30 seconds for them.
-
-    Args:
-        steps: a training run.
-        iteration: how many are done.
-        save: writes a checkpoint, between two steps, on all processes.
-        ranks: the processes.
+    got the signal; torchrun hands its own on to all, and waits 30 seconds for them. `save` writes a
+    checkpoint, between two steps, on all processes.
 
     Raises:
         Interrupted: after the checkpoint was written; or at a second signal.

@@ -219,11 +219,7 @@ def choose_mask(
 ) -> SaliencyMask:
     """The mask that a configuration describes, over the parameters that require a gradient.
 
-    Args:
-        choice: Its section `mask`.
-        network: Whose parameters it covers.
-        seed: Of a random mask.
-        find_scores: Makes a score for each entry; called for a mask by saliency only.
+    `find_scores` makes a score for each entry; it is called for a mask by saliency only.
     """
     if choice.kind == "full":
         return SaliencyMask.full(network)

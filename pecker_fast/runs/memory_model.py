@@ -46,17 +46,11 @@ NOT_COUNTED = (
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that a run holds at a time on its device.
+    """The most that a run holds at a time on its device."""
 
-    Attributes:
-        size: bytes.
-        parts: the same by kind, the largest first.
-        moment: when that is: "finding the mask" or "an iteration".
-    """
-
-    size: int
-    parts: Mapping[str, int]
-    moment: str
+    size: int  # bytes
+    parts: Mapping[str, int]  # the same by kind, the largest first
+    moment: str  # when that is: "finding the mask" or "an iteration"
 
 
 @dataclass(frozen=True)
@@ -173,12 +167,7 @@ def without_values() -> Iterator[None]:
 
 
 def follow(memory: LiveMemory, start: Callable[[], MaskedRun[Any]]) -> MaskedRun[Any]:
-    """Make a run and let it iterate once, all of it counted by kind; inside `without_values`.
-
-    Args:
-        memory: entered.
-        start: makes the run, whose optimizers use the backend "reference".
-    """
+    """Make a run and let it iterate once, all of it counted by kind; inside `without_values`."""
     settle, take = MaskedRun._settle_mask, ReleasedGrads.take
 
     def labelled_settle(run: MaskedRun[Any], mask: Any, find: Any) -> Any:

@@ -34,16 +34,12 @@ ONE_LOSS = "loss"
 
 @dataclass(frozen=True)
 class Metrics:
-    """What one iteration yields.
+    """What one iteration yields."""
 
-    Attributes:
-        iteration: Iterations that are done, this one included.
-        losses: Name of a term -> mean since the last reading; None where the losses were not read.
-            A distillation's are `LOSS_NAMES`, and no sign of convergence: the generator loss can be
-            negative and hovers at 0.
-    """
-
-    iteration: int
+    iteration: int  # Iterations that are done, this one included
+    # Name of a term -> mean since the last reading; None where the losses were not read. A
+    # distillation's are `LOSS_NAMES`, and no sign of convergence: the generator loss can be
+    # negative and hovers at 0.
     losses: Mapping[str, float] | None
 
 

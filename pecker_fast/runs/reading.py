@@ -42,11 +42,6 @@ Names: TypeAlias = Annotated[list[Name], Field(max_length=100_000)]
 def checked(schema: type[S], content: Any, source: object) -> S:
     """What a file holds, once it fits a schema.
 
-    Args:
-        schema: of the format.
-        content: what was read.
-        source: the file, for messages.
-
     Raises:
         PeckerError: it does not fit; the first wrong entry is named, with what stands there.
     """
@@ -82,10 +77,6 @@ def read_yaml(path: Path) -> Any:
 
 def parse_yaml(text: str, source: str) -> Any:
     """Objects, lists, texts, numbers and None that a YAML text stands for.
-
-    Args:
-        text: the YAML.
-        source: where it comes from, for messages.
 
     Raises:
         PeckerError: not YAML, a tag that JSON has not, a merge key, nested deeper than

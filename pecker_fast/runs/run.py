@@ -82,14 +82,9 @@ class Run(ABC, Generic[Batch]):
     ) -> None:
         """Read what the directory holds. A subclass makes its parts after this, then `begin`s.
 
-        Args:
-            config: The constants.
-            device: Where it takes place.
-            identity: Is asked where it matters: with a directory, or with other processes.
-            directory: Where checkpoints go, on the first process. None = nothing is written.
-            ranks: The processes that share the run, each of which makes one like this. None = this
-                process alone.
-            title: Of its progress on stderr. None = none is shown.
+        The identity is asked where it matters: with a directory, or with other processes. The
+        directory is for the first process; without one nothing is written. Without a title no
+        progress is shown.
 
         Raises:
             PeckerError: The directory holds another run, processes that do not agree or are more
@@ -320,11 +315,6 @@ def fused_blocks(network: Callable[[], nn.Module], wanted: bool, device: torch.d
     """Switch a network to fused blocks on a GPU, to Winograd's convolutions on a CPU.
 
     Says what came of it, in a line to show.
-
-    Args:
-        network: Gives the network, if it is to be switched.
-        wanted: The configuration's `accelerate`.
-        device: Where it runs.
     """
     if not wanted:
         return "torch's blocks: accelerate is off in the configuration"

@@ -46,11 +46,6 @@ class Settings(Section):
         Logging may change, and so may the number of iterations as long as the learning rate does
         not depend on it.
 
-        Args:
-            saved: `flat()` of the run's own configuration.
-            iteration: Iterations that the run has done.
-            where: The run's directory, for the message.
-
         Raises:
             PeckerError: A setting differs; its key and both values are named.
         """
@@ -186,11 +181,6 @@ def apply_overrides(
 
 def build(kind: type[S], settings: Mapping[str, Any], path: str | Path | None) -> S:
     """The checked configuration.
-
-    Args:
-        kind: What to make of the settings.
-        settings: Nested, by key.
-        path: Where they came from, for messages.
 
     Raises:
         PeckerError: An unknown key (the nearest valid one is named), or a value out of range.

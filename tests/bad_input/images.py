@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from bad_input.building import case, each, keys, whole_json
-from bad_input.seeds import JUDGE, TEACHER
 from bad_input.spoil import ANY_FILE, ARRAYS, bomb, in_npz
 from PIL import Image
 
@@ -167,16 +166,12 @@ CASES = [
         },
         "real.npz", _ARCHIVE, ("real.npz", "classifier"),
     ),
-    *each("training archive", ARRAYS, "data/train.npz", TEACHER, ("data",)),
-    *each("test archive", ARRAYS, "data/test.npz", JUDGE, ("data",)),
     *each("picture", ANY_FILE | PICTURES, _PNG, _FOLDER, _NEEDS, named="circle",
           fine=("gone", "folder", "dangling", "loop", "device", "fifo")),  # no file, no image
     *each("idx images", ANY_FILE | {n: _write(c) for n, c in IDX.items()},
           "fashion/train-images-idx3-ubyte.gz", _FASHION, ("fashion",), named="train-images"),
     *each("idx labels", {n: _write(c) for n, c in LABELS.items()},
           "fashion/train-labels-idx1-ubyte.gz", _FASHION, ("fashion",)),
-    *each("idx test labels", {n: _write(c) for n, c in LABELS.items()},
-          "fashion/t10k-labels-idx1-ubyte.gz", _FASHION, ("fashion",)),
     *each("batch", ANY_FILE, "cifar/cifar-10-batches-py/data_batch_1", _CIFAR, ("cifar",),
           named="data_batch_1"),
     *each("meta", ANY_FILE, "cifar/cifar-10-batches-py/batches.meta", _CIFAR, ("cifar",)),
@@ -186,7 +181,7 @@ CASES = [
     case("data nowhere", (*_CIFAR[:6], "nowhere", *_CIFAR[7:]), named="nowhere"),
     case("data in a file", (*_CIFAR[:6], "precious.txt", *_CIFAR[7:]), named="precious.txt"),
     case("STL-10 where CIFAR lies", (*_CIFAR[:4], "stl10", *_CIFAR[5:]), ("cifar",),
-         named="cifar-10-batches-py"),
+         named="stl10_binary"),
     case("no folder of data", ("train-classifier", "--dataset", "cifar10", "--out", "run"),
          named="--data-root"),
     case("images beside folders", _FOLDER, _NEEDS, _both, named="folders"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from bad_input.building import case, each, keys, whole_json
-from bad_input.seeds import ERASE, EVALUATE
+from bad_input.seeds import EVALUATE
 from bad_input.spoil import ANY_FILE, ARRAYS, TENSORS, edit_tensors, in_npz, put
 
 WEIGHTS = "classifier/model.safetensors"
@@ -106,8 +106,6 @@ CASES = [
     *keys("config", "classifier/config.json", _CONFIG_KEYS, EVALUATE, _NEEDS, named="classifier"),
     *whole_json("config", "classifier/config.json", EVALUATE, _NEEDS, named="classifier"),
     *each("weights", ANY_FILE | TENSORS, WEIGHTS, EVALUATE, _NEEDS, named="classifier"),
-    *each("weights in erase", ANY_FILE | TENSORS, WEIGHTS, (*ERASE, "--classifier", "classifier"),
-          _NEEDS, named="classifier"),
     *whole_json("card", "judged/card.json", _CARD, ("model", "judged"), named="card.json"),
     *(
         case(f"card with {name}", _CARD, ("model", "judged"), _card(class_names=names))
@@ -134,9 +132,6 @@ CASES = [
     }, _STATISTICS_FILE, _CARD, ("model", "judged"), named="statistics"),
     *each("real images", ANY_FILE | ARRAYS, "real.npz", _REAL, (*_NEEDS, "real.npz"),
           named="real.npz"),
-    *each("real images in erase", ARRAYS, "real.npz",
-          (*ERASE, "--classifier", "classifier", "--statistics", "real.npz"),
-          (*_NEEDS, "real.npz"), named="real.npz"),
     *each(
         "floats", {
             "nan": in_npz(images=lambda array: array * float("nan")),

@@ -63,7 +63,7 @@ WRONG: dict[type[click.ParamType], tuple[str, ...]] = {
                  "a\nb"),
 }  # fmt: skip
 
-OUTPUTS = ("--out", "--png", "--npz", "--json", "--samples")
+OUTPUTS = ("--out", "--png", "--json", "--samples")
 """Places, see `outputs`."""
 
 FREE = {
@@ -77,15 +77,15 @@ HARMLESS = {
 
 PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
     "sample": (
-        ("--npz", "y.npz", "--out", "z"), ("--out", "z", "--png", "x.png"),
-        ("--count", "2", "--per-class", "2"), ("--prompt", "a cat"), ("--class", "star,wizard"),
+        ("--out", "z", "--png", "x.png"),
+        ("--count", "2", "--per-class", "2"), ("--prompt", "a cat"),
         ("--class", ","), ("--steps", "1", "--sampler", "ddim", "--eta", "2"),
         ("--sampler", "one-step", "--steps", "5"), ("--steps", "1001", "--sampler", "ddpm"),
         ("--sampler", "ddpm", "--eta", "0.5"), ("--guidance", "2"),
         ("--guidance", "2", "--steps", "5"), ("--t-init", "5000"), ("--t-init", "-1"),
     ),
     "sample of prompts": (
-        ("--class", "0"), ("--npz", "x.npz"), ("--sampler", "ddim"), ("--eta", "1"),
+        ("--class", "0"), ("--sampler", "ddim"), ("--eta", "1"),
         ("--count", "3"), ("--out", "z"), ("--seed", "-1"), ("--guidance", "nan"),
         ("--guidance", "inf", "--steps", "2"), ("--steps", "100000"), ("--t-init", "100000"),
         ("--seed", f"{2**64}"),

@@ -29,13 +29,11 @@ def _with(arguments: tuple[str, ...], option: str, *value: str) -> tuple[str, ..
 
 
 _SAMPLES = ("sample", "model", "--out", "many", "--steps", "1", "--per-class", "1")
-_NPZ = ("sample", "model", "--npz", "x.npz", "--steps", "1", "--per-class", "1")
 _CONVERT = ("convert", "ckpt.pth", "--out", "converted")
 _DEMO = ("demo", "--out", "run", "--iterations", "1")
 
 FILES = {
     "png": (SAMPLE, "--png", ("model",)),
-    "npz": (_NPZ, "--npz", ("model",)),
     "json": (EVALUATE, "--json", ("model", "classifier")),
     "mask": (MASK, "--out", ("model",)),
 }
@@ -143,7 +141,7 @@ def _mine(name: str, force: bool) -> Case:
         "teacher over its data": (_with(TEACHER, "--out", "data"), ("data",)),
         "samples over the model": (_with(_SAMPLES, "--out", "model"), ("model",)),
         "samples over the weights": (
-            _with(_NPZ, "--npz", "model/unet/diffusion_pytorch_model.safetensors/x.npz"),
+            _with(_SAMPLES, "--out", "model/unet/diffusion_pytorch_model.safetensors/x.npz"),
             ("model",)),
         "kept samples over the model": (
             (*EVALUATE[:-2], "--samples", "model"), ("model", "classifier")),

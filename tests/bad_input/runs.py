@@ -17,7 +17,6 @@ from bad_input.spoil import ANY_FILE, TENSORS, code_pickle, edit, put
 _AGAIN = ("erase", "model", "--out", "done", *CLASSES, *QUICK)
 _JUDGED_AGAIN = (*_AGAIN, "--classifier", "classifier")
 _TAUGHT = ("train-teacher", *TEACHER[1:8], "taught", *TEACHER[9:])
-_JUDGED = ("train-classifier", *JUDGE[1:8], "judged", *JUDGE[9:])
 _NEEDS = ("model", "done")
 _NEWEST, _OLDER = "done/checkpoint-00000002.pt", "done/checkpoint-00000001.pt"
 _DONE = ("done",)
@@ -170,15 +169,6 @@ CASES = [
     *each("teacher's checkpoint", ANY_FILE | _FLIPS, "taught/checkpoint-00000001.pt", _TAUGHT,
           ("data", "taught"), named="checkpoint", leave_out=("gone",),
           writes=("taught/run.lock",)),
-    *each("classifier's checkpoint", ANY_FILE | _FLIPS, "judged/checkpoint-00000001.pt", _JUDGED,
-          ("data", "judged"), named="checkpoint", leave_out=("gone",),
-          writes=("judged/run.lock",)),
-    *each("model of a run", TENSORS, "done/model/unet/diffusion_pytorch_model.safetensors",
-          (SAMPLE[0], "done", *SAMPLE[2:]), ("done",), named="done"),
-    *whole_json("description of a run", "done/model/pecker_fast.json",
-                (SAMPLE[0], "done", *SAMPLE[2:]), ("done",), named="pecker_fast.json",
-        fine=("gone", "object"),
-    ),
     case("a run without a model", (SAMPLE[0], "done", *SAMPLE[2:]), ("done",),
          lambda folder: shutil.rmtree(folder / "done/model"), named="done"),
     case("evaluate of a run without a model", (EVALUATE[0], "done", *EVALUATE[2:]),

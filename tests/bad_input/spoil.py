@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -272,11 +271,6 @@ def _members(change: Callable[[str, bytes], bytes | None], method: int = 0) -> S
     return spoil
 
 
-def _patched(old: bytes, new: bytes) -> Spoil:
-    """Replace bytes of the directory and of the headers of an archive."""
-    return lambda file: put(file.read_bytes().replace(old, new))(file)
-
-
 def _field(at_file: int, at_directory: int, value: int) -> Spoil:
     """Set a 16-bit field of every header of a zip archive."""
 
@@ -383,8 +377,3 @@ ARRAYS: dict[str, Spoil] = {
     "member-raw": _members(lambda name, data: b"raw" if "images" in name else data),
 }  # fmt: skip
 """Changes of an .npz of images and labels."""
-
-
-def copies(names: Mapping[str, str]) -> Spoil:
-    """Copy files within the folder: new name -> old one."""
-    return lambda folder: [shutil.copy(folder / old, folder / new) for new, old in names.items()]

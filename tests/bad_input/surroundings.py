@@ -5,7 +5,6 @@ from __future__ import annotations
 from bad_input.building import case
 from bad_input.seeds import COMPARE, CONCEPT, ERASE, EVALUATE, MASK, SAMPLE
 
-_ERASE = ("model",)
 LINES = {
     "sample": (SAMPLE, ("model",)), "mask": (MASK, ("model",)),
     "evaluate": (EVALUATE, ("model", "classifier")), "compare": (COMPARE, ("done", "other.json")),

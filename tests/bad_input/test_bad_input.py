@@ -1,6 +1,6 @@
 """Bad input of every kind to every command: one line that says why, and nothing else happens.
 
-The tables make some five thousand cases. One in five is run, chosen by its name, so that each
+The tables make some four thousand cases. One in five is run, chosen by its name, so that each
 table shows some of its entries at each door; all of them with PECKER_FAST_ALL_BAD_INPUT=1.
 """
 

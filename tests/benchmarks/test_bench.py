@@ -156,12 +156,6 @@ def test_which_backends_are_measured(monkeypatch):
     assert usable_backends(None, "cpu") == ["reference"]
 
 
-def test_the_file_of_a_card_has_its_name():
-    from rows import slug
-
-    assert slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
-
-
 def test_the_cases_of_a_card_are_what_the_benchmarks_know():
     from gpu import CASES
     from inputs import PRESETS

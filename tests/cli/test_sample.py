@@ -18,13 +18,6 @@ from pecker_fast.models.ddpm import DDPMUNet
 SLOW = ("--count", 40, "--steps", 100, "--batch-size", 4, "--seed", 5)
 
 
-def refused(done, *words):
-    assert done.code == 2, done
-    assert done.err.startswith("pecker-fast: ") and done.err.count("\n") == 1, done.err
-    for word in words:
-        assert str(word) in done.err
-
-
 def images_of(folder):
     """All but what a kill has left half-written."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("[!.]*.png")}
@@ -88,8 +81,8 @@ def test_every_option_of_the_sampler_counts(run, tmp_path):
     for name, (options, sampler) in cases.items():
         out = tmp_path / f"{name}.npz"
         done = run(
-            "sample", tmp_path / "model", "--out", out, "--classes", "star, 0", "--count", 3,
-            "--seed", 6, "--batch-size", 2, *options,
+            "sample", tmp_path / "model", "--out", out, "--class", "star", "--class", 0,
+            "--count", 3, "--seed", 6, "--batch-size", 2, *options,
         )  # fmt: skip
         assert done.code == 0, done.err
         with np.load(out) as file:
@@ -101,7 +94,7 @@ def test_every_option_of_the_sampler_counts(run, tmp_path):
         assert (found - expected).abs().max() <= 0.501
 
 
-def test_images_of_a_run(run, files, tmp_path):
+def test_images_of_a_run(run, refused, files, tmp_path):
     model = ModelFolder.load(files.model).with_network(
         ModelFolder.load(files.model).network, "generator"
     )
@@ -131,47 +124,10 @@ def test_images_of_diffusers_pipelines_of_class_models(run, files, tmp_path, kin
     index = {"_class_name": kind, "_diffusers_version": "0.31.0", **parts}
     (tmp_path / "model" / "model_index.json").write_text(json.dumps(index, indent=2))
     done = run(
-        "sample", tmp_path / "model", "--steps", 2, "--per-class", 1, "--npz", tmp_path / "x.npz"
+        "sample", tmp_path / "model", "--steps", 2, "--per-class", 1, "--out", tmp_path / "x.npz"
     )
     assert done.code == 0, done.err
     assert np.load(tmp_path / "x.npz")["labels"].tolist() == [0, 1, 2]
-
-
-def test_a_class_whose_name_has_a_comma(run, files, tmp_path):
-    model = ModelFolder.load(files.model)
-    object.__setattr__(model, "class_names", ("car, red", "car", "red"))
-    model.save(tmp_path / "model")
-    arguments = ("--steps", 1, "--per-class", 1, "--npz")
-    for text, expected in (("car, red", [0]), ("red,car", [2, 1]), ("2,red,", [2])):
-        out = tmp_path / "x.npz"
-        done = run("sample", tmp_path / "model", "--class", text, *arguments, out, "--force")
-        assert done.code == 0, done.err
-        assert np.load(out)["labels"].tolist() == expected
-
-
-def test_what_is_refused(run, files, tmp_path):
-    out = tmp_path / "out"
-
-    def attempt(*arguments):
-        return run("sample", files.model, "--steps", 1, *arguments)
-
-    refused(attempt(), "nowhere to write to", "--out FOLDER")
-    refused(attempt("--out", out, "--png", tmp_path / "x.png"), "--out", "--png")
-    refused(attempt("--out", out, "--count", 3, "--per-class", 3), "--count and --per-class")
-    refused(attempt("--out", out, "--class", "hexagon"), "unknown class 'hexagon'", "2 'star'")
-    refused(attempt("--out", out, "--class", "star,hexagon"), "unknown class 'hexagon'")
-    refused(attempt("--out", out, "--guidance", 2), "guidance is for many steps")
-    refused(attempt("--out", out, "--eta", 2), "eta must lie in [0, 1]")
-    refused(attempt("--out", out, "--sampler", "ddpm"), "ddpm needs 2 steps or more, got 1")
-    refused(attempt("--out", tmp_path / "a" / "b"), "no such folder; make it first")
-    refused(attempt("--out", tmp_path / "a" / "b.npz"), "no such folder; make it first")
-    assert not list(tmp_path.iterdir())
-
-    assert attempt("--out", out, "--count", 3).code == 0
-    refused(attempt("--out", out, "--count", 3, "--seed", 1), out, "sampler.seed is 0 and not 1")
-    before = images_of(out)
-    done = attempt("--out", out, "--count", 3, "--seed", 1, "--force")
-    assert done.code == 0 and images_of(out).keys() == before.keys() and images_of(out) != before
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from methods.training_jobs import tiny_images
 from tiny_models import tiny_scheduler, tiny_unet
 
 from pecker_fast import cli
-from pecker_fast.cli.train_classifier import HELD_OUT
 from pecker_fast.datasets.loading import load_images
 from pecker_fast.evaluate.classifier import SmallClassifier, load_classifier
 from pecker_fast.evaluate.classifying import classify
@@ -101,21 +100,6 @@ def test_evaluate_and_erase_take_it(run, finished, model, tmp_path):
     assert json.loads((tmp_path / "run/report.json").read_text())["frechet_after"] > 0
 
 
-def test_models_of_other_classes_are_not_judged(run, refused, finished, model, tmp_path):
-    other = ModelFolder.load(model)
-    ModelFolder(other.network, other.scheduler, ("square", "circle", "star")).save(
-        tmp_path / "other"
-    )
-    judge = ["--classifier", finished, "--forget", "star"]
-    done = run("evaluate", tmp_path / "other", *judge)
-    refused(done, "'circle'", "'square'")
-    done = run(
-        "erase", tmp_path / "other", *judge, "--override", "circle", "--out", tmp_path / "run"
-    )
-    refused(done, "'circle'", "'square'")
-    assert not (tmp_path / "run").exists()
-
-
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     run, refused, data, tmp_path, ctrl_c_at_a_checkpoint
 ):
@@ -150,31 +134,6 @@ def test_resnet_starts_from_a_weights_file(run, refused, data, tmp_path):
     torch.save(ResNetClassifier(10, width=8).state_dict(), tmp_path / "w.pth")
     refused(run(*command(data, tmp_path / "d", *arguments)), tmp_path / "w.pth")
     assert not (tmp_path / "d").exists()
-
-
-def test_stl10_holds_out_what_published_classifiers_were_tested_on():
-    assert HELD_OUT == {"stl10": 1000}  # 12,000 and 1,000 of 13,000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ([], "--dataset"),
-        (["--dataset", "cifar10"], "--data-root"),
-        (["--dataset", "cifar10", "--data-root", "DATA"], "cifar-10-batches-py"),
-        (["--dataset", "stl10", "--data-root", "DATA"], "stl10_binary"),
-        (["--dataset", "cifar10", "--arch", "small", "--pretrained", "x"], "--pretrained"),
-        (["--dataset", "cifar10", "--pretrained", "nothing.pth"], "nothing.pth"),
-        (["--dataset", "cifar10", "--epochs", "1", "--iterations", "1"], "--epochs"),
-        (["--dataset", "cifar10", "--epochs", "0"], "epochs"),
-        (["--dataset", "cifar10", "--set", "lr=fast"], "'fast'"),
-        (["--dataset", "images", "--data-root", "DATA", "--set", "held_out=99"], "held_out"),
-    ],
-)
-def test_bad_input(run, refused, data, tmp_path, arguments, named):
-    arguments = [data if word == "DATA" else word for word in arguments]
-    refused(run("train-classifier", "--out", tmp_path / "c", *arguments), named)
-    assert not (tmp_path / "c").exists()
 
 
 def test_directory_of_another_run(run, refused, data, tmp_path):

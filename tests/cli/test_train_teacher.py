@@ -120,29 +120,6 @@ def test_without_a_class_by_name_then_by_number(train, refused, tmp_path):
 # ---- bad input
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--config", "cifar10_teacher", "--dataset", "images", "--data-root", "DATA"], "8x8"),
-        (["--config", "stl10_teacher", "--data-root", "DATA"], "stl10_binary"),
-        (["--config", "small_teacher", "--data-root", "DATA"], "--dataset"),
-        (["--config", "cifar10_teacher"], "--data-root"),
-        (["--config", "imagenet_teacher", "--data-root", "DATA"], "cifar10_teacher"),
-        (["--config", "small_teacher", "--set", "lr"], "KEY=VALUE"),
-    ],
-)
-def test_bad_input(run, refused, data, tmp_path, arguments, named):
-    arguments = [data if word == "DATA" else word for word in arguments]
-    refused(run("train-teacher", "--out", tmp_path / "run", *arguments), named)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_configuration_is_required(run, tmp_path):
-    done = run("train-teacher", "--out", tmp_path / "run", "--dataset", "fashion-mnist")
-    assert done.code == 2 and "--config" in done.err
-    assert not (tmp_path / "run").exists()
-
-
 def test_directories_of_other_runs_and_settings(train, refused, tmp_path):
     assert train().code == 0
     refused(train("--set", "lr=1"), "lr 0.001", "1.0")

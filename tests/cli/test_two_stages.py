@@ -67,6 +67,7 @@ def test_a_saliency_that_needs_a_first_stage(run, refused, files, tmp_path):
     refused(run("erase", files.model, *options), "retain_aware", "--from")
 
 
+@pytest.mark.slow
 def test_a_run_is_over_when_the_class_has_gone(run, files, tmp_path):
     """Here the condition holds at once; the same command again trains no further."""
     until = "until={forget: 0.99, keep_drop: 0.99, every: 2, images: 4}"

@@ -60,25 +60,12 @@ def test_the_digest_is_of_what_the_rows_say(written):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "prompt"),
-        ("prompt\n", "no prompt"),
         ("text,group\na,keep\n", "'prompt'"),
-        ("prompt,prompt\na,b\n", "two columns"),
-        ("prompt,group\na,nothing\n", "line 2.*group"),
         ("prompt,group\na,keep\nb\n", "line 3.*cells"),
-        ("prompt,group\na, b,keep\n", "line 2.*cells"),
-        ("prompt,label\n,x\n", "line 2.*prompt"),
         ("prompt,seed\na,1\nb,\n", "line 3.*seed"),
-        ("prompt,seed\na,-1\n", "line 2.*seed"),
         (f"prompt,seed\na,{2**64}\n", "line 2.*seed"),
         ("prompt,seed\na,१\n", "line 2.*seed"),
-        ("prompt,guidance\na,nan\n", "line 2.*guidance"),
         ("prompt,guidance\na,1e9\n", "line 2.*guidance"),
-        ("prompt,label\na,\x1b[31m\n", "line 2.*label"),
-        ("prompt\na\0b\n", "line 2"),
-        ('prompt\n"a\n', "CSV"),
-        (f"prompt\n{'x' * 20_000}\n", "line 2.*prompt"),
-        (f"prompt\n{'x' * 200_000}\n", "CSV"),
     ],
 )
 def test_the_line_that_is_wrong_is_named(written, text, named):

@@ -54,6 +54,7 @@ def test_shared_weights_change_no_bit(options):
     assert any(not torch.equal(generator[name], pseudo_score[name]) for name in generator)
 
 
+@pytest.mark.slow
 def test_a_unet_with_shared_weights():
     """diffusers' U-Net: convolutions and attention keep their own weights for the backward pass."""
     results = []

@@ -1,7 +1,6 @@
 """The small classifier, folders of classifiers, and TorchScript files in their place."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -71,29 +70,20 @@ def test_save_and_load(tmp_path, made):
     assert statistics_beside(tmp_path / "classifier") is not None
 
 
-SMALL = SmallClassifier, {"num_classes": 4, "in_channels": 1, "width": 4, "dropout": 0.1}
 LARGE = ResNetClassifier, {"num_classes": 4, "in_channels": 3, "width": 2, "stem": "cifar"}
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "named"),
     [
-        *((kind, {name: value}, f"config.json.*{name}") for kind in (SMALL, LARGE)
-          for name, value in (
-            ("num_classes", 0), ("num_classes", "ten"), ("num_classes", None), ("width", 2.5),
-            ("width", []), ("width", 0))),
-        (SMALL, {"in_channels": 0}, "in_channels"),
-        (SMALL, {"dropout": 7}, "dropout"),
-        (SMALL, {"dropout": "a"}, "dropout"),
+        *((LARGE, {name: value}, f"config.json.*{name}")
+          for name, value in (("num_classes", None), ("width", 2.5), ("width", []))),
         (LARGE, {"in_channels": 4}, "channels"),
         (LARGE, {"stem": "big"}, "stem"),
         (LARGE, {"stem": {}}, "stem"),
         (LARGE, {"input_size": "224"}, "input_size"),
         (LARGE, {"input_size": 0}, "input_size"),
         (LARGE, {"arch": "vit"}, "arch"),
-        (SMALL, {"num_classes": 5}, "model.safetensors"),
-        (SMALL, {"depth": 3}, "config.json"),
-        (SMALL, {"width": 10**12}, "config.json"),
     ],
 )  # fmt: skip
 def test_configurations_that_are_wrong(tmp_path, kind, changes, named):
@@ -103,28 +93,6 @@ def test_configurations_that_are_wrong(tmp_path, kind, changes, named):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(PeckerError, match=named):
         load_classifier(tmp_path)
-
-
-@pytest.mark.parametrize("content", ['{"num_classes": 4,', "[1]", "[" * 10**5, "\x80"])
-def test_configurations_that_are_none(tmp_path, content):
-    SmallClassifier(3, width=2).save(tmp_path)
-    (tmp_path / "config.json").write_text(content, encoding="latin-1")
-    with pytest.raises(PeckerError, match=r"config\.json"):
-        load_classifier(tmp_path)
-
-
-def test_bad_folders(tmp_path):
-    folder = tmp_path / "classifier"
-    with pytest.raises(PeckerError, match="no such file or folder"):
-        load_classifier(folder)
-    folder.mkdir()
-    with pytest.raises(PeckerError, match=r"config\.json"):
-        load_classifier(folder)
-    SmallClassifier(num_classes=4, width=4).save(folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:500])
-    with pytest.raises(PeckerError, match=r"model\.safetensors"):
-        load_classifier(folder)
 
 
 def test_other_classes_than_those_on_the_card_are_refused(tmp_path):
@@ -182,25 +150,6 @@ def test_torchscript_runs_only_where_it_is_trusted(tmp_path):
     with pytest.raises(PeckerError, match="classifier"):
         judge(torch.zeros(2, 1, 2, 2))
     assert (tmp_path / "victim").exists()  # which is why
-
-
-def test_torchscript_that_does_not_fit(tmp_path):
-    path = tmp_path / "c.pt"
-    images = torch.randn(3, 1, 16, 16)
-    for module, shown in (
-        (nn.Sequential(nn.Flatten(), nn.Linear(256, 5)), torch.randn(2, 1, 8, 8)),
-        (nn.ReLU(), images),
-    ):
-        torch.jit.trace(module, images).save(str(path))
-        with pytest.raises(PeckerError, match="TorchScript"):
-            load_classifier(f"trusted:{path}").logits_and_features(shown)
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/constants.pkl", b"")
-    with pytest.raises(PeckerError, match=r"c\.pt"):
-        load_classifier(f"trusted:{path}")
-    path.write_bytes(b"not a zip")
-    with pytest.raises(PeckerError, match=r"c\.pt"):
-        load_classifier(path)
 
 
 @pytest.mark.parametrize("classifier", [SmallClassifier(2), ResNetClassifier(2, 1, width=2)])

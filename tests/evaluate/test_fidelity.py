@@ -173,33 +173,10 @@ def test_few_images_and_broken_features(measured):
     inception = measured[0]
     with pytest.raises(PeckerError, match="drawn: FID and its like need at least 4 images, got 3"):
         inception.features(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), "drawn")
-    with pytest.raises(PeckerError, match=r"drawn: images must be uint8 .* torch.float32"):
-        inception.features(torch.zeros(5, 3, 8, 8), "drawn")
     with pytest.raises(PeckerError, match="real: the Inception features contain NaN"):
         figures_of(torch.zeros(5, 2), torch.full((5, 2), torch.nan))
-    with pytest.raises(PeckerError, match="same layer"):
-        figures_of(torch.zeros(5, 2), torch.zeros(5, 3))
 
 
 def test_weights_are_never_fetched(tmp_path):
     with pytest.raises(PeckerError, match=rf"none\.pth: .*{WEIGHTS_NAME}.*{WEIGHTS_SHA256}"):
         Inception.load(tmp_path / "none.pth")
-
-
-class Code:
-    """What a file must not make us run."""
-
-    def __reduce__(self):
-        return print, ("ran",)
-
-
-def test_weights_that_cannot_be_used(weights, tmp_path, capsys):
-    broken = tmp_path / "broken.pth"
-    broken.write_bytes(weights.read_bytes()[:100_000])
-    with pytest.raises(PeckerError, match=r"broken\.pth"):
-        Inception.load(broken)
-    for other in ({"weight": Code()}, {"weight": torch.zeros(3)}, [torch.zeros(3)]):
-        torch.save(other, broken)
-        with pytest.raises(PeckerError, match=r"broken\.pth"):
-            Inception.load(broken)
-    assert "ran" not in capsys.readouterr().out

@@ -9,7 +9,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
-from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.drawing import FORGET_COLOR, picture
 from pecker_fast.evaluate.grid import (
     Block,
@@ -134,20 +133,3 @@ def test_a_diverged_network_is_drawn_black(tmp_path, figures):
     images[0] = torch.nan
     plot_rows(tmp_path / "p.png", GROUPS, [Block.of("", images, 3)])
     assert sorted(shown(figures[0])) == [0, 101, 102]
-
-
-@pytest.mark.parametrize(
-    "images",
-    [flat(0, 0, 0, 0), flat(0, 0, 0) * 2 - 1, flat(0, 0, 0)[:, :2], flat(0, 0, 0)[:0],
-     flat(0, 0, 0)[0]],
-)  # fmt: skip
-def test_images_that_do_not_fit(tmp_path, images):
-    with pytest.raises(PeckerError, match="images"):
-        plot_before_after(tmp_path / "p.png", GROUPS, flat(0, 0, 0), images)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("shape", "labels"), [((2, 4), [0, 1]), ((2, 1), [0]), ((0, 1), [])])
-def test_a_grid_of_images_that_do_not_fit(tmp_path, shape, labels):
-    with pytest.raises(PeckerError, match="images"):
-        plot_grid(tmp_path / "g.png", torch.zeros(*shape, 8, 8), torch.tensor(labels), NAMES, "t")

@@ -41,13 +41,7 @@ def test_previews_of_large_images_are_kept_small(tmp_path):
     assert (tmp_path / strip.PREVIEWS_NAME).stat().st_size < 3 * 3 * 192 * 192 + 1000
 
 
-def test_damaged_previews_and_wrong_counts(tmp_path):
-    strip = ProgressStrip(tmp_path, GROUPS)
-    with pytest.raises(PeckerError, match="2 images for 3 prompts"):
-        strip.add(0, flat(0, 0))
-    with pytest.raises(PeckerError, match="no prompts"):
-        ProgressStrip(tmp_path, ())
-    assert not list(tmp_path.iterdir())
-    (tmp_path / strip.PREVIEWS_NAME).write_bytes(b"no such thing")
-    with pytest.raises(PeckerError, match=strip.PREVIEWS_NAME):
+def test_damaged_previews(tmp_path):
+    (tmp_path / ProgressStrip.PREVIEWS_NAME).write_bytes(b"no such thing")
+    with pytest.raises(PeckerError, match=ProgressStrip.PREVIEWS_NAME):
         ProgressStrip(tmp_path, GROUPS)

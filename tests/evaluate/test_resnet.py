@@ -1,6 +1,5 @@
 """ResNet-34 against torchvision's; files that train_classifier.py of SA, SalUn, SFD saves."""
 
-import argparse
 from collections import OrderedDict
 
 import numpy as np
@@ -196,20 +195,3 @@ def test_another_network(theirs, name, value):
     weights = {**theirs.state_dict(), name: value}
     with pytest.raises(PeckerError, match=rf"c\.pth: .*{name}"):
         ResNetClassifier.published({n: v for n, v in weights.items() if v is not None}, "c.pth")
-
-
-def test_files_that_are_refused(theirs, tmp_path):
-    path = tmp_path / "c.pth"
-    for content in (torch.nn.Linear(1, 1), {"args": argparse.Namespace()}):
-        torch.save(content, path)  # it would run code
-        with pytest.raises(PeckerError, match=r"c\.pth.*state dict of torchvision's resnet34"):
-            load_classifier(path)
-    torch.save(theirs.state_dict(), path)
-    for names in ((), NAMES[:2], NAMES):  # it may know more
-        load_classifier(path, names)
-    with pytest.raises(PeckerError, match=r"c\.pth: 3 classes.* has 4"):
-        load_classifier(path, (*NAMES, "dog"))
-    head = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
-    torch.save({**theirs.state_dict(), **head}, path)
-    with pytest.raises(PeckerError, match="ImageNet"):
-        load_classifier(path, NAMES)

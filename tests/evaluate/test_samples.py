@@ -193,31 +193,6 @@ def test_force_replaces_samples_and_nothing_else(plan, tiny_model, tmp_path):
     assert (folder / "notes" / "mine.txt").exists()
 
 
-def test_places_that_are_refused(plan, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.tex").write_text("precious")
-    for place, named in (
-        (other, "thesis.tex"),
-        (other / "thesis.tex", "thesis.tex"),
-        (tmp_path / "nothing" / "samples", "nothing: no such folder"),
-    ):
-        for force in (False, True):
-            with pytest.raises(PeckerError, match=named):
-                write_samples(place, plan, force=force)
-    for text in ("{", "[]", '{"folders": {}}', "[" * 10**5):
-        (other / "samples.json").write_text(text)
-        with pytest.raises(PeckerError, match=r"samples\.json"):
-            write_samples(other, plan)
-    assert (other / "thesis.tex").read_text() == "precious"
-
-    folder = tmp_path / "samples"
-    write_samples(folder, plan)
-    (folder / "00_circle" / "000003.png").write_bytes(b"")
-    with pytest.raises(PeckerError, match=r"000003\.png"):
-        write_samples(folder, plan)
-
-
 def test_two_commands_at_once(plan, tmp_path):
     folder = tmp_path / "samples"
     folder.mkdir()
@@ -267,17 +242,6 @@ def test_networks_whose_images_are_no_pngs(tiny_model):
     object.__setattr__(model.network.config, "in_channels", 2)
     with pytest.raises(PeckerError, match="need 1 or 3 channels, got 2"):
         plan_of(model)
-
-
-def test_what_cannot_be_drawn_comes_out_before_anything_is_written(tiny_model):
-    for sampler, labels, named in (
-        (SAMPLER, torch.tensor([3]), "labels"),
-        (replace(SAMPLER, guidance=1.0), LABELS, "guidance"),
-        (replace(SAMPLER, steps=2000), LABELS, "steps"),
-        (Sampler(t_init=1000), LABELS, "t_init"),
-    ):
-        with pytest.raises(PeckerError, match=named):
-            plan_of(tiny_model, sampler, labels)
 
 
 def test_npz(plan, pixels, tmp_path):
@@ -330,15 +294,3 @@ def test_an_npz_that_cannot_be_written_goes_on_from_its_images(plan, tmp_path, m
     (parts / FILES[3]).unlink()
     assert write_npz(path, plan) == 1
     assert os.listdir(tmp_path) == ["samples.npz"]
-
-
-def test_files_that_are_no_samples_stay(plan, tmp_path):
-    path = tmp_path / "samples.npz"
-    np.savez(path, images=np.zeros((1, 1, 2, 2), np.uint8))
-    for content in (path.read_bytes(), b"", b"text"):
-        path.write_bytes(content)
-        with pytest.raises(PeckerError, match="exists, and does not say what drew it; add --force"):
-            write_npz(path, plan)
-        assert path.read_bytes() == content
-    with pytest.raises(PeckerError, match="is a folder; give the name of a file"):
-        write_npz(tmp_path, plan)

@@ -16,20 +16,6 @@ def selected(mask):
 # ---- from_scores
 
 
-@pytest.mark.parametrize("density", [1e-9, 0.001, 0.1, 0.5, 0.9999, 1.0, 1])
-def test_global_count_is_exact(scores, density):
-    mask = SaliencyMask.from_scores(scores, density)
-    numel = sum(score.numel() for score in scores.values())
-    assert mask.numel == numel
-    assert mask.nnz == max(1, round(density * numel))
-    assert mask.density == mask.nnz / numel
-    threshold = min(
-        float(scores[name].flatten()[p.long()].min()) for name, p in mask.indices.items() if len(p)
-    )
-    frozen = [scores[name][~dense] for name, dense in mask.to_dense().items()]
-    assert all((part <= threshold).all() for part in frozen)
-
-
 def test_per_tensor_count_is_exact(scores):
     scores["empty"] = torch.empty(0, 4)
     mask = SaliencyMask.from_scores(scores, 0.25, scope="per_tensor")
@@ -39,22 +25,6 @@ def test_per_tensor_count_is_exact(scores):
         k = positions.numel()
         best = scores[name].flatten().topk(k).indices.sort().values
         assert positions.tolist() == best.tolist()
-
-
-def test_ties_go_to_the_earlier_parameter_then_to_the_lower_position():
-    scores = {"b": torch.ones(2, 3), "a": torch.ones(4), "c": torch.tensor([2.0, 1.0])}
-    mask = SaliencyMask.from_scores(scores, 0.75)
-    assert selected(mask) == {"b": [0, 1, 2, 3, 4, 5], "a": [0, 1], "c": [0]}
-
-
-def test_zero_scores_still_give_the_exact_count():
-    mask = SaliencyMask.from_scores({"a": torch.zeros(10), "b": -torch.zeros(10)}, 0.55)
-    assert selected(mask) == {"a": list(range(10)), "b": [0]}
-
-
-def test_infinite_and_negative_scores_are_ranked():
-    scores = {"a": torch.tensor([-1.0, float("inf"), -2.0, -float("inf")])}
-    assert selected(SaliencyMask.from_scores(scores, 0.75)) == {"a": [0, 1, 2]}
 
 
 def test_double_scores_are_ranked_as_doubles():
@@ -88,64 +58,10 @@ def test_the_number_of_threads_does_not_matter(scores):
 # ---- Coarser granularities
 
 
-def test_out_channel_takes_whole_rows_in_the_order_of_their_means():
-    scores = {
-        "weight": torch.tensor([[1.0, 9.0], [4.0, 4.0], [6.0, 6.0]]),  # means 5, 4, 6
-        "bias": torch.tensor([4.5, 7.0, 0.0]),
-        "scale": torch.tensor(5.5),
-    }
-    order = [("bias", [1]), ("weight", [4, 5]), ("scale", [0]), ("weight", [0, 1]), ("bias", [0])]
-    expected = {"weight": [], "bias": [], "scale": []}
-    for name, positions in order:
-        expected[name] = sorted(expected[name] + positions)
-        k = sum(map(len, expected.values()))
-        mask = SaliencyMask.from_scores(scores, k / 10, granularity="out_channel")
-        assert selected(mask) == expected
-        assert mask.granularity == "out_channel"
-
-
-def test_the_first_group_that_does_not_fit_ends_the_selection():
-    scores = {"big": torch.full((2, 4), 2.0), "small": torch.tensor([3.0, 1.0])}
-    mask = SaliencyMask.from_scores(scores, 0.4, granularity="out_channel")
-    assert selected(mask) == {"big": [], "small": [0]}  # not small[1], though it would fit
-
-
-def test_at_least_one_group_is_taken():
-    scores = {"a": torch.arange(8.0), "b": torch.arange(8.0) + 1}
-    mask = SaliencyMask.from_scores(scores, 0.1, granularity="tensor")
-    assert selected(mask) == {"a": [], "b": list(range(8))}
-
-
-def test_blocks_are_runs_of_entries_and_the_last_may_be_short():
-    score = torch.zeros(2, 5)
-    score.view(-1)[8:] = 1.0  # the short block of 8, 9
-    score.view(-1)[4:8] = 0.5
-    kwargs = {"granularity": "block", "block_size": 4}
-    assert selected(SaliencyMask.from_scores({"a": score}, 0.2, **kwargs)) == {"a": [8, 9]}
-    assert selected(SaliencyMask.from_scores({"a": score}, 0.6, **kwargs)) == {
-        "a": [4, 5, 6, 7, 8, 9]
-    }
-    mask = SaliencyMask.from_scores({"a": torch.rand(200)}, 0.5, granularity="block")
-    assert mask.block_size == 64
-
-
-def test_equal_groups_go_to_the_earlier():
-    scores = {"a": torch.ones(3, 2), "b": torch.ones(3, 2)}
-    mask = SaliencyMask.from_scores(scores, 0.7, granularity="out_channel")
-    assert selected(mask) == {"a": list(range(6)), "b": [0, 1]}
-
-
 def test_per_tensor_scope_takes_a_group_of_each_parameter():
     scores = {"a": torch.rand(4, 5), "b": torch.rand(6), "empty": torch.empty(0, 2)}
     mask = SaliencyMask.from_scores(scores, 0.01, scope="per_tensor", granularity="out_channel")
     assert [row.nnz for row in mask.stats()] == [5, 1, 0]
-
-
-def test_group_means_are_added_in_double_precision():
-    """In float32 both sums are 2^24 and the first row would win the tie."""
-    scores = torch.tensor([[2.0**24, 0.0, 0.0], [2.0**24, 1.0, 0.0]])
-    mask = SaliencyMask.from_scores({"a": scores}, 0.5, granularity="out_channel")
-    assert selected(mask) == {"a": [3, 4, 5]}
 
 
 # ---- Refusals of from_scores
@@ -162,12 +78,6 @@ def test_nan_scores_name_the_parameter(scores, granularity):
     scores["2.weight"][1, 2, 0, 0] = float("nan")
     with pytest.raises(PeckerError, match=r"NaN in the scores of '2\.weight'"):
         SaliencyMask.from_scores(scores, 0.5, granularity=granularity)
-
-
-def test_infinities_of_both_signs_in_a_group_have_no_mean():
-    score = torch.tensor([[float("inf"), -float("inf")], [0.0, 1.0]])
-    with pytest.raises(PeckerError, match=r"'a' hold \+inf and -inf in one group"):
-        SaliencyMask.from_scores({"a": score}, 0.5, granularity="out_channel")
 
 
 def test_bad_arguments_of_from_scores(scores):

@@ -63,16 +63,6 @@ def test_check_of_a_model_wrapped_in_data_parallel(model, mask):
 # ---- Set algebra, equality, the protocol of a container
 
 
-def test_set_algebra():
-    a = SaliencyMask.from_dense({"x": torch.tensor([1, 1, 0, 0]), "y": torch.tensor([0, 1])})
-    b = SaliencyMask.from_dense({"y": torch.tensor([1, 1]), "x": torch.tensor([0, 1, 1, 0])})
-    assert selected(a | b) == {"x": [0, 1, 2], "y": [0, 1]}
-    assert selected(a & b) == {"x": [1], "y": [1]}
-    assert selected(~a) == {"x": [2, 3], "y": [0]}
-    assert ~~a == a
-    assert (a & b) == (b & a)
-
-
 def test_set_algebra_keeps_the_granularity_where_it_can(scores):
     def make(density, granularity, block_size=16):
         return SaliencyMask.from_scores(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
+from tiny_pipeline import save_tiny_pipeline
 from toys import ToyDenoiser
 
 from pecker_fast.datasets.loading import ImageSet
@@ -12,6 +13,7 @@ from pecker_fast.methods.objective import BaselineObjective
 from pecker_fast.methods.redirect import RedirectObjective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models.architectures.class_networks import UNetNetwork
+from pecker_fast.models.pipeline import PipelineFolder
 
 NAMES = ("circle", "square", "star", "cross")
 PER_CLASS = 11
@@ -80,6 +82,25 @@ def small_redirection(overrides=None, *, model=None, **model_of):
     settings = {"forget": 2, "override": 1, "steps": 4, "saliency.batches": 1, **(overrides or {})}
     config = small_config(settings, "redirect")
     return RedirectObjective(model or small_model(**model_of), config)
+
+
+TEXT = {
+    "remain": ["a red car", "a blue car"],
+    "concepts": [
+        {"prompts": ["a {concept}", "one {concept}"], "concept": "cat", "override": "dog"},
+        {"prompts": ["a {concept}"], "concept": "cow", "override": "pig", "weight": 0.5},
+    ],
+    "dropout": 0.25,
+}  # fmt: skip
+
+
+def small_redirection_of_prompts(folder, overrides=None):
+    """The same of a tiny pipeline in float64, which is written to `folder`."""
+    save_tiny_pipeline(folder)
+    pipeline = PipelineFolder.load(folder)
+    pipeline.network.double()
+    settings = {"text": TEXT, "steps": 4, "saliency.batches": 1, **(overrides or {})}
+    return RedirectObjective(pipeline, small_config(settings, "redirect"))
 
 
 def train(objective, **options):

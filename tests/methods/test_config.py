@@ -2,7 +2,7 @@
 
 import pytest
 
-from pecker_fast.distill.config import recipe_names
+from pecker_fast.distill.config import load_config, recipe_names
 from pecker_fast.errors import PeckerError
 from pecker_fast.methods.config import (
     BaselineConfig,
@@ -11,6 +11,7 @@ from pecker_fast.methods.config import (
     names_a_baseline,
 )
 
+TEXT = {"remain": ["a"], "concepts": [{"prompts": ["{concept}"], "concept": "b", "override": "c"}]}
 KINDS = ("salun", "neggrad", "finetune", "esd")
 
 
@@ -39,7 +40,9 @@ def test_the_cifar10_recipe_is_the_published_one():
 
 def test_there_is_one_recipe_for_each_method_and_data_set():
     names = [f"{data}_{kind}" for data in ("cifar10", "stl10") for kind in KINDS]
-    assert baseline_names() == sorted([*names, "demo_keep_steps", "keep_steps"])
+    assert baseline_names() == sorted(
+        [*names, "demo_concept_keep_steps", "demo_keep_steps", "keep_steps"]
+    )
     assert not set(names) & set(recipe_names())
     methods = [load_baseline_config(f"cifar10_{kind}").method for kind in KINDS]
     assert methods == ["random_label", "negative_gradient", "fine_tune", "esd"]
@@ -89,12 +92,28 @@ def test_which_kind_a_configuration_is(tmp_path):
         ({"method": "redirect", "flip": False}, "flip: method redirect draws"),
         ({"saliency.reduction": "retain_aware"}, r"saliency\.reduction retain_aware is for method"),
         ({"until": {"steps": 1}}, r"until\.steps must be greater than or equal to 2"),
+        ({"text": TEXT}, "method random_label is for class models"),
+        ({"method": "redirect", "text": {**TEXT, "concepts": []}}, "text.concepts"),
+        ({"method": "redirect", "text": TEXT, "forget": 2}, "forget: is about classes"),
+        ({"method": "redirect", "text": TEXT, "label_dropout": 0}, "label_dropout"),
+        ({"method": "redirect", "text": "keep_steps"}, "'keep_steps' is about classes"),
+        ({"method": "redirect", "text": "demo_concpet"}, "demo_concpet"),
         ({"dataset": "mnist"}, "dataset must be 'cifar10', 'stl10', .* got 'mnist'"),
     ],
 )
 def test_what_is_refused(changes, message):
     with pytest.raises(PeckerError, match=message):
         load_baseline_config(None, changes)
+
+
+def test_the_prompts_of_any_recipe():
+    named = {"names": ["a cat"], "name_overrides": ["a dog"]}
+    ours = load_baseline_config("keep_steps", {"text": "object", "text.dropout": 0.3}, **named)
+    theirs = load_config("object", {"text.dropout": 0.3}, **named)
+    assert ours.text == theirs.text and ours.text.concepts[0].concept == "a cat"
+    assert ours.changed({"text": None}) == load_baseline_config("keep_steps")
+    demo = load_baseline_config("demo_concept_keep_steps")
+    assert demo.text == load_config("demo_concept").text and demo.method == "redirect"
 
 
 def test_defaults_are_the_salun_recipe():

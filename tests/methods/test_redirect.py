@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from small import small_model, small_redirection, train
+from small import small_model, small_redirection, small_redirection_of_prompts, train
 from toys import assert_same_bits, weights
 
 from pecker_fast.distill.schedule import NoiseSchedule
@@ -38,9 +38,14 @@ def test_images_are_drawn_as_diffusers_ddim_does():
         expected = ddim.step(predicted, now, expected).prev_sample
 
 
-def written_out_run(objective, mask):
+def written_out_run(objective, mask, abar=ABAR):
     """One graph for all steps of an iteration; torch's Adam. No dropout."""
     config = objective.config
+
+    def ask(network, x, t, told):
+        found = network(x, t, told.double() if told.is_floating_point() else told)
+        return found if isinstance(found, torch.Tensor) else found.sample
+
     original, network = objective.original, copy.deepcopy(objective.original).requires_grad_(True)
     adam = torch.optim.Adam(network.parameters(), lr=config.optimizer.lr, betas=(0.9, 0.999))
     dense, lambdas = mask.to_dense(), (config.lambda_remain, config.lambda_forget)
@@ -51,10 +56,13 @@ def written_out_run(objective, mask):
             x = batch.noise
             for step in (3, 2, 1, 0):
                 t = 250 * step + batch.offset
-                predicted = network(x, t, batch.told)
-                error = predicted - original(x, t, batch.original)
-                loss = loss + weight / 4 * error.square().sum(dim=(1, 2, 3)).mean()
-                a, next_a = (ABAR[s].view(-1, 1, 1, 1) for s in (t, t - 250))
+                predicted = ask(network, x, t, batch.told)
+                error = predicted - ask(original, x, t, batch.original)
+                losses = error.square().sum(dim=(1, 2, 3))
+                if batch.weight is not None:
+                    losses = losses * batch.weight
+                loss = loss + weight / 4 * losses.mean()
+                a, next_a = (abar[s].view(-1, 1, 1, 1) for s in (t, t - 250))
                 clean = (x - (1 - a).sqrt() * predicted) / a.sqrt()
                 x = (next_a.sqrt() * clean + (1 - next_a).sqrt() * predicted).detach()
         adam.zero_grad()
@@ -76,6 +84,39 @@ def test_the_loop_is_the_method(reduction):
     check = trainer.verify_frozen()
     assert check.frozen_changed == 0 < min(check.frozen, check.salient_changed)
     assert list(metrics[-1].losses) == ["remain", "forget"]
+
+
+def test_the_loop_is_the_method_under_prompts(tmp_path):
+    """One of the concepts has half the weight."""
+    objective = small_redirection_of_prompts(
+        tmp_path / "tiny", {"optimizer.clip_grad_norm": None, "optimizer.lr": 1e-2}
+    )
+    assert (objective.pairs, objective.dtype) == ((), torch.float64)
+    trainer, _ = train(objective)
+    expected = written_out_run(objective, trainer.mask, objective.schedule.signal.square())
+    for name, param in trainer.erased_network().named_parameters():
+        torch.testing.assert_close(param, expected[name], rtol=1e-8, atol=1e-10)
+    assert trainer.verify_frozen().frozen_changed == 0
+
+
+def test_who_is_told_which_prompt(tmp_path):
+    objective = small_redirection_of_prompts(tmp_path / "tiny", {"batch_size": 400})
+    remain, forget = objective.batches(IterationRandom(0, 0, CPU, TRAINING))
+    prompts = objective.conditions.prompts
+    table = objective.conditions.embeddings(prompts, CPU)
+
+    def named(told):
+        rows = (told[:, None] == table[None]).flatten(2).all(2).float().argmax(1)
+        return [prompts[row] for row in rows.tolist()]
+
+    pairs = {("a cat", "a dog"), ("one cat", "one dog"), ("a cow", "a pig"), ("", "")}
+    both = list(zip(named(forget.told), named(forget.original), strict=True))
+    assert set(both) == pairs and set(named(remain.told)) == {"a red car", "a blue car", ""}
+    assert torch.equal(remain.told, remain.original) and (remain.weight == 1).all()
+    assert {pair for pair, w in zip(both, forget.weight, strict=True) if w == 0.5} <= {
+        ("a cow", "a pig"), ("", "")
+    }  # fmt: skip
+    assert 50 < named(remain.told).count("") < 150  # 100 +- 5 standard deviations of 8.7
 
 
 def test_who_is_told_what():

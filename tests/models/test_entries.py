@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_architectures import FAMILIES
-from tiny_models import model_of_shapes
-from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline
+from tiny_models import model_of_shapes, tiny_dit
+from tiny_pipeline import CHANNELS, LENGTH, SIDE, WIDTH, save_tiny_pipeline, tiny_vae
 from transformers import CLIPTextConfig
 
 from pecker_fast.distill.networks import diffusers_predictor
@@ -15,23 +16,20 @@ from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.architectures import architecture_of
-from pecker_fast.models.architectures.base import load_denoiser
-from pecker_fast.models.architectures.stable_diffusion import StableDiffusion, check_width
+from pecker_fast.models.architectures.base import check_widths
+from pecker_fast.models.architectures.sana import Sana
+from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
+from pecker_fast.models.latents import load_autoencoder
 from pecker_fast.models.pipeline import PipelineFolder
-from pecker_fast.models.schemas import (
-    AutoencoderConfig,
-    ScheduleConfig,
-    pipeline_parts,
-    read_config,
-)
-from pecker_fast.models.texts import load_clip, load_clip_tokenizer
+from pecker_fast.models.schemas import ScheduleConfig, pipeline_parts, read_config
+from pecker_fast.models.texts import load_clip, load_clip_tokenizer, load_gemma
 
-VALUES = (None, "x", -1, 3, 10**39, 2.5, [], {})
+VALUES = (None, "x", -1, 0, 3, 10**39, 2.5, True, ..., [], [3, 5], {})
 
 
 def use_model(folder):
     model = ModelFolder.load(folder)
-    constants = {"t_init": 0, "t_min": 0, "t_max": model.scheduler.config.num_train_timesteps}
+    constants = {"t_init": None, "t_min": 0, "t_max": 1}
     NoiseSchedule.from_scheduler(model.scheduler, **constants)
     noise = torch.zeros(2, *model.network_shape)
     drawn = model.network(noise, torch.tensor([3, 0]), torch.tensor([0, model.num_classes - 1]))
@@ -49,7 +47,7 @@ def use_schedule(folder):
 
 def use_unet(folder):
     unet = StableDiffusion().load_network(folder / "unet")
-    check_width(folder, unet.config, WIDTH)
+    check_widths(folder, unet.config, {"cross_attention_dim": WIDTH})
     noise = torch.zeros(1, CHANNELS, SIDE, SIDE)
     assert unet(noise, 3, torch.zeros(1, LENGTH, WIDTH)).sample.shape == noise.shape
 
@@ -60,9 +58,20 @@ def use_text_encoder(folder):
 
 
 def use_vae(folder):
-    decoder = load_denoiser(folder / "vae", "AutoencoderKL", AutoencoderConfig)
+    decoder = load_autoencoder(folder / "vae", CHANNELS)
     images = PipelineFolder.decode(decoder, torch.zeros(1, CHANNELS, SIDE, SIDE))
     assert images.shape == (1, 3, 2 * SIDE, 2 * SIDE)
+
+
+def use_flow(folder):
+    config = Sana().read_schedule(folder / "scheduler" / "scheduler_config.json")
+    NoiseSchedule.from_scheduler_config(config, t_init=0, t_min=0, t_max=1)
+
+
+def use_gemma(folder):
+    encoder = load_gemma(folder / "text_encoder")
+    tokens = torch.zeros(1, LENGTH, dtype=torch.int64)
+    assert encoder(tokens)[0].shape == (1, LENGTH, encoder.config.hidden_size)
 
 
 def use_tokenizer(folder):
@@ -89,17 +98,23 @@ FURTHER = {
     "Stable Diffusion 3": "transformer/config.json",
     "FLUX.1": "transformer/config.json",
     "PixArt": "transformer/config.json",
+    "SANA": "transformer/config.json",
 }
 USES = {
     "model/pecker_fast.json": use_model,
     "model/scheduler/scheduler_config.json": use_model,
     "model/unet/config.json": use_model,
+    "latent/scheduler/scheduler_config.json": use_model,
+    "latent/transformer/config.json": use_model,
     "pipeline/model_index.json": use_index,
     "pipeline/scheduler/scheduler_config.json": use_schedule,
     "pipeline/unet/config.json": use_unet,
     "pipeline/text_encoder/config.json": use_text_encoder,
     "pipeline/vae/config.json": use_vae,
     "pipeline/tokenizer/tokenizer_config.json": use_tokenizer,
+    "SANA/scheduler/scheduler_config.json": use_flow,
+    "SANA/text_encoder/config.json": use_gemma,
+    "SANA/vae/config.json": use_vae,
     **{f"{family}/{file}": use_family for family, file in FURTHER.items()},
 }
 
@@ -108,6 +123,8 @@ USES = {
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("entries")
     model_of_shapes().save(root / "model")
+    network, flow = tiny_dit(3, (CHANNELS, SIDE, SIDE)), FlowMatchEulerDiscreteScheduler()
+    ModelFolder(network, flow, ("circle", "square", "star"), vae=tiny_vae()).save(root / "latent")
     save_tiny_pipeline(root / "pipeline")
     shutil.rmtree(root / "pipeline" / "letters")
     for family in FURTHER:
@@ -127,7 +144,8 @@ def test_every_entry_with_every_kind_of_value(folders, name):
     failed = []
     for entry in entries:
         for value in VALUES:
-            file.write_text(json.dumps({**entries, entry: value}))
+            changed = {**entries, entry: value}
+            file.write_text(json.dumps({k: v for k, v in changed.items() if v is not ...}))
             try:
                 use(folder)
             except PeckerError:

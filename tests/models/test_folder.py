@@ -6,26 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from tiny_models import tiny_unet
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
+from pecker_fast.models.folder import DESCRIPTION
 
 
-def tiny_unet(classes: int | None = 3, channels: int = 4) -> UNet2DModel:
+def small_unet(classes: int = 3) -> UNet2DModel:
     torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=4,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        norm_num_groups=4,
-        num_class_embeds=classes,
-    )
+    return tiny_unet(classes, (4, 4, 4))
 
 
 def tiny_ddpm(classes: int = 3) -> DDPMUNet:
@@ -42,7 +33,7 @@ def tiny_ddpm(classes: int = 3) -> DDPMUNet:
 
 def tiny_folder(**changes: object) -> ModelFolder:
     values = {
-        "network": tiny_unet(),
+        "network": small_unet(),
         "scheduler": DDPMScheduler(clip_sample=False),
         "class_names": ("ant", "Bee", "cat"),
         "patch_size": 2,
@@ -90,14 +81,14 @@ def test_class_names_of_the_published_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [("ant", "Bee", "cat"), ()])
 def test_no_class_in_a_table_one_larger(tmp_path: Path, names: tuple[str, ...]) -> None:
-    tiny_folder(network=tiny_unet(classes=4), class_names=names, null_label=3).save(tmp_path)
+    tiny_folder(network=small_unet(classes=4), class_names=names, null_label=3).save(tmp_path)
     folder = ModelFolder.load(tmp_path)
     assert (folder.null_label, folder.num_classes) == (3, 3)
 
 
 @pytest.mark.parametrize("label", [2, 4])
 def test_label_of_no_class_that_the_network_lacks(tmp_path: Path, label: object) -> None:
-    tiny_folder(network=tiny_unet(classes=4), null_label=label).save(tmp_path)
+    tiny_folder(network=small_unet(classes=4), null_label=label).save(tmp_path)
     with pytest.raises(PeckerError, match=f"null_label {label!r} .* behind the 3 classes"):
         ModelFolder.load(tmp_path)
 
@@ -121,7 +112,7 @@ def test_patches_become_pixels_and_back() -> None:
 
 
 def test_bare_unet_folder_with_a_scheduler_beside_it(tmp_path: Path) -> None:
-    tiny_unet().save_pretrained(tmp_path)
+    small_unet().save_pretrained(tmp_path)
     DDPMScheduler(clip_sample=False).save_pretrained(tmp_path / "scheduler")
     folder = ModelFolder.load(tmp_path)
     assert folder.class_names == ("class 0", "class 1", "class 2")
@@ -139,7 +130,7 @@ def test_unknown_class_lists_the_classes() -> None:
 
 
 def test_another_network_keeps_the_description_and_drops_the_figures() -> None:
-    after = tiny_folder().with_network(tiny_unet(), kind="generator")
+    after = tiny_folder().with_network(small_unet(), kind="generator")
     assert (after.kind, after.figures, after.class_names) == (
         "generator",
         {},
@@ -147,58 +138,8 @@ def test_another_network_keeps_the_description_and_drops_the_figures() -> None:
     )
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(PeckerError, match=r"nowhere: unet/config.json is missing"):
-        ModelFolder.load(tmp_path / "nowhere")
-
-
-def test_missing_weights(saved: Path) -> None:
-    (saved / "unet" / WEIGHTS).unlink()
-    with pytest.raises(PeckerError, match=f"unet: {WEIGHTS} is missing"):
-        ModelFolder.load(saved)
-
-
-def test_truncated_weights(saved: Path) -> None:
-    file = saved / "unet" / WEIGHTS
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(PeckerError, match="truncated"):
-        ModelFolder.load(saved)
-
-
 def test_weights_of_another_network(saved: Path, tmp_path: Path) -> None:
     tiny_ddpm().save_config(tmp_path)
     (saved / "unet" / "config.json").write_text((tmp_path / "config.json").read_text())
     with pytest.raises(PeckerError, match=r"does not fit: \d+ missing: .*; \d+ unexpected: "):
-        ModelFolder.load(saved)
-
-
-def test_network_of_another_kind(saved: Path) -> None:
-    (saved / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    with pytest.raises(PeckerError, match="is of a 'UNet2DConditionModel', expected UNet2DModel"):
-        ModelFolder.load(saved)
-
-
-def test_missing_schedule(saved: Path) -> None:
-    (saved / "scheduler" / "scheduler_config.json").unlink()
-    with pytest.raises(PeckerError, match=r"scheduler/scheduler_config\.json is missing"):
-        ModelFolder.load(saved)
-
-
-def test_network_without_classes(tmp_path: Path) -> None:
-    tiny_folder(network=tiny_unet(classes=None), class_names=()).save(tmp_path)
-    with pytest.raises(PeckerError, match="no class embedding"):
-        ModelFolder.load(tmp_path)
-
-
-def test_more_names_than_classes(tmp_path: Path) -> None:
-    tiny_folder(class_names=("a", "b", "c", "d")).save(tmp_path)
-    with pytest.raises(PeckerError, match="names 4 classes, the network has 3"):
-        ModelFolder.load(tmp_path)
-
-
-@pytest.mark.parametrize("patch_size", [0, 3, "two", True, 10**30])
-def test_patch_size_that_does_not_divide_the_channels(saved: Path, patch_size: object) -> None:
-    description = json.loads((saved / DESCRIPTION).read_text())
-    (saved / DESCRIPTION).write_text(json.dumps({**description, "patch_size": patch_size}))
-    with pytest.raises(PeckerError, match="patch_size"):
         ModelFolder.load(saved)

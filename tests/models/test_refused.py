@@ -63,19 +63,9 @@ def refused(kind, folder, *named):
     ("entries", "named"),
     [
         ({"class_names": [1, 2, 3]}, "class_names.0"),
-        ({"class_names": None}, "class_names"),
-        ({"class_names": [["a"]]}, "class_names.0"),
-        ({"class_names": "abc"}, "class_names"),
-        ({"class_names": {"a": 0, "b": 1}}, "class_names"),
         ({"class_names": ["a", "\x1b[31mb"]}, "cannot be printed"),
         ({"class_names": ["a" * 10**5]}, "class_names.0"),
         ({"class_name": ["a"]}, "'class_name'; known are 'kind', 'class_names'"),
-        ({"kind": 7}, "kind"),
-        ({"kind": "wizard"}, "kind"),
-        ({"patch_size": 2.0}, "patch_size"),
-        ({"null_label": "last"}, "null_label"),
-        ({"figures": [1]}, "figures"),
-        ({"figures": {"t_init": "440"}}, "figures.t_init"),
         ({"figures": {"t_init": 1000}}, "figures.t_init"),
         ({"figures": {"training": 3}}, "figures.training"),
     ],
@@ -108,29 +98,15 @@ def test_descriptions_of_pipelines(pipeline, entries):
     [
         ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "FlowMatchHeunDiscreteScheduler"),
         ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
-        ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler"),
-        ({"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler"),
-        ({"_class_name": "CMStochasticIterativeScheduler"}, "CMStochasticIterativeScheduler"),
-        ({"_class_name": ...}, "_class_name"),
-        ({"_class_name": ["DDPMScheduler"]}, "_class_name"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas"),
         ({"predict_epsilon": False}, "predict_epsilon"),
-        ({"num_train_timesteps": None}, "num_train_timesteps"),
-        ({"num_train_timesteps": "1000"}, "num_train_timesteps"),
-        ({"num_train_timesteps": -5}, "num_train_timesteps"),
         ({"num_train_timesteps": 10**12}, "num_train_timesteps"),
-        ({"num_train_timesteps": ...}, "num_train_timesteps"),
         ({"beta_start": ...}, "beta_start"),
-        ({"beta_end": 2.0}, "beta_end"),
         ({"beta_end": float("nan")}, "beta_end"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule"),
-        ({"beta_schedule": 3}, "beta_schedule"),
-        ({"prediction_type": 5}, "prediction_type"),
         ({"prediction_type": "flow_prediction"}, "prediction_type"),
         ({"variance_type": "learned_range"}, "learned_range"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
-        ({"clip_sample": "no"}, "clip_sample"),
-        ({"rescale_betas_zero_snr": 1}, "rescale_betas_zero_snr"),
     ],
 )
 def test_schedules(model, pipeline, entries, named):
@@ -138,12 +114,6 @@ def test_schedules(model, pipeline, entries, named):
         file = folder / "scheduler" / "scheduler_config.json"
         change(file, **entries)
         refused(kind, folder, file, named)
-
-
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", "{", DEEP])
-def test_schedules_that_are_none(model, content):
-    (model / "scheduler" / "scheduler_config.json").write_text(content)
-    refused(ModelFolder, model, "scheduler_config.json")
 
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM", "EulerDiscrete", "LCM", "DPMSolverMultistep"])
@@ -160,24 +130,16 @@ def test_schedulers_that_share_the_process(model, name):
     ("entries", "named"),
     [
         ({"sample_size": None}, "sample_size"),
-        ({"sample_size": ...}, "sample_size"),
-        ({"sample_size": "8"}, "sample_size"),
-        ({"sample_size": -8}, "sample_size"),
         ({"sample_size": 3}, "sample_size"),
         ({"sample_size": [8, 8, 8]}, "sample_size"),
         ({"out_channels": 2}, "the variance too"),
         ({"in_channels": 3}, "fills in parts"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"num_class_embeds": None}, "no class embedding"),
-        ({"num_class_embeds": 10**30}, "num_class_embeds"),
         ({"num_class_embeds": 10**6}, "class_embedding.weight"),
-        ({"block_out_channels": []}, "block_out_channels"),
         ({"block_out_channels": [1 << 19, 1 << 19]}, "does not fit"),
-        ({"layers_per_block": 10**9}, "layers_per_block"),
         ({"norm_num_groups": 3}, "describes no UNet2DModel"),
         ({"act_fn": "wave"}, "describes no UNet2DModel"),
-        ({"dropout": "much"}, "dropout"),
-        ({"_class_name": ["UNet2DModel"]}, "UNet2DModel"),
         ({"_class_name": "UNet2DConditionModel"}, "--pipeline"),
     ],
 )
@@ -196,15 +158,10 @@ def test_configurations_of_class_models(model, entries, named):
         ("unet", {"sample_size": None}, "sample_size"),
         ("unet", {"in_channels": 5}, "fills in parts"),
         ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type"),
-        ("unet", {"class_embed_type": "timestep"}, "class_embed_type"),
-        ("unet", {"cross_attention_dim": "wide"}, "cross_attention_dim"),
-        ("unet", {"cross_attention_dim": 16}, "width 16"),
-        ("text_encoder", {"hidden_size": 0}, "hidden_size"),
+        ("unet", {"cross_attention_dim": 16}, "cross_attention_dim is 16"),
         ("text_encoder", {"hidden_size": 9}, "text_encoder"),
-        ("text_encoder", {"num_hidden_layers": "12"}, "num_hidden_layers"),
         ("text_encoder", {"vocab_size": 20}, "text_encoder"),
         ("vae", {"latent_channels": 4}, "does not fit"),
-        ("vae", {"scaling_factor": 0}, "scaling_factor"),
         ("vae", {"latents_mean": [1.0, 2.0]}, "latents_mean"),
     ],
 )
@@ -253,27 +210,6 @@ def test_weights_that_are_not_the_networks(pipeline, part, way):
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize(
-    "others",
-    [
-        ["diffusion_pytorch_model.fp16.safetensors"],
-        ["diffusion_pytorch_model.bin"],
-        ["diffusion_pytorch_model-00001-of-00002.safetensors"],
-    ],
-)
-def test_weights_in_other_files_are_named(model, pipeline, others):
-    for kind, folder in ((ModelFolder, model), (PipelineFolder, pipeline)):
-        for name in others:
-            shutil.copy(folder / WEIGHTS, folder / "unet" / name)
-        (folder / WEIGHTS).unlink()
-        refused(kind, folder, *others, "--variant" if "fp16" in others[0] else "save_pretrained")
-
-
-def test_a_single_file_is_no_folder(model, pipeline):
-    refused(ModelFolder, model / WEIGHTS, "is a file", "convert")
-    refused(PipelineFolder, pipeline / WEIGHTS, "is a file", "from_single_file")
-
-
 def test_weights_that_may_not_be_read_are_not_called_truncated(model, monkeypatch):
     def refuse(path, *_args, **_options):  # root may read everything
         if str(path).endswith(".safetensors"):
@@ -286,30 +222,6 @@ def test_weights_that_may_not_be_read_are_not_called_truncated(model, monkeypatc
 
 
 # ---- pipelines
-
-
-@pytest.mark.parametrize(
-    ("entries", "named"),
-    [
-        ({"unet": []}, "unet"),
-        ({"unet": ["diffusers"]}, "unet"),
-        ({"text_encoder": [3, 4]}, "text_encoder"),
-        ({"tokenizer": ["transformers", "T5Tokenizer"]}, "T5Tokenizer"),
-        ({"vae": ["diffusers", "VQModel"]}, "VQModel"),
-        ({"transformer": ["diffusers", "FluxTransformer2DModel"]}, "FluxTransformer2DModel"),
-        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "text_encoder_2"),
-        ({"_class_name": None}, "_class_name"),
-    ],
-)
-def test_indices(pipeline, entries, named):
-    change(pipeline / "model_index.json", **entries)
-    refused(PipelineFolder, pipeline, named)
-
-
-@pytest.mark.parametrize("content", ["[]", "{", DEEP, "{}"])
-def test_indices_that_are_none(pipeline, content):
-    (pipeline / "model_index.json").write_text(content)
-    refused(PipelineFolder, pipeline, "model_index.json")
 
 
 def test_a_tokenizer_without_a_longest_text_takes_the_text_encoders(pipeline):

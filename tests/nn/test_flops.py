@@ -112,6 +112,7 @@ def test_the_network_is_left_as_it_was():
     assert first.full.weight_gradients == CONV_1 + FC
 
 
+@pytest.mark.slow
 def test_the_ddpm_unet_of_cifar10():
     from diffusers import UNet2DModel
 

@@ -84,11 +84,10 @@ OPTIONS = {
     "amsgrad, clipped": {"amsgrad": True, "clip_value": 0.1, "maximize": True},
 }
 
-# A mask adds to what is traced: without one, the default shows that nothing is missed.
 STEPS = [
     pytest.param(
         name, masked, id=f"{name}-{'masked' if masked else 'dense'}",
-        marks=() if masked or name == "default" else pytest.mark.slow,
+        marks=() if name == "default" else pytest.mark.slow,
     )
     for name in OPTIONS for masked in (True, False)
 ]  # fmt: skip

@@ -75,17 +75,6 @@ def test_any_strides(tmp_path, made):
     assert read_patch(again).digest == read_patch(file).digest
 
 
-def test_another_process_removes_it(tmp_path, made):
-    base, _, file = made
-    subject = copy.deepcopy(base)
-    apply_patch(subject, file)
-    torch.save(subject.state_dict(), tmp_path / "erased.pt")
-    fresh = network(seed=9)
-    fresh.load_state_dict(torch.load(tmp_path / "erased.pt"))
-    remove_patch(fresh, file)
-    assert content(fresh) == content(base)
-
-
 def test_weights_that_are_loaded_anew_carry_nothing(made):
     base, erased, file = made
     subject = copy.deepcopy(base)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from patch_networks import content
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from pecker_fast import PeckerError, SaliencyMask, apply_patch, save_patch
@@ -210,42 +210,6 @@ def test_what_peft_has_no_place_for(name, kind, tmp_path):
     save_patch(tmp_path / "patch.safetensors", base, erased, SaliencyMask.from_dense(dense))
     with pytest.raises(PeckerError, match=f"no place for '{name}'"):
         export_patch(tmp_path / "patch.safetensors", base, kind, tmp_path / "out")
-
-
-def test_a_sparse_file_that_does_not_fit(tmp_path):
-    file, base, _, _ = a_patch(tmp_path)
-    export_patch(file, base, "vllm-sparse", tmp_path / "good.safetensors")
-    with safe_open(tmp_path / "good.safetensors", framework="pt") as opened:
-        metadata = opened.metadata()
-    tensors = load_file(tmp_path / "good.safetensors")
-    key = "query.weight"
-
-    def spoilt(change):
-        copied = {name: tensor.clone() for name, tensor in tensors.items()}
-        change(copied)
-        return copied
-
-    for wrong in (
-        spoilt(lambda t: t.pop(f"values.{key}")),
-        spoilt(lambda t: t.update({f"indices.{key}": t[f"indices.{key}"].long()})),
-        spoilt(lambda t: t.update({f"indices.{key}": t[f"indices.{key}"].flip(0)})),
-        spoilt(lambda t: t[f"indices.{key}"].add_(2**30)),
-        spoilt(lambda t: t[f"indices.{key}"].sub_(2**30)),
-        spoilt(lambda t: t.update({f"values.{key}": t[f"values.{key}"].double()})),
-        spoilt(lambda t: t.update({f"values.{key}": t[f"values.{key}"][1:]})),
-        spoilt(
-            lambda t: t.update({f"{k}.x": t[f"{k}.{key}"].clone() for k in ("values", "indices")})
-        ),
-    ):
-        save_file(wrong, tmp_path / "wrong.safetensors", metadata=metadata)
-        with pytest.raises(PeckerError, match=r"wrong\.safetensors"):
-            import_patch(tmp_path / "wrong.safetensors", base, "vllm-sparse", tmp_path / "back")
-    save_file(tensors, tmp_path / "wrong.safetensors")
-    with pytest.raises(PeckerError, match="expected format"):
-        import_patch(tmp_path / "wrong.safetensors", base, "vllm-sparse", tmp_path / "back")
-    save_file({"query.weight": base.query.weight.data}, tmp_path / "same.safetensors")
-    with pytest.raises(PeckerError, match="changes nothing"):
-        import_patch(tmp_path / "same.safetensors", base, "state-dict", tmp_path / "back")
 
 
 @pytest.mark.slow

@@ -115,32 +115,11 @@ def refused(path, weights, expected):
     assert all(torch.equal(before[name], tensor) for name, tensor in weights.items())
 
 
-def test_missing_and_foreign_files(tmp_path, weights):
-    refused(tmp_path / "none.safetensors", weights, r"none\.safetensors' does not exist")
-    refused(tmp_path, weights, "does not exist")
-    other = tmp_path / "other.safetensors"
-    save_file(weights, other)
-    refused(other, weights, r"a safetensors file but not a pecker_fast patch; expected one")
-    SaliencyMask.full(weights).save(other)
-    refused(other, weights, "not a pecker_fast patch")
-    torch.save(weights, other)
-    refused(other, weights, "cannot be read, it is damaged or not a patch")
-
-
 def test_a_later_version(file, weights):
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     save_file(load_file(file), file, metadata={**metadata, "version": "3"})
     refused(file, weights, "has format version '3', this pecker_fast reads version 1 and 2; update")
-
-
-def test_truncated_files(file, weights):
-    content = file.read_bytes()
-    for length in (0, 7, 8, 100, len(content) // 2, len(content) - 1):
-        file.write_bytes(content[:length])
-        refused(file, weights, "cannot be read, it is damaged or not a patch")
-    file.write_bytes(content + b"\0")
-    refused(file, weights, "cannot be read, it is damaged or not a patch")
 
 
 def test_every_flipped_bit_shows(file, weights):
@@ -182,32 +161,6 @@ def test_every_flipped_bit_shows(file, weights):
 def test_parts_that_contradict_each_other(file, weights, change):
     patch = read_patch(file)
     write_patch(file, replace(patch, **change(patch)))  # its digest is right
-    refused(file, weights, "damaged")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("about", "[1]"),
-        ("about", "[" * 10**5),
-        ("tensors", "{}"),
-        ("tensors", '[["a", [9223372036854775808], "float32", ""]]'),
-        ("tensors", '[["a", [1e3], "float32", ""]]'),
-        ("tensors", '[["a", [-1], "float32", ""]]'),
-        ("tensors", '[["a", [' + "1," * 10**5 + '1], "float32", ""]]'),
-        ("tensors", '[["a", [3], "nn", ""]]'),
-        ("tensors", '[["a", [3], "float32", 7]]'),
-        ("tensors", '[["a"]]'),
-        ("tensors", "[7]"),
-    ],
-)
-def test_metadata_that_lie(file, weights, key, value):
-    with safe_open(file, framework="np") as opened:
-        metadata, content = opened.metadata(), {k: opened.get_tensor(k) for k in opened.keys()}
-    metadata = {**metadata, key: value}
-    del metadata["digest"]
-    metadata["digest"] = _digest_of_file(metadata, content)
-    save_numpy(content, file, metadata=metadata)
     refused(file, weights, "damaged")
 
 

@@ -54,9 +54,12 @@ def real_peak(tried):
     ("settings", "moment"),
     [
         ({**SMALL, "mask.density": 0.2, "mask.apply": "both"}, "an iteration"),
-        ({**SMALL, "mask.density": 0.2, "precision": "bf16", "recompute": True}, "an iteration"),
-        pytest.param(
-            {**SMALL, "mask.density": 0.2, "saliency.batch_size": 64}, "the start", marks=SLOW
+        *(
+            pytest.param({**SMALL, "mask.density": 0.2, **more}, moment, marks=SLOW)
+            for more, moment in (
+                ({"precision": "bf16", "recompute": True}, "an iteration"),
+                ({"saliency.batch_size": 64}, "the start"),
+            )
         ),
         pytest.param({**SMALL, "mask.kind": "full"}, "an iteration", marks=SLOW),
         pytest.param(BASELINE, "an iteration", marks=SLOW),
@@ -83,6 +86,7 @@ def test_settings_that_save_memory_do_so_here():
         assert _modelled(tried, values).size < plain, values
 
 
+@SLOW
 def test_the_model_leaves_all_as_it_was():
     tried = task({**SMALL, "mask.density": 0.2})
     before = copy.deepcopy(tried.original.state_dict())

@@ -270,7 +270,8 @@ def report(out):
 
 def images(file):
     with np.load(file) as arrays:
-        return digest({name: torch.from_numpy(arrays[name]) for name in ("images", "labels")})
+        pixels, labels = (torch.from_numpy(arrays[name]) for name in ("arr_0", "labels"))
+    return digest({"images": pixels.permute(0, 3, 1, 2).contiguous(), "labels": labels})
 
 
 def sample_and_evaluate(out):
@@ -284,7 +285,7 @@ def sample_and_evaluate(out):
     found = {}
     for name, options in samplers.items():
         file = out / f"{name}.npz"
-        run(f"sample {model('ddpm')} --per-class 2 {options}", "--npz", file)
+        run(f"sample {model('ddpm')} --per-class 2 {options}", "--out", file)
         found[name] = images(file)
     judge = ("--classifier", out / "classifier", "--json", out / "figures.json")
     options = f"--forget star --override circle --per-class 4 {samplers['ddpm']}"

@@ -7,7 +7,7 @@ from short_runs.make import RECORDS, Session, unusable
 
 RECORD = json.loads(RECORDS.read_text())
 # One of each kind; the others are slow.
-FAST = {"pecker", "both", "bf16", "refresh", "salun", "esd", "concept", "train_teacher"}
+FAST = {"pecker", "bf16", "esd", "concept", "train_teacher"}
 
 
 @pytest.fixture(scope="module")

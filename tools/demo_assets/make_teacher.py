@@ -92,12 +92,7 @@ def train_teacher(
 ) -> UNet2DModel:
     """Train on denoising (DDPM eq. 14) and return the weight average in eval mode, on the CPU.
 
-    Args:
-        images: (N, C, H, W) float32 in [-1, 1].
-        labels: (N,) int64.
-        num_classes: number of classes.
-        recipe: sizes and hyperparameters.
-        device: where to train.
+    Images are (N, C, H, W) float32 in [-1, 1], labels (N,) int64.
     """
     torch.manual_seed(recipe.seed)
     unet = build_unet(recipe, num_classes, tuple(images.shape[1:])).to(device)
@@ -176,11 +171,7 @@ def write_card(
 ) -> None:
     """Write beside a classifier what it says of test images: what no model exceeds.
 
-    Args:
-        folder: of the classifier.
-        images: (N, C, H, W) in [-1, 1], the test images.
-        labels: (N,) what they show.
-        statistics: of the training images.
+    Images are (N, C, H, W) in [-1, 1]; the statistics are of the training images.
     """
     source = f"the first of each in Fashion-MNIST's {len(labels):,} test images"
     classifier = load_classifier(folder)

@@ -25,23 +25,14 @@ _CHUNK = 100  # images at a time
 
 @dataclass(frozen=True)
 class CaptionFigures:
-    """Accuracy of the class that a caption names.
+    """Accuracy of the class that a caption names."""
 
-    Attributes:
-        captions: "training" or "held back".
-        steps: DDIM steps, or 1 for the estimate of the clean image at `T_INIT`.
-        guidance: scale of classifier-free guidance.
-        seed: of captions and noise.
-        per_class: images of each class.
-        class_accuracy: share recognised, by class.
-    """
-
-    captions: str
-    steps: int
-    guidance: float
-    seed: int
-    per_class: int
-    class_accuracy: tuple[float, ...]
+    captions: str  # "training" or "held back"
+    steps: int  # DDIM steps, or 1 for the estimate of the clean image at `T_INIT`
+    guidance: float  # scale of classifier-free guidance
+    seed: int  # of captions and noise
+    per_class: int  # images of each class
+    class_accuracy: tuple[float, ...]  # share recognised, by class
 
     @property
     def accuracy(self) -> float:
@@ -65,15 +56,7 @@ def measure(
 ) -> CaptionFigures:
     """Draw images for captions of every class and classify them.
 
-    Args:
-        pipeline: as `pipeline_networks.assemble` gives it.
-        classifier: of 28x28 images, see `Classifier`.
-        captions: "training" or "held back".
-        steps: as in `draw_images`.
-        guidance: as in `draw_images`.
-        per_class: images of each class; the captions take turns.
-        seed: of captions and noise.
-        num_classes: only the first so many classes.
+    The captions, "training" or "held back", take turns.
     """
     prompts: list[str] = []
     random = np.random.default_rng(seed)
@@ -100,13 +83,8 @@ def draw_images(
 ) -> Tensor:
     """One image per prompt.
 
-    Args:
-        pipeline: as `pipeline_networks.assemble` gives it.
-        prompts: N captions.
-        steps: DDIM steps, or 1 for the estimate of the clean image at `T_INIT`.
-        guidance: scale of classifier-free guidance; 1 for none.
-        seed: of the noise; image i does not depend on how many follow.
-        progress: title of a progress bar on stderr; None for no bar.
+    One step is the estimate of the clean image at `T_INIT`; more are DDIM's. Image i does not
+    depend on how many follow. A guidance of 1 is none.
 
     Returns:
         (N, 1, 28, 28) float32 in [-1, 1], on the CPU.

@@ -79,11 +79,6 @@ def build_tokenizer(captions: list[str], length: int, folder: Path) -> CLIPToken
     """A CLIP tokenizer in whose vocabulary every word of `captions` is one token.
 
     All single bytes are in the vocabulary too, so that any text can be encoded.
-
-    Args:
-        captions: lower-case texts.
-        length: tokens of an encoded text, start and end included.
-        folder: where its files are written; made if need be.
     """
     vocabulary, merges = learn_bpe(captions)
     folder.mkdir(parents=True, exist_ok=True)

@@ -99,14 +99,8 @@ def train_autoencoder(
 ) -> AutoencoderKL:
     """Train on reconstruction and set the scaling factor so that latents have unit variance.
 
-    Args:
-        images: (N, 1, 28, 28) float32 in [-1, 1].
-        recipe: sizes and hyperparameters.
-        device: where to train.
-
     Returns:
         The autoencoder in eval mode, on the CPU.
-
     """
     torch.manual_seed(recipe.seed)
     vae = build_autoencoder(recipe).to(device)
@@ -154,16 +148,10 @@ def train_denoiser(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train U-Net and text encoder together on denoising (DDPM eq. 14).
 
-    Args:
-        latents: mean and standard deviation (N, 4, 8, 8) of every image, from `encode`.
-        captioner: says what is on an image.
-        tokenizer: of the captions.
-        recipe: sizes and hyperparameters.
-        device: where to train.
+    Latents are mean and standard deviation (N, 4, 8, 8) of every image, from `encode`.
 
     Returns:
         The averages of both over training, in eval mode, on the CPU.
-
     """
     torch.manual_seed(recipe.seed)
     unet, text_encoder = build_unet(recipe), build_text_encoder(recipe, tokenizer)

@@ -11,6 +11,7 @@ from pecker_fast.models.architectures.class_networks import ClassNetwork, DDPMNe
 from pecker_fast.models.architectures.dit import DiT
 from pecker_fast.models.architectures.flux import Flux
 from pecker_fast.models.architectures.pixart import PixArt
+from pecker_fast.models.architectures.sana import Sana
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 from pecker_fast.models.architectures.stable_diffusion_3 import StableDiffusion3
 from pecker_fast.models.architectures.stable_diffusion_xl import StableDiffusionXL
@@ -32,6 +33,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     StableDiffusion3(),
     Flux(),
     PixArt(),
+    Sana(),
 )
 
 CLASS_NETWORKS: tuple[ClassNetwork, ...] = (UNetNetwork(), DDPMNetwork(), DiT())
@@ -44,11 +46,6 @@ def class_network(network: nn.Module) -> ClassNetwork:
 
 def architecture_of(name: str, parts: Mapping[str, str | None], root: Path) -> Architecture:
     """The family whose parts these are.
-
-    Args:
-        name: of the pipeline's class.
-        parts: of model_index.json.
-        root: the pipeline's folder.
 
     Raises:
         PeckerError: no family has such parts; the nearest one says which is wrong.

@@ -16,23 +16,17 @@ from pecker_fast.models.texts import Texts
 from pecker_fast.models.weights import load_network
 from pecker_fast.runs.reading import Schema
 
-__all__ = ["Architecture", "Denoiser", "load_denoiser"]
+__all__ = ["Architecture", "Denoiser", "check_widths", "load_denoiser"]
 
 
 class Denoiser(ABC):
-    """What has to be said of a network that denoises, without state: an instance is its functions.
+    """What has to be said of a network that denoises; without state, it is its functions."""
 
-    Attributes:
-        name: for people.
-        denoiser: the part of a folder that it is.
-        parts: the parts of a pipeline with their classes, the network's at least.
-        schema: of its config.json.
-    """
-
-    name: ClassVar[str]
-    denoiser: ClassVar[str] = "unet"
+    name: ClassVar[str]  # for people
+    denoiser: ClassVar[str] = "unet"  # the part of a folder that it is
+    # The parts of a pipeline with their classes, the network's at least.
     parts: ClassVar[Mapping[str, str]]
-    schema: ClassVar[type[Schema]]
+    schema: ClassVar[type[Schema]]  # of its config.json
 
     def load_network(self, folder: Path) -> nn.Module:
         """The network, from its own folder.
@@ -53,12 +47,7 @@ class Denoiser(ABC):
         return config.in_channels, height, width
 
     def tokens(self, shape: tuple[int, int, int], config: Any) -> int:
-        """How many tokens the network makes of an image; a flow's steps may depend on it.
-
-        Args:
-            shape: (C, H, W) of the image.
-            config: of the network.
-        """
+        """Tokens that the network makes of an image (C, H, W); a flow's steps may depend on it."""
         patch = getattr(config, "patch_size", 1)
         return (shape[1] // patch) * (shape[2] // patch)
 
@@ -90,27 +79,40 @@ class Architecture(Denoiser):
     optional: ClassVar[frozenset[str]] = frozenset()
     schedule: ClassVar[type[Schema]] = ScheduleConfig
 
+    def read_schedule(self, file: Path) -> dict[str, Any]:
+        """The noise schedule that a scheduler_config.json describes, as `schedule` has it.
+
+        Raises:
+            PeckerError: it cannot be read, or is of another process.
+        """
+        return read_config(file, self.schedule)
+
     @abstractmethod
     def load_texts(self, root: Path, config: Any) -> Texts:
         """What encodes prompts, from the pipeline's folder.
-
-        Args:
-            root: the pipeline's folder.
-            config: of the network that is told them, as `schema` has it.
 
         Raises:
             PeckerError: a part is missing or damaged, or is another network's.
         """
 
 
-def load_denoiser(folder: Path, name: str, schema: type[Schema], kind: Any = None) -> nn.Module:
-    """A network of diffusers.
+def check_widths(folder: Path, takes: Mapping[str, Any], given: Mapping[str, int]) -> None:
+    """Refuse a network in `folder` that takes texts of other widths than the encoders give.
 
-    Args:
-        folder: with its configuration and weights.
-        name: of its class.
-        schema: of its configuration.
-        kind: its class, where it is not diffusers' own.
+    Raises:
+        PeckerError: one of its entries is not the width that is given, nor a list of that alone.
+    """
+    for entry, width in given.items():
+        found = takes[entry] if isinstance(takes[entry], list) else [takes[entry]]
+        if any(each != width for each in found):
+            raise PeckerError(
+                f"{folder}: {entry} is {takes[entry]}, the text encoders give {width}; take both "
+                "from one pipeline"
+            )
+
+
+def load_denoiser(folder: Path, name: str, schema: type[Schema], kind: Any = None) -> nn.Module:
+    """A network of diffusers, or of another `kind` where that is given.
 
     Raises:
         PeckerError: it is missing or damaged.

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pecker_fast.errors import PeckerError
-from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, FlowScheduleConfig, TransformerConfig
 from pecker_fast.models.texts import (
     Texts,
@@ -75,12 +74,7 @@ class Flux(Architecture):
             "joint_attention_dim": t5.config.d_model,
             "pooled_projection_dim": clip.config.hidden_size,
         }
-        for entry, width in given.items():
-            if getattr(config, entry) != width:
-                raise PeckerError(
-                    f"{root / self.denoiser}: {entry} is {getattr(config, entry)}, the text "
-                    f"encoders give {width}; take both from one pipeline"
-                )
+        check_widths(root / self.denoiser, dict(config), given)
         tokenizers = [
             load_clip_tokenizer(root / "tokenizer", clip.config),
             load_t5_tokenizer(root / "tokenizer_2", t5.config, _LONGEST),

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.errors import PeckerError
-from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, Share, Small, SquareTransformerConfig, pipeline_parts
-from pecker_fast.models.texts import Texts, load_t5, load_t5_tokenizer
+from pecker_fast.models.texts import Texts, load_t5, load_t5_tokenizer, masked, unmasked
 
 __all__ = ["PixArt"]
 
@@ -49,11 +48,8 @@ class PixArt(Architecture):
     def load_texts(self, root: Path, config: Any) -> Texts:
         """T5's tokenizer and encoder."""
         encoder = load_t5(root / "text_encoder")
-        if config.caption_channels != encoder.config.d_model:
-            raise PeckerError(
-                f"{root / self.denoiser}: caption_channels is {config.caption_channels}, the text "
-                f"encoder gives {encoder.config.d_model}; take both from one pipeline"
-            )
+        given = {"caption_channels": encoder.config.d_model}
+        check_widths(root / self.denoiser, dict(config), given)
         name, _ = pipeline_parts(root / "model_index.json")
         longest = _LONGEST.get(name, _LONGEST_OF_OTHERS)
         tokenizer = load_t5_tokenizer(root / "tokenizer", encoder.config, longest)
@@ -62,7 +58,7 @@ class PixArt(Architecture):
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `PixArtAlphaPipeline`; the half of the output that is the variance is left out."""
         config: Any = network.config
-        length = condition.shape[1] // (config.caption_channels + 1)
+        texts, mask = unmasked(condition, config.caption_channels)
         told: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
         if _told_sizes(config):
             count, height, width = len(x_t), x_t.shape[2], x_t.shape[3]
@@ -73,8 +69,8 @@ class PixArt(Architecture):
             }
         output: Tensor = network(
             x_t,
-            encoder_hidden_states=condition[:, :-length].reshape(len(x_t), length, -1),
-            encoder_attention_mask=condition[:, -length:],
+            encoder_hidden_states=texts,
+            encoder_attention_mask=mask,
             timestep=time,
             added_cond_kwargs=told,
         ).sample
@@ -98,4 +94,4 @@ class _Masked(Texts):
             return_tensors="pt",
         ).to(place)  # fmt: skip
         texts = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        return torch.cat([texts.flatten(1), tokens.attention_mask.to(texts)], 1)
+        return masked(texts, tokens.attention_mask)

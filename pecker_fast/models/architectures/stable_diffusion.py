@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from pecker_fast.errors import PeckerError
-from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import TextUNetConfig
 from pecker_fast.models.texts import ClipTexts, Texts, load_clip, load_clip_tokenizer
 
-__all__ = ["StableDiffusion", "check_width"]
+__all__ = ["StableDiffusion"]
 
 
 class StableDiffusion(Architecture):
@@ -35,25 +34,11 @@ class StableDiffusion(Architecture):
     def load_texts(self, root: Path, config: Any) -> Texts:
         """One tokenizer and its encoder."""
         encoder = load_clip(root / "text_encoder")
-        check_width(root / self.denoiser, config, encoder.config.hidden_size)
+        given = {"cross_attention_dim": encoder.config.hidden_size}
+        check_widths(root / self.denoiser, dict(config), given)
         return ClipTexts([load_clip_tokenizer(root / "tokenizer", encoder.config)], [encoder])
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `StableDiffusionPipeline`."""
         output: Tensor = network(x_t, time, encoder_hidden_states=condition).sample
         return output
-
-
-def check_width(folder: Path, config: Any, given: int) -> None:
-    """Refuse a U-Net for texts of another width.
-
-    Raises:
-        PeckerError: it is one.
-    """
-    widths = config.cross_attention_dim
-    for width in [widths] if isinstance(widths, int) else widths:
-        if width != given:
-            raise PeckerError(
-                f"{folder}: takes texts of width {width}, the text encoder gives {given}; take "
-                "both from one pipeline"
-            )

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from pecker_fast.errors import PeckerError
-from pecker_fast.models.architectures.base import Architecture
+from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, FlowScheduleConfig, SquareTransformerConfig
 from pecker_fast.models.texts import (
     Texts,
@@ -84,12 +83,7 @@ class StableDiffusion3(Architecture):
             t5 = encoders[-1].config
             given["joint_attention_dim"] = t5.d_model
             tokenizers.append(load_t5_tokenizer(root / "tokenizer_3", t5, _LONGEST))
-        for entry, width in given.items():
-            if getattr(config, entry) != width:
-                raise PeckerError(
-                    f"{root / self.denoiser}: {entry} is {getattr(config, entry)}, the text "
-                    f"encoders give {width}; take both from one pipeline"
-                )
+        check_widths(root / self.denoiser, dict(config), given)
         return _ThreeTexts(tokenizers, encoders, config.joint_attention_dim)
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:

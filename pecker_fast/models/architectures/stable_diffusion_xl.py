@@ -10,10 +10,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json
-from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.architectures.stable_diffusion import check_width
+from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import AnyTextUNetConfig, AutoencoderConfig, Count, read_config
 from pecker_fast.models.texts import Texts, load_clip, load_clip_tokenizer, padded
 
@@ -65,14 +63,12 @@ class StableDiffusionXL(Architecture):
             load_clip(root / "text_encoder"),
             load_clip(root / "text_encoder_2", projected=True),
         ]
-        folder = root / self.denoiser
-        check_width(folder, config, sum(encoder.config.hidden_size for encoder in encoders))
-        pooled, given = _pooled_width(config), encoders[1].config.projection_dim
-        if pooled != given:
-            raise PeckerError(
-                f"{folder}: takes a pooled text of width {pooled}, the second text encoder gives "
-                f"{given}; take both from one pipeline"
-            )
+        text = sum(encoder.config.hidden_size for encoder in encoders)
+        check_widths(
+            root / self.denoiser,
+            {"cross_attention_dim": config.cross_attention_dim, "pooled": _pooled_width(config)},
+            {"cross_attention_dim": text, "pooled": encoders[1].config.projection_dim},
+        )
         tokenizers = [
             load_clip_tokenizer(root / name, encoder.config)
             for name, encoder in zip(("tokenizer", "tokenizer_2"), encoders, strict=True)
