@@ -1,4 +1,4 @@
-"""`pecker-fast attack`: asks an erased model for its class in every other way."""
+"""`pecker-fast attack`: asks for what was erased in every other way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ __all__ = ["attack"]
 Examples:
     pecker-fast attack RUN --classifier judge
     pecker-fast attack RUN --classifier judge --original MODEL
-    pecker-fast attack RETRAINED --classifier judge --original MODEL --forget cat
+    pecker-fast attack RETRAINED --classifier judge --original MODEL --forget cat --json > cat.json
+    pecker-fast attack RUN --classifier judge --original MODEL --retrained cat.json
+    pecker-fast attack RUN --classifier judge --original PIPELINE
 
 \b
 Ways of asking: one step from several noise levels, DDIM with 4 to 50 steps, DDPM, guidance, and
@@ -27,12 +29,27 @@ conditions between the class and the others. With --original two attacks that tr
 embedding of the class alone, and every parameter, on 20 images of the class that the original
 draws. A model that was trained without the class says what could be hoped for. Shares of images
 with 95 % intervals; in a run they are written to attack.json.
+
+\b
+A pipeline that forgot a concept of the shipped one is attacked alike: with its guidance, other and
+none, by captions that were held back, and told partly a neighbour; the embedding is the prompt's.
 """,
 )
 @click.argument("run", type=INPUT)
 @click.option("--classifier", type=CLASSIFIER, required=True, help="The judge.")
-@click.option("--forget", help="The class: name or index.  [default: what the erased model says]")
-@click.option("--original", type=INPUT, help="The model before, which draws images to teach with.")
+@click.option(
+    "--forget",
+    help="The class, or that which a concept is: name or index.  [default: what the erased says]",
+)
+@click.option(
+    "--original", type=INPUT, help="What it was before, which draws images to teach with."
+)
+@click.option(
+    "--retrained",
+    type=INPUT,
+    help="What attack --json printed for a model trained without the class.  [default: for the "
+    "shipped teacher's ankle boots, what ships]",
+)
 @click.option(
     "--images",
     type=click.IntRange(min=10),
@@ -45,7 +62,7 @@ with 95 % intervals; in a run they are written to attack.json.
 @json_option
 @quiet_option
 def attack(run: Path, device: str, threads: int | None, **options: Any) -> None:
-    """Attack RUN, a run of `erase` or a model folder."""
+    """Attack RUN, a run of `erase`, or the folder of a model or a pipeline."""
     place = prepare(device, threads)
 
     from pecker_fast.erasure.attack import attack
@@ -53,6 +70,6 @@ def attack(run: Path, device: str, threads: int | None, **options: Any) -> None:
     found = attack(run, **options, device=place)
     rows = [found.columns, *found.rows()]
     width = max(len(way) for way, *_ in rows)
-    shares = [f"{way:{width}}  {share:>22}  {kept:>22}" for way, share, kept in rows]
-    lines = [found.headline, *shares]
+    shares = ["  ".join([f"{way:{width}}", *(f"{s:>22}" for s in more)]) for way, *more in rows]
+    lines = [*filter(None, [found.headline, found.taught_sentence]), *shares]
     result(lines, found.to_dict)

@@ -1,138 +1,92 @@
-"""Attacks on an erased model: asked in every other way, and taught again."""
+"""Attacks on an erased model or pipeline: asked in every other way, and taught again."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
+from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
+from pecker_fast.erasure.attack_result import SHOTS, STEPS, Attacked, retrained_figures, words_of
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.classifier import Classifier, load_classifier
-from pecker_fast.evaluate.intervals import Share
+from pecker_fast.evaluate.classifier import load_classifier
+from pecker_fast.evaluate.fashion_concept import fashion_concept
 from pecker_fast.evaluate.page import Sentence, Table, add_attack
-from pecker_fast.evaluate.sampling import Sampler
-from pecker_fast.evaluate.sweep import Asked, recognised, sweep
+from pecker_fast.evaluate.prompt_plan import GUIDANCE
+from pecker_fast.evaluate.sweep import Asked, ClassSubject, PromptSubject, Subject
 from pecker_fast.files import read_json, write_text
-from pecker_fast.methods.relearning import RATES, Attack, attacked
+from pecker_fast.methods.relearning import RATES, attacked, shots_of
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.finding import find_model, holds_run
+from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.runs.classes import class_index
+from pecker_fast.runs.finding import find_model, find_pipeline, holds_run
 from pecker_fast.runs.outputs import ATTACK_NAME, REPORT_NAMES
+from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["Attacked", "attack"]
 
-RESISTS = 0.03
-"""Share of images of the class up to which a way of asking counts as closed."""
-STEPS: dict[Attack, tuple[int, ...]] = {
-    "inversion": (10, 20, 40, 80),
-    "relearning": (5, 10, 20, 40),
-}
-SHOTS = 20  # images of the class that an attack trains on
-_LOOK = Sampler(10)  # how a model that is attacked is asked
-_ORIGINAL_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """What came of all attacks on one model.
-
-    Attributes:
-        forget: the class.
-        asked: by ways of asking.
-        taught: by attacks that train, in the order of their steps.
-    """
-
-    forget: str
-    asked: tuple[Asked, ...]
-    taught: tuple[Asked, ...] = ()
-
-    @property
-    def open(self) -> list[Asked]:
-        """Ways of asking in which the class comes back."""
-        return [each for each in self.asked if each.found.value > RESISTS]
-
-    @property
-    def headline(self) -> str:
-        """The result in a line."""
-        total = len(self.asked)
-        if not self.open:
-            bound = max(each.found.interval[1] for each in self.asked)
-            return (
-                f"{self.forget}: in none of {total} ways of asking above {RESISTS:.0%} of images "
-                f"(95 % bound of the worst: {bound:.1%})"
-            )
-        worst = max(self.open, key=lambda each: each.found.value)
-        return (
-            f"{self.forget}: comes back in {len(self.open)} of {total} ways of asking; "
-            f"worst: {worst.way}, {worst.found} of the images"
-        )
-
-    @property
-    def columns(self) -> tuple[str, str, str]:
-        """Headings of the rows."""
-        return "", self.forget, "others kept"
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Each way in words, the share of images of the class, and of others that are kept."""
-        every = (*self.asked, *self.taught)
-        return [(e.way, str(e.found), "" if e.kept is None else str(e.kept)) for e in every]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
-        return {
-            "forget": self.forget,
-            "headline": self.headline,
-            "asked": [each.to_dict() for each in self.asked],
-            "taught": [each.to_dict() for each in self.taught],
-        }
-
 
 def attack(
-    run: Path | ModelFolder,
+    run: Path | ModelFolder | PipelineFolder,
     classifier: Path,
     *,
     forget: str | int | None = None,
     original: Path | None = None,
+    retrained: Path | None = None,
     images: int = 200,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Attacked:
-    """Ask an erased model for its class in every other way, and teach it the class again.
+    """Ask what was erased for what it forgot in every other way, and teach it that again.
 
     Args:
-        run: a run, a model folder, or one in memory. In a run `attack.json` is written.
-        classifier: tells whether the class is there.
-        forget: the class. None: what the model says that it forgot.
-        original: the model before, which draws the images to teach it with. None: no teaching.
-        images: of the class in each way of asking.
+        run: a run, the folder of a model or a pipeline, or one in memory. In a run `attack.json` is
+            written.
+        classifier: tells whether it is there.
+        forget: the class, of a pipeline that which the concept is. None: what it says that it
+            forgot.
+        original: what it was before, which draws the images to teach it with. None: no teaching.
+        retrained: what `attack --json` printed for a model that was trained without it, attacked
+            with the same original. None: what ships for a class of the shipped teacher.
+        images: of it in each way of asking.
         seed: of the noise.
         device: where to work.
 
     Raises:
-        PeckerError: no model, no classifier of its classes, or a class that nobody names.
+        PeckerError: no model, no classifier of its classes, a class that nobody names, or prompts
+            that no classifier knows.
     """
-    model = run if isinstance(run, ModelFolder) else ModelFolder.load(find_model(run))
-    judge = load_classifier(classifier, model.class_names).to(device)
-    name = model.figures.get("forget") if forget is None else forget
-    if name is None:
-        raise PeckerError(
-            "attack: the model does not say which class it has forgotten; give --forget"
-        )
-    index = model.class_index(name)
-    model.network.to(device).eval()
-    asked = tuple(sweep(model, index, judge, images, seed))
-    taught: tuple[Asked, ...] = ()
+    found = find_pipeline(run) if isinstance(run, Path) else None
+    subject: Subject
+    if isinstance(run, PipelineFolder) or found is not None:
+        pipeline = PipelineFolder.load(found) if found is not None else run
+        assert isinstance(pipeline, PipelineFolder)
+        folder = run if isinstance(run, Path) else None
+        subject = _of_prompts(pipeline, folder, classifier, forget, images, seed, device)
+        pipeline.network.to(device).eval()
+    else:
+        model = run if isinstance(run, ModelFolder) else ModelFolder.load(find_model(run))
+        subject = _of_classes(model, classifier, forget, images, seed, device)
+        model.network.to(device).eval()
+    yardstick = retrained_figures(subject.name, original, retrained)
+    before: Any = None
     if original is not None:
-        before = ModelFolder.load(find_model(original))
+        if isinstance(subject, PromptSubject):
+            before = PipelineFolder.load(find_pipeline(original) or original)
+        else:
+            before = ModelFolder.load(find_model(original))
         before.network.to(device).eval()
-        taught = tuple(_taught(model, before, index, judge, images, seed))
-    found = Attacked(model.class_names[index], asked, taught)
+    asked = tuple(subject.ask(way) for way in subject.ways())
+    taught = () if before is None else tuple(_taught(subject, before))
+    result = Attacked(subject.name, asked, taught, yardstick)
     if isinstance(run, Path) and holds_run(run):
-        _write(run, found)
-    return found
+        _write(run, result)
+    return result
 
 
 def _write(run: Path, found: Attacked) -> None:
@@ -144,24 +98,77 @@ def _write(run: Path, found: Attacked) -> None:
         write_text(report, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     if page.is_file():
         ways = Table("Every way of asking", found.rows(), found.columns)
-        said = Sentence(f"Asked in other ways: {found.headline}.", bad=bool(found.open))
+        text = "; ".join(filter(None, [found.headline, found.taught_sentence]))
+        said = Sentence(f"Asked in other ways: {text}.", bad=bool(found.open))
         add_attack(page, said, ways)
 
 
-def _taught(
-    model: ModelFolder,
-    original: ModelFolder,
-    forget: int,
-    judge: Classifier,
-    images: int,
-    seed: int,
-) -> Iterator[Asked]:
+def _of_classes(
+    model: ModelFolder, classifier: Path, forget: str | int | None, images: int, seed: int,
+    device: torch.device | str,
+) -> ClassSubject:  # fmt: skip
+    judge = load_classifier(classifier, model.class_names).to(device)
+    name = model.figures.get("forget") if forget is None else forget
+    if name is None:
+        raise PeckerError(
+            "attack: the model does not say which class it has forgotten; give --forget"
+        )
+    return ClassSubject(
+        model=model, forget=model.class_index(name), classifier=judge, images=images, seed=seed
+    )
+
+
+def _of_prompts(
+    pipeline: PipelineFolder, run: Path | None, classifier: Path, forget: str | int | None,
+    images: int, seed: int, device: torch.device | str,
+) -> PromptSubject:  # fmt: skip
+    """With captions of Fashion-MNIST: of other prompts no classifier knows what they name."""
+    names = tuple(CLASS_NAMES)
+    if tuple(pipeline.description.get("class_names", ())) != names:
+        raise PeckerError(
+            f"attack: {pipeline.path}: no classifier knows what its prompts name; of pipelines the "
+            "shipped one can be attacked, whose prompts name classes of Fashion-MNIST"
+        )
+    said = [str(prompt) for prompt in pipeline.description.get("forget", ())]
+    of_label = [{*named_captions(label), *held_back_captions(label)} for label in range(len(names))]
+    if forget is None:
+        labels = [label for label, known in enumerate(of_label) if known.intersection(said)]
+        if len(labels) != 1:
+            raise PeckerError(
+                "attack: the pipeline does not say of one class that it has forgotten it; give "
+                "--forget"
+            )
+        label = labels[0]
+    else:
+        label = class_index(forget, names, "the pipeline")
+    told = [prompt for prompt in said if prompt in of_label[label]]
+    captions = fashion_concept(
+        label, None, max(2, -(-images // (len(names) - 1))), seed, told or None, images
+    )
+    return PromptSubject(
+        pipeline=pipeline,
+        captions=captions,
+        classifier=load_classifier(classifier, names).to(device),
+        guidance=_guidance(run),
+        seed=seed,
+    )
+
+
+def _guidance(run: Path | None) -> float:
+    """With which a run's original was drawn; else diffusers' own."""
+    if run is None or not (run / "config.yaml").is_file():
+        return GUIDANCE
+    config: Any = read_yaml(run / "config.yaml")
+    try:
+        return float(config["text"]["guidance"]["kappa4"])
+    except (KeyError, TypeError, ValueError):
+        return GUIDANCE
+
+
+def _taught(subject: Subject, original: ModelFolder | PipelineFolder) -> Iterator[Asked]:
     """Both attacks, with images that the original draws."""
-    shots = Sampler(_ORIGINAL_STEPS, seed + 1).sample(original, torch.full((SHOTS,), forget))
-    assert shots is not None  # one process draws
-    labels = torch.full((images,), forget)
+    shots = shots_of(subject, original, SHOTS)
     for kind in RATES:
-        for steps, taught in attacked(model, forget, shots, kind, STEPS[kind], seed=seed):
-            found = recognised(taught, _LOOK, labels, judge)
-            words = f"{kind}, {steps} steps on {SHOTS} images"
-            yield Asked(words, Share(int((found == forget).sum()), images))
+        for steps, taught in attacked(subject, shots, kind, STEPS[kind]):
+            words = words_of(kind, steps)
+            yield taught.ask(replace(subject.look, words=words), keep=False)

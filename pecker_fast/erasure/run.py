@@ -166,19 +166,17 @@ class Erased(Generic[M]):
         return kind.from_pretrained(self.folder, **as_dtype(self.model.network.dtype))
 
     def attack(self, classifier: str | os.PathLike[str], **options: Any) -> Any:
-        """Ask the erased model for its class in every other way, and teach it the class again.
+        """Ask for what was erased in every other way, and teach it again.
 
         Args:
             classifier: folder of the judge.
             options: as `pecker_fast.erasure.attack.attack` takes them, such as `original=`.
 
         Raises:
-            PeckerError: it was told prompts, or as `attack`.
+            PeckerError: as `attack`.
         """
         from pecker_fast.erasure.attack import attack
 
-        if isinstance(self.model, PipelineFolder):
-            raise PeckerError("attack: is for models of classes; a pipeline has prompts instead")
         if options.get("original") is not None:
             options["original"] = Path(options["original"])
         return attack(self.out, Path(classifier), **options)

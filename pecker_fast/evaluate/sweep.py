@@ -1,10 +1,11 @@
-"""A model that forgot a class, asked for it in every way that a sampler can ask."""
+"""What forgot a class or a concept, asked for it in every way that a sampler can ask."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,18 +15,37 @@ from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.evaluate.classifier import Classifier
 from pecker_fast.evaluate.classifying import classify
+from pecker_fast.evaluate.concept import ConceptCaptions
+from pecker_fast.evaluate.fashion_concept import fashion_images
 from pecker_fast.evaluate.intervals import Share
+from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sampling import Sampler
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
+    from pecker_fast.models.pipeline import PipelineFolder
 
-__all__ = ["Asked", "class_rows", "recognised", "sweep", "ways"]
+__all__ = ["Asked", "ClassSubject", "PromptSubject", "Subject", "Way", "class_rows", "ways"]
 
 DDIM_STEPS = (4, 10, 20, 50)
+FEW = DDIM_STEPS[1]
 ONE_STEP_SIGMAS = (1.0, 1.5, 4.0, 8.0)  # noise-to-signal ratios beside the model's own, about 2.5
-GUIDANCE = 2.0
+CLASS_SCALES = {3.0: "guidance 2"}  # w = 2 in (1 + w) eps_c - w eps_null
+PROMPT_SCALES = {1.0: "no guidance", 7.5: "guidance 7.5"}
 BLENDS = (0.25, 0.5)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of asking."""
+
+    words: str
+    steps: int = 1  # of DDIM; 1 is the generator's own
+    t_init: int | None = None  # where one step starts; None: where the model's own does
+    guidance: float = 1.0  # scale of the classifier-free kind; 1 is none
+    ddpm: bool = False  # DDPM's steps
+    blend: float = 0.0  # share of others in what the network is told
+    held_back: bool = False  # by captions that neither the pipeline nor the erasure was told
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,7 @@ class Asked:
 
     Attributes:
         way: in words.
-        found: images that the classifier calls the forgotten class, of those asked for it.
+        found: images that the classifier calls what was forgotten, of those asked for it.
         kept: images of other classes that it calls what was asked for; None: none were drawn.
     """
 
@@ -54,70 +74,222 @@ class Asked:
         return entry
 
 
-def recognised(
-    model: ModelFolder, sampler: Sampler, labels: Tensor, classifier: Classifier
-) -> Tensor:
-    """What the classifier calls the images that are drawn for these labels; (N,) int64."""
-    images = sampler.sample(model, labels)
-    assert images is not None  # one process draws
-    return classify(classifier, to_uint8(images))[0].argmax(1)
+def ways(
+    schedule: NoiseSchedule,
+    *,
+    generator: bool,
+    guidance: float = 1.0,
+    scales: Mapping[float, str],
+    blended_with: str,
+    ddpm: bool = False,
+    held_back: bool = False,
+) -> Iterator[Way]:
+    """Every way of asking.
 
-
-def ways(model: ModelFolder, forget: int, seed: int) -> Iterator[tuple[str, Sampler, ModelFolder]]:
-    """Every way of asking: in words, how to draw, and from what.
-
-    One step from several noise levels, DDIM with 4 to 50 steps, DDPM; and with DDIM under a blend
-    of the class's embedding and each neighbour in turn, and with guidance where there is a "no
-    class".
-    """
-    own = Sampler(1, seed)
-    schedule = NoiseSchedule.whole(model.scheduler)
-    sigma = (schedule.noise / schedule.signal)[: schedule.usable]
-    if model.kind == "generator":
-        yield "one step", own, model
-    for level in ONE_STEP_SIGMAS:
-        t = int((sigma - level).abs().argmin())
-        yield f"one step from t = {t}", replace(own, t_init=t), model
-    for steps in DDIM_STEPS:
-        yield f"DDIM, {steps} steps", Sampler(steps, seed), model
-    if not schedule.flow:
-        yield f"DDPM, {DDIM_STEPS[-1]} steps", Sampler(DDIM_STEPS[-1], seed, method="ddpm"), model
-    if model.null_label is not None:
-        guided = Sampler(DDIM_STEPS[1], seed, guidance=GUIDANCE)
-        yield f"{guided.describe()}", guided, model
-    for share in BLENDS:
-        blended = copy.deepcopy(model.network)
-        with torch.no_grad():
-            others = [row for row in range(model.num_classes) if row != forget]
-            for rows in class_rows(blended):
-                rows[forget] = (1 - share) * rows[forget] + share * rows[others].mean(0)
-        words = f"DDIM, {DDIM_STEPS[1]} steps, condition {share:.0%} that of the others' mean"
-        yield words, Sampler(DDIM_STEPS[1], seed), replace(model, network=blended)
-
-
-def sweep(
-    model: ModelFolder, forget: int, classifier: Classifier, images: int = 200, seed: int = 0
-) -> Iterator[Asked]:
-    """Ask in every way, one after the other.
+    One step from several noise levels, DDIM with 4 to 50 steps, DDPM; and in a few steps with other
+    guidance, told partly something else, and by other captions.
 
     Args:
-        model: what forgot; its network is used where and as it is.
-        forget: index of the class.
-        classifier: tells whether it is there.
-        images: of the class in each way, and about as many of all others together.
-        seed: of the noise.
+        schedule: of the model.
+        generator: it is one that draws in one step.
+        guidance: with which many steps are usual.
+        scales: other scales of it, with their words.
+        blended_with: whose condition takes a part of that which the network is told, in words.
+        ddpm: these steps can be had.
+        held_back: there are captions that were held back.
     """
-    others = [label for label in range(model.num_classes) if label != forget]
-    each = -(-images // len(others))
-    labels = torch.tensor([forget] * images + others * each)
-    for words, sampler, asked in ways(model, forget, seed):
-        found = recognised(asked, sampler, labels, classifier)
-        is_kept = found[images:] == labels[images:]
-        yield Asked(
-            words,
-            Share(int((found[:images] == forget).sum()), images),
-            Share(int(is_kept.sum()), len(is_kept)),
+    sigma = (schedule.noise / schedule.signal)[: schedule.usable]
+    if generator:
+        yield Way("one step")
+    for level in ONE_STEP_SIGMAS:
+        t = int((sigma - level).abs().argmin())
+        yield Way(f"one step from t = {t}", t_init=t)
+    usual = "" if guidance == 1 else f", guidance {guidance:g}"
+    for steps in DDIM_STEPS:
+        yield Way(f"DDIM, {steps} steps{usual}", steps, guidance=guidance)
+    if ddpm and not schedule.flow:
+        yield Way(f"DDPM, {DDIM_STEPS[-1]} steps", DDIM_STEPS[-1], ddpm=True)
+    for scale, words in scales.items():
+        yield Way(f"DDIM, {FEW} steps, {words}", FEW, guidance=scale)
+    for share in BLENDS:
+        words = f"DDIM, {FEW} steps{usual}, condition {share:.0%} {blended_with}"
+        yield Way(words, FEW, guidance=guidance, blend=share)
+    if held_back:
+        if generator:
+            yield Way("one step, captions held back", held_back=True)
+        words = f"DDIM, {FEW} steps{usual}, captions held back"
+        yield Way(words, FEW, guidance=guidance, held_back=True)
+
+
+class Subject(ABC):
+    """What forgot, with a judge who tells whether what was forgotten is there."""
+
+    seed: int  # of the noise
+    guidance: float = 1.0  # with which many steps are usual
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the class to find."""
+
+    @abstractmethod
+    def ways(self) -> Iterator[Way]:
+        """Every way in which it can be asked."""
+
+    @property
+    def look(self) -> Way:
+        """How it is asked in between."""
+        return Way("", FEW, guidance=self.guidance)
+
+    @abstractmethod
+    def ask(self, way: Way, *, keep: bool = True) -> Asked:
+        """Draw and judge images.
+
+        Args:
+            way: of asking.
+            keep: images of what is to be kept too.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSubject(Subject):
+    """A model of classes; its network is used where and as it is."""
+
+    model: ModelFolder
+    forget: int  # index of the class
+    classifier: Classifier
+    images: int = 200  # of the class in each way, and about as many of all others together
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the class."""
+        return self.model.class_names[self.forget]
+
+    def ways(self) -> Iterator[Way]:
+        """By the model's kind and schedule; guidance where there is a label of no class."""
+        return ways(
+            NoiseSchedule.whole(self.model.scheduler),
+            generator=self.model.kind == "generator",
+            scales={} if self.model.null_label is None else CLASS_SCALES,
+            blended_with="that of the others' mean",
+            ddpm=True,
         )
+
+    def ask(self, way: Way, *, keep: bool = True) -> Asked:
+        """By labels; told partly something else with the rows of their table blended."""
+        sampler = Sampler(
+            way.steps, self.seed, t_init=way.t_init, guidance=way.guidance - 1,
+            method="ddpm" if way.ddpm else None,
+        )  # fmt: skip
+        others = [label for label in range(self.model.num_classes) if label != self.forget]
+        kept = others * -(-self.images // len(others)) if keep else []
+        labels = torch.tensor([self.forget] * self.images + kept)
+        images = sampler.sample(self.blended(way.blend), labels)
+        assert images is not None  # one process draws
+        seen = classify(self.classifier, to_uint8(images))[0].argmax(1)
+        return _asked(way, seen == labels, self.images)
+
+    def blended(self, share: float) -> ModelFolder:
+        """The model whose rows of the class are so much the mean of all others."""
+        if not share:
+            return self.model
+        network = copy.deepcopy(self.model.network)
+        with torch.no_grad():
+            others = [row for row in range(self.model.num_classes) if row != self.forget]
+            for rows in class_rows(network):
+                rows[self.forget] = (1 - share) * rows[self.forget] + share * rows[others].mean(0)
+        return replace(self.model, network=network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSubject(Subject):
+    """A pipeline that is told captions of Fashion-MNIST; its network is used where it is."""
+
+    pipeline: PipelineFolder
+    captions: ConceptCaptions  # of the concept, told and held back, of neighbours and others
+    classifier: Classifier
+    guidance: float
+    seed: int = 0
+    told: Mapping[str, Tensor] = field(default_factory=dict)  # (L, D) instead of the encoder's
+
+    @property
+    def name(self) -> str:
+        """Of the class that the concept is."""
+        return self.captions.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        place: torch.device = next(self.pipeline.network.parameters()).device
+        return place
+
+    @property
+    def asked(self) -> list[str]:
+        """The captions of the concept that the erasure was told."""
+        return [caption for caption, _ in self.captions.groups["forget_trained"]]
+
+    def ways(self) -> Iterator[Way]:
+        """By the pipeline's kind and schedule."""
+        return ways(
+            NoiseSchedule.whole(self.pipeline.scheduler_config),
+            generator=self.pipeline.description.get("kind") == "generator",
+            guidance=self.guidance,
+            scales={s: words for s, words in PROMPT_SCALES.items() if s != self.guidance},
+            blended_with="a neighbour's",
+            held_back=True,
+        )
+
+    def ask(self, way: Way, *, keep: bool = True) -> Asked:
+        """By captions; told partly something else with their embeddings blended."""
+        groups = self.captions.groups
+        concept = groups["forget_held_back" if way.held_back else "forget_trained"]
+        kept = [*groups["neighbours"], *groups["others"]] if keep else []
+        prompts = [caption for caption, _ in (*concept, *kept)]
+        labels = torch.tensor([label for _, label in (*concept, *kept)])
+        told = {**self.told, **self.blended(way.blend)}
+        texts: Any = _Told(self.pipeline.texts, told)
+        pipeline = replace(self.pipeline, texts=texts)
+        sampler = PipelineSampler(pipeline, self.device)
+        options: dict[str, Any] = {"t_init": way.t_init}
+        if way.steps > 1:
+            options = {"guidance": way.guidance}
+        latents = sampler.latents(pipeline.network, prompts, self.seed, way.steps, **options)
+        images = fashion_images(sampler.images(latents))
+        seen = classify(self.classifier, images)[0].argmax(1)
+        return _asked(way, seen == labels, len(concept))
+
+    def blended(self, share: float) -> dict[str, Tensor]:
+        """The concept's captions with embeddings that are so much those of neighbours in turn."""
+        asked = list(dict.fromkeys(self.asked))
+        near = [caption for caption, _ in self.captions.groups["neighbours"]]
+        if not (share and near):
+            return {}
+        beside = [near[index % len(near)] for index in range(len(asked))]
+        texts = self.pipeline.texts
+        mixed = (1 - share) * texts.encode(asked) + share * texts.encode(beside)
+        return dict(zip(asked, mixed, strict=True))
+
+
+class _Told:
+    """A pipeline's text encoders, some of whose embeddings are given."""
+
+    def __init__(self, texts: Any, told: Mapping[str, Tensor]) -> None:
+        self._texts, self._told = texts, told
+
+    def encode(self, prompts: Any, device: torch.device | None = None) -> Tensor:
+        found: Tensor = self._texts.encode(prompts, device)
+        for row, prompt in enumerate(prompts):
+            if prompt in self._told:
+                found[row] = self._told[prompt].to(found)
+        return found
+
+
+def _asked(way: Way, right: Tensor, images: int) -> Asked:
+    kept = right[images:]
+    return Asked(
+        way.words, Share.counted(right[:images]), Share.counted(kept) if len(kept) else None
+    )
 
 
 def class_rows(network: nn.Module) -> list[Tensor]:

@@ -17,7 +17,7 @@ from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics
 from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
-from pecker_fast.evaluate.sweep import recognised
+from pecker_fast.evaluate.sweep import ClassSubject, Way
 from pecker_fast.models import ModelFolder
 
 
@@ -70,9 +70,9 @@ def test_the_class_is_gone_in_many_steps_too(demo):
         ModelFolder.load(demo / "model"),
         load_classifier(teacher_folder() / "classifier"),
     )
-    boots = torch.full((60,), model.class_index("Ankle boot"))
-    found = recognised(model, Sampler(10), boots, judge)
-    assert (found == boots).double().mean() <= 0.15
+    boot = model.class_index("Ankle boot")
+    subject = ClassSubject(model=model, forget=boot, classifier=judge, images=60)
+    assert subject.ask(Way("", 10), keep=False).found.value <= 0.15
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def test_a_live_pipeline_stays_and_its_copy_forgets(live, erased):
     apply_patch(before, found.patch)
     for name, value in made.unet.state_dict().items():
         assert torch.equal(value, before[name])
-    with pytest.raises(PeckerError, match="models of classes"):
+    with pytest.raises(PeckerError, match="no classifier knows what its prompts name"):
         found.attack("judge")
 
 
@@ -106,6 +106,20 @@ def test_the_model_card(erased):
     assert found.report.headline in card.text and found.frozen.sentence() in card.text
     assert "num_inference_steps=1" in card.text  # the lines to draw by
     assert card.text.count("| ") > 8
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("me/tiny", "me/tiny"), ("./me/tiny", None), ("tests/erasure", None)]
+)
+def test_a_live_pipeline_from_the_hub_is_named_in_the_card(name, base, live, tmp_path):
+    pipeline = copy.copy(live[0])
+    pipeline.register_to_config(_name_or_path=name)
+    found = pecker_fast.erase(
+        pipeline, "cat", "dog", out=tmp_path / "run", config="object", previews=False,
+        settings={**CONCEPT, "mask.kind": "random", "iterations": 1},
+    )  # fmt: skip
+    data = ModelCard.load(found.folder / "README.md").data.to_dict()
+    assert data.get("base_model") == base
 
 
 def test_from_the_hub_and_back(live, tmp_path, monkeypatch, capsys):

@@ -1,17 +1,29 @@
-"""Ways of asking, and attacks that train."""
+"""Ways of asking, and attacks that train; of classes and of prompts."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from tiny_models import NAMES, model_of_shapes
+from tiny_pipeline import save_tiny_pipeline
 
-from pecker_fast.erasure.attack import Attacked, attack
+from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
+from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
+from pecker_fast.erasure.attack import attack
+from pecker_fast.erasure.attack_result import STEPS, Attacked, retrained_figures, words_of
+from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
+from pecker_fast.evaluate.fashion_concept import fashion_concept
 from pecker_fast.evaluate.intervals import Share
-from pecker_fast.evaluate.sweep import Asked, class_rows, ways
-from pecker_fast.methods.relearning import attacked
+from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.sweep import Asked, ClassSubject, PromptSubject, Way, class_rows
+from pecker_fast.methods.relearning import attacked, shots_of
 from pecker_fast.models import ModelFolder
+from pecker_fast.models.pipeline import PipelineFolder
+
+SNEAKER = 7
+CLOSED = Asked("one step", Share(0, 100))
 
 
 @pytest.fixture(scope="module")
@@ -19,39 +31,196 @@ def model():
     return model_of_shapes("generator")
 
 
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """Tiny, of Fashion-MNIST by its description; a generator that forgot sneakers. Read-only."""
+    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
+    save_tiny_pipeline(folder, length=32)
+    about = {"class_names": CLASS_NAMES, "kind": "generator", "t_init": 600,
+             "forget": named_captions(SNEAKER)[:5]}  # fmt: skip
+    (folder / "pecker_fast.json").write_text(json.dumps(about))
+    return folder
+
+
+class Parity:
+    """A judge that sees any other image: by a digit of its brightness a sneaker or a bag."""
+
+    @staticmethod
+    def seen(images):
+        return SNEAKER + (images.flatten(1).mean(1) * 1e4).long() % 2
+
+    def logits_and_features(self, images):
+        return torch.eye(10)[self.seen(images)], images.flatten(1)
+
+
+def of_classes(model, images=10):
+    return ClassSubject(
+        model=model, forget=2, classifier=SmallClassifier(3, width=4), images=images
+    )
+
+
+@pytest.fixture
+def of_prompts(pipeline, monkeypatch):
+    # The tiny pipeline's images have half the side.
+    monkeypatch.setattr("pecker_fast.evaluate.sweep.fashion_images", lambda images: images)
+    told = json.loads((pipeline / "pecker_fast.json").read_text())["forget"]
+    captions = fashion_concept(SNEAKER, None, 2, told=told, of_concept=4)
+    return PromptSubject(
+        pipeline=PipelineFolder.load(pipeline), captions=captions, classifier=Parity(),
+        guidance=3.0,
+    )  # fmt: skip
+
+
 def test_every_way_asks_another_way(model):
-    found = list(ways(model, 2, seed=0))
-    assert len({words for words, _, _ in found}) == len(found) >= 10
-    assert {sampler.kind for _, sampler, _ in found} == {"one-step", "ddim", "ddpm"}
-    blended = [asked.network for _, _, asked in found if asked.network is not model.network]
-    for unet in blended:  # the row of the class and no other has moved
-        ((now,), (then,)) = class_rows(unet), class_rows(model.network)
+    subject = of_classes(model)
+    found = list(subject.ways())
+    assert len({way.words for way in found}) == len(set(found)) == len(found) >= 10
+    assert {way.steps for way in found if not way.ddpm} == {1, 4, 10, 20, 50}
+    assert sum(way.ddpm for way in found) == 1
+    for share in {way.blend for way in found} - {0}:
+        # The row of the class and no other has moved.
+        now = subject.blended(share).network
+        ((now,), (then,)) = class_rows(now), class_rows(model.network)
         changed = (now != then).any(1)
         assert changed.tolist()[:3] == [False, False, True]
 
 
+def test_prompts_are_asked_in_these_ways_too(of_prompts):
+    found = list(of_prompts.ways())
+    assert len({way.words for way in found}) == len(set(found)) == len(found)
+    assert {way.steps for way in found} == {1, 4, 10, 20, 50} and not any(w.ddpm for w in found)
+    assert {way.guidance for way in found if way.steps > 1} == {1.0, 3.0, 7.5}
+    assert {way.blend for way in found} == {0, 0.25, 0.5}
+    assert [way.steps for way in found if way.held_back] == [1, 10]
+
+
+@torch.no_grad()
+def test_what_prompts_are_asked(of_prompts):
+    """The images are those of the sampler, for the captions of the way."""
+    groups, sampler = of_prompts.captions.groups, PipelineSampler(of_prompts.pipeline)
+    kept = [*groups["neighbours"], *groups["others"]]
+
+    def shares(concept, network, **options):
+        pairs = [*concept, *kept]
+        prompts = [caption for caption, _ in pairs]
+        images = sampler.images(sampler.latents(network, prompts, 0, **options))
+        right = Parity.seen(images) == torch.tensor([label for _, label in pairs])
+        return Share.counted(right[: len(concept)]), Share.counted(right[len(concept) :])
+
+    network = of_prompts.pipeline.network
+    for way, group, options in (
+        (Way("a"), "forget_trained", {}),
+        (Way("b", t_init=900), "forget_trained", {"t_init": 900}),
+        (Way("c", 4, guidance=3.0), "forget_trained", {"steps": 4, "guidance": 3.0}),
+        (Way("d", held_back=True), "forget_held_back", {}),
+    ):
+        asked = of_prompts.ask(way)
+        assert (asked.found, asked.kept) == shares(groups[group], network, **options)
+    assert of_prompts.ask(Way("a"), keep=False).kept is None
+    told = {caption for caption, _ in groups["forget_held_back"]}
+    assert told <= set(held_back_captions(SNEAKER))
+
+
+def test_a_prompt_is_blended_with_a_neighbour(of_prompts):
+    texts, near = of_prompts.pipeline.texts, of_prompts.captions.groups["neighbours"][0][0]
+    told = of_prompts.blended(0.25)
+    assert set(told) == set(of_prompts.asked)
+    first = of_prompts.asked[0]
+    expected = 0.75 * texts.encode([first])[0] + 0.25 * texts.encode([near])[0]
+    torch.testing.assert_close(told[first], expected)
+
+
 def test_a_door_that_is_open_is_named():
-    closed, door = Asked("one step", Share(0, 100)), Asked("DDIM", Share(12, 100))
-    alone = Attacked("star", (closed,))
+    door = Asked("DDIM", Share(12, 100))
+    alone = Attacked("star", (CLOSED,))
     assert alone.open == [] and "3.7%" in alone.headline  # the bound, not the share
-    both = Attacked("star", (closed, door))
+    both = Attacked("star", (CLOSED, door))
     assert both.open == [door] and "DDIM" in both.headline and "1 of 2" in both.headline
 
 
+def taught_in(shares):
+    """By inversion, then by relearning, of 100 images each."""
+    found = iter(shares)
+    return tuple(
+        Asked(words_of(kind, steps), Share(next(found), 100))
+        for kind in STEPS
+        for steps in STEPS[kind]
+    )
+
+
+def test_how_soon_it_is_learnt_again(tmp_path):
+    """Steps between those that were looked at, beside a model that was trained without it."""
+    here = Attacked("star", (CLOSED,), taught_in([0, 0, 10, 90, 20, 60, 90, 90]))
+    assert here.steps_to_half["inversion"] == (60.0, None)
+    assert here.steps_to_half["relearning"] == (8.75, None)
+    file = tmp_path / "retrained.json"
+    without = Attacked("star", (CLOSED,), taught_in([0, 0, 0, 10, 50, 90, 90, 90]))
+    file.write_text(json.dumps(without.to_dict()))
+    read = retrained_figures("star", tmp_path, file)
+    assert read == without.taught
+    both = Attacked("star", (CLOSED,), here.taught, read)
+    assert both.steps_to_half == {"inversion": (60.0, None), "relearning": (8.75, 5.0)}
+    assert "about 60, trained without it not in 80" in both.taught_sentence
+    assert len(both.rows()[0]) == len(both.columns) == 4
+    assert retrained_figures("star", tmp_path, None) == ()  # nothing ships for such an original
+    with pytest.raises(PeckerError, match=f"{file}: is of 'star', .*expected bag"):
+        retrained_figures("bag", tmp_path, file)
+    with pytest.raises(PeckerError, match="needs --original"):
+        retrained_figures("star", None, file)
+    file.write_text(json.dumps({**without.to_dict(), "taught": [1]}))
+    with pytest.raises(PeckerError, match=r"taught\.0"):
+        retrained_figures("star", tmp_path, file)
+
+
 def test_inversion_moves_one_row_and_relearning_everything(model):
-    images = torch.rand(4, *model.image_shape) * 2 - 1
+    subject = of_classes(model)
+    known = torch.randn(4, *model.network_shape)
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
     for kind in ("inversion", "relearning"):
-        *_, (steps, taught) = attacked(model, 2, images, kind, (1, 2), batch_size=2)
+        *_, (steps, taught) = attacked(subject, known, kind, (1, 2), batch_size=2)
         assert steps == 2
-        moved = {n for n, p in taught.network.named_parameters() if not torch.equal(p, before[n])}
-        (weight,) = class_rows(taught.network)
-        (table,) = {n for n, p in taught.network.named_parameters() if p is weight}
+        network = taught.model.network
+        moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
+        (weight,) = class_rows(network)
+        (table,) = {n for n, p in network.named_parameters() if p is weight}
         assert moved == {table} if kind == "inversion" else moved > {table}
         rows = (weight != before[table]).any(1)
         assert rows.nonzero().flatten().tolist() == [2]
     for name, param in model.network.named_parameters():
         assert torch.equal(param, before[name])
+
+
+def test_a_prompt_is_inverted_and_a_pipeline_taught(of_prompts, monkeypatch):
+    monkeypatch.setattr("pecker_fast.methods.relearning._ORIGINAL_STEPS", 2)
+    network = of_prompts.pipeline.network
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    known = shots_of(of_prompts, of_prompts.pipeline, 6)
+    assert known.shape == (6, *of_prompts.pipeline.network_shape)
+    for kind in ("inversion", "relearning"):
+        *_, (steps, taught) = attacked(of_prompts, known, kind, (1, 2), batch_size=2)
+        moved = {
+            n for n, p in taught.pipeline.network.named_parameters()
+            if not torch.equal(p, before[n])
+        }  # fmt: skip
+        assert steps == 2 and bool(moved) == (kind == "relearning")
+        assert set(taught.told) == (set(of_prompts.asked) if kind == "inversion" else set())
+        assert taught.ask(Way("a"), keep=False).found.total == 4
+        if kind == "inversion":  # one embedding for all captions, and another than there was
+            first = of_prompts.asked[0]
+            learnt = {id(embedding) for embedding in taught.told.values()}
+            encoded = of_prompts.pipeline.texts.encode([first])[0]
+            assert len(learnt) == 1 and not torch.equal(taught.told[first], encoded)
+    for name, param in network.named_parameters():
+        assert torch.equal(param, before[name])
+
+
+def test_prompts_that_no_judge_knows(tmp_path, pipeline):
+    save_tiny_pipeline(tmp_path / "tiny")
+    SmallClassifier(10, width=4).save(tmp_path / "judge")
+    with pytest.raises(PeckerError, match="no classifier knows what its prompts name"):
+        attack(tmp_path / "tiny", tmp_path / "judge")
+    with pytest.raises(PeckerError, match="unknown class 'shoe'"):
+        attack(pipeline, tmp_path / "judge", forget="shoe")
 
 
 @pytest.mark.slow
@@ -68,3 +237,21 @@ def test_a_run_is_attacked_on_disk(model, tmp_path):
     written = json.loads((run / "attack.json").read_text())
     assert written == found.to_dict()
     assert len(written["taught"]) == 8 and written["asked"][0]["found"]["of"] == 10
+
+
+@pytest.mark.slow
+def test_a_run_of_prompts_is_attacked_on_disk(pipeline, tmp_path, monkeypatch):
+    """Under the guidance of the run; which class was forgotten is seen in its prompts."""
+    monkeypatch.setattr(
+        "pecker_fast.evaluate.sweep.fashion_images", lambda images: images.mean(1, keepdim=True)
+    )
+    SmallClassifier(10, width=4).save(tmp_path / "judge")
+    run = tmp_path / "run"
+    shutil.copytree(pipeline, run / "pipeline")
+    (run / "run.lock").touch()
+    (run / "config.yaml").write_text("text: {guidance: {kappa4: 2.0}}\n")
+    found = attack(run, tmp_path / "judge", original=pipeline, images=10)
+    assert json.loads((run / "attack.json").read_text()) == found.to_dict()
+    assert found.forget == "Sneaker" and len(found.taught) == 8
+    assert {each.found.total for each in (*found.asked, *found.taught)} == {10}
+    assert "DDIM, 50 steps, guidance 2" in {each.way for each in found.asked}

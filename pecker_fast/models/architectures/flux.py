@@ -69,6 +69,10 @@ class Flux(Architecture):
     schema: ClassVar = FluxTransformerConfig
     schedule: ClassVar = FlowScheduleConfig
 
+    def has_guidance(self, config: Any) -> bool:
+        """FLUX.1-dev's is told its scale."""
+        return bool(config.guidance_embeds)
+
     def sample_shape(self, config: Any) -> tuple[int, int, int]:
         """Latent images before they are packed: a quarter of the channels at twice the side."""
         return config.in_channels // 4, _SIDE, _SIDE
