@@ -61,25 +61,22 @@ def attack(
         PeckerError: no model, no classifier of its classes, a class that nobody names, or prompts
             that no classifier knows.
     """
-    found = find_pipeline(run) if isinstance(run, Path) else None
+    model = _loaded(run)
+    model.network.to(device).eval()
     subject: Subject
-    if isinstance(run, PipelineFolder) or found is not None:
-        pipeline = PipelineFolder.load(found) if found is not None else run
-        assert isinstance(pipeline, PipelineFolder)
+    if isinstance(model, PipelineFolder):
         folder = run if isinstance(run, Path) else None
-        subject = _of_prompts(pipeline, folder, classifier, forget, images, seed, device)
-        pipeline.network.to(device).eval()
+        subject = _of_prompts(model, folder, classifier, forget, images, seed, device)
     else:
-        model = run if isinstance(run, ModelFolder) else ModelFolder.load(find_model(run))
         subject = _of_classes(model, classifier, forget, images, seed, device)
-        model.network.to(device).eval()
     yardstick = retrained_figures(subject.name, original, retrained)
-    before: Any = None
-    if original is not None:
-        if isinstance(subject, PromptSubject):
-            before = PipelineFolder.load(find_pipeline(original) or original)
-        else:
-            before = ModelFolder.load(find_model(original))
+    before = None if original is None else _loaded(original)
+    if before is not None:
+        if not isinstance(before, type(model)):
+            raise PeckerError(
+                f"attack: --original {original}: of the two one is told classes, the other "
+                "prompts; give what the erased one was before"
+            )
         before.network.to(device).eval()
     asked = tuple(subject.ask(way) for way in subject.ways())
     taught = () if before is None else tuple(_taught(subject, before))
@@ -101,6 +98,14 @@ def _write(run: Path, found: Attacked) -> None:
         text = "; ".join(filter(None, [found.headline, found.taught_sentence]))
         said = Sentence(f"Asked in other ways: {text}.", bad=bool(found.open))
         add_attack(page, said, ways)
+
+
+def _loaded(given: Path | ModelFolder | PipelineFolder) -> ModelFolder | PipelineFolder:
+    """The model or pipeline at a path, or of the run there."""
+    if not isinstance(given, Path):
+        return given
+    found = find_pipeline(given)
+    return ModelFolder.load(find_model(given)) if found is None else PipelineFolder.load(found)
 
 
 def _of_classes(

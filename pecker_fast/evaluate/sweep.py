@@ -20,6 +20,7 @@ from pecker_fast.evaluate.fashion_concept import fashion_images
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sampling import Sampler
+from pecker_fast.models.texts import Texts
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
@@ -271,18 +272,18 @@ class PromptSubject(Subject):
         return dict(zip(asked, mixed, strict=True))
 
 
-class _Told:
+class _Told(Texts):
     """A pipeline's text encoders, some of whose embeddings are given."""
 
-    def __init__(self, texts: Any, told: Mapping[str, Tensor]) -> None:
+    def __init__(self, texts: Texts, told: Mapping[str, Tensor]) -> None:
+        super().__init__(texts.tokenizers, texts.encoders)
         self._texts, self._told = texts, told
 
-    def encode(self, prompts: Any, device: torch.device | None = None) -> Tensor:
-        found: Tensor = self._texts.encode(prompts, device)
-        for row, prompt in enumerate(prompts):
-            if prompt in self._told:
-                found[row] = self._told[prompt].to(found)
-        return found
+    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
+        found = self._texts._embed(prompts, place)
+        told = {row: self._told[p] for row, p in enumerate(prompts) if p in self._told}
+        rows = [told.get(row, embedding) for row, embedding in enumerate(found)]
+        return torch.stack([row.to(found) for row in rows])
 
 
 def _asked(way: Way, right: Tensor, images: int) -> Asked:

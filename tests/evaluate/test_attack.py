@@ -221,6 +221,9 @@ def test_prompts_that_no_judge_knows(tmp_path, pipeline):
         attack(tmp_path / "tiny", tmp_path / "judge")
     with pytest.raises(PeckerError, match="unknown class 'shoe'"):
         attack(pipeline, tmp_path / "judge", forget="shoe")
+    model_of_shapes().save(tmp_path / "model")
+    with pytest.raises(PeckerError, match="one is told classes, the other prompts"):
+        attack(pipeline, tmp_path / "judge", original=tmp_path / "model")
 
 
 @pytest.mark.slow
