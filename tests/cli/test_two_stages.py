@@ -9,6 +9,7 @@ from pecker_fast.distill import load_config
 from pecker_fast.erasure.concepts import Concept, Probe, Showing
 from pecker_fast.erasure.run import Site, carry_out
 from pecker_fast.evaluate.concept import ConceptCaptions
+from pecker_fast.methods.config import load_baseline_config
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder, load_unet
 from pecker_fast.runs.digest import fingerprint
@@ -140,13 +141,19 @@ def test_a_concept_is_forgotten_from_a_first_stage(run, pipeline, first_stage_of
 
 
 @pytest.mark.slow
-def test_a_run_of_prompts_is_over_when_its_probe_says_so(pipeline, tmp_path):
+@pytest.mark.parametrize("keep_steps", [False, True])
+def test_a_run_of_prompts_is_over_when_its_probe_says_so(pipeline, keep_steps, tmp_path):
     """Taken up, it trains no further."""
     settings = {
-        "until": {"every": 2}, "iterations": 20, "batch_size": 2, "micro_batch": None,
-        "saliency.batches": 1, "saliency.batch_size": 2, "text.max_prompts": 40,
+        "until": {"every": 2}, "iterations": 20, "batch_size": 2, "saliency.batches": 1,
+        "saliency.batch_size": 2, "text.max_prompts": 40,
     }  # fmt: skip
-    config = load_config("object", settings, names=["cat"], name_overrides=["dog"])
+    named = {"names": ["cat"], "name_overrides": ["dog"]}
+    if keep_steps:
+        settings |= {"text": "object", "until": {"every": 2, "steps": 2}, "steps": 2}
+        config = load_baseline_config("keep_steps", settings, **named)
+    else:
+        config = load_config("object", {**settings, "micro_batch": None}, **named)
     groups = {"forget": [("a cat", 0)] * 2, "keep": [("a dog", 1), ("a cow", 1), ("a car", 0)]}
     captions, shapes = ConceptCaptions(("cat", "dog"), 0, 1, groups), []
 
