@@ -5,13 +5,15 @@ import json
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from tiny_architectures import FAMILIES, clip
 from tiny_pipeline import letters
 
+from pecker_fast import apply_patch
 from pecker_fast.cli import main
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.single_file import save_single_file
+from pecker_fast.models.sources import load_single_file
 
 KINDS = {
     "Stable Diffusion": StableDiffusionPipeline,
@@ -74,6 +76,40 @@ def test_by_the_command(tmp_path, capsys):
     assert main(["convert", str(folder), "--out", str(out), "--force"]) == 0
     assert main(["convert", str(folder), "--out", str(tmp_path / "x"), "--slot", "ema"]) == 2
     assert "--slot" in capsys.readouterr().err
+
+
+def test_erased_by_the_command(tmp_path, capsys):
+    folder, file, out = tmp_path / "pipeline", tmp_path / "one.safetensors", tmp_path / "run"
+    FAMILIES["Stable Diffusion"](folder, length=48).to(torch.float16).save_pretrained(folder)
+    save_single_file(folder, file)
+    capsys.readouterr()
+    words = ["erase", "--pipeline", str(file), "--recipe", "object", "--name", "cat"]
+    words += ["--override", "dog", "--no-previews", "--iterations", "1", "--out", str(out)]
+    settings = "first_stage=none mask.kind=random batch_size=2 micro_batch=null generator.lr=1e-2"
+    words += [word for setting in settings.split() for word in ("--set", setting)]
+    for config, named in (
+        ([], "--pipeline-config"),
+        (["--pipeline-config", str(tmp_path / "nowhere")], "nowhere"),
+        (["--pipeline-config", str(folder), "--pipeline", str(folder)], "in one file"),
+    ):
+        assert main([*words, *config]) == 2
+        said = capsys.readouterr().err.strip()
+        assert named in said and len(said.splitlines()) == 1
+    (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:1000])
+    (tmp_path / "other.safetensors").write_bytes(save({"a": torch.zeros(2)}))
+    (tmp_path / "one.ckpt").write_bytes(b"")
+    for name in ("cut.safetensors", "other.safetensors", "one.ckpt"):
+        with pytest.raises(PeckerError, match=name):
+            load_single_file(tmp_path / name, folder)
+
+    assert main([*words, "--pipeline-config", str(folder)]) == 0
+    network = "unet/diffusion_pytorch_model.safetensors"
+    before, after = load_file(folder / network), load_file(out / "pipeline" / network)
+    assert {value.dtype for value in after.values()} == {torch.float16}
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+    apply_patch(before, out / "patch.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
 def test_what_cannot_be_one_file(tmp_path):
