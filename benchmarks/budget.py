@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from variants import VARIANTS, Variant, configuration
 
 from pecker_fast.distill import PeckerTrainer
-from pecker_fast.kernels import channels_last, group_norm, group_norm_backward, residual
+from pecker_fast.kernels import channels_last, geglu, group_norm, group_norm_backward, residual
 from pecker_fast.nn import operations
 from pecker_fast.nn.accelerate import fuse_
 from pecker_fast.runs.memory_model import ShapeMask, outside, replaced, without_values
@@ -58,6 +58,8 @@ INSTRUCTIONS: Mapping[str, tuple[float, float]] = {
     "residual": (34.9, 34.9),
     "statistics": (24.2, 24.2),
     "channel_sums": (10.4, 10.4),
+    "geglu": (21.1, 21.1),
+    "geglu_backward": (28.7, 28.7),
 }
 
 PUBLISHED_BATCH = {"cifar10": 128, "stl10": 64}
@@ -220,12 +222,14 @@ def _bytes(tensors: Sequence[Tensor]) -> float:
 def _as_on_a_card(found: Budget) -> Iterator[None]:
     """Fused operations and attention write themselves down and launch nothing."""
 
-    def fused(name: str, passes: Callable[..., float]) -> Callable[..., None]:
+    def fused(
+        name: str, passes: Callable[..., float], kind: str = "normalisation"
+    ) -> Callable[..., None]:
         def launch(*args: Any) -> None:
             x = args[0]
             dropout = any(getattr(arg, "seed", None) is not None for arg in args)
             instructions = INSTRUCTIONS[name][dropout] * x.numel()
-            found.add("normalisation", passes(*args) * _bytes([x]), instructions=instructions)
+            found.add(kind, passes(*args) * _bytes([x]), instructions=instructions)
 
         return launch
 
@@ -255,6 +259,8 @@ def _as_on_a_card(found: Budget) -> Iterator[None]:
         (group_norm_backward, "combine", small),
         (group_norm_backward, "apply", fused("backward", backward_passes)),
         (residual, "residual_add", fused("residual", residual_passes)),
+        (geglu, "forward", fused("geglu", lambda *_: 1.5, "gated unit")),
+        (geglu, "backward", fused("geglu_backward", lambda *_: 2.5, "gated unit")),
         (F, "scaled_dot_product_attention", attention),
     ):
         yield

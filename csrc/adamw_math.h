@@ -46,8 +46,7 @@ struct UpdateScalars {
     T decay, exp_avg_weight, exp_avg_rest, beta2, exp_avg_sq_weight, eps;
 };
 
-// One parameter group's hyperparameters on a device: a row of the float64 table that
-// backends/device.py fills.
+// One parameter group's hyperparameters on a device, as backends/uploads.py says them.
 struct GroupRow {
     double lr;
     double beta1;

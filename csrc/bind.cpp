@@ -5,6 +5,7 @@
 PYBIND11_MODULE(_C, m) {
     m.doc() = "pecker_fast: compiled kernels over raw addresses. Use pecker_fast.backends.cpu.";
     bind_adamw(m);
+    bind_layouts(m);
     bind_salient(m);
     bind_same_objects(m);
     bind_topk(m);

@@ -6,19 +6,22 @@ the table: address, items, numel, length. A tile is (row, which ITEMS items of t
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
-from pecker_fast.kernels.elements import INTERPRETING, pointer_to
+from pecker_fast.kernels.elements import INTERPRETING, OPTIONS, PTX, pointer_to
 
 __all__ = [
     "DIGIT_BINS",
     "group_means",
     "items_per_tile",
     "load_scores",
-    "options_of",
     "order_key",
     "tile_items",
+    "tile_options",
 ]
 
 DIGIT_BINS = 2048  # 11 bits a digit
@@ -31,9 +34,14 @@ def items_per_tile(grouped: bool) -> int:
     return 65536 if INTERPRETING else 4096
 
 
-def options_of(grouped: bool) -> dict[str, int]:
-    """Groups hold 32 partial sums each: more threads, so that they stay in registers."""
-    return {"num_warps": 16 if grouped else 8}
+def tile_options(dtype: torch.dtype, grouped: bool) -> dict[str, Any]:
+    """Of a launch over tiles: many threads, so that their items and partial sums fit in registers.
+
+    Without a bound of 64 the kernels of float32 scores need a few more, and an SM holds half as
+    many of their programs.
+    """
+    bounded = dtype == torch.float32 and not grouped and PTX.value
+    return OPTIONS | {"num_warps": 16} | ({"maxnreg": 64} if bounded else {})
 
 
 @triton.jit

@@ -19,9 +19,9 @@ from pecker_fast.kernels.topk_items import (
     DIGIT_BINS,
     items_per_tile,
     load_scores,
-    options_of,
     order_key,
     tile_items,
+    tile_options,
 )
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def histogram(
     if len(tiles):
         _histogram_kernel[(len(tiles),)](
             tensors, tiles, state, bins, shift, bits, DTYPE=STORED[dtype], GROUPED=grouped,
-            ITEMS=items_per_tile(grouped), BINS=DIGIT_BINS, **(OPTIONS | options_of(grouped)),
+            ITEMS=items_per_tile(grouped), BINS=DIGIT_BINS, **tile_options(dtype, grouped),
         )  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def collect(
     if len(tiles):
         _collect_kernel[(len(tiles),)](
             tensors, tiles, bracket, above, equal, keys, key_tiles, counters, len(keys),
-            DTYPE=STORED[dtype], ITEMS=items_per_tile(False), **OPTIONS,
+            DTYPE=STORED[dtype], ITEMS=items_per_tile(False), **tile_options(dtype, False),
         )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pecker_fast.kernels.elements import OPTIONS, STORED
-from pecker_fast.kernels.topk_items import items_per_tile, options_of, tile_items
+from pecker_fast.kernels.elements import STORED
+from pecker_fast.kernels.topk_items import items_per_tile, tile_items, tile_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +112,7 @@ def count(
     if len(tiles):
         _count_kernel[(len(tiles),)](
             tensors, tiles, state, above, equal, DTYPE=STORED[dtype], GROUPED=grouped,
-            ITEMS=items_per_tile(grouped), **(OPTIONS | options_of(grouped)),
+            ITEMS=items_per_tile(grouped), **tile_options(dtype, grouped),
         )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def trim(
     if len(tiles):
         _trim_kernel[(len(tiles),)](
             tensors, tiles, state, equal_before, equal, DTYPE=STORED[dtype],
-            ITEMS=items_per_tile(True), **(OPTIONS | options_of(True)),
+            ITEMS=items_per_tile(True), **tile_options(dtype, True),
         )  # fmt: skip
 
 
@@ -166,5 +166,5 @@ def write(
     if len(tiles):
         _write_kernel[(len(tiles),)](
             tensors, tiles, state, above_before, equal_before, out, DTYPE=STORED[dtype],
-            GROUPED=grouped, ITEMS=items_per_tile(grouped), **(OPTIONS | options_of(grouped)),
+            GROUPED=grouped, ITEMS=items_per_tile(grouped), **tile_options(dtype, grouped),
         )  # fmt: skip

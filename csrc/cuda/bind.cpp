@@ -37,14 +37,15 @@ PYBIND11_MODULE(_cuda, m) {
 #endif
     m.def("device_count", &device_count, "0 without a driver or a device.");
 
-    m.def("advance",
-          [](uintptr_t entries, int64_t n, uintptr_t grads, uintptr_t groups, uintptr_t starts,
-             uintptr_t steps, uintptr_t rows, uintptr_t found_inf, uintptr_t stream) {
-              check(advance(at<AdamWEntry>(entries), n, at<uintptr_t>(grads), at<void>(groups),
-                            at<float>(starts), at<float>(steps), at<double>(rows),
-                            at<float>(found_inf), {stream}),
-                    "advance");
-          });
+    m.def("advance", [](uintptr_t entries, uintptr_t host_entries, int64_t n, uintptr_t host_grads,
+                        uintptr_t host_groups, uintptr_t grads, uintptr_t starts, uintptr_t steps,
+                        uintptr_t rows, uintptr_t found_inf, uintptr_t stream) {
+        check(advance(at<AdamWEntry>(entries), at<AdamWEntry>(host_entries), n,
+                      at<uintptr_t>(host_grads), at<GroupNumbers>(host_groups),
+                      at<uintptr_t>(grads), at<float>(starts), at<float>(steps), at<double>(rows),
+                      at<float>(found_inf), {stream}),
+              "advance");
+    });
     m.def("masked_adamw", [](int param, int grad, bool extras, uintptr_t tensors, uintptr_t grads,
                              uintptr_t rows, uintptr_t blocks, int64_t n, uintptr_t grad_scale,
                              uintptr_t found_inf, uintptr_t stream) {

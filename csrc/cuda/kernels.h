@@ -50,6 +50,13 @@ struct AdamWEntry {
     int64_t is_double;
 };
 
+// One parameter group's hyperparameters: the columns of GroupRow in csrc/adamw_math.h. Bit i of
+// `on_device`: number i (of lr, beta1, beta2) is the address of a double on the device.
+struct GroupNumbers {
+    double numbers[8];
+    int64_t on_device;
+};
+
 // A dense tensor and a compact vector of its salient entries.
 struct SalientTensor {
     void* dense;
@@ -87,11 +94,14 @@ struct Selection {
 };
 
 static_assert(sizeof(AdamWTensor) == 10 * 8 && sizeof(AdamWEntry) == 4 * 8 &&
-                  sizeof(SalientTensor) == 4 * 8 && sizeof(Vector) == 2 * 8 &&
-                  sizeof(ScoreTensor) == 4 * 8 && sizeof(Selection) == 4 * 8 && sizeof(Block) == 8,
+                  sizeof(GroupNumbers) == 9 * 8 && sizeof(SalientTensor) == 4 * 8 &&
+                  sizeof(Vector) == 2 * 8 && sizeof(ScoreTensor) == 4 * 8 &&
+                  sizeof(Selection) == 4 * 8 && sizeof(Block) == 8,
               "tables are int64, work lists pairs of int32");
 
-int advance(const AdamWEntry* entries, int64_t count, const uintptr_t* grads, const void* groups,
+// `host_` is memory of the host, read before this returns. `grads` is written, for masked_adamw.
+int advance(const AdamWEntry* entries, const AdamWEntry* host_entries, int64_t count,
+            const uintptr_t* host_grads, const GroupNumbers* host_groups, uintptr_t* grads,
             const float* starts, float* steps, double* rows, const float* found_inf, Queue queue);
 // extras: some tensor has a max_exp_avg_sq, masters or start classes.
 int masked_adamw(DType param, DType grad, bool extras, const AdamWTensor* tensors,

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads)
                    Compact rest) {
     const int64_t chunk = blocks ? blocks[blockIdx.x].chunk : static_cast<int64_t>(blockIdx.x);
     const SalientTensor t = blocks ? tensors[blocks[blockIdx.x].row] : one;
-    assume_global(t.dense, t.offsets, t.compact);
+    assume_global(t.dense, t.compact);
     const int64_t begin = chunk * kSlotsPerBlock;
     Dense* dense = static_cast<Dense*>(t.dense);
     Compact* compact = static_cast<Compact*>(t.compact);
@@ -30,7 +30,11 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kPerThread; ++j) {
         slot[j] = begin + threadIdx.x + j * kThreads;
-        if (slot[j] < t.nnz) element[j] = t.offsets ? t.offsets[slot[j]] : slot[j];
+        element[j] = slot[j];
+        if (t.offsets && slot[j] < t.nnz) {
+            assume_global(t.offsets);
+            element[j] = t.offsets[slot[j]];
+        }
     }
 #pragma unroll
     for (int j = 0; j < kPerThread; ++j) {

@@ -156,61 +156,77 @@ struct Tile<T, true> {
     }
 };
 
+// The sum over all warps before this one, of a value that all lanes of a warp have.
+__device__ int warps_before(int value) {
+    __shared__ int of_warp[kWarps];
+    __syncthreads();
+    of_warp[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    int before = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps - 1; ++warp)
+        before += warp < static_cast<int>(threadIdx.x) / kWarp ? of_warp[warp] : 0;
+    return before;
+}
+
 // A warp's 512 scores of a tile, as they are: rows of 32 consecutive ones, a lane each. A ballot
 // then says of a row which are chosen, and its bits say where each goes: stores are of neighbours
-// too.
+// too. Behind the tensor's end are NaNs, which no comparison chooses.
 template <typename T>
 struct Rows {
     static constexpr int kCount = kItemsPerThread;
     static constexpr int kScores = kCount * kWarp;
 
     T scores[kCount];
-    int64_t first;     // the warp's first score
-    unsigned present;  // lane i: which scores row i has
+    const T* all;   // the lane's first score
+    int64_t first;  // the warp's
+    int rest;       // from the lane's first score to the tensor's end
 
     __device__ Rows(const ScoreTensor& tensor, int chunk) {
-        const T* all = static_cast<const T*>(tensor.scores);
+        all = static_cast<const T*>(tensor.scores);
         assume_global(all);
         first = static_cast<int64_t>(chunk) * kScoresPerTile + threadIdx.x / kWarp * kScores;
-        const int64_t rest = tensor.items - first;
-        const int count = rest < 0 ? 0 : rest < kScores ? static_cast<int>(rest) : kScores;
         all += first + lane();
-        const int from_lane = count - lane();
+        const int64_t left = tensor.items - first;
+        rest = (left < kScores ? static_cast<int>(left < 0 ? 0 : left) : kScores) - lane();
 #pragma unroll
-        for (int row = 0; row < kCount; ++row)
-            scores[row] = row * kWarp < from_lane ? all[row * kWarp] : T(0);
-        const int own = count - lane() * kWarp;
-        present = own <= 0 ? 0 : own >= kWarp ? kAllLanes : (1u << own) - 1;
+        for (int row = 0; row < kCount; ++row) scores[row] = again(row);
     }
     __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 
+    // scores[row], read again: where rows are looked at one by one, so that this is few
+    // instructions.
+    __device__ T again(int row) const {
+        return row * kWarp < rest ? all[row * kWarp] : static_cast<T>(NAN);
+    }
     __device__ bool has_nan() const {
+        T sum = T(0);  // is NaN where a score is, and behind the end, and of opposite infinities
+#pragma unroll
+        for (int row = 0; row < kCount; ++row) sum = sum + scores[row];
+        if (sum == sum) return false;
         bool found = false;
 #pragma unroll
-        for (int row = 0; row < kCount; ++row) found |= scores[row] != scores[row];
+        for (int row = 0; row < kCount; ++row)
+            found |= row * kWarp < rest && scores[row] != scores[row];
         return found;
     }
-    // To lane i the ballot of row i: which of its scores are chosen.
-    template <typename Choose>
-    __device__ unsigned ballots(const Choose& choose) const {
-        unsigned own = 0;
-#pragma unroll
-        for (int row = 0; row < kCount; ++row) {
-            const unsigned chosen = __ballot_sync(kAllLanes, choose(scores[row]));
-            if (lane() == row) own = chosen;
+    // Where among the warp's scores the block's first `count` ones that equal this one end.
+    __device__ int end_of_ties(T score, int64_t count) const {
+        const auto ties = [&](int row) { return __ballot_sync(kAllLanes, again(row) == score); };
+        int own = 0;
+#pragma unroll 1
+        for (int row = 0; row < kCount; ++row) own += __popc(ties(row));
+        int64_t left = count - warps_before(own);
+        if (left >= own) return kScores;
+        int end = 0;
+#pragma unroll 1
+        for (int row = 0; row < kCount && left > 0; ++row) {
+            unsigned same = ties(row);
+            while (__popc(same) > left) same &= ~(0x80000000u >> __clz(same));
+            if (same) end = row * kWarp + kWarp - __clz(same);
+            left -= __popc(same);
         }
-        return own & present;
-    }
-    // put(row, place) for each chosen score. `before` chosen ones precede the lane's row.
-    template <typename Put>
-    __device__ static void for_chosen(unsigned own, int before, const Put& put) {
-        const unsigned bit = 1u << lane();
-#pragma unroll
-        for (int row = 0; row < kCount; ++row) {
-            const unsigned chosen = __shfl_sync(kAllLanes, own, row);
-            const int place = __shfl_sync(kAllLanes, before, row) + __popc(chosen & (bit - 1));
-            if (chosen & bit) put(row, place);
-        }
+        return end;
     }
 };
 

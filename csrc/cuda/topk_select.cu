@@ -114,10 +114,17 @@ __global__ void __launch_bounds__(kThreads)
         if (rows.has_nan())
             atomicMin(reinterpret_cast<long long*>(&counters[1]),
                       static_cast<long long>(tiles[i].row));
-        const unsigned over = rows.ballots([=](T score) { return score > high; });
-        const unsigned inside = rows.ballots([=](T score) { return score >= low; }) & ~over;
+        // Of the lane's scores, one a row: how many are above, and which are inside.
+        int over = 0;
+        unsigned inside = 0;
+#pragma unroll
+        for (int row = 0; row < rows.kCount; ++row) {
+            const bool above_high = rows.scores[row] > high;
+            over += above_high;
+            if (!above_high && rows.scores[row] >= low) inside |= 1u << row;
+        }
         // Both sums in one: a tile has fewer than 2^16 scores.
-        const int sums = block_sum((__popc(over) << 16) + __popc(inside));
+        const int sums = block_sum((over << 16) + __popc(inside));
         const int tile_inside = sums & 0xffff;
         if (threadIdx.x == 0) {
             above[i] = sums >> 16;
@@ -130,12 +137,12 @@ __global__ void __launch_bounds__(kThreads)
                 static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(&counters[0]),
                                                static_cast<unsigned long long>(tile_inside)));
         __syncthreads();
-        const int64_t begin = base;
-        rows.for_chosen(inside, before, [&](int row, int place) {
-            if (begin + place >= capacity) return;
-            keys[begin + place] = rows.scores[row];
-            key_tiles[begin + place] = static_cast<int32_t>(i);
-        });
+        // Few: read again, one after the other. Their order does not matter.
+        for (int64_t place = base + before; inside != 0; ++place, inside &= inside - 1) {
+            if (place >= capacity) break;
+            keys[place] = rows.all[(31 - __clz(inside & (0 - inside))) * kWarp];
+            key_tiles[place] = static_cast<int32_t>(i);
+        }
     }
 }
 

@@ -46,6 +46,33 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x == 0) state->wanted = before + taken;
 }
 
+// Writes the positions of a warp's chosen scores: ballot(row) says which. Rare ones one row at a
+// time.
+template <bool kRare, typename T, typename Ballot>
+__device__ void write_chosen(const Rows<T>& rows, int32_t* to, const Ballot& ballot) {
+    to = opaque(to);  // else its parts are added anew for every place, on the pipe for integers
+    assume_global(to);
+    constexpr int kRows = Rows<T>::kCount;
+    [[maybe_unused]] constexpr int kUnroll = kRare ? 1 : kRows;
+    unsigned chosen[kRows];
+    int total = 0;
+#pragma unroll kUnroll
+    for (int row = 0; row < kRows; ++row) {
+        if (!kRare) chosen[row] = ballot(row);
+        total += __popc(kRare ? ballot(row) : chosen[row]);
+    }
+    int before = warps_before(total);
+    const int32_t first = static_cast<int32_t>(rows.first) + rows.lane();
+    const unsigned bit = 1u << rows.lane();
+#pragma unroll kUnroll
+    for (int row = 0; row < kRows; ++row) {
+        const unsigned here = kRare ? ballot(row) : chosen[row];
+        const int place = before + __popc(here & (bit - 1));
+        if (here & bit) to[place] = first + row * kWarp;
+        before += __popc(here);
+    }
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     write_kernel(const ScoreTensor* __restrict__ tensors, const Block* __restrict__ tiles,
@@ -60,19 +87,18 @@ __global__ void __launch_bounds__(kThreads)
                                                     : int64_t{kScoresPerTile};
     const bool with_ties = ties <= left;
     const T least = score_from_key<T>(with_ties ? key : key + 1);
-    unsigned chosen = rows.ballots([=](T score) { return score >= least; });
+    int32_t* to = out + above_before[blockIdx.x] + (ties_before < wanted ? ties_before : wanted);
     if (!with_ties && left > 0) {  // the first so many: where they run out
         const T threshold = score_from_key<T>(key);
-        unsigned same = rows.ballots([=](T score) { return score == threshold; }) & ~chosen;
-        const int64_t room = left - block_sum_before(__popc(same));
-        for (int over = __popc(same); over > 0 && over > room; --over)
-            same &= ~(0x80000000u >> __clz(same));
-        chosen |= same;
+        const int end = rows.end_of_ties(threshold, left) - rows.lane();
+        write_chosen<true>(rows, to, [&](int row) {
+            const T enough = row * kWarp < end ? threshold : least;
+            return __ballot_sync(kAllLanes, rows.again(row) >= enough);
+        });
+    } else {
+        write_chosen<false>(
+            rows, to, [&](int row) { return __ballot_sync(kAllLanes, rows.scores[row] >= least); });
     }
-    int32_t* to = out + above_before[blockIdx.x] + (ties_before < wanted ? ties_before : wanted);
-    const int32_t first = static_cast<int32_t>(rows.first) + rows.lane();
-    rows.for_chosen(chosen, block_sum_before(__popc(chosen)),
-                    [=](int row, int place) { to[place] = first + row * kWarp; });
 }
 
 // The same of groups, ranked by their means.

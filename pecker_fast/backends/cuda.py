@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pecker_fast.backends.device import DeviceBackend
 from pecker_fast.backends.device_tables import stream_of
-from pecker_fast.backends.kernels import Operation
+from pecker_fast.backends.kernels import Operation, StepTables
+from pecker_fast.backends.uploads import group_words
+from pecker_fast.backends.work import Hyperparameters
 
 __all__ = [
     "STEPS_ON_DEVICE",
@@ -69,20 +73,21 @@ class CudaKernels:
 
     def advance(
         self,
-        entries: Tensor,
-        grads: Tensor,
-        groups: Tensor,
-        starts: Tensor,
-        steps: Tensor,
-        rows: Tensor,
+        tables: StepTables,
+        addresses: np.ndarray,
+        groups: Sequence[Hyperparameters],
         found_inf: Tensor | None,
-    ) -> None:
-        """As the protocol's."""
+    ) -> Tensor:
+        """As the protocol's. All that the host says lies in the launch's parameters."""
+        words, pointed_to = group_words(groups, tables.entries.device)
         self._module.advance(
-            entries.data_ptr(), len(entries), grads.data_ptr(), groups.data_ptr(),
-            starts.data_ptr(), steps.data_ptr(), rows.data_ptr(), _address(found_inf),
-            stream_of(entries.device),
+            tables.entries.data_ptr(), tables.host_entries.data_ptr(), len(addresses),
+            addresses.ctypes.data, words.ctypes.data, tables.grads.data_ptr(),
+            tables.starts.data_ptr(), tables.steps.data_ptr(), tables.rows.data_ptr(),
+            _address(found_inf), stream_of(tables.entries.device),
         )  # fmt: skip
+        del pointed_to  # the launch is in the stream
+        return tables.grads
 
     def masked_adamw(
         self,

@@ -18,7 +18,6 @@ from pecker_fast.backends import reference
 from pecker_fast.backends.device_tables import (
     DeviceWork,
     address,
-    is_capturing,
     on,
     read_as,
     remembered_tables,
@@ -27,6 +26,7 @@ from pecker_fast.backends.device_tables import (
 from pecker_fast.backends.device_topk import DeviceTopk
 from pecker_fast.backends.kernels import Kernels, Operation
 from pecker_fast.backends.salient import Row, SalientOperations
+from pecker_fast.backends.uploads import is_capturing
 from pecker_fast.backends.work import Entry, Hyperparameters, update_rows
 
 __all__ = ["DeviceBackend", "captured_tables"]
@@ -78,30 +78,28 @@ class DeviceBackend(SalientOperations):
         with on(work.device):
             grad_scale = _scalar_on(grad_scale, work.device)
             found_inf = _scalar_on(found_inf, work.device)
-            work.refresh(grads)
-            addresses = _addresses(grads)
+            addresses = work.refresh(grads)
+            work.captured = work.captured or is_capturing(work.device)
             copies = {}
+            if work.detours:
+                addresses = addresses.copy()
             for i, detour in work.detours.items():
                 grad = grads[i]
                 if grad is not None and detour == "copy":
                     copies[i] = _copied(work.entries[i], grad)
                     addresses[i] = copies[i].data_ptr() or 1
-            grad_table, group_table = work.upload(addresses, groups)
-            self._kernels.advance(
-                work.entry_table, grad_table, group_table, work.starts, work.steps, work.rows,
-                found_inf,
-            )  # fmt: skip
+            grad_table = self._kernels.advance(work.tables, addresses, groups, found_inf)
             for launch in work.launches:
                 self._kernels.masked_adamw(
                     launch.param_dtype, launch.grad_dtype, launch.extras, work.table, grad_table,
-                    work.rows, launch.blocks, grad_scale, found_inf,
+                    work.tables.rows, launch.blocks, grad_scale, found_inf,
                 )  # fmt: skip
             if work.detours:
                 _take_detours(work, grads, copies, groups, grad_scale, found_inf)
-        if 0 in addresses:
-            increment_version([p for p, found in zip(work.params, addresses, strict=True) if found])
-        else:
+        if addresses.all():
             increment_version(work.params)
+        else:
+            increment_version([p for p, found in zip(work.params, addresses, strict=True) if found])
 
     # ---- salient entries
 
@@ -170,17 +168,6 @@ def _take_detours(
         if grad is not None:
             rows, _ = update_rows([entry], [grad], [counts[i]], groups)
             reference.update_entry_(entry, grad, rows, work.compact_grads, grad_scale)
-
-
-def _addresses(grads: Sequence[Tensor | None]) -> list[int]:
-    """0 without a gradient; 1 for one without elements, whose step counts all the same."""
-    try:
-        addresses = list(map(Tensor.data_ptr, grads))  # type: ignore[arg-type]  # at C speed
-        if 0 not in addresses:
-            return addresses
-    except TypeError:
-        pass
-    return [0 if grad is None else grad.data_ptr() or 1 for grad in grads]
 
 
 def _scalar_on(scalar: Tensor | None, device: torch.device) -> Tensor | None:

@@ -1,7 +1,6 @@
 """The tables that device kernels read: made once per mask, brought up to date at each step.
 
-Nothing here makes the host wait: what changes from step to step (where gradients lie,
-hyperparameters) is uploaded from pinned memory, and only if it did change.
+Nothing here makes the host wait.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,29 +22,26 @@ from pecker_fast.backends.fitting import (
     slot_offsets,
     state_fits,
 )
-from pecker_fast.backends.kernels import ROW_NUMBERS
-from pecker_fast.backends.work import PARAM_DTYPES, Entry, Hyperparameters
+from pecker_fast.backends.kernels import ROW_NUMBERS, StepTables
+from pecker_fast.backends.uploads import upload
+from pecker_fast.backends.work import PARAM_DTYPES, Entry, Layouts, look
 
 __all__ = [
     "DeviceWork",
     "Launch",
     "address",
-    "is_capturing",
     "on",
     "read_as",
     "remembered_tables",
     "stream_of",
-    "upload",
     "work_list",
 ]
 
 _HALVES = (torch.bfloat16, torch.float16)
-_NUMPY = {torch.int64: np.int64, torch.float64: np.float64}
-_is_contiguous: Any = Tensor.is_contiguous
 _TABLE_COLUMNS = 10  # struct AdamWTensor in csrc/cuda/kernels.h
 
-# Of a gradient: its dtype, and its strides or True where it is contiguous.
-_Layout: TypeAlias = tuple[torch.dtype, bool | tuple[int, ...]]
+# Of a gradient: its dtype, shape, and strides or True where it is contiguous.
+_Layout: TypeAlias = tuple[torch.dtype, torch.Size, bool | tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -98,61 +94,58 @@ class DeviceWork:
             rows.append([entry.group, len(starts), len(entry.starts), is_double])
             self._first_rows.append(len(starts))
             starts += entry.starts
-        # Inputs and output of `Kernels.advance`.
-        self.entry_table = torch.tensor(rows, dtype=torch.int64).view(-1, 4).to(self.device)
-        self.starts = torch.tensor(starts, dtype=torch.float32).to(self.device)
-        self.rows = torch.zeros(len(starts), ROW_NUMBERS, dtype=torch.float64, device=self.device)
+        table = torch.tensor(rows, dtype=torch.int64).view(-1, 4)
+        self.tables = StepTables(
+            entries=table.to(self.device),
+            host_entries=table,
+            starts=torch.tensor(starts, dtype=torch.float32).to(self.device),
+            steps=steps,
+            rows=torch.zeros(len(starts), ROW_NUMBERS, dtype=torch.float64, device=self.device),
+            grads=torch.zeros(len(rows), dtype=torch.int64, device=self.device),
+        )
         # Inputs of `Kernels.masked_adamw`, for the gradient layouts seen so far.
         self.table = torch.empty(0, _TABLE_COLUMNS, dtype=torch.int64, device=self.device)
         self.launches: list[Launch] = []
         self.detours: dict[int, Literal["reference", "copy"]] = {}
         self._fits: list[_Fit | None] = [None] * len(entries)
-        # The gradients' dtypes, if all are there, contiguous, and the tables are made for them.
-        self._dtypes: list[torch.dtype] | None = None
+        self._layouts: Layouts | None = None  # of the gradients that the tables are made for
         self._last_positions = last_positions(entries)
         self._param_offsets = [slot_offsets(entry.indices, entry.param) for entry in entries]
-        # What was uploaded last, and where.
-        self._grads: list[int] = []
-        self._grad_table: Tensor | None = None
-        self._numbers: list[float] = []
-        self._group_table: Tensor | None = None
-        # Pinned memory for the next capture, and what captured graphs go on reading.
-        self._spare: list[Tensor] = []
-        self._captured: list[Tensor] = []
-
-    @property
-    def captured(self) -> bool:
-        """Whether a captured graph goes on reading what this holds."""
-        return bool(self._captured)
+        self.captured = False  # whether a captured graph goes on reading what this holds
+        self._former: list[Tensor] = []  # tables that only such a graph reads
 
     # ---- gradient layouts
 
-    def refresh(self, grads: Sequence[Tensor | None]) -> None:
+    def refresh(self, grads: Sequence[Tensor | None]) -> np.ndarray:
         """Make the tables anew if a gradient's layout changed.
+
+        Returns:
+            (n,) int64 addresses, 0 without a gradient, 1 for one without elements.
 
         Raises:
             PeckerError: a gradient or parameter of another shape than the state's.
         """
-        try:  # the usual case, at C speed: every parameter has a contiguous gradient
-            dtypes = [grad.dtype for grad in grads]  # type: ignore[union-attr]
-            if dtypes == self._dtypes and all(map(_is_contiguous, grads)):
-                return
-        except (AttributeError, TypeError):
-            dtypes = None
-        layouts = [
-            None if grad is None else (grad.dtype, grad.is_contiguous() or grad.stride())
-            for grad in grads
-        ]
+        addresses, layouts = look(grads)
+        if layouts != self._layouts:
+            self._adapt(grads)
+            self._layouts = layouts
+        if not addresses.all():  # the step of one without elements counts all the same
+            missing = np.array([grad is None for grad in grads])
+            addresses = np.where(missing | (addresses != 0), addresses, 1)
+        return addresses
+
+    def _adapt(self, grads: Sequence[Tensor | None]) -> None:
         changed = False
-        for i, (grad, layout) in enumerate(zip(grads, layouts, strict=True)):
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            layout = (grad.dtype, grad.shape, grad.is_contiguous() or grad.stride())
             fit = self._fits[i]
-            if grad is not None and layout is not None and (fit is None or fit.layout != layout):
+            if fit is None or fit.layout != layout:
                 self._fits[i] = self._fit(i, grad, layout)
                 changed = True
         if changed:
             self._make_tables()
-        contiguous = all(layout is not None and layout[1] is True for layout in layouts)
-        self._dtypes = dtypes if contiguous else None
 
     def _fit(self, i: int, grad: Tensor, layout: _Layout) -> _Fit:
         entry, param = self.entries[i], self.params[i]
@@ -172,8 +165,8 @@ class DeviceWork:
         return _Fit(layout, reads, grad_offsets, None)
 
     def _make_tables(self) -> None:
-        if self._captured:  # a captured graph may go on reading these
-            self._captured += [self.table, *(launch.blocks for launch in self.launches)]
+        if self.captured:  # a captured graph may go on reading these
+            self._former += [self.table, *(launch.blocks for launch in self.launches)]
         rows = []
         chosen: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
         extras = set()
@@ -200,47 +193,6 @@ class DeviceWork:
             blocks = work_list(sizes, self._slots_per_block, self.device, numbers)
             self.launches.append(Launch(*key, key in extras, blocks))
 
-    # ---- what changes from step to step
-
-    def upload(
-        self, addresses: list[int], groups: Sequence[Hyperparameters]
-    ) -> tuple[Tensor, Tensor]:
-        """The tables of gradient addresses, (n,), and of hyperparameters, (G, 8), on the device.
-
-        A captured graph gets tables of its own, which it fills from pinned memory that stays as it
-        is: steps outside of the graph do not disturb it, nor does it disturb them.
-        """
-        numbers = [number for group in groups for number in _group_row(group)]
-        if is_capturing(self.device):
-            grad_table = self._upload_captured(addresses, torch.int64)
-            group_table = self._upload_captured(numbers, torch.float64)
-        else:
-            if self._grad_table is None or addresses != self._grads:
-                self._grad_table = upload(addresses, torch.int64, self.device, self._grad_table)
-                self._grads = addresses
-            if self._group_table is None or numbers != self._numbers:
-                self._group_table = upload(numbers, torch.float64, self.device, self._group_table)
-                self._numbers = numbers
-            if not self._spare:  # pinned memory cannot be had during a capture
-                self._spare = [_pinned(len(values), self.device) for values in (addresses, numbers)]
-            grad_table, group_table = self._grad_table, self._group_table
-        group_table = group_table.view(-1, 8)
-        for i, group in enumerate(groups):
-            for column, value in enumerate((group.lr, group.beta1, group.beta2)):
-                if isinstance(value, Tensor):
-                    group_table[i, column].copy_(value.detach().view(()), non_blocking=True)
-        return grad_table, group_table
-
-    def _upload_captured(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        fits = [tensor for tensor in self._spare if tensor.numel() == len(values)]
-        host = fits[0] if fits else _pinned(len(values), self.device)
-        self._spare = [tensor for tensor in self._spare if tensor is not host]
-        host.view(dtype).numpy()[:] = values
-        table = torch.empty(len(values), dtype=dtype, device=self.device)
-        table.copy_(host.view(dtype), non_blocking=True)
-        self._captured += [host, table]
-        return table
-
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Make the device current: a launch goes to the current device's context."""
@@ -250,16 +202,6 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
 def stream_of(device: torch.device) -> int:
     """Torch's current stream there; 0 on the CPU."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
-def is_capturing(device: torch.device) -> bool:
-    """Whether launches are recorded into a CUDA graph instead of run."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _pinned(count: int, device: torch.device) -> Tensor:
-    """(count,) int64 on the host, from where `device` can copy without waiting."""
-    return torch.empty(count, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
 def read_as(param: Tensor, grad: Tensor) -> torch.dtype:
@@ -274,23 +216,6 @@ def read_as(param: Tensor, grad: Tensor) -> torch.dtype:
 def address(tensor: Tensor | None) -> int:
     """Where it starts; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def upload(
-    values: Sequence[float] | np.ndarray,
-    dtype: torch.dtype,
-    device: torch.device,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Copy numbers to the device without waiting, into `out` if there is one."""
-    host = torch.from_numpy(np.array(values, dtype=_NUMPY[dtype]))  # torch.tensor is slower
-    if device.type != "cuda":
-        return host
-    # The allocator of pinned memory does not reuse it before the copy is done.
-    pinned = host.pin_memory()
-    if out is None:
-        return pinned.to(device, non_blocking=True)
-    return out.copy_(pinned, non_blocking=True)
 
 
 def work_list(
@@ -322,6 +247,14 @@ def work_list(
     return blocks
 
 
+@lru_cache(maxsize=8)
+def _remembered_work_list(
+    sizes: tuple[int, ...], chunk_size: int, device: torch.device, stream: int
+) -> Tensor:
+    """Megabytes for a large network, and the same for all that is done with one mask."""
+    return work_list(sizes, chunk_size, device)
+
+
 @lru_cache(maxsize=32)
 def remembered_tables(
     numbers: tuple[int, ...],
@@ -342,22 +275,9 @@ def remembered_tables(
         device: where both are wanted.
         stream: on which they are made; another one would have to wait for it.
     """
-    return upload(numbers, torch.int64, device), work_list(sizes, chunk_size, device)
+    blocks = _remembered_work_list(sizes, chunk_size, device, stream)
+    return upload(numbers, torch.int64, device), blocks
 
 
 def _is_int32(offsets: Tensor | None) -> bool:
     return offsets is None or offsets.dtype == torch.int32
-
-
-def _group_row(group: Hyperparameters) -> tuple[float, ...]:
-    """Struct GroupRow of csrc/adamw_math.h. What is on the device, here -1, is copied there."""
-    return (
-        -1.0 if isinstance(group.lr, Tensor) else group.lr,
-        -1.0 if isinstance(group.beta1, Tensor) else group.beta1,
-        -1.0 if isinstance(group.beta2, Tensor) else group.beta2,
-        group.eps,
-        group.weight_decay,
-        float("inf") if group.clip_value is None else group.clip_value,
-        -1.0 if group.maximize else 1.0,
-        float(group.amsgrad),
-    )

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from pecker_fast.backends import reference
-from pecker_fast.backends.device_tables import on, upload, work_list
+from pecker_fast.backends.device_tables import on, work_list
 from pecker_fast.backends.groups import mean_error
 from pecker_fast.backends.kernels import DIGIT_BITS, Kernels
 from pecker_fast.backends.topk import nan_error, prepare_scores
+from pecker_fast.backends.uploads import upload
 
 __all__ = ["DeviceTopk"]
 

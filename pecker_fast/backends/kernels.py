@@ -10,17 +10,39 @@ are int32 and lead from a slot to an element; 0 means that slot i is element i.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from pecker_fast.backends.uploads import Uploads
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
     import torch
     from torch import Tensor
 
-__all__ = ["DIGIT_BITS", "ROW_NUMBERS", "Kernels", "Operation"]
+    from pecker_fast.backends.work import Hyperparameters
+
+__all__ = ["DIGIT_BITS", "ROW_NUMBERS", "Kernels", "Operation", "StepTables"]
 
 Operation: TypeAlias = Literal["gather", "gather_add", "scatter", "swap", "ema"]
 ROW_NUMBERS = 12  # numbers in a row of scalars: struct DeviceRow in csrc/adamw_math.h
 DIGIT_BITS = 11  # of a key that one histogram looks at
+
+
+@dataclass
+class StepTables:
+    """What `advance` reads and writes."""
+
+    entries: Tensor  # (n, 4) int64: group, first row, number of rows, 1 for float64 parameters
+    host_entries: Tensor  # the same on the host
+    starts: Tensor  # (R,) float32: the step count at which a row's entries became salient
+    steps: Tensor  # (n,) float32, counted up in place
+    # (R, 12) float64 storage: struct DeviceRow, float32 (at the start of the row) or float64.
+    rows: Tensor
+    grads: Tensor  # (n,) int64, for addresses of gradients
+    uploads: Uploads = field(default_factory=Uploads)  # of kernels that need them
 
 
 class Kernels(Protocol):
@@ -39,26 +61,21 @@ class Kernels(Protocol):
 
     def advance(
         self,
-        entries: Tensor,
-        grads: Tensor,
-        groups: Tensor,
-        starts: Tensor,
-        steps: Tensor,
-        rows: Tensor,
+        tables: StepTables,
+        addresses: np.ndarray,
+        groups: Sequence[Hyperparameters],
         found_inf: Tensor | None,
-    ) -> None:
+    ) -> Tensor:
         """Count the step and compute the scalars of every entry that has a gradient.
 
         Args:
-            entries: (n, 4): group, first row, number of rows, 1 for float64 parameters.
-            grads: (n,) addresses.
-            groups: (G, 8) float64: lr, beta1, beta2, eps, weight_decay, clip_value (inf: none),
-                sign (-1 maximizing), amsgrad (0 or 1).
-            starts: (R,) float32: the step count at which a row's entries became salient.
-            steps: (n,) float32, counted up in place.
-            rows: (R, 12) float64 storage: struct DeviceRow, float32 (at the start of the row) or
-                float64 numbers.
+            tables: of the entries.
+            addresses: (n,) int64 of the gradients; 0: the entry's count and rows stay as they are.
+            groups: what each group says.
             found_inf: () float32: if above 0, do nothing.
+
+        Returns:
+            (n,) int64 the addresses, on the device.
         """
         ...
 

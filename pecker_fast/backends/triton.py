@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pecker_fast.backends.device import DeviceBackend
 from pecker_fast.kernels import (
     adamw,
@@ -12,6 +14,15 @@ from pecker_fast.kernels import (
 )
 from pecker_fast.kernels import advance as advance_kernels
 from pecker_fast.kernels import salient as salient_kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+    from pecker_fast.backends.kernels import StepTables
+    from pecker_fast.backends.work import Hyperparameters
 
 __all__ = [
     "STEPS_ON_DEVICE",
@@ -34,7 +45,6 @@ class TritonKernels:
     slots_per_block: int = elements.SLOTS_PER_BLOCK
 
     items_per_tile = staticmethod(topk_items.items_per_tile)
-    advance = staticmethod(advance_kernels.advance)
     masked_adamw = staticmethod(adamw.masked_adamw)
     salient = staticmethod(salient_kernels.salient)
     salient_one = staticmethod(salient_kernels.salient_one)
@@ -48,8 +58,23 @@ class TritonKernels:
     trim = staticmethod(topk_write.trim)
     write = staticmethod(topk_write.write)
 
+    def advance(
+        self,
+        tables: StepTables,
+        addresses: np.ndarray,
+        groups: Sequence[Hyperparameters],
+        found_inf: Tensor | None,
+    ) -> Tensor:
+        """As the protocol's."""
+        grads, group_table = tables.uploads.upload(addresses, groups, tables.entries.device)
+        advance_kernels.advance(
+            tables.entries, grads, group_table, tables.starts, tables.steps, tables.rows, found_inf
+        )
+        return grads
 
-_backend = DeviceBackend(TritonKernels())
+
+_kernels = TritonKernels()
+_backend = DeviceBackend(_kernels)
 STEPS_ON_DEVICE = True
 prepare = _backend.prepare
 masked_adamw_ = _backend.masked_adamw_

@@ -1,11 +1,15 @@
-"""What the optimizer hands a backend: entries, hyperparameters and the scalars made of them."""
+"""What the optimizer hands a backend: entries, hyperparameters and the scalars made of them.
+
+And `look`, which tells at every step where its tensors lie.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -17,14 +21,24 @@ __all__ = [
     "PARAM_DTYPES",
     "Entry",
     "Hyperparameters",
+    "Layouts",
     "UpdateRow",
     "Work",
     "advance",
+    "look",
     "start_classes",
     "update_rows",
 ]
 
 PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# What is equal where dtypes, shapes and strides of a list of tensors are.
+Layouts: TypeAlias = bytes | list[object]
+
+_EXCHANGE: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)  # torch 2.10 and newer
+try:
+    from pecker_fast._C import layouts as _layouts
+except ImportError:  # not built
+    _EXCHANGE = None
 
 
 @dataclass(frozen=True)
@@ -187,3 +201,22 @@ def update_rows(
             rows.extend(_update_row(groups[entry.group], count - start) for start in entry.starts)
         first_rows.append(first_of[key])
     return rows, first_rows
+
+
+def look(tensors: Sequence[Tensor | None]) -> tuple[np.ndarray, Layouts]:
+    """(n,) int64 addresses, 0 for None and for what has no elements; and the layouts.
+
+    Raises:
+        RuntimeError: a tensor is sparse.
+    """
+    numbers = None if _EXCHANGE is None else _layouts(list(tensors), _EXCHANGE)
+    if numbers is None:
+        return _look(tensors)
+    return np.frombuffer(numbers, np.int64, len(tensors)), numbers[8 * len(tensors) :]
+
+
+def _look(tensors: Sequence[Tensor | None]) -> tuple[np.ndarray, Layouts]:
+    """The same in Python: for an older torch, and for tensors without values."""
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    found = [None if tensor is None else (tensor.dtype, tensor.stride()) for tensor in tensors]
+    return np.array(addresses, np.int64), list(found)

@@ -19,7 +19,8 @@ __all__ = ["attack"]
 Examples:
     pecker-fast attack RUN --classifier judge
     pecker-fast attack RUN --classifier judge --original MODEL
-    pecker-fast attack RETRAINED --classifier judge --original MODEL --forget cat
+    pecker-fast attack RETRAINED --classifier judge --original MODEL --forget cat --json > cat.json
+    pecker-fast attack RUN --classifier judge --original MODEL --retrained cat.json
     pecker-fast attack RUN --classifier judge --original PIPELINE
 
 \b
@@ -44,6 +45,12 @@ none, by captions that were held back, and told partly a neighbour; the embeddin
     "--original", type=INPUT, help="What it was before, which draws images to teach with."
 )
 @click.option(
+    "--retrained",
+    type=INPUT,
+    help="What attack --json printed for a model trained without the class.  [default: for the "
+    "shipped teacher's ankle boots, what ships]",
+)
+@click.option(
     "--images",
     type=click.IntRange(min=10),
     default=200,
@@ -63,6 +70,6 @@ def attack(run: Path, device: str, threads: int | None, **options: Any) -> None:
     found = attack(run, **options, device=place)
     rows = [found.columns, *found.rows()]
     width = max(len(way) for way, *_ in rows)
-    shares = [f"{way:{width}}  {share:>22}  {kept:>22}" for way, share, kept in rows]
-    lines = [found.headline, *shares]
+    shares = ["  ".join([f"{way:{width}}", *(f"{s:>22}" for s in more)]) for way, *more in rows]
+    lines = [*filter(None, [found.headline, found.taught_sentence]), *shares]
     result(lines, found.to_dict)

@@ -122,7 +122,7 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
         steps = default_steps(str(pipeline.description.get("kind")), None)
     guidance = request.guidance
     if guidance is None:
-        guidance = 1.0 if steps == 1 else PROMPT_GUIDANCE
+        guidance = 1.0 if steps == 1 or pipeline.has_guidance else PROMPT_GUIDANCE
     sampler = PipelineSampler(pipeline, device, request.batch_size)
     labels = request.labels(list(range(len(request.prompts)))).sort().values
     texts = [request.prompts[i] for i in labels]

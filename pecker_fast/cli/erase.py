@@ -90,6 +90,11 @@ Their result draws images in many steps, as the original does. --mask-file takes
     help="Folder of a diffusers text-to-image pipeline, or its id owner/name on the hub, in place "
     "of MODEL.",
 )
+@click.option(
+    "--pipeline-config",
+    type=INPUT,
+    help="Folder of a pipeline of the same kind, where --pipeline is a checkpoint in one file.",
+)
 @hub_options
 @click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
 @click.option(

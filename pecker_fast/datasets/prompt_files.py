@@ -15,6 +15,8 @@ import io
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ _COLUMNS = {
     "label": ("label",),
     "seed": ("seed", "evaluation_seed", "sd_seed"),
     "guidance": ("guidance", "evaluation_guidance", "sd_guidance_scale"),
+    "save_as": ("save_as",),
 }
 """What is looked at, and what the column may be called; the first one that is there counts."""
 
@@ -42,6 +45,7 @@ _MOST_BYTES = 64 << 20
 _MOST_ROWS = 200_000
 _LONGEST = {"prompt": 10_000, "label": 200}  # characters
 _MOST_GUIDANCE = 1_000.0
+_FILE = re.compile(r"\w[\w. -]{0,150}\.(png|jpg)")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class PromptRow:
     label: str | None = None
     seed: int | None = None  # of its noise; None in a file without seeds
     guidance: float | None = None  # of its images in many steps; None in a file without
+    save_as: str | None = None  # name of its image's file; None: images are numbered
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class PromptFile:
     @property
     def digest(self) -> str:
         """SHA-256 of the rows."""
-        return hashlib.sha256(json.dumps([astuple(row) for row in self.rows]).encode()).hexdigest()
+        rows = [astuple(row)[: None if row.save_as else -1] for row in self.rows]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def read_prompt_file(path: str | os.PathLike[str]) -> PromptFile:
@@ -96,6 +102,9 @@ def read_prompt_file(path: str | os.PathLike[str]) -> PromptFile:
         raise PeckerError(f"{file}: holds no prompt")
     if len(rows) > _MOST_ROWS:
         raise PeckerError(f"{file}: holds {len(rows):,} prompts, at most {_MOST_ROWS:,} are taken")
+    saved = Counter(row.save_as.lower() for row in rows if row.save_as is not None)
+    if twice := [name for name, count in saved.items() if count > 1]:
+        raise PeckerError(f"{file}: save_as {few(twice)} stands in several rows; name each apart")
     return PromptFile(str(path), rows)
 
 
@@ -150,6 +159,7 @@ def _row(cells: Mapping[str, str], file: Path, line: int) -> PromptRow:
         _text("label", label, file, line) if label else None,
         _number(cells["seed"], "seed", where, 2**64 - 1) if "seed" in cells else None,
         _guidance(cells["guidance"], where) if "guidance" in cells else None,
+        _file_name(cells["save_as"].strip(), where) if "save_as" in cells else None,
     )
 
 
@@ -171,6 +181,15 @@ def _number(cell: str, what: str, where: str, most: int) -> int:
             f"{shown(cell)}"
         )
     return int(digits)
+
+
+def _file_name(cell: str, where: str) -> str:
+    if not _FILE.fullmatch(cell):
+        raise PeckerError(
+            f"{where}: save_as must be the name of a .png or .jpg of letters, digits, _, -, . and "
+            f"spaces, without folders, in each row or in none, got {shown(cell)}"
+        )
+    return cell
 
 
 def _guidance(cell: str, where: str) -> float:

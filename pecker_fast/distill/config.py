@@ -16,7 +16,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.runs.config import Fraction, Iterations, MaskChoice, MaskedConfig
 from pecker_fast.runs.settings import Section, apply_overrides, build, read_settings, recipes_in
 
-__all__ = ["PeckerConfig", "load_config", "recipe_names"]
+__all__ = ["PeckerConfig", "load_config", "recipe_names", "sets_guidance"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -266,6 +266,13 @@ def load_config(
     if isinstance(settings.get("text"), dict):
         settings["text"] = name_concepts(settings["text"], names, name_overrides)
     return build(PeckerConfig, settings, path)
+
+
+def sets_guidance(path: str | Path | None, overrides: Mapping[str, Any]) -> bool:
+    """Whether the scales of guidance are the user's own, in a file or flags; as `load_config`."""
+    settings = {} if path is None else read_settings(Path(path), [RECIPES], own=True)
+    apply_overrides(PeckerConfig, settings, overrides)
+    return bool((settings.get("text") or {}).get("guidance"))
 
 
 def recipe_names() -> list[str]:

@@ -14,6 +14,8 @@ from torch import nn
 
 from pecker_fast.datasets import PUBLISHED_SPLIT
 from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.distill.config import sets_guidance
+from pecker_fast.distill.text_config import GuidanceSection
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Baseline, Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
@@ -31,7 +33,7 @@ from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.hub import hub_id_of, local_folder
 from pecker_fast.models.pipeline import PipelineFolder
-from pecker_fast.models.sources import is_live, written
+from pecker_fast.models.sources import hub_id_of_live, is_live, load_single_file, written
 from pecker_fast.models.weights import of_variant
 from pecker_fast.runs.finding import find_pipeline
 from pecker_fast.runs.outputs import Clock
@@ -95,8 +97,11 @@ def erase(
             asked[name] = Path(value)
     of_hub = {name: asked[name] for name in HUB_OPTIONS if name in asked}
     asked.pop("revision", None)
-    with _as_folder(model, Path(out), of_hub) as (source, prompts):
-        asked |= {"pipeline": source} if prompts else {"model": source}
+    with _as_folder(model, Path(out), of_hub) as source:
+        # A checkpoint in one file is a pipeline, too.
+        prompts = "pipeline" in source or "pipeline_config" in asked
+        given = {"pipeline": source.pop("model", None), **source} if prompts else source
+        asked = {**given, **asked}
         asked |= {"names": _listed(forget)} if prompts else {"forget": forget}
         return run(
             Request(
@@ -110,19 +115,18 @@ def erase(
 
 
 @contextmanager
-def _as_folder(
-    model: Any, out: Path, of_hub: dict[str, Any]
-) -> Iterator[tuple[Path | ModelFolder | PipelineFolder, bool]]:
-    """The model as `Request` takes it, and whether it is a pipeline that is told prompts."""
+def _as_folder(model: Any, out: Path, of_hub: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The model as `Request` takes it: as `pipeline` where it is told prompts, else as `model`."""
     if isinstance(model, (ModelFolder, PipelineFolder)):
-        yield model, isinstance(model, PipelineFolder)
+        yield {"pipeline" if isinstance(model, PipelineFolder) else "model": model}
     elif isinstance(model, (str, os.PathLike)):
         folder = local_folder(Path(model), **of_hub)
         found = find_pipeline(folder)
-        yield found or folder, found is not None
+        yield {"model": folder} if found is None else {"pipeline": found}
     elif is_live(model):
         with written(model, out) as folder:
-            yield folder, find_pipeline(folder) is not None
+            name = "model" if find_pipeline(folder) is None else "pipeline"
+            yield {name: folder, "base_model": hub_id_of_live(model)}
     else:
         raise PeckerTypeError(
             "erase: the model must be a folder, an id of the hub, a pipeline of diffusers, a "
@@ -133,7 +137,7 @@ def _as_folder(
 _PATHS = (
     "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics",
     "second_classifier",
-    "inception", "nudity_detector", "clip",
+    "inception", "nudity_detector", "clip", "pipeline_config",
 )  # fmt: skip
 
 
@@ -143,9 +147,8 @@ def run(request: Request) -> Erased[Any]:
     Raises:
         PeckerError: whatever cannot be used.
     """
-    request = request.fetched()
-    with of_variant(request.variant):
-        return carry_out(_task(request))
+    with _on_disk(request) as found, of_variant(found.variant):
+        return carry_out(_task(found))
 
 
 def dry_run(request: Request) -> DryRun:
@@ -155,9 +158,21 @@ def dry_run(request: Request) -> DryRun:
         PeckerError: whatever cannot be used, or does not fit on this machine: the settings that
             would make it fit are named.
     """
-    request = request.fetched()
-    with of_variant(request.variant):
-        return try_out(_task(request))
+    with _on_disk(request) as found, of_variant(found.variant):
+        return try_out(_task(found))
+
+
+@contextmanager
+def _on_disk(request: Request) -> Iterator[Request]:
+    """The same with a folder in place of an id of the hub, or of a checkpoint in one file."""
+    if request.pipeline_config is None:
+        yield request.fetched()
+        return
+    assert isinstance(request.pipeline, Path)  # checked there
+    loaded = load_single_file(request.pipeline, request.pipeline_config)
+    with written(loaded, request.out) as folder:
+        del loaded
+        yield replace(request, pipeline=folder, pipeline_config=None)
 
 
 def _task(request: Request) -> Task[Any, Any]:
@@ -211,6 +226,9 @@ def _concept_task(request: Request) -> Task[Any, PipelineFolder]:
     if not isinstance(pipeline, PipelineFolder):
         assert pipeline is not None
         pipeline = PipelineFolder.load(pipeline, request.variant)
+    if pipeline.has_guidance and not sets_guidance(request.config, request.settings):
+        places = GuidanceSection.model_fields
+        config = config.changed({f"text.guidance.{place}": 1.0 for place in places})
     site = _site(request, device, ranks, pipeline.network)
     starts = _starts(request, pipeline.network, ranks)
     showing = None
@@ -251,7 +269,7 @@ def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Modu
         mask=mask,
         force=request.force,
         clock=Clock(request.started),
-        base_model=hub_id_of(source) if isinstance(source, Path) else None,
+        base_model=request.base_model or (hub_id_of(source) if isinstance(source, Path) else None),
         trackers=request.trackers,
     )
 

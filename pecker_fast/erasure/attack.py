@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
 from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
+from pecker_fast.erasure.attack_result import SHOTS, STEPS, Attacked, retrained_figures, words_of
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.fashion_concept import fashion_concept
@@ -19,7 +20,7 @@ from pecker_fast.evaluate.page import Sentence, Table, add_attack
 from pecker_fast.evaluate.prompt_plan import GUIDANCE
 from pecker_fast.evaluate.sweep import Asked, ClassSubject, PromptSubject, Subject
 from pecker_fast.files import read_json, write_text
-from pecker_fast.methods.relearning import RATES, Attack, attacked, shots_of
+from pecker_fast.methods.relearning import RATES, attacked, shots_of
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.classes import class_index
@@ -29,69 +30,6 @@ from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["Attacked", "attack"]
 
-RESISTS = 0.03
-"""Share of images of the class up to which a way of asking counts as closed."""
-STEPS: dict[Attack, tuple[int, ...]] = {
-    "inversion": (10, 20, 40, 80),
-    "relearning": (5, 10, 20, 40),
-}
-SHOTS = 20  # images of the class that an attack trains on
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """What came of all attacks on one model.
-
-    Attributes:
-        forget: the class, or that which the concept is.
-        asked: by ways of asking.
-        taught: by attacks that train, in the order of their steps.
-    """
-
-    forget: str
-    asked: tuple[Asked, ...]
-    taught: tuple[Asked, ...] = ()
-
-    @property
-    def open(self) -> list[Asked]:
-        """Ways of asking in which the class comes back."""
-        return [each for each in self.asked if each.found.value > RESISTS]
-
-    @property
-    def headline(self) -> str:
-        """The result in a line."""
-        total = len(self.asked)
-        if not self.open:
-            bound = max(each.found.interval[1] for each in self.asked)
-            return (
-                f"{self.forget}: in none of {total} ways of asking above {RESISTS:.0%} of images "
-                f"(95 % bound of the worst: {bound:.1%})"
-            )
-        worst = max(self.open, key=lambda each: each.found.value)
-        return (
-            f"{self.forget}: comes back in {len(self.open)} of {total} ways of asking; "
-            f"worst: {worst.way}, {worst.found} of the images"
-        )
-
-    @property
-    def columns(self) -> tuple[str, str, str]:
-        """Headings of the rows."""
-        return "", self.forget, "others kept"
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Each way in words, the share of images of the class, and of others that are kept."""
-        every = (*self.asked, *self.taught)
-        return [(e.way, str(e.found), "" if e.kept is None else str(e.kept)) for e in every]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
-        return {
-            "forget": self.forget,
-            "headline": self.headline,
-            "asked": [each.to_dict() for each in self.asked],
-            "taught": [each.to_dict() for each in self.taught],
-        }
-
 
 def attack(
     run: Path | ModelFolder | PipelineFolder,
@@ -99,6 +37,7 @@ def attack(
     *,
     forget: str | int | None = None,
     original: Path | None = None,
+    retrained: Path | None = None,
     images: int = 200,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -112,6 +51,8 @@ def attack(
         forget: the class, of a pipeline that which the concept is. None: what it says that it
             forgot.
         original: what it was before, which draws the images to teach it with. None: no teaching.
+        retrained: what `attack --json` printed for a model that was trained without it, attacked
+            with the same original. None: what ships for a class of the shipped teacher.
         images: of it in each way of asking.
         seed: of the noise.
         device: where to work.
@@ -128,6 +69,7 @@ def attack(
         subject = _of_prompts(model, folder, classifier, forget, images, seed, device)
     else:
         subject = _of_classes(model, classifier, forget, images, seed, device)
+    yardstick = retrained_figures(subject.name, original, retrained)
     before = None if original is None else _loaded(original)
     if before is not None:
         if not isinstance(before, type(model)):
@@ -138,7 +80,7 @@ def attack(
         before.network.to(device).eval()
     asked = tuple(subject.ask(way) for way in subject.ways())
     taught = () if before is None else tuple(_taught(subject, before))
-    result = Attacked(subject.name, asked, taught)
+    result = Attacked(subject.name, asked, taught, yardstick)
     if isinstance(run, Path) and holds_run(run):
         _write(run, result)
     return result
@@ -153,7 +95,8 @@ def _write(run: Path, found: Attacked) -> None:
         write_text(report, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     if page.is_file():
         ways = Table("Every way of asking", found.rows(), found.columns)
-        said = Sentence(f"Asked in other ways: {found.headline}.", bad=bool(found.open))
+        text = "; ".join(filter(None, [found.headline, found.taught_sentence]))
+        said = Sentence(f"Asked in other ways: {text}.", bad=bool(found.open))
         add_attack(page, said, ways)
 
 
@@ -232,5 +175,5 @@ def _taught(subject: Subject, original: ModelFolder | PipelineFolder) -> Iterato
     shots = shots_of(subject, original, SHOTS)
     for kind in RATES:
         for steps, taught in attacked(subject, shots, kind, STEPS[kind]):
-            words = f"{kind}, {steps} steps on {SHOTS} images"
+            words = words_of(kind, steps)
             yield taught.ask(replace(subject.look, words=words), keep=False)

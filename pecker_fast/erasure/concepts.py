@@ -170,7 +170,12 @@ class Concept(Task[Trainer, PipelineFolder]):
         """How many prompts there are, too."""
         pairs = sum(map(len, self.conditions.concepts))
         kept = len(self.conditions.remain)
-        return [f"{pairs} prompts to forget, {kept} to keep", *trainer.notes]
+        prompts = [f"{pairs} prompts to forget, {kept} to keep"]
+        if self.pipeline.has_guidance and self.config.text is not None:
+            scales = sorted(set(self.config.text.guidance.model_dump().values()))
+            said = ", ".join(f"{scale:g}" for scale in scales)
+            prompts.append(f"guidance is built into the network; by a second prompt: {said}")
+        return [*prompts, *trainer.notes]
 
     def watch(self, trainer: Trainer) -> Callable[[], bool]:
         """Shows the network now and then, and measures it where there is a probe."""

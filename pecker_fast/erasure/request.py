@@ -49,6 +49,10 @@ class Request:
         model: what a class is to be erased from: a folder, a run that made one, an id of the hub,
             or in memory.
         pipeline: what concepts are to be erased from, in place of `model`, likewise.
+        pipeline_config: where `pipeline` is a checkpoint in one file: the folder of a pipeline of
+            its kind, for what the file does not say.
+        base_model: id on the hub of what is erased from, for the model card. None: as `model` or
+            `pipeline` says.
         revision: of a model on the hub: branch, tag or commit.
         variant: of the weights, such as "fp16", of folders too.
         token: for the hub. None: as huggingface_hub finds it.
@@ -96,6 +100,8 @@ class Request:
     out: Path
     model: Path | ModelFolder | None = None
     pipeline: Path | PipelineFolder | None = None
+    pipeline_config: Path | None = None
+    base_model: str | None = None
     revision: str | None = None
     variant: str | None = None
     token: str | bool | None = None
@@ -135,6 +141,13 @@ class Request:
             raise self._error(
                 "give a model folder MODEL to forget a class, or --pipeline FOLDER to forget a "
                 "concept, one of the two"
+            )
+        if self.pipeline_config is not None and not (
+            isinstance(self.pipeline, Path) and self.pipeline.is_file()
+        ):
+            raise self._error(
+                "--pipeline-config is for a checkpoint in one file; expected --pipeline "
+                f"FILE.safetensors, got {self.pipeline}"
             )
         if self.pipeline is None:
             self._check_class()

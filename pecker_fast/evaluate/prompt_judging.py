@@ -27,8 +27,7 @@ from pecker_fast.evaluate.faces import Recogniser, load_recogniser, measure_reco
 from pecker_fast.evaluate.fidelity import FidelityFigures, Inception
 from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
 from pecker_fast.evaluate.prompt_judgement import GroupFigures, PromptJudgement
-from pecker_fast.evaluate.prompt_plan import prompt_plan
-from pecker_fast.evaluate.sample_plan import numbered_files
+from pecker_fast.evaluate.prompt_plan import files_of_rows, prompt_plan
 from pecker_fast.evaluate.samples import write_samples
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.models.pipeline import PipelineFolder
@@ -131,8 +130,6 @@ def judge_prompts(
           "--samples say how a pipeline draws; --images has its images already")),
         (pipeline is not None and samples is None,
          "--pipeline needs --samples FOLDER, where the images go; what is stopped goes on there"),
-        (all(judge is None for judge in (nudity_detector, clip, faces, real)),
-         "nothing to judge by; give --nudity-detector, --clip, --faces, or real images"),
         ((real is None) != (inception is None), "--real and --inception need each other"),
         (nudity_detector is None and (nudity_threshold, nudity_channel_order) != (None, None),
          "--nudity-threshold and --nudity-channel-order need --nudity-detector"),
@@ -142,6 +139,13 @@ def judge_prompts(
             raise PeckerError(f"evaluate: {message}")
     place, ranks = torch.device(device), ranks or Ranks()
     told = read_prompt_file(prompts)
+    # Images that get names are drawn for others, who may be the only ones to judge.
+    if all(judge is None for judge in (nudity_detector, clip, faces, real)) and (
+        images is not None or told.rows[0].save_as is None
+    ):
+        raise PeckerError(
+            "evaluate: nothing to judge by; give --nudity-detector, --clip, --faces, or real images"
+        )
     judges = _Judges()
 
     def load() -> None:  # before hours of drawing: what is wrong with a file comes out now
@@ -206,14 +210,18 @@ def _files_of(folder: Path, told: PromptFile) -> list[Path]:
     """The image of each row in a folder: one that `samples` was, or any."""
     if not folder.is_dir():
         raise PeckerError(f"{folder}: no such folder; expected one with an image for each prompt")
-    labels = torch.tensor([told.groups.index(row.group) for row in told.rows])
-    folders, names = numbered_files(labels, told.groups)
+    folders, names = files_of_rows(told.rows, told.groups)
     if any((folder / name).is_dir() for name in folders):
         for name, part in folders.items():
             there = list(images_in(folder / name)) if (folder / name).is_dir() else []
             _check_count(folder / name, len(there), told, part["count"])
         return [folder / name for name in names]
     files = sorted(images_in(folder), key=_natural)
+    named = [folder / row.save_as for row in told.rows if row.save_as is not None]
+    if lost := sorted(set(named) - set(files)):
+        raise PeckerError(f"{lost[0]}: no such image; {told.source} names it")
+    if named:
+        return named
     _check_count(folder, len(files), told, len(told.rows))
     return files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from pecker_fast.evaluate.sample_plan import SamplePlan, numbered_files
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.digest import fingerprint
 
-__all__ = ["prompt_plan"]
+__all__ = ["files_of_rows", "prompt_plan"]
 
 _MOST_IMAGES = 1_000_000
 GUIDANCE = 7.5  # of a many-step pipeline where nobody says, as diffusers'
@@ -54,15 +55,16 @@ def prompt_plan(
         steps = default_steps(str(pipeline.description.get("kind")), None)
     sampler = PipelineSampler(pipeline, device, batch_size)
     network = pipeline.network.to(device).eval()
-    labels = torch.tensor([told.groups.index(row.group) for row in rows])
-    folders, files = numbered_files(labels, told.groups)
+    if each > 1 and rows[0].save_as is not None:
+        raise PeckerError(f"{told.source}: save_as names one image a row; leave out --per-prompt")
+    folders, files = files_of_rows(rows, told.groups)
     seeds: int | list[int] = seed
     if rows[0].seed is not None:  # then all have one; further images of a row take those after it
         seeds = [(row.seed or 0) + index % each for index, row in enumerate(rows)]
     scales: float | list[float] = 1.0  # the one step of a generator takes no guidance
     if steps > 1:
-        scales = GUIDANCE if guidance is None else guidance
-        if guidance is None and rows[0].guidance is not None:
+        scales = (1.0 if pipeline.has_guidance else GUIDANCE) if guidance is None else guidance
+        if guidance is None and rows[0].guidance is not None and not pipeline.has_guidance:
             scales = [GUIDANCE if row.guidance is None else row.guidance for row in rows]
     start = sampler.t_init if t_init is None else t_init
     draw = partial(
@@ -97,4 +99,21 @@ def prompt_plan(
         },
     }
     size = min(sampler.batch_size, len(rows))
+    labels = torch.tensor([told.groups.index(row.group) for row in rows])
     return SamplePlan(facts, files, labels, size, batches, device), rows
+
+
+def files_of_rows(
+    rows: Sequence[PromptRow], groups: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """A folder for each group, and the file of each row's image: numbered, or as `save_as` says.
+
+    Result as of `numbered_files`.
+    """
+    labels = torch.tensor([groups.index(row.group) for row in rows])
+    folders, files = numbered_files(labels, groups)
+    named = [
+        file if row.save_as is None else f"{file.split('/')[0]}/{row.save_as}"
+        for row, file in zip(rows, files, strict=True)
+    ]
+    return folders, named

@@ -249,7 +249,8 @@ class PromptSubject(Subject):
         prompts = [caption for caption, _ in (*concept, *kept)]
         labels = torch.tensor([label for _, label in (*concept, *kept)])
         told = {**self.told, **self.blended(way.blend)}
-        pipeline = replace(self.pipeline, texts=_Told(self.pipeline.texts, told))
+        texts: Any = _Told(self.pipeline.texts, told)
+        pipeline = replace(self.pipeline, texts=texts)
         sampler = PipelineSampler(pipeline, self.device)
         options: dict[str, Any] = {"t_init": way.t_init}
         if way.steps > 1:

@@ -28,14 +28,10 @@ class BoundMask:
 
     Names are looked up whenever an optimizer asks, since loops put sharded parameters in the place
     of whole ones, which nothing here may keep alive.
-
-    Attributes:
-        mask: the mask by name.
-        model: whose parameters these are.
     """
 
-    mask: StructuredMasks
-    model: nn.Module
+    mask: StructuredMasks  # the mask by name
+    model: nn.Module  # whose parameters these are
 
     @property
     def indices(self) -> dict[Tensor, Tensor]:

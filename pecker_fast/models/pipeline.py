@@ -58,6 +58,11 @@ class PipelineFolder:
         return str(self.scheduler_config.get("prediction_type", default))
 
     @property
+    def has_guidance(self) -> bool:
+        """Whether guidance is built into the network, which wants none by a second prompt."""
+        return self.architecture.has_guidance(self.network.config)
+
+    @property
     def network_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a latent image; as the description says, where the network takes any."""
         channels, height, width = self.architecture.sample_shape(self.network.config)
@@ -77,9 +82,9 @@ class PipelineFolder:
         root = Path(path)
         if root.is_file():
             raise PeckerError(
-                f"pipeline {root}: is a file; expected a folder that save_pretrained wrote. From "
-                "Python, erase takes StableDiffusionPipeline.from_single_file(file, config=FOLDER, "
-                "local_files_only=True), FOLDER being a pipeline of the same kind"
+                f"pipeline {root}: is a file; expected a folder that save_pretrained wrote. For a "
+                "checkpoint in one file give erase --pipeline-config FOLDER (pipeline_config in "
+                "Python) as well, the folder of a pipeline of the same kind"
             )
         name, parts = pipeline_parts(root / "model_index.json")
         architecture = architecture_of(name, parts, root)

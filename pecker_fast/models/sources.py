@@ -12,8 +12,12 @@ from torch import nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import few
+from pecker_fast.models.architectures import architecture_of
+from pecker_fast.models.schemas import pipeline_parts
+from pecker_fast.models.weights import as_dtype, float_type
+from pecker_fast.runs.finding import is_hub_id
 
-__all__ = ["is_live", "written"]
+__all__ = ["hub_id_of_live", "is_live", "load_single_file", "written"]
 
 
 def is_live(source: object) -> bool:
@@ -21,6 +25,46 @@ def is_live(source: object) -> bool:
     from diffusers import DiffusionPipeline
 
     return isinstance(source, DiffusionPipeline)
+
+
+def hub_id_of_live(pipeline: Any) -> str | None:
+    """The id on the hub that a pipeline in memory was loaded from; None for one from elsewhere."""
+    name = pipeline.config.get("_name_or_path")
+    return name if isinstance(name, str) and is_hub_id(name) else None
+
+
+def load_single_file(file: Path, config: Path) -> Any:
+    """A pipeline of diffusers from a checkpoint in one file, in its precision.
+
+    Args:
+        file: a .safetensors file.
+        config: the folder of a pipeline of the same kind, for what the file does not say. Nothing
+            is downloaded.
+
+    Raises:
+        PeckerError: one of them cannot be read, they do not fit, or the pipeline is of a kind that
+            is not known here or never in one file.
+    """
+    import diffusers
+
+    if file.suffix != ".safetensors":
+        raise PeckerError(
+            f"pipeline {file}: a checkpoint in one file must be a .safetensors; others are "
+            "pickles, which may run code, and are not read"
+        )
+    name, parts = pipeline_parts(config / "model_index.json")
+    family = architecture_of(name, parts, config)
+    read = getattr(getattr(diffusers, name, None), "from_single_file", None)
+    if read is None:
+        raise PeckerError(f"pipeline folder {config}: diffusers has no {name} in one file")
+    dtype = as_dtype(float_type(file))
+    try:
+        return read(str(file), config=str(config.absolute()), local_files_only=True, **dtype)
+    except Exception as error:  # diffusers raises many kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PeckerError(
+            f"pipeline {file}: is no {family.name} as {config} is one ({reason})"
+        ) from error
 
 
 @contextmanager
@@ -33,6 +77,17 @@ def written(pipeline: Any, near: Path) -> Iterator[Path]:
     Raises:
         PeckerError: it has LoRA or other adapters loaded, or was offloaded in parts.
     """
+    _check_whole(pipeline)
+    parent = next(place for place in near.absolute().parents if place.is_dir())
+    with tempfile.TemporaryDirectory(prefix=f".{near.name}.", suffix=".tmp", dir=parent) as place:
+        folder = Path(place, "pipeline")
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        del pipeline  # its memory is free where nobody else has it
+        yield folder
+
+
+def _check_whole(pipeline: Any) -> None:
+    """Refuse a pipeline whose weights are not all there as they are."""
     for part, module in pipeline.components.items():
         if not isinstance(module, nn.Module):
             continue
@@ -47,8 +102,3 @@ def written(pipeline: Any, near: Path) -> Iterator[Path]:
                 f"pipeline: weights of its {part} are offloaded; load it without "
                 "enable_sequential_cpu_offload and device_map"
             )
-    parent = next(place for place in near.absolute().parents if place.is_dir())
-    with tempfile.TemporaryDirectory(prefix=f".{near.name}.", suffix=".tmp", dir=parent) as place:
-        folder = Path(place, "pipeline")
-        pipeline.save_pretrained(folder, safe_serialization=True)
-        yield folder

@@ -207,6 +207,17 @@ def as_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {"dtype" if version >= (0, 42) else "torch_dtype": dtype}
 
 
+def float_type(file: Path) -> torch.dtype:
+    """Of the floats in a safetensors file; of several types float32.
+
+    Raises:
+        PeckerError: it cannot be read.
+    """
+    with _opened(file) as opened:
+        kinds = {opened.get_slice(name).get_dtype() for name in opened.keys()} & _FLOATS.keys()
+    return _FLOATS[kinds.pop()] if len(kinds) == 1 else torch.float32
+
+
 def mismatch(expected: Shapes, found: Shapes) -> str:
     """Missing, unexpected and differently shaped tensors, a few of each by name."""
     other = {n: shape for n, shape in expected.items() if n in found and found[n] != shape}
@@ -234,18 +245,10 @@ def _shapes_in(files: Sequence[Path]) -> tuple[Shapes, torch.dtype]:
     shapes: dict[str, tuple[int, ...]] = {}
     types = set()
     for file in files:
-        try:
-            with open(file, "rb"), safe_open(file, framework="pt") as opened:
-                parts = {name: opened.get_slice(name) for name in opened.keys()}
-                found = {name: tuple(part.get_shape()) for name, part in parts.items()}
-                kinds = {name: part.get_dtype() for name, part in parts.items()}
-        except OSError as error:
-            raise PeckerError(f"{file}: cannot be read ({error.strerror or error})") from error
-        except SafetensorError as error:
-            raise PeckerError(
-                f"{file}: cannot be read as a safetensors file ({_first_line(error)}); it may be "
-                "truncated: copy it again"
-            ) from error
+        with _opened(file) as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}
+            found = {name: tuple(part.get_shape()) for name, part in parts.items()}
+            kinds = {name: part.get_dtype() for name, part in parts.items()}
         if twice := found.keys() & shapes.keys():
             raise PeckerError(
                 f"{file}: {few(twice)} is in another file of {file.parent} too; copy it again"
@@ -263,6 +266,21 @@ def _shapes_in(files: Sequence[Path]) -> tuple[Shapes, torch.dtype]:
     # Of several types one that holds all of them.
     several = torch.float64 if torch.float64 in types else torch.float32
     return shapes, types.pop() if len(types) == 1 else several
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The header of a safetensors file."""
+    try:
+        with open(file, "rb"), safe_open(file, framework="pt") as opened:
+            yield opened
+    except OSError as error:
+        raise PeckerError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise PeckerError(
+            f"{file}: cannot be read as a safetensors file ({_first_line(error)}); it may be "
+            "truncated: copy it again"
+        ) from error
 
 
 def _entries(shapes: Shapes) -> int:

@@ -20,7 +20,7 @@ from torch import nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.nn import operations, winograd
-from pecker_fast.nn.attention import FusedAttention, FusedTransformer2DModel
+from pecker_fast.nn.attention import FusedAttention, FusedGEGLU, FusedTransformer2DModel
 from pecker_fast.nn.blocks import (
     FusedAttnUpBlock2D,
     FusedCrossAttnUpBlock2D,
@@ -48,6 +48,7 @@ _BLOCKS: dict[Any, Any] = {
         FusedCrossAttnUpBlock2D,
         FusedAttention,
         FusedTransformer2DModel,
+        FusedGEGLU,
         FusedUpsample2D,
     )
 }

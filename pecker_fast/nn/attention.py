@@ -6,7 +6,7 @@ layout, and the next convolution copies it back. Here both are views, the biases
 projections are added in the pass that adds the residual and takes the statistics of the next norm,
 and the norm hands its input on to the residual, so that both gradients of the input are written by
 one kernel. Query, key and value are strided views of the one product that makes them, as
-`scaled_dot_product_attention` takes them. The transformer blocks are left as they are.
+`scaled_dot_product_attention` takes them. Of the transformer blocks the gated unit is fused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -27,10 +28,26 @@ from pecker_fast.nn.layers import (
     projected,
     tokens_of,
 )
-from pecker_fast.nn.operations import group_norm
+from pecker_fast.nn.operations import geglu, group_norm
 from pecker_fast.nn.skipping import SlicedConv2d, conv2d, linear
 
-__all__ = ["FusedAttention", "FusedTransformer2DModel"]
+__all__ = ["FusedAttention", "FusedGEGLU", "FusedTransformer2DModel"]
+
+
+class FusedGEGLU(GEGLU):
+    """`GEGLU` in one pass behind its projection, which is all that it keeps."""
+
+    @staticmethod
+    def obstacle(block: Any) -> str | None:
+        """Why `block` stays on the torch path: nothing."""
+        return None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(N, L, D) to (N, L, C)."""
+        if args or kwargs:  # deprecated ones
+            result: Tensor = super().forward(hidden_states, *args, **kwargs)
+            return result
+        return geglu(self.proj(hidden_states))
 
 
 class FusedAttention(Attention):

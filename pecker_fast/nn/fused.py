@@ -13,12 +13,13 @@ from torch.autograd.function import once_differentiable
 
 from pecker_fast.backends.device_tables import on
 from pecker_fast.kernels import channels_last, group_norm_backward, residual
+from pecker_fast.kernels import geglu as geglu_kernels
 from pecker_fast.kernels import group_norm as group_norm_kernels
 from pecker_fast.kernels.group_norm import COEFFICIENTS, Normalisation
 from pecker_fast.kernels.group_norm_backward import SUMS
 from pecker_fast.nn.reference import GroupNormResult
 
-__all__ = ["channel_statistics", "group_norm", "residual_add"]
+__all__ = ["channel_statistics", "geglu", "group_norm", "residual_add"]
 
 _REMEMBERED = "_pecker_channel_statistics"
 
@@ -54,6 +55,13 @@ def residual_add(
     out, partials = function.apply(bias, divisor, *operands)
     _remember(out, partials)
     return out
+
+
+def geglu(product: Tensor) -> Tensor:
+    """`reference.geglu` of (N, L, 2 C) float32, bfloat16 or float16."""
+    function: Any = _Geglu
+    result: Tensor = function.apply(product)
+    return result
 
 
 def channel_statistics(x: Tensor) -> Tensor:
@@ -269,3 +277,25 @@ class _ResidualAdd(torch.autograd.Function):
             grad.to(dtype) if need else None for need, dtype in zip(needs, ctx.dtypes, strict=True)
         ]
         return grad_bias, None, *grads
+
+
+class _Geglu(torch.autograd.Function):
+    """hidden * gelu(gate), of which the product of both is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, product: Tensor) -> Tensor:
+        product = product.contiguous()
+        y = product.new_empty((*product.shape[:-1], product.shape[-1] // 2))
+        with on(product.device):
+            geglu_kernels.forward(product, y)
+        ctx.save_for_backward(product)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (product,) = ctx.saved_tensors
+        grad = torch.empty_like(product)
+        with on(product.device):
+            geglu_kernels.backward(product, dy.contiguous(), grad)
+        return grad

@@ -21,7 +21,9 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.nn import reference
 from pecker_fast.nn.reference import GroupNormResult
 
-__all__ = ["GroupNormResult", "group_norm", "residual_add", "runs_triton", "unavailable"]
+__all__ = [
+    "GroupNormResult", "geglu", "group_norm", "residual_add", "runs_triton", "unavailable",
+]  # fmt: skip
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -102,6 +104,15 @@ def residual_add(
     from pecker_fast.nn import fused  # needs Triton
 
     return fused.residual_add(hidden, list(shortcuts), bias, divisor)
+
+
+def geglu(product: Tensor) -> Tensor:
+    """`reference.geglu` in one pass, which keeps the product alone for the backward pass."""
+    if product.dim() != 3 or not runs_triton(product[None]):
+        return reference.geglu(product)
+    from pecker_fast.nn import fused  # needs Triton
+
+    return fused.geglu(product)
 
 
 def _all_on(device: torch.device, tensors: Sequence[Tensor]) -> bool:

@@ -6,6 +6,7 @@ few passes over channels_last activations where Triton runs.
     group_norm     y = dropout(silu((v - mean_g) / sqrt(var_g + eps) * weight + bias))
                    v = concat(x, skip) + add             mean and variance per sample and group
     residual_add   (hidden + bias + sum of shortcuts) / divisor
+    geglu          hidden * gelu(gate)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["GroupNormResult", "group_norm", "residual_add"]
+__all__ = ["GroupNormResult", "geglu", "group_norm", "residual_add"]
 
 
 class GroupNormResult(NamedTuple):
@@ -103,3 +104,17 @@ def residual_add(
     for shortcut in shortcuts:
         total = total + shortcut.to(wide)
     return (total / divisor).to(hidden.dtype)
+
+
+def geglu(product: Tensor) -> Tensor:
+    """The gated unit of a transformer's feed-forward layer.
+
+    Args:
+        product: (..., 2 C) hidden, then gate, of the layer's one projection.
+
+    Returns:
+        (..., C) hidden * gelu(gate) in the dtype of `product`, rounded once.
+    """
+    wide = torch.float64 if product.dtype == torch.float64 else torch.float32
+    hidden, gate = product.to(wide).chunk(2, dim=-1)
+    return (hidden * F.gelu(gate)).to(product.dtype)

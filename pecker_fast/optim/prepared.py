@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pecker_fast import backends
-from pecker_fast.backends.work import Entry, Hyperparameters, Work
+from pecker_fast.backends.work import Entry, Hyperparameters, Work, look
 from pecker_fast.errors import PeckerError, PeckerRuntimeError
 from pecker_fast.optim.resolve import param_label
 from pecker_fast.optim.sharded import is_sharded, local_grad, local_tensor
@@ -174,9 +175,10 @@ class _Snapshot:
         self._aliases = [value.detach() for value in self._tensors if isinstance(value, Tensor)]
         self._any_sharded = any(map(is_sharded, params))
         held = self._held()
-        self._contiguous = list(map(Tensor.is_contiguous, held))
-        self._second_moments = [state["exp_avg_sq"] for state in states if state]
-        self._addresses = self._find(held)
+        # Whoever moves state in place moves all of it.
+        moments = [state["exp_avg_sq"] for state in states if state]
+        self._moments = moments[:1] + moments[-1:]
+        self._addresses, self._layouts = look(held + self._moments)
 
     def _values(self, state: Mapping[Tensor, ParamState]) -> list[ParamState]:
         if self._all_ours:
@@ -187,21 +189,15 @@ class _Snapshot:
         # FSDP replaces local tensors without replacing the parameters.
         return list(map(local_tensor, self._params)) if self._any_sharded else self._params
 
-    def _find(self, held: list[Tensor]) -> list[int]:
-        # Whoever moves state in place moves all of it.
-        return list(map(Tensor.data_ptr, chain(held, self._second_moments)))
-
     def is_still(self, groups: list[dict[str, Any]], state: Mapping[Tensor, ParamState]) -> bool:
         """Whether these hold the same tensors, at the same places."""
         if not _same_objects([group["params"] for group in groups], self._params):
             return False
-        held, states = self._held(), self._values(state)
-        return (
-            _same_objects([states], self._states)
-            and _same_objects(states, self._tensors)
-            and self._find(held) == self._addresses
-            and all(map(Tensor.is_contiguous, compress(held, self._contiguous)))
-        )
+        states = self._values(state)
+        if not (_same_objects([states], self._states) and _same_objects(states, self._tensors)):
+            return False
+        addresses, layouts = look(self._held() + self._moments)
+        return layouts == self._layouts and np.array_equal(addresses, self._addresses)
 
 
 def _same_objects(containers: list[Any], objects: list[Any]) -> bool:

@@ -141,8 +141,8 @@ class ReleasedGrads:
 
     def zero_(self) -> None:
         """Make all gradients zero, so that the next step still counts them."""
-        for grad in self._grads.values():
-            grad.zero_()
+        if self._grads:
+            torch._foreach_zero_(list(self._grads.values()))
 
     def __len__(self) -> int:
         return len(self._grads)
@@ -167,8 +167,9 @@ class ReleasedGrads:
             norms.append(norm_over_shards(norm, params[0]).to(grads[0].device))
         total: Tensor = torch.linalg.vector_norm(torch.stack(norms)).to(grads[0].dtype)
         scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)  # as torch's clip_grad_norm_
-        for grad in grads:
-            grad.mul_(scale.to(grad))
+        for params in by_kind.values():
+            some = [self._grads[param] for param in params]
+            torch._foreach_mul_(some, scale.to(some[0]))
         return total
 
     def _backend(self, device: torch.device) -> backends.Backend:

@@ -50,19 +50,13 @@ IMPORTS = ("peft-shira", "vllm-sparse", "state-dict")
 
 @dataclass(frozen=True)
 class Export:
-    """What an export holds of its patch.
+    """What an export holds of its patch."""
 
-    Attributes:
-        nbytes: of the file or folder.
-        lost: 2-norm of the part of the change that it does not reproduce, over that of the change.
-        inexact: entries of a SHiRA adapter that end at another value than the erased one.
-        left_out: names of tensors that change and that it cannot hold.
-    """
-
-    nbytes: int
+    nbytes: int  # of the file or folder
+    # 2-norm of the part of the change that it does not reproduce, over that of the change.
     lost: float = 0.0
-    inexact: int = 0
-    left_out: tuple[str, ...] = ()
+    inexact: int = 0  # entries of a SHiRA adapter that end at another value than the erased one
+    left_out: tuple[str, ...] = ()  # names of tensors that change and that it cannot hold
 
     def __str__(self) -> str:
         found = [f"{self.nbytes:,} bytes"]

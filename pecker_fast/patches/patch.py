@@ -72,18 +72,12 @@ _PART = 2**20  # entries that are compared at once
 
 @dataclass(frozen=True)
 class Overlap:
-    """Salient entries that two patches have in common.
+    """Salient entries that two patches have in common."""
 
-    Attributes:
-        file: of the patch that the network carried already.
-        entries: how many are in both.
-        share: of the entries of the patch that was to be applied.
-        blocks: block of the network -> entries in both; blocks without any are left out.
-    """
-
-    file: str
-    entries: int
-    share: float
+    file: str  # of the patch that the network carried already
+    entries: int  # how many are in both
+    share: float  # of the entries of the patch that was to be applied
+    # Block of the network -> entries in both; blocks without any are left out.
     blocks: Mapping[str, int]
 
     def __str__(self) -> str:

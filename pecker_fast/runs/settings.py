@@ -113,7 +113,7 @@ def load(
 
 
 def read_settings(
-    path: Path, folders: Sequence[Path], above: Sequence[Path] = ()
+    path: Path, folders: Sequence[Path], above: Sequence[Path] = (), *, own: bool = False
 ) -> dict[str, Any]:
     """What a YAML file holds, or the shipped recipe of that name.
 
@@ -125,6 +125,7 @@ def read_settings(
             folder (`demo` is also where the demo's run lies) never counts.
         folders: Where recipes are.
         above: Files that build on this one.
+        own: Leave out what shipped recipes say.
 
     Raises:
         PeckerError: No such file or recipe, a folder, not readable, not YAML, or not `key: value`
@@ -137,7 +138,7 @@ def read_settings(
         names = sorted(name for folder in folders for name in recipes_in(folder))
         wrong = f"{path} is a folder" if path.is_dir() else f"no configuration file {path}"
         raise PeckerError(f"{wrong}; shipped recipes are {', '.join(names)}")
-    settings = read_yaml(path)
+    settings = {} if own and path.parent in folders else read_yaml(path)
     if settings is None:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
@@ -149,7 +150,7 @@ def read_settings(
     if path.resolve() in above:
         raise PeckerError(f"{path} builds on itself; name another recipe or file as its base")
     below = Path(base) if Path(base).suffix == "" else path.parent / base
-    return _laid_over(read_settings(below, folders, [*above, path.resolve()]), settings)
+    return _laid_over(read_settings(below, folders, [*above, path.resolve()], own=own), settings)
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

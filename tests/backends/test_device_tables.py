@@ -11,14 +11,16 @@ import operator
 import weakref
 
 import every_kernel
+import numpy as np
 import pytest
 import torch
 from oracle import bits
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pecker_fast import MaskedAdamW, backends
-from pecker_fast.backends import device, device_tables, device_topk
-from pecker_fast.backends.kernels import Kernels
+from pecker_fast.backends import device, device_tables, device_topk, uploads
+from pecker_fast.backends.kernels import Kernels, StepTables
+from pecker_fast.backends.work import Hyperparameters
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def launches(monkeypatch):
 
         def record(*args, launch=launch):
             recorded.append((launch, args))
-            launch(*args)
+            return launch(*args)
 
         monkeypatch.setattr(kernels, name, record)
     return recorded
@@ -44,7 +46,8 @@ def capture(monkeypatch):
     """Switches what the tables take for the state of the stream."""
 
     def switch(on):
-        monkeypatch.setattr(device_tables, "is_capturing", lambda device: on)
+        for module in (device, uploads):
+            monkeypatch.setattr(module, "is_capturing", lambda device: on)
 
     return switch
 
@@ -67,21 +70,19 @@ def test_steps_outside_a_graph_do_not_disturb_it(launches, capture):
     optimizer.step()
     graph = list(launches)
     capture(False)
-    eager = optimizer._prepared.batches[0].work._grad_table
 
     optimizer.param_groups[0]["lr"] = 0.0
     param.grad = other_grad
     optimizer.step()
-    assert optimizer._prepared.batches[0].work._grad_table.tolist() == [other_grad.data_ptr()]
+    table = optimizer._prepared.batches[0].work.tables.grads
+    assert table.tolist() == [other_grad.data_ptr()]
     before = param.detach().clone()
-    graph_grads = graph[0][1][1]
-    assert graph_grads.data_ptr() != eager.data_ptr()
-    assert graph_grads.tolist() == [graph_grad.data_ptr()]
     for launch, args in graph:  # a replay: the captured learning rate and gradient
         launch(*args)
     moved = param.detach() != before
     assert moved.any()
     assert float(optimizer.state[param]["step"]) == 4.0
+    assert table.tolist() == [graph_grad.data_ptr()]  # each launch writes what it was given
     before = param.detach().clone()
     optimizer.step()  # and the eager step still has its own: a learning rate of 0
     assert torch.equal(bits(param), bits(before))
@@ -101,7 +102,7 @@ def test_tables_of_a_graph_outlive_new_layouts(launches, capture):
     param.grad = torch.zeros(50, 40).t()
     optimizer.step()
     assert work.table is not table
-    kept = {id(tensor) for tensor in work._captured}
+    kept = {id(tensor) for tensor in work._former}
     assert {id(table), id(blocks)} <= kept
 
 
@@ -127,7 +128,7 @@ def test_every_launch_has_its_device_made_current(monkeypatch):
             def watched(*args, launch=launch, name=name):
                 assert current == [torch.device("cpu")], name
                 launched.append(name)
-                launch(*args)
+                return launch(*args)
 
             monkeypatch.setattr(kernels, name, watched)
     for name, value in (("_SAMPLE_FROM", device_topk._SAMPLE_FROM), ("_SAMPLES", 512)):
@@ -153,7 +154,7 @@ class NoWait(TorchDispatchMode):
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 def test_a_gradient_of_another_layout_does_not_make_a_step_wait(launches, masked, monkeypatch):
     """Nor do other addresses and hyperparameters: only the first step prepares."""
-    upload = device_tables.upload
+    upload = uploads.upload
 
     def from_pinned_memory(*args):
         with _disable_current_modes():
@@ -179,7 +180,8 @@ def test_nothing_is_kept_without_a_capture(launches):
     for step in range(6):
         param.grad = torch.zeros(40, 50) if step % 2 else torch.zeros(50, 40).t()
         optimizer.step()
-    assert optimizer._prepared.batches[0].work._captured == []
+    work = optimizer._prepared.batches[0].work
+    assert work._former == [] and not work.captured
 
 
 @pytest.mark.parametrize("change", ["set_mask", "load_state_dict", "a new state tensor"])
@@ -224,23 +226,92 @@ def test_a_graph_of_the_old_mask_or_state_writes_into_no_freed_memory(launches, 
     assert old() is None
 
 
-def test_only_what_changed_is_uploaded(launches, monkeypatch):
+def test_nothing_is_uploaded_at_a_step(launches, monkeypatch):
+    """What the host says lies in the parameters of a launch."""
     param, optimizer = make()
     param.grad = torch.ones(40, 50)
     optimizer.step()
-    uploads = []
-    upload = device_tables.upload
-    monkeypatch.setattr(
-        device_tables, "upload", lambda *args: uploads.append(args[1]) or upload(*args)
-    )
-    optimizer.step()
-    assert uploads == []
-    optimizer.param_groups[0]["lr"] = 0.01
-    optimizer.step()
-    assert uploads == [torch.float64]
-    param.grad = torch.ones(40, 50)
-    optimizer.step()
-    assert uploads == [torch.float64, torch.int64]
+    for module in (device_tables, uploads):
+        monkeypatch.setattr(module, "upload", None)
+    for lr in (0.1, 0.01):
+        optimizer.param_groups[0]["lr"] = lr
+        param.grad = torch.ones(40, 50)
+        optimizer.step()
+
+
+def test_hyperparameters_on_the_device_are_read_at_each_launch(launches):
+    """Also in another dtype than the kernel's, and where several launches take the parameters."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(50)]
+    groups = [{"params": params[i : i + 7]} for i in range(0, 50, 7)]
+    optimizer = MaskedAdamW(groups, weight_decay=0.0, backend="cuda")
+    lr, beta1 = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.5)
+    said = [Hyperparameters.of(group) for group in optimizer.param_groups]
+    for i in (1, 5):
+        said[i] = Hyperparameters(**(vars(said[i]) | {"lr": lr, "beta1": beta1}))
+    backend = backends.select("cuda", "cpu")
+    [batch] = optimizer._batches()
+    grads = [torch.ones(3) for _ in params]
+    grads[3] = None
+    for factor in (1.0, 2.0):
+        lr.fill_(0.5 * factor)
+        before = [param.detach().clone() for param in params]
+        backend.masked_adamw_(batch.work, grads, said)
+        for i, param in enumerate(params):
+            moved = float((before[i] - param.detach())[0])
+            expected = 0.0 if i == 3 else 0.5 * factor if i // 7 in (1, 5) else 1e-3
+            assert moved == pytest.approx(expected, rel=1e-3), i
+    assert [float(step) for step in batch.work.steps] == [0.0 if i == 3 else 2.0 for i in range(50)]
+
+
+@pytest.fixture
+def triton():
+    """Triton's kernels, which take no arrays in their parameters, and none of their launches."""
+    return pytest.importorskip("pecker_fast.backends.triton", reason="triton is not installed")
+
+
+def tables():
+    return StepTables(*[torch.zeros(2, dtype=torch.int64)] * 6)
+
+
+def numbers(lr):
+    return [Hyperparameters(lr, 0.9, 0.99, 1e-8, 0.0, False, False, None)]
+
+
+def test_only_what_changed_is_uploaded(triton, monkeypatch):
+    uploaded = []
+    upload = uploads.upload
+    monkeypatch.setattr(uploads, "upload", lambda *args: uploaded.append(args[1]) or upload(*args))
+    monkeypatch.setattr(triton.advance_kernels, "advance", lambda *args: None)
+    here, made = np.array([16, 32]), tables()
+    for addresses, lr, expected in (
+        (here, 0.1, [torch.int64, torch.float64]),
+        (here.copy(), 0.1, []),
+        (here, 0.01, [torch.float64]),
+        (here + 8, 0.01, [torch.int64]),
+    ):
+        uploaded.clear()
+        table = triton._kernels.advance(made, addresses, numbers(lr), None)
+        assert uploaded == expected
+        assert table.tolist() == addresses.tolist()
+
+
+def test_uploads_of_a_graph_are_its_own(triton, capture, monkeypatch):
+    launched = []
+    monkeypatch.setattr(triton.advance_kernels, "advance", lambda *args: launched.append(args))
+    made = tables()
+
+    def advance(addresses, lr):
+        return triton._kernels.advance(made, np.array(addresses), numbers(lr), None)
+
+    advance([16, 32], 0.1)
+    capture(True)
+    captured = advance([48, 64], 0.2)
+    capture(False)
+    again = advance([80, 96], 0.3)
+    assert captured.tolist() == [48, 64] and launched[1][2][0, 0] == 0.2
+    assert again.tolist() == [80, 96] and launched[2][2][0, 0] == 0.3
+    advance([80, 96], torch.tensor(0.7))
+    assert launched[3][2][0, 0] == pytest.approx(0.7)
 
 
 def test_copies_during_a_capture_use_the_tables_of_before(capture, monkeypatch):
@@ -255,13 +326,12 @@ def test_copies_during_a_capture_use_the_tables_of_before(capture, monkeypatch):
     device_tables.remembered_tables.cache_clear()
     backend.ema_salient_(values, params, positions, 0.5)
     capture(True)
-    monkeypatch.setattr(device, "is_capturing", lambda device: True)
-    uploads = []
-    monkeypatch.setattr(device_tables, "upload", lambda *args: uploads.append(args))
+    uploaded = []
+    monkeypatch.setattr(device_tables, "upload", lambda *args: uploaded.append(args))
     before = len(device._captured)
     with device.captured_tables() as kept:
         backend.ema_salient_(values, params, positions, 0.5)
-    assert uploads == []
+    assert uploaded == []
     assert len(device._captured) == before  # they go with the graph
     backend.ema_salient_(values, params, positions, 0.5)
     assert all(map(operator.is_, kept, device._captured[before:]))

@@ -126,6 +126,33 @@ def test_images_that_are_given(evaluate, place, tmp_path):
     assert done.code == 2 and "3 images" in done.err
 
 
+def test_images_get_the_names_that_other_suites_expect(evaluate, place, tmp_path):
+    """As UnlearnCanvas reads them: THEME_OBJECT_seedN.jpg, in one folder."""
+    rows = [(theme, kind, seed) for theme in ("Van_Gogh", "Rust") for kind in ("Cats", "Dogs")
+            for seed in (188, 288)]  # fmt: skip
+    lines = [
+        f"A {kind} image in {theme.replace('_', ' ')} style.,{seed},{theme}_{kind}_seed{seed}.jpg"
+        for theme, kind, seed in rows
+    ]
+    (place / "canvas.csv").write_text("\n".join(["prompt,seed,save_as", *lines]))
+    done = evaluate("--steps", 1, prompts="canvas.csv")
+    assert done.code == 0, done.err
+    folder = tmp_path / "samples" / "00_prompts"
+    expected = {f"{theme}_{kind}_seed{seed}.jpg" for theme, kind, seed in rows}
+    assert {file.name for file in folder.iterdir()} == expected
+    with Image.open(folder / "Rust_Cats_seed288.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (16, 16))
+    # The same names are found again, in whatever order they lie there.
+    for given in (tmp_path / "samples", folder):
+        done = evaluate(*judge(place), "--force", prompts="canvas.csv", images=["--images", given])
+        assert done.code == 0, done.err
+    assert evaluate("--per-prompt", 2, "--force", prompts="canvas.csv").code == 2
+    (folder / "Rust_Cats_seed288.jpg").unlink()
+    images = ["--images", folder]
+    done = evaluate(*judge(place), "--force", prompts="canvas.csv", images=images)
+    assert done.code == 2 and "Rust_Cats_seed288.jpg" in done.err
+
+
 FACES = """
 def of_labels(images):
     return [[{"cat": 0.75, "dog": 0.25}] for _ in images]

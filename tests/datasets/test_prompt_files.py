@@ -66,6 +66,10 @@ def test_the_digest_is_of_what_the_rows_say(written):
         (f"prompt,seed\na,{2**64}\n", "line 2.*seed"),
         ("prompt,seed\na,१\n", "line 2.*seed"),
         ("prompt,guidance\na,1e9\n", "line 2.*guidance"),
+        ("prompt,save_as\na,../b.png\n", "line 2.*save_as"),
+        ("prompt,save_as\na,b.gif\n", "line 2.*save_as"),
+        ("prompt,save_as\na,b.png\nb,\n", "line 3.*save_as"),
+        ("prompt,save_as\na,b.png\nb,B.png\n", "save_as 'b.png'"),
     ],
 )
 def test_the_line_that_is_wrong_is_named(written, text, named):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pecker_fast import backends
-from pecker_fast.backends import device, device_tables
+from pecker_fast.backends import device, device_tables, uploads
 from pecker_fast.backends.work import Hyperparameters
 
 LAUNCHES = ("advance", "masked_adamw", "salient", "salient_one", "sum_squares")
@@ -69,9 +69,9 @@ class FeignedCapture:
         log = []
         kernels = backends.select("cuda", "cpu")._backend._kernels
         with self._monkeypatch.context() as patch:
-            for module in (device, device_tables):
-                patch.setattr(module, "is_capturing", lambda device: True)
-            patch.setattr(device_tables, "upload", forbidden)
+            patch.setattr(device, "is_capturing", lambda device: True)
+            for module in (device_tables, uploads):
+                patch.setattr(module, "upload", forbidden)
             of = Hyperparameters.of  # which reads a learning rate that is on the CPU
             patch.setattr(Hyperparameters, "of", lambda g: replace(of({**g, "lr": 0}), lr=g["lr"]))
             for name in LAUNCHES:
@@ -79,7 +79,7 @@ class FeignedCapture:
 
                 def record(*args, launch=launch):
                     log.append(lambda: launch(*args))
-                    launch(*args)
+                    return launch(*args)
 
                 patch.setattr(kernels, name, record)
             with Recorder(log):

@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import nudity_files
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_pipeline import SIDE, save_tiny_pipeline
 
 from pecker_fast import PeckerError
-from pecker_fast.erasure.benchmark import EvalUnlearnTechnique
+from pecker_fast.erasure.benchmark import EvalUnlearnMetric, EvalUnlearnTechnique
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.models.pipeline import PipelineFolder
 
@@ -37,6 +40,32 @@ def test_images_are_those_of_the_sampler(pipeline):
     assert other[0].tobytes() != images[0].tobytes()
     more = technique.generate(PROMPTS, seed=3, num_inference_steps=2, guidance_scale=2.0)
     assert more[0].tobytes() != images[0].tobytes()
+
+
+def test_our_judges_as_a_metric(tmp_path, monkeypatch):
+    """Called as the benchmark's runner does, with types of its fields."""
+    types = SimpleNamespace(
+        Dataset=lambda prompts, metadata: SimpleNamespace(prompts=prompts, metadata=metadata),
+        MetricResult=lambda name, value, details: (name, value, details),
+    )
+    monkeypatch.setitem(sys.modules, "eval_unlearn", SimpleNamespace(types=types))
+    monkeypatch.setitem(sys.modules, "eval_unlearn.types", types)
+    prompts, detector = tmp_path / "prompts.csv", tmp_path / "nudity.onnx"
+    prompts.write_text("prompt,group\na cat,forget\na dog,keep\n")
+    found = nudity_files.anchors((8, 8, 4, 4, nudity_files.BELLY, 0.6))
+    nudity_files.write_file(detector, found, names=nudity_files.NAMES)
+    metric = EvalUnlearnMetric(str(prompts), device="cpu", nudity_detector=str(detector))
+    for _ in range(2):  # a metric may be asked again
+        asked = metric.load_dataset()
+        assert [part.prompts for part in asked] == [["a cat"], ["a dog"]]
+        for part in asked:
+            metric.update([Image.new("RGB", (16, 16))], part.prompts, part.metadata)
+        name, value, details = metric.compute()
+        assert (name, value) == ("pecker_fast", 1.0)
+        assert details["groups"]["keep"]["images"] == 1
+    metric.load_dataset()
+    with pytest.raises(PeckerError, match="0 images"):
+        metric.compute()
 
 
 def test_what_is_no_pipeline(tmp_path):

@@ -108,6 +108,20 @@ def test_the_model_card(erased):
     assert card.text.count("| ") > 8
 
 
+@pytest.mark.parametrize(
+    ("name", "base"), [("me/tiny", "me/tiny"), ("./me/tiny", None), ("tests/erasure", None)]
+)
+def test_a_live_pipeline_from_the_hub_is_named_in_the_card(name, base, live, tmp_path):
+    pipeline = copy.copy(live[0])
+    pipeline.register_to_config(_name_or_path=name)
+    found = pecker_fast.erase(
+        pipeline, "cat", "dog", out=tmp_path / "run", config="object", previews=False,
+        settings={**CONCEPT, "mask.kind": "random", "iterations": 1},
+    )  # fmt: skip
+    data = ModelCard.load(found.folder / "README.md").data.to_dict()
+    assert data.get("base_model") == base
+
+
 def test_from_the_hub_and_back(live, tmp_path, monkeypatch, capsys):
     _, folder = live
     with serving(monkeypatch, tmp_path / "cache") as hub:

@@ -10,7 +10,8 @@ from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
 from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
-from pecker_fast.erasure.attack import Attacked, attack
+from pecker_fast.erasure.attack import attack
+from pecker_fast.erasure.attack_result import STEPS, Attacked, retrained_figures, words_of
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.fashion_concept import fashion_concept
@@ -22,6 +23,7 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 
 SNEAKER = 7
+CLOSED = Asked("one step", Share(0, 100))
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +131,45 @@ def test_a_prompt_is_blended_with_a_neighbour(of_prompts):
 
 
 def test_a_door_that_is_open_is_named():
-    closed, door = Asked("one step", Share(0, 100)), Asked("DDIM", Share(12, 100))
-    alone = Attacked("star", (closed,))
+    door = Asked("DDIM", Share(12, 100))
+    alone = Attacked("star", (CLOSED,))
     assert alone.open == [] and "3.7%" in alone.headline  # the bound, not the share
-    both = Attacked("star", (closed, door))
+    both = Attacked("star", (CLOSED, door))
     assert both.open == [door] and "DDIM" in both.headline and "1 of 2" in both.headline
+
+
+def taught_in(shares):
+    """By inversion, then by relearning, of 100 images each."""
+    found = iter(shares)
+    return tuple(
+        Asked(words_of(kind, steps), Share(next(found), 100))
+        for kind in STEPS
+        for steps in STEPS[kind]
+    )
+
+
+def test_how_soon_it_is_learnt_again(tmp_path):
+    """Steps between those that were looked at, beside a model that was trained without it."""
+    here = Attacked("star", (CLOSED,), taught_in([0, 0, 10, 90, 20, 60, 90, 90]))
+    assert here.steps_to_half["inversion"] == (60.0, None)
+    assert here.steps_to_half["relearning"] == (8.75, None)
+    file = tmp_path / "retrained.json"
+    without = Attacked("star", (CLOSED,), taught_in([0, 0, 0, 10, 50, 90, 90, 90]))
+    file.write_text(json.dumps(without.to_dict()))
+    read = retrained_figures("star", tmp_path, file)
+    assert read == without.taught
+    both = Attacked("star", (CLOSED,), here.taught, read)
+    assert both.steps_to_half == {"inversion": (60.0, None), "relearning": (8.75, 5.0)}
+    assert "about 60, trained without it not in 80" in both.taught_sentence
+    assert len(both.rows()[0]) == len(both.columns) == 4
+    assert retrained_figures("star", tmp_path, None) == ()  # nothing ships for such an original
+    with pytest.raises(PeckerError, match=f"{file}: is of 'star', .*expected bag"):
+        retrained_figures("bag", tmp_path, file)
+    with pytest.raises(PeckerError, match="needs --original"):
+        retrained_figures("star", None, file)
+    file.write_text(json.dumps({**without.to_dict(), "taught": [1]}))
+    with pytest.raises(PeckerError, match=r"taught\.0"):
+        retrained_figures("star", tmp_path, file)
 
 
 def test_inversion_moves_one_row_and_relearning_everything(model):

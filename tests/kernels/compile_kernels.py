@@ -31,6 +31,7 @@ from pecker_fast.kernels import (
     adamw,
     advance,
     channels_last,
+    geglu,
     group_norm,
     group_norm_backward,
     residual,
@@ -51,7 +52,7 @@ POINTERS = {
     torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 # The files with the kernels of the U-Net's blocks. No backend has to give their bits.
-BLOCKS = ("channels_last", "group_norm", "group_norm_backward", "residual")
+BLOCKS = ("channels_last", "geglu", "group_norm", "group_norm_backward", "residual")
 # Contraction, flushed denormals and approximate division change bits.
 FORBIDDEN = r"\bfma\.\S+|\S+\.ftz\S*|\S+\.approx\S*|\bdiv\.full\S*"
 
@@ -100,6 +101,10 @@ def run_launchers_of_blocks(brief: bool) -> None:
         y = torch.cat([x, skip], dim=1)
         weight = torch.ones(channels + skip_channels, dtype=parameter)
         add = torch.ones(samples, channels + skip_channels, dtype=parameter)
+        if not rare or dtype == FP32:
+            tokens = torch.ones(samples, 16, 512, dtype=dtype)
+            geglu.forward(tokens, tokens[..., :256])
+            geglu.backward(tokens, tokens[..., :256], tokens)
         partials = torch.ones(samples, 2, 2, channels)
         channels_last.statistics(x, partials)
         channels_last.channel_sums(x, partials)

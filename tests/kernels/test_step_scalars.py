@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
+
+from pecker_fast.backends.kernels import StepTables
+from pecker_fast.backends.work import Hyperparameters
 
 LR, EPS, DECAY = 3e-4, 1e-8, 0.1
 STEPS = [1, 2, 3, 10, 999, 50_000, 2**24 - 1]  # the last one float32 can count to
@@ -27,19 +31,16 @@ def advance(backend):
 
     def run(betas, is_double, steps, starts, found_inf=None):
         n, device = len(steps), backend.device
-        entries = torch.tensor([[0, i, 1, int(is_double)] for i in range(n)], device=device)
-        group = [LR, *betas, EPS, DECAY, math.inf, -1.0, 1.0]
+        entries = torch.tensor([[0, i, 1, int(is_double)] for i in range(n)])
         rows = torch.zeros(n, 12, dtype=torch.float64, device=device)
         counts = torch.tensor(steps, dtype=torch.float32, device=device)
-        kernels.advance(
-            entries,
-            torch.ones(n, dtype=torch.int64, device=device),
-            torch.tensor([group], dtype=torch.float64, device=device),
-            torch.tensor(starts, dtype=torch.float32, device=device),
-            counts,
-            rows,
-            None if found_inf is None else torch.tensor(found_inf, device=device),
-        )
+        first = torch.tensor(starts, dtype=torch.float32, device=device)
+        grads = torch.zeros(n, dtype=torch.int64, device=device)
+        tables = StepTables(entries.to(device), entries, first, counts, rows, grads)
+        group = Hyperparameters(LR, *betas, EPS, DECAY, True, True, None)
+        infinite = None if found_inf is None else torch.tensor(found_inf, device=device)
+        addresses = kernels.advance(tables, np.ones(n, dtype=np.int64), [group], infinite)
+        assert addresses.tolist() == [1] * n
         numbers = rows if is_double else rows.view(torch.float32)[:, :12]
         return numbers.cpu(), counts.tolist()
 

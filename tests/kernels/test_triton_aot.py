@@ -48,6 +48,15 @@ def test_atomics_order_no_other_access(compiled):
     assert [v["name"] for v in compiled if v["ordered_atomics"]] == []
 
 
+def test_selection_leaves_room_for_two_blocks_an_sm(compiled):
+    """Of 16 warps."""
+    names = {f"_{name}_kernel" for name in ("collect", "write", "histogram", "count")}
+    used = {v["name"]: v["REG"] for v in compiled if v["name"].split()[0] in names}
+    assert len(used) >= 8
+    fp32 = {name: count for name, count in used.items() if " fp32" in name and "True" not in name}
+    assert max(fp32.values()) <= 64, fp32
+
+
 @pytest.mark.parametrize(
     ("kernel", "types", "dropout"),
     [
@@ -60,6 +69,8 @@ def test_atomics_order_no_other_access(compiled):
         ("residual", "128 64 bf16 bf16 bf16 none bf16 fp32", False),
         ("statistics", "128 64 bf16 fp32", False),
         ("channel_sums", "128 64 bf16 fp32", False),
+        ("geglu", "8 256 bf16 bf16", False),
+        ("geglu_backward", "8 256 bf16 bf16 bf16", False),
     ],
 )
 def test_instructions_of_blocks_an_element(compiled, kernel, types, dropout, monkeypatch):

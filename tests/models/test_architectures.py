@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
@@ -95,10 +96,10 @@ def test_velocity_without_signal_at_the_end(tmp_path):
     assert_drawn_alike(tmp_path, theirs)
 
 
-def erased_in(folder, out, **settings):
+def erased_in(folder, out, previews=True, **settings):
     return erase(
         folder, "bee", "fly", out=out, config="object", teacher_steps=1, device="cpu",
-        settings={**RECIPE, **settings},
+        previews=previews, settings={**RECIPE, **settings},
     )  # fmt: skip
 
 
@@ -119,6 +120,18 @@ def test_erased_and_made_undone(family, tmp_path):
     erased_in(folder, tmp_path / "recomputed", recompute_blocks=True)
     recomputed, _ = load_unet(tmp_path / "recomputed" / "pipeline")
     assert network_digest(recomputed) == network_digest(network)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scales"), [({}, {1.0}), ({"text.guidance.kappa4": 3.0}, {3.0, 4.5})]
+)
+def test_guidance_that_is_built_in_takes_the_place_of_a_recipes(settings, scales, tmp_path, capsys):
+    FAMILIES["FLUX.1"](tmp_path / "pipeline")
+    out, how = tmp_path / "run", {"mask.kind": "random", "iterations": 1, **settings}
+    erased_in(tmp_path / "pipeline", out, previews=False, **how)
+    found = yaml.safe_load((out / "config.yaml").read_text())["text"]["guidance"]
+    assert set(found.values()) == scales
+    assert "guidance is built into the network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -186,27 +186,14 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("way", ["lacks one", "lacks half", "of PEFT", "quantized", "of a shape"])
-def test_weights_that_are_not_the_networks(pipeline, part, way):
+def test_weights_of_peft(pipeline, part):
     file = pipeline / PARTS[part]
     weights = load_file(file)
-    names = sorted(weights)
-    named = names[0]
-    if way == "lacks one":
-        del weights[named]
-    elif way == "lacks half":
-        weights, named = {name: weights[name] for name in names[1::2]}, "missing"
-    elif way == "of PEFT":
-        weights[f"{named}.lora_A.default.weight"] = torch.zeros(2, 2)
-        named = "merge_and_unload"
-    elif way == "quantized":
-        weights[named] = weights[named].to(torch.int8)
-    else:
-        weights[named] = torch.zeros(3, 5)
+    weights[f"{min(weights)}.lora_A.default.weight"] = torch.zeros(2, 2)
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(PeckerError) as caught:
         PipelineFolder.load(pipeline).load_decoder()
-    assert str(file) in str(caught.value) and named in str(caught.value)
+    assert str(file) in str(caught.value) and "merge_and_unload" in str(caught.value)
     assert len(str(caught.value)) < 1000
 
 

@@ -79,6 +79,10 @@ class Architecture(Denoiser):
     optional: ClassVar[frozenset[str]] = frozenset()
     schedule: ClassVar[type[Schema]] = ScheduleConfig
 
+    def has_guidance(self, config: Any) -> bool:
+        """Whether guidance is built into the network of this configuration."""
+        return False
+
     def read_schedule(self, file: Path) -> dict[str, Any]:
         """The noise schedule that a scheduler_config.json describes, as `schedule` has it.
 

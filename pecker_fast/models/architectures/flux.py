@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pecker_fast.models.architectures.base import Architecture, check_widths
@@ -34,6 +34,7 @@ class FluxTransformerConfig(TransformerConfig):
     in_channels: Annotated[int, Field(ge=4, le=1 << 20, multiple_of=4)] = 64
     out_channels: None = None
     patch_size: Literal[1] = 1
+    attention_head_dim: Count = 128
     num_single_layers: Annotated[int, Field(ge=0, le=256)] = 38
     joint_attention_dim: Count = 4096
     pooled_projection_dim: Count = 768
@@ -41,6 +42,15 @@ class FluxTransformerConfig(TransformerConfig):
     axes_dims_rope: Annotated[list[Count], Field(min_length=3, max_length=3)] = Field(
         default_factory=lambda: [16, 56, 56]
     )
+
+    @model_validator(mode="after")
+    def _fits(self) -> FluxTransformerConfig:
+        if sum(self.axes_dims_rope) != self.attention_head_dim:
+            raise ValueError(
+                f"'axes_dims_rope' {self.axes_dims_rope} do not add up to 'attention_head_dim' "
+                f"{self.attention_head_dim}"
+            )
+        return self
 
 
 class Flux(Architecture):
@@ -58,6 +68,10 @@ class Flux(Architecture):
     }
     schema: ClassVar = FluxTransformerConfig
     schedule: ClassVar = FlowScheduleConfig
+
+    def has_guidance(self, config: Any) -> bool:
+        """FLUX.1-dev's is told its scale."""
+        return bool(config.guidance_embeds)
 
     def sample_shape(self, config: Any) -> tuple[int, int, int]:
         """Latent images before they are packed: a quarter of the channels at twice the side."""
