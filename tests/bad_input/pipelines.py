@@ -67,6 +67,7 @@ def _dangling(folder: Path) -> None:
 
 
 _NEEDS = ("pipe",)
+_CONFIG = ("--pipeline-config", "pipe")
 _SAVED = (*CONCEPT[:9], "pipe/run", *CONCEPT[10:])
 
 CASES = [
@@ -125,6 +126,11 @@ CASES = [
     case("a file", (*CONCEPT[:2], "precious.txt", *CONCEPT[3:]), named="precious.txt"),
     case("one safetensors", (*CONCEPT[:2], _WEIGHTS["unet"], *CONCEPT[3:]), _NEEDS),
     case("nowhere", (*CONCEPT[:2], "nowhere", *CONCEPT[3:]), named="nowhere"),
+    case(
+        "one file that is a part", (*CONCEPT[:2], _WEIGHTS["unet"], *_CONFIG, *CONCEPT[3:]), _NEEDS,
+        named="diffusion_pytorch_model.safetensors",
+    ),
+    case("one file for a folder", (*CONCEPT, *_CONFIG), _NEEDS, named="--pipeline-config"),
     case("a class model", (*CONCEPT[:2], "model", *CONCEPT[3:]), ("model",), named="model"),
     case("out in the pipeline", _SAVED, _NEEDS, named="pipe"),
     case("dangling link", CONCEPT, _NEEDS, _dangling),
