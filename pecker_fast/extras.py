@@ -12,7 +12,7 @@ from importlib import metadata
 
 __all__ = ["missing_package"]
 
-_EXTRAS = ("erase", "evaluate", "triton")  # the first that has a package brings it
+_EXTRAS = ("erase", "evaluate", "tensorboard", "triton")  # the first that has a package brings it
 _DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where it is not the module's own name
 
 

@@ -60,6 +60,7 @@ class LoggingSection(Section):
 
     every: PositiveInt = 10  # Iterations between two readings of the losses.
     checkpoint_every: PositiveInt = 500  # Iterations between two checkpoints.
+    tensorboard: bool = False  # Event files in the run directory.
 
 
 class RunConfig(Settings):

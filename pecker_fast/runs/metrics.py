@@ -1,10 +1,12 @@
-"""What a run reports: losses that are read seldom."""
+"""What a run reports: losses that are read seldom, and TensorBoard when asked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 
-__all__ = ["LOSS_NAMES", "ONE_LOSS", "LossRecord", "Metrics"]
+__all__ = ["LOSS_NAMES", "ONE_LOSS", "LossRecord", "Metrics", "open_tensorboard"]
 
 LOSS_NAMES = (
     "pseudo_score/remain",
@@ -86,3 +88,19 @@ class LossRecord:
         return {
             name: sum(column) / len(rows) for name, column in zip(self._names, columns, strict=True)
         }
+
+
+def open_tensorboard(directory: Path, first_iteration: int) -> Any:
+    """A TensorBoard writer that forgets what a killed run logged after its last checkpoint.
+
+    Raises:
+        PeckerError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise PeckerError(
+            "logging.tensorboard needs the package tensorboard: pip install "
+            "'pecker-fast[tensorboard]', or set logging.tensorboard to false"
+        ) from None
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=first_iteration + 1)

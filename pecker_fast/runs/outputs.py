@@ -44,7 +44,7 @@ _FILES = (
     *REPORT_NAMES, *PICTURE_NAMES, ATTACK_NAME, CURVE_NAME, FROZEN_NAME, PATCH_NAME, START_NAME,
     "config.yaml", "mask.safetensors", "progress.png", "previews.safetensors",
 )  # fmt: skip
-_FOLDERS = (MODEL_NAME, PIPELINE_NAME, PSEUDO_SCORE_NAME)
+_FOLDERS = (MODEL_NAME, PIPELINE_NAME, PSEUDO_SCORE_NAME, "tensorboard")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from pecker_fast.progress import Progress
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
 from pecker_fast.runs.learner import Learner
-from pecker_fast.runs.metrics import LossRecord, Metrics
+from pecker_fast.runs.metrics import ONE_LOSS, LossRecord, Metrics, open_tensorboard
 from pecker_fast.runs.randomness import TRAINING, IterationRandom, same_algorithms
 from pecker_fast.runs.stopwatch import Stopwatch
 
@@ -87,8 +87,8 @@ class Run(ABC, Generic[Batch]):
         progress is shown.
 
         Raises:
-            PeckerError: The directory holds another run, or processes that do not agree or are more
-                than there are samples.
+            PeckerError: The directory holds another run, processes that do not agree or are more
+                than there are samples, or nowhere to log to.
         """
         self._ranks = ranks = ranks or Ranks()
         if config.batch_size < ranks.size:
@@ -96,6 +96,8 @@ class Run(ABC, Generic[Batch]):
                 f"batch_size {config.batch_size} for {ranks.size} processes: each needs one sample "
                 "at least; raise batch_size or start fewer"
             )
+        if config.logging.tensorboard and directory is None and ranks.is_first:
+            raise PeckerError("logging.tensorboard needs a run directory to write to")
         self.config = config
         self.device = device
         self._deterministic = config.deterministic and device.type == "cuda"
@@ -237,9 +239,16 @@ class Run(ABC, Generic[Batch]):
     @contextmanager
     def _shown(self) -> Iterator[Callable[[Mapping[str, float] | None], None]]:
         """What shows an iteration that is done, and its losses where they were read."""
+        board: Any = None
+        if self.config.logging.tensorboard and self._directory is not None:
+            board = open_tensorboard(self._directory.path, self.iteration)
         progress = Progress(self._title, self.config.length, initial=self.iteration, patience=0.0)
 
         def show(losses: Mapping[str, float] | None) -> None:
+            for name, value in (losses or {}).items():
+                if board is not None:
+                    tag = name if name == ONE_LOSS else f"loss/{name}"
+                    board.add_scalar(tag, value, self.iteration)
             if losses is not None:
                 progress.describe({name: f"{value:.4g}" for name, value in losses.items()})
             progress.update()
@@ -248,6 +257,8 @@ class Run(ABC, Generic[Batch]):
             yield show
         finally:
             progress.close()
+            if board is not None:
+                board.close()
 
     # ---- the run directory; all of it on the first process
 

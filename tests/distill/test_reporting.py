@@ -1,4 +1,6 @@
-"""What a run says: losses, the progress bar, and why it stopped."""
+"""What a run says: losses, TensorBoard, the progress bar, and why it stopped."""
+
+import sys
 
 import pytest
 import torch
@@ -61,11 +63,28 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
         assert directory.iterations() == [3]
 
 
-def test_every_term_is_read():
-    trainer, metrics = train(toy_objective())
+def test_tensorboard_when_asked(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunDirectory(tmp_path) as directory:
+        objective = toy_objective({"logging.tensorboard": True})
+        trainer, metrics = train(objective, run_directory=directory)
     assert list(trainer.terms) == [name for name in LOSS_NAMES if "_step" not in name]
-    read = [tuple(m.losses) for m in metrics if m.losses]
-    assert set(read) == {tuple(trainer.terms)}
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in trainer.terms:
+        logged = [(e.step, e.value) for e in events.Scalars(f"loss/{name}")]
+        read = [(m.iteration, m.losses[name]) for m in metrics if m.losses]
+        assert [step for step, _ in logged] == [iteration for iteration, _ in read]
+        assert [v for _, v in logged] == pytest.approx([v for _, v in read], rel=1e-6)
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with RunDirectory(tmp_path) as directory:
+        objective = toy_objective({"logging.tensorboard": True})
+        trainer = PeckerTrainer(objective, run_directory=directory)
+        with pytest.raises(PeckerError, match=r"pip install 'pecker-fast\[tensorboard\]'"):
+            list(trainer.run())
 
 
 def test_progress_is_off_unless_asked(capsys, monkeypatch):

@@ -335,6 +335,8 @@ def test_mistakes_are_refused():
         PeckerTrainer(objective, generator=objective.teacher)
     with pytest.raises(PeckerError, match="mask does not fit the model"):
         PeckerTrainer(objective, mask=SaliencyMask.full(ToyDenoiser(width=4)))
+    with pytest.raises(PeckerError, match="needs a run directory"):
+        PeckerTrainer(toy_objective({"logging.tensorboard": True}))
     refreshed = toy_objective({"mask.refresh_every": 2})
     with pytest.raises(PeckerError, match="a given mask cannot be refreshed"):
         PeckerTrainer(refreshed, mask=SaliencyMask.full(ToyDenoiser()))

@@ -27,7 +27,7 @@ def test_a_refusal_leaves_what_was_there(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run.lock", "checkpoint-00000003.pt"}
 
 
-@pytest.mark.parametrize("name", ["pipeline", "model"])
+@pytest.mark.parametrize("name", ["tensorboard", "model"])
 def test_a_run_from_elsewhere_does_not_write_through_its_links(tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.lock").touch()

@@ -218,14 +218,22 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
         assert directory.iterations() == [4]
 
 
-def test_losses_are_means_over_what_was_not_yet_read():
+def test_losses_are_means_over_what_was_not_yet_read(tmp_path):
+    pytest.importorskip("tensorboard")
+
     def loss_of(network, random):
         return network[3].bias.sum() * 0 + random.iteration
 
-    config = settings(logging={"every": 3, "checkpoint_every": 100})
-    metrics = training(config=config, loss_of=loss_of).run()
+    config = settings(logging={"every": 3, "checkpoint_every": 100, "tensorboard": True})
+    with RunDirectory(tmp_path) as directory:
+        metrics = list(training(directory, config, loss_of=loss_of).run())
     read = [(m.iteration, m.losses["loss"]) for m in metrics if m.losses is not None]
-    assert read == [(3, 1.0), (6, 4.0), (9, 7.0), (12, 10.0)]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    points = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert points == read == [(3, 1.0), (6, 4.0), (9, 7.0), (12, 10.0)]
 
 
 def test_losses_are_read_before_a_checkpoint_too():
