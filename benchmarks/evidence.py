@@ -30,7 +30,7 @@ from pecker_fast.erasure.attack import attack
 PAIRS = (("Ankle boot", "Bag"), ("Sneaker", "Bag"), ("Shirt", "T-shirt"))
 KINDS = ("retain_aware", "random", "forget", "fisher_ratio", "denoise", "full")
 DENSITIES = (0.1, 0.01, 0.03, 0.3, 0.003)
-RATES = (4e-4, 2e-4, 8e-4)  # times density^-1/2
+RATES = (4e-4, 2e-4, 8e-4, 1.6e-3)  # times density^-1/2
 GRANULARITIES = ("element", "out_channel")
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "redirected": {},

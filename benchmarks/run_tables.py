@@ -108,7 +108,8 @@ def evidence(result: Result) -> str:
     def quality(runs: list[Row]) -> tuple[float, float]:
         return -mean(row["reached"] for row in runs), mean(row["iterations"] for row in runs)
 
-    best = [min(rates.values(), key=quality) for rates in cells.values()]
+    # While the study is under way, not every rate has every seed.
+    best = [min(r.values(), key=lambda runs: (-len(runs), *quality(runs))) for r in cells.values()]
     best.sort(key=lambda runs: (runs[0]["preset"], runs[0]["objective"], quality(runs)))
 
     def named(runs: list[Row]) -> str:

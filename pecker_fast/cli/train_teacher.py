@@ -41,9 +41,9 @@ Examples:
     pecker-fast train-teacher --config small_teacher --dataset fashion-mnist --out teacher
 
 \b
-Recipes: cifar10_teacher, stl10_teacher (as published); cifar10_retrain, stl10_retrain (without one
-class: retraining from scratch); small_teacher (to try it on a CPU), fashion_dit (a DiT, by flow
-matching, on a CPU). The run directory receives checkpoints, config.yaml and, at the end, the model
+Recipes: cifar10_teacher, stl10_teacher (as published); cifar10_retrain, stl10_retrain,
+fashion_retrain (without one class: retraining from scratch); small_teacher (to try it on a CPU),
+fashion_dit (a DiT, by flow matching, on a CPU). The run directory receives checkpoints, config.yaml and, at the end, the model
 folder `model` with the averaged weights. A run that was interrupted goes on where it was when the
 same command is started again.
 """,

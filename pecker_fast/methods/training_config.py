@@ -2,6 +2,7 @@
 
 cifar10_teacher, stl10_teacher      the DDPMs that SA, SalUn and SFD start from
 cifar10_retrain, stl10_retrain      the same without one class: retraining from scratch
+fashion_retrain                     the shipped teacher's network without a class
 small_teacher                       a small network, to try the whole chain on a CPU
 fashion_dit                         a small DiT that learns Fashion-MNIST by flow matching
 """
