@@ -43,9 +43,9 @@ Examples:
 \b
 Recipes: cifar10_teacher, stl10_teacher (as published); cifar10_retrain, stl10_retrain,
 fashion_retrain (without one class: retraining from scratch); small_teacher (to try it on a CPU),
-fashion_dit (a DiT, by flow matching, on a CPU). The run directory receives checkpoints, config.yaml and, at the end, the model
-folder `model` with the averaged weights. A run that was interrupted goes on where it was when the
-same command is started again.
+fashion_dit (a DiT, by flow matching, on a CPU). The run directory receives checkpoints, config.yaml
+and, at the end, the model folder `model` with the averaged weights. A run that was interrupted goes
+on where it was when the same command is started again.
 """,
 )
 @click.option("--out", type=PATH, required=True, help="Run directory.")

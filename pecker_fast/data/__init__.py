@@ -2,8 +2,8 @@
 
 `teacher/` is a model folder (see `pecker_fast.models.folder`) with two more parts: `classifier/`,
 which judges the samples, and `statistics.safetensors`, the classifier's features of real images.
-`tools/demo_assets/make_teacher.py` made all three. `retrained.json` is what `pecker-fast attack --json`
-found of a model that the recipe `fashion_retrain` trained without ankle boots.
+`tools/demo_assets/make_teacher.py` made all three. `retrained.json` is what `pecker-fast attack
+--json` found of a model that the recipe `fashion_retrain` trained without ankle boots.
 
 `first_stage/` is the teacher distilled into one step, for erasures to start from: the generator as
 `model/`, and what knows its scores as `pseudo_score/`. The recipe `demo_first_stage` made it.
