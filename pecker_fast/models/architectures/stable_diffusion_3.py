@@ -39,7 +39,12 @@ class SD3TransformerConfig(SquareTransformerConfig):
     )
 
     @model_validator(mode="after")
-    def _predicts_no_variance(self) -> SD3TransformerConfig:
+    def _can_be_drawn(self) -> SD3TransformerConfig:
+        if (side := self.sample_size // self.patch_size) > self.pos_embed_max_size:
+            raise ValueError(
+                f"'pos_embed_max_size' {self.pos_embed_max_size} is less than the {side} patches "
+                f"of 'sample_size' {self.sample_size}"
+            )
         if self.out_channels not in (None, self.in_channels):
             raise ValueError(
                 f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
