@@ -122,7 +122,7 @@ def add_attack(path: Path, found: Sentence, ways: Table) -> None:
     before, has, rest = path.read_text(encoding="utf-8").partition(begin)
     after = rest.partition(end)[2]
     if has:
-        write_text(path, before + begin + part + end + after)
+        write_text(path, before + begin + str(part) + end + after)  # Markup would escape the rest
 
 
 def _templates() -> Environment:
