@@ -218,5 +218,5 @@ def look(tensors: Sequence[Tensor | None]) -> tuple[np.ndarray, Layouts]:
 def _look(tensors: Sequence[Tensor | None]) -> tuple[np.ndarray, Layouts]:
     """The same in Python: for an older torch, and for tensors without values."""
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    found = [None if tensor is None else (tensor.dtype, tensor.stride()) for tensor in tensors]
+    found = [None if t is None else (t.dtype, t.shape, t.stride()) for t in tensors]
     return np.array(addresses, np.int64), list(found)

@@ -27,7 +27,7 @@ def test_addresses(look):
     assert look([])[0].tolist() == []
 
 
-def test_layouts_are_equal_where_dtypes_and_strides_are(look):
+def test_layouts_are_equal_where_dtypes_shapes_and_strides_are(look):
     first = torch.randn(2, 4, 3, 3)
     changed = [
         None,
@@ -36,6 +36,7 @@ def test_layouts_are_equal_where_dtypes_and_strides_are(look):
         first.to(memory_format=torch.channels_last),
         first.permute(0, 1, 3, 2),
         first[:, ::2],
+        first[:1],
         first.flatten(),
     ]
     layouts = [look([first, other, first])[1] for other in changed]
@@ -46,6 +47,6 @@ def test_layouts_are_equal_where_dtypes_and_strides_are(look):
 
 def test_what_the_table_does_not_know_goes_through_python():
     [address], layouts = work.look([torch.empty(3, device="meta")])
-    assert address == 0 and layouts == [(torch.float32, (1,))]
+    assert address == 0 and layouts == [(torch.float32, (3,), (1,))]
     with pytest.raises(RuntimeError):
         work.look([torch.eye(3).to_sparse()])
