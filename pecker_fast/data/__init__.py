@@ -18,7 +18,11 @@ networks alone. `make_pipeline_first_stage.py` made it by the recipe `demo_conce
 `dit/` is a DiT that learnt the same images by flow matching, in half precision, judged by the same
 classifier. `make_dit.py` made it by the recipe `fashion_dit`.
 
-They learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
+`emoji/` is a pipeline in colour, of 24 objects that are drawn in 4 styles; `emoji_judges/` has a
+classifier of objects and one of styles. `make_emoji.py` made them; `emoji/NOTICE` says whose
+drawings they learnt from.
+
+The others learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from pathlib import Path
 
 __all__ = [
     "dit_folder",
+    "emoji_folder",
+    "emoji_judges_folder",
     "first_stage_folder",
     "pipeline_first_stage_folder",
     "pipeline_folder",
@@ -57,3 +63,13 @@ def pipeline_folder() -> Path:
 def pipeline_first_stage_folder() -> Path:
     """The folder of the first stage of the shipped pipeline, for `erase --pipeline --from`."""
     return Path(__file__).parent / "pipeline_first_stage"
+
+
+def emoji_folder() -> Path:
+    """The folder of the shipped pipeline that draws emoji."""
+    return Path(__file__).parent / "emoji"
+
+
+def emoji_judges_folder() -> Path:
+    """The folder with the classifiers of its images: `object/` and `style/`."""
+    return Path(__file__).parent / "emoji_judges"

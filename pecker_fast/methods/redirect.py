@@ -201,25 +201,32 @@ class RedirectObjective(MethodObjective[Drawing]):
             for _ in range(section.batches):
                 drawing, _ = self._drawings(section.batch_size, random)
                 states = drawn_states(
-                    drawing, self.schedule, steps, self._telling(network, drawing.told)
+                    drawing, self.schedule, steps, self.telling(network, drawing.told)
                 )
                 for _ in range(steps):
                     yield partial(_product_with_noise, states, random)
 
         return section.batches * steps, of_forget(), of_remain()
 
+    def targets(self, network: nn.Module, drawing: Drawing) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x_t, t) -> what is to be predicted there; called without gradients.
+
+        Of redirecting, what the original predicts of the override. Other methods differ here.
+        """
+        assert self.frozen is not None  # `__init__` has looked it up
+        return self.telling(self.frozen, drawing.original)
+
     def _losses(self, network: nn.Module, drawing: Drawing) -> Iterator[Tensor]:
         """(N,) at each step."""
-        assert self.frozen is not None  # `__init__` has looked it up
-        predict = self._telling(network, drawing.told)
-        look_up = self._telling(self.frozen, drawing.original)
+        predict, look_up = self.telling(network, drawing.told), self.targets(network, drawing)
         for x_t, t, predicted in drawn_states(drawing, self.schedule, self.config.steps, predict):
             with torch.no_grad():
                 target = look_up(x_t, t)
             losses = (predicted - target).square().flatten(1).sum(1)
             yield losses if drawing.weight is None else losses * drawing.weight
 
-    def _telling(self, network: nn.Module, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def telling(self, network: nn.Module, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x_t, t) -> what a network predicts that is told `condition`."""
         return lambda x_t, t: self._predict(network, x_t, t, condition)
 
     def _drawings(self, count: int, random: IterationRandom) -> list[Drawing]:

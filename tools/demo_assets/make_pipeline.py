@@ -2,33 +2,27 @@
 
     python tools/demo_assets/make_pipeline.py --out pipeline --threads 1
 
-It took half an hour on one core; another number of threads gives other bits.
+It took half an hour on one core; another number of threads gives other bits. What a stopped run has
+trained is in pipeline.partial, from where the same command goes on.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import click
-import diffusers
 import pipeline_networks as networks
 import pipeline_training as training
 import torch
-import transformers
 from pipeline_figures import T_INIT, measure
 
 from pecker_fast.cli.common import machine_options, prepare
 from pecker_fast.data import teacher_folder
 from pecker_fast.datasets import fashion_mnist
-from pecker_fast.datasets.fashion_captions import all_training_captions
+from pecker_fast.datasets.fashion_captions import all_training_captions, training_captions
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
-from pecker_fast.files import write_text
 
 __all__ = ["make"]
 
@@ -73,14 +67,17 @@ def make(
     text = networks.DenoiserRecipe(steps=steps, batch_size=batch_size, seed=seed)
     train_images, train_labels = fashion_mnist.load_split(images, "train")
     work = out.with_name(out.name + ".partial")
-    tokenizer = networks.build_tokenizer(
-        all_training_captions(), text.text_length, work / "tokenizer"
-    )
-    vae = training.train_autoencoder(train_images, pixels, place)
-    latents = training.encode(vae, train_images, place)
-    captioner = training.Captioner(train_labels, training.measure_traits(train_images), text)
-    unet, text_encoder = training.train_denoiser(latents, captioner, tokenizer, text, place)
-    pipeline = networks.assemble(tokenizer, text_encoder, vae, unet).to(place)
+    traits, labels = training.measure_traits(train_images), train_labels.tolist()
+    pipeline = training.train_pipeline(
+        networks.with_border(train_images),
+        lambda image: training_captions(
+            labels[image], int(traits.tone[image]), int(traits.texture[image])
+        ),
+        all_training_captions(),
+        (pixels, text),
+        place,
+        work,
+    ).to(place)
     # TF32 convolutions would make the figures those of this card.
     torch.backends.cudnn.allow_tf32 = False
     classifier = SmallClassifier.load(teacher_folder() / "classifier").to(place)
@@ -95,20 +92,8 @@ def make(
         "trained_on": "Fashion-MNIST, 60,000 training images (Zalando SE, MIT licence)",
         "t_init": T_INIT,
         "figures": [figure.to_dict() for figure in figures],
-        "training": {
-            "autoencoder": dataclasses.asdict(pixels),
-            "denoiser": dataclasses.asdict(text),
-            "device": torch.cuda.get_device_name(place) if place.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
     }
-    networks.save(pipeline.to("cpu"), work / "tokenizer", work / "pipeline")
-    write_text(work / "pipeline" / "pecker_fast.json", json.dumps(description, indent=2) + "\n")
-    os.replace(work / "pipeline", out)
-    shutil.rmtree(work)
+    networks.finish(pipeline, description, (pixels, text), work, out)
     for figure in figures:
         click.echo(
             f"{out}: {figure.captions} captions, steps {figure.steps}: recognised "

@@ -140,6 +140,7 @@ def train_classifier(
     device: torch.device,
     epochs: int = 8,
     seed: int = 0,
+    width: int = 32,
 ) -> SmallClassifier:
     """Train the classifier that judges samples; (N, C, H, W) images in [-1, 1].
 
@@ -147,7 +148,7 @@ def train_classifier(
     never as clean as real ones and a brittle judge would report its own faults.
     """
     torch.manual_seed(seed)
-    classifier = SmallClassifier(num_classes, in_channels=images.shape[1]).to(device)
+    classifier = SmallClassifier(num_classes, images.shape[1], width).to(device)
     images, labels = images.to(device), labels.to(device)
     batch_size = 256
     steps = epochs * len(images) // batch_size

@@ -65,7 +65,7 @@ def measure(
         order = random.permutation(len(choices))
         prompts += [choices[order[index % len(choices)]] for index in range(per_class)]
     images = draw_images(pipeline, prompts, steps, guidance, seed, progress=f"{captions} captions")
-    logits, _ = classify(classifier, images)
+    logits, _ = classify(classifier, without_border(images))
     labels = torch.arange(num_classes).repeat_interleave(per_class)
     right = (logits.argmax(dim=1) == labels).double().view(num_classes, per_class)
     shares = tuple(round(share, 4) for share in right.mean(dim=1).tolist())
@@ -87,7 +87,7 @@ def draw_images(
     depend on how many follow. A guidance of 1 is none.
 
     Returns:
-        (N, 1, 28, 28) float32 in [-1, 1], on the CPU.
+        (N, C, 32, 32) float32 in [-1, 1], on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (pipeline.unet.config.in_channels, *(pipeline.unet.config.sample_size,) * 2)
@@ -109,7 +109,7 @@ def draw_images(
                     output_type="pt",
                 ).images
                 decoded = 2 * drawn - 1
-            images.append(without_border(decoded.float().cpu()))
+            images.append(decoded.float().cpu())
             bar.update(len(chunk))
     return torch.cat(images)
 

@@ -8,8 +8,10 @@ around them: 32x32. The autoencoder turns those into latents of 4x8x8.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pecker_fast.files import write_text
+from pecker_fast.machine import machine_facts, versions
 
 __all__ = [
     "BORDER",
@@ -37,7 +40,7 @@ __all__ = [
     "build_text_encoder",
     "build_tokenizer",
     "build_unet",
-    "save",
+    "finish",
     "with_border",
     "without_border",
 ]
@@ -49,6 +52,7 @@ BORDER = 2  # black pixels on each side
 class AutoencoderRecipe:
     """How the shipped autoencoder was trained."""
 
+    image_channels: int = 1  # 1 grey, 3 colour
     channels: tuple[int, ...] = (8, 16, 32)  # width of each resolution level: 32x32, 16x16, 8x8
     steps: int = 6000
     batch_size: int = 16  # images a step
@@ -75,7 +79,7 @@ class DenoiserRecipe:
     seed: int = 0
 
 
-def build_tokenizer(captions: list[str], length: int, folder: Path) -> CLIPTokenizer:
+def build_tokenizer(captions: Sequence[str], length: int, folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer in whose vocabulary every word of `captions` is one token.
 
     All single bytes are in the vocabulary too, so that any text can be encoded.
@@ -121,11 +125,11 @@ def build_text_encoder(recipe: DenoiserRecipe, tokenizer: CLIPTokenizer) -> CLIP
 
 
 def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL:
-    """An autoencoder between grey images (1, 32, 32) and latents (4, 8, 8)."""
+    """An autoencoder between images (`image_channels`, 32, 32) and latents (4, 8, 8)."""
     levels = len(recipe.channels)
     return AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
+        in_channels=recipe.image_channels,
+        out_channels=recipe.image_channels,
         latent_channels=4,
         sample_size=32,
         block_out_channels=recipe.channels,
@@ -190,17 +194,34 @@ def assemble(
     return pipeline
 
 
-def save(pipeline: StableDiffusionPipeline, tokenizer: Path, folder: Path) -> None:
+def finish(
+    pipeline: StableDiffusionPipeline,
+    description: dict[str, Any],
+    recipes: tuple[AutoencoderRecipe, DenoiserRecipe],
+    work: Path,
+    out: Path,
+) -> None:
     """Write a pipeline folder that every supported version of diffusers and transformers loads.
 
     Args:
         pipeline: what to write.
-        tokenizer: folder with the tokenizer's files, from `build_tokenizer`.
-        folder: where to write; made if need be.
+        description: for pecker_fast.json, beside how it was trained.
+        recipes: how the autoencoder was trained and how the rest.
+        work: folder of the training, which is removed.
+        out: the folder to write, whole or not at all.
 
     Weights stay float32: transformers 5 keeps the type of the file and diffusers does not, so a
     half-precision text encoder would meet a float32 U-Net.
     """
+    pixels, text = recipes
+    training = {
+        "autoencoder": asdict(pixels),
+        "denoiser": asdict(text),
+        **machine_facts(pipeline.device),
+        **versions(),
+    }
+    folder = work / "pipeline"
+    pipeline.to("cpu")
     pipeline.save_pretrained(folder)
     # transformers 5 writes the names of the text encoder's weights without "text_model." and reads
     # them with it; older versions know them only with it.
@@ -213,7 +234,11 @@ def save(pipeline: StableDiffusionPipeline, tokenizer: Path, folder: Path) -> No
     save_file(weights, file, metadata={"format": "pt"})
     # It also writes the tokenizer as one file that older versions do not read.
     shutil.rmtree(folder / "tokenizer")
-    shutil.copytree(tokenizer, folder / "tokenizer")
+    shutil.copytree(work / "tokenizer", folder / "tokenizer")
+    told = json.dumps({**description, "training": training}, indent=2)
+    write_text(folder / "pecker_fast.json", told + "\n")
+    os.replace(folder, out)
+    shutil.rmtree(work)
 
 
 def with_border(images: torch.Tensor) -> torch.Tensor:

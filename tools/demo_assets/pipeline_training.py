@@ -7,31 +7,34 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from pipeline_networks import (
     AutoencoderRecipe,
     DenoiserRecipe,
+    assemble,
     build_autoencoder,
     build_scheduler,
     build_text_encoder,
+    build_tokenizer,
     build_unet,
-    with_border,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pecker_fast.datasets.fashion_captions import training_captions
+from pecker_fast.files import replacing
 
-__all__ = ["Captioner", "Traits", "encode", "measure_traits", "train_autoencoder", "train_denoiser"]
+__all__ = ["Captioner", "Traits", "encode", "measure_traits", "train_pipeline"]
 
+_KEPT_EVERY = 250  # steps between two checkpoints
 _AUTOENCODER, _DENOISER = 0, 1  # which of the two draws random numbers
 
 # Pixels above this are the piece, the rest is background; images are in [-1, 1].
@@ -66,10 +69,9 @@ def measure_traits(images: torch.Tensor) -> Traits:
 class Captioner:
     """Draws a true caption for an image, now and then an empty one or one with unknown words."""
 
-    def __init__(self, labels: Tensor, traits: Traits, recipe: DenoiserRecipe) -> None:
-        """Remember what is true of each of the N images; labels (N,) int64."""
-        self._labels = labels.tolist()
-        self._traits = traits
+    def __init__(self, captions: Callable[[int], Sequence[str]], recipe: DenoiserRecipe) -> None:
+        """Remember what is true of each image: number -> its captions."""
+        self._captions = captions
         self._recipe = recipe
 
     def draw(self, images: np.ndarray[Any, Any], random: np.random.Generator) -> list[str]:
@@ -80,9 +82,7 @@ class Captioner:
         chance = random.random()
         if chance < self._recipe.empty_prompts:
             return ""
-        captions = training_captions(
-            self._labels[image], int(self._traits.tone[image]), int(self._traits.texture[image])
-        )
+        captions = self._captions(image)
         caption = captions[random.integers(len(captions))]
         if chance < self._recipe.empty_prompts + self._recipe.unknown_words:
             # The encoder learns to pass over what it does not know, which is spelt in pieces.
@@ -94,10 +94,40 @@ class Captioner:
         return caption
 
 
+def train_pipeline(
+    images: Tensor,
+    captions: Callable[[int], Sequence[str]],
+    vocabulary: Sequence[str],
+    recipes: tuple[AutoencoderRecipe, DenoiserRecipe],
+    device: torch.device,
+    work: Path,
+) -> StableDiffusionPipeline:
+    """Train every part.
+
+    Args:
+        images: (N, C, 32, 32) float32 in [-1, 1].
+        captions: number of an image -> what is true of it.
+        vocabulary: captions, every word of which becomes a token.
+        recipes: of both trainings.
+        device: where to train.
+        work: folder that keeps what was trained so far, from which it goes on, and the tokenizer.
+    """
+    pixels, text = recipes
+    tokenizer = build_tokenizer(vocabulary, text.text_length, work / "tokenizer")
+    vae = train_autoencoder(images, pixels, device, work)
+    latents = encode(vae, images, device)
+    unet, encoder = train_denoiser(
+        latents, Captioner(captions, text), tokenizer, text, device, work
+    )
+    return assemble(tokenizer, encoder, vae, unet)
+
+
 def train_autoencoder(
-    images: Tensor, recipe: AutoencoderRecipe, device: torch.device
+    images: Tensor, recipe: AutoencoderRecipe, device: torch.device, work: Path
 ) -> AutoencoderKL:
     """Train on reconstruction and set the scaling factor so that latents have unit variance.
+
+    Images are (N, C, 32, 32) in [-1, 1]; what was trained so far is kept in the folder `work`.
 
     Returns:
         The autoencoder in eval mode, on the CPU.
@@ -108,7 +138,7 @@ def train_autoencoder(
     def loss_of(step: int) -> Tensor:
         random = np.random.default_rng([recipe.seed, _AUTOENCODER, step])
         chosen = random.integers(len(images), size=recipe.batch_size)
-        x = with_border(images[chosen]).to(device)
+        x = images[chosen].to(device)
         posterior = vae.encode(x).latent_dist
         noise = _normal(posterior.mean.shape, random, device)
         restored = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -116,7 +146,7 @@ def train_autoencoder(
         loss: Tensor = F.l1_loss(restored, x) + recipe.kl_weight * divergence
         return loss
 
-    vae.load_state_dict(_train(vae, loss_of, recipe, "autoencoder"))
+    vae.load_state_dict(_train(vae, loss_of, recipe, work / "autoencoder.pt"))
     vae.eval()
     vae.register_to_config(scaling_factor=1.0)
     mean, std = encode(vae, images[:10_000], device)
@@ -128,10 +158,10 @@ def train_autoencoder(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the scaled latents (N, 4, 8, 8) of images (N, 1, 28, 28)."""
+    """Mean and standard deviation of the scaled latents (N, 4, 8, 8) of images (N, C, 32, 32)."""
     vae.to(device)
     parts = [
-        vae.encode(with_border(part).to(device)).latent_dist
+        vae.encode(part.to(device)).latent_dist
         for part in tqdm(torch.split(images, 250), desc="latents", unit="batch", mininterval=1.0)
     ]
     scale = vae.config.scaling_factor
@@ -145,10 +175,12 @@ def train_denoiser(
     tokenizer: CLIPTokenizer,
     recipe: DenoiserRecipe,
     device: torch.device,
+    work: Path,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train U-Net and text encoder together on denoising (DDPM eq. 14).
 
-    Latents are mean and standard deviation (N, 4, 8, 8) of every image, from `encode`.
+    Latents are mean and standard deviation (N, 4, 8, 8) of every image, from `encode`. What was
+    trained so far is kept in the folder `work`.
 
     Returns:
         The averages of both over training, in eval mode, on the CPU.
@@ -179,7 +211,7 @@ def train_denoiser(
         noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
         return F.mse_loss(unet(noisy, t, encoder_hidden_states=words).sample, noise)
 
-    both.load_state_dict(_train(both, loss_of, recipe, "text to image"))
+    both.load_state_dict(_train(both, loss_of, recipe, work / "text to image.pt"))
     both.cpu().eval()
     return unet, text_encoder
 
@@ -188,16 +220,27 @@ def _train(
     module: nn.Module,
     loss_of: Callable[[int], Tensor],
     recipe: AutoencoderRecipe | DenoiserRecipe,
-    title: str,
+    checkpoint: Path,
 ) -> Mapping[str, Tensor]:
-    """Adam with warm-up and half a cosine; returns the exponential average of the weights."""
+    """Adam with warm-up and half a cosine; returns the exponential average of the weights.
+
+    Goes on from the checkpoint, if there is one.
+    """
     module.train()
     parameters = list(module.parameters())
     # The fused CPU kernel of torch is wrong for mixed strides, so only CUDA uses the fused one.
     optimizer = torch.optim.Adam(parameters, recipe.learning_rate, fused=parameters[0].is_cuda)
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    bar = tqdm(total=recipe.steps, desc=title, unit="step", mininterval=1.0)
-    for step in range(recipe.steps):
+    first = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        module.load_state_dict(saved["module"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average, first = saved["average"], saved["step"]
+    bar = tqdm(
+        total=recipe.steps, initial=first, desc=checkpoint.stem, unit="step", mininterval=1.0
+    )
+    for step in range(first, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe.steps)
         loss = loss_of(step)
@@ -213,6 +256,10 @@ def _train(
         bar.update()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
+        if (step + 1) % _KEPT_EVERY == 0 or step + 1 == recipe.steps:
+            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+            with replacing(checkpoint) as partial:
+                torch.save({**state, "average": average, "step": step + 1}, partial)
     bar.close()
     return average
 

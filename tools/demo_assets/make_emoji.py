@@ -1,0 +1,156 @@
+"""How the text-to-image pipeline of emoji in `pecker_fast/data/emoji` was made, with its judges.
+
+    python tools/demo_assets/make_emoji.py --drawings FOLDER --out emoji --threads 1
+
+`emoji_drawings.py` says what is in FOLDER. What a stopped run has trained is in emoji.partial, from
+where the same command goes on. Half an hour on one core.
+
+The judges are those of `data/emoji_judges`, which `--judges` makes first. That of styles has seen
+no drawing of the pipeline's, only what else the same hands drew; that of objects has seen the same
+drawings, turned, scaled and moved anew. Both see some of them blurred, as an autoencoder blurs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from emoji_drawings import COPYRIGHT, Drawings, augmented, read_drawings
+from make_teacher import train_classifier
+from pipeline_figures import draw_images
+from pipeline_networks import AutoencoderRecipe, DenoiserRecipe, finish
+from pipeline_training import train_pipeline
+from torch import Tensor
+from torch.nn import functional as F
+
+from pecker_fast.cli.common import machine_options, prepare
+from pecker_fast.data import emoji_judges_folder
+from pecker_fast.datasets.emoji_captions import (
+    OBJECTS,
+    STYLES,
+    all_emoji_captions,
+    emoji_captions,
+    held_back_emoji_captions,
+)
+from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier import load_classifier
+from pecker_fast.evaluate.classifier_files import CARD_NAME
+from pecker_fast.evaluate.classifying import classify
+from pecker_fast.evaluate.intervals import Share
+from pecker_fast.files import write_text
+
+__all__ = ["make"]
+
+COPIES = 100  # of each drawing, to train the pipeline on
+WIDTH = 16  # of the judges
+
+
+@click.command()
+@click.option("--drawings", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--judges", is_flag=True, help="Make the judges instead.")
+@click.option("--steps", type=int, default=3500, show_default=True)
+@click.option("--batch-size", type=int, default=32, show_default=True)
+@click.option("--autoencoder-steps", type=int, default=1500, show_default=True)
+@click.option("--per-pair", type=int, default=5, show_default=True, help="Images in the figures.")
+@machine_options
+def make(
+    drawings: Path,
+    out: Path,
+    judges: bool,
+    steps: int,
+    batch_size: int,
+    autoencoder_steps: int,
+    per_pair: int,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Train the pipeline and measure it, or its judges; the folder is written whole."""
+    if out.exists():
+        raise PeckerError(f"{out}: exists; name a new folder")
+    place = prepare(device, threads)
+    everything = read_drawings(drawings)
+    known = everything.select(everything.objects >= 0)
+    if judges:
+        make_judges(known, everything.select(everything.objects < 0), out, place)
+        return
+    recipes = (
+        AutoencoderRecipe(
+            image_channels=3, channels=(16, 32, 32), steps=autoencoder_steps, learning_rate=3e-3
+        ),
+        DenoiserRecipe(steps=steps, batch_size=batch_size, learning_rate=1e-3),
+    )
+    captions = [
+        all_emoji_captions(OBJECTS[drawn], STYLES[style])
+        for drawn, style in zip(known.objects.tolist(), known.styles.tolist(), strict=True)
+    ]
+    work = out.with_name(out.name + ".partial")
+    pipeline = train_pipeline(
+        augmented(known, COPIES, seed=0),
+        lambda image: captions[image % len(captions)],
+        [caption for each in captions for caption in each],
+        recipes,
+        place,
+        work,
+    ).to(place)
+    (work / "pipeline").mkdir(exist_ok=True)
+    write_text(work / "pipeline" / "NOTICE", COPYRIGHT)
+    description = {
+        "kind": "text-to-image",
+        "objects": OBJECTS,
+        "styles": STYLES,
+        "trained_on": f"{len(captions)} drawings of emoji, see NOTICE",
+        "figures": [figures(pipeline, kind, per_pair) for kind in ("training", "held back")],
+    }
+    finish(pipeline, description, recipes, work, out)
+
+
+def make_judges(known: Drawings, others: Drawings, out: Path, device: torch.device) -> None:
+    """Train both, and judge the drawings of the pipeline as neither has seen them."""
+    test = augmented(known, 5, seed=2)
+    for name, names, seen, labels, tested, copies, epochs in (
+        ("style", STYLES, others, others.styles, known.styles, 3, 6),
+        ("object", OBJECTS, known, known.objects, known.objects, 60, 4),
+    ):
+        images = augmented(seen, copies, seed=1, strength=1.5)
+        images[::3] = F.interpolate(F.avg_pool2d(images[::3], 2), scale_factor=2.0, mode="bilinear")
+        judge = train_classifier(
+            images, labels.repeat(copies), len(names), device, epochs, width=WIDTH
+        )
+        judge.save(out / name)
+        share = Share.counted(classify(judge, test)[0].argmax(1) == tested.repeat(5))
+        card = {"class_names": names, "test_accuracy": share.value, "test_count": share.total}
+        write_text(out / name / CARD_NAME, json.dumps(card) + "\n")
+        click.echo(f"{out / name}: {share} of {share.total} images named as drawn")
+
+
+def figures(pipeline: Any, kind: str, per_pair: int, steps: int = 25) -> dict[str, Any]:
+    """How often the judges name object and style of images as their captions do."""
+    choices = emoji_captions if kind == "training" else held_back_emoji_captions
+    prompts = [
+        choices(name, style)[index % 6]
+        for name in OBJECTS
+        for style in STYLES
+        for index in range(per_pair)
+    ]
+    drawn = draw_images(pipeline, prompts, steps, 3.0, progress=f"{kind} captions")
+    found: dict[str, Any] = {"captions": kind, "steps": steps, "guidance": 3.0, "seed": 0}
+    for name, labels in (
+        ("object", torch.arange(len(OBJECTS)).repeat_interleave(len(STYLES) * per_pair)),
+        ("style", torch.arange(len(STYLES)).repeat_interleave(per_pair).repeat(len(OBJECTS))),
+    ):
+        share = Share.counted(_named(name, drawn) == labels)
+        found[name] = [share.count, share.total, *share.interval]
+    click.echo(json.dumps(found))
+    return found
+
+
+def _named(judge: str, images: Tensor) -> Tensor:
+    return classify(load_classifier(emoji_judges_folder() / judge), images)[0].argmax(1)
+
+
+if __name__ == "__main__":
+    make()
