@@ -99,9 +99,7 @@ class EmojiCase(Case):
         if self.method != "original":
             objective, changes = METHODS[self.method]
             values = {"text": f"demo_emoji_{self.preset}", "optimizer.lr": self.lr, **changes}
-            config = load_baseline_config(
-                "demo_emoji_keep_steps", {**values, "seed": self.seed, "accelerate": "off"}
-            )
+            config = load_baseline_config("demo_emoji_keep_steps", {**values, "seed": self.seed})
             trainer = BaselineTrainer(objective(pipeline, config, torch.device(setup.device)))
             trainer.run()
             network = trainer.erased_network()

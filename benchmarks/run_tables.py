@@ -8,8 +8,10 @@ from typing import Any
 
 from rows import Cell, Result, Row, largest, measured_on, network, rows_of, span, speed_up, table
 
+from pecker_fast.evaluate.intervals import Share
+
 __all__ = [
-    "budget", "communication", "demo", "demo_settings", "dry_run", "evidence", "iteration",
+    "budget", "communication", "demo", "demo_settings", "dry_run", "emoji", "evidence", "iteration",
     "language", "memory",
 ]  # fmt: skip
 
@@ -350,4 +352,27 @@ def communication(result: Result) -> str:
         "loopback device of a private network, headers included: "
         f"{span(ratios, '{:.3f}')} of 2 (N-1)/N payloads. Every line's sums were "
         f"first checked. {measured_on(result)}",
+    )
+
+
+def emoji(result: Result) -> str:
+    """One line per erasure of an object or a style, the original's first."""
+
+    def share(name: str) -> Cell:
+        return lambda row: str(Share(*row[name]))
+
+    def named(row: Row) -> str:
+        rate = "" if row["lr"] is None else f", lr {row['lr']:g}"
+        return f"{row['preset']}: {row['method']}{rate}"
+
+    return table(
+        result["rows"],
+        [
+            ("forgotten", named),
+            ("still recognised", share("forgotten")),
+            ("in-domain retention", share("in_domain")),
+            ("cross-domain retention", share("cross_domain")),
+            ("the other domain in images asked for it", share("beside")),
+        ],
+        f"Shares with Wilson's 95 % intervals; one seed. {measured_on(result)}",
     )

@@ -30,6 +30,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "demo": ("demo-cpu", run_tables.demo),
     "demo_settings": ("demo_settings-cpu", run_tables.demo_settings),
     "dry_run": ("dry_run-cpu", run_tables.dry_run),
+    "emoji": ("emoji-cpu", run_tables.emoji),
     "evidence": ("evidence-cpu", run_tables.evidence),
     "language": ("language-cpu", run_tables.language),
     "step_time": ("step_time-cpu", kernel_tables.step_time),

@@ -85,3 +85,28 @@ def test_make_pipeline(tmp_path):
     pipeline = StableDiffusionPipeline.from_pretrained(out, local_files_only=True)
     image = pipeline("a photo of a bag", num_inference_steps=2).images[0]
     assert (image.size, image.mode) == ((32, 32), "L")
+
+
+@pytest.mark.slow
+def test_make_emoji(tmp_path, monkeypatch):
+    import make_emoji
+    from emoji_drawings import Drawings
+
+    count = len(make_emoji.OBJECTS) * len(make_emoji.STYLES)
+    shades = torch.linspace(-0.9, 0.9, count + 8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64)
+    objects = torch.cat([torch.arange(count) // 4, torch.full((8,), -1)])
+    drawn = Drawings(shades, objects, torch.arange(count + 8) % 4)
+    monkeypatch.setattr(make_emoji, "read_drawings", lambda folder: drawn)
+    monkeypatch.setattr(make_emoji, "COPIES", 1)
+    out, judges = tmp_path / "emoji", tmp_path / "judges"
+    words = ("--drawings", "x", "--steps", "2", "--autoencoder-steps", "2", "--per-pair", "1")
+    run(make_emoji.make, out, *words)
+    assert "Noto" in (out / "NOTICE").read_text()
+    description = json.loads((out / "pecker_fast.json").read_text())
+    assert [figure["object"][1] for figure in description["figures"]] == [count, count]
+    pipeline = StableDiffusionPipeline.from_pretrained(out, local_files_only=True)
+    image = pipeline("noto dog", num_inference_steps=2).images[0]
+    assert (image.size, image.mode) == ((32, 32), "RGB")
+    run(make_emoji.make, judges, *words, "--judges")
+    assert load_classifier(judges / "style").num_classes == 4
+    assert load_classifier(judges / "object").num_classes == 24

@@ -52,7 +52,7 @@ WIDTH = 16  # of the judges
 @click.option("--drawings", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--judges", is_flag=True, help="Make the judges instead.")
-@click.option("--steps", type=int, default=3500, show_default=True)
+@click.option("--steps", type=int, default=2500, show_default=True)
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--autoencoder-steps", type=int, default=1500, show_default=True)
 @click.option("--per-pair", type=int, default=5, show_default=True, help="Images in the figures.")
