@@ -45,17 +45,16 @@ from pecker_fast.files import write_text
 __all__ = ["make"]
 
 COPIES = 100  # of each drawing, to train the pipeline on
-WIDTH = 16  # of the judges
 
 
 @click.command()
 @click.option("--drawings", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--judges", is_flag=True, help="Make the judges instead.")
-@click.option("--steps", type=int, default=2500, show_default=True)
+@click.option("--steps", type=int, default=1250, show_default=True)
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--autoencoder-steps", type=int, default=1500, show_default=True)
-@click.option("--per-pair", type=int, default=5, show_default=True, help="Images in the figures.")
+@click.option("--per-pair", type=int, default=4, show_default=True, help="Images in the figures.")
 @machine_options
 def make(
     drawings: Path,
@@ -112,13 +111,13 @@ def make_judges(known: Drawings, others: Drawings, out: Path, device: torch.devi
     """Train both, and judge the drawings of the pipeline as neither has seen them."""
     test = augmented(known, 5, seed=2)
     for name, names, seen, labels, tested, copies, epochs in (
-        ("style", STYLES, others, others.styles, known.styles, 3, 6),
-        ("object", OBJECTS, known, known.objects, known.objects, 60, 4),
+        ("style", STYLES, others, others.styles, known.styles, 3, 2),
+        ("object", OBJECTS, known, known.objects, known.objects, 40, 3),
     ):
         images = augmented(seen, copies, seed=1, strength=1.5)
         images[::3] = F.interpolate(F.avg_pool2d(images[::3], 2), scale_factor=2.0, mode="bilinear")
         judge = train_classifier(
-            images, labels.repeat(copies), len(names), device, epochs, width=WIDTH
+            images, labels.repeat(copies), len(names), device, epochs, width=16, batch_size=64
         )
         judge.save(out / name)
         share = Share.counted(classify(judge, test)[0].argmax(1) == tested.repeat(5))
@@ -127,7 +126,7 @@ def make_judges(known: Drawings, others: Drawings, out: Path, device: torch.devi
         click.echo(f"{out / name}: {share} of {share.total} images named as drawn")
 
 
-def figures(pipeline: Any, kind: str, per_pair: int, steps: int = 25) -> dict[str, Any]:
+def figures(pipeline: Any, kind: str, per_pair: int, steps: int = 10) -> dict[str, Any]:
     """How often the judges name object and style of images as their captions do."""
     choices = emoji_captions if kind == "training" else held_back_emoji_captions
     prompts = [

@@ -141,6 +141,7 @@ def train_classifier(
     epochs: int = 8,
     seed: int = 0,
     width: int = 32,
+    batch_size: int = 256,
 ) -> SmallClassifier:
     """Train the classifier that judges samples; (N, C, H, W) images in [-1, 1].
 
@@ -150,7 +151,6 @@ def train_classifier(
     torch.manual_seed(seed)
     classifier = SmallClassifier(num_classes, images.shape[1], width).to(device)
     images, labels = images.to(device), labels.to(device)
-    batch_size = 256
     steps = epochs * len(images) // batch_size
     optimizer = torch.optim.AdamW(classifier.parameters(), 2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
