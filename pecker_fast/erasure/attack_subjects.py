@@ -181,14 +181,14 @@ def _of_file(
         return list(islice(cycle(found), count))
 
     said = set(_said(pipeline))
-    known = [row for row in concept if row.prompt in said]
+    learnt = [row for row in concept if row.prompt in said]
     held_back = [row for row in concept if row.prompt not in said]
-    groups = {"forget_trained": pairs(known or held_back, images)}
-    if known and held_back:
+    groups = {"forget_trained": pairs(learnt or held_back, images)}
+    if learnt and held_back:
         groups["forget_held_back"] = pairs(held_back, images)
     total = sum(map(len, beside.values()))
-    for name, rows in beside.items():
-        groups[name] = pairs(rows, -(-images * len(rows) // max(total, 1)))
+    for name, others in beside.items():
+        groups[name] = pairs(others, -(-images * len(others) // max(total, 1)))
     index = 0 if judges.nudity_detector else names.index(str(concept[0].label))
     return ConceptCaptions(names, index, None, groups)
 
