@@ -77,15 +77,8 @@ ERASURES = {
     ),
     "esd": ("ddpm", f"--config cifar10_esd {UNLEARN} --mask saliency --density 0.1"),
 }
-STOPPED = {
-    "pecker",
-    "both",
-    "bf16_both",
-    "refresh",
-    "salun",
-    "random_label",
-    "redirect",
-}  # and resumed
+# and resumed
+STOPPED = {"pecker", "both", "bf16_both", "refresh", "salun", "random_label", "redirect"}
 TEACHER = (
     f"train-teacher --config cifar10_teacher {IMAGES} --set network.image_size=8 "
     "--set network.channels=4 --set network.channel_mult=[1,2] --set network.blocks_per_level=1 "
