@@ -51,7 +51,7 @@ COPIES = 100  # of each drawing, to train the pipeline on
 @click.option("--drawings", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--judges", is_flag=True, help="Make the judges instead.")
-@click.option("--steps", type=int, default=1250, show_default=True)
+@click.option("--steps", type=int, default=2650, show_default=True)
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--autoencoder-steps", type=int, default=1500, show_default=True)
 @click.option("--per-pair", type=int, default=4, show_default=True, help="Images in the figures.")
