@@ -93,9 +93,8 @@ def test_make_emoji(tmp_path, monkeypatch):
     from emoji_drawings import Drawings
 
     count = len(make_emoji.OBJECTS) * len(make_emoji.STYLES)
-    shades = torch.linspace(-0.9, 0.9, count + 8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64)
-    objects = torch.cat([torch.arange(count) // 4, torch.full((8,), -1)])
-    drawn = Drawings(shades, objects, torch.arange(count + 8) % 4)
+    shades = torch.linspace(-0.9, 0.9, count).view(-1, 1, 1, 1).expand(-1, 3, 64, 64)
+    drawn = Drawings(shades, torch.arange(count) // 4, torch.arange(count) % 4)
     monkeypatch.setattr(make_emoji, "read_drawings", lambda folder: drawn)
     monkeypatch.setattr(make_emoji, "COPIES", 1)
     out, judges = tmp_path / "emoji", tmp_path / "judges"

@@ -8,7 +8,6 @@ resvg_py 0.5.0 draws the SVG files.
 from __future__ import annotations
 
 import io
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,27 +56,19 @@ class Drawings:
     """N drawings on white."""
 
     images: Tensor  # (N, 3, 64, 64) float32 in [-1, 1]
-    objects: Tensor  # (N,) int64 indices of OBJECTS; -1 for what is none of them
+    objects: Tensor  # (N,) int64 indices of OBJECTS
     styles: Tensor  # (N,) int64 indices of STYLES
-
-    def select(self, chosen: Tensor) -> Drawings:
-        """Those at (n,) int64 places, or where (N,) bool is true."""
-        return Drawings(self.images[chosen], self.objects[chosen], self.styles[chosen])
 
 
 def read_drawings(folder: Path) -> Drawings:
-    """The objects in every style, and whatever else all of them have drawn under one name."""
-    files = list(_FILES.values())
-    taken = {name for pair in files for name in pair}
-    for entry in json.loads((folder / "google" / "emoji.json").read_text()):
-        pair = (entry["image"].removesuffix(".png"), entry["name"].lower().replace(" ", "-"))
-        drawn = entry["has_img_google"] and entry["has_img_twitter"] and not taken & {*pair}
-        if drawn and all(path.is_file() for path in _paths(folder, *pair)):
-            files.append(pair)
-    images = [_read(path) for pair in files for path in _paths(folder, *pair)]
-    objects = torch.tensor([*range(len(OBJECTS)), *[-1] * (len(files) - len(OBJECTS))])
-    styles = torch.arange(len(STYLES)).repeat(len(files))
-    return Drawings(torch.stack(images), objects.repeat_interleave(len(STYLES)), styles)
+    """Every object in every style."""
+    images = [_read(path) for name in OBJECTS for path in _paths(folder, *_FILES[name])]
+    count, styles = len(OBJECTS), len(STYLES)
+    return Drawings(
+        torch.stack(images),
+        torch.arange(count).repeat_interleave(styles),
+        torch.arange(styles).repeat(count),
+    )
 
 
 def augmented(drawings: Drawings, copies: int, seed: int, strength: float = 1.0) -> Tensor:

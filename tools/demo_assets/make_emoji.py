@@ -3,11 +3,13 @@
     python tools/demo_assets/make_emoji.py --drawings FOLDER --out emoji --threads 1
 
 `emoji_drawings.py` says what is in FOLDER. What a stopped run has trained is in emoji.partial, from
-where the same command goes on. Half an hour on one core.
+where the same command goes on. A quarter of an hour of one core's time. The weights that ship were
+stopped twice and went on under another number of steps, which the learning rate depends on: 2,500
+for the first 250, 1,250 for the next 1,000, then as below.
 
-The judges are those of `data/emoji_judges`, which `--judges` makes first. That of styles has seen
-no drawing of the pipeline's, only what else the same hands drew; that of objects has seen the same
-drawings, turned, scaled and moved anew. Both see some of them blurred, as an autoencoder blurs.
+`--judges` makes the judges in `data/emoji_judges`, which come first. They have seen the same
+drawings, turned, scaled and moved further, some of them blurred as by an autoencoder. A judge of
+styles that had seen only other drawings by the same hands named 72.9 % (68.8 to 76.7) of these.
 """
 
 from __future__ import annotations
@@ -71,10 +73,9 @@ def make(
     if out.exists():
         raise PeckerError(f"{out}: exists; name a new folder")
     place = prepare(device, threads)
-    everything = read_drawings(drawings)
-    known = everything.select(everything.objects >= 0)
+    known = read_drawings(drawings)
     if judges:
-        make_judges(known, everything.select(everything.objects < 0), out, place)
+        make_judges(known, out, place)
         return
     recipes = (
         AutoencoderRecipe(
@@ -107,20 +108,20 @@ def make(
     finish(pipeline, description, recipes, work, out)
 
 
-def make_judges(known: Drawings, others: Drawings, out: Path, device: torch.device) -> None:
-    """Train both, and judge the drawings of the pipeline as neither has seen them."""
+def make_judges(known: Drawings, out: Path, device: torch.device) -> None:
+    """Train both, and judge the drawings turned, scaled and moved as neither has seen them."""
     test = augmented(known, 5, seed=2)
-    for name, names, seen, labels, tested, copies, epochs in (
-        ("style", STYLES, others, others.styles, known.styles, 3, 2),
-        ("object", OBJECTS, known, known.objects, known.objects, 40, 3),
+    for name, names, labels in (
+        ("style", STYLES, known.styles),
+        ("object", OBJECTS, known.objects),
     ):
-        images = augmented(seen, copies, seed=1, strength=1.5)
+        images = augmented(known, 40, seed=1, strength=1.5)
         images[::3] = F.interpolate(F.avg_pool2d(images[::3], 2), scale_factor=2.0, mode="bilinear")
         judge = train_classifier(
-            images, labels.repeat(copies), len(names), device, epochs, width=16, batch_size=64
+            images, labels.repeat(40), len(names), device, 3, width=16, batch_size=64
         )
         judge.save(out / name)
-        share = Share.counted(classify(judge, test)[0].argmax(1) == tested.repeat(5))
+        share = Share.counted(classify(judge, test)[0].argmax(1) == labels.repeat(5))
         card = {"class_names": names, "test_accuracy": share.value, "test_count": share.total}
         write_text(out / name / CARD_NAME, json.dumps(card) + "\n")
         click.echo(f"{out / name}: {share} of {share.total} images named as drawn")
