@@ -31,7 +31,14 @@ from torch.utils._pytree import tree_leaves
 from variants import VARIANTS, Variant, configuration
 
 from pecker_fast.distill import PeckerTrainer
-from pecker_fast.kernels import channels_last, geglu, group_norm, group_norm_backward, residual
+from pecker_fast.kernels import (
+    channels_last,
+    geglu,
+    group_norm,
+    group_norm_backward,
+    layer_norm,
+    residual,
+)
 from pecker_fast.nn import operations
 from pecker_fast.nn.accelerate import fuse_
 from pecker_fast.runs.memory_model import ShapeMask, outside, replaced, without_values
@@ -49,7 +56,8 @@ _INSTRUCTIONS_A_SECOND = 0.5 * 132 * 4 * 32 * 1.755e9
 _STEP_BYTES_A_SECOND = 2.8e12  # of the optimizer's kernels, in the audit's model
 _LAUNCH_S, _LEAST_S = 1.3e-6, 2.6e-6
 
-# Instructions an element in bf16, compiled for sm_90: (without dropout, with it).
+# Instructions an element in bf16, compiled for sm_90: (without dropout, with it); of layer norms
+# (without gradients of the parameters, with them).
 # tests/kernels/test_triton_aot.py holds them.
 INSTRUCTIONS: Mapping[str, tuple[float, float]] = {
     "apply": (17.2, 37.0),
@@ -60,6 +68,8 @@ INSTRUCTIONS: Mapping[str, tuple[float, float]] = {
     "channel_sums": (10.4, 10.4),
     "geglu": (21.1, 21.1),
     "geglu_backward": (28.7, 28.7),
+    "layer_norm": (46.4, 46.4),
+    "layer_norm_backward": (44.6, 65.8),
 }
 
 PUBLISHED_BATCH = {"cifar10": 128, "stl10": 64}
@@ -227,8 +237,9 @@ def _as_on_a_card(found: Budget) -> Iterator[None]:
     ) -> Callable[..., None]:
         def launch(*args: Any) -> None:
             x = args[0]
-            dropout = any(getattr(arg, "seed", None) is not None for arg in args)
-            instructions = INSTRUCTIONS[name][dropout] * x.numel()
+            more = any(getattr(arg, "seed", None) is not None for arg in args)
+            more = more or (name == "layer_norm_backward" and args[6] is not None)
+            instructions = INSTRUCTIONS[name][more] * x.numel()
             found.add(kind, passes(*args) * _bytes([x]), instructions=instructions)
 
         return launch
@@ -245,8 +256,12 @@ def _as_on_a_card(found: Budget) -> Iterator[None]:
     def residual_passes(hidden: Tensor, shortcut: Tensor, second: Tensor | None, *_: Any) -> float:
         return 3 if second is None else 4
 
-    def backward_passes(source: Tensor, first: int, dy: Tensor, shortcut: Any, *_: Any) -> float:
+    def backward_passes(source: Tensor, *args: Any) -> float:
+        shortcut = args[2 if source.dim() == 4 else 1]  # of an image, of tokens
         return 3 if shortcut is None else 4
+
+    def layer_norm_passes(x: Tensor, add: Tensor | None, *_: Any) -> float:
+        return 2 if add is None else 4
 
     with replaced(
         (operations, "_unavailable", lambda device_type: None),
@@ -261,6 +276,8 @@ def _as_on_a_card(found: Budget) -> Iterator[None]:
         (residual, "residual_add", fused("residual", residual_passes)),
         (geglu, "forward", fused("geglu", lambda *_: 1.5, "gated unit")),
         (geglu, "backward", fused("geglu_backward", lambda *_: 2.5, "gated unit")),
+        (layer_norm, "forward", fused("layer_norm", layer_norm_passes)),
+        (layer_norm, "backward", fused("layer_norm_backward", backward_passes)),
         (F, "scaled_dot_product_attention", attention),
     ):
         yield
