@@ -74,6 +74,8 @@ def run_launchers(brief: bool) -> None:
         if not (brief or rare):  # the same body
             vectors = torch.ones(3, dtype=dense), torch.ones(3, dtype=compact)
             salient.salient_one(operation, vectors[0], i32, vectors[1], 0.5)
+    for operation in ("gather", "scatter", "swap"):
+        salient.salient(operation, BF16, BF16, i64, i32, 0.5)
     salient.salient_one("ema", i64.double(), None, i64.double(), 0.5)
     for dtype in STORED:
         salient.sum_squares(dtype, i64, i32, f64)
