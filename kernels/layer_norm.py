@@ -1,6 +1,6 @@
-"""Layer normalisation behind a residual sum, over the last axis of (rows, columns):
+"""Layer normalisation behind a residual sum, over the last axis of (rows, columns).
 
-    total = x + add (rounded as it is stored)    y = (total - mean) / sqrt(var + eps) * weight + bias
+    total = x + add, rounded as it is stored    y = (total - mean) / sqrt(var + eps) * weight + bias
 
     dz = weight * dy      dtotal = rstd * (dz - mean dz - xhat * mean(dz * xhat)) + its own gradient
     weight: sum dy * xhat     bias: sum dy     over rows: a pair of sums a program, then all of them

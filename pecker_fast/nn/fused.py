@@ -307,9 +307,7 @@ class _LayerNorm(torch.autograd.Function):
         numbers = layer_norm_kernels.STATISTICS
         statistics = x.new_empty((x[..., 0].numel(), numbers), dtype=torch.float32)
         with on(x.device):
-            layer_norm_kernels.forward(
-                x, add, weight, bias.contiguous(), eps, total, y, statistics
-            )
+            layer_norm_kernels.forward(x, add, weight, bias.contiguous(), eps, total, y, statistics)
         ctx.save_for_backward(total, weight, statistics)
         ctx.parameters = weight.dtype, bias.dtype
         ctx.set_materialize_grads(False)

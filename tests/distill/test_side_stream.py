@@ -5,9 +5,9 @@ import contextlib
 import pytest
 import torch
 from feigned_graph import FeignedCapture
-from toys import assert_same_bits, toy_objective, train, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from toys import assert_same_bits, toy_objective, train, weights
 
 from pecker_fast import backends
 from pecker_fast.distill import PeckerTrainer, side_stream
