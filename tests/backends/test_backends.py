@@ -301,7 +301,7 @@ def test_halves_are_copied_as_they_are(backend, dtype):
     ones = torch.ones_like(out)
     module.gather_salient_([ones.clone()], [None], [ones], accumulate=True)
     module.ema_salient_([ones], [ones.clone() * 4], [None], 0.5)
-    assert torch.equal(ones, torch.full_like(ones, 3.0))
+    assert torch.equal(ones, torch.full_like(ones, 5.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
