@@ -21,6 +21,7 @@ from pecker_fast.methods.training_config import (
 )
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.runs.ema import slow_average
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 # ---- recipes
@@ -290,6 +291,9 @@ def test_a_long_average_is_warned_of():
     assert "100% of the result will be the first weights" in trainer.notes[-1]
     assert len(TeacherTrainer(tiny_images(), tiny_config(iterations=9), CPU).notes) == 1
     assert math.isclose(0.5**7, 1 / 128)  # below the hundredth that is passed over
+    for iterations in (1, 4, 500, 50_000):  # what it advises is short enough
+        (said,) = slow_average(0.99999, iterations)
+        assert slow_average(float(said.partition("ema.decay=")[2]), iterations) == []
 
 
 @pytest.mark.parametrize(
