@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from pecker_fast import cli
-from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 
 COMMANDS = ["demo", "mask", "erase", "sample", "evaluate", "info"]
@@ -65,35 +64,6 @@ def test_info(run):
     text = run("info").out
     for name, reason in facts["backends"].items():
         assert f"{name} " in text and (reason is None or reason in text)
-
-
-def test_evaluate(run, files, tmp_path):
-    path = tmp_path / "figures.json"
-    done = run(
-        "evaluate", files.model, "--classifier", files.classifier, "--statistics", files.statistics,
-        "--forget", "star", "--override", 0, "--per-class", 6, "--steps", 1, "--json", path,
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    figures = json.loads(path.read_text())
-    assert (figures["forget"], figures["override"]) == (2, 0)
-    assert (figures["forget_count"], figures["keep_count"]) == (6, 12)
-    assert figures["frechet"] > 0 and figures["steps"] == 1
-    share = f"keep accuracy        {100 * figures['keep_accuracy']:.1f} %"
-    assert share in done.out and "of 12" in done.out
-
-
-def test_mask(run, files, tmp_path):
-    path = tmp_path / "mask.safetensors"
-    done = run(
-        "mask", files.model, "--forget", "star", "--override", "circle", "--density", 0.25,
-        "--set", "saliency.batches=2", "--set", "saliency.batch_size=4", "--out", path,
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    unet = ModelFolder.load(files.model).network.requires_grad_(True)
-    mask = SaliencyMask.load(path, unet)
-    assert mask.nnz == round(0.25 * mask.numel)
-    assert f"{mask.nnz:,} of {mask.numel:,}" in done.out
-    assert Image.open(path.with_suffix(".png")).size[0] > 200
 
 
 def test_files_are_replaced_only_with_force(run, files, tmp_path):

@@ -141,7 +141,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def _text_encoders_read_once(monkeypatch):
-    """They stay as they are where the network's configuration changes, and take most of the time."""
+    """They take most of the time, and stay as they are where a network's configuration changes."""
     for found in pkgutil.iter_modules(architectures.__path__, f"{architectures.__name__}."):
         module = importlib.import_module(found.name)
         for name in ("load_clip", "load_t5", "load_gemma"):
