@@ -250,6 +250,7 @@ def test_without_dropped_labels_a_unet2d_has_no_null_label():
     assert model.network.class_embedding.num_embeddings == 3
 
 
+@pytest.mark.slow
 def test_teacher_learns_to_denoise_and_to_listen():
     """On noise that it has not seen the loss is small, and a wrong label costs."""
     network = {**TINY["network"], "channels": 8, "attention_levels": []}
