@@ -41,7 +41,7 @@ from pecker_fast.models.pipeline import PipelineFolder
 
 FORGET = {"object": "dog", "style": "twemoji"}
 STEPS, GUIDANCE = 10, 3.0  # DDIM's, of the judged images
-ASKED, KEPT = 504, 4  # images of what is forgotten; of each other pair of object and style
+ASKED, KEPT = 504, 3  # images of what is forgotten; of each other pair of object and style
 
 
 class Away(RedirectObjective):
