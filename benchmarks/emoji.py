@@ -33,7 +33,6 @@ from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
-from pecker_fast.masks.verify import check_frozen
 from pecker_fast.methods.config import load_baseline_config
 from pecker_fast.methods.redirect import Drawing, RedirectObjective
 from pecker_fast.methods.trainer import BaselineTrainer
@@ -95,18 +94,20 @@ class EmojiCase(Case):
     def rows(self, setup: Setup) -> Iterator[Row]:
         """How much of each kind the judges recognise."""
         pipeline = PipelineFolder.load(emoji_folder())
-        network, match, seconds = pipeline.network, None, None
+        network, match, about = pipeline.network, None, {"iterations": 0}
         if self.method != "original":
             objective, changes = METHODS[self.method]
             values = {"text": f"demo_emoji_{self.preset}", "optimizer.lr": self.lr, **changes}
             config = load_baseline_config("demo_emoji_keep_steps", {**values, "seed": self.seed})
             trainer = BaselineTrainer(objective(pipeline, config, torch.device(setup.device)))
-            trainer.run()
+            for _ in trainer.run():
+                pass
             network = trainer.erased_network()
-            frozen = check_frozen(trainer.start, network, trainer.ever_salient)
-            match, seconds = frozen.frozen_changed == 0, round(trainer.stopwatch.seconds, 1)
+            frozen = trainer.verify_frozen(network)
+            match = frozen.frozen_changed == 0
+            about = {"iterations": trainer.iteration, "s": round(trainer.stopwatch.seconds, 1)}
         figures = judged(pipeline, network, self.preset, self.seed)
-        yield {"benchmark": "emoji", **self.__dict__, "match": match, "s": seconds, **figures}
+        yield {"benchmark": "emoji", **self.__dict__, "match": match, **about, **figures}
 
 
 def judged(pipeline: PipelineFolder, network: nn.Module, kind: str, seed: int) -> Row:

@@ -59,5 +59,6 @@ def test_every_method_runs(tmp_path, monkeypatch):
     result = json.loads(file.read_text())
     assert [row["method"] for row in result["rows"]] == ["original", *methods]
     assert all(row["match"] is not False for row in result["rows"])
+    assert [row["iterations"] for row in result["rows"]] == [0, 1, 1, 1]
     assert all(row["in_domain"][1] == row["cross_domain"][1] == 92 for row in result["rows"])
     assert "SalUn" in run_tables.emoji(result)
