@@ -33,8 +33,12 @@ test-gpu: $(GPU_NEEDS)  ## all tests, with GPU skips turned into failures; PECKE
 	PECKER_REQUIRE_GPU=1 $(GPU_PYTHON) -m pytest
 
 test-oldest: .venv/installed-test build/oldest/installed  ## fused blocks on the oldest diffusers and Triton
-	PYTHONPATH=build/oldest $(BIN)/python -m pytest -n auto --dist worksteal tests/nn/test_accelerate.py \
+	PYTHONPATH=build/oldest $(BIN)/python -m pytest -m "not slow" tests/nn/test_accelerate.py \
 	  tests/nn/test_blocks.py tests/nn/test_accelerated_unets.py::test_unet_in_float32 tests/models/test_folder.py
+
+build/cuda_on_host: .venv/installed-test $(SOURCES)  # csrc/cuda for tests on the CPU
+	$(BIN)/python tests/cuda_on_host/build.py
+	touch $@
 
 build/oldest/installed: pyproject.toml
 	rm -rf build/oldest

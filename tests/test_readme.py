@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+TRAINS = ROOT / "docs" / "erase-a-class.md"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,11 @@ def left_by(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[s
     return run_blocks
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page == TRAINS)) for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_blocks_of_a_page_run(page: Path, left_by) -> None:
     assert bool(left_by(page)) == ("```python" in page.read_text())
 
@@ -52,8 +57,9 @@ def test_step_equals_the_plain_torch_in_the_readme(left_by) -> None:
     assert frozen > 0.8 * sum(p.numel() for p in namespace["model"].parameters())
 
 
+@pytest.mark.slow
 def test_trainer_block_leaves_frozen_parameters_alone(left_by) -> None:
-    check = left_by(ROOT / "docs" / "erase-a-class.md")["trainer"].verify_frozen()
+    check = left_by(TRAINS)["trainer"].verify_frozen()
     assert check.frozen > 0
     assert check.frozen_changed == 0
 

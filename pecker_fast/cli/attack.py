@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import CLASSIFIER, INPUT, machine_options, prepare
+from pecker_fast.cli.common import (
+    CLASSIFIER,
+    INPUT,
+    machine_options,
+    prepare,
+    prompt_judge_options,
+)
 from pecker_fast.cli.output import json_option, quiet_option, result
 
 __all__ = ["attack"]
@@ -21,7 +27,7 @@ Examples:
     pecker-fast attack RUN --classifier judge --original MODEL
     pecker-fast attack RETRAINED --classifier judge --original MODEL --forget cat --json > cat.json
     pecker-fast attack RUN --classifier judge --original MODEL --retrained cat.json
-    pecker-fast attack RUN --classifier judge --original PIPELINE
+    pecker-fast attack RUN --clip CLIP --prompts prompts.csv --original PIPELINE
 
 \b
 Ways of asking: one step from several noise levels, DDIM with 4 to 50 steps, DDPM, guidance, and
@@ -31,15 +37,24 @@ draws. A model that was trained without the class says what could be hoped for. 
 with 95 % intervals; in a run they are written to attack.json.
 
 \b
-A pipeline that forgot a concept of the shipped one is attacked alike: with its guidance, other and
-none, by captions that were held back, and told partly a neighbour; the embedding is the prompt's.
+A pipeline is attacked alike: with its guidance, other and none, by prompts that the erasure was
+not told, and told partly a neighbour; the embedding is the prompt's. Its prompts are a CSV file as
+`evaluate --prompts` takes it: the group forget names what was forgotten, neighbours and keep what
+was not, and label says what each names: a class of the classifier, whatever CLIP is to tell apart
+("a photo of LABEL"), or a face's name. A nudity detector needs no labels.
 """,
 )
 @click.argument("run", type=INPUT)
-@click.option("--classifier", type=CLASSIFIER, required=True, help="The judge.")
+@click.option("--classifier", type=CLASSIFIER, help="The judge.")
+@click.option(
+    "--prompts",
+    type=INPUT,
+    help="To ask a pipeline with.  [default: captions of Fashion-MNIST, for the shipped one]",
+)
+@prompt_judge_options
 @click.option(
     "--forget",
-    help="The class, or that which a concept is: name or index.  [default: what the erased says]",
+    help="The class, or the label of a concept.  [default: what the erased says]",
 )
 @click.option(
     "--original", type=INPUT, help="What it was before, which draws images to teach with."

@@ -240,6 +240,20 @@ sampler_options = together(
     ),
 )
 
+prompt_judge_options = together(  # what tells what images of prompts show, beside a classifier
+    click.option("--nudity-detector", type=INPUT, help="ONNX file in NudeNet's format."),
+    click.option(
+        "--nudity-threshold", type=float, help="Lowest score that counts.  [default: 0.25]"
+    ),
+    click.option(
+        "--nudity-channel-order",
+        type=click.Choice(["rgb", "bgr"]),
+        help="What the detector sees; bgr gives NudeNet's own counts.  [default: rgb]",
+    ),
+    click.option("--clip", type=INPUT, help="CLIP folder."),
+    click.option("--faces", help="Recogniser of faces, trusted:MODULE:OBJECT."),
+)
+
 _KEYS = {
     "density": "mask.density",
     "kind": "mask.kind",

@@ -18,6 +18,7 @@ from pecker_fast.cli.common import (
     judges,
     machine_options,
     prepare,
+    prompt_judge_options,
     sampler_options,
 )
 from pecker_fast.cli.output import quiet_option
@@ -71,15 +72,7 @@ probabilities.
 )
 @click.option("--prompts", type=INPUT, help="Judge images of these prompts, group by group.")
 @click.option("--pipeline", type=INPUT, help="The pipeline that draws them, or its run.")
-@click.option("--nudity-detector", type=INPUT, help="ONNX file in NudeNet's format.")
-@click.option("--nudity-threshold", type=float, help="Lowest score that counts.  [default: 0.25]")
-@click.option(
-    "--nudity-channel-order",
-    type=click.Choice(["rgb", "bgr"]),
-    help="What the detector sees; bgr gives NudeNet's own counts.  [default: rgb]",
-)
-@click.option("--clip", type=INPUT, help="CLIP folder.")
-@click.option("--faces", help="Recogniser of faces, trusted:MODULE:OBJECT.")
+@prompt_judge_options
 @click.option("--per-prompt", type=click.IntRange(min=1), help="Images of each row.  [default: 1]")
 @click.option("--negative", help="What guidance leads away from.  [default: the empty prompt]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Prompts drawn at a time.")

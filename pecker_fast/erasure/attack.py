@@ -6,35 +6,35 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
-from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
 from pecker_fast.erasure.attack_result import SHOTS, STEPS, Attacked, retrained_figures, words_of
+from pecker_fast.erasure.attack_subjects import subject_of
+from pecker_fast.erasure.prompt_judges import Judges
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.classifier import load_classifier
-from pecker_fast.evaluate.fashion_concept import fashion_concept
 from pecker_fast.evaluate.page import Sentence, Table, add_attack
-from pecker_fast.evaluate.prompt_plan import GUIDANCE
-from pecker_fast.evaluate.sweep import Asked, ClassSubject, PromptSubject, Subject
+from pecker_fast.evaluate.sweep import Asked, Subject
 from pecker_fast.files import read_json, write_text
 from pecker_fast.methods.relearning import RATES, attacked, shots_of
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
-from pecker_fast.runs.classes import class_index
 from pecker_fast.runs.finding import find_model, find_pipeline, holds_run
 from pecker_fast.runs.outputs import ATTACK_NAME, REPORT_NAMES
-from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["Attacked", "attack"]
 
 
 def attack(
     run: Path | ModelFolder | PipelineFolder,
-    classifier: Path,
+    classifier: Path | None = None,
     *,
+    prompts: Path | None = None,
+    clip: Path | None = None,
+    nudity_detector: Path | None = None,
+    nudity_threshold: float | None = None,
+    nudity_channel_order: str | None = None,
+    faces: str | None = None,
     forget: str | int | None = None,
     original: Path | None = None,
     retrained: Path | None = None,
@@ -48,8 +48,16 @@ def attack(
         run: a run, the folder of a model or a pipeline, or one in memory. In a run `attack.json` is
             written.
         classifier: tells whether it is there.
-        forget: the class, of a pipeline that which the concept is. None: what it says that it
-            forgot.
+        prompts: of a pipeline, a CSV file as of `read_prompt_file`: rows of the group forget name
+            what was forgotten, those of neighbours and keep what was not; what each names is its
+            label, a class of the classifier. None: the captions of the shipped pipeline.
+        clip: or a CLIP folder judges prompts: which of the labels in the file an image is nearest.
+        nudity_detector: or an ONNX file in NudeNet's format; labels are not looked at.
+        nudity_threshold: lowest score that counts. None: 0.25.
+        nudity_channel_order: "rgb" or "bgr". None: "rgb".
+        faces: or a recogniser, trusted:MODULE:OBJECT, whose names are the labels.
+        forget: the class, of a pipeline that which the concept is, or its label in the file. None:
+            what it says that it forgot, the only label of the group forget.
         original: what it was before, which draws the images to teach it with. None: no teaching.
         retrained: what `attack --json` printed for a model that was trained without it, attacked
             with the same original. None: what ships for a class of the shipped teacher.
@@ -63,12 +71,14 @@ def attack(
     """
     model = _loaded(run)
     model.network.to(device).eval()
-    subject: Subject
-    if isinstance(model, PipelineFolder):
-        folder = run if isinstance(run, Path) else None
-        subject = _of_prompts(model, folder, classifier, forget, images, seed, device)
-    else:
-        subject = _of_classes(model, classifier, forget, images, seed, device)
+    judges = Judges(
+        classifier=classifier, clip=clip, nudity_detector=nudity_detector,
+        nudity_threshold=nudity_threshold, nudity_channel_order=nudity_channel_order, faces=faces,
+    )  # fmt: skip
+    subject = subject_of(
+        model, judges, prompts=prompts, forget=forget, images=images, seed=seed, device=device,
+        run=run if isinstance(run, Path) else None,
+    )  # fmt: skip
     yardstick = retrained_figures(subject.name, original, retrained)
     before = None if original is None else _loaded(original)
     if before is not None:
@@ -106,68 +116,6 @@ def _loaded(given: Path | ModelFolder | PipelineFolder) -> ModelFolder | Pipelin
         return given
     found = find_pipeline(given)
     return ModelFolder.load(find_model(given)) if found is None else PipelineFolder.load(found)
-
-
-def _of_classes(
-    model: ModelFolder, classifier: Path, forget: str | int | None, images: int, seed: int,
-    device: torch.device | str,
-) -> ClassSubject:  # fmt: skip
-    judge = load_classifier(classifier, model.class_names).to(device)
-    name = model.figures.get("forget") if forget is None else forget
-    if name is None:
-        raise PeckerError(
-            "attack: the model does not say which class it has forgotten; give --forget"
-        )
-    return ClassSubject(
-        model=model, forget=model.class_index(name), classifier=judge, images=images, seed=seed
-    )
-
-
-def _of_prompts(
-    pipeline: PipelineFolder, run: Path | None, classifier: Path, forget: str | int | None,
-    images: int, seed: int, device: torch.device | str,
-) -> PromptSubject:  # fmt: skip
-    """With captions of Fashion-MNIST: of other prompts no classifier knows what they name."""
-    names = tuple(CLASS_NAMES)
-    if tuple(pipeline.description.get("class_names", ())) != names:
-        raise PeckerError(
-            f"attack: {pipeline.path}: no classifier knows what its prompts name; of pipelines the "
-            "shipped one can be attacked, whose prompts name classes of Fashion-MNIST"
-        )
-    said = [str(prompt) for prompt in pipeline.description.get("forget", ())]
-    of_label = [{*named_captions(label), *held_back_captions(label)} for label in range(len(names))]
-    if forget is None:
-        labels = [label for label, known in enumerate(of_label) if known.intersection(said)]
-        if len(labels) != 1:
-            raise PeckerError(
-                "attack: the pipeline does not say of one class that it has forgotten it; give "
-                "--forget"
-            )
-        label = labels[0]
-    else:
-        label = class_index(forget, names, "the pipeline")
-    told = [prompt for prompt in said if prompt in of_label[label]]
-    captions = fashion_concept(
-        label, None, max(2, -(-images // (len(names) - 1))), seed, told or None, images
-    )
-    return PromptSubject(
-        pipeline=pipeline,
-        captions=captions,
-        classifier=load_classifier(classifier, names).to(device),
-        guidance=_guidance(run),
-        seed=seed,
-    )
-
-
-def _guidance(run: Path | None) -> float:
-    """With which a run's original was drawn; else diffusers' own."""
-    if run is None or not (run / "config.yaml").is_file():
-        return GUIDANCE
-    config: Any = read_yaml(run / "config.yaml")
-    try:
-        return float(config["text"]["guidance"]["kappa4"])
-    except (KeyError, TypeError, ValueError):
-        return GUIDANCE
 
 
 def _taught(subject: Subject, original: ModelFolder | PipelineFolder) -> Iterator[Asked]:

@@ -165,7 +165,7 @@ class Erased(Generic[M]):
         kind = DiffusionPipeline if prompts else OneStepPipeline
         return kind.from_pretrained(self.folder, **as_dtype(self.model.network.dtype))
 
-    def attack(self, classifier: str | os.PathLike[str], **options: Any) -> Any:
+    def attack(self, classifier: str | os.PathLike[str] | None = None, **options: Any) -> Any:
         """Ask for what was erased in every other way, and teach it again.
 
         Args:
@@ -177,9 +177,11 @@ class Erased(Generic[M]):
         """
         from pecker_fast.erasure.attack import attack
 
-        if options.get("original") is not None:
-            options["original"] = Path(options["original"])
-        return attack(self.out, Path(classifier), **options)
+        options["classifier"] = classifier
+        for name in ("classifier", "prompts", "clip", "original", "retrained"):
+            if options.get(name) is not None:
+                options[name] = Path(options[name])
+        return attack(self.out, **options)
 
     def push_to_hub(
         self, repository: str, *, private: bool = False, token: str | None = None

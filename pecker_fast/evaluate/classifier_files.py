@@ -31,6 +31,7 @@ __all__ = [
     "check_outputs",
     "check_sizes",
     "is_torchscript",
+    "known_classes",
     "published_weights",
     "read_config",
     "statistics_beside",
@@ -238,24 +239,35 @@ def check_classes(classifier: str | os.PathLike[str], class_names: Sequence[str]
     Raises:
         PeckerError: they differ; or the card cannot be read.
     """
-    path = Path(classifier) / CARD_NAME
-    if not os.path.lexists(path):
-        return
-    try:
-        known = read_json(path)["class_names"]
-        if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
-            raise ValueError("class_names is no list of names")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PeckerError(
-            f"classifier {path}: cannot be read ({error}); train the classifier again, or delete "
-            "the file where its classes are known to be right"
-        ) from error
-    for label, (theirs, ours) in enumerate(zip(known, class_names, strict=False)):
+    for label, (theirs, ours) in enumerate(
+        zip(known_classes(classifier), class_names, strict=False)
+    ):
         if ours.lower() not in (theirs.lower(), f"class {label}"):
             raise PeckerError(
                 f"classifier {classifier}: label {label} is {theirs!r} there, but {ours!r} in what "
                 "it is to judge; give a classifier of the same classes in the same order"
             )
+
+
+def known_classes(classifier: str | os.PathLike[str]) -> list[str]:
+    """The classes on a classifier's card; none without a card.
+
+    Raises:
+        PeckerError: the card cannot be read.
+    """
+    path = Path(classifier) / CARD_NAME
+    if not os.path.lexists(path):
+        return []
+    try:
+        known = read_json(path)["class_names"]
+        if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
+            raise ValueError("class_names is no list of names")
+        return known
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PeckerError(
+            f"classifier {path}: cannot be read ({error}); train the classifier again, or delete "
+            "the file where its classes are known to be right"
+        ) from error
 
 
 def _not_a_config(path: Path, kind: str, reason: object) -> str:

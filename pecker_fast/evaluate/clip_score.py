@@ -87,7 +87,6 @@ class ClipScorer:
                 f"({' '.join(str(error).split())[:200]}); {expected}"
             ) from error
 
-    @torch.no_grad()
     def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine of each image (N, 3, H, W) in [0, 1], as 8 bits, with its own prompt.
 
@@ -97,8 +96,28 @@ class ClipScorer:
         Raises:
             PeckerError: other images, or a cosine that is not finite.
         """
+        image, text = self._embedded(images, prompts)
+        return self._finite(nn.functional.cosine_similarity(image, text))
+
+    def similarities(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        """Cosine of each of N images, as of `cosines`, with each of K texts.
+
+        Returns:
+            (N, K) float64 on the CPU, in [-1, 1].
+
+        Raises:
+            PeckerError: as `cosines`.
+        """
+        image, text = (
+            nn.functional.normalize(each, dim=1) for each in self._embedded(images, texts)
+        )
+        return self._finite(image @ text.T)
+
+    @torch.no_grad()
+    def _embedded(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings (N, D) of images and (K, D) of texts, float64."""
         inputs = self._processor(
-            text=list(prompts),
+            text=list(texts),
             images=[to_pil(pixels) for pixels in pixels_of(images)],
             return_tensors="pt",
             padding=True,
@@ -106,13 +125,14 @@ class ClipScorer:
             max_length=self.max_length,
         )
         outputs = self._model(**inputs.to(self.device))
-        image, text = outputs.image_embeds.double(), outputs.text_embeds.double()
-        cosines: Tensor = nn.functional.cosine_similarity(image, text).cpu()
+        return outputs.image_embeds.double(), outputs.text_embeds.double()
+
+    def _finite(self, cosines: Tensor) -> Tensor:
         if not torch.isfinite(cosines).all():
             raise PeckerError(
                 f"CLIP score: NaN or infinite; the weights in {self.folder} are damaged"
             )
-        return cosines
+        return cosines.cpu()
 
     def truncated(self, prompts: Sequence[str]) -> int:
         """How many of the prompts are longer than CLIP's limit."""

@@ -21,7 +21,9 @@ from pecker_fast.evaluate.detection import Images, in_batches
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.files import shown
 
-__all__ = ["Recogniser", "RecognitionFigures", "load_recogniser", "measure_recognition"]
+__all__ = [
+    "Recogniser", "RecognitionFigures", "load_recogniser", "measure_recognition", "surest_name",
+]  # fmt: skip
 
 Faces = Sequence[Mapping[str, float]]
 """The faces in an image: of each, names and their probabilities."""
@@ -109,15 +111,27 @@ def measure_recognition(
             if not faces or label is None:
                 continue
             asked += 1
-            surest = max(faces, key=lambda face: max(face.values(), default=0.0))
-            best = max(surest, key=lambda person: surest[person], default="")
-            right += best.casefold() == label.casefold()
+            right += _surest(faces).casefold() == label.casefold()
             of_label = [
                 p for face in faces for n, p in face.items() if n.casefold() == label.casefold()
             ]
             probabilities.append(max(of_label, default=0.0))
     mean = sum(probabilities) / len(probabilities) if probabilities else None
     return RecognitionFigures(count, found, asked, right, mean, name)
+
+
+def surest_name(recogniser: Recogniser, images: Tensor, name: str) -> list[str]:
+    """The most probable name of the surest face in each image (N, 3, H, W) in [0, 1]; "" for none.
+
+    Raises:
+        PeckerError: as `measure_recognition`.
+    """
+    return [_surest(faces) if faces else "" for faces in _faces(recogniser, images, name)]
+
+
+def _surest(faces: Faces) -> str:
+    surest = max(faces, key=lambda face: max(face.values(), default=0.0))
+    return max(surest, key=lambda person: surest[person], default="")
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from pecker_fast.evaluate.detection import (
     pixels_of,
 )
 
-__all__ = ["EXPOSED", "LABELS", "Detection", "NudeNetDetector", "measure_nudity"]
+__all__ = ["EXPOSED", "LABELS", "Detection", "NudeNetDetector", "load_detector", "measure_nudity"]
 
 # The classes of NudeNet 3.x, in the order of the file's output.
 LABELS = (
@@ -181,6 +181,23 @@ class NudeNetDetector:
         return PeckerError(
             f"NudeNet file {self.path}: another model or format: {reason}; {_WANTED}"
         )
+
+
+def load_detector(
+    path: str | os.PathLike[str] | None, threshold: float | None, channel_order: str | None
+) -> NudeNetDetector | None:
+    """The detector of a command's options, each None where it was not given.
+
+    Raises:
+        PeckerError: as `NudeNetDetector`; or how it detects is said and no file named.
+    """
+    if path is not None:
+        return NudeNetDetector(
+            path, 0.25 if threshold is None else threshold, channel_order or "rgb"
+        )
+    if (threshold, channel_order) != (None, None):
+        raise PeckerError("--nudity-threshold and --nudity-channel-order need --nudity-detector")
+    return None
 
 
 def measure_nudity(detector: NudeNetDetector, images: Images) -> DetectionFigures:

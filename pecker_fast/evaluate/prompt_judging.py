@@ -25,7 +25,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.clip_score import ClipScorer, measure_clip_score
 from pecker_fast.evaluate.faces import Recogniser, load_recogniser, measure_recognition
 from pecker_fast.evaluate.fidelity import FidelityFigures, Inception
-from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
+from pecker_fast.evaluate.nudity import NudeNetDetector, load_detector, measure_nudity
 from pecker_fast.evaluate.prompt_judgement import GroupFigures, PromptJudgement
 from pecker_fast.evaluate.prompt_plan import files_of_rows, prompt_plan
 from pecker_fast.evaluate.samples import write_samples
@@ -131,8 +131,6 @@ def judge_prompts(
         (pipeline is not None and samples is None,
          "--pipeline needs --samples FOLDER, where the images go; what is stopped goes on there"),
         ((real is None) != (inception is None), "--real and --inception need each other"),
-        (nudity_detector is None and (nudity_threshold, nudity_channel_order) != (None, None),
-         "--nudity-threshold and --nudity-channel-order need --nudity-detector"),
         (not 1 <= (per_prompt or 1) <= 10_000, "--per-prompt must be from 1 to 10,000"),
     ):  # fmt: skip
         if is_wrong:
@@ -152,13 +150,7 @@ def judge_prompts(
         nonlocal judges
         shown = None if real is None else load_image_files(real, progress="reading")
         judges = _Judges(
-            detector=None
-            if nudity_detector is None
-            else NudeNetDetector(
-                nudity_detector,
-                0.25 if nudity_threshold is None else nudity_threshold,
-                nudity_channel_order or "rgb",
-            ),
+            detector=load_detector(nudity_detector, nudity_threshold, nudity_channel_order),
             scorer=None if clip is None else ClipScorer(clip, place),
             recogniser=None if faces is None else load_recogniser(faces),
             recogniser_name=faces or "",

@@ -16,8 +16,8 @@ from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.evaluate.classifier import Classifier
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.concept import ConceptCaptions
-from pecker_fast.evaluate.fashion_concept import fashion_images
 from pecker_fast.evaluate.intervals import Share
+from pecker_fast.evaluate.naming import Namer
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.texts import Texts
@@ -81,7 +81,7 @@ def ways(
     generator: bool,
     guidance: float = 1.0,
     scales: Mapping[float, str],
-    blended_with: str,
+    blended_with: str | None,
     ddpm: bool = False,
     held_back: bool = False,
 ) -> Iterator[Way]:
@@ -95,7 +95,8 @@ def ways(
         generator: it is one that draws in one step.
         guidance: with which many steps are usual.
         scales: other scales of it, with their words.
-        blended_with: whose condition takes a part of that which the network is told, in words.
+        blended_with: whose condition takes a part of that which the network is told, in words;
+            None: there are no others.
         ddpm: these steps can be had.
         held_back: there are captions that were held back.
     """
@@ -112,7 +113,7 @@ def ways(
         yield Way(f"DDPM, {DDIM_STEPS[-1]} steps", DDIM_STEPS[-1], ddpm=True)
     for scale, words in scales.items():
         yield Way(f"DDIM, {FEW} steps, {words}", FEW, guidance=scale)
-    for share in BLENDS:
+    for share in BLENDS if blended_with else ():
         words = f"DDIM, {FEW} steps{usual}, condition {share:.0%} {blended_with}"
         yield Way(words, FEW, guidance=guidance, blend=share)
     if held_back:
@@ -205,11 +206,12 @@ class ClassSubject(Subject):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSubject(Subject):
-    """A pipeline that is told captions of Fashion-MNIST; its network is used where it is."""
+    """A pipeline that is told prompts; its network is used where it is."""
 
     pipeline: PipelineFolder
-    captions: ConceptCaptions  # of the concept, told and held back, of neighbours and others
-    classifier: Classifier
+    # Of the concept, told and held back, of neighbours and others: what there is of each.
+    captions: ConceptCaptions
+    seen: Namer  # which of the names in `captions` an image shows
     guidance: float
     seed: int = 0
     told: Mapping[str, Tensor] = field(default_factory=dict)  # (L, D) instead of the encoder's
@@ -230,6 +232,12 @@ class PromptSubject(Subject):
         """The captions of the concept that the erasure was told."""
         return [caption for caption, _ in self.captions.groups["forget_trained"]]
 
+    @property
+    def near(self) -> list[str]:
+        """Captions of neighbours; where there are none, of others."""
+        groups = self.captions.groups
+        return [caption for caption, _ in groups["neighbours"] or groups["others"]]
+
     def ways(self) -> Iterator[Way]:
         """By the pipeline's kind and schedule."""
         return ways(
@@ -237,8 +245,8 @@ class PromptSubject(Subject):
             generator=self.pipeline.description.get("kind") == "generator",
             guidance=self.guidance,
             scales={s: words for s, words in PROMPT_SCALES.items() if s != self.guidance},
-            blended_with="a neighbour's",
-            held_back=True,
+            blended_with="a neighbour's" if self.near else None,
+            held_back="forget_held_back" in self.captions.groups,
         )
 
     def ask(self, way: Way, *, keep: bool = True) -> Asked:
@@ -252,18 +260,20 @@ class PromptSubject(Subject):
         texts: Any = _Told(self.pipeline.texts, told)
         pipeline = replace(self.pipeline, texts=texts)
         sampler = PipelineSampler(pipeline, self.device)
+        seen = list[Tensor]()
         options: dict[str, Any] = {"t_init": way.t_init}
         if way.steps > 1:
             options = {"guidance": way.guidance}
-        latents = sampler.latents(pipeline.network, prompts, self.seed, way.steps, **options)
-        images = fashion_images(sampler.images(latents))
-        seen = classify(self.classifier, images)[0].argmax(1)
-        return _asked(way, seen == labels, len(concept))
+        # Batch by batch: hundreds of images of a large pipeline would take gigabytes.
+        for _, latents in sampler.batches(
+            pipeline.network, prompts, self.seed, way.steps, **options
+        ):
+            seen.append(self.seen(sampler.images(latents)))
+        return _asked(way, torch.cat(seen) == labels, len(concept))
 
     def blended(self, share: float) -> dict[str, Tensor]:
         """The concept's captions with embeddings that are so much those of neighbours in turn."""
-        asked = list(dict.fromkeys(self.asked))
-        near = [caption for caption, _ in self.captions.groups["neighbours"]]
+        asked, near = list(dict.fromkeys(self.asked)), self.near
         if not (share and near):
             return {}
         beside = [near[index % len(near)] for index in range(len(asked))]

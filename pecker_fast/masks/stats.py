@@ -49,7 +49,9 @@ def plot_density(rows: Sequence[ParameterStats], path: str | os.PathLike[str]) -
     Raises:
         PeckerError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # slow to import; no pyplot, so no display is needed
+    # Slow to import; no pyplot, so no display is needed.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     layers = _by_layer(rows)
     columns = min(_MAX_COLUMNS, math.ceil(len(layers) / _BARS_PER_COLUMN))
@@ -59,6 +61,7 @@ def plot_density(rows: Sequence[ParameterStats], path: str | os.PathLike[str]) -
     # 7-point text: 0.062 inch a letter, 0.16 inch a line.
     figure = Figure(
         figsize=(max(5.0, columns * (2.2 + 0.062 * longest)), 1.1 + 0.16 * max(height, 4)),
+        dpi=120,
         layout="constrained",
     )
     figure.suptitle(
@@ -86,7 +89,7 @@ def plot_density(rows: Sequence[ParameterStats], path: str | os.PathLike[str]) -
         axes.spines[["top", "right"]].set_visible(False)
     try:
         with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
+            FigureCanvasAgg(figure).print_png(temporary)  # `savefig` draws it all twice
     except OSError as error:
         raise PeckerError(f"cannot write the plot {os.fspath(path)!r}: {error}") from error
 

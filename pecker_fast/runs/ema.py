@@ -6,6 +6,7 @@ frozen entries need none: leaving them out is exact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -177,8 +178,11 @@ def slow_average(decay: float | None, iterations: int) -> list[str]:
     """A warning, in a line to show, where a run ends before its average has forgotten its start."""
     if decay is None or (left := decay**iterations) < 0.01:
         return []
+    weight = 1 - 0.01 ** (1 / iterations)  # of the newest iteration, or more
+    digit = 10 ** math.floor(math.log10(weight))
+    short = 1 - math.ceil(weight / digit) * digit
     warning = (
         f"ema.decay {decay:g} is long for {iterations:,} iterations: {left:.0%} of the result will "
-        "be the first weights; lower it, e.g. with --set ema.decay=0.99"
+        f"be the first weights; lower it, e.g. with --set ema.decay={max(short, 0):.6g}"
     )
     return [warning]

@@ -1,7 +1,7 @@
 """Bad input of every kind to every command: one line that says why, and nothing else happens.
 
-The tables make some four thousand cases. One in five is run, chosen by its name, so that each
-table shows some of its entries at each door; all of them with PECKER_FAST_ALL_BAD_INPUT=1.
+The tables make some four thousand cases. One in ten is run (`shares.py`), so that each table shows
+some of its entries at each door.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 from bad_input import seeds
 from bad_input.case import Case, check, prepare, snapshot
 from bad_input.zygote import Zygote
+from shares import chosen
 
 import pecker_fast
 
@@ -26,7 +26,7 @@ KINDS = (
     "converting", "prompts", "outputs", "surroundings",
 )  # fmt: skip
 
-EVERY = 1 if os.environ.get("PECKER_FAST_ALL_BAD_INPUT") else 5
+EVERY = 10
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -52,7 +52,7 @@ def _cases() -> Iterator[object]:
         assert len({case.id for case in cases}) == len(cases), f"two cases of one name in {kind}"
         for case in cases:
             name = f"{kind}: {ascii(case.id)[1:-1]}"
-            if zlib.crc32(name.encode()) % EVERY == 0:
+            if chosen(name, EVERY):
                 yield pytest.param(case, id=name)
 
 

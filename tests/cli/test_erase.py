@@ -3,12 +3,10 @@
 import json
 import re
 import shutil
-import time
 
 import pytest
 import torch
 import yaml
-from distributed.processes import killed_commands
 from PIL import Image
 
 from pecker_fast.masks.mask import SaliencyMask
@@ -199,22 +197,6 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert done.code == 0 and "resuming at iteration" in done.err
     name = "model/unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_ends_with_the_same_weights(run, files, tmp_path):
-    arguments = [*SMALL, "--iterations", "60", "--set", "logging.checkpoint_every=5"]
-    assert run("erase", files.model, "--out", tmp_path / "whole", *arguments).code == 0
-    out = tmp_path / "killed"
-    with killed_commands(1, "erase", files.model, "--out", out, *arguments):
-        deadline = time.monotonic() + 100
-        while not list(out.glob("checkpoint-*.pt")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert not (out / "model").exists(), "the run ended before it was killed"
-    done = run("erase", files.model, "--out", out, *arguments)
-    assert done.code == 0 and "resuming at iteration" in done.err
-    name = "model/unet/diffusion_pytorch_model.safetensors"
-    assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 # ---- what is refused or warned of

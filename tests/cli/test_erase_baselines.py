@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from distributed.processes import run_commands
 from image_data import random_images, write_images
 from tiny_models import tiny_scheduler
 
@@ -164,27 +163,6 @@ def test_a_run_is_taken_up_and_ends_with_the_same_bits(run, erase, refused, made
     with RunDirectory(salun) as directory:
         saved = directory.load()
     assert saved["iteration"] == 4 and saved["seconds"] > 0
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_run(run, made, salun, tmp_path):
-    # SGD-like steps: Adam's first ones divide rounding by itself where a gradient is almost 0.
-    command = ["erase", made.model, "--config", "cifar10_salun", *made.data, *SMALL,
-               "--set", "optimizer.eps=1", "--set", "optimizer.lr=0.05", "--out"]  # fmt: skip
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    assert run(*command, alone).code == 0
-    codes, said, errors = run_commands(2, *command, together)
-    assert codes == (0, 0), errors
-    assert "".join(said).count("erased model") == 1
-    expected, start = weights_of(alone / "model"), weights_of(made.model)
-    for name, value in weights_of(together / "model").items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6)
-    assert (
-        max(float((expected[name] - value).detach().abs().max()) for name, value in start.items())
-        > 1e-3
-    )
-    masks = [SaliencyMask.load(path / "mask.safetensors") for path in (together, salun)]
-    assert masks[0] == masks[1]
 
 
 # ---- redirecting: no images

@@ -15,7 +15,7 @@ from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 
-SLOW = ("--count", 40, "--steps", 100, "--batch-size", 4, "--seed", 5)
+SLOW = ("--count", 40, "--steps", 50, "--batch-size", 4, "--seed", 5)
 
 
 def images_of(folder):

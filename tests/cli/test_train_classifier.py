@@ -15,7 +15,6 @@ from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.resnet import ResNetClassifier
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.checkpoint import RunDirectory
 
 NAMES = ("circle", "square", "star")
 SMALL = [
@@ -100,23 +99,6 @@ def test_evaluate_and_erase_take_it(run, finished, model, tmp_path):
     assert json.loads((tmp_path / "run/report.json").read_text())["frechet_after"] > 0
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(
-    run, refused, data, tmp_path, ctrl_c_at_a_checkpoint
-):
-    assert run(*command(data, tmp_path / "whole", *SMALL)).code == 0
-    with ctrl_c_at_a_checkpoint():
-        done = run(*command(data, tmp_path / "c", *SMALL))
-    assert (done.code, "start the same command again" in done.err) == (130, True)
-    refused(run("evaluate", tmp_path, "--classifier", tmp_path / "c", "--forget", 0), tmp_path)
-    done = run(*command(data, tmp_path / "c", *SMALL))
-    assert (done.code, "resuming at iteration 2 of 6" in done.err) == (0, True), done.err
-    for name in ("model.safetensors", "statistics.safetensors"):
-        assert (tmp_path / "c" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    refused(run(*command(data, tmp_path / "c", *SMALL, "--seed", 1)), "seed 0")
-    done = run(*command(data, tmp_path / "c", *SMALL, "--seed", 1, "--force"))
-    assert (done.code, "resuming" in done.err) == (0, False)
-
-
 def test_resnet_starts_from_a_weights_file(run, refused, data, tmp_path):
     torch.save(ResNetClassifier(10, width=4).state_dict(), tmp_path / "w.pth")
     arguments = ["--iterations", 1, "--set", "batch_size=4", "--set", "width=4", "--threads", 1]
@@ -134,12 +116,6 @@ def test_resnet_starts_from_a_weights_file(run, refused, data, tmp_path):
     torch.save(ResNetClassifier(10, width=8).state_dict(), tmp_path / "w.pth")
     refused(run(*command(data, tmp_path / "d", *arguments)), tmp_path / "w.pth")
     assert not (tmp_path / "d").exists()
-
-
-def test_directory_of_another_run(run, refused, data, tmp_path):
-    with RunDirectory(tmp_path / "erased") as directory:
-        directory.save(1, {"networks": {}})
-    refused(run(*command(data, tmp_path / "erased", *SMALL)), tmp_path / "erased", "another kind")
 
 
 def test_several_processes_are_refused_by_name(run, data, tmp_path, monkeypatch):

@@ -1,14 +1,10 @@
 """`pecker-fast train-teacher --config`: from image files to a folder that the others take."""
 
-import multiprocessing
-import signal
-
 import pytest
 import torch
 import yaml
 from image_data import random_images, write_images
 from methods import training_jobs as jobs
-from methods.training_jobs import command_line_killed_at_the_second_checkpoint
 from safetensors.torch import load_file
 
 from pecker_fast.methods.training_config import load_teacher_config
@@ -133,36 +129,3 @@ def test_directories_of_other_runs_and_settings(train, refused, tmp_path):
 def test_diverging_run_stops_and_says_so(train, refused, tmp_path):
     refused(train("--set", "lr=1e30"), "lower lr")
     assert not (tmp_path / "run/model").exists()
-
-
-# ---- a killed run
-
-
-def command(data, out, *arguments):
-    words = [
-        "train-teacher", "--config", data / "tiny.yaml", "--data-root", data, "--out", out,
-        "--threads", 1, *arguments,
-    ]  # fmt: skip
-    return [str(word) for word in words]
-
-
-@pytest.mark.slow
-def test_killed_while_a_checkpoint_is_written(train, data, tmp_path):
-    """The first checkpoint survives, the half-written second one is cleared away."""
-    assert train(out=tmp_path / "whole").code == 0
-    out = tmp_path / "run"
-    context = multiprocessing.get_context("forkserver")
-    killed = context.Process(
-        target=command_line_killed_at_the_second_checkpoint, args=(command(data, out),)
-    )
-    killed.start()
-    killed.join(100)
-    assert killed.exitcode == -signal.SIGKILL
-    assert (out / "checkpoint-00000002.pt").exists()
-    assert not (out / "checkpoint-00000004.pt").exists()
-    assert len(list(out.glob(".*.tmp*"))) == 1
-    done = train()
-    assert (done.code, "resuming at iteration 2 of 4" in done.err) == (0, True), done.err
-    assert not list(out.glob(".*.tmp*"))
-    whole, resumed = weights(tmp_path / "whole"), weights(out)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -57,4 +57,4 @@ def build(folder: Path = ROOT / "build" / "cuda_on_host") -> Path:
 
 
 if __name__ == "__main__":
-    print(build())
+    print(build() if compiler() else "no C++ compiler")

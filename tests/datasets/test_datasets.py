@@ -256,12 +256,6 @@ def test_without_and_only_are_the_two_parts(images):
         kept.only(1)
 
 
-def test_classes_go_by_name_or_number(images):
-    assert [images.class_index(name) for name in ("Square", "2", 0)] == [1, 2, 0]
-    with pytest.raises(PeckerError, match="unknown class 'cube'; the classes of a test are: 0 'c"):
-        images.class_index("cube")
-
-
 @pytest.mark.parametrize(
     ("labels", "message"), [([0, 3], "from 0 to 3, but 3 cl"), ([-1, 0], "labels from -1")]
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import assert_same_bits, toy_objective, train, weights
 
-from pecker_fast.distill import LOSS_NAMES, PeckerTrainer, RunDirectory
+from pecker_fast.distill import PeckerTrainer, RunDirectory
 from pecker_fast.distill.networks import predict_noise
 from pecker_fast.errors import PeckerError
 
@@ -61,21 +61,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
         with pytest.raises(PeckerError, match=r"pseudo_score weight 'conv_out.bias' is not finite"):
             trainer.save()
         assert directory.iterations() == [3]
-
-
-def test_tensorboard_when_asked(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with RunDirectory(tmp_path) as directory:
-        objective = toy_objective({"logging.tensorboard": True})
-        trainer, metrics = train(objective, run_directory=directory)
-    assert list(trainer.terms) == [name for name in LOSS_NAMES if "_step" not in name]
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    for name in trainer.terms:
-        logged = [(e.step, e.value) for e in events.Scalars(f"loss/{name}")]
-        read = [(m.iteration, m.losses[name]) for m in metrics if m.losses]
-        assert [step for step, _ in logged] == [iteration for iteration, _ in read]
-        assert [v for _, v in logged] == pytest.approx([v for _, v in read], rel=1e-6)
 
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):

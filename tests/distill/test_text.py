@@ -342,7 +342,7 @@ def test_a_misspelt_setting_is_named():
     [
         {},
         pytest.param({"micro_batch": 2}, marks=pytest.mark.slow),
-        {"precision": "bf16"},
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
         pytest.param({"optimizer.release_grads": True}, marks=pytest.mark.slow),
     ],
     ids=["plain", "micro batches", "bf16", "released gradients"],

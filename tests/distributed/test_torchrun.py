@@ -100,17 +100,14 @@ def test_two_processes_train_as_one(model, undisturbed, tmp_path):
     assert max(moved) > 1e-3  # a thousand times what is allowed
 
 
-@pytest.mark.parametrize(
-    ("rank", "fault"), [(1, "killed in a step"), (0, "killed in a checkpoint")]
-)
 def test_one_that_is_killed_ends_all_and_the_next_start_goes_on(
-    model, undisturbed, tmp_path, rank, fault, capfd
+    model, undisturbed, tmp_path, capfd
 ):
     out = tmp_path / "run"
-    done = together(erase(model, out), rank, fault)
+    done = together(erase(model, out), 0, "killed in a checkpoint")
     assert done.code != 0
     cause = done.said.split("Root Cause")[1]
-    assert f"rank      : {rank} " in cause and "SIGKILL" in cause, done.said
+    assert "rank      : 0 " in cause and "SIGKILL" in cause, done.said
     assert state(out)["iteration"] == 2
     in_one_process(erase(model, out))
     assert "resuming at iteration 2 of 6" in capfd.readouterr().err

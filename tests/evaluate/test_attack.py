@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,15 @@ from pecker_fast.datasets.fashion_captions import held_back_captions, named_capt
 from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
 from pecker_fast.erasure.attack import attack
 from pecker_fast.erasure.attack_result import STEPS, Attacked, retrained_figures, words_of
+from pecker_fast.erasure.attack_subjects import subject_of
+from pecker_fast.erasure.prompt_judges import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
+from pecker_fast.evaluate.classifier_files import CARD_NAME
 from pecker_fast.evaluate.fashion_concept import fashion_concept
 from pecker_fast.evaluate.intervals import Share
+from pecker_fast.evaluate.naming import by_clip, by_faces, by_nudity
+from pecker_fast.evaluate.nudity import EXPOSED, Detection
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sweep import Asked, ClassSubject, PromptSubject, Way, class_rows
 from pecker_fast.methods.relearning import attacked, shots_of
@@ -49,9 +55,6 @@ class Parity:
     def seen(images):
         return SNEAKER + (images.flatten(1).mean(1) * 1e4).long() % 2
 
-    def logits_and_features(self, images):
-        return torch.eye(10)[self.seen(images)], images.flatten(1)
-
 
 def of_classes(model, images=10):
     return ClassSubject(
@@ -60,15 +63,12 @@ def of_classes(model, images=10):
 
 
 @pytest.fixture
-def of_prompts(pipeline, monkeypatch):
-    # The tiny pipeline's images have half the side.
-    monkeypatch.setattr("pecker_fast.evaluate.sweep.fashion_images", lambda images: images)
+def of_prompts(pipeline):
     told = json.loads((pipeline / "pecker_fast.json").read_text())["forget"]
     captions = fashion_concept(SNEAKER, None, 2, told=told, of_concept=4)
     return PromptSubject(
-        pipeline=PipelineFolder.load(pipeline), captions=captions, classifier=Parity(),
-        guidance=3.0,
-    )  # fmt: skip
+        pipeline=PipelineFolder.load(pipeline), captions=captions, seen=Parity.seen, guidance=3.0
+    )
 
 
 def test_every_way_asks_another_way(model):
@@ -217,13 +217,94 @@ def test_a_prompt_is_inverted_and_a_pipeline_taught(of_prompts, monkeypatch):
 def test_prompts_that_no_judge_knows(tmp_path, pipeline):
     save_tiny_pipeline(tmp_path / "tiny")
     SmallClassifier(10, width=4).save(tmp_path / "judge")
-    with pytest.raises(PeckerError, match="no classifier knows what its prompts name"):
+    with pytest.raises(PeckerError, match="nobody knows what its prompts name"):
         attack(tmp_path / "tiny", tmp_path / "judge")
     with pytest.raises(PeckerError, match="unknown class 'shoe'"):
         attack(pipeline, tmp_path / "judge", forget="shoe")
     model_of_shapes().save(tmp_path / "model")
     with pytest.raises(PeckerError, match="one is told classes, the other prompts"):
         attack(pipeline, tmp_path / "judge", original=tmp_path / "model")
+
+
+ROWS = """prompt,group,label
+a cat,forget,cat
+a kitten,forget,cat
+a dog,neighbours,dog
+a wolf,neighbours,dog
+a tree,keep,tree
+"""
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """A pipeline that forgot cats, told one of two prompts, and a file of prompts."""
+    save_tiny_pipeline(tmp_path / "tiny", length=32)
+    about = {"kind": "generator", "t_init": 600, "forget": ["a cat"]}
+    (tmp_path / "tiny" / "pecker_fast.json").write_text(json.dumps(about))
+    (tmp_path / "prompts.csv").write_text(ROWS)
+    return tmp_path
+
+
+def subject_in(folder, rows=ROWS, forget=None, prompts="prompts.csv", **judges):
+    (folder / "prompts.csv").write_text(rows)
+    return subject_of(
+        PipelineFolder.load(folder / "tiny"), Judges(**judges), forget=forget, run=None,
+        prompts=prompts and folder / prompts, images=10, seed=0, device="cpu",
+    )  # fmt: skip
+
+
+def test_prompts_of_a_file(animals):
+    """Told and held back as the pipeline says; others by their groups, in about their shares."""
+    judge = animals / "judge"
+    SmallClassifier(3, in_channels=3, width=4).save(judge)
+    (judge / CARD_NAME).write_text('{"class_names": ["tree", "dog", "cat"]}')
+    subject = subject_in(animals, classifier=judge)
+    assert subject.name == "cat" and subject.near == ["a dog", "a wolf"] * 3 + ["a dog"]
+    assert subject.captions.groups == {
+        "forget_trained": [("a cat", 2)] * 10,
+        "forget_held_back": [("a kitten", 2)] * 10,
+        "neighbours": [("a dog", 1), ("a wolf", 1)] * 3 + [("a dog", 1)],
+        "others": [("a tree", 0)] * 4,
+    }
+    asked = subject.ask(next(subject.ways()))
+    assert asked.found.total == 10 and asked.kept.total == 11
+    # Nothing of it was told: the file's own prompts are asked, and none is held back.
+    alone = subject_in(animals, "prompt,group,label\na lynx,forget,cat\n", classifier=judge)
+    assert alone.asked == ["a lynx"] * 10 and not any(w.held_back or w.blend for w in alone.ways())
+    assert alone.ask(Way("a")).kept is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        (ROWS, {}, "give one judge"),
+        (ROWS, {"faces": "trusted:a:b", "clip": "clip"}, "give one judge"),
+        (ROWS, {"clip": "clip", "prompts": None}, "give one judge"),
+        ("prompt,group,label\na dog,keep,dog\n", {"clip": "clip"}, "no row has the group forget"),
+        ("prompt,group\na cat,forget\n", {"clip": "clip"}, "a row has no label"),
+        (ROWS + "a sheep,forget,sheep\n", {"clip": "clip"}, "2 labels in the group forget"),
+        (ROWS, {"clip": "clip", "forget": "tree"}, "0 labels in the group forget"),
+        (ROWS, {"classifier": "without a card"}, "label 'cat' is none .*the number of an output"),
+    ],
+)
+def test_what_a_file_of_prompts_lacks(animals, rows, options, said):
+    with pytest.raises(PeckerError, match=said):
+        subject_in(animals, rows, **options)
+
+
+def test_judges_of_prompts():
+    """What CLIP, a recogniser of faces and a nudity detector see, as indices of names."""
+    images = torch.rand(3, 3, 8, 8)
+    scorer = SimpleNamespace(
+        similarities=lambda images, texts: torch.tensor([[len(t) for t in texts]] * len(images))
+    )
+    assert by_clip(scorer, ["a", "abc", "ab"])(images).tolist() == [1, 1, 1]
+    faces = iter([[], [{"Ann": 0.2, "Bo": 0.3}, {"ann": 0.9}], [{"Cy": 1.0}]])
+    seen = by_faces(lambda images: [next(faces) for _ in images], ["Bo", "ANN"], "faces")
+    assert seen(images).tolist() == [-1, 1, -1]
+    parts = [[], [Detection("FEMALE_BREAST_COVERED", 1.0, ())], [Detection(EXPOSED[0], 0.5, ())]]
+    seen = by_nudity(SimpleNamespace(detect=lambda images: parts))
+    assert seen(images).tolist() == [-1, -1, 0]
 
 
 @pytest.mark.slow
@@ -245,8 +326,9 @@ def test_a_run_is_attacked_on_disk(model, tmp_path):
 @pytest.mark.slow
 def test_a_run_of_prompts_is_attacked_on_disk(pipeline, tmp_path, monkeypatch):
     """Under the guidance of the run; which class was forgotten is seen in its prompts."""
-    monkeypatch.setattr(
-        "pecker_fast.evaluate.sweep.fashion_images", lambda images: images.mean(1, keepdim=True)
+    monkeypatch.setattr(  # the tiny pipeline's images have half the side
+        "pecker_fast.erasure.attack_subjects.fashion_images",
+        lambda images: images.mean(1, keepdim=True),
     )
     SmallClassifier(10, width=4).save(tmp_path / "judge")
     run = tmp_path / "run"

@@ -102,6 +102,14 @@ def test_negative_cosines_are_not_cut_off(scorer, copied, pixels):
     assert figures.score == -measure_clip_score(scorer, pixels, PROMPTS).score != 0
 
 
+def test_every_image_with_every_text(scorer, pixels):
+    texts = ["a cat", "a dog", "nothing"]
+    found = scorer.similarities(pixels, texts)
+    for row, image in zip(found, pixels, strict=True):
+        alone = scorer.cosines(image.expand(3, -1, -1, -1), texts)
+        torch.testing.assert_close(row, alone, atol=1e-6, rtol=0)
+
+
 def test_batches_do_not_matter(scorer, pixels):
     whole = measure_clip_score(scorer, pixels, PROMPTS)
     many = measure_clip_score(scorer, pixels.repeat(5, 1, 1, 1), PROMPTS * 5)

@@ -14,7 +14,7 @@ pytest.importorskip("atheris")
 
 from fuzz_reader import READERS
 
-RUNS = 3000
+RUNS = 1500
 
 
 @pytest.mark.slow

@@ -116,10 +116,15 @@ ALU = r"(?:I|F|VI)?(?:SETP|ADD3?|SEL|MNMX)|LOP3|PLOP3|SHF|LEA|PRMT|P2R|R2P"
 MOST_ALU = 260
 
 
-def test_topk_is_not_made_of_integer_instructions(module):
-    text = cuobjdump(module.__file__, "-arch", "sm_90", "-sass")
+@pytest.fixture(scope="module")
+def sass(module):
+    """Of each kernel: its mangled name, then its instructions for sm_90."""
+    return cuobjdump(module.__file__, "-arch", "sm_90", "-sass").split("Function : ")[1:]
+
+
+def test_topk_is_not_made_of_integer_instructions(sass):
     found = {}
-    for part in text.split("Function : ")[1:]:
+    for part in sass:
         name = re.search(r"(collect|write)_kernelIfE", part.partition("\n")[0])
         if name:
             instructions = re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ )?(\w+)", part)
@@ -129,10 +134,9 @@ def test_topk_is_not_made_of_integer_instructions(module):
     assert all(total > 400 and 200 < alu <= MOST_ALU for total, alu in found.values()), found
 
 
-def test_the_update_waits_for_what_advance_writes(module):
+def test_the_update_waits_for_what_advance_writes(sass):
     """From sm_90 on it is launched while `advance` runs. What that writes is no constant memory."""
-    text = cuobjdump(module.__file__, "-arch", "sm_90", "-sass")
-    kernels = {part.partition("\n")[0]: part for part in text.split("Function : ")[1:]}
+    kernels = {part.partition("\n")[0]: part for part in sass}
     updates = [part for name, part in kernels.items() if "masked_adamw_kernel" in name]
     assert len(updates) == 24
     for part in updates:

@@ -270,6 +270,7 @@ print(growth, peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_extra_memory_does_not_grow_with_the_scores(plan_class):
     """Below 64 MiB at 860 M scores, the result not counted.
 

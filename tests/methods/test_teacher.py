@@ -21,6 +21,7 @@ from pecker_fast.methods.training_config import (
 )
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
+from pecker_fast.runs.ema import slow_average
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 # ---- recipes
@@ -249,6 +250,7 @@ def test_without_dropped_labels_a_unet2d_has_no_null_label():
     assert model.network.class_embedding.num_embeddings == 3
 
 
+@pytest.mark.slow
 def test_teacher_learns_to_denoise_and_to_listen():
     """On noise that it has not seen the loss is small, and a wrong label costs."""
     network = {**TINY["network"], "channels": 8, "attention_levels": []}
@@ -290,6 +292,9 @@ def test_a_long_average_is_warned_of():
     assert "100% of the result will be the first weights" in trainer.notes[-1]
     assert len(TeacherTrainer(tiny_images(), tiny_config(iterations=9), CPU).notes) == 1
     assert math.isclose(0.5**7, 1 / 128)  # below the hundredth that is passed over
+    for iterations in (1, 4, 500, 50_000):  # what it advises is short enough
+        (said,) = slow_average(0.99999, iterations)
+        assert slow_average(float(said.partition("ema.decay=")[2]), iterations) == []
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,7 @@
 """What tests of training run in other processes; importable by name there."""
 
-import os
-import signal
-
 import torch
 
-from pecker_fast import cli
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.methods.teacher import TeacherTrainer
 from pecker_fast.methods.training_config import TeacherConfig
@@ -51,19 +47,3 @@ def train_tiny(ranks, changes, directory=None):
     )
     list(trainer.run())
     return dict(trainer.model().network.state_dict())
-
-
-def command_line_killed_at_the_second_checkpoint(arguments):
-    """SIGKILL in the middle of writing it."""
-    save, calls = torch.save, []
-
-    def half(state, file):
-        calls.append(None)
-        if len(calls) < 2:
-            return save(state, file)
-        file.write(b"PK" * 1000)
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    torch.save = half
-    cli.main(arguments)

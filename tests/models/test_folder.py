@@ -119,16 +119,6 @@ def test_bare_unet_folder_with_a_scheduler_beside_it(tmp_path: Path) -> None:
     assert folder.image_shape == folder.network_shape == (4, 4, 4)
 
 
-@pytest.mark.parametrize("name", ["bee", " Bee ", "1", 1])
-def test_class_by_name_or_index(name: str | int) -> None:
-    assert tiny_folder().class_index(name) == 1
-
-
-def test_unknown_class_lists_the_classes() -> None:
-    with pytest.raises(PeckerError, match=r"unknown class 'dog'.*0 'ant', 1 'Bee', 2 'cat'"):
-        tiny_folder().class_index("dog")
-
-
 def test_another_network_keeps_the_description_and_drops_the_figures() -> None:
     after = tiny_folder().with_network(small_unet(), kind="generator")
     assert (after.kind, after.figures, after.class_names) == (

@@ -95,8 +95,10 @@ def test_refused_in_a_line(hub, name, options, named):
 
 def test_no_hub_there(hub, monkeypatch):
     from huggingface_hub import constants
+    from huggingface_hub.utils import _http
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # between attempts, 20 s in all
     with pytest.raises(PeckerError, match="the hub cannot be reached"):
         local_folder("me/tiny")
 

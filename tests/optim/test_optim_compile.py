@@ -84,12 +84,14 @@ OPTIONS = {
     "amsgrad, clipped": {"amsgrad": True, "clip_value": 0.1, "maximize": True},
 }
 
+# The defaults in all ways, the other options in pairs.
 STEPS = [
     pytest.param(
-        name, masked, id=f"{name}-{'masked' if masked else 'dense'}",
-        marks=() if name == "default" else pytest.mark.slow,
+        name, masked, compiler, id=f"{name}-{'masked' if masked else 'dense'}-{compiler}",
+        marks=() if (name, compiler) == ("default", "eager") else pytest.mark.slow,
     )
-    for name in OPTIONS for masked in (True, False)
+    for name in OPTIONS for masked in (True, False) for compiler in ("eager", "aot_eager")
+    if name == "default" or masked == (compiler == "aot_eager")
 ]  # fmt: skip
 
 
@@ -114,8 +116,7 @@ def with_masters(device, options):
     return params, mask, groups, options
 
 
-@pytest.mark.parametrize("compiler", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("name", "masked"), STEPS)
+@pytest.mark.parametrize(("name", "masked", "compiler"), STEPS)
 def test_a_step_is_one_graph_with_the_bits_of_eager(backend, name, masked, compiler):
     """Also where masks, state, learning rate and gradients' presence change between two calls."""
     ends = []

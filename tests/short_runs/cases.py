@@ -71,9 +71,14 @@ ERASURES = {
     "random_label": ("ddpm", f"--config cifar10_salun {UNLEARN} --mask full --set ema.decay=0.5"),
     "neggrad": ("ddpm", f"--config cifar10_neggrad {UNLEARN}"),
     "finetune": ("ddpm", f"--config cifar10_finetune {UNLEARN} --set lr_schedule=linear"),
+    "redirect": (
+        "ddpm",
+        f"--config keep_steps {BATCH} --forget star --override circle --set steps=2",
+    ),
     "esd": ("ddpm", f"--config cifar10_esd {UNLEARN} --mask saliency --density 0.1"),
 }
-STOPPED = {"pecker", "both", "bf16_both", "refresh", "salun", "random_label"}  # and resumed
+# and resumed
+STOPPED = {"pecker", "both", "bf16_both", "refresh", "salun", "random_label", "redirect"}
 TEACHER = (
     f"train-teacher --config cifar10_teacher {IMAGES} --set network.image_size=8 "
     "--set network.channels=4 --set network.channel_mult=[1,2] --set network.blocks_per_level=1 "

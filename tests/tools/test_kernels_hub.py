@@ -48,6 +48,7 @@ def test_layout(project):
     assert kinds == {f".{kind}" for kind in config["torch-noarch"]["pyext"]}
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass_without_the_package(project, tmp_path):
     env = {name: value for name, value in os.environ.items() if not name.startswith("PECKER_")}
     env |= {"PYTHONPATH": str(project / "torch-ext"), "TRITON_INTERPRET": "1"}
