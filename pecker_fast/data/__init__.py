@@ -16,8 +16,8 @@ networks alone. `make_pipeline_first_stage.py` made it by the recipe `demo_conce
 `original.json` is what the classifier sees in the pipeline's own images of the demo's captions.
 
 `dit/` is a DiT that learnt the same images by flow matching, in half precision, judged by the same
-classifier. `make_dit.py` made it by the recipe `fashion_dit`. `dit_first_stage/` is its first stage,
-in half precision too, by `make_dit_first_stage.py`.
+classifier. `make_dit.py` made it by the recipe `fashion_dit`. `dit_first_stage/` is its first
+stage, in half precision too, by `make_dit_first_stage.py`.
 
 They learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """
