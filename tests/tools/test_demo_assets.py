@@ -96,7 +96,8 @@ def test_make_emoji(tmp_path, monkeypatch):
     shades = torch.linspace(-0.9, 0.9, count).view(-1, 1, 1, 1).expand(-1, 3, 64, 64)
     drawn = Drawings(shades, torch.arange(count) // 4, torch.arange(count) % 4)
     monkeypatch.setattr(make_emoji, "read_drawings", lambda folder: drawn)
-    monkeypatch.setattr(make_emoji, "COPIES", 1)
+    for name in ("COPIES", "JUDGES_COPIES"):
+        monkeypatch.setattr(make_emoji, name, 1)
     out, judges = tmp_path / "emoji", tmp_path / "judges"
     words = ("--drawings", "x", "--steps", "2", "--autoencoder-steps", "2", "--per-pair", "1")
     run(make_emoji.make, out, *words)

@@ -47,6 +47,7 @@ from pecker_fast.files import write_text
 __all__ = ["make"]
 
 COPIES = 100  # of each drawing, to train the pipeline on
+JUDGES_COPIES = 40  # the same of the judges
 
 
 @click.command()
@@ -115,10 +116,16 @@ def make_judges(known: Drawings, out: Path, device: torch.device) -> None:
         ("style", STYLES, known.styles),
         ("object", OBJECTS, known.objects),
     ):
-        images = augmented(known, 40, seed=1, strength=1.5)
+        images = augmented(known, JUDGES_COPIES, seed=1, strength=1.5)
         images[::3] = F.interpolate(F.avg_pool2d(images[::3], 2), scale_factor=2.0, mode="bilinear")
         judge = train_classifier(
-            images, labels.repeat(40), len(names), device, 3, width=16, batch_size=64
+            images,
+            labels.repeat(JUDGES_COPIES),
+            len(names),
+            device,
+            epochs=3,
+            width=16,
+            batch_size=64,
         )
         judge.save(out / name)
         share = Share.counted(classify(judge, test)[0].argmax(1) == labels.repeat(5))
