@@ -6,7 +6,8 @@
 Nothing here is measured. The trainer runs an iteration on tensors without values, fused blocks
 included, and every operation is written down: what it reads and writes, its products, how many
 kernels it is. A kernel takes as long as the slowest of these at the rates below, and a launch.
-Left out: kernels that run at once, gaps between kernels, what hides in a workspace.
+Of two streams that run at once only the launches of one are taken to vanish behind the other's
+kernels, each of which fills the card. Left out: gaps between kernels, what hides in a workspace.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ from torch.utils._pytree import tree_leaves
 from variants import VARIANTS, Variant, configuration
 
 from pecker_fast.distill import PeckerTrainer
-from pecker_fast.kernels import channels_last, geglu, group_norm, group_norm_backward, residual
+from pecker_fast.kernels import (
+    channels_last,
+    geglu,
+    group_norm,
+    group_norm_backward,
+    layer_norm,
+    residual,
+)
 from pecker_fast.nn import operations
 from pecker_fast.nn.accelerate import fuse_
 from pecker_fast.runs.memory_model import ShapeMask, outside, replaced, without_values
@@ -49,7 +57,8 @@ _INSTRUCTIONS_A_SECOND = 0.5 * 132 * 4 * 32 * 1.755e9
 _STEP_BYTES_A_SECOND = 2.8e12  # of the optimizer's kernels, in the audit's model
 _LAUNCH_S, _LEAST_S = 1.3e-6, 2.6e-6
 
-# Instructions an element in bf16, compiled for sm_90: (without dropout, with it).
+# Instructions an element in bf16, compiled for sm_90: (without dropout, with it); of layer norms
+# (without gradients of the parameters, with them).
 # tests/kernels/test_triton_aot.py holds them.
 INSTRUCTIONS: Mapping[str, tuple[float, float]] = {
     "apply": (17.2, 37.0),
@@ -60,6 +69,8 @@ INSTRUCTIONS: Mapping[str, tuple[float, float]] = {
     "channel_sums": (10.4, 10.4),
     "geglu": (21.1, 21.1),
     "geglu_backward": (28.7, 28.7),
+    "layer_norm": (46.4, 46.4),
+    "layer_norm_backward": (44.6, 65.8),
 }
 
 PUBLISHED_BATCH = {"cifar10": 128, "stl10": 64}
@@ -80,11 +91,25 @@ class Budget:
     """An iteration, by kind of kernel."""
 
     parts: defaultdict[str, Part] = field(default_factory=lambda: defaultdict(Part))
+    # While two streams run at once: ms of each in which it launches. None: one stream runs.
+    launching: dict[str, float] = field(default_factory=lambda: {"main": 0.0, "side": 0.0})
+    stream: str | None = None
 
     @property
     def ms(self) -> float:
-        """Of all kernels, one after the other."""
-        return sum(part.ms for part in self.parts.values())
+        """Of all kernels, one after the other, but for launches beside another stream's."""
+        return sum(part.ms for part in self.parts.values()) - min(self.launching.values())
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """As `SideStream.beside`."""
+        self.stream = "side"
+        yield
+        self.stream = "main"
+
+    def join(self, *made: Tensor) -> None:
+        """As `SideStream.join`."""
+        self.stream = None
 
     def add(
         self,
@@ -115,7 +140,10 @@ class Budget:
         part.kernels += 1
         part.gb += size / 1e9
         part.tflop += flops / 1e12
-        part.ms += 1e3 * max(slowest + _LAUNCH_S, _LEAST_S)
+        seconds = max(slowest + _LAUNCH_S, _LEAST_S)
+        part.ms += 1e3 * seconds
+        if self.stream is not None:
+            self.launching[self.stream] += 1e3 * (seconds - slowest)
 
 
 def budget(preset: str, batch_size: int, density: float, variant: Variant) -> Budget:
@@ -127,7 +155,9 @@ def budget(preset: str, batch_size: int, density: float, variant: Variant) -> Bu
         config = configuration(teacher, batch_size, density, settings | {"accelerate": False})
         original = teacher.copy()
         mask: Any = ShapeMask.of_share(dict(original.named_parameters()), density)
-        trainer = PeckerTrainer(teacher.objective(config, "cpu", network=original), mask=mask)
+        side = found if config.overlap else None
+        with replaced((PeckerTrainer, "_side_stream", lambda self: side)):
+            trainer = PeckerTrainer(teacher.objective(config, "cpu", network=original), mask=mask)
         with _as_on_a_card(found):
             if variant.settings.get("accelerate"):
                 for network in (trainer._objective.teacher, *(n for _, n in trainer.networks())):
@@ -201,7 +231,7 @@ _FREE = {
     getattr(torch.ops.aten, name)
     for name in (
         "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view",
-        "_local_scalar_dense", "lift_fresh",
+        "_local_scalar_dense", "lift_fresh", "promote_types",
     )
 }  # fmt: skip
 
@@ -227,8 +257,9 @@ def _as_on_a_card(found: Budget) -> Iterator[None]:
     ) -> Callable[..., None]:
         def launch(*args: Any) -> None:
             x = args[0]
-            dropout = any(getattr(arg, "seed", None) is not None for arg in args)
-            instructions = INSTRUCTIONS[name][dropout] * x.numel()
+            more = any(getattr(arg, "seed", None) is not None for arg in args)
+            more = more or (name == "layer_norm_backward" and args[6] is not None)
+            instructions = INSTRUCTIONS[name][more] * x.numel()
             found.add(kind, passes(*args) * _bytes([x]), instructions=instructions)
 
         return launch
@@ -245,8 +276,12 @@ def _as_on_a_card(found: Budget) -> Iterator[None]:
     def residual_passes(hidden: Tensor, shortcut: Tensor, second: Tensor | None, *_: Any) -> float:
         return 3 if second is None else 4
 
-    def backward_passes(source: Tensor, first: int, dy: Tensor, shortcut: Any, *_: Any) -> float:
+    def backward_passes(source: Tensor, *args: Any) -> float:
+        shortcut = args[2 if source.dim() == 4 else 1]  # of an image, of tokens
         return 3 if shortcut is None else 4
+
+    def layer_norm_passes(x: Tensor, add: Tensor | None, *_: Any) -> float:
+        return 2 if add is None else 4
 
     with replaced(
         (operations, "_unavailable", lambda device_type: None),
@@ -261,6 +296,8 @@ def _as_on_a_card(found: Budget) -> Iterator[None]:
         (residual, "residual_add", fused("residual", residual_passes)),
         (geglu, "forward", fused("geglu", lambda *_: 1.5, "gated unit")),
         (geglu, "backward", fused("geglu_backward", lambda *_: 2.5, "gated unit")),
+        (layer_norm, "forward", fused("layer_norm", layer_norm_passes)),
+        (layer_norm, "backward", fused("layer_norm_backward", backward_passes)),
         (F, "scaled_dot_product_attention", attention),
     ):
         yield

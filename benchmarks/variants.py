@@ -76,6 +76,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("trainer, one set of weights", settings=ONE_SET),
     Variant("trainer, recomputed for memory", settings={"recompute": True}),
     Variant("all, algorithm unchanged", settings=_FASTEST, on_cpu=_FASTEST_ON_CPU),
+    Variant("all, two streams", settings={**_FASTEST, "overlap": True}, only="cuda"),
     Variant(
         "all, shared generator pass",
         settings={**_FASTEST, "share_generator_pass": True},

@@ -175,7 +175,7 @@ def salient(
     Args:
         operation: one of OPERATIONS.
         dense_dtype: float32, float64, bfloat16 or float16.
-        compact_dtype: float32 or float64.
+        compact_dtype: float32 or float64; to gather, scatter or swap also a half like the other.
         tensors: (n, 4) int64: dense, offsets (int32; 0: slot i is element i), compact, nnz.
         blocks: (B, 2) int32: row of `tensors`, chunk of SLOTS_PER_BLOCK slots.
         decay: of "ema", in [0, 1].
@@ -188,8 +188,7 @@ def salient(
             weight,
             1.0 - weight,
             OPERATION=operation,
-            DENSE_DTYPE=STORED[dense_dtype],
-            T=STORED[compact_dtype],
+            **_types(dense_dtype, compact_dtype),
             BLOCK_SIZE=SLOTS_PER_BLOCK,
             **OPTIONS,
         )
@@ -205,7 +204,7 @@ def salient_one(
         dense: float32, float64, bfloat16 or float16; slot i is the element at `offsets[i]` after
             its first one, in storage order.
         offsets: (nnz,) int32; None: slot i is element i.
-        compact: (nnz,) float32 or float64.
+        compact: (nnz,) float32 or float64, or as for `salient`.
         decay: of "ema", in [0, 1].
     """
     nnz = compact.numel()
@@ -219,11 +218,16 @@ def salient_one(
             weight,
             1.0 - weight,
             OPERATION=operation,
-            DENSE_DTYPE=STORED[dense.dtype],
-            T=STORED[compact.dtype],
+            **_types(dense.dtype, compact.dtype),
             BLOCK_SIZE=SLOTS_PER_BLOCK,
             **OPTIONS,
         )
+
+
+def _types(dense: torch.dtype, compact: torch.dtype) -> dict[str, tl.dtype]:
+    if dense == compact and dense.itemsize == 2:  # bits as they are
+        return {"DENSE_DTYPE": tl.uint16, "T": tl.uint16}
+    return {"DENSE_DTYPE": STORED[dense], "T": STORED[compact]}
 
 
 def sum_squares(dtype: torch.dtype, tensors: Tensor, blocks: Tensor, partials: Tensor) -> None:

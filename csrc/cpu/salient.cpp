@@ -18,7 +18,7 @@ enum Operation { kGather, kGatherAdd, kScatter, kSwap, kEma };
 struct SalientTensor {
     void* dense;
     const int32_t* offsets;  // null: slot i is element i
-    void* compact;           // float, or double for kFloat64
+    void* compact;           // float or double; for gather, scatter and swap also a half as dense
     int64_t nnz;
     int64_t dense_dtype;
     int64_t compact_dtype;
@@ -88,8 +88,10 @@ void salient(uintptr_t tensors_address, int64_t count, const std::string& operat
         const SalientTensor& tensor = tensors[chunks[c].tensor];
         if (tensor.compact_dtype == kFloat64)
             apply<double>(tensor, operation, decay, chunks[c].begin, chunks[c].end);
-        else
+        else if (tensor.compact_dtype == kFloat32)
             apply<float>(tensor, operation, decay, chunks[c].begin, chunks[c].end);
+        else  // halves as they are
+            apply<uint16_t, uint16_t>(tensor, operation, decay, chunks[c].begin, chunks[c].end);
     }
 }
 

@@ -61,7 +61,7 @@ struct GroupNumbers {
 struct SalientTensor {
     void* dense;
     const int32_t* offsets;  // null: slot i is element i
-    void* compact;           // float or double
+    void* compact;           // float or double; for gather, scatter and swap also a half as dense
     int64_t nnz;
 };
 enum Operation : int { kGather = 0, kGatherAdd = 1, kScatter = 2, kSwap = 3, kEma = 4 };

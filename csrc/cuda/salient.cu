@@ -112,6 +112,10 @@ int salient(Operation operation, DType dense, DType compact, const SalientTensor
             const SalientTensor& one, const Block* blocks, int64_t block_count, double decay,
             Queue queue) {
     const double weight = 1.0 - decay, rest = 1.0 - weight;
+    const bool copies = operation != kGatherAdd && operation != kEma;
+    if (compact == dense && copies && (dense == kBFloat16 || dense == kFloat16))  // as they are
+        return launch(salient_kernel<uint16_t, uint16_t>, block_count, kThreads, queue, tensors,
+                      one, blocks, operation, uint16_t(0), uint16_t(0));
     if (compact == kFloat32)
         return salient_of(dense, static_cast<float>(weight), static_cast<float>(rest), operation,
                           tensors, one, blocks, block_count, queue);

@@ -125,7 +125,7 @@ class Kernels(Protocol):
             operation: "gather" to the vector, "gather_add", "scatter" from it, "swap", or "ema":
                 vector = lerp(vector, dense, 1 - decay).
             dense_dtype: any of the four.
-            compact_dtype: float32 or float64.
+            compact_dtype: float32 or float64; for the copies also the other, if a half.
             tensors: (n, 4): dense, offsets, compact (addresses), nnz.
             blocks: (B, 2) work list.
             decay: of "ema".

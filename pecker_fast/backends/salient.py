@@ -21,12 +21,15 @@ from pecker_fast.backends.work import PARAM_DTYPES
 __all__ = ["Row", "SalientOperations"]
 
 
+_COPIES = ("gather", "scatter", "swap")
+
+
 class Row(NamedTuple):
     """A tensor and its salient entries, as a kernel takes them."""
 
     dense: Tensor  # any of PARAM_DTYPES
     offsets: Tensor | None  # (nnz,) int32 into the storage; None: slot i is element i
-    compact: Tensor  # (nnz,) float32 or float64, contiguous
+    compact: Tensor  # (nnz,) float32 or float64, contiguous; to copy also a half like `dense`
 
 
 class SalientOperations:
@@ -104,7 +107,10 @@ class SalientOperations:
                 (positions is not None or tensor.is_contiguous())
                 and (offsets is None or offsets.dtype == torch.int32)
                 and tensor.dtype in PARAM_DTYPES
-                and vector.dtype in (torch.float32, torch.float64)
+                and (
+                    vector.dtype in (torch.float32, torch.float64)
+                    or (vector.dtype == tensor.dtype and operation in _COPIES)
+                )
                 and vector.is_contiguous()
             ):
                 rows.append(Row(tensor, offsets, vector))

@@ -15,6 +15,7 @@ from pecker_fast.backends.work import Hyperparameters
 
 __all__ = ["Uploads", "group_words", "is_capturing", "upload"]
 
+_SPARE_STEPS = 4  # that a capture may take where pinned memory cannot be had in one (torch < 2.11)
 _NUMPY = {torch.int64: np.int64, torch.float64: np.float64}
 
 
@@ -42,8 +43,8 @@ class Uploads:
             tables = [self._upload_captured(array, device) for array in values]
         else:
             tables = [self._table(i, array, device) for i, array in enumerate(values)]
-            if not self._spare:  # pinned memory cannot be had during a capture
-                self._spare = [_pinned(len(array), device) for array in values]
+            if len(self._spare) < 2 * _SPARE_STEPS:
+                self._spare = [_pinned(len(a), device) for a in values for _ in range(_SPARE_STEPS)]
         group_table = tables[1].view(-1, 8)
         for i, group in enumerate(groups):
             for column, value in enumerate((group.lr, group.beta1, group.beta2)):

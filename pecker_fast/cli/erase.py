@@ -60,6 +60,8 @@ Examples:
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run
+    pecker-fast erase --pipeline SD15 --recipe nudity --prompts i2p.csv --nudity-detector 320n.onnx
+        --out run
     pecker-fast erase --pipeline owner/name --variant fp16 --recipe nudity --out run
     pecker-fast erase --pipeline SD15 --keep-steps --recipe nudity --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run --dry-run
@@ -129,6 +131,13 @@ Their result draws images in many steps, as the original does. --mask-file takes
     help="ONNX file in NudeNet's format that judges the images of a pipeline.",
 )
 @click.option("--clip", type=INPUT, help="CLIP folder that does likewise.")
+@click.option(
+    "--prompts",
+    type=INPUT,
+    help="Judge the erasure of a pipeline by images of these, see `attack`; with one of "
+    "--classifier, --clip, --nudity-detector and --faces.",
+)
+@click.option("--faces", help="Recogniser of faces, trusted:MODULE:OBJECT.")
 @click.option(
     "--keep-steps",
     is_flag=True,

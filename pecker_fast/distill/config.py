@@ -123,6 +123,10 @@ class PeckerConfig(MaskedConfig):
     # of the entries that may change. Losses, images and schedule are fp32 in every case.
     precision: Literal["fp32", "autocast", "bf16"] = "fp32"
     graph: Literal["auto", "off"] = "auto"  # auto = one CUDA graph per iteration, on CUDA.
+    # On CUDA the generator phase begins beside the pseudo-score phase, on a second stream: the
+    # generator's images and the teacher's predictions of them need none of it. The same losses, but
+    # for dropout's draws; two networks' activations more. Needs three sets of weights.
+    overlap: bool = False
     alpha: float = 1.2  # Weight of the score difference in the generator loss.
     share_generator_pass: bool = False  # One generator pass for both phases: near-exact, faster.
     # In the generator phase only one network's graph lives at a time, and forward passes run twice:
@@ -166,6 +170,8 @@ class PeckerConfig(MaskedConfig):
                 "share_generator_pass holds the generator's graph through both phases, which "
                 "recompute exists to avoid; set one of them"
             )
+        if self.overlap:
+            self._check_overlaps()
         if self.mask.kind != "saliency":
             return self
         of_term = self.saliency.kind in ("forget", "retain_aware")
@@ -219,6 +225,21 @@ class PeckerConfig(MaskedConfig):
                 "pseudo-score network is the teacher; start from a first stage (--from), or use "
                 "saliency.kind fisher_ratio"
             )
+
+    def _check_overlaps(self) -> None:
+        against = {
+            "share_generator_pass": self.share_generator_pass,
+            "micro_batch": self.micro_batch is not None,
+            "recompute": self.recompute,
+            "generator.scores false": not self.generator.scores,
+            "mask.share_weights": self.mask.apply == "both" and self.mask.share_weights,
+        }
+        for setting, there in against.items():
+            if there:
+                raise ValueError(
+                    f"overlap takes two phases of the whole batch, of three networks, at once, "
+                    f"which {setting} does not have; set one of them"
+                )
 
     def _check_forgets_nothing(self) -> None:
         if self.generator.lambda_forget or self.pseudo_score.lambda_forget:

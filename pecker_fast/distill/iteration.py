@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.config import NetworkSection
 from pecker_fast.distill.losses import (
+    Predictions,
     every_step_loss,
     one_step_loss,
     pseudo_score_loss,
@@ -21,6 +22,7 @@ from pecker_fast.distill.losses import (
 )
 from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.objective import Draws, Noised, Objective
+from pecker_fast.distill.side_stream import SideStream
 from pecker_fast.distributed import Ranks
 from pecker_fast.runs.ema import SalientEma
 from pecker_fast.runs.learner import Learner
@@ -63,6 +65,7 @@ class Iteration:
         generator: Learner,
         ema: SalientEma | None,
         ranks: Ranks | None = None,
+        side: SideStream | None = None,
     ) -> None:
         """Keep them.
 
@@ -73,6 +76,7 @@ class Iteration:
             generator: Steps theta.
             ema: Follows theta. None: nothing is averaged.
             ranks: The processes that share the batch. None = this one has all of it.
+            side: Where the generator phase begins while the pseudo-score phase runs. None = behind.
         """
         self._objective = objective
         self._config = objective.config
@@ -81,6 +85,7 @@ class Iteration:
         self._theta = generator
         self._ema = ema
         self._ranks = ranks or Ranks()
+        self._side = side
         size = objective.config.batch_size
         # Each process has a part of the remain half and the same part of the forget half.
         part = torch.arange(size)[self._ranks.rows(size)]
@@ -110,13 +115,29 @@ class Iteration:
             self._theta.learn()
             generator = self._networks.use("generator")
             shared = self._objective.sample(generator, inputs.shared_noise, inputs.labels.student)
+        ahead = None
+        if self._side is not None:
+            with self._side.beside():
+                ahead = self._look_ahead(inputs)
         losses = []
         if self._config.generator.scores:
             losses.append(self._pseudo_score_phase(inputs, shared))
-        losses += self._generator_phase(inputs, shared)
+        losses += self._generator_phase(inputs, shared, ahead)
         if self._ema is not None:
             self._ema.update()
         return tuple(losses)
+
+    def _look_ahead(self, inputs: IterationInputs) -> tuple[Tensor, Predictions]:
+        """What of the generator phase does not depend on psi, which the other phase moves.
+
+        Its images and what the teacher predicts of them: neither theta nor phi changes before.
+        """
+        draws, labels = inputs.generator, inputs.labels
+        self._theta.learn()
+        x_g = self._objective.sample(self._networks.use("generator"), draws.noise, labels.student)
+        phi = self._objective.ask_teacher(self._networks, x_g, draws, labels)
+        self._theta.rest()  # the pseudo-score phase draws from it as it is between phases
+        return x_g, phi
 
     def _pseudo_score_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
         """The pseudo-score network learns to denoise the generator's present samples."""
@@ -149,7 +170,12 @@ class Iteration:
         self._psi.rest()
         return torch.cat(losses)
 
-    def _generator_phase(self, inputs: IterationInputs, shared: Tensor | None) -> list[Tensor]:
+    def _generator_phase(
+        self,
+        inputs: IterationInputs,
+        shared: Tensor | None,
+        ahead: tuple[Tensor, Predictions] | None,
+    ) -> list[Tensor]:
         """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
         objective, config = self._objective, self._config
         weight = self._weights(config.generator, inputs)
@@ -164,12 +190,16 @@ class Iteration:
             # A second pass would draw other dropout: then the first one's graph is kept.
             again = config.recompute and not _draws_dropout(generator)
             looked_at = config.generator.scores or config.generator.one_step > 0
-            if shared is None:
+            phi = None
+            if ahead is not None and self._side is not None:
+                x_g, phi = ahead
+                self._side.join(x_g, *phi.tensors())
+            elif shared is None:
                 with torch.set_grad_enabled(looked_at and not again):
                     x_g = objective.sample(generator, draws.noise, labels.student)
             else:
                 x_g = shared
-            of_terms, gradient = self._judge(x_g, draws, labels, weight[rows])
+            of_terms, gradient = self._judge(x_g, draws, labels, weight[rows], phi)
             self._networks.use("generator")
             if gradient is not None:
                 if again:
@@ -193,19 +223,26 @@ class Iteration:
                 scaled.sum().backward()  # type: ignore[no-untyped-call]
                 of_terms.append(loss.detach())
             losses.append(of_terms)
+        if self._side is not None:
+            self._side.join()  # its backward passes
         self._theta.step()
         self._theta.rest()
         return [torch.cat(each) for each in zip(*losses, strict=True)]
 
     def _judge(
-        self, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
+        self,
+        x_g: Tensor,
+        draws: Draws,
+        labels: Conditions,
+        weight: Tensor,
+        phi: Predictions | None,
     ) -> tuple[list[Tensor], Tensor | None]:
         """The terms that look at the generator's images, and their gradient where there are any."""
         objective, config = self._objective, self._config
         losses: list[Tensor] = []
         gradient = None
         if config.generator.scores:
-            loss, gradient = objective.score(self._networks, x_g, draws, labels, weight)
+            loss, gradient = objective.score(self._networks, x_g, draws, labels, weight, phi)
             losses.append(loss)
         if config.generator.one_step:
             with torch.no_grad():

@@ -31,6 +31,7 @@ from pecker_fast.distill.schedule import NoiseSchedule
 
 __all__ = [
     "OMEGA_FLOOR",
+    "Predictions",
     "distillation_loss",
     "distillation_loss_gradients",
     "every_step_loss",
@@ -38,6 +39,7 @@ __all__ = [
     "one_step_loss",
     "one_step_sample",
     "pseudo_score_loss",
+    "teacher_predictions",
     "term_weights",
 ]
 
@@ -151,6 +153,39 @@ def every_step_loss(
     return schedule.weighted((predicted - target).square().flatten(1).sum(1), t)
 
 
+def teacher_predictions(
+    x_g: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    networks: NetworkSet,
+    condition: Tensor,
+    schedule: NoiseSchedule,
+    *,
+    predict: NoisePredictor = predict_noise,
+    diff_instruct: bool = False,
+    recompute: bool = False,
+) -> Predictions:
+    """What phi predicts of the noisy images: the part of `generator_loss` that psi is not in.
+
+    Args:
+        x_g: As there, and all others.
+        noise: e.
+        t: Time steps.
+        networks: phi.
+        condition: c_phi.
+        schedule: The noise schedule.
+        predict: How phi is called.
+        diff_instruct: As there.
+        recompute: As there.
+
+    Returns:
+        It, to be given to `generator_loss`.
+    """
+    x_t = schedule.add_noise(x_g.detach(), noise, t).requires_grad_(not diff_instruct)
+    keep_graph = _keeps_graph([predict], diff_instruct, recompute)
+    return Predictions(networks, "teacher", [predict], x_t, t, condition, keep_graph)
+
+
 def generator_loss(
     x_g: Tensor,
     noise: Tensor,
@@ -165,6 +200,7 @@ def generator_loss(
     predictors: Predictors | None = None,
     diff_instruct: bool = False,
     recompute: bool = False,
+    phi: Predictions | None = None,
 ) -> tuple[Tensor, Tensor]:
     """ell(c_phi, c_psi) per sample, and its gradient with respect to x_g.
 
@@ -186,25 +222,22 @@ def generator_loss(
         diff_instruct: Block the gradient through p and s. A different, cheaper algorithm.
         recompute: Run each network's forward pass again before its backward pass, so that the
             graphs of psi and phi do not live at the same time.
+        phi: Of `teacher_predictions` with the same arguments. None = made here.
 
     Returns:
         (N,) losses without their weights, and (N, C, H, W) the gradient of sum(weight * losses).
     """
     call = predictors or Predictors.all(predict_noise)
     x_g = x_g.detach()
-    x_t = schedule.add_noise(x_g, noise, t).requires_grad_(not diff_instruct)
+    if phi is None:
+        phi = teacher_predictions(
+            x_g, noise, t, networks, teacher_condition, schedule,
+            predict=call.teacher, diff_instruct=diff_instruct, recompute=recompute,
+        )  # fmt: skip
     of_psi = [call.difference] if call.residual is None else [call.difference, call.residual]
-    calls: list[tuple[Role, list[NoisePredictor], Tensor]] = [
-        ("teacher", [call.teacher], teacher_condition),
-        ("pseudo_score", of_psi, pseudo_score_condition),
-    ]
-    phi, psi = (
-        # What is guided apart keeps no activations as it is.
-        _Predictions(
-            networks, role, predict, x_t, t, condition,
-            not diff_instruct and (not recompute or all(map(_is_apart, predict))),
-        )
-        for role, predict, condition in calls
+    psi = Predictions(
+        networks, "pseudo_score", of_psi, phi.x_t, t, pseudo_score_condition,
+        _keeps_graph(of_psi, diff_instruct, recompute),
     )  # fmt: skip
 
     with torch.no_grad():
@@ -226,14 +259,19 @@ def generator_loss(
     return losses, g_x + a * (g_phi[0] + sum(g_psi) + through_psi + through_phi)
 
 
-def _is_apart(predict: NoisePredictor) -> bool:
-    return isinstance(predict, Guided) and predict.apart
+def _keeps_graph(predict: Sequence[NoisePredictor], diff_instruct: bool, recompute: bool) -> bool:
+    # What is guided apart keeps no activations as it is.
+    apart = all(isinstance(each, Guided) and each.apart for each in predict)
+    return not diff_instruct and (not recompute or apart)
 
 
-class _Predictions:
+class Predictions:
     """What a network predicts of x_t, and its backward pass, which may come later.
 
     In between another network's weights may be in place: each pass puts the right ones there.
+
+    Attributes:
+        x_t: The noisy images.
     """
 
     def __init__(
@@ -248,17 +286,21 @@ class _Predictions:
     ) -> None:
         """Call the network once by each of `predict`; `backward` does so again without a graph."""
         self._networks, self._role, self._predict = networks, role, predict
-        self._x_t, self._t, self._condition = x_t, t, condition
+        self.x_t, self._t, self._condition = x_t, t, condition
         with torch.set_grad_enabled(keep_graph):
             self._eps = self._forward()
 
     def _forward(self) -> list[Tensor]:
         network = self._networks.use(self._role)
-        return [predict(network, self._x_t, self._t, self._condition) for predict in self._predict]
+        return [predict(network, self.x_t, self._t, self._condition) for predict in self._predict]
+
+    def tensors(self) -> list[Tensor]:
+        """x_t and the predictions."""
+        return [self.x_t, *self._eps]
 
     def denoised(self, schedule: NoiseSchedule) -> list[Tensor]:
         """The clean images that each prediction implies."""
-        return [schedule.denoised(self._x_t, eps, self._t) for eps in self._eps]
+        return [schedule.denoised(self.x_t, eps, self._t) for eps in self._eps]
 
     def backward(self, gradients: Sequence[Tensor]) -> Tensor:
         """The gradient with respect to x_t, from those with respect to the predictions. Once."""
@@ -267,7 +309,7 @@ class _Predictions:
             with torch.enable_grad():
                 eps = self._forward()
         self._networks.use(self._role)
-        (through,) = torch.autograd.grad(eps, self._x_t, gradients)
+        (through,) = torch.autograd.grad(eps, self.x_t, gradients)
         return through
 
 

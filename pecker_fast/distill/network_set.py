@@ -139,7 +139,7 @@ class SharedNetworks:
         self._backend = select(backend, next(teacher.parameters()).device)
         self._present: Role = "generator"
         self._positions: dict[str, Tensor | None] = {}  # int32; None: every entry
-        # What is not in place, by role and name: (nnz,) float32, float64 for float64 parameters.
+        # What is not in place, by role and name: (nnz,) in the parameter's dtype.
         self._absent: dict[Role, dict[str, Tensor]] = {"teacher": {}, "pseudo_score": {}}
         self.extend(mask)
 
@@ -219,9 +219,8 @@ class SharedNetworks:
         memory = self._memory()
         values = []
         for param, positions in zip(memory, self._positions.values(), strict=True):
-            dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
             count = param.numel() if positions is None else len(positions)
-            values.append(torch.empty(count, dtype=dtype, device=param.device))
+            values.append(torch.empty(count, dtype=param.dtype, device=param.device))
         self._backend.gather_salient_(memory, list(self._positions.values()), values)
         return dict(zip(self._positions, values, strict=True))
 

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import ClassConditions, Conditions, DrawsConditions
 from pecker_fast.distill.config import PeckerConfig
-from pecker_fast.distill.losses import generator_loss, one_step_sample
+from pecker_fast.distill.losses import (
+    Predictions,
+    generator_loss,
+    one_step_sample,
+    teacher_predictions,
+)
 from pecker_fast.distill.network_set import NetworkSet, alias
 from pecker_fast.distill.networks import (
     NoisePredictor,
@@ -182,8 +187,30 @@ class Objective:
             given=lambda: conditions.about(pipeline),
         )
 
+    def ask_teacher(
+        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions
+    ) -> Predictions:
+        """`teacher_predictions` of the generator's images as this run has them, for `score`."""
+        return teacher_predictions(
+            x_g,
+            draws.e,
+            draws.t,
+            networks,
+            labels.teacher,
+            self.schedule,
+            predict=self.predictors.teacher,
+            diff_instruct=self.config.diff_instruct,
+            recompute=self.config.recompute,
+        )
+
     def score(
-        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
+        self,
+        networks: NetworkSet,
+        x_g: Tensor,
+        draws: Draws,
+        labels: Conditions,
+        weight: Tensor,
+        phi: Predictions | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`generator_loss` of the generator's images as this run has it."""
         config = self.config
@@ -200,6 +227,7 @@ class Objective:
             predictors=self.predictors,
             diff_instruct=config.diff_instruct,
             recompute=config.recompute,
+            phi=phi,
         )
 
     def around(self, teacher: nn.Module, values: Mapping[str, Any]) -> Objective:

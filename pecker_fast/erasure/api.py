@@ -14,6 +14,7 @@ from torch import nn
 
 from pecker_fast.datasets import PUBLISHED_SPLIT
 from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.datasets.prompt_files import read_prompt_file
 from pecker_fast.distill.config import sets_guidance
 from pecker_fast.distill.text_config import GuidanceSection
 from pecker_fast.distributed import Ranks
@@ -21,6 +22,7 @@ from pecker_fast.erasure.classes import Baseline, Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
 from pecker_fast.erasure.dry_run import DryRun, try_out
 from pecker_fast.erasure.overrides import with_overrides
+from pecker_fast.erasure.prompt_judges import Judges, PromptJudge, judge_of
 from pecker_fast.erasure.request import HUB_OPTIONS, Request
 from pecker_fast.erasure.run import Erased, Site, Task, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
@@ -137,7 +139,7 @@ def _as_folder(model: Any, out: Path, of_hub: dict[str, Any]) -> Iterator[dict[s
 _PATHS = (
     "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics",
     "second_classifier",
-    "inception", "nudity_detector", "clip", "pipeline_config",
+    "inception", "nudity_detector", "clip", "pipeline_config", "prompts",
 )  # fmt: skip
 
 
@@ -238,8 +240,17 @@ def _concept_task(request: Request) -> Task[Any, PipelineFolder]:
             request.neighbours,
             request.teacher_steps,
             load_measures(request.nudity_detector, request.clip, device),
+            None if request.prompts is None else _prompt_judge(request, request.prompts, device),
         )
     return Concept(site, pipeline, config, showing, starts)
+
+
+def _prompt_judge(request: Request, prompts: Path, device: torch.device) -> PromptJudge:
+    judges = Judges(
+        classifier=request.classifier, clip=request.clip, faces=request.faces,
+        nudity_detector=request.nudity_detector,
+    )  # fmt: skip
+    return judge_of(judges, read_prompt_file(prompts), request.per_class, device)
 
 
 def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartNetwork]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from pecker_fast.erasure.attack_result import SHOTS, STEPS, Attacked, retrained_figures, words_of
-from pecker_fast.erasure.attack_subjects import Judges, subject_of
+from pecker_fast.erasure.attack_subjects import subject_of
+from pecker_fast.erasure.prompt_judges import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.page import Sentence, Table, add_attack
 from pecker_fast.evaluate.sweep import Asked, Subject

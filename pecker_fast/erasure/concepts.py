@@ -9,22 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
+from pecker_fast.erasure.prompt_judges import PromptJudge
 from pecker_fast.erasure.run import Erased, Site, Task, Trainer
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.concept_report import Measure, concept_report
 from pecker_fast.evaluate.curve import Curve
-from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.previews import Previews, prompt_groups
-from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.evaluate.report import Report
 from pecker_fast.files import replacing_folder, write_text
 from pecker_fast.masks.verify import FrozenCheck
@@ -36,37 +31,11 @@ from pecker_fast.patches.patch import save_patch
 from pecker_fast.runs.finding import PIPELINE_NAME, PSEUDO_SCORE_NAME
 from pecker_fast.runs.outputs import CURVE_NAME, PATCH_NAME
 
-__all__ = ["Concept", "Probe", "Showing", "patch_sizes"]
+__all__ = ["Concept", "Showing", "patch_sizes"]
 
 _LOOKS = 6  # at the network while it is trained, besides the one at the start
+_LOOK_IMAGES = 60  # of the concept, and as many of others, in a look that a judge has
 _LOOK_STEPS = 10  # of a many-step network, in a look
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What looks at the network as the run goes: captions, and who recognises what they name.
-
-    Attributes:
-        captions: of the concept (groups "forget...") and of what is to be kept.
-        recognise: images (N, 3, H, W) in [0, 1] -> (N,) int64, the class that each shows.
-    """
-
-    captions: ConceptCaptions
-    recognise: Callable[[Tensor], Tensor]
-
-    def measure(self, images: Tensor, iteration: int) -> dict[str, Any]:
-        """The figures of a point of the curve; one image for each caption."""
-        groups, right = self.captions.groups, self.recognise(images) == self.captions.labels
-        asked = torch.tensor(
-            [name.startswith("forget") for name, group in groups.items() for _ in group]
-        )
-        forget, keep = (Share.counted(right[chosen]) for chosen in (asked, ~asked))
-        return {
-            "forget_accuracy": forget.value,
-            "keep_accuracy": keep.value,
-            "forget_count": forget.total,
-            "keep_count": keep.total,
-        }
 
 
 @dataclass(frozen=True)
@@ -78,16 +47,14 @@ class Showing:
         neighbours: prompts near to the concept that are shown as well.
         steps: of a many-step model.
         measures: what looks at the images besides the reader.
-        measure: what a classifier sees in images of the original and of the erased network.
-        probe: what looks at the network as the run goes, which `until` needs.
+        judge: who recognises what prompts name, which a verdict and `until` need.
     """
 
     recipe: str
     neighbours: Sequence[str] = ()
     steps: int = 50
     measures: Sequence[Measure] = ()
-    measure: Callable[[Previews, TextConditions, nn.Module], Outcome] | None = None
-    probe: Callable[[TextConditions], Probe] | None = None
+    judge: PromptJudge | None = None
 
 
 class Concept(Task[Trainer, PipelineFolder]):
@@ -115,11 +82,10 @@ class Concept(Task[Trainer, PipelineFolder]):
             PeckerError: prompts that cannot be used, a time constant that the model does not have,
                 `until` without a probe, or a one-step generator that is to keep its steps.
         """
-        if config.until is not None and (showing is None or showing.probe is None):
+        if config.until is not None and (showing is None or showing.judge is None):
             raise PeckerError(
                 "erase: until looks at the images as the run goes, and no judge here knows what "
-                "prompts name; set until to null, or give pecker_fast.erasure.concepts.Concept a "
-                "Showing with a probe, as the demo does"
+                "prompts name; give --prompts FILE and a judge, or set until to null"
             )
         for file in sorted(pipeline.path.rglob("*")):
             if file.is_symlink() and not file.exists():
@@ -162,6 +128,11 @@ class Concept(Task[Trainer, PipelineFolder]):
             )
 
     @property
+    def told(self) -> list[str]:
+        """The prompts that are to be forgotten."""
+        return [pair.forget for concept in self.conditions.concepts for pair in concept]
+
+    @property
     def result_bytes(self) -> int:
         """The whole pipeline."""
         return sum(file.stat().st_size for file in self.pipeline.path.rglob("*") if file.is_file())
@@ -185,17 +156,18 @@ class Concept(Task[Trainer, PipelineFolder]):
         total = self.config.length
         shown_at = {round(total * index / _LOOKS) for index in range(_LOOKS + 1)}
         curve = None
-        if showing.probe is not None:
-            probe = showing.probe(self.conditions)
+        if (judge := showing.judge) is not None:
+            until = self.config.until
+            captions = judge.probe(self.told, _LOOK_IMAGES if until is None else until.images)
             curve = Curve(
                 self.site.out / CURVE_NAME,
                 lambda: previews.look(
-                    trainer.erased_network().to(self.site.device), probe.captions.prompts, ranks
+                    trainer.erased_network().to(self.site.device), captions.prompts, ranks
                 ),
-                probe.measure,
+                lambda images, iteration: judge.point(captions, images),
                 (trainer.iteration, total),
                 ranks,
-                self.config.until,
+                until,
                 partial(self.site.tell, prefix="curve/"),
             )
 
@@ -210,15 +182,14 @@ class Concept(Task[Trainer, PipelineFolder]):
 
     def finish(self, trainer: Trainer, *, over: bool = False) -> PipelineFolder:
         """The pipeline around the network, in the precision that it had."""
-        pairs = [pair.forget for concept in self.conditions.concepts for pair in concept]
         description = {
             **self.pipeline.description,
             **self._kind(),
             "iterations": trainer.iteration,
             "mask_digest": trainer.mask.digest,
         }
-        if pairs:
-            description["forget"] = sorted(set(pairs))[:50]
+        if self.told:
+            description["forget"] = sorted(set(self.told))[:50]
         network: Any = trainer.erased_network(over=over).to("cpu")
         path = self.site.out / PIPELINE_NAME
         return replace(self.pipeline, path=path, network=network, description=description)
@@ -287,8 +258,8 @@ class Concept(Task[Trainer, PipelineFolder]):
         if not site.ranks.is_first:
             return None  # the first process writes the report
         outcome = None
-        if showing.measure is not None:
-            outcome = showing.measure(previews, self.conditions, network)
+        if showing.judge is not None:
+            outcome = showing.judge.outcome(previews, self.told, network)
         patch, network = patch_sizes(site.out, self.pipeline.architecture.denoiser)
         erased = self.config.text.concepts if self.config.text is not None else ()
         words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in erased)]

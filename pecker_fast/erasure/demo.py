@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pecker_fast.data import (
     first_stage_folder,
@@ -15,22 +14,21 @@ from pecker_fast.data import (
     pipeline_folder,
     teacher_folder,
 )
+from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
 from pecker_fast.distill.config import RECIPES, PeckerConfig, load_config
-from pecker_fast.distill.prompts import TextConditions
-from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Distillation
-from pecker_fast.erasure.concepts import Concept, Probe, Showing
+from pecker_fast.erasure.concepts import Concept, Showing
+from pecker_fast.erasure.prompt_judges import PromptJudge
 from pecker_fast.erasure.run import Erased, Site, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_start
-from pecker_fast.evaluate.classifier import Classifier, load_classifier
-from pecker_fast.evaluate.classifying import classify
+from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images, fashion_probe
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.judges import Judge
-from pecker_fast.evaluate.previews import Previews
-from pecker_fast.evaluate.recognition import Outcome, Recognition
+from pecker_fast.evaluate.naming import by_classifier
+from pecker_fast.evaluate.recognition import Recognition
 from pecker_fast.evaluate.reference import ClassFigures, real_beside
 from pecker_fast.files import read_json
 from pecker_fast.machine import usable_device
@@ -117,28 +115,8 @@ def demo_concept(
     place = usable_device(device)
     site = Site(out=out, device=place, force=force, clock=Clock(started))
     pipeline = PipelineFolder.load(pipeline_folder())
-    judge = teacher_folder() / "classifier"
-    classifier, real = load_classifier(judge).to(place), real_beside(judge)
-
-    def measure(previews: Previews, told: TextConditions, erased: nn.Module) -> Outcome:
-        """What the classifier recognises in images of both, from captions of all kinds."""
-        how, captions = previews.sampling, demo_captions(told, config.seed)
-        before = shipped_original(captions, how.original())
-        if before is None:  # other settings than those that ship with figures
-            before = recognised_in_original(previews, captions, classifier)
-        images = previews.erased(erased, captions.prompts, Ranks())  # this process alone judges
-        after = captions.recognition(fashion_images(images), classifier, how.erased(), how.seed)
-        seen = None if real is None else real.recognition(captions.class_names, SNEAKER)
-        return Outcome("concept", captions.name, captions.override_name, before, after, seen)
-
-    def probe(told: TextConditions) -> Probe:
-        images = 60 if config.until is None else config.until.images
-        captions = fashion_probe(SNEAKER, _told(told), images, config.seed + 1)
-        return Probe(
-            captions, lambda seen: classify(classifier, fashion_images(seen))[0].argmax(dim=1)
-        )
-
-    showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, measure=measure, probe=probe)
+    judge = shipped_judge(config.seed, place)
+    showing = Showing(recipe, NEIGHBOURS, TEACHER_STEPS, judge=judge)
     roles: tuple[Role, ...] = () if keep_steps else ("generator", "pseudo_score")
     starts: dict[str, StartNetwork] = {
         role: load_start(pipeline_first_stage_folder(), role, pipeline.network, of_prompts=True)
@@ -147,22 +125,23 @@ def demo_concept(
     return carry_out(Concept(site, pipeline, config, showing, starts))
 
 
-def demo_captions(told: TextConditions, seed: int) -> ConceptCaptions:
-    """What the demo's images are asked for in the evaluation."""
-    return fashion_concept(SNEAKER, BAG, CAPTIONS_PER_CLASS, seed, _told(told), CAPTIONS_OF_CONCEPT)
-
-
-def recognised_in_original(
-    previews: Previews, captions: ConceptCaptions, classifier: Classifier
-) -> Recognition:
-    """What the classifier sees in the pipeline's own images of the captions: minutes on a CPU."""
-    how = previews.sampling
-    images = fashion_images(previews.original(captions.prompts, Ranks()))
-    return captions.recognition(images, classifier, how.original(), how.seed)
+def shipped_judge(seed: int, device: torch.device) -> PromptJudge:
+    """The shipped classifier, for captions of Fashion-MNIST drawn by `seed`."""
+    folder = teacher_folder() / "classifier"
+    real = real_beside(folder)
+    return PromptJudge(
+        by_classifier(load_classifier(folder).to(device), fashion_images),
+        lambda told: fashion_concept(
+            SNEAKER, BAG, CAPTIONS_PER_CLASS, seed, told, CAPTIONS_OF_CONCEPT
+        ),
+        lambda told, images: fashion_probe(SNEAKER, told, images, seed + 1),
+        shipped_original,
+        None if real is None else real.recognition(tuple(CLASS_NAMES), SNEAKER),
+    )
 
 
 def shipped_original(captions: ConceptCaptions, sampler: str) -> Recognition | None:
-    """What ships of `recognised_in_original`; None for other captions, or another sampler."""
+    """What ships of `PromptJudge.of_original`; None for other captions, or another sampler."""
     content = read_json(pipeline_first_stage_folder() / ORIGINAL_NAME)
     if content["captions"] != digest_of(captions.prompts) or content["sampler"] != sampler:
         return None
@@ -171,7 +150,3 @@ def shipped_original(captions: ConceptCaptions, sampler: str) -> Recognition | N
         for part in ("groups", "classes")
     )
     return Recognition(groups, classes, content["seen_as"], sampler, content["seed"])
-
-
-def _told(conditions: TextConditions) -> list[str]:
-    return [pair.forget for concept in conditions.concepts for pair in concept]

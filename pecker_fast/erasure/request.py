@@ -83,6 +83,9 @@ class Request:
         neighbours: prompts near to the concept that are shown as well.
         nudity_detector: an ONNX file that judges these images.
         clip: a folder that does likewise.
+        prompts: a CSV file to judge a pipeline's erasure by, see `read_prompt_file`; one of
+            `classifier`, `clip`, `nudity_detector` and `faces` tells what images of them show.
+        faces: a recogniser, trusted:MODULE:OBJECT.
         keep_steps: the model goes on drawing in many steps, by the recipe keep_steps unless
             `config` is another such; with `pipeline` it may be any about prompts, which are taken.
         force: delete the run that `out` holds instead of taking it up.
@@ -129,6 +132,8 @@ class Request:
     neighbours: Sequence[str] = ()
     nudity_detector: Path | None = None
     clip: Path | None = None
+    prompts: Path | None = None
+    faces: str | None = None
     keep_steps: bool = False
     force: bool = False
     device: str | torch.device = "auto"
@@ -272,6 +277,8 @@ class Request:
             "--neighbour": self.neighbours or None,
             "--nudity-detector": self.nudity_detector,
             "--clip": self.clip,
+            "--prompts": self.prompts,
+            "--faces": self.faces,
         }
         if unfit := [name for name, value in only_concepts.items() if value is not None]:
             raise self._error(f"{unfit[0]} is about the images of prompts and needs --pipeline")
@@ -296,15 +303,23 @@ class Request:
         self._check_data_free()
         only_classes = {
             "--forget": self._forgotten or None,
-            "--classifier": self.classifier,
             "--statistics": self.statistics,
             "--inception": self.inception,
+            "a second --classifier": self.second_classifier,
         }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
             raise self._error(f"{unfit[0]} is for class models; with --pipeline use --name")
+        if self.prompts is None and (self.classifier, self.faces) != (None, None):
+            name = "--faces" if self.classifier is None else "--classifier"
+            raise self._error(f"{name} judges images of a pipeline's --prompts FILE; give it too")
+        judges = (self.classifier, self.clip, self.nudity_detector, self.faces)
+        if self.prompts is not None and sum(each is not None for each in judges) != 1:
+            raise self._error(
+                "--prompts takes one judge: --classifier, --clip, --nudity-detector or --faces"
+            )
         if self.config is None:
             raise self._error("--pipeline needs --recipe, e.g. celebrity, object or nudity")
-        if not self.previews and (self.nudity_detector is not None or self.clip is not None):
+        if not self.previews and (self.nudity_detector or self.clip or self.prompts):
             raise self._error("--no-previews leaves nothing to judge; leave it out")
 
     def _check_no_start(self) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.recognition import Recognition
 
 if TYPE_CHECKING:
-    from pecker_fast.evaluate.classifier import Classifier
+    from pecker_fast.evaluate.naming import Namer
 
 __all__ = ["ConceptCaptions"]
+
+_AT_ONCE = 500  # images before a judge
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,16 @@ class ConceptCaptions:
     def recognition(
         self,
         images: Tensor,
-        classifier: Classifier,
+        seen: Namer,
         sampler: str = "given images",
         seed: int | None = None,
     ) -> Recognition:
-        """Classify images (N, C, H, W) in [-1, 1], one for each of `prompts`.
+        """Count what is seen in images (N, 3, H, W) in [0, 1], one for each of `prompts`.
 
         Raises:
             PeckerError: images that are not finite.
         """
-        predicted = classify(classifier, images)[0].argmax(dim=1)
+        predicted = torch.cat([seen(part) for part in torch.split(images, _AT_ONCE)])
         kinds = [kind for kind, group in self.groups.items() for _ in group]
         groups = {
             kind: torch.tensor([each == kind for each in kinds], dtype=torch.bool)

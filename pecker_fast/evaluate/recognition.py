@@ -68,15 +68,23 @@ class Recognition:
         sampler: str = "given images",
         seed: int | None = None,
     ) -> Recognition:
-        """Count what a classifier takes images for, (N,) int64, by groups of (N,) bool."""
+        """Count what a judge takes images for, (N,) int64, by groups of (N,) bool.
+
+        -1 is none of the names, of labels and of what is seen.
+        """
         right = predicted == labels
-        kept = sorted(set(labels.tolist()) - {forget})
-        taken = torch.bincount(predicted[labels == forget], minlength=len(names)).tolist()
+        kept = sorted(set(labels.tolist()) - {forget, -1})
+        nothing, *taken = torch.bincount(
+            predicted[labels == forget] + 1, minlength=len(names) + 1
+        ).tolist()
         known = [*names, *(f"class {index}" for index in range(len(names), len(taken)))]
+        seen_as = dict(zip(known, taken, strict=True))
+        if nothing:
+            seen_as["none of these"] = nothing
         return cls(
             {kind: Share.counted(right[chosen]) for kind, chosen in groups.items() if chosen.any()},
             {names[index]: Share.counted(right[labels == index]) for index in kept},
-            dict(zip(known, taken, strict=True)),
+            seen_as,
             sampler,
             seed,
         )

@@ -20,7 +20,12 @@ from torch import nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.nn import operations, winograd
-from pecker_fast.nn.attention import FusedAttention, FusedGEGLU, FusedTransformer2DModel
+from pecker_fast.nn.attention import (
+    FusedAttention,
+    FusedGEGLU,
+    FusedTransformer2DModel,
+    FusedTransformerBlock,
+)
 from pecker_fast.nn.blocks import (
     FusedAttnUpBlock2D,
     FusedCrossAttnUpBlock2D,
@@ -48,6 +53,7 @@ _BLOCKS: dict[Any, Any] = {
         FusedCrossAttnUpBlock2D,
         FusedAttention,
         FusedTransformer2DModel,
+        FusedTransformerBlock,
         FusedGEGLU,
         FusedUpsample2D,
     )

@@ -6,7 +6,8 @@ layout, and the next convolution copies it back. Here both are views, the biases
 projections are added in the pass that adds the residual and takes the statistics of the next norm,
 and the norm hands its input on to the residual, so that both gradients of the input are written by
 one kernel. Query, key and value are strided views of the one product that makes them, as
-`scaled_dot_product_attention` takes them. Of the transformer blocks the gated unit is fused.
+`scaled_dot_product_attention` takes them. Of the transformer blocks the gated unit is fused, and
+each norm with the residual sum before it and the gradient of the residual around what follows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -28,10 +30,11 @@ from pecker_fast.nn.layers import (
     projected,
     tokens_of,
 )
-from pecker_fast.nn.operations import geglu, group_norm
+from pecker_fast.nn.operations import geglu, group_norm, layer_norm
+from pecker_fast.nn.reference import LayerNormResult
 from pecker_fast.nn.skipping import SlicedConv2d, conv2d, linear
 
-__all__ = ["FusedAttention", "FusedGEGLU", "FusedTransformer2DModel"]
+__all__ = ["FusedAttention", "FusedGEGLU", "FusedTransformer2DModel", "FusedTransformerBlock"]
 
 
 class FusedGEGLU(GEGLU):
@@ -48,6 +51,78 @@ class FusedGEGLU(GEGLU):
             result: Tensor = super().forward(hidden_states, *args, **kwargs)
             return result
         return geglu(self.proj(hidden_states))
+
+
+class FusedTransformerBlock(BasicTransformerBlock):
+    """`BasicTransformerBlock` of layer norms, each in one pass with the residual before it."""
+
+    @staticmethod
+    def obstacle(block: Any) -> str | None:
+        """Why `block` stays on the torch path; None if it need not."""
+        if block.norm_type != "layer_norm":
+            return f"norm {block.norm_type}"
+        if block.pos_embed is not None:
+            return "embeds positions"
+        if any(norm.weight is None or norm.bias is None for norm in _layer_norms(block)):
+            return "no scale and shift"
+        return None if is_transparent(*_layer_norms(block)) else OBSERVED
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        class_labels: Tensor | None = None,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """(N, L, D) and (N, L', D') text to (N, L, D)."""
+        options = cross_attention_kwargs or {}
+        if (
+            "scale" in options  # deprecated there
+            or "gligen" in options
+            or self._chunk_size is not None
+            or not is_transparent(*_layer_norms(self))
+        ):
+            result: Tensor = super().forward(
+                hidden_states,
+                attention_mask,
+                encoder_hidden_states,
+                encoder_attention_mask,
+                timestep,
+                cross_attention_kwargs,
+                class_labels,
+                added_cond_kwargs,
+            )
+            return result
+        normed, hidden = _normalised(self.norm1, hidden_states)
+        added = self.attn1(
+            normed,
+            encoder_hidden_states=encoder_hidden_states if self.only_cross_attention else None,
+            attention_mask=attention_mask,
+            **options,
+        )
+        if self.attn2 is not None:
+            normed, hidden = _normalised(self.norm2, hidden, added)
+            added = self.attn2(
+                normed,
+                encoder_hidden_states=encoder_hidden_states,
+                attention_mask=encoder_attention_mask,
+                **options,
+            )
+        normed, hidden = _normalised(self.norm3, hidden, added)
+        return self.ff(normed) + hidden  # type: ignore[no-any-return]
+
+
+def _layer_norms(block: Any) -> list[nn.LayerNorm]:
+    """Those that a fused transformer block does not call."""
+    return [block.norm1, *([] if block.attn2 is None else [block.norm2]), block.norm3]
+
+
+def _normalised(norm: Any, x: Tensor, add: Tensor | None = None) -> LayerNormResult:
+    return layer_norm(x, norm.weight, norm.bias, norm.eps, add)
 
 
 class FusedAttention(Attention):

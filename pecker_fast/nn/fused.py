@@ -15,11 +15,13 @@ from pecker_fast.backends.device_tables import on
 from pecker_fast.kernels import channels_last, group_norm_backward, residual
 from pecker_fast.kernels import geglu as geglu_kernels
 from pecker_fast.kernels import group_norm as group_norm_kernels
+from pecker_fast.kernels import layer_norm as layer_norm_kernels
 from pecker_fast.kernels.group_norm import COEFFICIENTS, Normalisation
 from pecker_fast.kernels.group_norm_backward import SUMS
-from pecker_fast.nn.reference import GroupNormResult
+from pecker_fast.nn import reference
+from pecker_fast.nn.reference import GroupNormResult, LayerNormResult
 
-__all__ = ["channel_statistics", "geglu", "group_norm", "residual_add"]
+__all__ = ["channel_statistics", "geglu", "group_norm", "layer_norm", "residual_add"]
 
 _REMEMBERED = "_pecker_channel_statistics"
 
@@ -55,6 +57,16 @@ def residual_add(
     out, partials = function.apply(bias, divisor, *operands)
     _remember(out, partials)
     return out
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, add: Tensor | None
+) -> LayerNormResult:
+    """`reference.layer_norm` of (N, L, C) float32, bfloat16 or float16."""
+    if x.shape[-1] > layer_norm_kernels.MOST_COLUMNS:
+        return reference.layer_norm(x, weight, bias, eps, add)
+    function: Any = _LayerNorm
+    return LayerNormResult(*function.apply(x, weight, bias, add, eps))
 
 
 def geglu(product: Tensor) -> Tensor:
@@ -277,6 +289,65 @@ class _ResidualAdd(torch.autograd.Function):
             grad.to(dtype) if need else None for need, dtype in zip(needs, ctx.dtypes, strict=True)
         ]
         return grad_bias, None, *grads
+
+
+class _LayerNorm(torch.autograd.Function):
+    """y, and the sum: a gradient of this joins that of the norm in one kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        ctx.dtypes = x.dtype, None if add is None else add.dtype
+        x, weight, total = x.contiguous(), weight.contiguous(), x
+        if add is not None:
+            add = add.contiguous()
+            total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, add.dtype))
+        y = torch.empty_like(total, memory_format=torch.contiguous_format)
+        numbers = layer_norm_kernels.STATISTICS
+        statistics = x.new_empty((x[..., 0].numel(), numbers), dtype=torch.float32)
+        with on(x.device):
+            layer_norm_kernels.forward(x, add, weight, bias.contiguous(), eps, total, y, statistics)
+        ctx.save_for_backward(total, weight, statistics)
+        ctx.parameters = weight.dtype, bias.dtype
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, other: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight, statistics = ctx.saved_tensors
+        needs_weight, needs_bias = ctx.needs_input_grad[1:3]
+        of_parameters: list[Tensor | None] = [None, None]
+        grad = other
+        if dy is not None:
+            total = total.contiguous()
+            grad, partials = torch.empty_like(total), None
+            if needs_weight or needs_bias:
+                rows = layer_norm_kernels.partial_rows(total)
+                partials = statistics.new_empty((rows, 2, total.shape[-1]))
+                of_parameters = [
+                    torch.empty(weight.shape, dtype=dtype, device=weight.device) if needed else None
+                    for needed, dtype in zip(
+                        (needs_weight, needs_bias), ctx.parameters, strict=True
+                    )
+                ]
+            with on(total.device):
+                layer_norm_kernels.backward(
+                    total,
+                    dy.contiguous(),
+                    None if other is None else other.contiguous(),
+                    weight,
+                    statistics,
+                    grad,
+                    partials,
+                )
+                if partials is not None:
+                    channels_last.column_sums(partials, of_parameters[1], of_parameters[0])
+        of_x, of_add = (
+            None if dtype is None or grad is None else grad.to(dtype) for dtype in ctx.dtypes
+        )
+        return of_x, *of_parameters, of_add, None
 
 
 class _Geglu(torch.autograd.Function):

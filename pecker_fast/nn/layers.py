@@ -45,6 +45,7 @@ _LAYERS = (
     nn.Conv2d,
     nn.Dropout,
     nn.GroupNorm,
+    nn.LayerNorm,
     nn.Linear,
     nn.SiLU,
     SlicedConv2d,

@@ -19,10 +19,11 @@ from torch import Tensor
 from pecker_fast import backends
 from pecker_fast.errors import PeckerError
 from pecker_fast.nn import reference
-from pecker_fast.nn.reference import GroupNormResult
+from pecker_fast.nn.reference import GroupNormResult, LayerNormResult
 
 __all__ = [
-    "GroupNormResult", "geglu", "group_norm", "residual_add", "runs_triton", "unavailable",
+    "GroupNormResult", "LayerNormResult", "geglu", "group_norm", "layer_norm", "residual_add",
+    "runs_triton", "unavailable",
 ]  # fmt: skip
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -104,6 +105,26 @@ def residual_add(
     from pecker_fast.nn import fused  # needs Triton
 
     return fused.residual_add(hidden, list(shortcuts), bias, divisor)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, add: Tensor | None = None
+) -> LayerNormResult:
+    """`reference.layer_norm` in one pass, and its backward in another, of (N, L, C).
+
+    Raises:
+        PeckerError: Sizes that do not belong together.
+    """
+    others = [tensor for tensor in (weight, bias, add) if tensor is not None]
+    if x.dim() != 3 or not (runs_triton(x[None]) and _all_on(x.device, others)):
+        return reference.layer_norm(x, weight, bias, eps, add)
+    _check_shape("layer_norm", "weight", weight, x.shape[2:])
+    _check_shape("layer_norm", "bias", bias, x.shape[2:])
+    if add is not None:
+        _check_shape("layer_norm", "add", add, x.shape)
+    from pecker_fast.nn import fused  # needs Triton
+
+    return fused.layer_norm(x, weight, bias, eps, add)
 
 
 def geglu(product: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ few passes over channels_last activations where Triton runs.
     group_norm     y = dropout(silu((v - mean_g) / sqrt(var_g + eps) * weight + bias))
                    v = concat(x, skip) + add             mean and variance per sample and group
     residual_add   (hidden + bias + sum of shortcuts) / divisor
+    layer_norm     y = (total - mean) / sqrt(var + eps) * weight + bias      total = x + add
     geglu          hidden * gelu(gate)
 """
 
@@ -18,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["GroupNormResult", "geglu", "group_norm", "residual_add"]
+__all__ = [
+    "GroupNormResult", "LayerNormResult", "geglu", "group_norm", "layer_norm", "residual_add",
+]  # fmt: skip
 
 
 class GroupNormResult(NamedTuple):
@@ -34,6 +37,19 @@ class GroupNormResult(NamedTuple):
     y: Tensor
     x: Tensor
     skip: Tensor | None
+
+
+class LayerNormResult(NamedTuple):
+    """What `layer_norm` returns.
+
+    Attributes:
+        y: (..., C) normalised activations.
+        total: What was normalised, for the residual around what follows: its gradient is added
+            where that of the norm is written, instead of in a pass of its own.
+    """
+
+    y: Tensor
+    total: Tensor
 
 
 def group_norm(
@@ -104,6 +120,28 @@ def residual_add(
     for shortcut in shortcuts:
         total = total + shortcut.to(wide)
     return (total / divisor).to(hidden.dtype)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, add: Tensor | None = None
+) -> LayerNormResult:
+    """A residual sum and the norm behind it, as in a transformer block.
+
+    Args:
+        x: (..., C) activations.
+        weight: (C,) scale.
+        bias: (C,) shift.
+        eps: Added to the variance.
+        add: (..., C) what the block's last branch adds. None: 0.
+
+    Returns:
+        y and the sum, see `LayerNormResult`, in the wider of the dtypes of `x` and `add`; the sum
+        is rounded before it is normalised. Arithmetic is float32, or float64 for float64 sums.
+    """
+    total = x if add is None else x + add
+    wide = torch.float64 if total.dtype == torch.float64 else torch.float32
+    y = F.layer_norm(total.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
+    return LayerNormResult(y.to(total.dtype), total)
 
 
 def geglu(product: Tensor) -> Tensor:

@@ -268,11 +268,13 @@ def test_gather_scatter_and_ema(backend, dtype, masked):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
-def test_swap_exchanges_and_undoes_itself(backend, dtype, masked):
+@pytest.mark.parametrize("own", [False, True], ids=["wide", "own dtype"])
+def test_swap_exchanges_and_undoes_itself(backend, dtype, masked, own):
     params = [p.detach() for p in make_params(backend.device, dtype).values()]
     masks = [torch.rand_like(p, dtype=torch.float32) < (0.4 if masked else 2.0) for p in params]
     indices = [mask.flatten().nonzero().flatten().int() if masked else None for mask in masks]
     vector_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    vector_dtype = dtype if own else vector_dtype
     before = [param.clone() for param in params]
     old = [p[mask].to(vector_dtype) for p, mask in zip(params, masks, strict=True)]
     new = [torch.randn_like(values) for values in old]
@@ -284,6 +286,22 @@ def test_swap_exchanges_and_undoes_itself(backend, dtype, masked):
     assert all(torch.equal(a, b) for a, b in zip(vectors, old, strict=True))
     backend.module.swap_salient_(params, indices, vectors)
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_halves_are_copied_as_they_are(backend, dtype):
+    """All 65536 of them, every NaN included; what is not a copy is the reference's."""
+    module, words = backend.module, torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    every, out = words.view(dtype).to(backend.device), torch.ones(2**16).to(backend.device, dtype)
+    places = torch.arange(2**16, dtype=torch.int32, device=backend.device)
+    module.gather_salient_([every], [places], [out])
+    assert torch.equal(bits(out), bits(every))
+    module.scatter_salient_([every], [None], [out.flip(0)])
+    assert torch.equal(bits(every), bits(out.flip(0)))
+    ones = torch.ones_like(out)
+    module.gather_salient_([ones.clone()], [None], [ones], accumulate=True)
+    module.ema_salient_([ones], [ones.clone() * 4], [None], 0.5)
+    assert torch.equal(ones, torch.full_like(ones, 5.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

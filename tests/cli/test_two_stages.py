@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from pecker_fast.distill import load_config
-from pecker_fast.erasure.concepts import Concept, Probe, Showing
+from pecker_fast.erasure.concepts import Concept, Showing
+from pecker_fast.erasure.prompt_judges import PromptJudge
 from pecker_fast.erasure.run import Site, carry_out
+from pecker_fast.evaluate.classifier import SmallClassifier
+from pecker_fast.evaluate.classifier_files import CARD_NAME
 from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.methods.config import load_baseline_config
 from pecker_fast.models import ModelFolder
@@ -161,7 +164,8 @@ def test_a_run_of_prompts_is_over_when_its_probe_says_so(pipeline, keep_steps, t
         shapes.append(tuple(images.shape))
         return torch.ones(len(images), dtype=torch.int64)
 
-    showing = Showing("object", steps=2, probe=lambda told: Probe(captions, all_dogs))
+    judge = PromptJudge(all_dogs, lambda told: captions, lambda told, images: captions)
+    showing = Showing("object", steps=2, judge=judge)
     for _ in range(2):
         folder, site = PipelineFolder.load(pipeline), Site(out=tmp_path / "run", device=CPU)
         assert carry_out(Concept(site, folder, config, showing)).facts.iterations == 2
@@ -170,12 +174,34 @@ def test_a_run_of_prompts_is_over_when_its_probe_says_so(pipeline, keep_steps, t
     assert (points[1]["forget_accuracy"], points[1]["forget_count"]) == (0.0, 2)
     assert (points[1]["keep_accuracy"], points[1]["keep_count"]) == (2 / 3, 3)
     assert set(shapes) == {(5, 3, 16, 16)}
+    figures = json.loads((tmp_path / "run" / "report.json").read_text())["figures"]
+    assert figures["class"] == "cat" and figures["keep_after"] == 2 / 3
 
 
-def test_until_under_prompts_says_what_it_needs(run, refused, pipeline, tmp_path):
-    options = [*CONCEPT, "--set", "until={}", "--out", tmp_path / "run"]
-    refused(run("erase", "--pipeline", pipeline, *options), "until", "judge")
-    assert not (tmp_path / "run").exists()
+def test_prompts_of_a_file_judge_a_pipeline(run, refused, pipeline, tmp_path):
+    """In its curve, its report and an attack; who judges is asked for."""
+    prompts, judge, out = tmp_path / "prompts.csv", tmp_path / "judge", tmp_path / "run"
+    prompts.write_text(
+        "prompt,group,label\na cat,forget,cat\nmy own cat,forget,cat\n"
+        "a dog,override,dog\na dog,neighbours,dog\na tree,keep,tree\n"
+    )
+    SmallClassifier(3, in_channels=3, width=4).save(judge)
+    (judge / CARD_NAME).write_text('{"class_names": ["tree", "dog", "cat"]}')
+    options = ["erase", "--pipeline", pipeline, *CONCEPT[:-1], "--out", out]
+    refused(run(*options, "--set", "until={}"), "until", "--prompts")
+    refused(run(*options, "--classifier", judge), "--classifier", "--prompts")
+    refused(run(*options, "--prompts", prompts), "one judge")
+    assert not out.exists()
+    few = ["--per-class", 4, "--teacher-steps", 2, "--iterations", 2]
+    stop = ["--set", "until={every: 1, images: 2}"]
+    ended = run(*options, "--prompts", prompts, "--classifier", judge, *few, *stop)
+    assert ended.code == 0, ended.err
+    figures = json.loads((out / "report.json").read_text())["figures"]
+    assert (figures["class"], figures["override_class"]) == ("cat", "dog")
+    assert sum(figures["after"][name]["count"] for name in ("neighbours", "others")) == 4
+    assert json.loads((out / "curve.json").read_text())[0]["forget_count"] == 2
+    attacked = run("attack", out, "--prompts", prompts, "--classifier", judge, "--images", 10)
+    assert attacked.code == 0 and attacked.out.startswith("cat:"), attacked.err
 
 
 def test_a_run_of_prompts_that_has_made_nothing(run, refused, pipeline, tmp_path):

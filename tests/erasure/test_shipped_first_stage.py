@@ -7,8 +7,8 @@ from pecker_fast.data import pipeline_folder
 from pecker_fast.distill import Objective, load_config
 from pecker_fast.erasure.demo import (
     TEACHER_STEPS,
-    demo_captions,
     demo_concept,
+    shipped_judge,
     shipped_original,
 )
 from pecker_fast.evaluate.previews import Previews
@@ -37,7 +37,8 @@ def test_what_ships_of_the_original_is_of_the_captions_of_the_demo(tmp_path):
     for settings, ships in (({}, True), ({"seed": 1}, False)):
         config = load_config("demo_concept", settings)
         told = Objective.from_pipeline(pipeline, config).conditions
-        captions = demo_captions(told, config.seed)
+        judge = shipped_judge(config.seed, CPU)
+        captions = judge.captions([pair.forget for each in told.concepts for pair in each])
         words = Previews(pipeline, config, [], tmp_path, CPU, TEACHER_STEPS).sampling.original()
         found = shipped_original(captions, words)
         assert (found is not None) == ships

@@ -13,7 +13,8 @@ from pecker_fast.datasets.fashion_captions import held_back_captions, named_capt
 from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
 from pecker_fast.erasure.attack import attack
 from pecker_fast.erasure.attack_result import STEPS, Attacked, retrained_figures, words_of
-from pecker_fast.erasure.attack_subjects import Judges, subject_of
+from pecker_fast.erasure.attack_subjects import subject_of
+from pecker_fast.erasure.prompt_judges import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.classifier_files import CARD_NAME

@@ -24,18 +24,15 @@ CAPTIONS = ConceptCaptions(
 )
 
 
-class ReadsTheAnswer:
+def reads_the_answer(images):
     """The first pixel of an image is the class that is seen in it."""
-
-    def logits_and_features(self, images):
-        logits = torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 4).float()
-        return logits, logits
+    return images[:, 0, 0, 0].long()
 
 
 def measured(*classes, captions=CAPTIONS):
     """One image per caption in which the classifier sees these classes."""
     images = torch.tensor(classes).float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    return captions.recognition(images, ReadsTheAnswer())
+    return captions.recognition(images, reads_the_answer)
 
 
 BEFORE = measured(1, 1, 1, 1, 2, 2, 2, 3, 0, 0)

@@ -34,6 +34,7 @@ from pecker_fast.kernels import (
     geglu,
     group_norm,
     group_norm_backward,
+    layer_norm,
     residual,
     salient,
     topk_select,
@@ -52,7 +53,7 @@ POINTERS = {
     torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 # The files with the kernels of the U-Net's blocks. No backend has to give their bits.
-BLOCKS = ("channels_last", "geglu", "group_norm", "group_norm_backward", "residual")
+BLOCKS = ("channels_last", "geglu", "group_norm", "group_norm_backward", "layer_norm", "residual")
 # Contraction, flushed denormals and approximate division change bits.
 FORBIDDEN = r"\bfma\.\S+|\S+\.ftz\S*|\S+\.approx\S*|\bdiv\.full\S*"
 
@@ -73,6 +74,8 @@ def run_launchers(brief: bool) -> None:
         if not (brief or rare):  # the same body
             vectors = torch.ones(3, dtype=dense), torch.ones(3, dtype=compact)
             salient.salient_one(operation, vectors[0], i32, vectors[1], 0.5)
+    for operation in ("gather", "scatter", "swap"):
+        salient.salient(operation, BF16, BF16, i64, i32, 0.5)
     salient.salient_one("ema", i64.double(), None, i64.double(), 0.5)
     for dtype in STORED:
         salient.sum_squares(dtype, i64, i32, f64)
@@ -105,6 +108,12 @@ def run_launchers_of_blocks(brief: bool) -> None:
             tokens = torch.ones(samples, 16, 512, dtype=dtype)
             geglu.forward(tokens, tokens[..., :256])
             geglu.backward(tokens, tokens[..., :256], tokens)
+            # As wide as Stable Diffusion's, of the first level and of the last.
+            for wide in (torch.ones(samples, 16, width, dtype=dtype) for width in (320, 1280)):
+                vector, numbers = wide[0, 0].to(parameter), torch.ones(samples * 16, 2)
+                for other, sums in [(None, None), (wide, None), (wide, numbers)]:
+                    layer_norm.forward(wide, other, vector, vector, 1e-5, wide, wide, numbers)
+                    layer_norm.backward(wide, wide, other, vector, numbers, wide, sums)
         partials = torch.ones(samples, 2, 2, channels)
         channels_last.statistics(x, partials)
         channels_last.channel_sums(x, partials)

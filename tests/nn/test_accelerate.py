@@ -42,6 +42,7 @@ EXPECTED = {
         "UpBlock2D": 1,
         "CrossAttnUpBlock2D": 1,
         "Transformer2DModel": 4,
+        "BasicTransformerBlock": 4,
         "GEGLU": 4,
         "Upsample2D": 1,
         "GroupNorm": 1,

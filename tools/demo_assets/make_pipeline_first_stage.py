@@ -15,7 +15,7 @@ import click
 import torch
 
 from pecker_fast.cli.common import machine_options, prepare
-from pecker_fast.data import pipeline_folder, teacher_folder
+from pecker_fast.data import pipeline_folder
 from pecker_fast.distill.config import load_config
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
@@ -23,12 +23,10 @@ from pecker_fast.erasure.api import run
 from pecker_fast.erasure.demo import (
     ORIGINAL_NAME,
     TEACHER_STEPS,
-    demo_captions,
-    recognised_in_original,
+    shipped_judge,
 )
 from pecker_fast.erasure.request import Request
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.previews import Previews
 from pecker_fast.files import write_text
 from pecker_fast.models.pipeline import DESCRIPTION, PipelineFolder, load_unet
@@ -65,10 +63,9 @@ def measure_original(out: Path, device: torch.device) -> None:
     pipeline = PipelineFolder.load(pipeline_folder())
     conditions = Objective.from_pipeline(pipeline, config, device).conditions
     assert isinstance(conditions, TextConditions)
-    captions = demo_captions(conditions, config.seed)
-    previews = Previews(pipeline, config, [], out, device, TEACHER_STEPS)
-    classifier = load_classifier(teacher_folder() / "classifier").to(device)
-    found = recognised_in_original(previews, captions, classifier)
+    judge = shipped_judge(config.seed, device)
+    captions = judge.captions([pair.forget for each in conditions.concepts for pair in each])
+    found = judge.of_original(Previews(pipeline, config, [], out, device, TEACHER_STEPS), captions)
     content = {
         "captions": digest_of(captions.prompts),
         "sampler": found.sampler,
