@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -30,7 +31,7 @@ from pecker_fast.backends.kernels import Operation
 from pecker_fast.backends.reference import norm_salient, select_groups
 from pecker_fast.backends.salient import Row, SalientOperations
 from pecker_fast.backends.topk import name_of, nan_error, prepare_scores
-from pecker_fast.backends.work import Entry, Hyperparameters, advance, update_rows
+from pecker_fast.backends.work import Entry, Hyperparameters, Layouts, advance, look, update_rows
 from pecker_fast.errors import PeckerError
 
 __all__ = [
@@ -82,12 +83,15 @@ class CpuWork:
     entries: tuple[Entry, ...]
     steps: Tensor
     compact_grads: bool
-    table: Tensor  # (len(entries), 13) int64, struct AdamWTensor
+    params: list[Tensor]  # of the entries
+    sizes: list[int]  # how many entries of each are salient
+    table: np.ndarray  # (len(entries), 13) int64, struct AdamWTensor
     layouts: list[_Layout | None]  # None: the row has not been made yet
     offsets: list[tuple[Tensor | None, Tensor | None]]  # what the rows point to, kept alive
     # Entries the kernel cannot take as they are: "reference" does the whole update in torch,
     # "copy" brings the gradient to the parameter's strides at every step.
     detours: dict[int, Literal["reference", "copy"]] = field(default_factory=dict)
+    seen: Layouts | None = None  # of parameters and gradients, when all rows were right
     captured: ClassVar[bool] = False
 
 
@@ -105,9 +109,15 @@ def prepare(entries: Sequence[Entry], steps: Tensor, compact_grads: bool = False
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in state]
         rows.append([0, 0, 0, 0, *pointers, 0, entry.nnz, 0, 0])
     count = len(rows)
-    table = torch.tensor(rows, dtype=torch.int64).view(count, _COLUMNS)
     return CpuWork(
-        tuple(entries), steps, compact_grads, table, [None] * count, [(None, None)] * count
+        entries=tuple(entries),
+        steps=steps,
+        compact_grads=compact_grads,
+        params=[entry.param for entry in entries],
+        sizes=[entry.nnz for entry in entries],
+        table=np.array(rows, np.int64).reshape(count, _COLUMNS),
+        layouts=[None] * count,
+        offsets=[(None, None)] * count,
     )
 
 
@@ -121,27 +131,28 @@ def masked_adamw_(
     """As `reference.masked_adamw_`, in one call for all tensors."""
     if found_inf is not None and found_inf.item() > 0:
         return
-    copies = _refresh_rows(work, grads)
+    addresses, layouts = look([*work.params, *grads])
+    if layouts != work.seen:
+        _refresh_rows(work, grads)
+        work.seen = layouts
     counts = advance(work.steps, grads)
     rows, first_rows = update_rows(work.entries, grads, counts, groups)
-    grad_pointers = [0 if grad is None else grad.data_ptr() for grad in grads]
+    work.table[:, [_PARAM, _GRAD]] = addresses.reshape(2, -1).T
+    work.table[:, _FIRST_ROW] = first_rows
+    copies = _copies(work, grads)
     for i in work.detours:
-        grad_pointers[i] = copies[i].data_ptr() if i in copies else 0
-    pointers = [[entry.param.data_ptr() for entry in work.entries], grad_pointers]
-    work.table[:, [_PARAM, _GRAD]] = torch.tensor(pointers, dtype=torch.int64).t()
-    work.table[:, _FIRST_ROW] = torch.tensor(first_rows, dtype=torch.int64)
-    row_table = torch.tensor(rows, dtype=torch.float64)
+        work.table[i, _GRAD] = copies[i].data_ptr() if i in copies else 0
+    row_table = np.array(rows, np.float64)
     _C.masked_adamw(
-        work.table.data_ptr(),
+        work.table.ctypes.data,
         len(work.entries),
-        row_table.data_ptr(),
+        row_table.ctypes.data,
         0.0 if grad_scale is None else float(grad_scale),
         torch.get_num_threads(),
         instruction_set(),
     )
-    increment_version(
-        [e.param for e, g in zip(work.entries, grads, strict=True) if g is not None and e.nnz]
-    )
+    moved = zip(work.params, grads, work.sizes, strict=True)
+    increment_version([param for param, grad, size in moved if grad is not None and size])
 
     for i, detour in work.detours.items():
         grad = grads[i]
@@ -155,8 +166,8 @@ def masked_adamw_(
             grad.copy_(copies[i])
 
 
-def _refresh_rows(work: CpuWork, grads: Sequence[Tensor | None]) -> dict[int, Tensor]:
-    """Make the rows whose layout is new; return the gradients that had to be copied."""
+def _refresh_rows(work: CpuWork, grads: Sequence[Tensor | None]) -> None:
+    """Make the rows whose layout is new."""
     for i, (entry, grad) in enumerate(zip(work.entries, grads, strict=True)):
         if grad is not None:
             p = entry.param
@@ -164,6 +175,10 @@ def _refresh_rows(work: CpuWork, grads: Sequence[Tensor | None]) -> dict[int, Te
             if layout != work.layouts[i]:
                 _make_row(work, i, grad)
                 work.layouts[i] = layout
+
+
+def _copies(work: CpuWork, grads: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """The gradients that the kernel cannot read as they lie, in their parameter's order."""
     return {
         i: torch.empty_like(work.entries[i].param, dtype=grad.dtype).copy_(grad)
         for i, detour in work.detours.items()

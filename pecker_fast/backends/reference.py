@@ -111,7 +111,7 @@ def gather_salient_(
     Args:
         params: tensors of any shape, strides and float dtype.
         indices: (nnz,) int32 positions each; None for every entry in C order.
-        out: (nnz,) float32 or float64 each.
+        out: (nnz,) float32 or float64 each, or the tensor's own dtype where nothing is added.
         accumulate: add to `out` instead of replacing it.
     """
     with torch.no_grad():
@@ -131,7 +131,7 @@ def scatter_salient_(
     Args:
         params: tensors of any shape, strides and float dtype.
         indices: (nnz,) int32 positions each; None for every entry in C order.
-        values: (nnz,) float32 or float64 each.
+        values: (nnz,) float32, float64 or the tensor's own dtype each.
     """
     with torch.no_grad():
         for param, positions, source in zip(params, indices, values, strict=True):
@@ -149,7 +149,7 @@ def swap_salient_(
     Args:
         params: tensors of any shape, strides and float dtype; what they get is rounded to it.
         indices: (nnz,) int32 positions each; None for every entry in C order.
-        values: (nnz,) float32 or float64 each.
+        values: (nnz,) float32, float64 or the tensor's own dtype each.
     """
     with torch.no_grad():
         for param, positions, vector in zip(params, indices, values, strict=True):

@@ -16,7 +16,8 @@ networks alone. `make_pipeline_first_stage.py` made it by the recipe `demo_conce
 `original.json` is what the classifier sees in the pipeline's own images of the demo's captions.
 
 `dit/` is a DiT that learnt the same images by flow matching, in half precision, judged by the same
-classifier. `make_dit.py` made it by the recipe `fashion_dit`.
+classifier. `make_dit.py` made it by the recipe `fashion_dit`. `dit_first_stage/` is its first
+stage, in half precision too, by `make_dit_first_stage.py`.
 
 They learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """
@@ -26,6 +27,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "dit_first_stage_folder",
     "dit_folder",
     "first_stage_folder",
     "pipeline_first_stage_folder",
@@ -42,6 +44,11 @@ def teacher_folder() -> Path:
 def dit_folder() -> Path:
     """The folder of the shipped DiT, a rectified flow of Fashion-MNIST."""
     return Path(__file__).parent / "dit"
+
+
+def dit_first_stage_folder() -> Path:
+    """The folder of the first stage of the shipped DiT, for `erase --from`."""
+    return Path(__file__).parent / "dit_first_stage"
 
 
 def first_stage_folder() -> Path:

@@ -125,7 +125,7 @@ class PeckerConfig(MaskedConfig):
     graph: Literal["auto", "off"] = "auto"  # auto = one CUDA graph per iteration, on CUDA.
     # On CUDA the generator phase begins beside the pseudo-score phase, on a second stream: the
     # generator's images and the teacher's predictions of them need none of it. The same losses, but
-    # for dropout's draws; two networks' activations more. Needs three sets of weights.
+    # for dropout's draws; two networks' activations more. One process, three sets of weights.
     overlap: bool = False
     alpha: float = 1.2  # Weight of the score difference in the generator loss.
     share_generator_pass: bool = False  # One generator pass for both phases: near-exact, faster.

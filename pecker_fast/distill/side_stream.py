@@ -39,4 +39,4 @@ class SideStream:
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in made:
-            tensor.record_stream(current)  # type: ignore[no-untyped-call]
+            tensor.record_stream(current)

@@ -316,8 +316,8 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         return CudaCapture(self.device)
 
     def _side_stream(self) -> SideStream | None:
-        """Where the phases overlap, if they are to and can."""
-        overlaps = self.config.overlap and self.device.type == "cuda"
+        """Where the phases overlap, if they are to; not where gradients are sent during a phase."""
+        overlaps = self.config.overlap and self.device.type == "cuda" and self._ranks.alone
         return SideStream(self.device) if overlaps else None
 
     # ---- masks

@@ -113,7 +113,7 @@ class FusedTransformerBlock(BasicTransformerBlock):
                 **options,
             )
         normed, hidden = _normalised(self.norm3, hidden, added)
-        return self.ff(normed) + hidden  # type: ignore[no-any-return]
+        return self.ff(normed) + hidden
 
 
 def _layer_norms(block: Any) -> list[nn.LayerNorm]:

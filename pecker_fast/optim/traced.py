@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from pecker_fast.backends.operators import define
-from pecker_fast.backends.work import Hyperparameters
+from pecker_fast.backends.work import Hyperparameters, look
 
 __all__ = ["SCHEMA", "TracedStep"]
 
@@ -101,11 +102,8 @@ def _masked_adamw(
     every = [param for group in owner.param_groups for param in group["params"]]
     own = [every[place] for place in places]
     # A compiler may hand over copies, which it writes back itself.
-    copies = [
-        (mine, given)
-        for mine, given in zip(own, params, strict=True)
-        if mine.data_ptr() != given.data_ptr()
-    ]
+    addresses = look([*own, *params])[0].reshape(2, -1)
+    copies = [(own[i], params[i]) for i in np.flatnonzero(addresses[0] != addresses[1])]
     for mine, given in copies:
         mine.copy_(given)
     groups = [

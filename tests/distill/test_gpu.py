@@ -17,6 +17,7 @@ OPTIONS = {
     "bf16": {"mask.apply": "both", "precision": "bf16"},
     "autocast": {"precision": "autocast"},
     "one generator pass": {"share_generator_pass": True},
+    "two streams": {"overlap": True},
 }
 
 
