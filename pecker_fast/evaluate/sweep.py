@@ -106,20 +106,21 @@ def ways(
     for level in ONE_STEP_SIGMAS:
         t = int((sigma - level).abs().argmin())
         yield Way(f"one step from t = {t}", t_init=t)
+    many = "Euler" if schedule.flow else "DDIM"
     usual = "" if guidance == 1 else f", guidance {guidance:g}"
     for steps in DDIM_STEPS:
-        yield Way(f"DDIM, {steps} steps{usual}", steps, guidance=guidance)
+        yield Way(f"{many}, {steps} steps{usual}", steps, guidance=guidance)
     if ddpm and not schedule.flow:
         yield Way(f"DDPM, {DDIM_STEPS[-1]} steps", DDIM_STEPS[-1], ddpm=True)
     for scale, words in scales.items():
-        yield Way(f"DDIM, {FEW} steps, {words}", FEW, guidance=scale)
+        yield Way(f"{many}, {FEW} steps, {words}", FEW, guidance=scale)
     for share in BLENDS if blended_with else ():
-        words = f"DDIM, {FEW} steps{usual}, condition {share:.0%} {blended_with}"
+        words = f"{many}, {FEW} steps{usual}, condition {share:.0%} {blended_with}"
         yield Way(words, FEW, guidance=guidance, blend=share)
     if held_back:
         if generator:
             yield Way("one step, captions held back", held_back=True)
-        words = f"DDIM, {FEW} steps{usual}, captions held back"
+        words = f"{many}, {FEW} steps{usual}, captions held back"
         yield Way(words, FEW, guidance=guidance, held_back=True)
 
 
