@@ -38,7 +38,6 @@ test-oldest: .venv/installed-test build/oldest/installed  ## fused blocks on the
 
 build/cuda_on_host: .venv/installed-test $(SOURCES)  # csrc/cuda for tests on the CPU
 	$(BIN)/python tests/cuda_on_host/build.py
-	touch $@
 
 build/oldest/installed: pyproject.toml
 	rm -rf build/oldest
@@ -129,3 +128,7 @@ clean:           ## remove everything that was built
 .venv/installed-lint: .venv/installed
 	$(INSTALL) 'pecker-fast[test,lint]'
 	touch $@
+
+.venv/installed-all: .venv/installed  # of all of these at once
+	$(INSTALL) 'pecker-fast[loops,docs,lint]'
+	touch .venv/installed-test .venv/installed-loops .venv/installed-docs .venv/installed-lint $@

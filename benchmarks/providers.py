@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from bench import Builder, NotApplicable, Provider
@@ -19,7 +20,7 @@ from torch import Tensor
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.adamw import MaskedAdamW
 
-__all__ = ["baselines", "checked_ours", "frozen_kept", "gate", "ours"]
+__all__ = ["baselines", "checked_ours", "compiled_idle", "frozen_kept", "gate", "ours"]
 
 # rtol and atol by dtype, as in the tests: low precision may round to either neighbour.
 TOLERANCES = {
@@ -45,10 +46,27 @@ def checked_ours(made: StepInput, backend: str, compiled: bool = False) -> Provi
     except PeckerError as error:  # e.g. a tensor too large for int32 positions
         raise NotApplicable(str(error)) from None
     if compiled:
-        step = optimizer.step
-        optimizer.step = torch.compile(lambda: step(), fullgraph=True)  # type: ignore[method-assign]
+        optimizer.step = _compiled(optimizer)  # type: ignore[method-assign]
     match = gate(made, optimizer, before)
     return _provider(made, optimizer, optimizer.step, bytes_floor(made), match)
+
+
+def _compiled(optimizer: MaskedAdamW) -> Callable[[], object]:
+    step = optimizer.step
+    return torch.compile(lambda: step(), fullgraph=True)
+
+
+class _Idle(MaskedAdamW):
+    def _step(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: what a compiled step still costs is torch's guards, wrapper and dispatch."""
+
+
+def compiled_idle(made: StepInput, backend: str) -> Provider:
+    """What a compiled step of these tensors costs that does nothing."""
+    optimizer = _Idle(made.params.items(), **made.options, mask=made.masks, backend=backend)
+    step = _compiled(optimizer)
+    step()
+    return _provider(made, optimizer, step, 0)
 
 
 def gate(made: StepInput, optimizer: MaskedAdamW, before: dict[str, Tensor]) -> bool:

@@ -3,6 +3,7 @@
     python benchmarks/step_time.py                               # CIFAR-10 DDPM, fp32, CPU
     python benchmarks/step_time.py --device cuda --preset sd15 sdxl --dtype float32 bfloat16
     python benchmarks/step_time.py --preset tiny --densities 0.5 --repeats 5 --json out.json
+    python benchmarks/step_time.py --compiled --threads 1        # under torch.compile, CPU time
 
 Every row of ours is first checked: three steps on that very input must agree with the reference,
 and every frozen entry must keep its bits. A row that fails is printed without a time, and the exit
@@ -19,16 +20,17 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from bench import Builder, Case, Setup, command, make_parser
-from inputs import PRESETS, make_input
-from providers import baselines, checked_ours
+from inputs import PRESETS, StepInput, make_input
+from providers import baselines, checked_ours, compiled_idle
 
-__all__ = ["StepCase", "main"]
+__all__ = ["CompiledCase", "StepCase", "main"]
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,37 @@ class StepCase(Case):
     density: float = 0.1
     dtype: str = "float32"
     beta1: float = 0.9
-    compiled: bool = False
 
     def providers(self, setup: Setup) -> dict[str, Builder]:
         """Ours on every backend, and what people run today."""
-        dtype = getattr(torch, self.dtype)
-        made = make_input(self.preset, dtype, self.mask, self.density, setup.device, self.beta1)
+        made = self._made(setup)
         ours: dict[str, Builder] = {
             f"pecker_fast[{name}]": partial(checked_ours, made, name) for name in setup.backends
         }
-        if self.compiled:
-            for name in setup.backends:
-                ours[f"compiled[{name}]"] = partial(checked_ours, made, name, compiled=True)
         return ours | baselines(made)
+
+    def _made(self, setup: Setup) -> StepInput:
+        dtype = getattr(torch, self.dtype)
+        return make_input(self.preset, dtype, self.mask, self.density, setup.device, self.beta1)
+
+
+@dataclass(frozen=True)
+class CompiledCase(StepCase):
+    """The step under torch.compile, the eager one, and what torch takes for one without work."""
+
+    benchmark = "step_time_compiled"
+    baselines = ("eager",)
+    roof = None
+    clock = time.process_time
+
+    def providers(self, setup: Setup) -> dict[str, Builder]:
+        """On the first backend alone."""
+        made, name = self._made(setup), setup.backends[0]
+        return {
+            "eager": partial(checked_ours, made, name),
+            "compiled": partial(checked_ours, made, name, compiled=True),
+            "compiled, without work": partial(compiled_idle, made, name),
+        }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,11 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--masks", nargs="*", choices=masks, default=masks)
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["float32"])
     parser.add_argument("--beta1", type=float, default=0.9, help="0: as published for SFD")
-    parser.add_argument("--compiled", action="store_true", help="ours under torch.compile as well")
+    parser.add_argument("--compiled", action="store_true", help="what torch.compile costs instead")
     options = parser.parse_args(argv)
     chosen = [("none", 1.0), *itertools.product(options.masks, options.densities)]
+    case = CompiledCase if options.compiled else StepCase
     cases = [
-        StepCase(preset, mask, density, dtype, options.beta1, options.compiled)
+        case(preset, mask, density, dtype, options.beta1)
         for preset in options.preset
         for dtype in options.dtype
         for mask, density in chosen

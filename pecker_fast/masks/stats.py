@@ -89,7 +89,8 @@ def plot_density(rows: Sequence[ParameterStats], path: str | os.PathLike[str]) -
         axes.spines[["top", "right"]].set_visible(False)
     try:
         with replacing(path) as temporary:
-            FigureCanvasAgg(figure).print_png(temporary)  # `savefig` draws it all twice
+            # `savefig` draws it all twice.
+            FigureCanvasAgg(figure).print_png(temporary)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise PeckerError(f"cannot write the plot {os.fspath(path)!r}: {error}") from error
 

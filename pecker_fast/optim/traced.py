@@ -110,7 +110,8 @@ def _masked_adamw(
         _hyperparameters(group, tensors[number * _TENSORS : (number + 1) * _TENSORS])
         for number, group in enumerate(owner.param_groups)
     ]
-    owner._step(grad_scale, found_inf, dict(zip(own, grads, strict=True)).get, groups)
+    grad_of = dict(zip(map(id, own), grads, strict=True))  # a tensor's own hash is Python
+    owner._step(grad_scale, found_inf, lambda param: grad_of.get(id(param)), groups)
     for mine, given in copies:
         given.copy_(mine)
 

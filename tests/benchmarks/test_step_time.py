@@ -34,13 +34,23 @@ def test_every_row_is_gated_and_has_its_ratios(run):
     assert ours["state_bytes"] < 0.6 * rows["torch_fused"]["state_bytes"]
 
 
+@pytest.mark.slow
+def test_the_compiled_step_is_gated_too(run):
+    from step_time import CompiledCase
+
+    code, result = run([CompiledCase("tiny", "random", 0.5)])
+    assert code == 0
+    rows = {row["provider"]: row["match"] for row in result["rows"]}
+    assert rows == {"eager": True, "compiled": True, "compiled, without work": None}
+
+
 def test_the_command(capsys):
     import step_time
 
     options = "--preset tiny --dtype float32 bfloat16 --masks heavy --densities 0.1 --list"
     assert step_time.main(options.split()) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"step_time tiny mask={mask} density={density} dtype={dtype} beta1=0.9 compiled=False"
+        f"step_time tiny mask={mask} density={density} dtype={dtype} beta1=0.9"
         for dtype in ("float32", "bfloat16")
         for mask, density in (("none", 1.0), ("heavy", 0.1))
     ]

@@ -37,13 +37,7 @@ def erase(run, files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--forget", "hexagon"], ["'hexagon'", "circle", "square", "star"]),
-        (["--override", "STAR"], ["override", "star"]),
         (["--density", "1.01"], ["--density 1.01"]),
-        (["--set", "densty=0.1"], ["'densty'", "did you mean"]),
-        (["--set", "diffusion.t_init=1000"], ["t_init", "999"]),
-        (["--config", "cifar11"], ["cifar11", "cifar10"]),
-        (["--config", "FILES/recipe.yaml"], ["'mask.densities'", "mask.density", "recipe.yaml"]),
         (["--mask-file", "FILES/other.safetensors"], ["conv_in.weight"]),
         (["--data-root", "FILES"], ["--data-root"]),
         (["--device", "cuda:99"], ["--device cuda:99"]),
@@ -52,7 +46,6 @@ def erase(run, files, tmp_path):
 )
 def test_options_that_cannot_be_used(erase, refused, tmp_path, arguments, named):
     SaliencyMask.full(torch.nn.Linear(3, 4)).save(tmp_path / "other.safetensors")
-    (tmp_path / "recipe.yaml").write_text("mask:\n  densities: 0.1\n")
     arguments, named = (
         [word.replace("FILES", str(tmp_path)) for word in words] for words in (arguments, named)
     )

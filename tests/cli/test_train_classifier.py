@@ -6,7 +6,6 @@ import pytest
 import torch
 from image_data import write_images
 from methods.training_jobs import tiny_images
-from tiny_models import tiny_scheduler, tiny_unet
 
 from pecker_fast import cli
 from pecker_fast.datasets.loading import load_images
@@ -14,7 +13,6 @@ from pecker_fast.evaluate.classifier import SmallClassifier, load_classifier
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.resnet import ResNetClassifier
-from pecker_fast.models import ModelFolder
 
 NAMES = ("circle", "square", "star")
 SMALL = [
@@ -54,15 +52,6 @@ def finished(data, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
-    unet = tiny_unet(3, (3, 8, 8))
-    path = tmp_path_factory.mktemp("model") / "model"
-    ModelFolder(unet, tiny_scheduler(), NAMES).save(path)
-    return path
-
-
 def test_card_and_statistics_are_those_of_the_network(finished, data):
     network = load_classifier(finished)
     assert isinstance(network, SmallClassifier)
@@ -79,24 +68,6 @@ def test_card_and_statistics_are_those_of_the_network(finished, data):
     torch.testing.assert_close(found.mean, expected.mean)
     torch.testing.assert_close(found.cov, expected.cov)
     assert found.source.endswith("60 training images, 8x8")
-
-
-def test_evaluate_and_erase_take_it(run, finished, model, tmp_path):
-    judge = ["--classifier", finished]  # its statistics lie beside it
-    few = ["--per-class", 2, "--threads", 1]
-    done = run(
-        "evaluate", model, *judge, *few, "--forget", "star", "--steps", 2,
-        "--json", tmp_path / "figures.json",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    assert "60 training images, 8x8" in (tmp_path / "figures.json").read_text()
-    done = run(
-        "erase", model, "--out", tmp_path / "run", *judge, *few, "--teacher-steps", 2,
-        "--forget", "star", "--override", "circle", "--iterations", 1, "--set", "batch_size=2",
-        "--set", "saliency.batches=1", "--set", "saliency.batch_size=2",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    assert json.loads((tmp_path / "run/report.json").read_text())["frechet_after"] > 0
 
 
 def test_resnet_starts_from_a_weights_file(run, refused, data, tmp_path):

@@ -42,15 +42,6 @@ def test_rows_are_sliced_together():
     assert torch.equal(rows.teacher, drawn.teacher[2:6])
 
 
-@pytest.mark.parametrize(
-    ("forget", "override"), [("bag", "Coat"), (1, 2), ("1", "2"), ("Bag", "2")]
-)
-def test_classes_by_name_or_index(forget, override):
-    conditions = ClassConditions(forget, override, 4, NAMES)
-    assert conditions.pairs == ((1, 2),)
-    assert conditions.kept == (0, 2, 3)
-
-
 @pytest.mark.parametrize("bad", [4, -1, "hat", "4", "-1"])
 def test_unknown_class_is_refused_with_the_known_ones(bad):
     with pytest.raises(PeckerError, match="0 'Boot', 1 'Bag', 2 'Coat', 3 'Shirt'"):
