@@ -116,7 +116,7 @@ def _backward_tile(
     return dy, xhat
 
 
-@triton.jit(do_not_specialize=["rows", "tiles"])
+@triton.jit(do_not_specialize=["rows"])
 def _layer_norm_backward_kernel(
     total_ptr,
     dy_ptr,
@@ -127,7 +127,7 @@ def _layer_norm_backward_kernel(
     partials_ptr,
     rows,
     columns,
-    tiles,
+    TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -139,8 +139,8 @@ def _layer_norm_backward_kernel(
     else:
         of_bias = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
         of_weight = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
-        for i in range(tiles):
-            dy, xhat = _backward_tile(program * tiles + i, total_ptr, dy_ptr, other_ptr, weight_ptr,
+        for i in range(TILES):
+            dy, xhat = _backward_tile(program * TILES + i, total_ptr, dy_ptr, other_ptr, weight_ptr,
                                       statistics_ptr, grad_ptr, rows, columns, BLOCK_ROWS,
                                       BLOCK_COLUMNS)
             of_bias += dy
@@ -214,7 +214,7 @@ def backward(
         programs, tiles = triton.cdiv(rows, tile["BLOCK_ROWS"]), 1
     if programs:
         _layer_norm_backward_kernel[(programs,)](
-            total, dy, other, weight, statistics, grad, partials, rows, columns, tiles, **tile
+            total, dy, other, weight, statistics, grad, partials, rows, columns, TILES=tiles, **tile
         )
 
 

@@ -1,6 +1,8 @@
 // Copies between the salient entries of dense tensors and compact vectors, their exchange and
 // their moving average, in one launch for a list of tensors; and the norm of compact gradients.
 // 4 bytes of index, one element (two when it is written back) and the compact value per entry.
+#include <type_traits>
+
 #include "../adamw_math.h"
 #include "../half.h"
 #include "launch.h"
@@ -48,12 +50,13 @@ __global__ void __launch_bounds__(kThreads)
         const Compact value = Convert<Compact, Dense>::apply(outer[j]);
         if (operation == kScatter || operation == kSwap)
             dense[element[j]] = Convert<Dense, Compact>::apply(inner[j]);
-        if (operation == kGather || operation == kSwap)
-            compact[slot[j]] = value;
-        else if (operation == kGatherAdd)
-            compact[slot[j]] = inner[j] + value;
-        else if (operation == kEma)
-            compact[slot[j]] = lerp(inner[j], value, weight, rest);
+        if (operation == kGather || operation == kSwap) compact[slot[j]] = value;
+        if constexpr (!std::is_same_v<Compact, uint16_t>) {  // halves are only copied
+            if (operation == kGatherAdd)
+                compact[slot[j]] = inner[j] + value;
+            else if (operation == kEma)
+                compact[slot[j]] = lerp(inner[j], value, weight, rest);
+        }
     }
 }
 

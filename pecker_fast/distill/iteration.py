@@ -174,7 +174,7 @@ class Iteration:
         self,
         inputs: IterationInputs,
         shared: Tensor | None,
-        ahead: tuple[Tensor, Predictions] | None,
+        ahead: tuple[Tensor, Predictions] | None = None,
     ) -> list[Tensor]:
         """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
         objective, config = self._objective, self._config

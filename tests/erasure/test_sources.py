@@ -77,7 +77,7 @@ def test_a_live_pipeline_stays_and_its_copy_forgets(live, erased):
     apply_patch(before, found.patch)
     for name, value in made.unet.state_dict().items():
         assert torch.equal(value, before[name])
-    with pytest.raises(PeckerError, match="no classifier knows what its prompts name"):
+    with pytest.raises(PeckerError, match="nobody knows what its prompts name"):
         found.attack("judge")
 
 
