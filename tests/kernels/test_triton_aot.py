@@ -72,8 +72,8 @@ def test_selection_leaves_room_for_two_blocks_an_sm(compiled):
         ("geglu", "8 256 bf16 bf16", False),
         ("geglu_backward", "8 256 bf16 bf16 bf16", False),
         ("layer_norm", "4 512 bf16 bf16 fp32 fp32 bf16 bf16 fp32", False),
-        ("layer_norm_backward", "4 512 bf16 bf16 bf16 fp32 fp32 bf16 none", False),
-        ("layer_norm_backward", "4 512 bf16 bf16 bf16 fp32 fp32 bf16 fp32", True),
+        ("layer_norm_backward", "1 4 512 bf16 bf16 bf16 fp32 fp32 bf16 none", False),
+        ("layer_norm_backward", "1 4 512 bf16 bf16 bf16 fp32 fp32 bf16 fp32", True),
     ],
 )
 def test_instructions_of_blocks_an_element(compiled, kernel, types, more, monkeypatch):
