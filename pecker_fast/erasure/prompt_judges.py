@@ -96,6 +96,11 @@ class Judges:
         Raises:
             PeckerError: one of these.
         """
+        how = (self.nudity_threshold, self.nudity_channel_order)
+        if self.nudity_detector is None and how != (None, None):
+            raise PeckerError(
+                "--nudity-threshold and --nudity-channel-order need --nudity-detector"
+            )
         of_prompts = [self.clip, self.nudity_detector, self.faces]
         given = sum(each is not None for each in (self.classifier, *of_prompts))
         if given != 1 or (prompts is None and self.classifier is None):

@@ -280,6 +280,7 @@ def test_prompts_of_a_file(animals):
         (ROWS, {}, "give one judge"),
         (ROWS, {"faces": "trusted:a:b", "clip": "clip"}, "give one judge"),
         (ROWS, {"clip": "clip", "prompts": None}, "give one judge"),
+        (ROWS, {"clip": "clip", "nudity_threshold": 0.5}, "need --nudity-detector"),
         ("prompt,group,label\na dog,keep,dog\n", {"clip": "clip"}, "no row has the group forget"),
         ("prompt,group\na cat,forget\n", {"clip": "clip"}, "a row has no label"),
         (ROWS + "a sheep,forget,sheep\n", {"clip": "clip"}, "2 labels in the group forget"),
