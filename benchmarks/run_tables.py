@@ -73,8 +73,8 @@ def demo(result: Result) -> str:
             ("worst other way of asking", worst),
         ],
         f"Mean of {seeds} seeds (range in brackets), 5,000 samples each, 500 of the class, and 100 "
-        "or more in each other way; Fréchet distance of the other classes in the features of the shipped "
-        f"classifier. In every run under a mask all {frozen:,} frozen parameters kept their bits. "
+        "or more in each other way; Fréchet distance of the other classes in the features of the "
+        f"shipped classifier. In every run under a mask all {frozen:,} frozen parameters kept their bits. "
         f"{measured_on(result)}",
     )  # fmt: skip
 
