@@ -74,8 +74,8 @@ def demo(result: Result) -> str:
         ],
         f"Mean of {seeds} seeds (range in brackets), 5,000 samples each, 500 of the class, and 100 "
         "or more in each other way; Fréchet distance of the other classes in the features of the "
-        f"shipped classifier. In every run under a mask all {frozen:,} frozen parameters kept their "
-        f"bits. {measured_on(result)}",
+        f"shipped classifier. In every run under a mask all {frozen:,} frozen parameters kept "
+        f"their bits. {measured_on(result)}",
     )  # fmt: skip
 
 
