@@ -3,9 +3,7 @@
     python tools/demo_assets/make_emoji.py --drawings FOLDER --out emoji --threads 1
 
 `emoji_drawings.py` says what is in FOLDER. What a stopped run has trained is in emoji.partial, from
-where the same command goes on. A quarter of an hour of one core's time. The weights that ship were
-stopped and went on under another number of steps, which the learning rate depends on: 2,500 for
-the first 250, 1,250 for the next 1,000, 2,650 for 250 more, then as below.
+where the same command goes on. Forty minutes of one core's time.
 
 `--judges` makes the judges in `data/emoji_judges`, which come first. They have seen the same
 drawings, turned, scaled and moved further, some of them blurred as by an autoencoder. A judge of
@@ -54,7 +52,7 @@ JUDGES_COPIES = 40  # the same of the judges
 @click.option("--drawings", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--judges", is_flag=True, help="Make the judges instead.")
-@click.option("--steps", type=int, default=2250, show_default=True)
+@click.option("--steps", type=int, default=10_000, show_default=True)
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--autoencoder-steps", type=int, default=1500, show_default=True)
 @click.option("--per-pair", type=int, default=4, show_default=True, help="Images in the figures.")
