@@ -2,8 +2,9 @@
 
 `teacher/` is a model folder (see `pecker_fast.models.folder`) with two more parts: `classifier/`,
 which judges the samples, and `statistics.safetensors`, the classifier's features of real images.
-`tools/demo_assets/make_teacher.py` made all three. `retrained.json` is what `pecker-fast attack
---json` found of a model that the recipe `fashion_retrain` trained without ankle boots.
+`tools/demo_assets/make_teacher.py` makes all three, and says how these were made. `retrained.json`
+is what `pecker-fast attack --json` found of a model that the recipe `fashion_retrain` trained
+without ankle boots.
 
 `first_stage/` is the teacher distilled into one step, for erasures to start from: the generator as
 `model/`, and what knows its scores as `pseudo_score/`. The recipe `demo_first_stage` made it.
@@ -12,12 +13,12 @@ which judges the samples, and `statistics.safetensors`, the classifier's feature
 `pecker_fast.json` holds its figures. `make_pipeline.py` there made it.
 
 `pipeline_first_stage/` is its first stage, in half precision: of what `distill` makes the two
-networks alone. `make_pipeline_first_stage.py` made it by the recipe `demo_concept_first_stage`;
+networks alone. `make_first_stage.py` made it by the recipe `demo_concept_first_stage`;
 `original.json` is what the classifier sees in the pipeline's own images of the demo's captions.
 
 `dit/` is a DiT that learnt the same images by flow matching, in half precision, judged by the same
 classifier. `make_dit.py` made it by the recipe `fashion_dit`. `dit_first_stage/` is its first
-stage, in half precision too, by `make_dit_first_stage.py`.
+stage, in half precision too, by `make_first_stage.py`.
 
 `emoji/` is a pipeline in colour, of 24 objects that are drawn in 4 styles; `emoji_judges/` has a
 classifier of objects and one of styles. `make_emoji.py` made them; `emoji/NOTICE` says whose

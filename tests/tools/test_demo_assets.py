@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools/demo_assets"))
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
     """In place of Fashion-MNIST: a bar for each class, at a place of its own."""
-    images, labels = torch.full((60, 1, 28, 28), -1.0), torch.arange(60) % 10
+    images, labels = torch.zeros(60, 1, 28, 28, dtype=torch.uint8), torch.arange(60) % 10
     for image, label in zip(images, labels.tolist(), strict=True):
-        image[:, 2 + 2 * label : 6 + 2 * label] = 0.5
-    monkeypatch.setattr(fashion_mnist, "load_split", lambda folder, split: (images, labels))
+        image[:, 2 + 2 * label : 6 + 2 * label] = 190
+    monkeypatch.setattr(fashion_mnist, "load_pixels", lambda folder, split: (images, labels))
 
 
 def run(script, out, *arguments):
@@ -38,37 +38,59 @@ def run(script, out, *arguments):
 def test_make_teacher(tmp_path):
     import make_teacher
 
-    out = tmp_path / "teacher"
-    arguments = ("--steps", "2", "--classifier-epochs", "5", "--per-class", "2")
-    run(make_teacher.make, out, *arguments)
+    small = ("network.channels=16", "iterations=2", "batch_size=4", "warmup=0")
+    out = trained(make_teacher, tmp_path, small, "--epochs", "5")
     folder = ModelFolder.load(out)
-    assert folder.class_names == fashion_mnist.CLASS_NAMES
-    assert folder.image_shape == (1, 28, 28)
-    assert folder.figures["training"]["recipe"]["steps"] == 2
-    assert folder.figures["teacher"]["per_class"] == 2
-    assert load_classifier(out / "classifier").num_classes == 10
+    assert folder.image_shape == (1, 28, 28) and folder.figures["training"]["iterations"] == 2
+    assert load_classifier(out / "classifier", folder.class_names).num_classes == 10
     assert ClassStatistics.load(out / "statistics.safetensors").num_classes == 10
 
 
 @pytest.mark.slow
-def test_make_dit(tmp_path, monkeypatch):
+def test_make_dit(tmp_path):
     import make_dit
 
-    pixels = torch.zeros(60, 1, 28, 28, dtype=torch.uint8), torch.arange(60) % 10
-    monkeypatch.setattr(fashion_mnist, "load_pixels", lambda folder, split: pixels)
-    out, small = tmp_path / "dit", ("channels=16", "blocks_per_level=1")
-    words = [word for key in small for word in ("--set", f"network.{key}")]
-    words += ["--set", "iterations=2", "--set", "batch_size=4", "--set", "warmup=0"]
-    words += ["--run", str(tmp_path / "run"), "--out", str(out), "--per-class", "2"]
-    result = CliRunner().invoke(make_dit.make, [*words, "--threads", "1"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    small = ("network.channels=16", "network.blocks_per_level=1")
+    small += ("iterations=2", "batch_size=4", "warmup=0")
+    out = trained(make_dit, tmp_path, small)
     folder = ModelFolder.load(out)
-    assert folder.class_names == fashion_mnist.CLASS_NAMES and folder.null_label == 10
     assert (folder.image_shape, folder.prediction_type) == ((1, 28, 28), "flow_prediction")
-    assert folder.figures["training"]["iterations"] == 2
-    assert folder.figures["teacher"]["per_class"] == 2
+    assert folder.null_label == 10 and folder.figures["training"]["iterations"] == 2
     stored = load_file(out / "transformer/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
+
+
+def trained(script, tmp_path, settings, *words):
+    """The folder that a script makes with these settings, with figures of 2 images a class."""
+    out = tmp_path / "out"
+    words = ("--run", str(tmp_path / "run"), "--out", str(out), "--per-class", "2", *words)
+    changes = [word for setting in settings for word in ("--set", setting)]
+    result = CliRunner().invoke(
+        script.make, [*words, *changes, "--threads", "1"], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    folder = ModelFolder.load(out)
+    assert folder.class_names == fashion_mnist.CLASS_NAMES
+    assert folder.figures["teacher"]["per_class"] == 2
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["dit", "pipeline"])
+def test_make_first_stage(what, tmp_path, monkeypatch):
+    import make_first_stage
+
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(f"base: {make_first_stage.RECIPES[what]}\niterations: 1\nbatch_size: 2\n")
+    monkeypatch.setitem(make_first_stage.RECIPES, what, str(recipe))
+    monkeypatch.setattr(make_first_stage, "original_figures", lambda device: {})
+    words = [what, "--run", str(tmp_path / "run"), "--out", str(out), "--threads", "1"]
+    result = CliRunner().invoke(make_first_stage.make, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    weights = sorted(out.glob("*/*/diffusion_pytorch_model.safetensors"))
+    assert len(weights) == 2
+    for file in weights:
+        assert {value.dtype for value in load_file(file).values()} == {torch.float16}
 
 
 @pytest.mark.slow
