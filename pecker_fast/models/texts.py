@@ -16,19 +16,7 @@ from pecker_fast.files import read_json, read_text, shown
 from pecker_fast.models.schemas import Config, Count, Layers, Share, Small, read_config
 from pecker_fast.models.weights import load_network
 
-__all__ = [
-    "ClipTexts",
-    "Texts",
-    "load_clip",
-    "load_clip_tokenizer",
-    "load_gemma",
-    "load_gemma_tokenizer",
-    "load_t5",
-    "load_t5_tokenizer",
-    "masked",
-    "padded",
-    "unmasked",
-]
+__all__ = ["ClipTexts", "Texts", "load_encoder", "load_tokenizer", "masked", "padded", "unmasked"]
 
 _CHUNK = 64  # prompts at a time
 
@@ -78,6 +66,22 @@ class _GemmaConfig(Config):
     query_pre_attn_scalar: Count = 256
     sliding_window: Count = 4096
     attention_dropout: Share = 0.0
+
+
+_ENCODERS: dict[str, tuple[str, type[Config]]] = {
+    "CLIPTextModel": ("CLIPTextConfig", _ClipConfig),
+    "CLIPTextModelWithProjection": ("CLIPTextConfig", _ClipConfig),
+    "T5EncoderModel": ("T5Config", _T5Config),
+    "Gemma2Model": ("Gemma2Config", _GemmaConfig),
+}
+"""Of transformers, by name: what describes them."""
+
+_TOKENIZERS = {
+    "CLIPTokenizer": "vocab.json",
+    "T5Tokenizer": "spiece.model",
+    "GemmaTokenizer": "tokenizer.model",
+}
+"""Of transformers, by name: a file that they have where they have no tokenizer.json."""
 
 
 class Texts(ABC):
@@ -156,20 +160,24 @@ class ClipTexts(Texts):
 
     def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
         (encoder,) = self.encoders
-        embeddings: Tensor = encoder(padded(self.tokenizers[0], prompts, place))[0]
+        embeddings: Tensor = encoder(padded(self.tokenizers[0], prompts, place).input_ids)[0]
         return embeddings
 
 
-def padded(tokenizer: Any, prompts: list[str], place: torch.device) -> Tensor:
-    """(P, L) the numbers of the tokens, cut and padded to the tokenizer's length L."""
-    tokens: Tensor = tokenizer(
+def padded(
+    tokenizer: Any, prompts: list[str], place: torch.device, length: int | None = None
+) -> Any:
+    """The tokens, `.input_ids` (P, L), and which are no padding, `.attention_mask`, likewise.
+
+    They are cut and padded to L, the tokenizer's own length unless another is given.
+    """
+    return tokenizer(
         prompts,
         padding="max_length",
-        max_length=tokenizer.model_max_length,
+        max_length=length or tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
-    ).input_ids
-    return tokens.to(place)
+    ).to(place)
 
 
 def masked(texts: Tensor, mask: Tensor) -> Tensor:
@@ -184,83 +192,48 @@ def unmasked(condition: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return texts, condition[:, -length:]
 
 
-def load_clip(folder: Path, *, projected: bool = False) -> Any:
-    """A `CLIPTextModel`, or a `CLIPTextModelWithProjection`.
+def load_encoder(folder: Path, name: str) -> Any:
+    """A text encoder, one of those of transformers that are known here.
 
     Raises:
         PeckerError: it is missing or damaged.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    import transformers
 
-    config = read_config(folder / "config.json", _ClipConfig)
-    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
-    return load_network(kind, folder, "model.safetensors", lambda: kind(CLIPTextConfig(**config)))
+    describes, schema = _ENCODERS[name]
+    config = read_config(folder / "config.json", schema)
+    kind, configured = getattr(transformers, name), getattr(transformers, describes)
+    return load_network(kind, folder, "model.safetensors", lambda: kind(configured(**config)))
 
 
-def load_clip_tokenizer(folder: Path, encoder: Any) -> Any:
-    """The tokenizer of a CLIP text encoder, which makes no text longer than that takes.
+def load_tokenizer(folder: Path, name: str, encoder: Any, longest: int | None = None) -> Any:
+    """The tokenizer of a text encoder, which makes no text longer than `longest`.
+
+    Args:
+        folder: its own.
+        name: one of those of transformers that are known here.
+        encoder: configuration of the text encoder.
+        longest: tokens of a text. None: as many as the encoder, of CLIP, takes.
 
     Raises:
         PeckerError: it cannot be read, or is another encoder's.
     """
-    from transformers import CLIPTokenizer
+    import transformers
 
-    _check_files(folder, "tokenizer.json", "vocab.json")
-    merges = folder / "merges.txt"
+    _check_files(folder, "tokenizer.json", _TOKENIZERS[name])
+    if name == "CLIPTokenizer":
+        _check_merges(folder / "merges.txt")
+        longest = longest or encoder.max_position_embeddings
+    tokenizer = _tokenizer(getattr(transformers, name), folder, encoder, longest)
+    if name == "GemmaTokenizer":
+        tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _check_merges(merges: Path) -> None:
     lines = read_text(merges).split("\n") if merges.exists() else ["#version"]
     if lines == [""] or not all(len(s.split(" ")) == 2 for s in lines if s[:1] not in "#"):
         raise PeckerError(f"{merges}: expected two tokens on each line; copy the tokenizer again")
-    return _tokenizer(CLIPTokenizer, folder, encoder, encoder.max_position_embeddings)
-
-
-def load_t5(folder: Path) -> Any:
-    """A `T5EncoderModel`, from its folder.
-
-    Raises:
-        PeckerError: it is missing or damaged.
-    """
-    from transformers import T5Config, T5EncoderModel
-
-    config = read_config(folder / "config.json", _T5Config)
-    return load_network(
-        T5EncoderModel, folder, "model.safetensors", lambda: T5EncoderModel(T5Config(**config))
-    )
-
-
-def load_gemma(folder: Path) -> Any:
-    """A `Gemma2Model`, from its folder.
-
-    Raises:
-        PeckerError: it is missing or damaged.
-    """
-    from transformers import Gemma2Config, Gemma2Model
-
-    config = read_config(folder / "config.json", _GemmaConfig)
-    return load_network(
-        Gemma2Model, folder, "model.safetensors", lambda: Gemma2Model(Gemma2Config(**config))
-    )
-
-
-def load_t5_tokenizer(folder: Path, encoder: Any, longest: int) -> Any:
-    """The tokenizer of a T5 encoder, which takes any number of tokens: cut and padded to `longest`.
-
-    Raises:
-        PeckerError: it cannot be read, or is another encoder's.
-    """
-    from transformers import T5Tokenizer
-
-    _check_files(folder, "tokenizer.json", "spiece.model")
-    return _tokenizer(T5Tokenizer, folder, encoder, longest)
-
-
-def load_gemma_tokenizer(folder: Path, encoder: Any, longest: int) -> Any:
-    """The tokenizer of a Gemma 2, as `load_t5_tokenizer`; texts are padded behind their end."""
-    from transformers import GemmaTokenizer
-
-    _check_files(folder, "tokenizer.json", "tokenizer.model")
-    tokenizer = _tokenizer(GemmaTokenizer, folder, encoder, longest)
-    tokenizer.padding_side = "right"
-    return tokenizer
 
 
 def _check_files(folder: Path, *either: str) -> None:
@@ -274,7 +247,7 @@ def _check_files(folder: Path, *either: str) -> None:
             raise PeckerError(f"{file}: expected an object, got {shown(content)}")
 
 
-def _tokenizer(kind: Any, folder: Path, encoder: Any, limit: int) -> Any:
+def _tokenizer(kind: Any, folder: Path, encoder: Any, limit: Any) -> Any:
     """A tokenizer of transformers that makes texts of at most `limit` tokens."""
     try:
         tokenizer: Any = kind.from_pretrained(str(folder), local_files_only=True)

@@ -3,9 +3,7 @@
 Of the entries and values one in three is tried (`shares.py`), at each entry another three to five.
 """
 
-import importlib
 import json
-import pkgutil
 import shutil
 from functools import cache
 
@@ -21,15 +19,15 @@ from transformers import CLIPTextConfig
 from pecker_fast.distill.networks import diffusers_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
-from pecker_fast.models import ModelFolder, architectures
-from pecker_fast.models.architectures import architecture_of
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.architectures import architecture_of, base
 from pecker_fast.models.architectures.base import check_widths
 from pecker_fast.models.architectures.sana import Sana
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
 from pecker_fast.models.latents import load_autoencoder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.schemas import ScheduleConfig, pipeline_parts, read_config
-from pecker_fast.models.texts import load_clip, load_clip_tokenizer, load_gemma
+from pecker_fast.models.texts import load_encoder, load_tokenizer
 
 VALUES = (None, "x", -1, 0, 3, 10**39, 2.5, True, ..., [], [3, 5], {})
 
@@ -60,7 +58,7 @@ def use_unet(folder):
 
 
 def use_text_encoder(folder):
-    encoder = load_clip(folder / "text_encoder")
+    encoder = load_encoder(folder / "text_encoder", "CLIPTextModel")
     assert encoder(torch.zeros(1, LENGTH, dtype=torch.int64))[0].shape == (1, LENGTH, WIDTH)
 
 
@@ -76,15 +74,14 @@ def use_flow(folder):
 
 
 def use_gemma(folder):
-    encoder = load_gemma(folder / "text_encoder")
+    encoder = load_encoder(folder / "text_encoder", "Gemma2Model")
     tokens = torch.zeros(1, LENGTH, dtype=torch.int64)
     assert encoder(tokens)[0].shape == (1, LENGTH, encoder.config.hidden_size)
 
 
 def use_tokenizer(folder):
-    tokenizer = load_clip_tokenizer(
-        folder / "tokenizer", CLIPTextConfig(vocab_size=54, max_position_embeddings=LENGTH)
-    )
+    encoder = CLIPTextConfig(vocab_size=54, max_position_embeddings=LENGTH)
+    tokenizer = load_tokenizer(folder / "tokenizer", "CLIPTokenizer", encoder)
     tokens = tokenizer(["bee"], padding="max_length", max_length=tokenizer.model_max_length)
     assert tokens
 
@@ -142,11 +139,7 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def _text_encoders_read_once(monkeypatch):
     """They take most of the time, and stay as they are where a network's configuration changes."""
-    for found in pkgutil.iter_modules(architectures.__path__, f"{architectures.__name__}."):
-        module = importlib.import_module(found.name)
-        for name in ("load_clip", "load_t5", "load_gemma"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, cache(getattr(module, name)))
+    monkeypatch.setattr(base, "load_encoder", cache(base.load_encoder))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from pecker_fast.data import pipeline_folder
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
-from pecker_fast.models.texts import load_clip_tokenizer
+from pecker_fast.models.texts import load_tokenizer
 from pecker_fast.runs.finding import find_pipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -224,7 +224,7 @@ def test_tokenizers(tmp_path, name, content):
     (folder / name).write_bytes(content)
     encoder = CLIPTextConfig(vocab_size=10_000, max_position_embeddings=24)
     with pytest.raises(PeckerError, match="tokenizer") as caught:
-        load_clip_tokenizer(folder, encoder)
+        load_tokenizer(folder, "CLIPTokenizer", encoder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 

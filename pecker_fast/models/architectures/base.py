@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.models.schemas import ScheduleConfig, read_config
-from pecker_fast.models.texts import Texts
+from pecker_fast.models.texts import Texts, load_encoder, load_tokenizer
 from pecker_fast.models.weights import load_network
 from pecker_fast.runs.reading import Schema
 
@@ -90,6 +90,18 @@ class Architecture(Denoiser):
             PeckerError: it cannot be read, or is of another process.
         """
         return read_config(file, self.schedule)
+
+    def encoder(self, root: Path, part: str) -> Any:
+        """The text encoder that is this part of a pipeline's folder.
+
+        Raises:
+            PeckerError: it is missing or damaged.
+        """
+        return load_encoder(root / part, self.parts[part])
+
+    def tokenizer(self, root: Path, part: str, encoder: Any, longest: int | None = None) -> Any:
+        """The tokenizer of an encoder, likewise; see `load_tokenizer`."""
+        return load_tokenizer(root / part, self.parts[part], encoder.config, longest)
 
     @abstractmethod
     def load_texts(self, root: Path, config: Any) -> Texts:

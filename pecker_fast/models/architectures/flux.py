@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, FlowScheduleConfig, TransformerConfig
-from pecker_fast.models.texts import (
-    Texts,
-    load_clip,
-    load_clip_tokenizer,
-    load_t5,
-    load_t5_tokenizer,
-    padded,
-)
+from pecker_fast.models.texts import Texts, padded
 
 __all__ = ["Flux"]
 
@@ -83,15 +76,15 @@ class Flux(Architecture):
 
     def load_texts(self, root: Path, config: Any) -> Texts:
         """CLIP's tokenizer and encoder, and T5's."""
-        clip, t5 = load_clip(root / "text_encoder"), load_t5(root / "text_encoder_2")
+        clip, t5 = (self.encoder(root, part) for part in ("text_encoder", "text_encoder_2"))
         given = {
             "joint_attention_dim": t5.config.d_model,
             "pooled_projection_dim": clip.config.hidden_size,
         }
         check_widths(root / self.denoiser, dict(config), given)
         tokenizers = [
-            load_clip_tokenizer(root / "tokenizer", clip.config),
-            load_t5_tokenizer(root / "tokenizer_2", t5.config, _LONGEST),
+            self.tokenizer(root, "tokenizer", clip),
+            self.tokenizer(root, "tokenizer_2", t5, _LONGEST),
         ]
         return _ClipAndT5(tokenizers, [clip, t5])
 
@@ -124,6 +117,6 @@ class _ClipAndT5(Texts):
     """T5's last hidden states and CLIP's pooled text."""
 
     def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
-        short, long = (padded(tokenizer, prompts, place) for tokenizer in self.tokenizers)
+        short, long = (padded(each, prompts, place).input_ids for each in self.tokenizers)
         clip, t5 = self.encoders
         return torch.cat([t5(long)[0].flatten(1), clip(short).pooler_output], 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, Share, Small, SquareTransformerConfig, pipeline_parts
-from pecker_fast.models.texts import Texts, load_t5, load_t5_tokenizer, masked, unmasked
+from pecker_fast.models.texts import Texts, masked, padded, unmasked
 
 __all__ = ["PixArt"]
 
@@ -47,12 +47,12 @@ class PixArt(Architecture):
 
     def load_texts(self, root: Path, config: Any) -> Texts:
         """T5's tokenizer and encoder."""
-        encoder = load_t5(root / "text_encoder")
+        encoder = self.encoder(root, "text_encoder")
         given = {"caption_channels": encoder.config.d_model}
         check_widths(root / self.denoiser, dict(config), given)
         name, _ = pipeline_parts(root / "model_index.json")
         longest = _LONGEST.get(name, _LONGEST_OF_OTHERS)
-        tokenizer = load_t5_tokenizer(root / "tokenizer", encoder.config, longest)
+        tokenizer = self.tokenizer(root, "tokenizer", encoder, longest)
         return _Masked([tokenizer], [encoder])
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
@@ -88,10 +88,6 @@ class _Masked(Texts):
     def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
         (tokenizer,), (encoder,) = self.tokenizers, self.encoders
         # As the pipelines do before.
-        prompts = [prompt.lower().strip() for prompt in prompts]
-        tokens = tokenizer(
-            prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
-            return_tensors="pt",
-        ).to(place)  # fmt: skip
+        tokens = padded(tokenizer, [prompt.lower().strip() for prompt in prompts], place)
         texts = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
         return masked(texts, tokens.attention_mask)

@@ -23,7 +23,7 @@ from pecker_fast.models.schemas import (
     Small,
     SquareTransformerConfig,
 )
-from pecker_fast.models.texts import Texts, load_gemma, load_gemma_tokenizer, masked, unmasked
+from pecker_fast.models.texts import Texts, masked, padded, unmasked
 from pecker_fast.runs.reading import checked
 
 __all__ = ["Sana"]
@@ -96,11 +96,11 @@ class Sana(Architecture):
 
     def load_texts(self, root: Path, config: Any) -> Texts:
         """Gemma's tokenizer and encoder."""
-        encoder = load_gemma(root / "text_encoder")
+        encoder = self.encoder(root, "text_encoder")
         given = {"caption_channels": encoder.config.hidden_size}
         check_widths(root / self.denoiser, dict(config), given)
         # One of the 300 is the instruction's last.
-        tokenizer = load_gemma_tokenizer(root / "tokenizer", encoder.config, _LONGEST - 1)
+        tokenizer = self.tokenizer(root, "tokenizer", encoder, _LONGEST - 1)
         return _Instructed([tokenizer], [encoder])
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
@@ -134,10 +134,8 @@ class _Instructed(Texts):
     def _told(self, instruction: str, prompts: list[str], place: torch.device) -> Tensor:
         (tokenizer,), (encoder,) = self.tokenizers, self.encoders
         more = len(tokenizer.encode(instruction)) - 2 if instruction else 0
-        tokens = tokenizer(
-            [instruction + prompt.lower().strip() for prompt in prompts], padding="max_length",
-            max_length=_LONGEST + more, truncation=True, return_tensors="pt",
-        ).to(place)  # fmt: skip
+        whole = [instruction + prompt.lower().strip() for prompt in prompts]
+        tokens = padded(tokenizer, whole, place, _LONGEST + more)
         texts = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
         kept = [0, *range(1 - _LONGEST, 0)]  # of the instruction its first token and its last
         return masked(texts[:, kept], tokens.attention_mask[:, kept])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import TextUNetConfig
-from pecker_fast.models.texts import ClipTexts, Texts, load_clip, load_clip_tokenizer
+from pecker_fast.models.texts import ClipTexts, Texts
 
 __all__ = ["StableDiffusion"]
 
@@ -33,10 +33,10 @@ class StableDiffusion(Architecture):
 
     def load_texts(self, root: Path, config: Any) -> Texts:
         """One tokenizer and its encoder."""
-        encoder = load_clip(root / "text_encoder")
+        encoder = self.encoder(root, "text_encoder")
         given = {"cross_attention_dim": encoder.config.hidden_size}
         check_widths(root / self.denoiser, dict(config), given)
-        return ClipTexts([load_clip_tokenizer(root / "tokenizer", encoder.config)], [encoder])
+        return ClipTexts([self.tokenizer(root, "tokenizer", encoder)], [encoder])
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `StableDiffusionPipeline`."""

@@ -13,14 +13,7 @@ from torch import Tensor, nn
 
 from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import Count, FlowScheduleConfig, SquareTransformerConfig
-from pecker_fast.models.texts import (
-    Texts,
-    load_clip,
-    load_clip_tokenizer,
-    load_t5,
-    load_t5_tokenizer,
-    padded,
-)
+from pecker_fast.models.texts import Texts, padded
 
 __all__ = ["StableDiffusion3"]
 
@@ -74,20 +67,17 @@ class StableDiffusion3(Architecture):
 
     def load_texts(self, root: Path, config: Any) -> Texts:
         """Three tokenizers and their encoders."""
-        clips = [
-            load_clip(root / part, projected=True) for part in ("text_encoder", "text_encoder_2")
-        ]
+        clips = [self.encoder(root, part) for part in ("text_encoder", "text_encoder_2")]
         given = {"pooled_projection_dim": sum(clip.config.projection_dim for clip in clips)}
         tokenizers = [
-            load_clip_tokenizer(root / part, clip.config)
+            self.tokenizer(root, part, clip)
             for part, clip in zip(("tokenizer", "tokenizer_2"), clips, strict=True)
         ]
         encoders = list(clips)
         if (root / "text_encoder_3").is_dir():
-            encoders.append(load_t5(root / "text_encoder_3"))
-            t5 = encoders[-1].config
-            given["joint_attention_dim"] = t5.d_model
-            tokenizers.append(load_t5_tokenizer(root / "tokenizer_3", t5, _LONGEST))
+            encoders.append(self.encoder(root, "text_encoder_3"))
+            given["joint_attention_dim"] = encoders[-1].config.d_model
+            tokenizers.append(self.tokenizer(root, "tokenizer_3", encoders[-1], _LONGEST))
         check_widths(root / self.denoiser, dict(config), given)
         return _ThreeTexts(tokenizers, encoders, config.joint_attention_dim)
 
@@ -116,7 +106,7 @@ class _ThreeTexts(Texts):
         self._width = width
 
     def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
-        tokens = [padded(tokenizer, prompts, place) for tokenizer in self.tokenizers]
+        tokens = [padded(each, prompts, place).input_ids for each in self.tokenizers]
         outputs = [
             encoder(part, output_hidden_states=True)
             for encoder, part in zip(self.encoders[:2], tokens[:2], strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pecker_fast.files import read_json
 from pecker_fast.models.architectures.base import Architecture, check_widths
 from pecker_fast.models.schemas import AnyTextUNetConfig, AutoencoderConfig, Count, read_config
-from pecker_fast.models.texts import Texts, load_clip, load_clip_tokenizer, padded
+from pecker_fast.models.texts import Texts, padded
 
 __all__ = ["StableDiffusionXL"]
 
@@ -59,10 +59,7 @@ class StableDiffusionXL(Architecture):
 
     def load_texts(self, root: Path, config: Any) -> Texts:
         """Two tokenizers and their encoders; the size in pixels is that of the latent images."""
-        encoders = [
-            load_clip(root / "text_encoder"),
-            load_clip(root / "text_encoder_2", projected=True),
-        ]
+        encoders = [self.encoder(root, part) for part in ("text_encoder", "text_encoder_2")]
         text = sum(encoder.config.hidden_size for encoder in encoders)
         check_widths(
             root / self.denoiser,
@@ -70,7 +67,7 @@ class StableDiffusionXL(Architecture):
             {"cross_attention_dim": text, "pooled": encoders[1].config.projection_dim},
         )
         tokenizers = [
-            load_clip_tokenizer(root / name, encoder.config)
+            self.tokenizer(root, name, encoder)
             for name, encoder in zip(("tokenizer", "tokenizer_2"), encoders, strict=True)
         ]
         levels = read_config(root / "vae" / "config.json", AutoencoderConfig)["block_out_channels"]
@@ -113,8 +110,8 @@ class _TwoClips(Texts):
 
     def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
         outputs = [
-            encoder(padded(tokenizer, prompts, place), output_hidden_states=True)
-            for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
+            encoder(padded(each, prompts, place).input_ids, output_hidden_states=True)
+            for each, encoder in zip(self.tokenizers, self.encoders, strict=True)
         ]
         texts = torch.cat([output.hidden_states[-2] for output in outputs], -1).flatten(1)
         told = torch.cat([texts, outputs[1][0]], 1)
