@@ -34,7 +34,7 @@ class _NoLaunches:
 
 def step_seconds(tensors: int, steps: int = 300) -> list[float]:
     """CPU time of each step of so many masked parameters."""
-    kernels = backends.select("cuda", "cpu")._backend._kernels  # type: ignore[attr-defined]
+    kernels = backends.select("cuda", "cpu").kernels  # type: ignore[attr-defined]
     module, kernels._module = kernels._module, _NoLaunches(kernels._module)
     try:
         return _step_seconds(tensors, steps)

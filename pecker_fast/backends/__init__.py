@@ -1,8 +1,8 @@
 """The backends: the same functions with the same signatures, chosen once and visibly.
 
-A backend is a module with the functions of `Backend` below; `reference` documents them. Any name
-can be forced with `backend=...` or, where that is left at "auto", with the environment variable
-PECKER_FAST_BACKEND.
+A backend has the functions of `Backend` below: a module, or the object BACKEND in it. `reference`
+documents them. Any name can be forced with `backend=...` or, where that is left at "auto", with the
+environment variable PECKER_FAST_BACKEND.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TRITON = (3, 6)  # the oldest the kernels were tried with
 
 
 class Backend(Protocol):
-    """What every module in this package provides."""
+    """What every backend provides."""
 
     __name__: str
     STEPS_ON_DEVICE: bool  # where `prepare` wants the step counts: there, or on the CPU
@@ -124,7 +124,7 @@ def available() -> dict[str, str | None]:
 
 
 def select(name: str, device: torch.device | str) -> Backend:
-    """The backend module for tensors on `device`.
+    """The backend for tensors on `device`.
 
     Args:
         name: "auto" or one of `available()`.
@@ -150,8 +150,9 @@ def select(name: str, device: torch.device | str) -> Backend:
         raise PeckerError(
             f"backend {name!r} cannot work on tensors on {device}: use 'auto' or 'reference'"
         )
-    module: Backend = importlib.import_module(f"{__name__}.{name}")
-    return module
+    module = importlib.import_module(f"{__name__}.{name}")
+    backend: Backend = getattr(module, "BACKEND", module)
+    return backend
 
 
 def name_of(backend: Backend) -> str:

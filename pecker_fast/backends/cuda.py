@@ -19,20 +19,7 @@ from pecker_fast.backends.kernels import Operation, StepTables
 from pecker_fast.backends.uploads import group_words
 from pecker_fast.backends.work import Hyperparameters
 
-__all__ = [
-    "STEPS_ON_DEVICE",
-    "CudaKernels",
-    "ema_salient_",
-    "gather_salient_",
-    "load_module",
-    "masked_adamw_",
-    "norm_salient",
-    "prepare",
-    "scatter_salient_",
-    "select_groups",
-    "select_topk",
-    "swap_salient_",
-]
+__all__ = ["BACKEND", "CudaKernels", "load_module"]
 
 # Codes of csrc/cuda/kernels.h.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -264,14 +251,4 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-_backend = DeviceBackend(CudaKernels())
-STEPS_ON_DEVICE = True
-prepare = _backend.prepare
-masked_adamw_ = _backend.masked_adamw_
-gather_salient_ = _backend.gather_salient_
-scatter_salient_ = _backend.scatter_salient_
-swap_salient_ = _backend.swap_salient_
-ema_salient_ = _backend.ema_salient_
-norm_salient = _backend.norm_salient
-select_topk = _backend.select_topk
-select_groups = _backend.select_groups
+BACKEND = DeviceBackend(CudaKernels(), "cuda")

@@ -50,10 +50,16 @@ def captured_tables() -> Iterator[list[Tensor]]:
 
 
 class DeviceBackend(SalientOperations):
-    """The functions of a backend, over raw launches. `reference` documents them."""
+    """The functions of a backend, over raw launches. `reference` documents them.
 
-    def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+    Attributes:
+        kernels: the launches.
+    """
+
+    STEPS_ON_DEVICE = True
+
+    def __init__(self, kernels: Kernels, name: str) -> None:
+        self.kernels, self.__name__ = kernels, name
         topk = DeviceTopk(kernels)
         self.select_topk = topk.select_topk
         self.select_groups = topk.select_groups
@@ -64,7 +70,7 @@ class DeviceBackend(SalientOperations):
         self, entries: Sequence[Entry], steps: Tensor, compact_grads: bool = False
     ) -> DeviceWork:
         """As `reference.prepare`; `steps` are on the entries' device."""
-        return DeviceWork(entries, steps, compact_grads, self._kernels.slots_per_block)
+        return DeviceWork(entries, steps, compact_grads, self.kernels.slots_per_block)
 
     def masked_adamw_(
         self,
@@ -88,9 +94,9 @@ class DeviceBackend(SalientOperations):
                 if grad is not None and detour == "copy":
                     copies[i] = _copied(work.entries[i], grad)
                     addresses[i] = copies[i].data_ptr() or 1
-            grad_table = self._kernels.advance(work.tables, addresses, groups, found_inf)
+            grad_table = self.kernels.advance(work.tables, addresses, groups, found_inf)
             for launch in work.launches:
-                self._kernels.masked_adamw(
+                self.kernels.masked_adamw(
                     launch.param_dtype, launch.grad_dtype, launch.extras, work.table, grad_table,
                     work.tables.rows, launch.blocks, grad_scale, found_inf,
                 )  # fmt: skip
@@ -112,13 +118,13 @@ class DeviceBackend(SalientOperations):
             device = some[0].dense.device
             with on(device):
                 if len(some) == 1:  # a backward hook's: no table
-                    self._kernels.salient_one(operation, *some[0], decay)
+                    self.kernels.salient_one(operation, *some[0], decay)
                     continue
                 numbers = (
                     number for row in some for number in (*map(address, row), row.compact.numel())
                 )
                 table, blocks = self._tables(numbers, [row.compact for row in some], device)
-                self._kernels.salient(
+                self.kernels.salient(
                     operation, dense_dtype, compact_dtype, table.view(-1, 4), blocks, decay
                 )
 
@@ -131,7 +137,7 @@ class DeviceBackend(SalientOperations):
             numbers = (number for v in values for number in (v.data_ptr(), v.numel()))
             table, blocks = self._tables(numbers, values, device)
             partials = torch.empty(len(blocks), dtype=torch.float64, device=device)
-            self._kernels.sum_squares(dtype, table.view(-1, 2), blocks, partials)
+            self.kernels.sum_squares(dtype, table.view(-1, 2), blocks, partials)
             norm = partials.sum().sqrt()
             return norm, (~norm.isfinite()).float()
 
@@ -139,7 +145,7 @@ class DeviceBackend(SalientOperations):
         self, numbers: Iterable[int], vectors: Sequence[Tensor], device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """A table of addresses and the work list over `vectors`, from the last time if they fit."""
-        sizes, size = tuple(map(Tensor.numel, vectors)), self._kernels.slots_per_block
+        sizes, size = tuple(map(Tensor.numel, vectors)), self.kernels.slots_per_block
         tables = remembered_tables(tuple(numbers), sizes, size, device, stream_of(device))
         if is_capturing(device):
             _keeper.extend(tables)

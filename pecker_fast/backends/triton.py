@@ -24,19 +24,7 @@ if TYPE_CHECKING:
     from pecker_fast.backends.kernels import StepTables
     from pecker_fast.backends.work import Hyperparameters
 
-__all__ = [
-    "STEPS_ON_DEVICE",
-    "TritonKernels",
-    "ema_salient_",
-    "gather_salient_",
-    "masked_adamw_",
-    "norm_salient",
-    "prepare",
-    "scatter_salient_",
-    "select_groups",
-    "select_topk",
-    "swap_salient_",
-]
+__all__ = ["BACKEND", "TritonKernels"]
 
 
 class TritonKernels:
@@ -73,15 +61,4 @@ class TritonKernels:
         return grads
 
 
-_kernels = TritonKernels()
-_backend = DeviceBackend(_kernels)
-STEPS_ON_DEVICE = True
-prepare = _backend.prepare
-masked_adamw_ = _backend.masked_adamw_
-gather_salient_ = _backend.gather_salient_
-scatter_salient_ = _backend.scatter_salient_
-swap_salient_ = _backend.swap_salient_
-ema_salient_ = _backend.ema_salient_
-norm_salient = _backend.norm_salient
-select_topk = _backend.select_topk
-select_groups = _backend.select_groups
+BACKEND = DeviceBackend(TritonKernels(), "triton")

@@ -28,7 +28,7 @@ def launches(monkeypatch):
     """The launches of a device backend on the CPU, recorded so that they can be replayed."""
     if "cuda" not in backends.on_host():
         pytest.skip("the CUDA kernels do not run on the CPU here")
-    kernels = backends.select("cuda", "cpu")._backend._kernels
+    kernels = backends.select("cuda", "cpu").kernels
     recorded = []
     for name in ("advance", "masked_adamw"):
         launch = getattr(kernels, name)
@@ -110,7 +110,7 @@ def test_every_launch_has_its_device_made_current(monkeypatch):
     """The kernels' launches rely on it: several devices are not at hand here."""
     if "cuda" not in backends.on_host():
         pytest.skip("the CUDA kernels do not run on the CPU here")
-    kernels = backends.select("cuda", "cpu")._backend._kernels
+    kernels = backends.select("cuda", "cpu").kernels
     current, launched = [], []
 
     @contextlib.contextmanager
@@ -290,7 +290,7 @@ def test_only_what_changed_is_uploaded(triton, monkeypatch):
         (here + 8, 0.01, [torch.int64]),
     ):
         uploaded.clear()
-        table = triton._kernels.advance(made, addresses, numbers(lr), None)
+        table = triton.BACKEND.kernels.advance(made, addresses, numbers(lr), None)
         assert uploaded == expected
         assert table.tolist() == addresses.tolist()
 
@@ -301,7 +301,7 @@ def test_uploads_of_a_graph_are_its_own(triton, capture, monkeypatch):
     made = tables()
 
     def advance(addresses, lr):
-        return triton._kernels.advance(made, np.array(addresses), numbers(lr), None)
+        return triton.BACKEND.kernels.advance(made, np.array(addresses), numbers(lr), None)
 
     advance([16, 32], 0.1)
     capture(True)
@@ -322,7 +322,7 @@ def test_copies_during_a_capture_use_the_tables_of_before(capture, monkeypatch):
     """Pinned memory cannot be had then, and what a graph reads must not be freed."""
     if "cuda" not in backends.on_host():
         pytest.skip("the CUDA kernels do not run on the CPU here")
-    backend = backends.select("cuda", "cpu")._backend
+    backend = backends.select("cuda", "cpu")
     params = [torch.randn(5, 8), torch.randn(70)]
     positions = [torch.arange(0, p.numel(), 3, dtype=torch.int32) for p in params]
     values = [torch.zeros(len(p)) for p in positions]

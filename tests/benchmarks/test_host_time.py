@@ -12,7 +12,7 @@ def test_launches_do_nothing_while_it_measures(capsys):
         pytest.skip("the CUDA kernels do not run on the CPU here")
     import host_time
 
-    kernels = backends.select("cuda", "cpu")._backend._kernels
+    kernels = backends.select("cuda", "cpu").kernels
     module = kernels._module
     assert len(host_time.step_seconds(5, steps=13)) == 3
     assert kernels._module is module

@@ -67,7 +67,7 @@ class FeignedCapture:
     def capture(self, work):
         self.captures += 1
         log = []
-        kernels = backends.select("cuda", "cpu")._backend._kernels
+        kernels = backends.select("cuda", "cpu").kernels
         with self._monkeypatch.context() as patch:
             patch.setattr(device, "is_capturing", lambda device: True)
             for module in (device_tables, uploads):

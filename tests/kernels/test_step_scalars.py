@@ -27,7 +27,7 @@ def exact_correction(beta: float, step: int) -> float:
 def advance(backend):
     if backend.name in ("reference", "cpu"):
         pytest.skip(f"{backend.name} computes them on the host")
-    kernels = backend.module._backend._kernels
+    kernels = backend.module.kernels
 
     def run(betas, is_double, steps, starts, found_inf=None):
         n, device = len(steps), backend.device

@@ -74,8 +74,7 @@ def test_a_bracket_of_one_value(backend, outcomes):
 
 def test_a_sample_that_misleads(backend, outcomes, monkeypatch):
     """Every sampled score is small: the bracket lies below the threshold."""
-    module = backend.module
-    kernels = module._backend._kernels
+    kernels = backend.module.kernels
     monkeypatch.setattr(kernels, "sample", lambda dtype, tensors, ends, out: out.uniform_(0, 1e-6))
     check(backend, pieces(torch.rand(NUMEL) + 1), 6000)
     assert outcomes == [False]
@@ -118,7 +117,7 @@ def test_the_host_waits_twice_and_makes_no_table_in_between(backend, outcomes, m
 
         monkeypatch.setattr(where, name, noted)
 
-    kernels = backend.module._backend._kernels
+    kernels = backend.module.kernels
     for launch in ("collect", "histogram", "settle", "write"):
         note(kernels, launch, launch)
     for table in ("upload", "work_list"):
