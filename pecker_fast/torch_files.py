@@ -1,26 +1,78 @@
-"""Files that torch.save wrote: no code in them is run, and tensors are what their bytes are.
+"""Files of tensors: no code in them is run, and tensors are what their bytes are.
 
-torch's reader believes some things that a file says. A tensor of 4 bytes may have 10^9 entries, by
-strides of 0; an archive may hold gigabytes in compressed kilobytes, which torch.save never writes.
+Of what torch.save wrote torch's reader believes some things that a file says. A tensor of 4 bytes
+may have 10^9 entries, by strides of 0; an archive may hold gigabytes in compressed kilobytes, which
+torch.save never writes.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import shown
+from pecker_fast.files import replacing, shown
 
-__all__ = ["check_stored", "load_torch"]
+__all__ = ["check_stored", "load_torch", "open_tensors", "save_tensors"]
 
 _ZIP = b"PK\x03\x04"
 _FLAT = (torch.strided, torch.device("cpu"))
+
+
+@contextmanager
+def open_tensors(path: Path, remedy: str = "it may be truncated: copy it again") -> Iterator[Any]:
+    """A safetensors file, read by torch; all that is read of it, in the block.
+
+    Raises:
+        PeckerError: it cannot be read, or has not what is asked for; the line ends in the remedy.
+    """
+    try:
+        with open(path, "rb"), safe_open(path, framework="pt") as file:
+            yield file
+    except OSError as error:
+        raise PeckerError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        reason = str(error).partition("\n")[0][:300]
+        raise PeckerError(
+            f"{path}: cannot be read as a safetensors file ({reason}); {remedy}"
+        ) from error
+
+
+def save_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    kind: str = "file",
+) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: by name, contiguous tensors on the CPU, or arrays of numpy.
+        metadata: texts by name.
+        kind: what it is, for messages.
+
+    Raises:
+        PeckerError: it cannot be written (no such folder, read-only, disk full).
+    """
+    of_torch = any(isinstance(value, Tensor) for value in tensors.values())
+    library = safetensors.torch if of_torch else safetensors.numpy
+    try:
+        with replacing(path) as temporary:
+            library.save_file(dict(tensors), temporary, metadata=dict(metadata or {}) or None)
+    except (OSError, SafetensorError) as error:
+        raise PeckerError(f"cannot write {kind} {os.fspath(path)!r}: {error}") from error
 
 
 def load_torch(path: Path) -> Any:

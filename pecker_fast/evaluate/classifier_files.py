@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import read_json, replacing, write_text
+from pecker_fast.files import read_json, write_text
+from pecker_fast.torch_files import save_tensors
 
 __all__ = [
     "ACCEPTED",
@@ -105,8 +106,7 @@ class SavedClassifier(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        with replacing(folder / WEIGHTS_NAME) as temporary:
-            save_file(weights, temporary)
+        save_tensors(folder / WEIGHTS_NAME, weights)
         config = self.config if self.arch is None else {"arch": self.arch, **self.config}
         write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
 

@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.intervals import Interval, Z
-from pecker_fast.files import replacing
+from pecker_fast.torch_files import open_tensors, save_tensors
 
 __all__ = ["ClassStatistics", "FeatureStatistics", "frechet_distance", "measured_distance"]
 
@@ -130,8 +128,7 @@ class ClassStatistics:
         tensors = {name: getattr(self, name).contiguous() for name in ("mean", "cov", "count")}
         if self.early is not None:
             tensors |= {f"early_{n}": getattr(self.early, n).float() for n in ("mean", "cov")}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"source": self.source})
+        save_tensors(path, tensors, {"source": self.source})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassStatistics:
@@ -143,17 +140,11 @@ class ClassStatistics:
         path = Path(path)
         if not path.is_file():
             raise PeckerError(f"feature statistics {path}: no such file")
-        try:
-            with safe_open(path, framework="pt") as file:
-                source = (file.metadata() or {}).get("source", "")
-                mean, cov, count = (file.get_tensor(name) for name in ("mean", "cov", "count"))
-                more = [n for n in ("early_mean", "early_cov") if n in file.keys()]
-                early = [file.get_tensor(name) for name in more]
-        except (SafetensorError, OSError) as error:
-            raise PeckerError(
-                f"feature statistics {path}: truncated, or not a file that "
-                f"ClassStatistics.save wrote ({error}); compute it again"
-            ) from error
+        with open_tensors(path, "what ClassStatistics.save writes is: compute it again") as file:
+            source = (file.metadata() or {}).get("source", "")
+            mean, cov, count = (file.get_tensor(name) for name in ("mean", "cov", "count"))
+            more = [n for n in ("early_mean", "early_cov") if n in file.keys()]
+            early = [file.get_tensor(name) for name in more]
         parts = [mean, cov, *early]
         counts = not count.is_floating_point() and bool(((count >= 0) & (count < 2**40)).all())
         if not (all(part.is_floating_point() for part in parts) and counts and len(early) != 1):

@@ -6,14 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.grid import Block, PromptGroup, drawable, plot_rows
-from pecker_fast.files import replacing
+from pecker_fast.torch_files import open_tensors, save_tensors
 
 __all__ = ["ProgressStrip"]
 
@@ -68,9 +66,8 @@ class ProgressStrip:
         small = _reduced(drawable(images), _KEPT_SIDE)
         self._previews = {i: kept for i, kept in self._previews.items() if i < iteration}
         self._previews[iteration] = (small * 255).round().byte().contiguous()
-        with replacing(self._store) as temporary:
-            named = {str(key): preview for key, preview in self._previews.items()}
-            save_file(named, temporary, metadata={"prompts": json.dumps(self.prompts)})
+        named = {str(key): preview for key, preview in self._previews.items()}
+        save_tensors(self._store, named, {"prompts": json.dumps(self.prompts)})
         blocks = [
             Block.of(
                 "original" if key == _ORIGINAL else f"{key:,}", preview.float() / 255,
@@ -83,13 +80,13 @@ class ProgressStrip:
 
     def _read(self) -> None:
         try:
-            with safe_open(self._store, framework="pt") as file:
+            with open_tensors(self._store, "delete it") as file:
                 facts = file.metadata() or {}
                 # Previews of other prompts belong to another picture: it starts anew.
                 if json.loads(facts.get("prompts", "null")) != self.prompts:
                     return
                 self._previews = {int(key): file.get_tensor(key) for key in file.keys()}
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (ValueError, KeyError) as error:
             raise PeckerError(f"{self._store}: cannot be read ({error}); delete it") from error
 
 

@@ -19,14 +19,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import few, parse_json, replacing, shown
+from pecker_fast.files import few, parse_json, shown
 from pecker_fast.masks.packing import Bits, bitmask, positions_of_gaps, smallest, unpacked
 from pecker_fast.masks.select import check_granularity, check_numel
-from pecker_fast.torch_files import check_stored, load_torch
+from pecker_fast.torch_files import check_stored, load_torch, save_tensors
 
 __all__ = [
     "UNEXPECTED",
@@ -96,11 +95,7 @@ def write_mask(
         "shapes": json.dumps([[name, list(shape)] for name, shape in shapes.items()]),
         **metadata,
     }
-    try:
-        with replacing(path) as temporary:
-            save_file(content, temporary, metadata=header)
-    except (OSError, SafetensorError) as error:
-        raise PeckerError(f"cannot write mask file {os.fspath(path)!r}: {error}") from error
+    save_tensors(path, content, header, "mask file")
 
 
 def read_own(

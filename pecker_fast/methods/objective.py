@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distill.networks import (
-    NoisePredictor,
     compute_dtype,
     model_predictor,
     with_autocast,
@@ -71,7 +70,6 @@ class MethodObjective(ABC, Generic[B]):
         model: ModelFolder | PipelineFolder,
         config: BaselineConfig,
         device: torch.device | None,
-        predict: NoisePredictor | None,
     ) -> None:
         """Keep what every method needs.
 
@@ -79,7 +77,6 @@ class MethodObjective(ABC, Generic[B]):
             model: The model that must forget; a pipeline where `config.text` says what.
             config: The run.
             device: None = where the network is.
-            predict: Adapter that calls the network. None: what the model says of it.
         """
         self.original: nn.Module = model.network.eval().requires_grad_(False)
         self._place = next(self.original.parameters()).device
@@ -90,7 +87,7 @@ class MethodObjective(ABC, Generic[B]):
         self.schedule = NoiseSchedule.whole(
             model.scheduler_config if isinstance(model, PipelineFolder) else model.scheduler
         )
-        self._predict = predict or model_predictor(model, self.schedule)
+        self._predict = model_predictor(model, self.schedule)
         if config.precision == "autocast":
             self._predict = with_autocast(self._predict, self.device)
 
@@ -165,8 +162,6 @@ class BaselineObjective(MethodObjective[Batch]):
         images: ImageSet,
         config: BaselineConfig,
         device: torch.device | None = None,
-        *,
-        predict: NoisePredictor | None = None,
     ) -> None:
         """Put the pieces together; see the attributes.
 
@@ -175,12 +170,11 @@ class BaselineObjective(MethodObjective[Batch]):
             images: What it was trained on, of all classes.
             config: The run.
             device: None = where the network is.
-            predict: Adapter that calls the network. None: what the model says of it.
 
         Raises:
             PeckerError: Images that do not fit the model, or a class that it does not have.
         """
-        super().__init__(model, config, device, predict)
+        super().__init__(model, config, device)
         steps = self.schedule.usable
         self.images = RealImages(images, model, config, steps, self.device, self.dtype)
         self.data = images

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import RANDOM_OVERRIDE, ClassConditions
-from pecker_fast.distill.networks import NoisePredictor
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
@@ -100,8 +99,6 @@ class RedirectObjective(MethodObjective[Drawing]):
         model: ModelFolder | PipelineFolder,
         config: BaselineConfig,
         device: torch.device | None = None,
-        *,
-        predict: NoisePredictor | None = None,
     ) -> None:
         """Put the pieces together; see the attributes.
 
@@ -109,13 +106,12 @@ class RedirectObjective(MethodObjective[Drawing]):
             model: The model that must forget; a pipeline where `config.text` says what.
             config: The run.
             device: None = where the network is.
-            predict: Adapter that calls the network. None: what the model says of it.
 
         Raises:
             PeckerError: No override, a class that the model does not have, prompts that cannot be
                 used, or more steps than its schedule has.
         """
-        super().__init__(model, config, device, predict)
+        super().__init__(model, config, device)
         if config.steps > self.schedule.usable:
             raise PeckerError(
                 f"steps {config.steps}: at most the {self.schedule.usable} time steps of "

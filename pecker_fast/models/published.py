@@ -20,15 +20,13 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import few, shown
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.weights import mismatch
-from pecker_fast.torch_files import check_stored, load_torch
+from pecker_fast.torch_files import check_stored, load_torch, open_tensors
 
 __all__ = [
     "CLASS_NAMES",
@@ -217,10 +215,8 @@ def _read(path: Path) -> Any:
     with open(path, "rb") as file:
         head = file.read(len(_LEGACY))
     if head.startswith(_SAFETENSORS, 4):
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(path, "safetensors file", str(error)) from error
+        with open_tensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
     if not head.startswith(_ZIP) and head != _LEGACY:
         if head.startswith(_PICKLE):
             raise _runs_code(path, "it is a pickled Python object")

@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import check_output_file, read_json, replacing
+from pecker_fast.files import check_output_file, read_json
 from pecker_fast.models.architectures import StableDiffusion, StableDiffusionXL
 from pecker_fast.models.folder import WEIGHTS
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.weights import weights_in
+from pecker_fast.torch_files import save_tensors
 
 __all__ = ["save_single_file"]
 
@@ -116,8 +117,7 @@ def save_single_file(pipeline: Path, out: Path, *, force: bool = False) -> list[
         tensors |= _open_clip(text, "cond_stage_model.model.")
     else:
         tensors |= _renamed(text, lambda name: _CLIP + name)
-    with replacing(out) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_tensors(out, tensors, {"format": "pt"})
     lines = ["no schedule and no number of steps is in it: tell the program that loads it"]
     if prediction != "epsilon":
         lines.append(f"its network predicts {prediction}, which a program may have to be told")

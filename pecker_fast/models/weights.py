@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import few, read_json, shown, write_text
+from pecker_fast.torch_files import open_tensors
 
 __all__ = [
     "Weights", "as_dtype", "load_network", "mismatch", "of_variant", "save_network", "weights_in",
@@ -213,7 +213,7 @@ def float_type(file: Path) -> torch.dtype:
     Raises:
         PeckerError: it cannot be read.
     """
-    with _opened(file) as opened:
+    with open_tensors(file) as opened:
         kinds = {opened.get_slice(name).get_dtype() for name in opened.keys()} & _FLOATS.keys()
     return _FLOATS[kinds.pop()] if len(kinds) == 1 else torch.float32
 
@@ -245,7 +245,7 @@ def _shapes_in(files: Sequence[Path]) -> tuple[Shapes, torch.dtype]:
     shapes: dict[str, tuple[int, ...]] = {}
     types = set()
     for file in files:
-        with _opened(file) as opened:
+        with open_tensors(file) as opened:
             parts = {name: opened.get_slice(name) for name in opened.keys()}
             found = {name: tuple(part.get_shape()) for name, part in parts.items()}
             kinds = {name: part.get_dtype() for name, part in parts.items()}
@@ -266,21 +266,6 @@ def _shapes_in(files: Sequence[Path]) -> tuple[Shapes, torch.dtype]:
     # Of several types one that holds all of them.
     several = torch.float64 if torch.float64 in types else torch.float32
     return shapes, types.pop() if len(types) == 1 else several
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """The header of a safetensors file."""
-    try:
-        with open(file, "rb"), safe_open(file, framework="pt") as opened:
-            yield opened
-    except OSError as error:
-        raise PeckerError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except SafetensorError as error:
-        raise PeckerError(
-            f"{file}: cannot be read as a safetensors file ({_first_line(error)}); it may be "
-            "truncated: copy it again"
-        ) from error
 
 
 def _entries(shapes: Shapes) -> int:

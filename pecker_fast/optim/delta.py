@@ -20,19 +20,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pecker_fast import backends
 from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError, PeckerTypeError
-from pecker_fast.files import few, replacing
+from pecker_fast.files import few
 from pecker_fast.masks.checks import Model, parameters_of
 from pecker_fast.masks.files import UNEXPECTED, read_own, unreadable
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.optim.resolve import mask_digest
 from pecker_fast.optim.sharded import Share, is_sharded, local_tensor, row_share
+from pecker_fast.torch_files import save_tensors
 
 __all__ = ["Delta", "apply_delta", "delta_of", "names_of"]
 
@@ -69,11 +68,7 @@ class Delta:
         metadata = {"format": FORMAT, "version": VERSIONS[-1]}
         metadata |= {} if self.mask is None else {"mask": self.mask}
         metadata["digest"] = _digest_of_file(content, self.mask)
-        try:
-            with replacing(path) as temporary:
-                save_file(content, temporary, metadata=metadata)
-        except (OSError, SafetensorError) as error:
-            raise PeckerError(f"cannot write delta file {os.fspath(path)!r}: {error}") from error
+        save_tensors(path, content, metadata, "delta file")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Delta:

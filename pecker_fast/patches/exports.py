@@ -27,12 +27,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import check_output_folder, few, replacing, replacing_folder, write_text
+from pecker_fast.files import check_output_folder, few, replacing_folder, write_text
 from pecker_fast.masks.checks import Model
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.patches import imports
@@ -40,6 +38,7 @@ from pecker_fast.patches.adapters import ADAPTER_FILES, Adapter, lora, shira
 from pecker_fast.patches.checks import tensors_for, tensors_of
 from pecker_fast.patches.files import Patch, flat_bits, read_patch
 from pecker_fast.patches.patch import require_base, save_patch
+from pecker_fast.torch_files import save_tensors
 
 __all__ = ["EXPORTS", "IMPORTS", "Export", "export_patch", "import_patch"]
 
@@ -106,7 +105,7 @@ def export_patch(
         content, metadata = new, {"format": "pt"}
         if to == "vllm-sparse":
             content, metadata = _sparse(patch, new)
-        _write(path, content, metadata)
+        save_tensors(path, content, metadata)
         return Export(path.stat().st_size)
     if to not in EXPORTS:
         raise PeckerError(f"an export must be one of {', '.join(EXPORTS)}, got {to!r}")
@@ -189,17 +188,9 @@ def _sparse(patch: Patch, new: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     return content, {"format": imports.SPARSE_FORMAT, "version": "1", "shapes": json.dumps(shapes)}
 
 
-def _write(path: Path, content: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
-        with replacing(path) as temporary:
-            save_file(dict(content), temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise PeckerError(f"{path}: cannot be written ({error})") from error
-
-
 def _write_folder(path: Path, adapter: Adapter, force: bool, patch: str | os.PathLike[str]) -> None:
     check_output_folder(path, force, writes=set(ADAPTER_FILES), reads=[Path(patch)])
     with replacing_folder(path) as partial:
         partial.mkdir()
-        _write(partial / ADAPTER_FILES[1], adapter.tensors, {"format": "pt"})
+        save_tensors(partial / ADAPTER_FILES[1], adapter.tensors, {"format": "pt"})
         write_text(partial / ADAPTER_FILES[0], json.dumps(adapter.config, indent=2) + "\n")

@@ -27,12 +27,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import parse_json, replacing, shown
+from pecker_fast.files import parse_json, shown
 from pecker_fast.masks.files import (
     UNEXPECTED,
     read_own,
@@ -41,6 +39,7 @@ from pecker_fast.masks.files import (
 )
 from pecker_fast.masks.packing import Bits, bitmask, positions_of_gaps, smallest, unpacked
 from pecker_fast.masks.stats import ParameterStats
+from pecker_fast.torch_files import save_tensors
 
 __all__ = [
     "Patch",
@@ -183,11 +182,7 @@ def write_patch(path: str | os.PathLike[str], patch: Patch) -> Patch:
     }
     digest = _digest_of_file(metadata, content)
     metadata["digest"] = digest
-    try:
-        with replacing(path) as temporary:
-            save_file(content, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise PeckerError(f"cannot write patch file {os.fspath(path)!r}: {error}") from error
+    save_tensors(path, content, metadata, "patch file")
     return replace(patch, digest=digest)
 
 

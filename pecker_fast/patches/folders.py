@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +18,7 @@ from pecker_fast.masks.files import strip_prefixes
 from pecker_fast.masks.mask import PREFIXES
 from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck, check_frozen
 from pecker_fast.patches.files import Patch, read_patch
+from pecker_fast.torch_files import open_tensors
 
 __all__ = ["change_weights", "read_weights"]
 
@@ -81,7 +79,7 @@ def change_weights(
         shutil.copytree(model, partial, ignore=stale)
         copies = [partial / file.relative_to(model) for file in files]
         for file, copy in zip(files, copies, strict=True):
-            with _opened(file) as opened:
+            with open_tensors(file) as opened:
                 names, metadata = list(opened.keys()), opened.metadata()
             save_file({name: weights[name] for name in names}, copy, metadata=metadata)
         del weights
@@ -91,20 +89,11 @@ def change_weights(
     return check
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            yield opened
-    except (OSError, SafetensorError) as error:
-        raise PeckerError(f"{file}: cannot be read ({error}); copy the model again") from error
-
-
 def _read_all(files: Sequence[Path]) -> dict[str, Tensor]:
     """The tensors of one file, or of all shards."""
     tensors: dict[str, Tensor] = {}
     for file in files:
-        with _opened(file) as opened:
+        with open_tensors(file) as opened:
             tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
     return tensors
 

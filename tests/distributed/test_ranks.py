@@ -153,10 +153,10 @@ def test_one_that_ends_is_no_hang():
 
 
 def test_a_step_that_takes_too_long_is_no_hang():
-    waited, _ = run_processes(one_is_slow, 2, 5.0, False, PECKER_FAST_TIMEOUT="0.5")
+    waited, _ = run_processes(one_is_slow, 2, 2.0, False, PECKER_FAST_TIMEOUT="0.5")
     assert "PECKER_FAST_TIMEOUT=0.5" in waited["heard"]
 
 
 def test_unequal_work_before_a_broadcast_counts_in_no_step():
-    outcomes = run_processes(one_is_slow, 2, 5.0, True, PECKER_FAST_TIMEOUT="1")
+    outcomes = run_processes(one_is_slow, 2, 3.0, True, PECKER_FAST_TIMEOUT="1")
     assert outcomes == [{"heard": "", "sum": 2.0}] * 2

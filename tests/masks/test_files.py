@@ -230,7 +230,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, mask, monkeypatch):
         args[1].write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pecker_fast.masks.files.save_file", full_disk)
+    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
     with pytest.raises(PeckerError, match=r"cannot write mask file .*No space left on device"):
         (~mask).save(path)
     assert path.read_bytes() == before

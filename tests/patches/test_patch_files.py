@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_old_file(file, weights, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pecker_fast.patches.files.save_file", full)
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
     erased = {name: tensor + 1 for name, tensor in weights.items()}
     with pytest.raises(PeckerError, match=r"cannot write patch file .*No space left"):
         save_patch(file, weights, erased, SaliencyMask.full(weights))
