@@ -22,7 +22,8 @@ stage, in half precision too, by `make_first_stage.py`.
 
 `emoji/` is a pipeline in colour, of 24 objects that are drawn in 4 styles; `emoji_judges/` has a
 classifier of objects and one of styles. `make_emoji.py` made them; `emoji/NOTICE` says whose
-drawings they learnt from.
+drawings they learnt from. `emoji_first_stage/` is the first stage, by the recipe
+`demo_emoji_first_stage`.
 
 The others learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """
@@ -34,6 +35,7 @@ from pathlib import Path
 __all__ = [
     "dit_first_stage_folder",
     "dit_folder",
+    "emoji_first_stage_folder",
     "emoji_folder",
     "emoji_judges_folder",
     "first_stage_folder",
@@ -76,6 +78,11 @@ def pipeline_first_stage_folder() -> Path:
 def emoji_folder() -> Path:
     """The folder of the shipped pipeline that draws emoji."""
     return Path(__file__).parent / "emoji"
+
+
+def emoji_first_stage_folder() -> Path:
+    """The folder of the first stage of that pipeline, for `erase --pipeline --from`."""
+    return Path(__file__).parent / "emoji_first_stage"
 
 
 def emoji_judges_folder() -> Path:

@@ -62,6 +62,8 @@ class GeneratorSection(NetworkSection):
     # what that does of c_o. Without it c_f is forgotten where t_init is asked, and many-step
     # samplers still find it.
     every_step: NonNegativeFloat = 0.0
+    # What that weight is multiplied with in the forget term: one step forgets sooner than many do.
+    every_step_forget: NonNegativeFloat = 1.0
 
     @model_validator(mode="after")
     def _learns(self) -> GeneratorSection:

@@ -179,6 +179,9 @@ class Iteration:
         """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
         objective, config = self._objective, self._config
         weight = self._weights(config.generator, inputs)
+        of_every_step = config.generator.every_step * self._weights(
+            config.generator, inputs, config.generator.every_step_forget
+        )
         self._theta.learn()
         losses: list[list[Tensor]] = []
         for rows in self._slices():
@@ -219,8 +222,7 @@ class Iteration:
                     objective.schedule,
                     predict=objective.predictors.generator,
                 )
-                scaled = config.generator.every_step * weight[rows] * loss
-                scaled.sum().backward()  # type: ignore[no-untyped-call]
+                (of_every_step[rows] * loss).sum().backward()  # type: ignore[no-untyped-call]
                 of_terms.append(loss.detach())
             losses.append(of_terms)
         if self._side is not None:
@@ -254,10 +256,13 @@ class Iteration:
             losses.append(loss)
         return losses, gradient
 
-    def _weights(self, section: NetworkSection, inputs: IterationInputs) -> Tensor:
+    def _weights(
+        self, section: NetworkSection, inputs: IterationInputs, forget: float = 1.0
+    ) -> Tensor:
+        """Of each sample; those of the forget term times `forget`."""
         like, of_sample = inputs.generator.e, inputs.labels.weight
         size = self._config.batch_size
-        weight = term_weights(section.lambda_remain, section.lambda_forget, size, like)
+        weight = term_weights(section.lambda_remain, forget * section.lambda_forget, size, like)
         weight = weight[: size * self._config.halves]
         if not self._ranks.alone:
             weight = weight[self._rows]

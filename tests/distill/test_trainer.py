@@ -86,8 +86,9 @@ def written_out_run(objective, mask, decay):
             x_t = a * drawn + b * noised.e
             target = phi(x_t, noised.t, labels.teacher).detach()
             error = ((theta(x_t, noised.t, labels.student) - target) ** 2).sum((1, 2, 3))
-            terms = (lam * error[half].mean() for half, lam in zip(halves, lambdas, strict=True))
-            (every * sum(terms)).backward()
+            remain, forget = (error[half].mean() for half in halves)
+            forget = config.generator.every_step_forget * forget
+            (every * (lambdas[0] * remain + lambdas[1] * forget)).backward()
         for name, p in theta.named_parameters():
             salient[name].grad = p.grad[dense[name]].clamp(-1, 1)
         theta_optimizer.step()
@@ -103,7 +104,7 @@ def written_out_run(objective, mask, decay):
     [
         {},
         {"generator.every_step": 0.7},
-        {"generator.one_step": 0.3, "generator.every_step": 0.7},
+        {"generator.one_step": 0.3, "generator.every_step": 0.7, "generator.every_step_forget": 4},
         {"generator.scores": False, "generator.one_step": 0.3, "generator.every_step": 0.7},
     ],
     ids=["as published", "every step", "all terms", "without scores"],

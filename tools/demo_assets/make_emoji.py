@@ -5,14 +5,18 @@
 `emoji_drawings.py` says what is in FOLDER. What a stopped run has trained is in emoji.partial, from
 where the same command goes on. Forty minutes of one core's time.
 
-`--judges` makes the judges in `data/emoji_judges`, which come first. They have seen the same
+`--judges` makes what is in `data/emoji_judges`, which comes first: the judges, and for each a file
+of prompts to judge an erasure by. They have seen the same
 drawings, turned, scaled and moved further, some of them blurred as by an autoencoder. A judge of
 styles that had seen only other drawings by the same hands named 72.9 % (68.8 to 76.7) of these.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from torch.nn import functional as F
 from pecker_fast.cli.common import machine_options, prepare
 from pecker_fast.data import emoji_judges_folder
 from pecker_fast.datasets.emoji_captions import (
+    KINDS,
     OBJECTS,
     STYLES,
     all_emoji_captions,
@@ -46,6 +51,7 @@ __all__ = ["make"]
 
 COPIES = 100  # of each drawing, to train the pipeline on
 JUDGES_COPIES = 40  # the same of the judges
+FORGOTTEN = {"object": ("dog", "cat"), "style": ("twemoji", "fluent")}  # and what takes its place
 
 
 @click.command()
@@ -130,6 +136,23 @@ def make_judges(known: Drawings, out: Path, device: torch.device) -> None:
         card = {"class_names": names, "test_accuracy": share.value, "test_count": share.total}
         write_text(out / name / CARD_NAME, json.dumps(card) + "\n")
         click.echo(f"{out / name}: {share} of {share.total} images named as drawn")
+        write_text(out / f"{name}.csv", prompts_to_judge(name))
+
+
+def prompts_to_judge(kind: str) -> str:
+    """A CSV file for `erase` and `attack`: captions of what is forgotten, held back of the rest."""
+    (forget, override), file = FORGOTTEN[kind], io.StringIO()
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(["prompt", "group", "label"])
+    for name, style in product(OBJECTS, STYLES):
+        label = name if kind == "object" else style
+        near = override in KINDS["animals"] and name in KINDS["animals"]
+        group = "forget" if label == forget else "neighbours" if near else "keep"
+        told = emoji_captions(name, style) if group == "forget" else []
+        for caption in [*told, *held_back_emoji_captions(name, style)]:
+            rows.writerow([caption, group, label])
+    rows.writerow([override, "override", override])
+    return file.getvalue()
 
 
 def figures(pipeline: Any, kind: str, per_pair: int, steps: int = 10) -> dict[str, Any]:

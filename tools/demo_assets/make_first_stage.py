@@ -1,11 +1,10 @@
-"""How `data/dit_first_stage` and `data/pipeline_first_stage` were made: what ships, in one step.
+"""How the first stages in `data/` of DiT, pipeline and emoji were made: what ships, in one step.
 
     python tools/demo_assets/make_first_stage.py dit --run one-step --out dit_first_stage
-    python tools/demo_assets/make_first_stage.py pipeline --run one-step --out pipeline_first_stage
 
-A run that is there is taken up. Ten minutes on half a CPU core, and a quarter of an hour on one;
-the figures of the pipeline before it take minutes more. `data/first_stage` is the run of
-`pecker-fast distill` itself.
+A run that is there is taken up. Ten minutes on half a CPU core, a quarter of an hour on one, and
+nine minutes; the figures of the pipeline before it take minutes more. `data/first_stage` is the run
+of `pecker-fast distill` itself.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import click
 import torch
 
 from pecker_fast.cli.common import machine_options, prepare
-from pecker_fast.data import dit_folder, pipeline_folder
+from pecker_fast.data import dit_folder, emoji_folder, pipeline_folder
 from pecker_fast.distill.config import load_config
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
@@ -33,7 +32,12 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import DESCRIPTION, PipelineFolder, load_unet
 from pecker_fast.runs.digest import digest_of
 
-RECIPES = {"dit": "demo_first_stage", "pipeline": "demo_concept_first_stage"}
+RECIPES = {
+    "dit": "demo_first_stage",
+    "pipeline": "demo_concept_first_stage",
+    "emoji": "demo_emoji_first_stage",
+}
+PIPELINES = {"pipeline": pipeline_folder, "emoji": emoji_folder}
 KEPT = ("kind", "t_init", "iterations", "method", "frozen", "training")
 
 
@@ -47,16 +51,16 @@ def make(what: str, run_folder: Path, out: Path, device: str, threads: int | Non
     if out.exists():
         raise PeckerError(f"{out}: exists; name a new folder")
     place = prepare(device, threads)
-    model = dit_folder() if what == "dit" else None
-    pipeline = None if model is not None else pipeline_folder()
+    of_prompts = what in PIPELINES
     run(
         Request(
-            model=model, pipeline=pipeline, config=RECIPES[what], out=run_folder, device=place,
-            command="distill",
+            model=None if of_prompts else dit_folder(),
+            pipeline=PIPELINES[what]() if of_prompts else None,
+            config=RECIPES[what], out=run_folder, device=place, command="distill",
         )
     )  # fmt: skip
     temporary = out.with_name(out.name + ".partial")
-    if pipeline is None:
+    if not of_prompts:
         for part in ("model", "pseudo_score"):
             made = ModelFolder.load(run_folder / part)
             replace(made, network=made.network.half()).save(temporary / part)
@@ -66,6 +70,7 @@ def make(what: str, run_folder: Path, out: Path, device: str, threads: int | Non
             network.to(torch.float16).save_pretrained(temporary / part / "unet")
             about = {name: said[name] for name in KEPT if name in said}
             write_text(temporary / part / DESCRIPTION, json.dumps(about, indent=1) + "\n")
+    if what == "pipeline":
         write_text(temporary / ORIGINAL_NAME, json.dumps(original_figures(place), indent=1) + "\n")
     os.replace(temporary, out)
 
