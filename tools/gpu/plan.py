@@ -145,7 +145,7 @@ PREDICTED_MS: dict[tuple[object, ...], tuple[float, float]] = {
     ("step_time", "sd15", "random", 0.1, "pecker_fast[cuda]"): (3.6, 3.95),
     ("step_time", "sd15", "heavy", 0.1, "pecker_fast[cuda]"): (1.39, 1.52),
     ("step_time", "sd15", "random", 0.01, "pecker_fast[cuda]"): (0.93, 1.02),
-    # 82 to 90 % of the floor: 7 to 9 us less since addresses are in the launch and launches overlap.
+    # 82 to 90 % of the floor: addresses in the launch and launches that overlap spare 7 to 9 us.
     ("step_time", "sd15", "heavy", 0.01, "pecker_fast[cuda]"): (0.174, 0.191),
     # 1.68 M warps of 512 scores. Integer instructions, 253 in collect and 236 in write, half a
     # warp's a cycle: .92 and .86 ms, less than the memory's 1.14 and 1.25. Together 2.4, the pipe
