@@ -11,7 +11,7 @@ z and dropout's draws are computed again, so forward saves nothing of an activat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -40,7 +40,6 @@ from pecker_fast.kernels.group_norm import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pecker_fast.kernels.channels_last import Tile
     from pecker_fast.kernels.group_norm import Normalisation
 
 __all__ = ["SUMS", "apply", "combine", "sums"]
@@ -99,14 +98,14 @@ def _sums_kernel(
         for strip in tl.static_range(STRIPS):
             row = strip_row * STRIPS + strip
             valid = (row < pixels - chunk * CHUNK)[:, None] & present[None, :]
-            dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
-            if seed_ptr is not None:
-                dz = tl.where((bits >> strip) & 1 != 0, dz, 0.0)
             value = load_as(
                 source, row[:, None] * source_channels + channel[None, :], valid, tl.float32
             )
+            dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
             xhat = (value - centre) * rstd + offset
             dz = dz * _derivative(xhat, weight, bias, SILU)
+            if seed_ptr is not None:
+                dz = tl.where((bits >> strip) & 1 != 0, dz, 0.0)
             sum1 += dz  # dy, and so dz, is 0 where there is no element
             sum2 += dz * xhat
     total1, total2 = tl.sum(sum1, axis=0), tl.sum(sum2, axis=0)
@@ -226,12 +225,6 @@ def _backward_kernel(
             store_as(dx, entry, dv, valid)
 
 
-def _options(tile: Tile, norm: Normalisation) -> dict[str, Any]:
-    """Of a launch. For a loop with dropout compilers take up to 176 registers; 128 are 16 warps."""
-    bounded = PTX.value and norm.seed is not None and tile.parts > 1
-    return tile_options(tile) | ({"maxnreg": 128} if bounded else {})
-
-
 def sums(source: Tensor, first: int, dy: Tensor, norm: Normalisation, partials: Tensor) -> None:
     """S1 and S2 of every chunk of pixels for the channels of one of the two inputs.
 
@@ -256,7 +249,7 @@ def sums(source: Tensor, first: int, dy: Tensor, norm: Normalisation, partials: 
             first=first,
             channels=dy.shape[1],
             **norm.arguments(),
-            **_options(tile, norm),
+            **tile_options(tile),
         )
 
 
@@ -319,6 +312,9 @@ def apply(
     pixels = height * width
     tile = elementwise_tile(samples, pixels, channels)
     grid = (programs(tile, samples, pixels, channels),)
+    options = tile_options(tile)
+    if PTX.value and norm.seed is not None and tile.parts > 1:
+        options["maxnreg"] = 128  # the compiler would take 166: 12 warps an SM instead of 16
     if grid[0]:
         _backward_kernel[grid](
             source,
@@ -331,5 +327,5 @@ def apply(
             first=first,
             channels=dy.shape[1],
             **norm.arguments(),
-            **_options(tile, norm),
+            **options,
         )
