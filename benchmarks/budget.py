@@ -57,21 +57,24 @@ _INSTRUCTIONS_A_SECOND = 0.5 * 132 * 4 * 32 * 1.755e9
 _STEP_BYTES_A_SECOND = 2.8e12  # of the optimizer's kernels, in the audit's model
 _LAUNCH_S, _LEAST_S = 1.3e-6, 2.6e-6
 
-# Instructions an element in bf16, compiled for sm_90: (without dropout, with it); of layer norms
-# (without gradients of the parameters, with them).
+# Instructions an element in bf16, compiled for sm_90, by the parts of a program's chunk: (without
+# dropout, with it); of layer norms (without gradients of the parameters, with them).
 # tests/kernels/test_triton_aot.py holds them.
-INSTRUCTIONS: Mapping[str, tuple[float, float]] = {
-    "apply": (17.2, 37.0),
-    "sums": (32.0, 49.5),
-    "backward": (27.7, 46.8),
-    "residual": (34.9, 34.9),
-    "statistics": (24.2, 24.2),
-    "channel_sums": (10.4, 10.4),
-    "geglu": (21.1, 21.1),
-    "geglu_backward": (28.7, 28.7),
-    "layer_norm": (46.4, 46.4),
-    "layer_norm_backward": (44.6, 65.8),
+INSTRUCTIONS: Mapping[str, Mapping[int, tuple[float, float]]] = {
+    "apply": {1: (17.2, 37.0), 2: (14.4, 35.0), 4: (13.8, 34.1)},
+    "sums": {1: (30.8, 48.9), 2: (24.8, 42.9), 4: (22.3, 39.7)},
+    "backward": {1: (27.6, 46.8), 2: (25.0, 45.2), 4: (24.8, 43.7)},
+    "residual": {1: (35.3, 35.3), 2: (26.9, 26.9), 4: (23.1, 23.1)},
+    "statistics": {1: (23.4, 23.4), 2: (15.5, 15.5), 4: (11.4, 11.4)},
+    "channel_sums": {1: (11.5, 11.5), 2: (7.7, 7.7), 4: (5.8, 5.8)},
+    "geglu": {1: (21.1, 21.1)},
+    "geglu_backward": {1: (28.7, 28.7)},
+    "layer_norm": {1: (46.4, 46.4)},
+    "layer_norm_backward": {1: (44.6, 65.8)},
 }
+
+# Of what combines partial sums, for each pair of numbers of a channel in a chunk of a sample.
+COMBINING = {"coefficients": 225, "combine": 133}
 
 PUBLISHED_BATCH = {"cifar10": 128, "stl10": 64}
 
@@ -259,13 +262,25 @@ def _as_on_a_card(found: Budget) -> Iterator[None]:
             x = args[0]
             more = any(getattr(arg, "seed", None) is not None for arg in args)
             more = more or (name == "layer_norm_backward" and args[6] is not None)
-            instructions = INSTRUCTIONS[name][more] * x.numel()
+            parts = 1
+            if x.dim() == 4:
+                samples, channels, height, width = x.shape
+                parts = channels_last.chunk_tile(samples, height * width, channels).parts
+            instructions = INSTRUCTIONS[name][parts][more] * x.numel()
             found.add(kind, passes(*args) * _bytes([x]), instructions=instructions)
 
         return launch
 
-    def small(*args: Any) -> None:
-        found.add("normalisation's small sums", _bytes(_tensors(args)))
+    def small(*args: Any, instructions: float = 0) -> None:
+        size = _bytes(_tensors(args))
+        found.add("normalisation's small sums", size, instructions=instructions)
+
+    def combining(name: str, partials: int) -> Callable[..., None]:
+        def launch(*args: Any) -> None:
+            pairs = sum(t.numel() for t in _tensors(args[:partials])) / 2
+            small(*args, instructions=COMBINING[name] * pairs)
+
+        return launch
 
     def column_sums(table: Tensor, first: Any, second: Any, scale: float = 1.0) -> None:
         small(table)
@@ -288,10 +303,10 @@ def _as_on_a_card(found: Budget) -> Iterator[None]:
         (channels_last, "statistics", fused("statistics", lambda *_: 1)),
         (channels_last, "channel_sums", fused("channel_sums", lambda *_: 1)),
         (channels_last, "column_sums", column_sums),
-        (group_norm, "coefficients", small),
+        (group_norm, "coefficients", combining("coefficients", 2)),
         (group_norm, "apply", fused("apply", lambda *_: 2)),
         (group_norm_backward, "sums", fused("sums", lambda *_: 2)),
-        (group_norm_backward, "combine", small),
+        (group_norm_backward, "combine", combining("combine", 1)),
         (group_norm_backward, "apply", fused("backward", backward_passes)),
         (residual, "residual_add", fused("residual", residual_passes)),
         (geglu, "forward", fused("geglu", lambda *_: 1.5, "gated unit")),

@@ -1,6 +1,7 @@
 """How the kernels of a U-Net's blocks walk activations: channels_last, (N, P, C) with P = H * W.
 
-A program takes a tile: a chunk of pixels and a block of channels of one sample. What is summed over
+A program takes a chunk of pixels and a block of channels of one sample, tile after tile, so that
+what it does once (numbers of the channels, sums across threads) counts less. What is summed over
 pixels is first written per sample, chunk and channel, and combined by a second launch in a fixed
 order: no atomics, and any group of channels, from one tensor or two, can be made of it.
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Tile",
+    "add_deviations",
     "as_stored",
     "channel_sums",
     "chunk_tile",
@@ -30,39 +32,52 @@ __all__ = [
     "programs",
     "statistics",
     "store_partials",
+    "store_statistics",
     "tile_options",
     "tile_pointer",
     "tile_position",
-    "tile_statistics",
 ]
 
 # 64 channels are rows of 128 bytes in bfloat16. A program of the interpreter costs half a
 # millisecond, whatever its size; Triton bounds a block at 2^20 elements.
-_MOST_PIXELS = 1024 if INTERPRETING else 128
+_MOST_PIXELS = 512 if INTERPRETING else 128
 _MOST_CHANNELS = 1024 if INTERPRETING else 64
+_MOST_PARTS = 4
+_ENOUGH_CHUNKS = 1 if INTERPRETING else 256  # of all samples: some for each multiprocessor
 _ELEMENTS_PER_WARP = 1024  # 32 a thread: four 16-byte accesses in flight in bfloat16
 
 
 class Tile(NamedTuple):
-    """What a program takes of a sample; powers of 2."""
+    """What a program takes of a sample: `parts` times (pixels, channels), all powers of 2."""
 
     pixels: int
     channels: int
+    parts: int
+
+    @property
+    def chunk(self) -> int:
+        """Pixels of all parts."""
+        return self.pixels * self.parts
 
 
-def chunk_tile(pixels: int, channels: int) -> Tile:
-    """The tile of a kernel that sums over pixels. Its pixels depend on `pixels` alone.
+def chunk_tile(samples: int, pixels: int, channels: int) -> Tile:
+    """The tile of a kernel that sums over pixels. Its pixels do not depend on the channels.
 
     So partial sums of the two halves of a concatenation, made apart, have the same chunks.
     """
     # Four at least: dropout draws for four pixels at a time.
-    chunk = min(max(4, triton.next_power_of_2(pixels)), _MOST_PIXELS)
-    return Tile(chunk, min(triton.next_power_of_2(channels), _MOST_CHANNELS))
+    size = min(max(4, triton.next_power_of_2(pixels)), _MOST_PIXELS)
+    parts = 1
+    while 2 * parts <= _MOST_PARTS and parts * size < pixels:
+        if samples * -(-pixels // (2 * parts * size)) < _ENOUGH_CHUNKS:
+            break
+        parts *= 2
+    return Tile(size, min(triton.next_power_of_2(channels), _MOST_CHANNELS), parts)
 
 
-def elementwise_tile(pixels: int, channels: int) -> Tile:
+def elementwise_tile(samples: int, pixels: int, channels: int) -> Tile:
     """The tile of a kernel that sums nothing: half as large, so that more are in flight."""
-    tile = chunk_tile(pixels, channels)
+    tile = chunk_tile(samples, pixels, channels)
     return tile if INTERPRETING else tile._replace(pixels=min(tile.pixels, _MOST_PIXELS // 2))
 
 
@@ -70,6 +85,7 @@ def tile_options(tile: Tile) -> dict[str, Any]:
     """Blocks and options of a launch. No bits of another backend are asked for: fusion is on."""
     warps = tile.pixels * tile.channels // _ELEMENTS_PER_WARP
     return {
+        "PARTS": tile.parts,
         "BLOCK_PIXELS": tile.pixels,
         "BLOCK_CHANNELS": tile.channels,
         "num_warps": min(max(1, warps), 8),
@@ -79,7 +95,7 @@ def tile_options(tile: Tile) -> dict[str, Any]:
 
 def programs(tile: Tile, samples: int, pixels: int, channels: int) -> int:
     """How many there are for (samples, pixels, channels)."""
-    return samples * -(-pixels // tile.pixels) * -(-channels // tile.channels)
+    return samples * -(-pixels // tile.chunk) * -(-channels // tile.channels)
 
 
 @triton.jit
@@ -92,13 +108,13 @@ def as_stored(pointer):
 
 
 @triton.jit
-def tile_position(pixels, channels, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
-    """Sample, chunk and channels of this program.
+def tile_position(pixels, channels, CHUNK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
+    """Sample, first pixel and channels of this program.
 
     Blocks of channels vary fastest: programs that run together read whole rows.
     """
     blocks = tl.cdiv(channels, BLOCK_CHANNELS)
-    chunks = tl.cdiv(pixels, BLOCK_PIXELS)
+    chunks = tl.cdiv(pixels, CHUNK)
     program = tl.program_id(0)
     channel = (program % blocks) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     chunk = (program // blocks) % chunks
@@ -107,20 +123,44 @@ def tile_position(pixels, channels, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: 
 
 
 @triton.jit
-def tile_pointer(pointer, sample, chunk, pixels, channels, BLOCK_PIXELS: tl.constexpr):
-    """Where a chunk of (N, pixels, channels) starts: int64 up to here, int32 within the tile."""
-    return as_stored(pointer) + (sample * pixels + chunk * BLOCK_PIXELS) * channels
+def tile_pointer(pointer, sample, chunk, pixels, channels, CHUNK: tl.constexpr):
+    """Where a chunk of (N, pixels, channels) starts: int64 up to here, int32 within the chunk."""
+    return as_stored(pointer) + (sample * pixels + chunk * CHUNK) * channels
 
 
 @triton.jit
-def tile_statistics(value, valid, count):
-    """Mean and sum of squared deviations over axis 0, of `count` valid elements."""
-    mean = tl.sum(tl.where(valid, value, 0.0), axis=0) / count
-    deviation = tl.where(valid, value - mean[None, :], 0.0)
-    # What rounding the sum has left: without it a mean of 100 would be off by an ulp or two.
-    correction = tl.sum(deviation, axis=0) / count
-    squares = tl.sum(deviation * deviation, axis=0) - count * correction * correction
-    return mean + correction, squares
+def add_deviations(value, valid, centre, sums, squares):
+    """The sums over parts of value - centre and its square, one more part added."""
+    deviation = tl.where(valid, value - centre[None, :], 0.0)
+    return sums + _fold(deviation), squares + _fold(deviation * deviation)
+
+
+@triton.jit
+def _fold(values):
+    """The sums of a tile's four quarters, all in the registers of one thread."""
+    quarters = tl.reshape(values, [4, values.shape[0] // 4, values.shape[1]])
+    return tl.sum(quarters, axis=0)
+
+
+@triton.jit
+def store_statistics(
+    partials_ptr, sample, chunk, pixels, channels, channel, present, count, centre, sums, squares,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Write mean and squared deviations of a chunk of `count` pixels, from those about `centre`.
+
+    The centre is the mean of the first part, which is a quarter of the chunk or more; whatever the
+    values are, a quarter of the squares about it or more then stays, and little cancels. Of one
+    part the correction is what rounding has left in its mean: without it a mean of 100 would be
+    off by an ulp or two.
+    """
+    correction = tl.sum(sums, axis=0) / count
+    about_mean = tl.sum(squares, axis=0) - count * correction * correction
+    chunks = tl.cdiv(pixels, CHUNK)
+    store_partials(
+        partials_ptr, sample, chunk, chunks, channels, channel, present, centre + correction,
+        about_mean,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -137,19 +177,29 @@ def _statistics_kernel(
     partials_ptr,
     pixels,
     channels,
+    PARTS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    sample, chunk, channel = tile_position(pixels, channels, BLOCK_PIXELS, BLOCK_CHANNELS)
-    row = tl.arange(0, BLOCK_PIXELS)
-    count = tl.minimum(pixels - chunk * BLOCK_PIXELS, BLOCK_PIXELS)
+    CHUNK: tl.constexpr = PARTS * BLOCK_PIXELS
+    sample, chunk, channel = tile_position(pixels, channels, CHUNK, BLOCK_CHANNELS)
+    count = tl.minimum(pixels - chunk * CHUNK, CHUNK)
     present = channel < channels
-    valid = (row < count)[:, None] & present[None, :]
-    start = tile_pointer(x_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
-    value = load_as(start, row[:, None] * channels + channel[None, :], valid, tl.float32)
-    mean, squares = tile_statistics(value, valid, count)
-    chunks = tl.cdiv(pixels, BLOCK_PIXELS)
-    store_partials(partials_ptr, sample, chunk, chunks, channels, channel, present, mean, squares)
+    start = tile_pointer(x_ptr, sample, chunk, pixels, channels, CHUNK)
+    centre = tl.zeros([BLOCK_CHANNELS], tl.float32)
+    sums = tl.zeros([BLOCK_PIXELS // 4, BLOCK_CHANNELS], tl.float32)
+    squares = tl.zeros([BLOCK_PIXELS // 4, BLOCK_CHANNELS], tl.float32)
+    for part in tl.static_range(PARTS):
+        row = part * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+        valid = (row < count)[:, None] & present[None, :]
+        value = load_as(start, row[:, None] * channels + channel[None, :], valid, tl.float32)
+        if part == 0:
+            centre = tl.sum(value, axis=0) / tl.minimum(count, BLOCK_PIXELS)
+        sums, squares = add_deviations(value, valid, centre, sums, squares)
+    store_statistics(
+        partials_ptr, sample, chunk, pixels, channels, channel, present, count, centre, sums,
+        squares, CHUNK,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -158,18 +208,21 @@ def _channel_sums_kernel(
     sums_ptr,
     pixels,
     channels,
+    PARTS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    sample, chunk, channel = tile_position(pixels, channels, BLOCK_PIXELS, BLOCK_CHANNELS)
-    row = tl.arange(0, BLOCK_PIXELS)
+    CHUNK: tl.constexpr = PARTS * BLOCK_PIXELS
+    sample, chunk, channel = tile_position(pixels, channels, CHUNK, BLOCK_CHANNELS)
     present = channel < channels
-    valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
-    start = tile_pointer(x_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
-    value = load_as(start, row[:, None] * channels + channel[None, :], valid, tl.float32)
-    chunks = tl.cdiv(pixels, BLOCK_PIXELS)
-    sums = sums_ptr + (sample * chunks + chunk) * channels
-    tl.store(sums + channel, tl.sum(value, axis=0), mask=present)
+    start = tile_pointer(x_ptr, sample, chunk, pixels, channels, CHUNK)
+    total = tl.zeros([BLOCK_PIXELS, BLOCK_CHANNELS], tl.float32)
+    for part in tl.static_range(PARTS):
+        row = part * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+        valid = (row < pixels - chunk * CHUNK)[:, None] & present[None, :]
+        total += load_as(start, row[:, None] * channels + channel[None, :], valid, tl.float32)
+    sums = sums_ptr + (sample * tl.cdiv(pixels, CHUNK) + chunk) * channels
+    tl.store(sums + channel, tl.sum(total, axis=0), mask=present)
 
 
 @triton.jit
@@ -213,9 +266,9 @@ def _column_sums_kernel(
         )
 
 
-def chunks_of(pixels: int) -> int:
-    """How many chunks the statistics of so many pixels have."""
-    return -(-pixels // chunk_tile(pixels, 1).pixels)
+def chunks_of(samples: int, pixels: int) -> int:
+    """How many chunks the statistics of each sample have."""
+    return -(-pixels // chunk_tile(samples, pixels, 1).chunk)
 
 
 def statistics(x: Tensor, partials: Tensor) -> None:
@@ -223,11 +276,11 @@ def statistics(x: Tensor, partials: Tensor) -> None:
 
     Args:
         x: (N, C, H, W) float32, bfloat16 or float16, channels_last.
-        partials: (N, chunks_of(H * W), 2, C) float32, written.
+        partials: (N, chunks_of(N, H * W), 2, C) float32, written.
     """
     samples, channels, height, width = x.shape
     pixels = height * width
-    tile = chunk_tile(pixels, channels)
+    tile = chunk_tile(samples, pixels, channels)
     grid = (programs(tile, samples, pixels, channels),)
     if grid[0]:
         _statistics_kernel[grid](x, partials, pixels, channels, **tile_options(tile))
@@ -238,11 +291,11 @@ def channel_sums(x: Tensor, sums: Tensor) -> None:
 
     Args:
         x: (N, C, H, W) float32, bfloat16 or float16, channels_last.
-        sums: (N, chunks_of(H * W), C) float32, written.
+        sums: (N, chunks_of(N, H * W), C) float32, written.
     """
     samples, channels, height, width = x.shape
     pixels = height * width
-    tile = chunk_tile(pixels, channels)
+    tile = chunk_tile(samples, pixels, channels)
     grid = (programs(tile, samples, pixels, channels),)
     if grid[0]:
         _channel_sums_kernel[grid](x, sums, pixels, channels, **tile_options(tile))

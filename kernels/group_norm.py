@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COEFFICIENTS",
+    "STRIPS",
     "Normalisation",
     "apply",
     "coefficients",
     "group_options",
+    "groups_position",
     "kept_bits",
+    "of_group",
     "parameters",
     "sigmoid",
 ]
@@ -44,6 +47,10 @@ __all__ = [
 # Rows of `coefficients`, per sample and channel, with xhat = (x - centre) * rstd + offset:
 # centre, rounded; rstd; offset, what rounding the centre took away; the mean of xhat over pixels.
 COEFFICIENTS = 4
+
+# A tile is gone through in so many strips of every fourth pixel: dropout draws for four pixels at
+# once, and without it a strip needs fewer registers than a tile.
+STRIPS: tl.constexpr = tl.constexpr(4)
 
 _GROUP_ELEMENTS = 2048  # of partial statistics that a program holds at a time
 
@@ -79,20 +86,46 @@ class Normalisation(NamedTuple):
             "bound": min(round(self.dropout * 2**32) - 2**31, 2**31 - 1),
             "scale": 1.0 / kept if kept > 0 else 0.0,  # nothing is kept
             "SILU": self.silu,
-            "STRIPS": 1 if self.seed is None else 4,
         }
 
 
-def group_options(chunks: int, group_channels: int) -> dict[str, Any]:
-    """Blocks and options of a launch whose programs combine the partials of a group each."""
+def group_options(chunks: int, groups: int, group_channels: int) -> dict[str, Any]:
+    """Blocks and options of a launch whose programs combine the partials of some groups.
+
+    As many groups of a sample as fit: rows are read whole, and one warp does what many would.
+    """
     channels = triton.next_power_of_2(group_channels)
     rows = min(triton.next_power_of_2(chunks), max(1, _GROUP_ELEMENTS // channels))
+    at_once = min(triton.next_power_of_2(groups), max(1, _GROUP_ELEMENTS // (rows * channels)))
     return {
         "BLOCK_CHUNKS": rows,
+        "BLOCK_GROUPS": at_once,
         "BLOCK_CHANNELS": channels,
-        "num_warps": min(max(1, rows * channels // 256), 8),
+        "num_warps": min(max(1, rows * at_once * channels // 128), 8),
         "enable_fp_fusion": True,
     }
+
+
+@triton.jit
+def groups_position(
+    groups, group_channels, BLOCK_GROUPS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
+):
+    """Sample and channels of this program, group after group, and which of these exist."""
+    blocks = tl.cdiv(groups, BLOCK_GROUPS)
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    place = tl.arange(0, BLOCK_GROUPS * BLOCK_CHANNELS)
+    group = (tl.program_id(0) % blocks) * BLOCK_GROUPS + place // BLOCK_CHANNELS
+    lane = place % BLOCK_CHANNELS
+    present = (lane < group_channels) & (group < groups)
+    return sample, group * group_channels + lane, present
+
+
+@triton.jit
+def of_group(values, BLOCK_GROUPS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
+    """The sum of each group, at each of its channels."""
+    total = tl.sum(tl.reshape(values, [BLOCK_GROUPS, BLOCK_CHANNELS]), axis=1)
+    spread = tl.broadcast_to(total[:, None], [BLOCK_GROUPS, BLOCK_CHANNELS])
+    return tl.reshape(spread, [BLOCK_GROUPS * BLOCK_CHANNELS])
 
 
 @triton.jit
@@ -119,7 +152,7 @@ def _channel_statistics(
         mean = tl.load(start + offset, mask=valid, other=0.0).to(tl.float64)
         total += tl.where(valid, count[:, None] * mean, 0.0)
         first_chunk += BLOCK_CHUNKS
-    channel_mean = tl.sum(total, axis=0) / pixels
+    channel_mean = tl.sum(total, axis=0) * (1.0 / pixels.to(tl.float64))
     squares = tl.zeros([BLOCK_CHUNKS, channel.shape[0]], tl.float64)
     first_chunk = 0
     while first_chunk < chunks:
@@ -150,14 +183,13 @@ def _coefficients_kernel(
     add_stride,
     CHUNK_PIXELS: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
     channels = x_channels + skip_channels
-    groups = channels // group_channels
-    sample = (tl.program_id(0) // groups).to(tl.int64)
-    lane = tl.arange(0, BLOCK_CHANNELS)
-    channel = (tl.program_id(0) % groups) * group_channels + lane
-    present = lane < group_channels
+    sample, channel, present = groups_position(
+        channels // group_channels, group_channels, BLOCK_GROUPS, BLOCK_CHANNELS
+    )
 
     mean, squares = _channel_statistics(
         x_partials_ptr, sample, channel, present & (channel < x_channels), pixels, chunks,
@@ -170,23 +202,23 @@ def _coefficients_kernel(
         )  # fmt: skip
         mean += skip_mean  # one of the two is 0
         squares += skip_squares
-    shift = tl.zeros([BLOCK_CHANNELS], tl.float64)
+    shift = tl.zeros([BLOCK_GROUPS * BLOCK_CHANNELS], tl.float64)
     if add_ptr is not None:
         added = as_stored(add_ptr) + sample * add_stride
         shift = load_as(added, channel, present, tl.float32).to(tl.float64)
 
-    group_mean = tl.sum(tl.where(present, mean + shift, 0.0), axis=0) / group_channels
-    deviation = tl.where(present, mean + shift - group_mean, 0.0)
+    shifted = tl.where(present, mean + shift, 0.0)
+    group_mean = of_group(shifted, BLOCK_GROUPS, BLOCK_CHANNELS) * (1.0 / group_channels)
+    deviation = tl.where(present, shifted - group_mean, 0.0)
     squares += deviation * deviation * pixels
-    size = group_channels * pixels.to(tl.float64)
-    rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / size + eps)
+    share = 1.0 / (group_channels * pixels.to(tl.float64))
+    rstd = 1.0 / tl.sqrt(of_group(squares, BLOCK_GROUPS, BLOCK_CHANNELS) * share + eps)
     centre = group_mean - shift
     rounded = centre.to(tl.float32)
 
     row = coefficients_ptr + sample * 4 * channels + channel
     tl.store(row, rounded, mask=present)
-    scale = tl.full([BLOCK_CHANNELS], rstd, tl.float64)
-    tl.store(row + channels, scale.to(tl.float32), mask=present)
+    tl.store(row + channels, rstd.to(tl.float32), mask=present)
     tl.store(row + 2 * channels, ((rounded - centre) * rstd).to(tl.float32), mask=present)
     tl.store(row + 3 * channels, (deviation * rstd).to(tl.float32), mask=present)
 
@@ -253,35 +285,37 @@ def _apply_kernel(
     first,
     channels,
     SILU: tl.constexpr,
-    STRIPS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """One tile of x or skip. STRIPS: 4 with dropout, which draws for four pixels at once."""
-    sample, chunk, channel = tile_position(pixels, source_channels, BLOCK_PIXELS, BLOCK_CHANNELS)
+    """One chunk of x or skip."""
+    CHUNK: tl.constexpr = PARTS * BLOCK_PIXELS
+    sample, chunk, channel = tile_position(pixels, source_channels, CHUNK, BLOCK_CHANNELS)
     present = channel < source_channels
     column = first + channel
     centre, rstd, offset, weight, bias = parameters(
         coefficients_ptr, weight_ptr, bias_ptr, sample, column, present, channels
     )
-    source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS)
-    y = tile_pointer(y_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
-    strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
-    if seed_ptr is not None:
-        quad = chunk * (BLOCK_PIXELS // 4) + strip_row
-        bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
-    for strip in tl.static_range(STRIPS):
-        row = strip_row * STRIPS + strip
-        valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
-        value = load_as(
-            source, row[:, None] * source_channels + channel[None, :], valid, tl.float32
-        )
-        z = ((value - centre) * rstd + offset) * weight + bias
-        if SILU:
-            z = z * sigmoid(z)
+    source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, CHUNK)
+    y = tile_pointer(y_ptr, sample, chunk, pixels, channels, CHUNK)
+    for part in range(PARTS):
+        strip_row = part * (BLOCK_PIXELS // STRIPS) + tl.arange(0, BLOCK_PIXELS // STRIPS)
         if seed_ptr is not None:
-            z = tl.where((bits >> strip) & 1 != 0, z * scale, 0.0)
-        store_as(y, row[:, None] * channels + column[None, :], z, valid)
+            quad = chunk * (CHUNK // 4) + strip_row
+            bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
+        for strip in tl.static_range(STRIPS):
+            row = strip_row * STRIPS + strip
+            valid = (row < pixels - chunk * CHUNK)[:, None] & present[None, :]
+            value = load_as(
+                source, row[:, None] * source_channels + channel[None, :], valid, tl.float32
+            )
+            z = ((value - centre) * rstd + offset) * weight + bias
+            if SILU:
+                z = z * sigmoid(z)
+            if seed_ptr is not None:
+                z = tl.where((bits >> strip) & 1 != 0, z * scale, 0.0)
+            store_as(y, row[:, None] * channels + column[None, :], z, valid)
 
 
 def coefficients(
@@ -306,8 +340,9 @@ def coefficients(
     """
     samples, chunks, _, x_channels = x_partials.shape
     channels = out.shape[2]
+    options = group_options(chunks, groups, channels // groups)
     if samples:
-        _coefficients_kernel[(samples * groups,)](
+        _coefficients_kernel[(samples * triton.cdiv(groups, options["BLOCK_GROUPS"]),)](
             x_partials,
             skip_partials,
             add,
@@ -319,8 +354,8 @@ def coefficients(
             channels - x_channels,
             channels // groups,
             channels if add is not None and add.dim() == 2 else 0,
-            CHUNK_PIXELS=chunk_tile(pixels, channels).pixels,
-            **group_options(chunks, channels // groups),
+            CHUNK_PIXELS=chunk_tile(samples, pixels, channels).chunk,
+            **options,
         )
 
 
@@ -335,7 +370,7 @@ def apply(source: Tensor, first: int, norm: Normalisation, y: Tensor) -> None:
     """
     samples, channels, height, width = source.shape
     pixels = height * width
-    tile = elementwise_tile(pixels, channels)
+    tile = elementwise_tile(samples, pixels, channels)
     grid = (programs(tile, samples, pixels, channels),)
     if grid[0]:
         _apply_kernel[grid](

@@ -26,8 +26,16 @@ from pecker_fast.kernels.channels_last import (
     tile_pointer,
     tile_position,
 )
-from pecker_fast.kernels.elements import load_as, store_as
-from pecker_fast.kernels.group_norm import group_options, kept_bits, parameters, sigmoid
+from pecker_fast.kernels.elements import PTX, load_as, store_as
+from pecker_fast.kernels.group_norm import (
+    STRIPS,
+    group_options,
+    groups_position,
+    kept_bits,
+    of_group,
+    parameters,
+    sigmoid,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,41 +74,46 @@ def _sums_kernel(
     first,
     channels,
     SILU: tl.constexpr,
-    STRIPS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """S1 and S2 of a tile of x or skip. STRIPS as in forward."""
-    sample, chunk, channel = tile_position(pixels, source_channels, BLOCK_PIXELS, BLOCK_CHANNELS)
+    """S1 and S2 of a chunk of x or skip."""
+    CHUNK: tl.constexpr = PARTS * BLOCK_PIXELS
+    sample, chunk, channel = tile_position(pixels, source_channels, CHUNK, BLOCK_CHANNELS)
     present = channel < source_channels
     column = first + channel
     centre, rstd, offset, weight, bias = parameters(
         coefficients_ptr, weight_ptr, bias_ptr, sample, column, present, channels
     )
-    source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS)
-    dy = tile_pointer(dy_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
-    strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
-    if seed_ptr is not None:
-        quad = chunk * (BLOCK_PIXELS // 4) + strip_row
-        bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
+    source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, CHUNK)
+    dy = tile_pointer(dy_ptr, sample, chunk, pixels, channels, CHUNK)
     sum1 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
     sum2 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
-    for strip in tl.static_range(STRIPS):
-        row = strip_row * STRIPS + strip
-        valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
-        value = load_as(
-            source, row[:, None] * source_channels + channel[None, :], valid, tl.float32
-        )
-        dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
-        xhat = (value - centre) * rstd + offset
-        dz = dz * _derivative(xhat, weight, bias, SILU)
+    for part in range(PARTS):
+        strip_row = part * (BLOCK_PIXELS // STRIPS) + tl.arange(0, BLOCK_PIXELS // STRIPS)
         if seed_ptr is not None:
-            dz = tl.where((bits >> strip) & 1 != 0, dz * scale, 0.0)
-        sum1 += dz  # dy, and so dz, is 0 where there is no element
-        sum2 += dz * xhat
+            quad = chunk * (CHUNK // 4) + strip_row
+            bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
+        for strip in tl.static_range(STRIPS):
+            row = strip_row * STRIPS + strip
+            valid = (row < pixels - chunk * CHUNK)[:, None] & present[None, :]
+            value = load_as(
+                source, row[:, None] * source_channels + channel[None, :], valid, tl.float32
+            )
+            dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
+            xhat = (value - centre) * rstd + offset
+            dz = dz * _derivative(xhat, weight, bias, SILU)
+            if seed_ptr is not None:
+                dz = tl.where((bits >> strip) & 1 != 0, dz, 0.0)
+            sum1 += dz  # dy, and so dz, is 0 where there is no element
+            sum2 += dz * xhat
+    total1, total2 = tl.sum(sum1, axis=0), tl.sum(sum2, axis=0)
+    if seed_ptr is not None:
+        total1, total2 = total1 * scale, total2 * scale
     store_partials(
-        partials_ptr, sample, chunk, tl.cdiv(pixels, BLOCK_PIXELS), channels, column, present,
-        tl.sum(sum1, axis=0), tl.sum(sum2, axis=0),
+        partials_ptr, sample, chunk, tl.cdiv(pixels, CHUNK), channels, column, present,
+        total1, total2,
     )  # fmt: skip
 
 
@@ -116,17 +129,15 @@ def _combine_kernel(
     channels,
     group_channels,
     BLOCK_CHUNKS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    groups = channels // group_channels
-    sample = (tl.program_id(0) // groups).to(tl.int64)
-    lane = tl.arange(0, BLOCK_CHANNELS)
-    channel = (tl.program_id(0) % groups) * group_channels + lane
-    present = lane < group_channels
-
+    sample, channel, present = groups_position(
+        channels // group_channels, group_channels, BLOCK_GROUPS, BLOCK_CHANNELS
+    )
     start = partials_ptr + sample * chunks * 2 * channels
-    partial1 = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float64)
-    partial2 = tl.zeros([BLOCK_CHUNKS, BLOCK_CHANNELS], tl.float64)
+    partial1 = tl.zeros([BLOCK_CHUNKS, BLOCK_GROUPS * BLOCK_CHANNELS], tl.float64)
+    partial2 = tl.zeros([BLOCK_CHUNKS, BLOCK_GROUPS * BLOCK_CHANNELS], tl.float64)
     first_chunk = 0
     while first_chunk < chunks:
         chunk = first_chunk + tl.arange(0, BLOCK_CHUNKS)
@@ -139,15 +150,14 @@ def _combine_kernel(
     sum2 = tl.sum(partial2, axis=0)
 
     weight = load_as(as_stored(weight_ptr), channel, present, tl.float32).to(tl.float64)
-    size = group_channels * pixels.to(tl.float64)
-    mean1 = tl.sum(weight * sum1, axis=0) / size
-    mean2 = tl.sum(weight * sum2, axis=0) / size
+    share = 1.0 / (group_channels * pixels.to(tl.float64))
+    mean1 = of_group(weight * sum1, BLOCK_GROUPS, BLOCK_CHANNELS) * share
+    mean2 = of_group(weight * sum2, BLOCK_GROUPS, BLOCK_CHANNELS) * share
     row = table_ptr + sample * 4 * channels + channel
-    block = tl.zeros([BLOCK_CHANNELS], tl.float64)
     tl.store(row, sum1.to(tl.float32), mask=present)
     tl.store(row + channels, sum2.to(tl.float32), mask=present)
-    tl.store(row + 2 * channels, (block + mean1).to(tl.float32), mask=present)
-    tl.store(row + 3 * channels, (block + mean2).to(tl.float32), mask=present)
+    tl.store(row + 2 * channels, mean1.to(tl.float32), mask=present)
+    tl.store(row + 3 * channels, mean2.to(tl.float32), mask=present)
     if grad_add_ptr is not None:
         coefficient = coefficients_ptr + sample * 4 * channels + channel
         rstd = tl.load(coefficient + channels, mask=present, other=0.0).to(tl.float64)
@@ -175,12 +185,13 @@ def _backward_kernel(
     first,
     channels,
     SILU: tl.constexpr,
-    STRIPS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """The gradient of a tile of x or skip. STRIPS as in forward."""
-    sample, chunk, channel = tile_position(pixels, source_channels, BLOCK_PIXELS, BLOCK_CHANNELS)
+    """The gradient of a chunk of x or skip."""
+    CHUNK: tl.constexpr = PARTS * BLOCK_PIXELS
+    sample, chunk, channel = tile_position(pixels, source_channels, CHUNK, BLOCK_CHANNELS)
     present = channel < source_channels
     column = first + channel
     centre, rstd, offset, weight, bias = parameters(
@@ -189,30 +200,29 @@ def _backward_kernel(
     means = table_ptr + (sample * 4 + 2) * channels + column
     mean1 = tl.load(means, mask=present, other=0.0)
     mean2 = tl.load(means + channels, mask=present, other=0.0)
-    source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS)
-    dx = tile_pointer(dx_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS)
-    dy = tile_pointer(dy_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
-    strip_row = tl.arange(0, BLOCK_PIXELS // STRIPS)
-    if seed_ptr is not None:
-        quad = chunk * (BLOCK_PIXELS // 4) + strip_row
-        bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
-    for strip in tl.static_range(STRIPS):
-        row = strip_row * STRIPS + strip
-        valid = (row < pixels - chunk * BLOCK_PIXELS)[:, None] & present[None, :]
-        entry = row[:, None] * source_channels + channel[None, :]
-        value = load_as(source, entry, valid, tl.float32)
-        dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
-        xhat = (value - centre) * rstd + offset
-        dz = dz * _derivative(xhat, weight, bias, SILU)
+    source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, CHUNK)
+    dx = tile_pointer(dx_ptr, sample, chunk, pixels, source_channels, CHUNK)
+    dy = tile_pointer(dy_ptr, sample, chunk, pixels, channels, CHUNK)
+    for part in range(PARTS):
+        strip_row = part * (BLOCK_PIXELS // STRIPS) + tl.arange(0, BLOCK_PIXELS // STRIPS)
         if seed_ptr is not None:
-            dz = tl.where((bits >> strip) & 1 != 0, dz * scale, 0.0)
-        dv = rstd * (weight * dz - mean1[None, :] - xhat * mean2[None, :])
-        if shortcut_ptr is not None:
-            shortcut = tile_pointer(
-                shortcut_ptr, sample, chunk, pixels, source_channels, BLOCK_PIXELS
-            )
-            dv += load_as(shortcut, entry, valid, tl.float32)
-        store_as(dx, entry, dv, valid)
+            quad = chunk * (CHUNK // 4) + strip_row
+            bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
+        for strip in tl.static_range(STRIPS):
+            row = strip_row * STRIPS + strip
+            valid = (row < pixels - chunk * CHUNK)[:, None] & present[None, :]
+            entry = row[:, None] * source_channels + channel[None, :]
+            value = load_as(source, entry, valid, tl.float32)
+            dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
+            xhat = (value - centre) * rstd + offset
+            dz = dz * _derivative(xhat, weight, bias, SILU)
+            if seed_ptr is not None:
+                dz = tl.where((bits >> strip) & 1 != 0, dz * scale, 0.0)
+            dv = rstd * (weight * dz - mean1[None, :] - xhat * mean2[None, :])
+            if shortcut_ptr is not None:
+                shortcut = tile_pointer(shortcut_ptr, sample, chunk, pixels, source_channels, CHUNK)
+                dv += load_as(shortcut, entry, valid, tl.float32)
+            store_as(dx, entry, dv, valid)
 
 
 def sums(source: Tensor, first: int, dy: Tensor, norm: Normalisation, partials: Tensor) -> None:
@@ -227,7 +237,7 @@ def sums(source: Tensor, first: int, dy: Tensor, norm: Normalisation, partials: 
     """
     samples, channels, height, width = source.shape
     pixels = height * width
-    tile = chunk_tile(pixels, channels)
+    tile = chunk_tile(samples, pixels, channels)
     grid = (programs(tile, samples, pixels, channels),)
     if grid[0]:
         _sums_kernel[grid](
@@ -262,8 +272,9 @@ def combine(
         grad_add: (N, C) of any dtype, written. None: not wanted.
     """
     samples, chunks, _, channels = partials.shape
+    options = group_options(chunks, groups, channels // groups)
     if samples:
-        _combine_kernel[(samples * groups,)](
+        _combine_kernel[(samples * triton.cdiv(groups, options["BLOCK_GROUPS"]),)](
             partials,
             norm.coefficients,
             norm.weight,
@@ -273,7 +284,7 @@ def combine(
             chunks,
             channels,
             channels // groups,
-            **group_options(chunks, channels // groups),
+            **options,
         )
 
 
@@ -299,8 +310,11 @@ def apply(
     """
     samples, channels, height, width = source.shape
     pixels = height * width
-    tile = elementwise_tile(pixels, channels)
+    tile = elementwise_tile(samples, pixels, channels)
     grid = (programs(tile, samples, pixels, channels),)
+    options = tile_options(tile)
+    if PTX.value and norm.seed is not None and tile.parts > 1:
+        options["maxnreg"] = 128  # the compiler would take 166: 12 warps an SM instead of 16
     if grid[0]:
         _backward_kernel[grid](
             source,
@@ -313,5 +327,5 @@ def apply(
             first=first,
             channels=dy.shape[1],
             **norm.arguments(),
-            **tile_options(tile),
+            **options,
         )

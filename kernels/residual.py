@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 
 from pecker_fast.kernels.channels_last import (
+    add_deviations,
     as_stored,
     chunk_tile,
     programs,
-    store_partials,
+    store_statistics,
     tile_options,
     tile_pointer,
     tile_position,
-    tile_statistics,
 )
 from pecker_fast.kernels.elements import load_as, round_trip, store_as
 
@@ -30,6 +30,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["residual_add"]
+
+
+@triton.jit
+def _add_up(hidden, shortcut, second, bias, out, offset, valid, scale):
+    """Write the sums of a tile, and return them as they were written."""
+    total = load_as(hidden, offset, valid, tl.float32)
+    if bias is not None:
+        total += bias[None, :]
+    total += load_as(shortcut, offset, valid, tl.float32)
+    if second is not None:
+        total += load_as(second, offset, valid, tl.float32)
+    total = total * scale
+    store_as(out, offset, total, valid)
+    return round_trip(total, out.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -43,30 +57,40 @@ def _residual_kernel(
     scale: tl.float32,
     pixels,
     channels,
+    PARTS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    sample, chunk, channel = tile_position(pixels, channels, BLOCK_PIXELS, BLOCK_CHANNELS)
-    row = tl.arange(0, BLOCK_PIXELS)
-    count = tl.minimum(pixels - chunk * BLOCK_PIXELS, BLOCK_PIXELS)
+    CHUNK: tl.constexpr = PARTS * BLOCK_PIXELS
+    sample, chunk, channel = tile_position(pixels, channels, CHUNK, BLOCK_CHANNELS)
+    count = tl.minimum(pixels - chunk * CHUNK, CHUNK)
     present = channel < channels
+    hidden = tile_pointer(hidden_ptr, sample, chunk, pixels, channels, CHUNK)
+    shortcut = tile_pointer(shortcut_ptr, sample, chunk, pixels, channels, CHUNK)
+    out = tile_pointer(out_ptr, sample, chunk, pixels, channels, CHUNK)
+    second = None
+    if second_ptr is not None:
+        second = tile_pointer(second_ptr, sample, chunk, pixels, channels, CHUNK)
+    bias = None
+    if bias_ptr is not None:
+        bias = load_as(as_stored(bias_ptr), channel, present, tl.float32)
+    row = tl.arange(0, BLOCK_PIXELS)
     valid = (row < count)[:, None] & present[None, :]
     offset = row[:, None] * channels + channel[None, :]
-    hidden = tile_pointer(hidden_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
-    shortcut = tile_pointer(shortcut_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
-    total = load_as(hidden, offset, valid, tl.float32)
-    if bias_ptr is not None:
-        total += load_as(as_stored(bias_ptr), channel, present, tl.float32)[None, :]
-    total += load_as(shortcut, offset, valid, tl.float32)
-    if second_ptr is not None:
-        second = tile_pointer(second_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
-        total += load_as(second, offset, valid, tl.float32)
-    total = total * scale
-    out = tile_pointer(out_ptr, sample, chunk, pixels, channels, BLOCK_PIXELS)
-    store_as(out, offset, total, valid)
-    mean, squares = tile_statistics(round_trip(total, out.dtype.element_ty), valid, count)
-    chunks = tl.cdiv(pixels, BLOCK_PIXELS)
-    store_partials(partials_ptr, sample, chunk, chunks, channels, channel, present, mean, squares)
+    value = _add_up(hidden, shortcut, second, bias, out, offset, valid, scale)
+    centre = tl.sum(tl.where(valid, value, 0.0), axis=0) / tl.minimum(count, BLOCK_PIXELS)
+    sums = tl.zeros([BLOCK_PIXELS // 4, BLOCK_CHANNELS], tl.float32)
+    sums, squares = add_deviations(value, valid, centre, sums, sums)
+    for part in range(1, PARTS):
+        row = part * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+        valid = (row < count)[:, None] & present[None, :]
+        offset = row[:, None] * channels + channel[None, :]
+        value = _add_up(hidden, shortcut, second, bias, out, offset, valid, scale)
+        sums, squares = add_deviations(value, valid, centre, sums, squares)
+    store_statistics(
+        partials_ptr, sample, chunk, pixels, channels, channel, present, count, centre, sums,
+        squares, CHUNK,
+    )  # fmt: skip
 
 
 def residual_add(
@@ -91,7 +115,7 @@ def residual_add(
     """
     samples, channels, height, width = hidden.shape
     pixels = height * width
-    tile = chunk_tile(pixels, channels)
+    tile = chunk_tile(samples, pixels, channels)
     grid = (programs(tile, samples, pixels, channels),)
     if grid[0]:
         _residual_kernel[grid](

@@ -195,15 +195,16 @@ class DeviceTopk:
         """Write `count` positions and cut them into one tensor per tensor of scores."""
         above_before = work.above.cumsum(0).sub_(work.above)
         equal_before = work.equal.cumsum(0).sub_(work.equal)
+        # Where each tensor's first tile starts; behind the last tile everything is written.
+        first = work.first_tiles
+        last_tile = first.clamp(max=len(work.tiles) - 1)
+        starts = above_before[last_tile] + torch.minimum(equal_before[last_tile], work.state[2])
+        # The host waits before the last launch, so that it cuts while that runs.
+        cuts = starts.masked_fill_(first == len(work.tiles), count).tolist()
         out = torch.empty(count, dtype=torch.int32, device=work.device)
         self._kernels.write(
             work.dtype, grouped, work.tensors, work.tiles, work.state, above_before, equal_before,
             out,
         )  # fmt: skip
-        # Where each tensor's first tile starts; behind the last tile everything is written.
-        first = work.first_tiles
-        last_tile = first.clamp(max=len(work.tiles) - 1)
-        starts = above_before[last_tile] + torch.minimum(equal_before[last_tile], work.state[2])
-        cuts = starts.masked_fill_(first == len(work.tiles), count).tolist()
         sizes = [last - first for first, last in pairwise(cuts)]
         return list(torch.split_with_sizes(out, sizes))

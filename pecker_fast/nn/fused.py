@@ -136,7 +136,7 @@ def _alias(tensor: Tensor, alias: Tensor) -> Tensor:
 def _partials(x: Tensor, numbers: int) -> Tensor:
     """(N, chunks, numbers, C) float32, not initialized."""
     samples, channels, height, width = x.shape
-    shape = (samples, channels_last.chunks_of(height * width), numbers, channels)
+    shape = (samples, channels_last.chunks_of(samples, height * width), numbers, channels)
     return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 

@@ -134,6 +134,27 @@ def run_launchers_of_blocks(brief: bool) -> None:
                     group_norm_backward.apply(skip, channels, y, shortcut, norm, partials, skip)
 
 
+def run_launchers_of_long_chunks() -> None:
+    """Those whose programs take two or four parts: of many images, here without memory."""
+    for size, parameter in itertools.product((16, 32), (FP32, BF16)):
+        x, y = (torch.ones(1, 1, 1, 1, dtype=BF16).expand(256, c, size, size) for c in (128, 192))
+        partials, weight = torch.ones(256, 2, 2, 128), torch.ones(192, dtype=parameter)
+        channels_last.statistics(x, partials)
+        channels_last.channel_sums(x, partials)
+        residual.residual_add(x, x, x, None, 2.0, x, partials)
+        residual.residual_add(x, x, None, weight, 1.0, x, partials)
+        for seed in (None, torch.ones(1, dtype=torch.int64)):
+            norm = group_norm.Normalisation(partials, weight, weight, True, 0.1, seed)
+            group_norm.apply(x, 0, norm, y)
+            group_norm_backward.sums(x, 0, y, norm, partials)
+            group_norm_backward.apply(x, 0, y, x, norm, partials, x)
+    of_samples, table = torch.ones(256, 1, 2, 256), torch.ones(256, 4, 256)
+    add = torch.ones(256, 256, dtype=BF16)
+    group_norm.coefficients(of_samples, None, add, 32, 1e-5, 128, table)
+    norm = norm._replace(weight=torch.ones(256))
+    group_norm_backward.combine(of_samples, norm, 32, 128, table, add)
+
+
 def kernels_defined() -> set[str]:
     """The names of all kernels in the package: what Triton compiles and is called *_kernel."""
     names = set()
@@ -198,15 +219,18 @@ class Variant:
             file.flush()
             command = [CUOBJDUMP, "-res-usage", file.name]
             usage = subprocess.run(command, capture_output=True, text=True, check=True)
-            instructions = _instructions(file.name) if self.of_blocks else None
+            instructions, repeated = _instructions(file.name) if self.of_blocks else (None, None)
         numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
         ptx = binary.asm["ptx"]
         return {
             "name": self.name,
             "of_blocks": self.of_blocks,
+            "parts": self.constants.get("PARTS", 1),
+            "warps": self.options["num_warps"],
             "capability": capability,
             **{key: int(value) for key, value in numbers.items()},
             "instructions": instructions,
+            "repeated": repeated,
             "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", ptx)),
             "wide_stores": len(re.findall(r"st\.global\S*\.v4\.b32|st\.global\S*\.v2\.b64", ptx)),
             "ordered_atomics": sorted(set(re.findall(r"\batom\S*acq_rel\S*", ptx))),
@@ -214,12 +238,15 @@ class Variant:
         }
 
 
-def _instructions(cubin: str) -> int:
-    """How many the one kernel of a file has."""
+def _instructions(cubin: str) -> tuple[int, int]:
+    """How many the one kernel of a file has, and how many of them are in a loop."""
     command = [CUOBJDUMP, "-sass", cubin]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*);", listing, re.MULTILINE)
-    return sum(not line.startswith("NOP") for line in lines)
+    lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*);", listing, re.MULTILINE)
+    found = [(int(place, 16), text) for place, text in lines if not text.startswith("NOP")]
+    jumps = [(int(m[1], 16), at) for at, text in found if (m := re.search(r"BRA.* 0x(\w+)", text))]
+    loops = [(to, at) for to, at in jumps if to < at]
+    return len(found), sum(any(to <= at <= last for to, last in loops) for at, _ in found)
 
 
 def main(capability: int, brief: bool) -> None:
@@ -232,6 +259,7 @@ def main(capability: int, brief: bool) -> None:
     JITFunction.run = record
     run_launchers(brief)
     run_launchers_of_blocks(brief)
+    run_launchers_of_long_chunks()
     missing = kernels_defined() - {variant.kernel.fn.__name__ for variant in variants.values()}
     if missing:
         raise SystemExit(f"no launch of {sorted(missing)}: add one to run_launchers")

@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.slow
 
+_BACKWARD = "bf16 bf16 bf16 fp32 fp32 fp32 fp32"  # of pointers, up to the seed's
+
 SCRIPT = Path(__file__).parent / "compile_kernels.py"
 
 
@@ -60,15 +62,21 @@ def test_selection_leaves_room_for_two_blocks_an_sm(compiled):
 @pytest.mark.parametrize(
     ("kernel", "types", "more"),
     [
-        ("apply", "True 1 64 64 bf16 fp32 fp32 fp32 none bf16", False),
-        ("apply", "True 4 64 64 bf16 fp32 fp32 fp32 i64 bf16", True),
-        ("sums", "True 1 128 64 bf16 bf16 fp32 fp32 fp32 none fp32", False),
-        ("sums", "True 4 128 64 bf16 bf16 fp32 fp32 fp32 i64 fp32", True),
-        ("backward", "True 1 64 64 bf16 bf16 bf16 fp32 fp32 fp32 fp32 none bf16", False),
-        ("backward", "True 4 64 64 bf16 bf16 bf16 fp32 fp32 fp32 fp32 i64 bf16", True),
-        ("residual", "128 64 bf16 bf16 bf16 none bf16 fp32", False),
-        ("statistics", "128 64 bf16 fp32", False),
-        ("channel_sums", "128 64 bf16 fp32", False),
+        *(
+            case
+            for parts in (1, 2, 4)
+            for case in (
+                ("apply", f"True {parts} 64 64 bf16 fp32 fp32 fp32 none bf16", False),
+                ("apply", f"True {parts} 64 64 bf16 fp32 fp32 fp32 i64 bf16", True),
+                ("sums", f"True {parts} 128 64 bf16 bf16 fp32 fp32 fp32 none fp32", False),
+                ("sums", f"True {parts} 128 64 bf16 bf16 fp32 fp32 fp32 i64 fp32", True),
+                ("backward", f"True {parts} 64 64 {_BACKWARD} none bf16", False),
+                ("backward", f"True {parts} 64 64 {_BACKWARD} i64 bf16", True),
+                ("residual", f"{parts} 128 64 bf16 bf16 bf16 none bf16 fp32", False),
+                ("statistics", f"{parts} 128 64 bf16 fp32", False),
+                ("channel_sums", f"{parts} 128 64 bf16 fp32", False),
+            )
+        ),
         ("geglu", "8 256 bf16 bf16", False),
         ("geglu_backward", "8 256 bf16 bf16 bf16", False),
         ("layer_norm", "4 512 bf16 bf16 fp32 fp32 bf16 bf16 fp32", False),
@@ -77,9 +85,10 @@ def test_selection_leaves_room_for_two_blocks_an_sm(compiled):
     ],
 )
 def test_instructions_of_blocks_an_element(compiled, kernel, types, more, monkeypatch):
-    """A thread has 32 elements. benchmarks/budget.py predicts from these numbers.
+    """A thread has 32 elements of each part. benchmarks/budget.py predicts from these numbers.
 
-    Of layer norms 10: rows of 320, 640 and 1280 in 16 places a thread for powers of 2.
+    Of layer norms 10: rows of 320, 640 and 1280 in 16 places a thread for powers of 2. A program
+    that takes more than two parts does so in a loop; the residual sum has its first part before.
 
     Counted with Triton 3.9 for sm_90; a twentieth more may be another version's.
     """
@@ -89,8 +98,40 @@ def test_instructions_of_blocks_an_element(compiled, kernel, types, more, monkey
     [variant] = [v for v in compiled if v["name"].split(maxsplit=1) == [f"_{kernel}_kernel", types]]
     if variant["capability"] != 90:
         pytest.skip("the numbers are of code for sm_90")
-    elements = 10 if kernel.startswith("layer_norm") else 32
-    assert variant["instructions"] / elements <= INSTRUCTIONS[kernel][more] * 1.05
+    parts = variant["parts"]
+    elements = 10 if kernel.startswith("layer_norm") else 32 * parts
+    again = variant["repeated"] * (parts - 1 - (kernel == "residual"))
+    counted = (variant["instructions"] + again) / elements
+    assert counted <= INSTRUCTIONS[kernel][parts][more] * 1.05
+
+
+@pytest.mark.parametrize(
+    ("kernel", "types"),
+    [
+        ("coefficients", "128 1 32 8 fp32 none bf16 fp32"),
+        ("combine", "1 32 8 fp32 fp32 fp32 fp32 bf16"),
+    ],
+)
+def test_instructions_of_combining_a_channel(compiled, kernel, types, monkeypatch):
+    """A program takes 32 groups of 8 channels, so all of a sample of CIFAR-10's network."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    from budget import COMBINING
+
+    [variant] = [v for v in compiled if v["name"].split(maxsplit=1) == [f"_{kernel}_kernel", types]]
+    if variant["capability"] != 90:
+        pytest.skip("the numbers are of code for sm_90")
+    counted = variant["instructions"] * 32 * variant["warps"] / (32 * 8)
+    assert counted <= COMBINING[kernel] * 1.05
+
+
+def test_programs_of_blocks_leave_room_for_sixteen_warps(compiled):
+    """An SM has 65,536 registers; fewer warps would not hide what they wait for."""
+    activations = ("apply", "sums", "backward", "residual", "statistics", "channel_sums")
+    names = {f"_{name}_kernel" for name in activations}
+    used = {v["name"]: v["REG"] for v in compiled if v["name"].split()[0] in names}
+    if compiled[0]["capability"] != 90:
+        pytest.skip("the numbers are of code for sm_90")
+    assert len(used) >= 30 and max(used.values()) <= 128, used
 
 
 def test_dense_float32_moves_16_bytes_at_a_time(compiled):
@@ -111,8 +152,7 @@ def test_blocks_move_16_bytes_at_a_time(compiled):
     loads, stores = wide("_apply_kernel", "True 1 64 64 bf16 fp32 fp32 fp32 none bf16")
     assert loads >= 4 and stores == 4
     # x, dy, the shortcut's gradient; dx.
-    types = "True 1 64 64 bf16 bf16 bf16 fp32 fp32 fp32 fp32 none bf16"
-    loads, stores = wide("_backward_kernel", types)
+    loads, stores = wide("_backward_kernel", f"True 1 64 64 {_BACKWARD} none bf16")
     assert loads >= 12 and stores == 4
-    assert wide("_statistics_kernel", "128 64 bf16 fp32") == (4, 0)
-    assert wide("_residual_kernel", "128 64 bf16 bf16 bf16 none bf16 fp32") == (12, 4)
+    assert wide("_statistics_kernel", "1 128 64 bf16 fp32") == (4, 0)
+    assert wide("_residual_kernel", "1 128 64 bf16 bf16 bf16 none bf16 fp32") == (12, 4)

@@ -38,9 +38,10 @@ def _no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_tiles(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many programs for small tensors: chunks of 4 pixels, blocks of 16 channels, loops taken."""
+    """Many programs for small tensors: chunks of 4 times 4 pixels, blocks of 16 channels, loops."""
     from pecker_fast.kernels import channels_last, group_norm
 
     monkeypatch.setattr(channels_last, "_MOST_PIXELS", 4)
+    monkeypatch.setattr(channels_last, "_ENOUGH_CHUNKS", 1)
     monkeypatch.setattr(channels_last, "_MOST_CHANNELS", 16)
     monkeypatch.setattr(group_norm, "_GROUP_ELEMENTS", 32)

@@ -69,6 +69,21 @@ def test_means_are_rounded_once(device):
         torch.testing.assert_close(squares, wanted, rtol=1e-5, atol=0)
 
 
+def test_squares_about_a_centre_that_is_apart_do_not_cancel(device, small_tiles):
+    """The centre is the mean of a chunk's first four pixels, which are 0; the others are 1000."""
+    from pecker_fast.nn import fused
+
+    x = torch.randn(2, 32, 4, 4, device=device) + 1000
+    x[:, :, 0] = 0
+    partials = fused.channel_statistics(x.contiguous(memory_format=torch.channels_last))
+    assert partials.shape == (2, 1, 2, 32)
+    mean, squares = partials.double()[:, 0].unbind(1)
+    values = x.double().flatten(2)
+    torch.testing.assert_close(mean, values.mean(dim=2), rtol=2e-7, atol=0)
+    wanted = values.var(dim=2, correction=0) * 16
+    torch.testing.assert_close(squares, wanted, rtol=1e-6, atol=0)
+
+
 def test_are_taken_once(device, passes):
     x, skip = activations(device), activations(device)
     first = norm(x)

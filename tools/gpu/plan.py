@@ -76,7 +76,7 @@ PARTS: tuple[Part, ...] = (
             ),
             Command(
                 f"{_STEPS} ddpm_cifar10 --masks heavy --densities 0.1 {_BENCH}",
-                "host time of 329 tensors 140 to 320 us",
+                "host time of 329 tensors 110 to 190 us",
             ),
             Command(
                 f"{_STEPS} sd15 --masks heavy random --densities 0.5 0.01 {_BENCH}",
@@ -130,7 +130,7 @@ PARTS: tuple[Part, ...] = (
                 "{python} benchmarks/iteration.py --preset cifar10 --batch 128 "
                 "--provider 'as published' "
                 f"'all, algorithm unchanged' 'all, shared generator pass' {_BENCH}",
-                "see rows; 4.1 to 5.7 x as published",
+                "see rows; 4.2 to 6.0 x as published",
             ),
             Command(f"{_TESTS} tests/distill/test_gpu.py", "all passed"),
         ),
@@ -145,12 +145,18 @@ PREDICTED_MS: dict[tuple[object, ...], tuple[float, float]] = {
     ("step_time", "sd15", "random", 0.1, "pecker_fast[cuda]"): (3.6, 3.95),
     ("step_time", "sd15", "heavy", 0.1, "pecker_fast[cuda]"): (1.39, 1.52),
     ("step_time", "sd15", "random", 0.01, "pecker_fast[cuda]"): (0.93, 1.02),
-    ("step_time", "sd15", "heavy", 0.01, "pecker_fast[cuda]"): (0.185, 0.225),
-    ("topk", "sd15", None, 0.1, "pecker_fast[cuda]"): (4.3, 5.4),
+    # 82 to 90 % of the floor: addresses in the launch and launches that overlap spare 7 to 9 us.
+    ("step_time", "sd15", "heavy", 0.01, "pecker_fast[cuda]"): (0.174, 0.191),
+    # 1.68 M warps of 512 scores. Integer instructions, 253 in collect and 236 in write, half a
+    # warp's a cycle: .92 and .86 ms, less than the memory's 1.14 and 1.25. Together 2.4, the pipe
+    # being busy for 3/4 of the time, to 2.7, if they get in each other's way as in
+    # benchmarks/budget.py. Tables, sample, sort, sums and two waits: .4 to .5.
+    ("topk", "sd15", None, 0.1, "pecker_fast[cuda]"): (2.8, 3.2),
     ("topk", "sd15", None, 0.1, "pecker_fast[triton]"): (8.0, 10.0),
     ("iteration", "cifar10", None, 0.1, "as published"): (587.0, 660.0),
-    ("iteration", "cifar10", None, 0.1, "all, algorithm unchanged"): (115.0, 144.0),
-    ("iteration", "cifar10", None, 0.1, "all, shared generator pass"): (105.0, 135.0),
+    # benchmarks/budget.py, 12 % more or less.
+    ("iteration", "cifar10", None, 0.1, "all, algorithm unchanged"): (110.0, 140.0),
+    ("iteration", "cifar10", None, 0.1, "all, shared generator pass"): (101.0, 128.0),
 }
 
 # Without a card the plan is rehearsed: on the CPU, on small networks, tests collected alone.
