@@ -32,10 +32,15 @@ KINDS = ("retain_aware", "random", "forget", "fisher_ratio", "denoise", "full")
 DENSITIES = (0.1, 0.01, 0.03, 0.3, 0.003)
 RATES = (4e-4, 2e-4, 8e-4, 1.6e-3)  # times density^-1/2
 GRANULARITIES = ("element", "out_channel")
+# The weights that the demo had when the study began.
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "redirected": {},
+    "redirected": {
+        "generator.lambda_forget": 2.0, "generator.every_step": 1.0,
+        "generator.every_step_forget": 1.0,
+    },
     "as published": {
         "generator.scores": True, "generator.one_step": 0.0, "generator.every_step": 0.0,
+        "generator.lambda_forget": 2.0,
     },
 }  # fmt: skip
 LIMIT = 80
