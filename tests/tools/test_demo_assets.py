@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from pecker_fast.data import emoji_judges_folder
 from pecker_fast.datasets import fashion_mnist
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.frechet import ClassStatistics
@@ -132,3 +133,6 @@ def test_make_emoji(tmp_path, monkeypatch):
     run(make_emoji.make, judges, *words, "--judges")
     assert load_classifier(judges / "style").num_classes == 4
     assert load_classifier(judges / "object").num_classes == 24
+    for kind in ("style", "object"):
+        shipped = emoji_judges_folder() / f"{kind}.csv"
+        assert (judges / shipped.name).read_bytes() == shipped.read_bytes()
