@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -177,6 +178,11 @@ class Previews:
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` items from the whole list, evenly."""
-    step = max(len(items) // count, 1)
-    return list(items[::step][:count])
+    """`count` items, or all, from the whole list.
+
+    Prompts are often products of phrases, of which an even step would meet the same ones again.
+    """
+    step = max(round(0.382 * len(items)), 1)
+    while math.gcd(step, len(items)) > 1:
+        step += 1
+    return [items[index * step % len(items)] for index in range(min(count, len(items)))]
