@@ -9,6 +9,7 @@ from pecker_fast.distill import NoiseSchedule, Objective, load_config
 from pecker_fast.distill.networks import diffusers_predictor
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.models.architectures.stable_diffusion import StableDiffusion
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 LENGTH = 6
 TEXT = {
@@ -18,6 +19,11 @@ TEXT = {
          "override": "a dog", "fill": {"place": ["rain", "snow"]}},
     ],
 }  # fmt: skip
+
+
+def drawn_at(iteration, seed=0):
+    """The random numbers of an iteration."""
+    return IterationRandom(seed, iteration, torch.device("cpu"), TRAINING)
 
 
 def encode(prompts):
