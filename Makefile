@@ -13,7 +13,7 @@ FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
 
-demo: .venv/installed  ## erase a class of the shipped model; about two minutes on two cores
+demo: .venv/installed  ## erase a class of the shipped model; about a minute on two cores
 	$(BIN)/pecker-fast demo --out demo $(DEMO_OPTIONS)
 
 test: .venv/installed-test  ## what a change could break, without a GPU; seven minutes on two cores

@@ -59,7 +59,7 @@ class _InOrder(click.Group):
     help="""Make a diffusion model forget a class, and prove it.
 
     \b
-    pecker-fast demo        erase a class of the shipped model, in about 2 minutes
+    pecker-fast demo        erase a class of the shipped model, in about a minute
     pecker-fast erase MODEL --out RUN --forget cat --override dog
     """,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -51,7 +51,7 @@ Needs no network, no data set and no GPU. An interrupted demo goes on when start
 def demo(
     out: Path, concept: bool, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:
-    """Erase a class of the shipped Fashion-MNIST model and prove it, in about 2 minutes."""
+    """Erase a class of the shipped Fashion-MNIST model and prove it, in about a minute."""
     from pecker_fast.distill.config import RECIPES, load_config
 
     started = time.monotonic()

@@ -58,7 +58,7 @@ def demo(
     device: str | torch.device = "auto",
     started: float | None = None,
 ) -> Erased[ModelFolder]:
-    """Erase a class of the shipped Fashion-MNIST model into the run directory `out`; 2 minutes.
+    """Erase a class of the shipped Fashion-MNIST model into the run directory `out`; 1 minute.
 
     Args:
         out: where everything goes; the run that it holds is taken up.

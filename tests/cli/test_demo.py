@@ -52,7 +52,7 @@ def test_the_class_is_gone_and_the_others_are_kept(demo, figures):
     assert report["forget_accuracy_after"] <= 0.03  # 500 images; the probe's threshold is .02
     assert report["keep_accuracy_teacher"] == figures.keep_accuracy(forget)
     start, end = report["curve"][0], report["curve"][-1]
-    assert end["iteration"] <= 60 and start["forget_accuracy"] > 0.9  # the first stage draws it
+    assert end["iteration"] <= 100 and start["forget_accuracy"] > 0.9  # the first stage draws it
     # `until` would end it before: a probe of 180 images, whose 95 % interval is some 3 % wide.
     gone = next(point for point in report["curve"] if point["forget_accuracy"] <= 0.05)
     assert gone["iteration"] <= 40 and gone["keep_accuracy"] >= start["keep_accuracy"] - 0.06

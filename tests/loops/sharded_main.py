@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import weakref
 
 import torch
@@ -95,3 +96,5 @@ if __name__ == "__main__":
     os.environ |= {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     accelerate(mask)
     PartialState().destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # all is checked; at exit torch's threads now and then abort the process
