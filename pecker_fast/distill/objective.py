@@ -132,7 +132,11 @@ class Objective:
             self.teacher = nn.Module.to(copy.deepcopy(teacher), self.device, dtype)
         self._predict = predict
         self.predictors = predict if isinstance(predict, Predictors) else Predictors.all(predict)
-        if config.recompute:
+        # Halves in turn hold a gradient of every parameter from the first to the second, which
+        # released gradients are to avoid; where blocks are computed again that is more than they
+        # save: 16.9 GiB for 12.8 with Stable Diffusion XL.
+        released = config.recompute_blocks and config.optimizer.release_grads
+        if config.recompute and not released:
             self.predictors = self.predictors.apart()
         if config.precision == "autocast":
             self.predictors = self.predictors.map(lambda p: with_autocast(p, self.device))

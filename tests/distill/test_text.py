@@ -192,17 +192,33 @@ def test_recompute_takes_the_halves_of_guidance_one_after_the_other():
     torch.testing.assert_close(*runs, rtol=1e-9, atol=1e-12)
 
 
+def peak(phase, **settings):
+    settings = {"mask.kind": "random", "batch_size": 16, **settings}
+    trainer = PeckerTrainer(text_objective(settings, GUIDED))
+    inputs = trainer.draw(IterationRandom(0, 0, torch.device("cpu"), TRAINING))
+    with LiveMemory() as memory:
+        getattr(trainer._step, phase)(inputs, None)
+    return memory.peak_bytes
+
+
 def test_halves_one_after_the_other_take_the_memory_of_one():
     """Where the pseudo-score network learns, which `recompute` leaves alone but for guidance."""
-    peaks = []
-    for recompute in (False, True):
-        settings = {"recompute": recompute, "mask.kind": "random", "batch_size": 16}
-        trainer = PeckerTrainer(text_objective(settings, GUIDED))
-        inputs = trainer.draw(IterationRandom(0, 0, torch.device("cpu"), TRAINING))
-        with LiveMemory() as memory:
-            trainer._step._pseudo_score_phase(inputs, None)
-        peaks.append(memory.peak_bytes)
-    assert peaks[1] < 0.7 * peaks[0]
+    phase = "_pseudo_score_phase"
+    assert peak(phase, recompute=True) < 0.7 * peak(phase)
+
+
+def test_halves_hold_no_gradients_that_are_to_be_released():
+    """Of one image gradients are more than activations, where blocks are computed again."""
+    least = {"recompute_blocks": True, "optimizer.release_grads": True, "mask.apply": "both",
+             "batch_size": 1, "micro_batch": 1}  # fmt: skip
+    peaks = [peak("_pseudo_score_phase", recompute=again, **least) for again in (False, True)]
+    assert peaks[1] <= peaks[0]
+
+
+def test_blocks_and_passes_computed_again_take_less_than_either():
+    both = peak("_generator_phase", recompute=True, recompute_blocks=True)
+    for one in ("recompute", "recompute_blocks"):
+        assert both < peak("_generator_phase", **{one: True})
 
 
 # ---- everything else works with text too
