@@ -16,7 +16,7 @@ help:            ## this list
 demo: .venv/installed  ## erase a class of the shipped model; about a minute on two cores
 	$(BIN)/pecker-fast demo --out demo $(DEMO_OPTIONS)
 
-test: .venv/installed-test  ## what a change could break, without a GPU; seven minutes on two cores
+test: .venv/installed-test  ## what a change could break, without a GPU; three to seven minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: .venv/installed-loops  ## the rest: whole chains, several processes, every ahead-of-time compilation
