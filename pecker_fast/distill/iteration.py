@@ -179,9 +179,6 @@ class Iteration:
         """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
         objective, config = self._objective, self._config
         weight = self._weights(config.generator, inputs)
-        of_every_step = config.generator.every_step * self._weights(
-            config.generator, inputs, config.generator.every_step_forget
-        )
         self._theta.learn()
         losses: list[list[Tensor]] = []
         for rows in self._slices():
@@ -222,7 +219,11 @@ class Iteration:
                     objective.schedule,
                     predict=objective.predictors.generator,
                 )
-                (of_every_step[rows] * loss).sum().backward()  # type: ignore[no-untyped-call]
+                at_every_step = self._weights(
+                    config.generator, inputs, config.generator.every_step_forget
+                )[rows]
+                scaled = config.generator.every_step * at_every_step * loss
+                scaled.sum().backward()  # type: ignore[no-untyped-call]
                 of_terms.append(loss.detach())
             losses.append(of_terms)
         if self._side is not None:
