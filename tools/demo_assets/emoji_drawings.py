@@ -23,7 +23,7 @@ from pecker_fast.datasets.pixels import open_image
 
 __all__ = ["COPYRIGHT", "Drawings", "augmented", "read_drawings"]
 
-COPYRIGHT = """Weights of emoji, its first stage and judges learnt from these drawings, turned and moved:
+COPYRIGHT = """Weights of emoji, its first stage and judges learnt from these drawings, moved:
 
 noto      Noto Emoji, Copyright Google Inc., Apache License 2.0
           https://github.com/googlefonts/noto-emoji
