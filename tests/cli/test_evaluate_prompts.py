@@ -1,7 +1,10 @@
 """`pecker-fast evaluate --prompts`: images of prompts, drawn or given, judged group by group."""
 
+import csv
+import itertools
 import json
 import shutil
+from pathlib import Path
 
 import nudity_files
 import pytest
@@ -9,9 +12,11 @@ import torch
 from PIL import Image
 from tiny_pipeline import save_tiny_pipeline
 
+from pecker_fast.datasets.prompt_files import read_prompt_file
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.models.pipeline import PipelineFolder
 
+DOCS = Path(__file__).parents[2] / "docs"
 PROMPTS = """prompt,group,label,seed,guidance
 a cat,forget,cat,5,1.0
 a dog,keep,dog,6,3.0
@@ -126,18 +131,22 @@ def test_images_that_are_given(evaluate, place, tmp_path):
     assert done.code == 2 and "3 images" in done.err
 
 
-def test_images_get_the_names_that_other_suites_expect(evaluate, place, tmp_path):
-    """As UnlearnCanvas reads them: THEME_OBJECT_seedN.jpg, in one folder."""
-    rows = [(theme, kind, seed) for theme in ("Van_Gogh", "Rust") for kind in ("Cats", "Dogs")
-            for seed in (188, 288)]  # fmt: skip
-    lines = [
-        f"A {kind} image in {theme.replace('_', ' ')} style.,{seed},{theme}_{kind}_seed{seed}.jpg"
-        for theme, kind, seed in rows
-    ]
-    (place / "canvas.csv").write_text("\n".join(["prompt,seed,save_as", *lines]))
+def documented(file: str, **names) -> None:
+    """Run the lines of the documentation that write a file of prompts."""
+    blocks = (DOCS / "erase-a-concept.md").read_text().split("```")
+    (block,) = (block for block in blocks if f'open("{file}", "w"' in block)
+    exec(block.removeprefix("text"), {"csv": csv, "itertools": itertools, **names})
+
+
+def test_images_get_the_names_that_unlearncanvas_expects(evaluate, place, tmp_path, monkeypatch):
+    """THEME_OBJECT_seedN.jpg, in one folder."""
+    monkeypatch.chdir(place)
+    themes, kinds = ["Van_Gogh", "Rust"], ["Cats", "Dogs"]
+    documented("canvas.csv", theme_available=themes, class_available=kinds)
     done = evaluate("--steps", 1, prompts="canvas.csv")
     assert done.code == 0, done.err
     folder = tmp_path / "samples" / "00_prompts"
+    rows = itertools.product(themes, kinds, (188, 288, 588, 688, 888))
     expected = {f"{theme}_{kind}_seed{seed}.jpg" for theme, kind, seed in rows}
     assert {file.name for file in folder.iterdir()} == expected
     with Image.open(folder / "Rust_Cats_seed288.jpg") as image:
@@ -151,6 +160,21 @@ def test_images_get_the_names_that_other_suites_expect(evaluate, place, tmp_path
     images = ["--images", folder]
     done = evaluate(*judge(place), "--force", prompts="canvas.csv", images=images)
     assert done.code == 2 and "Rust_Cats_seed288.jpg" in done.err
+
+
+def test_images_get_the_names_that_hub_expects(evaluate, place, tmp_path, monkeypatch):
+    """N.jpg: image j of prompt i is i x each + j; lines are prompts, quotes and commas too."""
+    monkeypatch.chdir(place)
+    file = place / "prompts" / "selective_alignment" / "Cat.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text('a cat, asleep\n"a dog"\n')
+    documented("hub.csv", task="selective_alignment", target="Cat", each=3)
+    rows = read_prompt_file(place / "hub.csv").rows
+    assert [row.prompt for row in rows[2:4]] == ["a cat, asleep", '"a dog"']
+    done = evaluate("--steps", 1, prompts="hub.csv")
+    assert done.code == 0, done.err
+    images = (tmp_path / "samples" / "00_prompts").iterdir()
+    assert {image.name for image in images} == {f"{n}.jpg" for n in range(6)}
 
 
 FACES = """
