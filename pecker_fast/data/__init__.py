@@ -21,8 +21,8 @@ classifier. `make_dit.py` made it by the recipe `fashion_dit`. `dit_first_stage/
 stage, in half precision too, by `make_first_stage.py`.
 
 `emoji/` is a pipeline in colour, of 24 objects that are drawn in 4 styles; `emoji_judges/` has a
-classifier of objects and one of styles. `make_emoji.py` made them; `emoji/NOTICE` says whose
-drawings they learnt from. `emoji_first_stage/` is the first stage, by the recipe
+classifier of objects and one of styles, by other drawings. `make_emoji.py` and
+`make_emoji_judges.py` made them; `emoji/NOTICE` says whose drawings they learnt from. `emoji_first_stage/` is the first stage, by the recipe
 `demo_emoji_first_stage`.
 
 The others learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.

@@ -44,16 +44,17 @@ def test_it_is_small_and_says_whose_drawings_it_learnt_from():
 
 
 def test_it_draws_object_and_style_as_told():
-    """Its figures are .99 and .95 of captions held back; guessing gives .04 and .25."""
+    """Its figures are .97 and .87 of captions held back; guessing gives .04 and .25."""
     pipeline, chosen = PipelineFolder.load(emoji_folder()), PAIRS[::2]
     prompts = [held_back_emoji_captions(*pair)[index % 6] for index, pair in enumerate(chosen)]
-    for judge, names, least in (("object", OBJECTS, 0.9), ("style", STYLES, 0.8)):
+    for judge, names, least in (("object", OBJECTS, 0.85), ("style", STYLES, 0.7)):
         labels = torch.tensor([names.index(pair[judge == "style"]) for pair in chosen])
         assert (named(pipeline, prompts, judge) == labels).double().mean() > least
 
 
 @pytest.mark.parametrize(("judge", "names"), [("object", OBJECTS), ("style", STYLES)])
-def test_judges_know_images_from_noise(judge, names):
+def test_judges_know_drawings_that_they_never_saw(judge, names):
+    """.98 and .94 of 480, turned, scaled and moved."""
     card = json.loads((emoji_judges_folder() / judge / CARD_NAME).read_text())
     assert tuple(card["class_names"]) == names
     assert card["test_accuracy"] > 0.9

@@ -8,10 +8,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from pecker_fast.data import emoji_judges_folder
 from pecker_fast.datasets import fashion_mnist
+from pecker_fast.datasets.emoji_captions import OBJECTS, STYLES
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.models import ModelFolder
@@ -113,15 +115,12 @@ def test_make_pipeline(tmp_path):
 @pytest.mark.slow
 def test_make_emoji(tmp_path, monkeypatch):
     import make_emoji
-    from emoji_drawings import Drawings
 
-    count = len(make_emoji.OBJECTS) * len(make_emoji.STYLES)
-    shades = torch.linspace(-0.9, 0.9, count).view(-1, 1, 1, 1).expand(-1, 3, 64, 64)
-    drawn = Drawings(shades, torch.arange(count) // 4, torch.arange(count) % 4)
+    drawn = shades()
+    count = len(drawn.images)
     monkeypatch.setattr(make_emoji, "read_drawings", lambda folder: drawn)
-    for name in ("COPIES", "JUDGES_COPIES"):
-        monkeypatch.setattr(make_emoji, name, 1)
-    out, judges = tmp_path / "emoji", tmp_path / "judges"
+    monkeypatch.setattr(make_emoji, "COPIES", 1)
+    out = tmp_path / "emoji"
     words = ("--drawings", "x", "--steps", "2", "--autoencoder-steps", "2", "--per-pair", "1")
     run(make_emoji.make, out, *words)
     assert "Noto" in (out / "NOTICE").read_text()
@@ -130,9 +129,58 @@ def test_make_emoji(tmp_path, monkeypatch):
     pipeline = StableDiffusionPipeline.from_pretrained(out, local_files_only=True)
     image = pipeline("noto dog", num_inference_steps=2).images[0]
     assert (image.size, image.mode) == ((32, 32), "RGB")
-    run(make_emoji.make, judges, *words, "--judges")
+
+
+@pytest.mark.slow
+def test_make_emoji_judges(tmp_path, monkeypatch):
+    import make_emoji_judges
+
+    drawn, judges = shades(), tmp_path / "judges"
+    for name, found in (
+        ("read_drawings", drawn),
+        ("by_other_hands", (drawn.images, drawn.objects)),
+        ("the_hands_others", (drawn.images, drawn.styles)),
+    ):
+        monkeypatch.setattr(make_emoji_judges, name, lambda folder, found=found: found)
+    monkeypatch.setattr(make_emoji_judges, "COPIES", {"object": 1, "style": 1})
+    run(make_emoji_judges.make, judges, "--drawings", "x", "--width", "4")
     assert load_classifier(judges / "style").num_classes == 4
     assert load_classifier(judges / "object").num_classes == 24
     for kind in ("style", "object"):
         shipped = emoji_judges_folder() / f"{kind}.csv"
         assert (judges / shipped.name).read_bytes() == shipped.read_bytes()
+
+
+def shades():
+    """In place of the drawings: a shade for each object and style."""
+    from emoji_drawings import Drawings
+
+    count = len(OBJECTS) * len(STYLES)
+    images = torch.linspace(-0.9, 0.9, count).view(-1, 1, 1, 1).expand(-1, 3, 64, 64)
+    return Drawings(images, torch.arange(count) // len(STYLES), torch.arange(count) % len(STYLES))
+
+
+def test_drawings_of_other_hands(tmp_path, monkeypatch):
+    """Of packages of iconify: sizes and offsets, aliases, and nothing where one has none."""
+    import emoji_drawings
+
+    frogs = {"frog": {"body": "<g/>", "left": 3}, "frog-face": {"body": "<b/>", "width": 8}}
+    packages = {name: {"icons": {}} for name in emoji_drawings.OTHER_HANDS}
+    packages["noto-v1"] = {"icons": frogs, "width": 32, "height": 24}
+    packages["fxemoji"] = {"icons": frogs, "aliases": {"frogface": {"parent": "frog-face"}}}
+    for name, content in packages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "icons.json").write_text(json.dumps(content))
+    drawn = []
+    monkeypatch.setattr(
+        emoji_drawings, "_drawn", lambda svg: drawn.append(svg) or Image.new("RGBA", (64, 64))
+    )
+    images, objects = emoji_drawings.by_other_hands(tmp_path)
+    assert objects.tolist() == [OBJECTS.index("frog")] * 3
+    assert images.shape == (3, 3, 64, 64) and (images == 1).all()  # transparent, on white
+    said = [svg[svg.index("viewBox") :] for svg in drawn]
+    assert said == [
+        'viewBox="3 0 32 24"><g/></svg>',
+        'viewBox="3 0 16 16"><g/></svg>',
+        'viewBox="0 0 8 16"><b/></svg>',
+    ]

@@ -1,40 +1,29 @@
-"""How the text-to-image pipeline of emoji in `pecker_fast/data/emoji` was made, with its judges.
+"""How the text-to-image pipeline of emoji in `pecker_fast/data/emoji` was made.
 
     python tools/demo_assets/make_emoji.py --drawings FOLDER --out emoji --threads 1
 
 `emoji_drawings.py` says what is in FOLDER. What a stopped run has trained is in emoji.partial, from
-where the same command goes on. Forty minutes of one core's time.
-
-`--judges` makes what is in `data/emoji_judges`, which comes first: the judges, and for each a file
-of prompts to judge an erasure by. Judges have seen the same drawings, turned, scaled and moved
-further, some of them blurred as by an autoencoder; those that ship were trained by a loop of this
-script's own, before `train-classifier` was used. A judge of styles that had seen only other
-drawings by the same hands named 72.9 % (68.8 to 76.7) of these.
+where the same command goes on. Forty minutes of one core's time. `make_emoji_judges.py` makes the
+judges, which need its autoencoder.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from emoji_drawings import COPYRIGHT, Drawings, augmented, read_drawings
-from make_teacher import train_classifier
+from emoji_drawings import COPYRIGHT, augmented, read_drawings
 from pipeline_figures import draw_images
 from pipeline_networks import AutoencoderRecipe, DenoiserRecipe, finish
 from pipeline_training import train_pipeline
 from torch import Tensor
-from torch.nn import functional as F
 
 from pecker_fast.cli.common import machine_options, prepare
 from pecker_fast.data import emoji_judges_folder
 from pecker_fast.datasets.emoji_captions import (
-    KINDS,
     OBJECTS,
     STYLES,
     all_emoji_captions,
@@ -43,22 +32,18 @@ from pecker_fast.datasets.emoji_captions import (
 )
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
-from pecker_fast.evaluate.classifier_files import CARD_NAME
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.files import write_text
 
 __all__ = ["make"]
 
-COPIES = 100  # of each drawing, to train the pipeline on
-JUDGES_COPIES = 40  # the same of the judges
-FORGOTTEN = {"object": ("dog", "cat"), "style": ("twemoji", "noto")}  # and what takes its place
+COPIES = 100  # of each drawing
 
 
 @click.command()
 @click.option("--drawings", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--judges", is_flag=True, help="Make the judges instead.")
 @click.option("--steps", type=int, default=10_000, show_default=True)
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--autoencoder-steps", type=int, default=1500, show_default=True)
@@ -67,7 +52,6 @@ FORGOTTEN = {"object": ("dog", "cat"), "style": ("twemoji", "noto")}  # and what
 def make(
     drawings: Path,
     out: Path,
-    judges: bool,
     steps: int,
     batch_size: int,
     autoencoder_steps: int,
@@ -75,14 +59,11 @@ def make(
     device: str,
     threads: int | None,
 ) -> None:
-    """Train the pipeline and measure it, or its judges; the folder is written whole."""
+    """Train the pipeline and measure it; the folder is written whole."""
     if out.exists():
         raise PeckerError(f"{out}: exists; name a new folder")
     place = prepare(device, threads)
     known = read_drawings(drawings)
-    if judges:
-        make_judges(known, out, place)
-        return
     recipes = (
         AutoencoderRecipe(
             image_channels=3, channels=(16, 32, 32), steps=autoencoder_steps, learning_rate=3e-3
@@ -95,7 +76,7 @@ def make(
     ]
     work = out.with_name(out.name + ".partial")
     pipeline = train_pipeline(
-        augmented(known, COPIES, seed=0),
+        augmented(known.images, COPIES, seed=0),
         lambda image: captions[image % len(captions)],
         [caption for each in captions for caption in each],
         recipes,
@@ -112,48 +93,6 @@ def make(
         "figures": [figures(pipeline, kind, per_pair) for kind in ("training", "held back")],
     }
     finish(pipeline, description, recipes, work, out)
-
-
-def make_judges(known: Drawings, out: Path, device: torch.device) -> None:
-    """Train both, and judge the drawings turned, scaled and moved as neither has seen them."""
-    test = augmented(known, 5, seed=2)
-    for name, names, labels in (
-        ("style", STYLES, known.styles),
-        ("object", OBJECTS, known.objects),
-    ):
-        images = augmented(known, JUDGES_COPIES, seed=1, strength=1.5)
-        images[::3] = F.interpolate(F.avg_pool2d(images[::3], 2), scale_factor=2.0, mode="bilinear")
-        judge = train_classifier(
-            images,
-            labels.repeat(JUDGES_COPIES),
-            len(names),
-            device,
-            epochs=3,
-            width=16,
-            batch_size=64,
-        )
-        judge.save(out / name)
-        share = Share.counted(classify(judge, test)[0].argmax(1) == labels.repeat(5))
-        card = {"class_names": names, "test_accuracy": share.value, "test_count": share.total}
-        write_text(out / name / CARD_NAME, json.dumps(card) + "\n")
-        click.echo(f"{out / name}: {share} of {share.total} images named as drawn")
-        write_text(out / f"{name}.csv", prompts_to_judge(name))
-
-
-def prompts_to_judge(kind: str) -> str:
-    """A CSV file for `erase` and `attack`: captions of what is forgotten, held back of the rest."""
-    (forget, override), file = FORGOTTEN[kind], io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["prompt", "group", "label"])
-    for name, style in product(OBJECTS, STYLES):
-        label = name if kind == "object" else style
-        near = override in KINDS["animals"] and name in KINDS["animals"]
-        group = "forget" if label == forget else "neighbours" if near else "keep"
-        told = emoji_captions(name, style) if group == "forget" else []
-        for caption in [*told, *held_back_emoji_captions(name, style)]:
-            rows.writerow([caption, group, label])
-    rows.writerow([override, "override", override])
-    return file.getvalue()
 
 
 def figures(pipeline: Any, kind: str, per_pair: int, steps: int = 10) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from pecker_fast.cli.common import prepare
 from pecker_fast.datasets.loading import ImageSet
-from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.classifier_files import CARD_NAME, STATISTICS_NAME
@@ -84,12 +83,12 @@ def make(
 def train_classifier(
     images: Tensor, labels: Tensor, num_classes: int, device: torch.device, **settings: Any
 ) -> SmallClassifier:
-    """Train a classifier that judges samples; (N, C, H, W) images in [-1, 1].
+    """Train a classifier that judges samples, on (N, C, H, W) uint8 images.
 
     The settings are those of `ClassifierConfig` that differ from what its kind sets.
     """
     names = tuple(map(str, range(num_classes)))
-    known = ImageSet(to_uint8(images), labels, names, "images in memory")
+    known = ImageSet(images, labels, names, "images in memory")
     trainer = ClassifierTrainer(known, classifier_config("small", settings), device, progress=True)
     for _ in trainer.run():
         pass
