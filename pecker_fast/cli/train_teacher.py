@@ -18,6 +18,7 @@ from pecker_fast.cli.common import (
     train,
 )
 from pecker_fast.cli.output import (
+    dry_run_option,
     json_option,
     print_config_option,
     quiet_option,
@@ -39,6 +40,7 @@ Examples:
     torchrun --nproc-per-node 8 -m pecker_fast.cli train-teacher --config cifar10_teacher
         --data-root DATA --out teacher
     pecker-fast train-teacher --config small_teacher --dataset fashion-mnist --out teacher
+    pecker-fast train-teacher --config fashion_dit --out dit --dry-run
 
 \b
 Recipes: cifar10_teacher, stl10_teacher (as published); cifar10_retrain, stl10_retrain,
@@ -58,6 +60,7 @@ on where it was when the same command is started again.
 @seed_option
 @settings_option("batch_size=64")
 @run_options
+@dry_run_option
 @print_config_option
 @json_option
 @quiet_option
@@ -70,6 +73,7 @@ def train_teacher(
     force: bool,
     device: str,
     threads: int | None,
+    dry_run: bool,
     print_config: bool,
     **options: Any,
 ) -> None:
@@ -103,6 +107,12 @@ def train_teacher(
     left_out = None if config.without is None else images.class_index(config.without)
     # What was used, not how it was said: a class may be named or numbered when a run is resumed.
     config = config.model_copy(update={"dataset": dataset, "without": left_out})
+    if dry_run:
+        from pecker_fast.methods.dry_run import try_teacher
+
+        found = try_teacher(images, config, place, out)
+        result(found.lines(), found.to_dict)
+        return
     with torch.device("meta"):  # what does not fit comes out before any writing
         build_network(images.image_shape, images.num_classes, config)
     with run_directory(out, force, ranks) as directory, naming_settings(config):

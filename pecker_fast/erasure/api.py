@@ -20,7 +20,7 @@ from pecker_fast.distill.text_config import GuidanceSection
 from pecker_fast.distributed import Ranks
 from pecker_fast.erasure.classes import Baseline, Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
-from pecker_fast.erasure.dry_run import DryRun, try_out
+from pecker_fast.erasure.dry_run import try_out
 from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.prompt_judges import Judges, PromptJudge, judge_of
 from pecker_fast.erasure.request import HUB_OPTIONS, Request
@@ -37,6 +37,7 @@ from pecker_fast.models.hub import hub_id_of, local_folder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.sources import hub_id_of_live, is_live, load_single_file, written
 from pecker_fast.models.weights import of_variant
+from pecker_fast.runs.dry_run import DryRun
 from pecker_fast.runs.finding import find_pipeline
 from pecker_fast.runs.outputs import Clock
 

@@ -8,7 +8,7 @@ some images so that guidance has a "no class" to compare with.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,6 +71,7 @@ class TeacherTrainer(Run[Batch]):
     config: TeacherConfig
     lower = "lr"
     terms = (ONE_LOSS,)
+    _ema: FullEma | None
 
     def __init__(
         self,
@@ -120,7 +121,8 @@ class TeacherTrainer(Run[Batch]):
             patch_size=1 if config.network.kind == "dit" else config.network.patch_size,
             null_label=images.num_classes if config.label_dropout > 0 else None,
         )
-        self._ema = None if config.ema.decay is None else FullEma(network, config.ema.decay)
+        if config.ema.decay is not None:
+            self._ema = FullEma(network, config.ema.decay)
         self._learner = Learner(
             network,
             None,
@@ -193,6 +195,11 @@ class TeacherTrainer(Run[Batch]):
     def networks(self) -> Iterator[tuple[str, nn.Module]]:
         """The one network."""
         yield "", self.network
+
+    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
+        """The images too."""
+        yield from super().held()
+        yield "images", [self._images.images]
 
     def parts(self) -> Mapping[str, Stateful]:
         """Network, optimizer, average."""

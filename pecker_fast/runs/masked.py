@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ from pecker_fast.runs.checkpoint import RunDirectory, mask_state
 from pecker_fast.runs.config import MaskChoice, MaskedConfig
 from pecker_fast.runs.ema import SalientEma, slow_average
 from pecker_fast.runs.learner import Learner, MakeOptimizer
-from pecker_fast.runs.live_memory import WEIGHTS
 from pecker_fast.runs.run import Identity, Run
 
 __all__ = ["MaskedRun", "choose_mask"]
@@ -45,6 +44,7 @@ class MaskedRun(Run[Batch]):
     mask: SaliencyMask
     ever_salient: SaliencyMask
     learner: Learner
+    _ema: SalientEma | None
 
     def __init__(
         self,
@@ -61,7 +61,6 @@ class MaskedRun(Run[Batch]):
         super().__init__(config, device, identity, directory=directory, ranks=ranks, title=title)
         self.start = start
         self._blocks = ""  # `fused_blocks` says
-        self._ema: SalientEma | None = None
         self.finding_s = 0.0
 
     @property
@@ -121,17 +120,6 @@ class MaskedRun(Run[Batch]):
             "mask": self.ever_salient.digest,
         }
         return replace(total, digests=digests)
-
-    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
-        """What is there as long as the run is, besides its mask, by the kind of it."""
-        for _, network in self.networks():
-            yield WEIGHTS, network.parameters()
-        for learner in self.learners:
-            for state in learner.optimizer.state.values():
-                for key, value in state.items():
-                    yield "fp32 masters" if key == "master" else "optimizer state", [value]
-        if self._ema is not None:
-            yield "weight average", self._ema.state_dict().values()
 
     def _settle_mask(
         self, given: SaliencyMask | None, find: Callable[[], SaliencyMask]

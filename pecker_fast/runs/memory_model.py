@@ -29,6 +29,7 @@ from pecker_fast.runs import learner
 from pecker_fast.runs.live_memory import GRADIENTS, LiveMemory
 from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
+from pecker_fast.runs.run import Run
 
 __all__ = [
     "NOT_COUNTED", "Peak", "ShapeMask", "follow", "model_peak", "outside", "replaced",
@@ -36,6 +37,7 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Run[Any])
 
 NOT_COUNTED = (
     "workspaces of convolutions and products, what the allocator holds back or rounds up, and on a "
@@ -50,7 +52,7 @@ class Peak:
 
     size: int  # bytes
     parts: Mapping[str, int]  # the same by kind, the largest first
-    moment: str  # when that is: "finding the mask" or "an iteration"
+    moment: str  # when that is, in words: the start or an iteration
 
 
 @dataclass(frozen=True)
@@ -166,12 +168,13 @@ def without_values() -> Iterator[None]:
             yield
 
 
-def follow(memory: LiveMemory, start: Callable[[], MaskedRun[Any]]) -> MaskedRun[Any]:
+def follow(memory: LiveMemory, start: Callable[[], R]) -> R:
     """Make a run and let it iterate once, all of it counted by kind; inside `without_values`."""
     settle, take = MaskedRun._settle_mask, ReleasedGrads.take
 
     def labelled_settle(run: MaskedRun[Any], mask: Any, find: Any) -> Any:
         if mask is None:  # finding one may be the peak
+            memory.moment = "the start, finding the mask included"
             _label(memory, run)
         return settle(run, mask, find)
 
@@ -184,19 +187,22 @@ def follow(memory: LiveMemory, start: Callable[[], MaskedRun[Any]]) -> MaskedRun
     with replaced(
         (MaskedRun, "_settle_mask", labelled_settle), (ReleasedGrads, "take", labelled_take)
     ):
-        memory.moment = "the start, finding the mask included"
+        memory.moment = "the start"
         run = start()
         _label(memory, run)
-        memory.label(run.mask.indices.values(), "positions of the mask")
+        draw: Any = run.draw
+        if isinstance(run, MaskedRun):
+            memory.label(run.mask.indices.values(), "positions of the mask")
+            draw = outside(draw)  # values of conditions decide how many there are
         for _, network in run.networks():
             memory.label_gradients(network.requires_grad_(True))
             network.requires_grad_(False)  # it rests
         memory.moment = "an iteration"
-        run.advance(outside(run.draw)(IterationRandom(0, 0, run.device, TRAINING)))
+        run.advance(draw(IterationRandom(0, 0, run.device, TRAINING)))
     return run
 
 
-def _label(memory: LiveMemory, run: MaskedRun[Any]) -> None:
+def _label(memory: LiveMemory, run: Run[Any]) -> None:
     for kind, tensors in run.held():
         memory.label(tensors, kind)
 
@@ -212,7 +218,7 @@ def outside(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def model_peak(
-    start: Callable[[Callable[[nn.Module], nn.Module]], MaskedRun[Any]], device: torch.device
+    start: Callable[[Callable[[nn.Module], nn.Module]], Run[Any]], device: torch.device
 ) -> Peak:
     """The most that a run will hold on its device at a time, in its first iteration or before.
 

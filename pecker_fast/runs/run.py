@@ -27,6 +27,7 @@ from pecker_fast.progress import Progress
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
 from pecker_fast.runs.learner import Learner
+from pecker_fast.runs.live_memory import WEIGHTS
 from pecker_fast.runs.metrics import ONE_LOSS, LossRecord, Metrics, open_tensorboard
 from pecker_fast.runs.randomness import TRAINING, IterationRandom, same_algorithms
 from pecker_fast.runs.stopwatch import Stopwatch
@@ -108,6 +109,7 @@ class Run(ABC, Generic[Batch]):
         self.rows = ranks.rows(config.batch_size)
         self.share = (self.rows.stop - self.rows.start) / config.batch_size
         self.learners: list[Learner] = []
+        self._ema: Stateful | None = None  # average of the weights that learn
         self._directory = directory
         self._title = title if ranks.is_first else None
         self._identity: Mapping[str, str] = {}
@@ -153,6 +155,17 @@ class Run(ABC, Generic[Batch]):
     @abstractmethod
     def parts(self) -> Mapping[str, Stateful]:
         """What is saved, by its name in the checkpoint, in the order in which it is loaded."""
+
+    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
+        """What is there as long as the run is, besides its mask, by the kind of it."""
+        for _, network in self.networks():
+            yield WEIGHTS, network.parameters()
+        for learner in self.learners:
+            for state in learner.optimizer.state.values():
+                for key, value in state.items():
+                    yield "fp32 masters" if key == "master" else "optimizer state", [value]
+        if self._ema is not None:
+            yield "weight average", self._ema.state_dict().values()
 
     # ---- the run
 

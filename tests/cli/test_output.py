@@ -1,6 +1,7 @@
 """--dry-run, --print-config, --json and --quiet, on every command that has them."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,7 +9,8 @@ import yaml
 from image_data import random_images, write_images
 from markupsafe import escape
 
-from pecker_fast.erasure import dry_run
+from pecker_fast.erasure import dry_run as erasure_dry_run
+from pecker_fast.runs import dry_run
 from pecker_fast.runs.memory_model import Peak
 
 SLOW = pytest.mark.slow
@@ -168,6 +170,7 @@ def test_errors_are_said_all_the_same(run, refused, files, tmp_path):
     "name",
     [
         "erase",
+        "train-teacher",
         *(pytest.param(n, marks=SLOW) for n in ("erase of a concept", "method", "distill")),
     ],
 )
@@ -178,6 +181,9 @@ def test_a_dry_run_says_what_a_run_takes(run, files, pipeline, data, tmp_path, n
         words += ["--set", "mask.kind=random"]
     if name == "method":
         words += ["--set", "steps=2", "--set", "batch_size=2", "--set", "saliency.batch_size=2"]
+    if name == "train-teacher":  # more iterations are tried than it has, and nothing is logged
+        words += ["--set", "batch_size=2", "--set", "logging.tensorboard=true"]
+        words += ["--iterations", "1", "--set", "warmup=1"]
     before = {file: file.stat().st_mtime_ns for file in files.root.rglob("*")}
     done = run(*words, "--json", "--quiet")
     assert done.code == 0 and done.err == "", done.err
@@ -190,6 +196,7 @@ def test_a_dry_run_says_what_a_run_takes(run, files, pipeline, data, tmp_path, n
     assert (found["finding_s"] > 0) == (name in ("erase", "method"))
     assert 0 < found["disk_bytes"] < found["free_disk_bytes"]
     assert found["process_bytes"] > peak["size"]  # tiny networks
+    assert (found["mask"] is None) == (name == "train-teacher")
 
 
 @SLOW
@@ -223,6 +230,24 @@ def test_what_does_not_fit_is_refused(run, refused, files, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_teacher_that_does_not_fit_is_told_its_batch(run, refused, data, tmp_path, monkeypatch):
+    def words(batch):
+        return [
+            "train-teacher", "--config", "small_teacher", "--dataset", "images", "--data-root",
+            data, "--out", tmp_path / "run", "--dry-run", "--set", f"batch_size={batch}",
+        ]  # fmt: skip
+
+    monkeypatch.setattr(dry_run, "free_bytes", lambda: 256 << 20)
+    done = run(*words(10**4))
+    refused(done, "more memory on cpu (at an iteration)", "--set precision=autocast")
+    said = re.search(r"--set batch_size=(\d+) takes (\d+) MiB$", done.err.strip())
+    # 85 % of what is free, or less where the peak of a larger batch is at another place
+    assert int(said[1]) > 1 and 0.7 * 256 < int(said[2]) <= 0.86 * 256, done.err
+    assert list(tmp_path.iterdir()) == []
+    written = run(*words(4))
+    assert "mask" not in written.out and "judging" not in written.out and "images" in written.out
+
+
 def test_whatever_could_help_is_tried(run, refused, files, tmp_path, monkeypatch):
     """Every setting but one helps, and all of them not enough."""
 
@@ -230,7 +255,7 @@ def test_whatever_could_help_is_tried(run, refused, files, tmp_path, monkeypatch
         size = 2**30 - 2**20 * len(values.keys() - {"recompute"})
         return Peak(size, {"weights": size}, "an iteration")
 
-    monkeypatch.setattr(dry_run, "_modelled", modelled)
+    monkeypatch.setattr(erasure_dry_run, "_modelled", modelled)
     monkeypatch.setattr(dry_run, "free_bytes", lambda: 2**20)
     done = run("erase", files.model, *SMALL, "--out", tmp_path / "run", "--dry-run")
     kept = ("micro_batch=1", "precision=bf16", "mask.apply=both", "saliency.batch_size=1")

@@ -8,12 +8,16 @@ import torch
 from tiny_models import tiny_scheduler, tiny_unet
 from torch import nn
 
+from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distill import load_config
 from pecker_fast.erasure.classes import Baseline, Distillation
 from pecker_fast.erasure.dry_run import _modelled
 from pecker_fast.erasure.run import Site
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.config import load_baseline_config
+from pecker_fast.methods.dry_run import try_teacher
+from pecker_fast.methods.teacher import TeacherTrainer
+from pecker_fast.methods.training_config import load_teacher_config
 from pecker_fast.models import ModelFolder
 from pecker_fast.optim.adamw import MaskedAdamW
 from pecker_fast.runs.live_memory import WEIGHTS, LiveMemory
@@ -76,6 +80,29 @@ def test_the_peak_is_that_of_the_run(settings, moment):
     if moment == "an iteration":
         weights = sum(p.nbytes for p in tried.original.parameters())
         assert peak.parts[WEIGHTS] >= weights
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        ("small_teacher", {"accelerate": False}),
+        ("small_teacher", {"precision": "autocast"}),
+        ("fashion_dit", {}),
+    ],
+)
+def test_the_peak_of_a_teacher_is_that_of_its_training(recipe, more, tmp_path):
+    """0.1 %: a real step of the optimizer makes some KiB of its own."""
+    pixels = torch.randint(0, 256, (2000, 1, 28, 28), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(2000) % 3, ("a", "b", "c"), "noise")
+    config = load_teacher_config(recipe, {**more, "without": 0})
+    peak = try_teacher(images, config, CPU, tmp_path / "run").peak
+    with LiveMemory(CPU) as memory:
+        TeacherTrainer(images, config, CPU).iterate()
+    assert peak.size == sum(peak.parts.values()) == pytest.approx(memory.peak_bytes, rel=1e-3)
+    weights = peak.parts[WEIGHTS]
+    assert peak.parts["optimizer state"] == pytest.approx(2 * weights, rel=1e-3)
+    assert peak.parts["weight average"] == weights
+    assert peak.parts["images"] == 28 * 28 * int((images.labels != 0).sum())
 
 
 @SLOW

@@ -1,0 +1,253 @@
+"""What a run will take, before it is started: memory, time and disk; nothing is written.
+
+The memory is computed from shapes first (runs/memory_model.py), so that what does not fit is said
+in seconds, with the settings that would make it fit. Then two iterations are run and timed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pecker_fast.errors import PeckerError
+from pecker_fast.machine import free_bytes, resident_bytes
+from pecker_fast.progress import note
+from pecker_fast.runs.config import RunConfig
+from pecker_fast.runs.masked import MaskedRun
+from pecker_fast.runs.memory import frugal_settings, naming_settings
+from pecker_fast.runs.memory_model import NOT_COUNTED, Peak
+from pecker_fast.runs.run import Run
+
+__all__ = ["DryRun", "Trial", "try_out"]
+
+_TIMED = 2
+_UNWRITTEN = {"logging.tensorboard": False}
+_MORE = {"recompute_blocks": (False, True), "precision": ("fp32", "autocast")}
+"""Besides `frugal_settings`, from what to what: not every network has blocks that can be computed
+again, and not every run has weights of half precision."""
+_FILLED = 0.85
+"""Share of free memory that a batch is fitted to; the rest is for what is not counted."""
+_PER_ENTRY = 8
+"""Bytes of mask and patch for an entry that may change, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What there is to try of a run. Settings to change come as dotted keys with their values."""
+
+    config: RunConfig
+    device: torch.device
+    out: Path  # the run directory that it would have
+    network: nn.Module  # what it starts from; shapes are enough
+    held: int  # bytes of its peak that this process holds already, if they are on the CPU
+    model: Callable[[Mapping[str, Any]], Peak]  # what it takes with these settings changed
+    start: Callable[[Mapping[str, Any]], Run[Any]]  # makes it with them, without a directory
+    mask: str = ""  # where its mask comes from, in a word
+    searches: int = 0  # times that the run computes what `start` computes to find the mask
+    result_bytes: int  # what its result takes on the disk
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run will take on this machine.
+
+    Attributes:
+        network: what is trained, in words.
+        mask: how many entries may change, in words; None where there is no mask.
+        device: where.
+        peak: the most memory that the run holds there, computed.
+        process_bytes: on a CPU what this process holds besides; else 0.
+        free_bytes: what was to be had before the two iterations; None where that is not known.
+        measured_bytes: the most memory of the two iterations, as measured: on a CPU all of this
+            process's. None where it cannot be.
+        iteration_s: seconds of an iteration, the faster of two.
+        finding_s: of finding the mask; 0 where none is searched for.
+        iterations: the most that the run will do.
+        disk_bytes: what it writes, at most at a time.
+        free_disk_bytes: what there is.
+    """
+
+    network: str
+    mask: str | None
+    device: str
+    peak: Peak
+    process_bytes: int
+    free_bytes: int | None
+    measured_bytes: int | None
+    iteration_s: float
+    finding_s: float
+    iterations: int
+    disk_bytes: int
+    free_disk_bytes: int
+
+    @property
+    def run_s(self) -> float:
+        """Seconds of the run, without judging."""
+        return self.finding_s + self.iterations * self.iteration_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, in bytes and seconds."""
+        return {**asdict(self), "run_s": self.run_s}
+
+    def lines(self) -> Iterator[str]:
+        """The same to read."""
+        total = self.peak.size + self.process_bytes
+        yield f"network          {self.network}"
+        if self.mask is not None:
+            yield f"mask             {self.mask}"
+        yield f"memory           {_size(total)} on {self.device}, computed; at {self.peak.moment}:"
+        for kind, size in self.peak.parts.items():
+            yield f"{_size(size):>25}  {kind}"
+        if self.process_bytes:
+            yield f"{_size(self.process_bytes):>25}  this process: Python, packages, what was read"
+        yield f"                 not counted: {NOT_COUNTED}"
+        if self.measured_bytes is not None:
+            yield f"measured         {_size(self.measured_bytes)} in {_TIMED} iterations"
+        if self.free_bytes is not None:
+            yield f"free             {_size(self.free_bytes)}"
+        yield f"iteration        {self.iteration_s:.3g} s, the faster of {_TIMED}"
+        more = f" and {_time(self.finding_s)} to find the mask" if self.finding_s else ""
+        if self.mask is not None:
+            more += "; judging comes on top"
+        yield f"time             {_time(self.run_s)}: {self.iterations:,} iterations{more}"
+        free = _size(self.free_disk_bytes)
+        yield f"disk             {_size(self.disk_bytes)} at most, {free} free"
+
+
+def try_out(trial: Trial) -> DryRun:
+    """Compute what a run takes, then try it.
+
+    Raises:
+        PeckerError: it does not fit; one line, with the settings that make it fit.
+    """
+    with naming_settings(trial.config):  # a batch alone may be too large
+        return _tried(trial)
+
+
+def _tried(trial: Trial) -> DryRun:
+    device = trial.device
+    peak = trial.model(_UNWRITTEN)
+    free, process = free_bytes(), 0
+    held = 0 if device.type == "cuda" else trial.held
+    if device.type != "cuda":
+        process = max(0, (resident_bytes() or held) - held)
+    if free is not None and peak.size - held > free:
+        raise PeckerError(_too_large(trial, peak, free, held))
+
+    note(f"{_size(peak.size + process)} of memory at the peak; trying {_TIMED} iterations ...")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    run = trial.start(_UNWRITTEN)
+    seconds = []
+    for _ in range(run.warm_up + _TIMED):
+        begun = time.monotonic()
+        torch.stack(list(run.iterate())).sum().item()  # waits for the device
+        seconds.append(time.monotonic() - begun)
+    place = _existing(trial.out)
+    mask = run.mask if isinstance(run, MaskedRun) else None
+    # Two checkpoints are kept while the next one is written.
+    disk = 3 * run.checkpoint_bytes() + trial.result_bytes
+    found = DryRun(
+        network=_network(trial.network, [name for name, _ in run.networks()]),
+        mask=None
+        if mask is None
+        else f"{mask.nnz:,} of {mask.numel:,} entries may change ({trial.mask}, density "
+        f"{mask.density:.3g})",
+        device=str(device),
+        peak=peak,
+        process_bytes=process,
+        free_bytes=free,
+        measured_bytes=_measured(device),
+        iteration_s=min(seconds[-_TIMED:]),
+        finding_s=run.finding_s * trial.searches if isinstance(run, MaskedRun) else 0.0,
+        iterations=trial.config.length,
+        disk_bytes=disk if mask is None else disk + _PER_ENTRY * mask.nnz,
+        free_disk_bytes=shutil.disk_usage(place).free,
+    )
+    if found.disk_bytes > found.free_disk_bytes:
+        raise PeckerError(
+            f"the run writes up to {_size(found.disk_bytes)}, and {_size(found.free_disk_bytes)} "
+            f"are free at {place}; free some, or choose another place with --out"
+        )
+    return found
+
+
+def _too_large(trial: Trial, peak: Peak, free: int, held: int) -> str:
+    """What is said of a run that does not fit: which settings would help, and how far."""
+    taken: dict[str, Any] = {}
+    least = peak.size
+    known = trial.config.flat()
+    ways = frugal_settings(trial.config)
+    ways |= {k: v for k, (now, v) in _MORE.items() if known.get(k) == now and k not in ways}
+    if known.get("saliency.batch_size", 1) > 1:
+        ways["saliency.batch_size"] = 1
+    for key, value in ways.items():
+        with suppress(PeckerError):  # not with this network, or not with what is taken already
+            tried = {**taken, key: value}
+            if (part := tried.get("micro_batch")) and known["batch_size"] > 2 * part:
+                tried["batch_size"] = 2 * part  # the parts after the second need no more
+            size = trial.model({**_UNWRITTEN, **tried}).size
+            if size < least:
+                taken[key], least = value, size
+            if least - held <= free:
+                break
+    most = known["batch_size"]
+    if least - held > free and "micro_batch" not in known and most > 1:
+        with suppress(PeckerError):  # not with one sample
+            one = trial.model({**_UNWRITTEN, **taken, "batch_size": 1}).size
+            # Bytes are the largest of sums that are linear in the batch: they lie below the chord.
+            room = max(0.0, _FILLED * free + held - one)
+            batch = 1 + int((most - 1) * room / max(1, least - one))
+            least = trial.model({**_UNWRITTEN, **taken, "batch_size": batch}).size
+            taken["batch_size"] = batch
+    options = " ".join(f"--set {key}={str(value).lower()}" for key, value in taken.items())
+    need = (
+        f"the run takes {_size(peak.size - held)} more memory on {trial.device} (at "
+        f"{peak.moment}), and {_size(free)} are free"
+    )
+    if least - held > free:
+        smallest = f", and {_size(least - held)} with {options}" if options else ""
+        return f"{need}{smallest}; use a machine with more"
+    return f"{need}; {options} takes {_size(least - held)}"
+
+
+def _network(network: nn.Module, learning: list[str]) -> str:
+    params = list(network.parameters())
+    who = " and ".join(name.replace("_", "-") for name in learning if name)
+    return (
+        f"{type(network).__name__}, {sum(p.numel() for p in params):,} parameters in "
+        f"{str(params[0].dtype).removeprefix('torch.')}" + (f"; {who} learn" if who else "")
+    )
+
+
+def _measured(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resident_bytes(peak=True)
+
+
+def _existing(path: Path) -> Path:
+    """The folder that exists of those in which a path lies."""
+    path = Path(os.path.abspath(path))
+    return next(place for place in (path, *path.parents) if place.is_dir())
+
+
+def _size(size: int) -> str:
+    if size >= 2**29:
+        return f"{size / 2**30:,.1f} GiB"
+    return f"{size / 2**20:,.{0 if size >= 10 << 20 else 1}f} MiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
