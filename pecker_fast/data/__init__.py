@@ -22,8 +22,8 @@ stage, in half precision too, by `make_first_stage.py`.
 
 `emoji/` is a pipeline in colour, of 24 objects that are drawn in 4 styles; `emoji_judges/` has a
 classifier of objects and one of styles, by other drawings. `make_emoji.py` and
-`make_emoji_judges.py` made them; `emoji/NOTICE` says whose drawings they learnt from. `emoji_first_stage/` is the first stage, by the recipe
-`demo_emoji_first_stage`.
+`make_emoji_judges.py` made them; `emoji/NOTICE` says whose drawings they learnt from.
+`emoji_first_stage/` is the first stage, by the recipe `demo_emoji_first_stage`.
 
 The others learnt from Fashion-MNIST (Zalando SE, MIT licence); no image of it is in here.
 """

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pecker_fast.datasets import Dataset
 from pecker_fast.errors import PeckerError
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 RECIPES = Path(__file__).parent / "training_recipes"
+Length: TypeAlias = Annotated[int, Field(gt=0, le=10**9)]
 
 
 class AdamSection(Section):
@@ -48,7 +49,7 @@ class AdamSection(Section):
 class TrainingConfig(RunConfig):
     """What training a teacher and training a classifier have in common."""
 
-    iterations: PositiveInt | None = None
+    iterations: Length | None = None
     precision: Literal["fp32", "autocast"] = "fp32"  # autocast = bf16 inside the network.
     lr: NonNegativeFloat
     warmup: NonNegativeInt = 0  # Iterations in which the learning rate rises from 0 to lr.
@@ -82,7 +83,7 @@ class DenoiserSection(Section):
 class TeacherConfig(TrainingConfig):
     """Denoising training of a class-conditional model. Defaults: CIFAR-10's DDPM as published."""
 
-    iterations: PositiveInt = 800_000
+    iterations: Length = 800_000
     lr: NonNegativeFloat = 2e-4
     # Fused blocks on CUDA, Winograd's convolutions on a CPU: the same method, other rounding.
     accelerate: bool = True
@@ -109,7 +110,7 @@ class ClassifierConfig(TrainingConfig):
     """
 
     arch: Literal["resnet34", "small"] = "resnet34"
-    epochs: PositiveInt = 10  # Passes over the images.
+    epochs: Length = 10  # Passes over the images.
     lr: NonNegativeFloat = 1e-5
     head_lr_factor: PositiveFloat = 10.0  # The last layer learns this much faster.
     width: PositiveInt = 64  # Channels of the first layers.
