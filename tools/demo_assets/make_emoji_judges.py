@@ -5,8 +5,8 @@
 No drawing that the pipeline learnt from is seen by them: both are tested on those. The judge of
 objects knows them as six other hands draw them, and lines around these; that of styles knows the
 four hands by all else that they drew. A third of the images went through the pipeline's
-autoencoder, as whatever it draws has. `emoji_drawings.py` says what is in FOLDER. An hour of one
-core's time.
+autoencoder, as whatever it draws has. `emoji_drawings.py` says what is in FOLDER. Half an hour
+of one core's time.
 """
 
 from __future__ import annotations
