@@ -26,7 +26,7 @@ from pecker_fast.models.pipeline import PipelineFolder, load_unet
 PAIRS = [(name, style) for name in OBJECTS for style in STYLES]
 
 
-def named(pipeline, prompts, judge, steps=8):
+def named(pipeline, prompts, judge, steps=10):
     """Which object or style a judge sees in an image of each prompt."""
     sampler = PipelineSampler(pipeline)
     guidance = 3.0 if steps > 1 else 1.0
@@ -44,11 +44,11 @@ def test_it_is_small_and_says_whose_drawings_it_learnt_from():
 
 
 def test_it_draws_object_and_style_as_told():
-    """Its figures are .97 and .87 of captions held back; guessing gives .04 and .25."""
-    pipeline, chosen = PipelineFolder.load(emoji_folder()), PAIRS[::2]
-    prompts = [held_back_emoji_captions(*pair)[index % 6] for index, pair in enumerate(chosen)]
-    for judge, names, least in (("object", OBJECTS, 0.85), ("style", STYLES, 0.7)):
-        labels = torch.tensor([names.index(pair[judge == "style"]) for pair in chosen])
+    """Its figures are .96 and .88 of captions held back; guessing gives .04 and .25."""
+    pipeline = PipelineFolder.load(emoji_folder())
+    prompts = [held_back_emoji_captions(*pair)[index % 6] for index, pair in enumerate(PAIRS)]
+    for judge, names, least in (("object", OBJECTS, 0.9), ("style", STYLES, 0.8)):
+        labels = torch.tensor([names.index(pair[judge == "style"]) for pair in PAIRS])
         assert (named(pipeline, prompts, judge) == labels).double().mean() > least
 
 
@@ -80,7 +80,7 @@ def test_its_first_stage_draws_in_one_step_and_is_small():
     generator = replace(pipeline, network=network.float(), description={"t_init": 625})
     prompts = [held_back_emoji_captions(*pair)[index % 6] for index, pair in enumerate(chosen)]
     labels = torch.tensor([OBJECTS.index(name) for name, _ in chosen])
-    # All of 192 were named right when it was made; guessing gives .04.
+    # .96 of 384 were named right; guessing gives .04.
     assert (named(generator, prompts, "object", steps=1) == labels).double().mean() > 0.8
 
 

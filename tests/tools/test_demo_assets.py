@@ -143,7 +143,20 @@ def test_make_emoji_judges(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(make_emoji_judges, name, lambda folder, found=found: found)
     monkeypatch.setattr(make_emoji_judges, "COPIES", {"object": 1, "style": 1})
-    run(make_emoji_judges.make, judges, "--drawings", "x", "--width", "4")
+    words = ("--drawings", "x", "--width", "4")
+    with monkeypatch.context() as stopped:  # when both are trained, the second not yet saved
+        stopped.setattr(make_emoji_judges, "prompts_to_judge", lambda kind: {"object": ""}[kind])
+        with pytest.raises(KeyError):
+            run(make_emoji_judges.make, judges, *words)
+    partial = tmp_path / "judges.partial"
+    assert not judges.exists()
+    before = {kind: load_classifier(partial / "judges" / kind) for kind in ("object", "style")}
+    run(make_emoji_judges.make, judges, *words)
+    for kind, judge in before.items():
+        for was, now in zip(
+            judge.parameters(), load_classifier(judges / kind).parameters(), strict=True
+        ):
+            assert torch.equal(was, now)
     assert load_classifier(judges / "style").num_classes == 4
     assert load_classifier(judges / "object").num_classes == 24
     for kind in ("style", "object"):

@@ -3,8 +3,8 @@
     python tools/demo_assets/make_emoji.py --drawings FOLDER --out emoji --threads 1
 
 `emoji_drawings.py` says what is in FOLDER. What a stopped run has trained is in emoji.partial, from
-where the same command goes on. Forty minutes of one core's time. `make_emoji_judges.py` makes the
-judges, which need its autoencoder.
+where the same command goes on. Forty minutes of one core's time. The figures are by the judges
+that ship, which `make_emoji_judges.py` makes with the autoencoder that ships.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
 No drawing that the pipeline learnt from is seen by them: both are tested on those. The judge of
 objects knows them as six other hands draw them, and lines around these; that of styles knows the
 four hands by all else that they drew. A third of the images went through the pipeline's
-autoencoder, as whatever it draws has. `emoji_drawings.py` says what is in FOLDER. Half an hour
-of one core's time.
+autoencoder, as whatever it draws has. `emoji_drawings.py` says what is in FOLDER. What a stopped
+run has trained is in judges.partial, from where the same command goes on. Half an hour of one
+core's time.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from diffusers import AutoencoderKL
 from emoji_drawings import augmented, by_other_hands, read_drawings, the_hands_others
-from make_teacher import train_classifier
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,12 +37,17 @@ from pecker_fast.datasets.emoji_captions import (
     emoji_captions,
     held_back_emoji_captions,
 )
+from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.classifier_files import CARD_NAME
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.files import write_text
+from pecker_fast.methods.classifier import ClassifierTrainer
+from pecker_fast.methods.training_config import classifier_config
+from pecker_fast.runs.checkpoint import RunDirectory
 
 __all__ = ["make"]
 
@@ -66,6 +74,8 @@ def make(
     autoencoder = AutoencoderKL.from_pretrained(emoji_folder() / "vae").eval()
     test = augmented(known.images, 5, seed=2)
     images, objects = by_other_hands(drawings)
+    work = out.with_name(out.name + ".partial")
+    made = work / "judges"
     for kind, names, labels, (seen, told) in (
         (
             "object",
@@ -75,31 +85,35 @@ def make(
         ),
         ("style", STYLES, known.styles, the_hands_others(drawings)),
     ):
-        learnt = [
-            to_uint8(_altered(seen, autoencoder, copy, recolour=kind == "object"))
-            for copy in range(COPIES[kind])
-        ]
-        judge = train_classifier(
-            torch.cat(learnt),
-            told.repeat(COPIES[kind]),
-            len(names),
-            place,
-            epochs=SEEN,
-            width=width,
-            batch_size=batch_size,
-            lr=2e-3,
-            noise=NOISE[kind],
+        copies = range(COPIES[kind])
+        learnt = [to_uint8(_altered(seen, autoencoder, copy, kind == "object")) for copy in copies]
+        images_seen = ImageSet(torch.cat(learnt), told.repeat(len(copies)), names, "drawings")
+        settings = {"width": width, "batch_size": batch_size, "noise": NOISE[kind]}
+        judge = _trained(images_seen, settings, place, work / kind)
+        judge.save(made / kind)
+        share, drawn = (
+            Share.counted(classify(judge, shown)[0].argmax(1) == labels.repeat(5))
+            for shown in (test, _through(autoencoder, test))
         )
-        judge.save(out / kind)
-        share = Share.counted(classify(judge, test)[0].argmax(1) == labels.repeat(5))
         card = {"class_names": names, "test_accuracy": share.value, "test_count": share.total}
-        write_text(out / kind / CARD_NAME, json.dumps(card) + "\n")
-        drawn = Share.counted(
-            classify(judge, _through(autoencoder, test))[0].argmax(1) == labels.repeat(5)
-        )
-        click.echo(f"{out / kind}: {share} of {share.total} images named as drawn, {drawn} of them "
-                   "through the autoencoder")  # fmt: skip
-        write_text(out / f"{kind}.csv", prompts_to_judge(kind))
+        write_text(made / kind / CARD_NAME, json.dumps(card) + "\n")
+        write_text(made / f"{kind}.csv", prompts_to_judge(kind))
+        click.echo(f"{kind}: {share} of {share.total} drawings named, {drawn} as the pipeline sees")
+    os.replace(made, out)
+    shutil.rmtree(work)
+
+
+def _trained(
+    images: ImageSet, settings: dict[str, Any], device: torch.device, folder: Path
+) -> SmallClassifier:
+    """A classifier of these images; a stopped run in the folder goes on."""
+    config = classifier_config("small", {"epochs": SEEN, "lr": 2e-3, **settings})
+    with RunDirectory(folder) as directory:
+        trainer = ClassifierTrainer(images, config, device, directory=directory, progress=True)
+        for _ in trainer.run():
+            pass
+    assert isinstance(trainer.network, SmallClassifier)
+    return trainer.network.cpu().eval()
 
 
 def prompts_to_judge(kind: str) -> str:
@@ -118,7 +132,7 @@ def prompts_to_judge(kind: str) -> str:
     return file.getvalue()
 
 
-def _altered(images: Tensor, autoencoder: AutoencoderKL, seed: int, *, recolour: bool) -> Tensor:
+def _altered(images: Tensor, autoencoder: AutoencoderKL, seed: int, recolour: bool) -> Tensor:
     """Every image once, moved; a third blurred, a third through the autoencoder, in part or all."""
     found = augmented(images, 1, seed, strength=2.0 if recolour else 1.5)
     generator = torch.Generator().manual_seed(seed)

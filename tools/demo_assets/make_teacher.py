@@ -14,25 +14,19 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
 from make_dit import asset_options, measured, trained
-from torch import Tensor
 
 from pecker_fast.cli.common import prepare
-from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.classifier_files import CARD_NAME, STATISTICS_NAME
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.files import read_json
-from pecker_fast.methods.classifier import ClassifierTrainer
-from pecker_fast.methods.training_config import classifier_config
 from pecker_fast.models import ModelFolder
 
-__all__ = ["make", "train_classifier"]
+__all__ = ["make"]
 
 AS_SHIPPED = ("without=null", "iterations=12000", "batch_size=512", "warmup=500")
 
@@ -78,22 +72,6 @@ def make(
         f"{out}: teacher {reached:.3f} accuracy in 50 steps, classifier "
         f"{read_json(judge / CARD_NAME)['test_accuracy']:.3f} on the test images"
     )
-
-
-def train_classifier(
-    images: Tensor, labels: Tensor, num_classes: int, device: torch.device, **settings: Any
-) -> SmallClassifier:
-    """Train a classifier that judges samples, on (N, C, H, W) uint8 images.
-
-    The settings are those of `ClassifierConfig` that differ from what its kind sets.
-    """
-    names = tuple(map(str, range(num_classes)))
-    known = ImageSet(images, labels, names, "images in memory")
-    trainer = ClassifierTrainer(known, classifier_config("small", settings), device, progress=True)
-    for _ in trainer.run():
-        pass
-    assert isinstance(trainer.network, SmallClassifier)
-    return trainer.network.cpu().eval()
 
 
 if __name__ == "__main__":
