@@ -99,7 +99,7 @@ class MaskedConfig(RunConfig):
 
 def learning_rate_factor(schedule: str, iteration: int, iterations: int) -> float:
     """What the learning rate is multiplied with at an iteration: from 1 down to 0 at the end."""
-    progress = iteration / max(iterations, 1)  # a dry run of none tries some
+    progress = iteration / iterations
     if schedule == "linear":
         return 1.0 - progress
     if schedule == "cosine":

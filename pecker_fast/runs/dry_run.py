@@ -30,7 +30,6 @@ from pecker_fast.runs.run import Run
 __all__ = ["DryRun", "Trial", "try_out"]
 
 _TIMED = 2
-_UNWRITTEN = {"logging.tensorboard": False}
 _MORE = {"recompute_blocks": (False, True), "precision": ("fp32", "autocast")}
 """Besides `frugal_settings`, from what to what: not every network has blocks that can be computed
 again, and not every run has weights of half precision."""
@@ -135,7 +134,8 @@ def try_out(trial: Trial) -> DryRun:
 
 def _tried(trial: Trial) -> DryRun:
     device = trial.device
-    peak = trial.model(_UNWRITTEN)
+    changed = _changed(trial)
+    peak = trial.model(changed)
     free, process = free_bytes(), 0
     held = 0 if device.type == "cuda" else trial.held
     if device.type != "cuda":
@@ -146,7 +146,7 @@ def _tried(trial: Trial) -> DryRun:
     note(f"{_size(peak.size + process)} of memory at the peak; trying {_TIMED} iterations ...")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    run = trial.start(_UNWRITTEN)
+    run = trial.start(changed)
     seconds = []
     for _ in range(run.warm_up + _TIMED):
         begun = time.monotonic()
@@ -181,8 +181,14 @@ def _tried(trial: Trial) -> DryRun:
     return found
 
 
+def _changed(trial: Trial) -> dict[str, Any]:
+    """What a trial has otherwise than its run: no event files, more iterations than are tried."""
+    return {"logging.tensorboard": False, "iterations": max(64, trial.config.length)}
+
+
 def _too_large(trial: Trial, peak: Peak, free: int, held: int) -> str:
     """What is said of a run that does not fit: which settings would help, and how far."""
+    changed = _changed(trial)
     taken: dict[str, Any] = {}
     least = peak.size
     known = trial.config.flat()
@@ -195,7 +201,7 @@ def _too_large(trial: Trial, peak: Peak, free: int, held: int) -> str:
             tried = {**taken, key: value}
             if (part := tried.get("micro_batch")) and known["batch_size"] > 2 * part:
                 tried["batch_size"] = 2 * part  # the parts after the second need no more
-            size = trial.model({**_UNWRITTEN, **tried}).size
+            size = trial.model({**changed, **tried}).size
             if size < least:
                 taken[key], least = value, size
             if least - held <= free:
@@ -203,11 +209,11 @@ def _too_large(trial: Trial, peak: Peak, free: int, held: int) -> str:
     most = known["batch_size"]
     if least - held > free and "micro_batch" not in known and most > 1:
         with suppress(PeckerError):  # not with one sample
-            one = trial.model({**_UNWRITTEN, **taken, "batch_size": 1}).size
+            one = trial.model({**changed, **taken, "batch_size": 1}).size
             # Bytes are the largest of sums that are linear in the batch: they lie below the chord.
             room = max(0.0, _FILLED * free + held - one)
             batch = 1 + int((most - 1) * room / max(1, least - one))
-            least = trial.model({**_UNWRITTEN, **taken, "batch_size": batch}).size
+            least = trial.model({**changed, **taken, "batch_size": batch}).size
             taken["batch_size"] = batch
     options = " ".join(f"--set {key}={str(value).lower()}" for key, value in taken.items())
     need = (
