@@ -1,22 +1,37 @@
-"""Positions on a device: one copy for everyone who uses the same mask there."""
+"""What import-linter does not see, and names at the root that others' packages have."""
 
-import gc
+import ast
+import subprocess
+import sys
+from pathlib import Path
 
-import torch
+import pytest
 
-from pecker_fast.backends.layout import positions_on
+ROOT = Path(__file__).parent.parent
+FOLDERS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name.isidentifier())
 
 
-def test_positions_are_copied_once_and_freed_with_their_last_user():
-    positions = torch.arange(5, dtype=torch.int32)
-    assert positions_on(positions, torch.device("cpu")) is positions
-    meta = torch.device("meta")
-    first = positions_on(positions, meta)
-    assert first.device == meta
-    assert positions_on(positions, meta) is first
-    assert positions_on(positions.clone(), meta) is not first
-    del first
-    gc.collect()
-    fresh = positions_on(positions, meta)
-    assert fresh.shape == (5,)
-    assert positions_on(positions, meta) is fresh
+@pytest.mark.parametrize("file", sorted((ROOT / "kernels").glob("*.py")), ids=lambda f: f.name)
+def test_kernels_import_kernels_alone(file: Path) -> None:
+    """`kernels` is no package of its own, so the layers' contract passes over it."""
+    imported = [
+        node.module or ""
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom)
+    ]
+    ours = [name for name in imported if name.startswith("pecker_fast")]
+    above = [n for n in ours if not n.startswith(("pecker_fast.kernels", "pecker_fast.errors"))]
+    assert not above
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name != "pecker_fast"])
+def test_a_folder_at_the_root_gives_way_to_a_package_of_its_name(name: str, tmp_path: Path) -> None:
+    """Wherever the root is on the path, as it is for all that runs there."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import {name}; print({name}.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    # Theirs, or another package of that name that is installed here.
+    assert done.stdout.strip() not in ("", "None", str(ROOT / name / "__init__.py")), done.stderr
