@@ -138,14 +138,11 @@ def start_classes(entry_start: Tensor | None) -> tuple[tuple[int, ...], Tensor |
 
 
 def power(base: float, exponent: int) -> float:
-    """base^exponent by multiplications only, as `power` in csrc/adamw_math.h: the same bits."""
-    result = 1.0
-    while exponent > 0:
-        if exponent & 1:
-            result *= base
-        base *= base
-        exponent >>= 1
-    return result
+    """Return base^exponent as torch.optim.AdamW takes it, by the C library's pow.
+
+    Devices multiply (`power` in csrc/adamw_math.h), which is off by up to exponent * 2^-53.
+    """
+    return float(base**exponent)
 
 
 def _update_row(hyper: Hyperparameters, step: float) -> UpdateRow:

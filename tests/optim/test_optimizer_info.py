@@ -15,6 +15,7 @@ import pytest
 import torch
 from oracle import bits
 
+from pecker_fast import backends
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.adamw import MaskedAdamW
 
@@ -101,6 +102,26 @@ def test_agrees_with_torch(backend, number):
         # float32 tensors for lr and betas are rounded; the rest agrees to an ulp or two.
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert all(float(state["step"]) == 4 for state in ours.state.values())
+
+
+@every_configuration
+@pytest.mark.parametrize("backend_name", ["reference", "cpu"])
+def test_a_float64_trajectory_is_torchs(backend_name, number):
+    """In long steps, where an error of the bias corrections would show, to 9 units in the last
+    place of a tensor's largest entry: what 30 sums of three roundings each may differ by."""
+    if backends.available()[backend_name] is not None:
+        pytest.skip(backends.available()[backend_name])
+    options = {**supported(number), "capturable": False, "lr": 0.5}
+    options["betas"] = plain(options)["betas"]  # torch's loop rounds tensors otherwise
+    model, other = make().double(), make().double()
+    ours = MaskedAdamW(model.parameters(), **options, backend=backend_name)
+    theirs = torch.optim.AdamW(other.parameters(), **plain(options))
+    for seed in range(30):
+        train(model, ours, [seed])
+        train(other, theirs, [seed])
+        for a, b in zip(model.parameters(), other.parameters(), strict=True):
+            largest = float(b.detach().abs().max())
+            torch.testing.assert_close(a, b, rtol=0, atol=9 * 2**-52 * largest)
 
 
 @every_configuration
