@@ -121,7 +121,7 @@ def train_teacher(
         )
         train(trainer, trainer.notes, ranks)
         model = trainer.model()
-        ranks.first(lambda: model.save_whole(out / MODEL_NAME))
+        ranks.first(lambda: model.save(out / MODEL_NAME))
     lines = [
         f"trained on    {model.figures['training']['images']}",
         f"iterations    {config.iterations:,}",

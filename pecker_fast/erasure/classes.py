@@ -81,7 +81,7 @@ class _ClassTask(Task[T, ModelFolder]):
     ) -> ModelFolder:
         """Write the model folder."""
         model = replace(model, figures={**model.figures, **figures})
-        self.site.ranks.first(lambda: model.save_whole(self.site.out / MODEL_NAME))
+        self.site.ranks.first(lambda: model.save(self.site.out / MODEL_NAME))
         return model
 
     def judge(self, erasure: Erased[ModelFolder]) -> Report | None:
@@ -201,7 +201,7 @@ class Distillation(_ClassTask[PeckerTrainer]):
             about = {**model.figures, "method": "pseudo_score"}
             folder = replace(network, figures=about)
             path = self.site.out / PSEUDO_SCORE_NAME
-            self.site.ranks.first(lambda: folder.save_whole(path))
+            self.site.ranks.first(lambda: folder.save(path))
         return model
 
 

@@ -225,7 +225,7 @@ class Concept(Task[Trainer, PipelineFolder]):
             pseudo_score = trainer.pseudo_score
 
         def write() -> None:
-            self.pipeline.save_with(model.network, model.path, model.description)
+            self.pipeline.save(model.path, model.network, model.description)
             if pseudo_score is not None:
                 with replacing_folder(self.site.out / PSEUDO_SCORE_NAME) as folder:
                     save_network(pseudo_score, folder / self.pipeline.architecture.denoiser)

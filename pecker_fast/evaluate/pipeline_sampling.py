@@ -198,7 +198,7 @@ class PipelineSampler:
         ranks = ranks or Ranks()
         latents = ranks.broadcast(latents)
         if self._decoder is None:
-            self._decoder = self.pipeline.load_decoder().to(self.device)
+            self._decoder = self.pipeline.vae.to(self.device)
         decoder, size = self._decoder, self._batch_size_for("decoder")
         like = torch.empty(3, *(pixels(decoder) * extent for extent in latents.shape[2:]))
 
@@ -206,7 +206,7 @@ class PipelineSampler:
             for number in only:
                 part = slice(number * size, (number + 1) * size)
                 with running_winograd(decoder):
-                    images = self.pipeline.decode(decoder, latents[part])
+                    images = self.pipeline.images(latents[part].to(self.device)) / 2 + 0.5
                 yield part, images
 
         images = together(decoded, len(latents), size, like, ranks, None)

@@ -199,7 +199,7 @@ class Sampler:
             streams = image_streams(self.seed, part)
             with running_winograd(model.network):
                 drawn = reverse(noise.to(device), labels[part].to(device), streams, tell)
-            return model.decode(drawn).float()
+            return model.images(drawn).float()
 
         shape = model.network_shape
         return draw_batches(draw, len(labels), self.batch_size, shape, self.seed, only, progress)

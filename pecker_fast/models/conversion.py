@@ -70,7 +70,7 @@ def convert_checkpoint(
         figures={"converted_from": origin} | ({"t_init": T_INIT} if one_step else {}),
         kind="generator" if one_step else "teacher",
     )
-    model.save_whole(out)
+    model.save(out)
     named = f"classes: {', '.join(model.class_names)}"
     return model, [*_describe(read, chosen, network), named]
 

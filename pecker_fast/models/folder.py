@@ -35,6 +35,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json, replacing_folder, shown, write_text
 from pecker_fast.models import latents
 from pecker_fast.models.architectures import CLASS_NETWORKS, ClassNetwork, class_network
+from pecker_fast.models.model import Asked, pixels_of, predict
 from pecker_fast.models.schemas import (
     ClassDescription,
     FlowScheduleConfig,
@@ -124,11 +125,60 @@ class ModelFolder:
             return self.vae.config.out_channels, height * scale, width * scale
         return channels // self.patch_size**2, height * self.patch_size, width * self.patch_size
 
-    def decode(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def schedule(self) -> Mapping[str, Any]:
+        """Configuration of the noise schedule."""
+        config: Mapping[str, Any] = self.scheduler.config
+        return config
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network denoises."""
+        return self.network_shape
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """The kind and the figures."""
+        return {"kind": self.kind, **self.figures}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the network makes of an image; the steps of a flow may depend on it."""
+        return self.architecture.tokens(self.shape, self.network.config)
+
+    @property
+    def has_guidance(self) -> bool:
+        """Guidance is never built in."""
+        return False
+
+    def condition(self, asked: Asked, device: torch.device | None = None) -> torch.Tensor:
+        """Return the labels of classes, (N,) int64; None is no class.
+
+        Raises:
+            PeckerError: no such class, or no label of no class.
+        """
+        if None in asked and self.null_label is None:
+            raise PeckerError(
+                "the model has no label for 'no class' (null_label in its pecker_fast.json)"
+            )
+        labels = [self.null_label if name is None else self.class_index(name) for name in asked]
+        return torch.tensor(labels, dtype=torch.int64, device=device)
+
+    def predict(
+        self, network: nn.Module, x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what a network of this architecture predicts; see `Model.predict`."""
+        return predict(self.architecture.call, network, x_t, t, condition)
+
+    def images(self, samples: torch.Tensor) -> torch.Tensor:
         """Turn network samples (N, *network_shape) into images (N, *image_shape) in [-1, 1]."""
         if self.vae is not None:
-            return latents.decode(self.vae.to(x.device), x).clamp(-1.0, 1.0)
-        return F.pixel_shuffle(x, self.patch_size).clamp(-1.0, 1.0)
+            return latents.decode(self.vae.to(samples.device), samples).clamp(-1.0, 1.0)
+        return F.pixel_shuffle(samples, self.patch_size).clamp(-1.0, 1.0)
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        """Turn network samples into the pixels of PNGs, (N, *image_shape) uint8 on the CPU."""
+        return pixels_of(self.images(samples))
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Turn images (N, *image_shape) in [-1, 1] into what the network sees."""
@@ -218,11 +268,30 @@ class ModelFolder:
             null_label=null_label,
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the folder. `pecker_fast.json` comes last: a folder that has it is complete."""
-        root = Path(path)
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        network: nn.Module | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the model whole or not at all, in the place of a folder that is there.
+
+        Args:
+            folder: where.
+            network: takes the place of the model's. None: its own.
+            card: kind and figures. None: its own.
+        """
+        if card is not None:
+            figures = {name: value for name, value in card.items() if name != "kind"}
+            kind = str(card.get("kind", "teacher"))
+            return replace(self, figures=figures, kind=kind).save(folder, network)
+        Path(folder).absolute().parent.mkdir(parents=True, exist_ok=True)
+        with replacing_folder(Path(folder)) as root:
+            self._write(root, self.network if network is None else network)
+
+    def _write(self, root: Path, network: Any) -> None:
         part = self.architecture.denoiser
-        save_network(self.network, root / part)
+        save_network(network, root / part)
         if self.vae is not None:
             save_network(self.vae, root / "vae")
         description: dict[str, Any] = {
@@ -251,11 +320,6 @@ class ModelFolder:
                 }
                 write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
         write_text(root / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-
-    def save_whole(self, path: Path) -> None:
-        """Write the folder whole or not at all, in the place of one that may be there."""
-        with replacing_folder(path) as partial:
-            self.save(partial)
 
 
 def _find_network(root: Path) -> tuple[ClassNetwork, Path]:

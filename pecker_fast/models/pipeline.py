@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from pecker_fast.models import latents as latent_images
 from pecker_fast.models.architectures import ARCHITECTURES, Architecture, architecture_of
 from pecker_fast.models.folder import DESCRIPTION, WEIGHTS
 from pecker_fast.models.latents import Autoencoder, load_autoencoder
+from pecker_fast.models.model import Asked, pixels_of, predict
 from pecker_fast.models.schemas import (
     PipelineDescription,
     pipeline_parts,
@@ -71,6 +74,57 @@ class PipelineFolder:
             height = width = side
         return channels, height, width
 
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """Configuration of the noise schedule."""
+        return self.scheduler_config
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a latent image."""
+        return self.network_shape
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The description."""
+        return self.description
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the network makes of an image; the steps of a flow may depend on it."""
+        return self.architecture.tokens(self.shape, self.network.config)
+
+    @cached_property
+    def vae(self) -> Autoencoder:
+        """The autoencoder, read when it is first asked for; in float32: some overflow in float16.
+
+        Raises:
+            PeckerError: it is missing or damaged, or of other latent images.
+        """
+        with of_variant(self.variant):
+            return load_autoencoder(self.path / "vae", self.network_shape[0])
+
+    def condition(self, asked: Asked, device: torch.device | None = None) -> Tensor:
+        """Return the embeddings of prompts, (N, ...) on the CPU; None is the empty prompt.
+
+        Raises:
+            PeckerError: a prompt that is no text in Unicode.
+        """
+        return self.texts.encode(["" if text is None else str(text) for text in asked], device)
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return what a network of this architecture predicts; see `Model.predict`."""
+        return predict(self.architecture.call, network, x_t, t, condition)
+
+    def images(self, samples: Tensor) -> Tensor:
+        """Turn latents into images (N, 3, H', W') in [-1, 1] on the CPU; grey becomes colour."""
+        images = latent_images.decode(self.vae.to(samples.device), samples).clamp(-1.0, 1.0)
+        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Turn latents into the pixels of PNGs, (N, 3, H', W') uint8 on the CPU."""
+        return pixels_of(self.images(samples))
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], variant: str | None = None) -> PipelineFolder:
         """Read a pipeline folder; nothing is downloaded.
@@ -113,28 +167,24 @@ class PipelineFolder:
             network = architecture.load_network(file.parent)
         return cls(root, architecture, network, schedule, texts, description, variant)
 
-    def load_decoder(self) -> Autoencoder:
-        """The autoencoder, for `decode`; in float32, since some overflow in float16.
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        network: nn.Module | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the pipeline whole or not at all, in the place of a folder that is there.
 
-        Raises:
-            PeckerError: it is missing or damaged, or of other latent images.
-        """
-        with of_variant(self.variant):
-            return load_autoencoder(self.path / "vae", self.network_shape[0])
-
-    @staticmethod
-    def decode(decoder: Autoencoder, latents: Tensor) -> Tensor:
-        """(N, C, H, W) latents as images in [0, 1], on the CPU; grey ones get three channels."""
-        decoded = (latent_images.decode(decoder, latents) / 2 + 0.5).clamp(0, 1)
-        return decoded.expand(-1, 3, -1, -1) if decoded.shape[1] == 1 else decoded
-
-    def save_with(self, network: nn.Module, path: Path, description: dict[str, Any]) -> None:
-        """Write the same pipeline around another network, whole or not at all.
-
-        A folder that is there is replaced.
+        Args:
+            folder: where; not the pipeline's own, whose other parts are copied.
+            network: takes the place of the pipeline's. None: its own.
+            card: takes the place of the description.
         """
         part = self.architecture.denoiser
-        with replacing_folder(path) as partial:
+        network = self.network if network is None else network
+        description = dict(self.description if card is None else card)
+        Path(folder).absolute().parent.mkdir(parents=True, exist_ok=True)
+        with replacing_folder(Path(folder)) as partial:
             shutil.copytree(self.path, partial, ignore=shutil.ignore_patterns(part, DESCRIPTION))
             self._make_plain(partial)
             save_network(network, partial / part)

@@ -89,7 +89,7 @@ def save_single_file(pipeline: Path, out: Path, *, force: bool = False) -> list[
             f"pipeline folder {pipeline}: {family.name} cannot be written as one file, Stable "
             "Diffusion 1.x, 2.x and XL can"
         )
-    layers, levels = config.layers_per_block, len(checked.load_decoder().config.block_out_channels)
+    layers, levels = config.layers_per_block, len(checked.vae.config.block_out_channels)
     if not isinstance(layers, int):
         raise PeckerError(
             f"{pipeline / 'unet'}: has another number of layers in each block, which the original "

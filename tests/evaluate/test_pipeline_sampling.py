@@ -148,8 +148,8 @@ def test_batches_are_bounded_by_latent_size(pipeline):
     sizes = []
     decoder = nn.Identity()
     decoder.config = FrozenDict(block_out_channels=(8,))
-    large.load_decoder = lambda: decoder
-    large.decode = lambda decoder, part: sizes.append(len(part)) or part
+    large.vae = decoder
+    large.images = lambda part: sizes.append(len(part)) or part
     sampler = PipelineSampler(large)
     sampler.images(torch.zeros(9, 1, 1, 1))
     assert (sampler.batch_size, sizes) == (16, [4, 4, 1])
@@ -186,7 +186,7 @@ def test_latents_are_not_clipped_whatever_scheduler_the_folder_has(pipelines, tm
 
 
 def test_the_pipeline_says_where_one_step_starts(pipeline, tmp_path):
-    pipeline.save_with(pipeline.network, tmp_path / "erased", {"t_init": 500})
+    pipeline.save(tmp_path / "erased", card={"t_init": 500})
     erased = PipelineFolder.load(tmp_path / "erased")
     sampler = PipelineSampler(erased)
     assert (PipelineSampler(pipeline).t_init, sampler.t_init) == (625, 500)

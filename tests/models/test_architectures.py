@@ -146,7 +146,7 @@ def test_diffusers_draws_the_one_step_of_a_flow(name, options, tmp_path):
     schedule = NoiseSchedule.from_scheduler_config(before.scheduler_config, **constants)
     sigma = float(schedule.noise[schedule.t_init])
     made = {"kind": "generator", "t_init": schedule.t_init, "sigma_init": sigma}
-    before.save_with(before.network, tmp_path / "made", made)
+    before.save(tmp_path / "made", card=made)
     assert f"sigmas=[{sigma}]" in (tmp_path / "made" / "README.md").read_text()
 
     ours = PipelineFolder.load(tmp_path / "made")

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig
 from pecker_fast.distill.networks import diffusers_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
-from pecker_fast.models import ModelFolder
+from pecker_fast.models import ModelFolder, latents
 from pecker_fast.models.architectures import architecture_of, base
 from pecker_fast.models.architectures.base import check_widths
 from pecker_fast.models.architectures.sana import Sana
@@ -38,7 +38,7 @@ def use_model(folder):
     NoiseSchedule.from_scheduler(model.scheduler, **constants)
     noise = torch.zeros(2, *model.network_shape)
     drawn = model.network(noise, torch.tensor([3, 0]), torch.tensor([0, model.num_classes - 1]))
-    assert model.decode(drawn.sample).shape == (2, *model.image_shape)
+    assert model.images(drawn.sample).shape == (2, *model.image_shape)
 
 
 def use_index(folder):
@@ -64,7 +64,7 @@ def use_text_encoder(folder):
 
 def use_vae(folder):
     decoder = load_autoencoder(folder / "vae", CHANNELS)
-    images = PipelineFolder.decode(decoder, torch.zeros(1, CHANNELS, SIDE, SIDE))
+    images = latents.decode(decoder, torch.zeros(1, CHANNELS, SIDE, SIDE))
     assert images.shape == (1, 3, 2 * SIDE, 2 * SIDE)
 
 

@@ -106,7 +106,7 @@ def test_patches_become_pixels_and_back() -> None:
     assert folder.network_shape == (4, 4, 4)
     assert folder.image_shape == (1, 8, 8)
     images = torch.rand(2, 1, 8, 8) * 2 - 1
-    assert torch.equal(folder.decode(folder.encode(images)), images)
+    assert torch.equal(folder.images(folder.encode(images)), images)
     x = folder.encode(images)
     assert torch.equal(x[0, :, 0, 0], images[0, 0, :2, :2].flatten())  # one patch, row by row
 

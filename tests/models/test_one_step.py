@@ -62,7 +62,7 @@ def test_a_class_model_in_one_step(kind, t_init, tmp_path):
     schedule = NoiseSchedule.from_scheduler(teacher.scheduler, t_init=t_init)
     noise, labels = torch.randn(4, *teacher.network_shape), torch.tensor([0, 1, 2, 1])
     drawn = expected_images(teacher.network, schedule, noise, labels)
-    expected = made.decode(drawn) / 2 + 0.5
+    expected = made.images(drawn) / 2 + 0.5
     pipeline = OneStepPipeline.from_pretrained(tmp_path / "model")
     found = pipeline(labels, noise=noise, output_type="pt").images
     torch.testing.assert_close(found, expected, **CLOSE)
@@ -89,7 +89,7 @@ def test_diffusers_alone_draws_a_plain_class_model_in_one_step(tmp_path):
     noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     schedule = NoiseSchedule.from_scheduler(teacher.scheduler, t_init=440)
     drawn = expected_images(teacher.network, schedule, noise, torch.tensor(labels))
-    torch.testing.assert_close(found, teacher.decode(drawn) / 2 + 0.5, **CLOSE)
+    torch.testing.assert_close(found, teacher.images(drawn) / 2 + 0.5, **CLOSE)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -98,7 +98,7 @@ def test_a_pipeline_in_one_step_without_a_line_of_ours(prediction, tmp_path):
     (tmp_path / "teacher" / "README.md").write_text("# A model card\n")
     teacher = PipelineFolder.load(tmp_path / "teacher")
     about = {"kind": "generator", "t_init": 625}
-    teacher.save_with(teacher.network, tmp_path / "made", about)
+    teacher.save(tmp_path / "made", card=about)
     read = PipelineFolder.load(tmp_path / "made")
     assert read.scheduler_config == teacher.scheduler_config and read.description == about
     text = (tmp_path / "made" / "README.md").read_text()

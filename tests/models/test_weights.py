@@ -40,16 +40,16 @@ def test_shards_and_variants_are_the_same_weights(pipelines):
         for each in (variant, shards):
             assert torch.equal(each.network.state_dict()[name], value.bfloat16())
     for each in (whole, variant, shards):
-        assert each.load_decoder().dtype == torch.float32
+        assert each.vae.dtype == torch.float32
 
 
 def test_a_copy_of_a_variant_is_plain(pipelines, tmp_path):
     variant = PipelineFolder.load(pipelines / "both", "bf16")
-    variant.save_with(variant.network, tmp_path / "made", {})
+    variant.save(tmp_path / "made", card={})
     made = PipelineFolder.load(tmp_path / "made")
     assert made.texts.encoders[0].dtype == made.network.dtype == torch.bfloat16
-    plain = made.load_decoder().state_dict()
-    for name, value in variant.load_decoder().state_dict().items():
+    plain = made.vae.state_dict()
+    for name, value in variant.vae.state_dict().items():
         assert torch.equal(plain[name], value)
 
 
@@ -108,7 +108,7 @@ def test_the_files_of_one_set(pipelines):
 def test_nothing_written_says_where_it_was_read(pipelines, tmp_path):
     """Whoever uploads a result does not publish the folders of a machine."""
     pipeline = PipelineFolder.load(pipelines / "both")
-    pipeline.save_with(pipeline.network, tmp_path / "written", {})
+    pipeline.save(tmp_path / "written", card={})
     config = (tmp_path / "written/unet/config.json").read_text()
     assert "_name_or_path" not in config and str(pipelines) not in config
     again = PipelineFolder.load(tmp_path / "written")
