@@ -4,11 +4,15 @@ BIN := .venv/bin
 # Python compiles what is imported; most of what these packages hold never is. It must keep that:
 # else each of the tests' many processes compiles torch and diffusers anew, 12 s of 20 to start one.
 unexport PYTHONDONTWRITEBYTECODE
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+PIP := $(BIN)/python -m pip install --quiet --no-compile
+# Versions that were tested together, for what is installed and for what builds it.
+INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PIP)
+# What torch pins is as it has it from its index; torch itself is raised here by hand.
+TORCH := 2.13.0
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 
-.PHONY: demo test test-slow test-all test-gpu test-oldest lint format bench bench-gpu package wheel wheels kernels-hub lean audit docs check clean help
+.PHONY: demo test test-slow test-all test-gpu test-oldest test-newest constraints lint format bench bench-gpu package wheel wheels kernels-hub lean audit docs check clean help
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
@@ -32,7 +36,8 @@ GPU_NEEDS := $(if $(PECKER_PYTHON),,.venv/installed-test)
 test-gpu: $(GPU_NEEDS)  ## all tests, with GPU skips turned into failures; PECKER_PYTHON=python3 installs nothing
 	PECKER_REQUIRE_GPU=1 $(GPU_PYTHON) -m pytest
 
-test-oldest: .venv/installed-test build/oldest/installed  ## fused blocks on the oldest diffusers and Triton
+test-oldest: .venv/installed-test build/oldest/installed build/oldest_core/installed  ## core and fused blocks on the oldest of what they name
+	build/oldest_core/bin/python -m pytest -p no:cacheprovider -m "not slow" tests/optim tests/masks tests/backends
 	PYTHONPATH=build/oldest $(BIN)/python -m pytest -m "not slow" tests/nn/test_accelerate.py \
 	  tests/nn/test_blocks.py tests/nn/test_accelerated_unets.py::test_unet_in_float32 tests/models/test_folder.py
 
@@ -43,6 +48,31 @@ build/oldest/installed: pyproject.toml
 	rm -rf build/oldest
 	$(INSTALL) --no-deps --target build/oldest diffusers==0.31.0 triton==3.6.0
 	touch $@
+
+test-newest: build/newest/installed  ## the fast tier with the newest of everything, in an environment of its own
+	build/newest/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+
+# On Python 3.10 and 3.11: numpy has no such wheels for later ones.
+build/oldest_core/installed: pyproject.toml
+	rm -rf build/oldest_core
+	$(PYTHON) -m venv build/oldest_core
+	build/oldest_core/bin/python -m pip install --quiet --no-compile \
+	  $$(sed -n 's/^dependencies = //p' pyproject.toml | tr -d '[],"' | sed 's/>=/==/g') \
+	  setuptools pybind11 pytest pytest-timeout hypothesis expecttest pillow 'matplotlib==3.7.*'
+	touch $@
+
+build/newest/installed: pyproject.toml setup.py $(SOURCES)
+	rm -rf build/newest
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet --no-compile -e '.[test]'
+	touch $@
+
+constraints: .venv/bin/python  ## constraints.txt anew: the newest versions that fit together, for every Python
+	$(PIP) uv
+	mkdir -p build
+	echo torch==$(TORCH) > build/torch.txt
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --quiet \
+	  --no-header --no-annotate --no-emit-index-url --upgrade --constraints build/torch.txt --output-file constraints.txt
 
 lint: .venv/installed-lint  ## ruff, mypy --strict, clang-format, and the layers of CONTRIBUTING.md
 	$(BIN)/ruff check .

@@ -73,10 +73,13 @@ class BuildExtension(build_ext):
         package = Path(build_py.get_package_dir("pecker_fast"))
         for ext in self.extensions:
             built = Path(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name)))
-            (package / built.name).unlink(missing_ok=True)
+            if not built.exists():
+                (package / built.name).unlink(missing_ok=True)
             for path in (built, built.parent / "_build_report.json"):
-                if path.exists():
-                    self.copy_file(str(path), str(package / path.name))
+                if path.exists():  # replaced whole: what runs here goes on with the old one
+                    partial = package / f"{path.name}.partial"
+                    self.copy_file(str(path), str(partial))
+                    partial.replace(package / path.name)
 
 
 def compile_cpu(output: Path, work: Path) -> None:

@@ -176,8 +176,8 @@ class FullEma:
 
 def slow_average(decay: float | None, iterations: int) -> list[str]:
     """A warning, in a line to show, where a run ends before its average has forgotten its start."""
-    if decay is None or (left := decay**iterations) < 0.01:
-        return []
+    if decay is None or iterations == 0 or (left := decay**iterations) < 0.01:
+        return []  # after no iterations the result is the first weights, as asked
     weight = 1 - 0.01 ** (1 / iterations)  # of the newest iteration, or more
     digit = 10 ** math.floor(math.log10(weight))
     short = 1 - math.ceil(weight / digit) * digit

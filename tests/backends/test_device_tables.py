@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import importlib
 import operator
 import weakref
 
@@ -266,7 +267,8 @@ def test_hyperparameters_on_the_device_are_read_at_each_launch(launches):
 @pytest.fixture
 def triton():
     """Triton's kernels, which take no arrays in their parameters, and none of their launches."""
-    return pytest.importorskip("pecker_fast.backends.triton", reason="triton is not installed")
+    pytest.importorskip("triton", minversion="3.6", reason="triton is not installed, or too old")
+    return importlib.import_module("pecker_fast.backends.triton")
 
 
 def tables():

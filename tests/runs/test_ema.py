@@ -111,7 +111,13 @@ def test_an_average_of_another_mask_is_refused(network):
 
 @pytest.mark.parametrize(
     ("decay", "iterations", "left"),
-    [(None, 1, None), (0.9999, 50_000, None), (0.9999, 500, "95%"), (0.95, 20, "36%")],
+    [
+        (None, 1, None),
+        (0.9999, 0, None),
+        (0.9999, 50_000, None),
+        (0.9999, 500, "95%"),
+        (0.95, 20, "36%"),
+    ],
 )
 def test_a_run_that_ends_before_its_average_has_moved_is_warned_of(decay, iterations, left):
     said = slow_average(decay, iterations)
