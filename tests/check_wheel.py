@@ -18,7 +18,7 @@ from pecker_fast.models.pipeline import PipelineFolder
 
 root = Path(sys.argv[1]).resolve()
 for module in (pecker_fast, pecker_fast.kernels):
-    found = Path(module.__file__).resolve()
+    found = Path(next(iter(module.__path__))).resolve()
     assert found.is_relative_to(root), f"{module.__name__} came from {found}, not from the wheel"
 description = importlib.metadata.metadata("pecker-fast").get_payload()
 assert description.lstrip().startswith("# pecker_fast"), description[:80]
