@@ -1,6 +1,7 @@
 """What import-linter does not see, and names at the root that others' packages have."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,41 @@ def test_a_folder_at_the_root_gives_way_to_a_package_of_its_name(name: str, tmp_
     )
     # Theirs, or another package of that name that is installed here.
     assert done.stdout.strip() not in ("", "None", str(ROOT / name / "__init__.py")), done.stderr
+
+
+IN_A_CHILD = """
+import multiprocessing, sys
+def report():
+    import kernels, transformers, diffusers, peft
+    print(kernels.__file__)
+if __name__ == "__main__":
+    process = multiprocessing.get_context("forkserver").Process(target=report)
+    process.start()
+    process.join()
+    report()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "start",
+    [[], ["-m", "torch.distributed.run", "--nproc-per-node", "1"]],
+    ids=["python", "torchrun"],
+)
+def test_kernels_of_hugging_face_is_imported_at_the_root(start: list[str], tmp_path: Path) -> None:
+    """transformers needs it; in a script, its forkserver's children, and torchrun's."""
+    kernels = pytest.importorskip("kernels")
+    pytest.importorskip("peft")
+    script = tmp_path / "script.py"
+    script.write_text(IN_A_CHILD)
+    done = subprocess.run(
+        [sys.executable, *start, str(script)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {kernels.__file__}
