@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 import time
 import traceback
@@ -207,7 +206,6 @@ def command(
     arguments: argparse.Namespace,
     cases: Sequence[Case],
     file_of_card: bool = False,
-    go_on: bool = False,
 ) -> int:
     """Run the cases that were asked for, print their rows and write them as they come.
 
@@ -215,7 +213,6 @@ def command(
         arguments: of a parser that `make_parser` made.
         cases: all there are.
         file_of_card: without --json write to results/<card>.json.
-        go_on: keep the rows that the file of --json has, and run no case of theirs again.
 
     Returns:
         The exit code: 1 if a result was wrong or a case failed, 2 for options that cannot be.
@@ -231,12 +228,7 @@ def command(
         return 2
     path = arguments.json or (RESULTS / f"{slug(about['device'])}.json" if file_of_card else None)
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
-    rows: list[Row] = []
-    count = len(chosen)
-    if go_on and path is not None and path.exists():
-        rows = json.loads(path.read_text())["rows"]
-        chosen = [case for case in chosen if not any(_is_of(row, case) for row in rows)]
-    result: dict[str, Any] = {"machine": about, "complete": False, "failures": [], "rows": rows}
+    result: dict[str, Any] = {"machine": about, "complete": False, "failures": [], "rows": []}
 
     def write() -> None:
         if path is not None:
@@ -259,7 +251,7 @@ def command(
             failure = f"{case}: {type(error).__name__}: {error}".splitlines()[0]
             result["failures"].append(failure)
         _print_rows(result["rows"][first:], case)
-        result["complete"] = count - len(chosen) + number + 1 == len(cases)
+        result["complete"] = number + 1 == len(cases)
         write()
         _free(setup.device)
     wrong = any(row["match"] is False for row in result["rows"])
@@ -281,10 +273,6 @@ def _start(arguments: argparse.Namespace, roof: bool) -> tuple[Setup, dict[str, 
     if arguments.commit:
         about["commit"] = arguments.commit
     return Setup(device, names, arguments.repeats, gb_per_s, timer, arguments.provider), about
-
-
-def _is_of(row: Row, case: Case) -> bool:
-    return all(row.get(key) == value for key, value in asdict(case).items())
 
 
 _UNPRINTED = (

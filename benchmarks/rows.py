@@ -12,7 +12,7 @@ from pecker_fast.files import write_text
 
 __all__ = [
     "OURS", "RESULTS", "Cell", "Result", "Row", "largest", "measured_on", "network",
-    "rows_of", "same_case", "slug", "span", "speed_up", "table", "write_results",
+    "rows_of", "same_case", "slug", "speed_up", "table", "write_results",
 ]  # fmt: skip
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -114,12 +114,6 @@ def rows_of(result: Result, benchmark: str) -> list[Row]:
 def network(row: Row) -> str:
     """As the tables call it."""
     return _NETWORKS.get(row["preset"], row["preset"])
-
-
-def span(values: Sequence[float], form: str) -> str:
-    """From the least to the most."""
-    low, high = form.format(min(values)), form.format(max(values))
-    return low if low == high else f"{low} to {high}"
 
 
 def largest(parts: dict[str, float], form: Callable[[float], str]) -> str:

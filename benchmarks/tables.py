@@ -4,8 +4,9 @@ python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # exit 1 if one is stale
 
 A table's place is between <!-- table: NAME --> and <!-- end -->, on any of these pages; TABLES has
-the names. It stays empty where there is no result file. The `..._gpu` tables have a part for each
-card that gpu.py has measured.
+the names. It stays empty where there is no result file. Studies that ran once are no such tables:
+their rows lie in results/, with the command and the commit that has it. The `..._gpu` tables have a
+part for each card that gpu.py has measured.
 """
 
 from __future__ import annotations
@@ -27,18 +28,11 @@ CARDS = "every card"  # the result files of gpu.py
 # Name -> its result files, and what makes it of one.
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "budget": ("budget-cpu", run_tables.budget),
-    "demo": ("demo-cpu", run_tables.demo),
-    "demo_settings": ("demo_settings-cpu", run_tables.demo_settings),
-    "dry_run": ("dry_run-cpu", run_tables.dry_run),
-    "emoji": ("emoji-cpu", run_tables.emoji),
-    "evidence": ("evidence-cpu", run_tables.evidence),
-    "language": ("language-cpu", run_tables.language),
     "step_time": ("step_time-cpu", kernel_tables.step_time),
     "topk": ("topk-cpu", kernel_tables.topk),
     "iteration": ("iteration-cpu", run_tables.iteration),
     "published_runs": ("published_runs-cpu", run_tables.iteration),
     "memory": ("memory-cpu", run_tables.memory),
-    "communication": ("communication-cpu", run_tables.communication),
     "step_time_gpu": (CARDS, kernel_tables.step_time_of_card),
     "topk_gpu": (CARDS, kernel_tables.topk),
     "iteration_gpu": (CARDS, run_tables.iteration),

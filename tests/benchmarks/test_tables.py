@@ -45,7 +45,7 @@ def test_pages_keep_everything_else(tmp_path, monkeypatch):
     import tables
 
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    for name in ("demo", "step_time_gpu"):  # without a result file
+    for name in ("memory", "step_time_gpu"):  # without a result file
         assert tables.render(f"a\n{place(name, 'old' + chr(10))}\nb") == f"a\n{place(name)}\nb"
     assert tables.render("no place at all") == "no place at all"
     with pytest.raises(SystemExit, match="no_such_table"):
