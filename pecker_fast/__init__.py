@@ -9,7 +9,6 @@ what was erased in a small file.
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,16 +65,10 @@ _HOMES = {
     "save_patch": "patches.patch",
     "unfuse_": "nn.accelerate",
 }
-# Former names: accelerate_ read as Hugging Face's Accelerate.
-_FORMER = {"accelerate_": "fuse_", "decelerate_": "unfuse_"}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: the optimizer must not cost an import of diffusers, nor `--help` torch.
-    if name in _FORMER:
-        new = _FORMER[name]
-        warnings.warn(f"pecker_fast.{name} is called {new} now", FutureWarning, stacklevel=2)
-        return globals().get(new) or __getattr__(new)
     if name not in _HOMES:
         raise AttributeError(f"module 'pecker_fast' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"pecker_fast.{_HOMES[name]}"), name)

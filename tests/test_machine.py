@@ -14,7 +14,7 @@ def test_facts_are_json():
     facts = machine.machine_facts()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["cores"] >= 1 and facts["threads"] >= 1 and facts["device"] == "cpu"
-    assert machine.versions()["torch"] and "pecker-fast" in machine.versions()
+    assert {"torch", "pecker-fast"} <= machine.versions().keys()
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,7 @@ def test_a_container_quota_limits_the_cores(tmp_path, monkeypatch, content, core
 
 def test_a_container_limits_what_is_free(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    whole = machine.free_bytes()
-    assert whole > 10**6  # no such files
+    assert machine.free_bytes() > 10**6  # no such files
     (tmp_path / "memory.max").write_text("max\n")
     assert machine.free_bytes() > 10**6
     (tmp_path / "memory.max").write_text("1000000\n")
@@ -65,12 +64,9 @@ def test_what_this_process_holds():
         (torch.OutOfMemoryError("another wording"), "more asked for on the GPU"),
         (MemoryError(), "more asked for of the machine's"),
         (MemoryError("Unable to allocate 7.11 PiB for an array"), "7,455,375.4 GiB asked for"),
+        (RuntimeError("shapes do not match"), "None"),
+        (ValueError("can allocate"), "None"),
     ],
 )
 def test_what_is_said_of_memory_that_ran_out(error, said):
-    assert said in machine.out_of_memory(error)
-
-
-def test_other_errors_are_none_of_memory():
-    assert machine.out_of_memory(RuntimeError("shapes do not match")) is None
-    assert machine.out_of_memory(ValueError("can allocate")) is None
+    assert said in str(machine.out_of_memory(error))

@@ -24,22 +24,20 @@ def lines_of(capsys, total, initial=0, step=1, **options):
     return err.splitlines()
 
 
-@pytest.mark.parametrize(("total", "count"), [(3, 3), (10, 10), (25, 10), (4000, 10)])
-def test_a_line_for_every_tenth(capsys, total, count):
-    lines = lines_of(capsys, total)
-    assert len(lines) == count and all(line.startswith("work: ") for line in lines)
+@pytest.mark.parametrize(
+    ("total", "initial", "step", "count", "first"),
+    [
+        (3, 0, 1, 3, 1),
+        (25, 0, 1, 10, 3),
+        (4000, 0, 1, 10, 400),
+        (8, 0, 4, 2, 4),
+        (40, 20, 1, 5, 24),
+    ],
+)
+def test_a_line_for_every_tenth(capsys, total, initial, step, count, first):
+    lines = lines_of(capsys, total, initial, step)
+    assert len(lines) == count and lines[0].startswith(f"work: {first:,} of {total:,}, ")
     assert lines[-1].startswith(f"work: {total:,} of {total:,}, ")
-
-
-def test_steps_over_several_tenths_are_one_line(capsys):
-    assert [line.split(",")[0] for line in lines_of(capsys, 8, step=4)] == [
-        "work: 4 of 8", "work: 8 of 8",
-    ]  # fmt: skip
-
-
-def test_what_was_done_before_is_not_said_again(capsys):
-    lines = lines_of(capsys, 40, initial=20)
-    assert len(lines) == 5 and lines[0].startswith("work: 24 of 40")
 
 
 def test_what_is_known_stands_in_the_line(capsys):

@@ -18,12 +18,6 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = pecker_fast.MaskedSGD
 
 
-@pytest.mark.parametrize(("former", "name"), [("accelerate_", "fuse_"), ("decelerate_", "unfuse_")])
-def test_former_name_warns(former: str, name: str) -> None:
-    with pytest.warns(FutureWarning, match=f"{former} is called {name} now"):
-        assert getattr(pecker_fast, former) is getattr(pecker_fast, name)
-
-
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
