@@ -51,6 +51,7 @@ build/oldest/installed: pyproject.toml
 
 test-newest: build/newest/installed  ## the fast tier with the newest of everything, in an environment of its own
 	build/newest/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+	build/newest/bin/python -m pytest tests/kernels/test_triton_aot.py
 
 # On Python 3.10 and 3.11: numpy has no such wheels for later ones.
 build/oldest_core/installed: pyproject.toml

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CODE = {".py", ".pyi", ".cpp", ".cu", ".cuh", ".h", ".yaml", ".yml", ".html", ".css", ".js", ".sh"}
-ELSEWHERE = [ROOT / name for name in (".git", ".venv", "build", "dist", "runs")]
+ELSEWHERE = [ROOT / name for name in (".git", ".venv", "build", "demo", "dist", "runs")]
 
 MOST_LINES = {
     # The core: more than half of the source, once all is done.
@@ -39,7 +39,7 @@ MOST_LINES = {
     "tests/backends": 884,
     "tests/bad_input": 3157,
     "tests/benchmarks": 1049,
-    "tests/cli": 3472,
+    "tests/cli": 3471,
     "tests/cuda_on_host": 308,
     "tests/datasets": 646,
     "tests/distill": 3336,
@@ -47,7 +47,7 @@ MOST_LINES = {
     "tests/erasure": 645,
     "tests/evaluate": 3742,
     "tests/fuzz": 257,
-    "tests/kernels": 1491,
+    "tests/kernels": 1506,
     "tests/loops": 563,
     "tests/masks": 2300,
     "tests/methods": 1899,

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -98,12 +97,12 @@ def test_full_disk_for_the_model(erase, refused, tmp_path, monkeypatch):
     # safetensors has an exception of its own for a disk that is full.
     from safetensors import SafetensorError
 
-    def fail(self, path):
-        Path(path).mkdir(parents=True)
-        (Path(path) / "half").write_text("written")
+    def fail(self, path, network):
+        path.mkdir(parents=True)
+        (path / "half").write_text("written")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(ModelFolder, "save", fail)
+    monkeypatch.setattr(ModelFolder, "_write", fail)
     out = tmp_path / "run"
     refused(erase(), "No space left on device")
     assert not (out / "model").exists() and not list(out.glob(".*"))
