@@ -1,17 +1,14 @@
-"""A published checkpoint becomes a model folder, or the U-Net of a one-step generator."""
+"""A published checkpoint becomes a model folder."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import check_output_folder, few, replacing_folder, write_text
+from pecker_fast.files import check_output_folder
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.folder import DESCRIPTION, FILES, WEIGHTS
-from pecker_fast.models.pickled_module import read_pickled_module
-from pecker_fast.models.pipeline import load_unet
+from pecker_fast.models.folder import FILES
 from pecker_fast.models.published import (
     CLASS_NAMES,
     T_INIT,
@@ -19,13 +16,8 @@ from pecker_fast.models.published import (
     published_scheduler,
     read_checkpoint,
 )
-from pecker_fast.models.weights import mismatch
-from pecker_fast.runs.finding import find_pipeline
 
-__all__ = ["convert_checkpoint", "convert_generator"]
-
-_SID_T_INIT = 625  # of SiD-LSG's generators, as their names say
-_GENERATOR_FILES = (DESCRIPTION, "unet/config.json", f"unet/{WEIGHTS}")
+__all__ = ["convert_checkpoint"]
 
 
 def convert_checkpoint(
@@ -73,49 +65,6 @@ def convert_checkpoint(
     model.save(out)
     named = f"classes: {', '.join(model.class_names)}"
     return model, [*_describe(read, chosen, network), named]
-
-
-def convert_generator(checkpoint: Path, like: Path, out: Path, *, force: bool = False) -> list[str]:
-    """Make the folder of a U-Net of a one-step generator of SiD-LSG, for `erase --generator`.
-
-    Args:
-        checkpoint: a file of SiD-LSG, `batch512_cfg4.54.54.5_t625_8380_v2.pkl` or the like. No code
-            in it is run.
-        like: the pipeline that it was distilled from, which says what the network is made of.
-        out: the folder to write, whole or not at all.
-        force: replace such a folder that is at `out`.
-
-    Returns:
-        Lines on what was taken.
-
-    Raises:
-        PeckerError: `out` exists or holds other things, a file or pipeline that cannot be read, or
-            tensors that are not those of the pipeline's network.
-    """
-    check_output_folder(out, force, writes=_GENERATOR_FILES, reads=[checkpoint, like])
-    tensors = read_pickled_module(checkpoint)
-    network, _ = load_unet(find_pipeline(like) or like)
-    expected, found = (
-        {name: tuple(tensor.shape) for name, tensor in each.items()}
-        for each in (network.state_dict(), tensors)
-    )
-    if expected != found:
-        raise PeckerError(
-            f"{checkpoint}: {mismatch(expected, found)}; give the pipeline that it was distilled "
-            "from as --like"
-        )
-    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise PeckerError(f"{checkpoint}: {few(bad)} holds NaN or infinity; copy the file again")
-    network.load_state_dict(tensors)
-    about = {"kind": "generator", "t_init": _SID_T_INIT, "converted_from": checkpoint.name}
-    with replacing_folder(out) as folder:
-        network.save_pretrained(folder / "unet")
-        write_text(folder / DESCRIPTION, json.dumps(about, indent=1) + "\n")
-    parameters = sum(param.numel() for param in network.parameters())
-    return [
-        f"{checkpoint}: {parameters:,} parameters, all of them those of {like}",
-        f"a one-step generator from t = {_SID_T_INIT}: erase --pipeline {like} --generator {out}",
-    ]
 
 
 def _class_names(classes: str | None, network: DDPMUNet) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ import torch
 from bad_input.building import case, each
 from bad_input.spoil import ANY_FILE, TENSORS, code_pickle, put
 
-_PICKLED = ("convert", "generator.pkl", "--like", "pipe", "--out", "converted")
 _LIST = ("convert", "ckpt.pth", "--out", "converted")
 _WEIGHTS = ("convert", "weights.safetensors", "--out", "converted")
 
@@ -123,14 +122,6 @@ CASES = [
          named="ckpt.pth"),
     case("TorchScript", ("convert", "judge.pt", "--out", "converted"), ("judge.pt",),
          named="judge.pt"),
-    *each("generator", ANY_FILE, "generator.pkl", _PICKLED, ("generator.pkl", "pipe"),
-          named="generator.pkl"),
-    case("generator without --like", (*_PICKLED[:2], *_PICKLED[4:]), ("generator.pkl",)),
-    case("generator like a class model", (*_PICKLED[:3], "model", *_PICKLED[4:]),
-         ("generator.pkl", "model"), named="model"),
-    case("generator with --slot", (*_PICKLED, "--slot", "ema"), ("generator.pkl", "pipe")),
-    case("checkpoint as generator", ("convert", "ckpt.pth", *_PICKLED[2:]), ("ckpt.pth", "pipe"),
-         named="ckpt.pth"),
     case("nowhere", ("convert", "nowhere.pth", "--out", "converted"), named="nowhere.pth"),
     case("a folder", ("convert", "model", "--out", "converted"), ("model",), named="model"),
     case("an empty name", ("convert", "", "--out", "converted")),

@@ -114,15 +114,6 @@ CASES = [
           "a pickle": '{"weight_map": {"a": "one.bin"}}', "a folder": '{"weight_map": {"a": ".."}}',
           "nowhere": '{"weight_map": {"a": "two.safetensors"}}',
       }.items()),
-    *(case(f"to one file: {name}", ("convert", "pipe", "--out", "one.safetensors"), _NEEDS, change,
-           named=named)
-      for name, change, named in (
-          ("no U-Net", partial(_without, "unet"), "unet"),
-          ("no tokenizer", partial(_without, "tokenizer"), "tokenizer"),
-          ("half a text encoder", lambda f: (f / _WEIGHTS["text_encoder"]).write_bytes(b"\x09"),
-           "text_encoder"),
-      )),
-    case("to one folder", ("convert", "pipe", "--out", "converted"), _NEEDS, named="converted"),
     case("a file", (*CONCEPT[:2], "precious.txt", *CONCEPT[3:]), named="precious.txt"),
     case("one safetensors", (*CONCEPT[:2], _WEIGHTS["unet"], *CONCEPT[3:]), _NEEDS),
     case("nowhere", (*CONCEPT[:2], "nowhere", *CONCEPT[3:]), named="nowhere"),

@@ -155,8 +155,7 @@ def _published(root: Path) -> None:
 def _pipeline(root: Path) -> None:
     from tiny_pipeline import save_tiny_pipeline
 
-    unet = save_tiny_pipeline(root / "pipe", length=48).unet
-    (root / "generator.pkl").write_bytes(pickle.dumps({"ema": unet}))
+    save_tiny_pipeline(root / "pipe", length=48)
     rows = ("prompt,group,label,seed,guidance", "a cat,forget,cat,1,2.5", "a dog,keep,dog,2,3.5")
     (root / "prompts.csv").write_text("\n".join(rows) + "\n")
 

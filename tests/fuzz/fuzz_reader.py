@@ -9,7 +9,6 @@ import gzip
 import importlib
 import json
 import os
-import pickle
 import sys
 from contextlib import suppress
 from functools import partial
@@ -132,10 +131,6 @@ def write_network(path):
     torch.save([{name: torch.ones(2, 2) for name in names}, None, 3], path)
 
 
-def write_module(path):
-    path.write_bytes(pickle.dumps({"ema": torch.nn.Linear(2, 2)}))
-
-
 DESCRIPTION = {"kind": "teacher", "class_names": ["a", "b"], "figures": {"t_init": 440}}
 SCHEDULE = {
     "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4,
@@ -164,7 +159,6 @@ READERS = {
     "npz": (reader("datasets.image_files", "_load_npz"), write_npz),
     "image": (reader("datasets.pixels", "open_image"), write_image),
     "prompts": (reader("datasets.prompt_files", "read_prompt_file"), text(PROMPTS)),
-    "pickled module": (reader("models.pickled_module", "read_pickled_module"), write_module),
     "idx": (idx, write_idx),
     "mask": (reader("masks.files", "read_mask"), write_mask),
     "patch": (reader("patches.files", "read_patch"), write_patch),
@@ -179,7 +173,7 @@ INSTRUMENTED = [
     for module in (
         "files", "torch_files", "runs.reading", "runs.settings", "masks.files", "patches.files",
         "optim.delta",
-        "models.schemas", "models.weights", "models.published", "models.pickled_module", "datasets",
+        "models.schemas", "models.weights", "models.published", "datasets",
     )
 ]  # fmt: skip
 
