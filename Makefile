@@ -17,10 +17,10 @@ FORMATTED := $(SOURCES) $(wildcard tests/cuda_on_host/*.h)
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
 
-demo: .venv/installed  ## erase a class of the shipped model; about a minute on two cores
+demo: .venv/installed  ## erase a class of the shipped model; a minute on two cores once installed
 	$(BIN)/pecker-fast demo --out demo $(DEMO_OPTIONS)
 
-test: .venv/installed-test  ## what a change could break, without a GPU; three to seven minutes on two cores
+test: .venv/installed-test  ## what a change could break, without a GPU; five minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: .venv/installed-loops  ## the rest: whole chains, several processes, every ahead-of-time compilation
