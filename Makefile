@@ -18,7 +18,7 @@ help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/:/' | sort
 
 demo: .venv/installed  ## erase a class of the shipped model; a minute on two cores once installed
-	$(BIN)/pecker-fast demo --out demo $(DEMO_OPTIONS)
+	$(BIN)/pecker-fast demo $(DEMO_OPTIONS)
 
 test: .venv/installed-test  ## what a change could break, without a GPU; five minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
@@ -65,7 +65,7 @@ build/oldest_core/installed: pyproject.toml
 build/newest/installed: pyproject.toml setup.py $(SOURCES)
 	rm -rf build/newest
 	$(PYTHON) -m venv build/newest
-	build/newest/bin/python -m pip install --quiet --no-compile -e '.[test]'
+	build/newest/bin/python -m pip install --quiet --no-compile -e '.[test]' -e demo
 	touch $@
 
 constraints: .venv/bin/python  ## constraints.txt anew: the newest versions that fit together, for every Python
@@ -139,7 +139,7 @@ docs: .venv/installed-docs  ## the site of docs/ in build/site; warnings are err
 check: lint test-all test-oldest docs lean  ## what must be green before a change lands
 
 clean:           ## remove everything that was built
-	rm -rf .venv build dist demo *.egg-info pecker_fast/_C*.so pecker_fast/_build_report.json
+	rm -rf .venv build dist demo-run *.egg-info demo/*.egg-info pecker_fast/_C*.so pecker_fast/_build_report.json
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -147,8 +147,8 @@ clean:           ## remove everything that was built
 	$(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "make: no venv module; install Debian's package python3-venv"; exit 2; }
 
-.venv/installed: .venv/bin/python pyproject.toml setup.py $(SOURCES)
-	$(INSTALL) -e '.[evaluate]'
+.venv/installed: .venv/bin/python pyproject.toml demo/pyproject.toml setup.py $(SOURCES)
+	$(INSTALL) -e '.[evaluate]' -e demo
 	touch $@
 
 # What is installed brings its extras' packages without being built again.

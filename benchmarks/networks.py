@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from pecker_fast_demo import teacher_folder
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pecker_fast.data import teacher_folder
 from pecker_fast.distill import ClassConditions, NoiseSchedule, Objective, PeckerConfig
 from pecker_fast.distill.networks import Predictors, diffusers_predictor, guided, predict_noise
 from pecker_fast.models import ModelFolder

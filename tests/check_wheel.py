@@ -11,10 +11,7 @@ from pathlib import Path
 import pecker_fast
 import pecker_fast.kernels
 from pecker_fast import MaskedAdamW, PeckerTrainer, SaliencyMask, backends
-from pecker_fast.data import pipeline_folder, teacher_folder
 from pecker_fast.distill.config import load_config
-from pecker_fast.models import ModelFolder
-from pecker_fast.models.pipeline import PipelineFolder
 
 root = Path(sys.argv[1]).resolve()
 for module in (pecker_fast, pecker_fast.kernels):
@@ -24,9 +21,7 @@ description = importlib.metadata.metadata("pecker-fast").get_payload()
 assert description.lstrip().startswith("# pecker_fast"), description[:80]
 for name in (MaskedAdamW, PeckerTrainer, SaliencyMask):
     assert name.__doc__
-assert ModelFolder.load(teacher_folder()).num_classes == 10
-assert PipelineFolder.load(pipeline_folder()).texts.encode(["a bag"]).shape[0] == 1
 assert load_config("demo").iterations > 0
-assert load_config("demo_concept").text is not None
+assert load_config("demo_emoji_object").text is not None
 assert (Path(pecker_fast.__file__).parent / "evaluate" / "page.html").is_file()
 print(f"pecker_fast {pecker_fast.__version__} from the wheel; backends:", backends.available())

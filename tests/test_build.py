@@ -69,7 +69,7 @@ def test_two_builds_of_the_python_part_are_the_same_file(tmp_path: Path) -> None
     for index, name in enumerate(("one", "another")):
         tree = tmp_path / name
         leave_out = shutil.ignore_patterns(
-            ".*", "build", "demo", "tests", "__pycache__", "*.so", "_build_report.json"
+            ".*", "build", "demo", "demo-run", "tests", "__pycache__", "*.so", "_build_report.json"
         )
         shutil.copytree(ROOT, tree, ignore=leave_out, symlinks=True)
         for file in tree.rglob("*.py"):
@@ -83,7 +83,7 @@ def test_two_builds_of_the_python_part_are_the_same_file(tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr
         wheels += (tree / "dist").glob("*.whl")
     one, another = (wheel.read_bytes() for wheel in wheels)
-    assert one == another and len(one) > 1_000_000
+    assert one == another and 500_000 < len(one) < 1_000_000  # no weights in it
 
 
 @pytest.mark.parametrize("known", [True, False])

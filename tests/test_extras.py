@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from pecker_fast_demo import teacher_folder
 
 from pecker_fast import cli
-from pecker_fast.data import teacher_folder
 from pecker_fast.extras import missing_package
 
 ERASE = ("diffusers", "transformers", "pydantic", "yaml", "click", "tqdm", "PIL")

@@ -23,4 +23,4 @@ def test_it_runs(tmp_path, monkeypatch, capsys):
     erased = names["erased"]
     assert erased.frozen.frozen_changed == 0 < erased.frozen.salient_changed
     assert erased.report.headline in capsys.readouterr().out
-    assert (tmp_path / "forgotten-sneakers" / "report.html").is_file()
+    assert (tmp_path / "forgotten-dogs" / "report.html").is_file()

@@ -21,7 +21,6 @@ from pecker_fast.cli import (
     attack,
     compare,
     convert,
-    demo,
     distill,
     erase,
     evaluate,
@@ -59,7 +58,7 @@ class _InOrder(click.Group):
     help="""Make a diffusion model forget a class, and prove it.
 
     \b
-    pecker-fast demo        erase a class of the shipped model, in about a minute
+    pecker-fast demo        erase a class of a small model, in about a minute (pecker-fast-demo)
     pecker-fast erase MODEL --out RUN --forget cat --override dog
     """,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -77,8 +76,11 @@ def group(ctx: click.Context) -> None:
         )
 
 
+with suppress(ModuleNotFoundError):  # a distribution of its own: pip install pecker-fast-demo
+    from pecker_fast_demo.command import demo
+
+    group.add_command(demo)
 for _command in (
-    demo.demo,
     mask.mask,
     distill.distill,
     erase.erase,

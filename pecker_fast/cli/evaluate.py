@@ -33,7 +33,7 @@ __all__ = ["evaluate"]
     short_help="Judge a model, or images, by a classifier and by FID.",
     epilog="""\b
 Examples:
-    pecker-fast evaluate demo/model --classifier clf --forget "Ankle boot" --override Sneaker
+    pecker-fast evaluate demo-run/model --classifier clf --forget "Ankle boot" --override Sneaker
     pecker-fast evaluate MODEL --classifier clf --statistics real.npz --forget 3 --json out.json
     pecker-fast evaluate RUN --classifier clf --per-class 5000 --dataset cifar10 --data-root DATA
         --inception INCEPTION.pth --samples RUN/samples --json RUN/evaluate.json

@@ -21,9 +21,9 @@ __all__ = ["sample"]
     short_help="Draw images from a model.",
     epilog="""\b
 Examples:
-    pecker-fast sample demo/model --png after.png
+    pecker-fast sample demo-run/model --png after.png
     pecker-fast sample teacher --steps 50 --per-class 4 --png before.png
-    pecker-fast sample demo/model --class Sneaker --per-class 1000 --out sneakers.npz
+    pecker-fast sample demo-run/model --class Sneaker --per-class 1000 --out sneakers.npz
     pecker-fast sample RUN --per-class 5000 --out samples
     pecker-fast sample TEACHER --steps 1000 --eta 1 --guidance 2 --out teacher.npz
     torchrun --nproc-per-node 8 -m pecker_fast.cli sample RUN --count 50000 --out samples

@@ -84,7 +84,7 @@ def erase(
             leaves its last checkpoint.
 
     Example:
-        >>> from pecker_fast.data import first_stage_folder, teacher_folder
+        >>> from pecker_fast_demo import first_stage_folder, teacher_folder
         >>> erased = erase(
         ...     teacher_folder(), "Bag", "Coat", out="run", config="second_stage",
         ...     first_stage=first_stage_folder(), iterations=1,

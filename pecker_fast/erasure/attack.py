@@ -50,7 +50,7 @@ def attack(
         classifier: tells whether it is there.
         prompts: of a pipeline, a CSV file as of `read_prompt_file`: rows of the group forget name
             what was forgotten, those of neighbours and keep what was not; what each names is its
-            label, a class of the classifier. None: the captions of the shipped pipeline.
+            label, a class of the classifier.
         clip: or a CLIP folder judges prompts: which of the labels in the file an image is nearest.
         nudity_detector: or an ONNX file in NudeNet's format; labels are not looked at.
         nudity_threshold: lowest score that counts. None: 0.25.
@@ -60,7 +60,8 @@ def attack(
             what it says that it forgot, the only label of the group forget.
         original: what it was before, which draws the images to teach it with. None: no teaching.
         retrained: what `attack --json` printed for a model that was trained without it, attacked
-            with the same original. None: what ships for a class of the shipped teacher.
+            with the same original. None: `retrained.json` in that folder,
+            if it is there.
         images: of it in each way of asking.
         seed: of the noise.
         device: where to work.

@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 
-from pecker_fast.data import teacher_folder
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.sweep import Asked
@@ -137,7 +136,8 @@ def retrained_figures(name: str, original: Path | None, file: Path | None) -> tu
     Args:
         name: of the class.
         original: the model before; None: nothing is taught.
-        file: what `attack --json` printed for such a model. None: what ships, if anything does.
+        file: what `attack --json` printed for such a model. None: `retrained.json` in the folder
+            of the original, where there is one of this class.
 
     Raises:
         PeckerError: the file is damaged, of another class, or of other attacks.
@@ -147,9 +147,8 @@ def retrained_figures(name: str, original: Path | None, file: Path | None) -> tu
             raise PeckerError("attack: --retrained needs --original, which draws what is taught")
         return ()
     if file is None:
-        file = teacher_folder() / "retrained.json"
-        ships = original.resolve() == teacher_folder().resolve() and file.is_file()
-        if not ships or checked(_File, read_json(file), file).forget != name:
+        file = original / "retrained.json"
+        if not file.is_file() or checked(_File, read_json(file), file).forget != name:
             return ()
     found = checked(_File, read_json(file), file)
     known = [words_of(kind, steps) for kind in RATES for steps in STEPS[kind]]

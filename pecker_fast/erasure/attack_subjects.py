@@ -7,20 +7,14 @@ from typing import Any
 
 import torch
 
-from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
-from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
 from pecker_fast.datasets.prompt_files import read_prompt_file
 from pecker_fast.erasure.prompt_judges import Judges, captions_of
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
-from pecker_fast.evaluate.concept import ConceptCaptions
-from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images
-from pecker_fast.evaluate.naming import Namer, by_classifier
 from pecker_fast.evaluate.prompt_plan import GUIDANCE
 from pecker_fast.evaluate.sweep import ClassSubject, PromptSubject, Subject
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
-from pecker_fast.runs.classes import class_index
 from pecker_fast.runs.reading import read_yaml
 
 __all__ = ["subject_of"]
@@ -46,13 +40,18 @@ def subject_of(
     judges.check(prompts)
     if isinstance(model, PipelineFolder):
         if prompts is None:
-            captions, seen = _of_fashion(model, judges, forget, images, seed, device)
-        else:
-            told = read_prompt_file(prompts)
-            captions = captions_of(_said(model), told, judges, forget, images)
-            seen = judges.namer(captions.class_names, device)
+            raise PeckerError(
+                f"attack: {model.path}: nobody knows what its prompts name; give --prompts "
+                "FILE.csv with the columns prompt, group and label"
+            )
+        said = [str(prompt) for prompt in model.description.get("forget", ())]
+        captions = captions_of(said, read_prompt_file(prompts), judges, forget, images)
         return PromptSubject(
-            pipeline=model, captions=captions, seen=seen, guidance=_guidance(run), seed=seed
+            pipeline=model,
+            captions=captions,
+            seen=judges.namer(captions.class_names, device),
+            guidance=_guidance(run),
+            seed=seed,
         )
     if prompts is not None or judges.classifier is None:
         raise PeckerError("attack: --prompts is for pipelines; this model is told classes")
@@ -68,47 +67,6 @@ def subject_of(
         images=images,
         seed=seed,
     )
-
-
-def _said(pipeline: PipelineFolder) -> list[str]:
-    """The prompts that a pipeline says it has forgotten."""
-    return [str(prompt) for prompt in pipeline.description.get("forget", ())]
-
-
-def _of_fashion(
-    pipeline: PipelineFolder,
-    judges: Judges,
-    forget: str | int | None,
-    images: int,
-    seed: int,
-    device: torch.device | str,
-) -> tuple[ConceptCaptions, Namer]:
-    """Captions of Fashion-MNIST, which the shipped pipeline is told, and its classifier."""
-    names = tuple(CLASS_NAMES)
-    if tuple(pipeline.description.get("class_names", ())) != names:
-        raise PeckerError(
-            f"attack: {pipeline.path}: nobody knows what its prompts name; give --prompts FILE.csv "
-            "with the columns prompt, group and label"
-        )
-    said = _said(pipeline)
-    of_label = [{*named_captions(label), *held_back_captions(label)} for label in range(len(names))]
-    if forget is None:
-        labels = [label for label, known in enumerate(of_label) if known.intersection(said)]
-        if len(labels) != 1:
-            raise PeckerError(
-                "attack: the pipeline does not say of one class that it has forgotten it; give "
-                "--forget"
-            )
-        label = labels[0]
-    else:
-        label = class_index(forget, names, "the pipeline")
-    told = [prompt for prompt in said if prompt in of_label[label]]
-    captions = fashion_concept(
-        label, None, max(2, -(-images // (len(names) - 1))), seed, told or None, images
-    )
-    assert judges.classifier is not None  # `check` has seen to it
-    judge = load_classifier(judges.classifier, names).to(device)
-    return captions, by_classifier(judge, fashion_images)
 
 
 def _guidance(run: Path | None) -> float:

@@ -72,7 +72,7 @@ def mask_of_class(request: Request) -> ClassMask:
         PeckerError: whatever cannot be used, or a configuration that forgets no class.
 
     Example:
-        >>> from pecker_fast.data import teacher_folder
+        >>> from pecker_fast_demo import teacher_folder
         >>> classes = {"forget": "Bag", "overrides": ["Coat"], "settings": {"mask.kind": "random"}}
         >>> request = Request(out=Path("m.safetensors"), model=teacher_folder(), **classes)
         >>> round(mask_of_class(request).mask.density, 2)

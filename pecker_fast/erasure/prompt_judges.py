@@ -23,7 +23,7 @@ from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.naming import Namer, by_classifier, by_clip, by_faces, by_nudity
 from pecker_fast.evaluate.nudity import load_detector
 from pecker_fast.evaluate.previews import Previews
-from pecker_fast.evaluate.recognition import Outcome, Recognition
+from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.files import few, shown
 
 __all__ = ["Judges", "PromptJudge", "captions_of", "judge_of"]
@@ -37,32 +37,20 @@ class PromptJudge:
         seen: tells what images show.
         captions: from the prompts that the erasure is told to forget, those to judge it by.
         probe: likewise those to look at it by as the run goes: as many images as are asked for.
-        known: what the original's images of captions, drawn in these words, are known to show;
-            None: they are drawn.
-        real: the same of real images, or None.
     """
 
     seen: Namer
     captions: Callable[[Sequence[str]], ConceptCaptions]
     probe: Callable[[Sequence[str], int], ConceptCaptions]
-    known: Callable[[ConceptCaptions, str], Recognition | None] = lambda captions, sampler: None
-    real: Recognition | None = None
 
     def outcome(self, previews: Previews, told: Sequence[str], erased: nn.Module) -> Outcome:
         """What is recognised in images of both networks; this process alone draws."""
         how, captions = previews.sampling, self.captions(told)
-        before = self.known(captions, how.original())
-        if before is None:
-            before = self.of_original(previews, captions)
+        images = previews.original(captions.prompts, Ranks())
+        before = captions.recognition(images, self.seen, how.original(), how.seed)
         images = previews.erased(erased, captions.prompts, Ranks())
         after = captions.recognition(images, self.seen, how.erased(), how.seed)
-        return Outcome("concept", captions.name, captions.override_name, before, after, self.real)
-
-    def of_original(self, previews: Previews, captions: ConceptCaptions) -> Recognition:
-        """What is recognised in the original's images."""
-        how = previews.sampling
-        images = previews.original(captions.prompts, Ranks())
-        return captions.recognition(images, self.seen, how.original(), how.seed)
+        return Outcome("concept", captions.name, captions.override_name, before, after)
 
     def point(self, captions: ConceptCaptions, images: Tensor) -> dict[str, Any]:
         """The figures of a point of the curve; one image for each caption."""

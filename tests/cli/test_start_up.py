@@ -59,7 +59,7 @@ def test_erase_loads_no_package_that_it_does_not_need(tmp_path):
         "sys.modules.update(dict.fromkeys(['torchvision', 'torch_fidelity', 'onnxruntime',"
         "'matplotlib', 'jinja2', 'peft']))\n"  # None: not importable; PEFT brings transformers
         "assert main(['sample', 'empty', '--png', 'a.png']) == 2\n"
-        "from pecker_fast.data import teacher_folder\n"
+        "from pecker_fast_demo import teacher_folder\n"
         "code = main(['erase', str(teacher_folder()), '--config', 'demo', '--out', 'run',"
         "'--iterations', '1', '--set', 'batch_size=2', '--set', 'saliency.batches=1',"
         "'--set', 'saliency.batch_size=2', '--set', 'first_stage=none',"

@@ -40,6 +40,6 @@ if __name__ == "__main__":
     }  # fmt: skip
     # Among the settings: as a keyword it is the folder of a first stage.
     settings["settings"] = {"first_stage": "none"}
-    erase(pipeline, out=out, config="demo_concept", device="cpu", previews=False, **settings)
+    erase(pipeline, out=out, config="demo_emoji_object", device="cpu", previews=False, **settings)
     peaks.append(peak())
     print(json.dumps(dict(zip(PARTS, (found - idle for found in peaks), strict=True))))

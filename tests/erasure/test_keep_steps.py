@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from pecker_fast_demo import teacher_folder
 
 from pecker_fast import erase
-from pecker_fast.data import teacher_folder
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.forgetting import evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics

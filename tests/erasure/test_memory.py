@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-
-from pecker_fast.data import pipeline_folder
+from pecker_fast_demo import emoji_folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,7 +21,7 @@ pytestmark = [
 def test_the_whole_run_fits_into_the_memory_of_its_iteration(tmp_path):
     """A U-Net of 27 M parameters, so that weights are what counts."""
     pipeline = tmp_path / "pipeline"
-    shutil.copytree(pipeline_folder(), pipeline)
+    shutil.copytree(emoji_folder(), pipeline)
     config = UNet2DConditionModel.load_config(pipeline / "unet")
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config({**config, "block_out_channels": [192, 320]})

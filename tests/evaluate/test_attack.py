@@ -9,8 +9,6 @@ import torch
 from tiny_models import NAMES, model_of_shapes
 from tiny_pipeline import save_tiny_pipeline
 
-from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
-from pecker_fast.datasets.fashion_mnist import CLASS_NAMES
 from pecker_fast.erasure.attack import attack
 from pecker_fast.erasure.attack_result import STEPS, Attacked, retrained_figures, words_of
 from pecker_fast.erasure.attack_subjects import subject_of
@@ -18,7 +16,7 @@ from pecker_fast.erasure.prompt_judges import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.classifier_files import CARD_NAME
-from pecker_fast.evaluate.fashion_concept import fashion_concept
+from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.naming import by_clip, by_faces, by_nudity
 from pecker_fast.evaluate.nudity import EXPOSED, Detection
@@ -29,6 +27,18 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 
 SNEAKER = 7
+TOLD = ["a sneaker", "a trainer", "sneakers", "a plain trainer"]
+CAPTIONS = ConceptCaptions(
+    (*map(str, range(SNEAKER)), "sneaker", "bag"),
+    SNEAKER,
+    None,
+    {
+        "forget_trained": [(caption, SNEAKER) for caption in TOLD],
+        "forget_held_back": [(f"my favourite {word}", SNEAKER) for word in "abcd"],
+        "neighbours": [("a sandal", 5), ("look, boots", 6)],
+        "others": [("a bag", 8), ("a dress", 3), ("a coat in a window", 4)],
+    },
+)
 CLOSED = Asked("one step", Share(0, 100))
 
 
@@ -39,11 +49,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """Tiny, of Fashion-MNIST by its description; a generator that forgot sneakers. Read-only."""
+    """Tiny; a generator that forgot sneakers. Read-only."""
     folder = tmp_path_factory.mktemp("pipeline") / "tiny"
     save_tiny_pipeline(folder, length=32)
-    about = {"class_names": CLASS_NAMES, "kind": "generator", "t_init": 600,
-             "forget": named_captions(SNEAKER)[:5]}  # fmt: skip
+    about = {"kind": "generator", "t_init": 600, "forget": TOLD}
     (folder / "pecker_fast.json").write_text(json.dumps(about))
     return folder
 
@@ -64,10 +73,8 @@ def of_classes(model, images=10):
 
 @pytest.fixture
 def of_prompts(pipeline):
-    told = json.loads((pipeline / "pecker_fast.json").read_text())["forget"]
-    captions = fashion_concept(SNEAKER, None, 2, told=told, of_concept=4)
     return PromptSubject(
-        pipeline=PipelineFolder.load(pipeline), captions=captions, seen=Parity.seen, guidance=3.0
+        pipeline=PipelineFolder.load(pipeline), captions=CAPTIONS, seen=Parity.seen, guidance=3.0
     )
 
 
@@ -117,8 +124,6 @@ def test_what_prompts_are_asked(of_prompts):
         asked = of_prompts.ask(way)
         assert (asked.found, asked.kept) == shares(groups[group], network, **options)
     assert of_prompts.ask(Way("a"), keep=False).kept is None
-    told = {caption for caption, _ in groups["forget_held_back"]}
-    assert told <= set(held_back_captions(SNEAKER))
 
 
 def test_a_prompt_is_blended_with_a_neighbour(of_prompts):
@@ -162,7 +167,8 @@ def test_how_soon_it_is_learnt_again(tmp_path):
     assert both.steps_to_half == {"inversion": (60.0, None), "relearning": (8.75, 5.0)}
     assert "about 60, trained without it not in 80" in both.taught_sentence
     assert len(both.rows()[0]) == len(both.columns) == 4
-    assert retrained_figures("star", tmp_path, None) == ()  # nothing ships for such an original
+    assert retrained_figures("star", tmp_path, None) == read  # it lies beside the original
+    assert retrained_figures("bag", tmp_path, None) == retrained_figures("star", file, None) == ()
     with pytest.raises(PeckerError, match=f"{file}: is of 'star', .*expected bag"):
         retrained_figures("bag", tmp_path, file)
     with pytest.raises(PeckerError, match="needs --original"):
@@ -219,11 +225,10 @@ def test_prompts_that_no_judge_knows(tmp_path, pipeline):
     SmallClassifier(10, width=4).save(tmp_path / "judge")
     with pytest.raises(PeckerError, match="nobody knows what its prompts name"):
         attack(tmp_path / "tiny", tmp_path / "judge")
-    with pytest.raises(PeckerError, match="unknown class 'shoe'"):
-        attack(pipeline, tmp_path / "judge", forget="shoe")
     model_of_shapes().save(tmp_path / "model")
+    (told := tmp_path / "prompts.csv").write_text("prompt,group,label\na sneaker,forget,7\n")
     with pytest.raises(PeckerError, match="one is told classes, the other prompts"):
-        attack(pipeline, tmp_path / "judge", original=tmp_path / "model")
+        attack(pipeline, tmp_path / "judge", prompts=told, original=tmp_path / "model")
 
 
 ROWS = """prompt,group,label
@@ -325,19 +330,18 @@ def test_a_run_is_attacked_on_disk(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_prompts_is_attacked_on_disk(pipeline, tmp_path, monkeypatch):
-    """Under the guidance of the run; which class was forgotten is seen in its prompts."""
-    monkeypatch.setattr(  # the tiny pipeline's images have half the side
-        "pecker_fast.erasure.attack_subjects.fashion_images",
-        lambda images: images.mean(1, keepdim=True),
-    )
-    SmallClassifier(10, width=4).save(tmp_path / "judge")
+def test_a_run_of_prompts_is_attacked_on_disk(pipeline, tmp_path):
+    """Under the guidance of the run."""
+    SmallClassifier(10, in_channels=3, width=4).save(tmp_path / "judge")
+    rows = [f"{caption},forget,7" for caption in TOLD] + ["a sandal,neighbours,5", "a bag,keep,8"]
+    (tmp_path / "prompts.csv").write_text("\n".join(["prompt,group,label", *rows]))
     run = tmp_path / "run"
     shutil.copytree(pipeline, run / "pipeline")
     (run / "run.lock").touch()
     (run / "config.yaml").write_text("text: {guidance: {kappa4: 2.0}}\n")
-    found = attack(run, tmp_path / "judge", original=pipeline, images=10)
+    told = tmp_path / "prompts.csv"
+    found = attack(run, tmp_path / "judge", prompts=told, original=pipeline, images=10)
     assert json.loads((run / "attack.json").read_text()) == found.to_dict()
-    assert found.forget == "Sneaker" and len(found.taught) == 8
+    assert found.forget == "7" and len(found.taught) == 8
     assert {each.found.total for each in (*found.asked, *found.taught)} == {10}
     assert "DDIM, 50 steps, guidance 2" in {each.way for each in found.asked}

@@ -5,9 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pecker_fast.datasets.fashion_captions import held_back_captions, named_captions
 from pecker_fast.evaluate.concept import ConceptCaptions
-from pecker_fast.evaluate.fashion_concept import fashion_concept, fashion_images, neighbours_of
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.recognition import Outcome, Recognition
 
@@ -93,32 +91,3 @@ def test_verdicts_rest_on_the_bounds(trained, held_back, kept_after, gone, kept)
     assert (outcome.gone, outcome.kept) == (gone, kept)
     assert ("at this share takes" in outcome.headline("a cat")) == (gone is None)
     assert ("95 % bound of the loss" in outcome.kept_sentence()) == (kept is None)
-
-
-def test_captions_of_the_shipped_pipeline():
-    captions = fashion_concept(forget=7, override=8, per_class=20, seed=3)
-    told, untold, near, far = (
-        [caption for caption, _ in group] for group in captions.groups.values()
-    )
-    assert set(told) <= set(named_captions(7)) and len(told) == 20
-    assert set(untold) <= set(held_back_captions(7)) and len(untold) == 20
-    classes = {kind: {label for _, label in group} for kind, group in captions.groups.items()}
-    assert classes["neighbours"] == {5, 9} and classes["others"] == {0, 1, 2, 3, 4, 6, 8}
-    kept = [*captions.groups["neighbours"], *captions.groups["others"]]
-    assert all(c in {*named_captions(k), *held_back_captions(k)} for c, k in kept)
-    assert sum(caption in held_back_captions(label) for caption, label in kept) == 9 * 10
-    assert (len(near), len(far)) == (2 * 20, 7 * 20)
-    assert captions.labels.bincount().tolist() == [20, 20, 20, 20, 20, 20, 20, 40, 20, 20]
-    assert captions == fashion_concept(7, 8, 20, seed=3) != fashion_concept(7, 8, 20, seed=4)
-    asked = fashion_concept(7, 8, 4, told=["a sneaker"]).groups["forget_trained"]
-    assert asked == [("a sneaker", 7)] * 4
-    assert neighbours_of(3) == () and neighbours_of(0) == (2, 4, 6)
-
-
-def test_images_of_the_shipped_pipeline_lose_their_border():
-    images = torch.full((2, 3, 32, 32), 0.25)
-    images[:, :, 2:-2, 2:-2] = 1
-    images[:, :, 2, 2] = 0
-    found = fashion_images(images)
-    assert found.shape == (2, 1, 28, 28)
-    assert (found[:, :, 0, 0] == -1).all() and found.sum() == 2 * (28 * 28 - 2)

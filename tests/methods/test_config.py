@@ -40,7 +40,7 @@ def test_the_cifar10_recipe_is_the_published_one():
 
 def test_there_is_one_recipe_for_each_method_and_data_set():
     names = [f"{data}_{kind}" for data in ("cifar10", "stl10") for kind in KINDS]
-    kept = [f"demo{data}_keep_steps" for data in ("", "_concept", "_emoji")]
+    kept = [f"demo{data}_keep_steps" for data in ("", "_emoji")]
     assert baseline_names() == sorted([*names, *kept, "keep_steps"])
     assert not set(names) & set(recipe_names())
     methods = [load_baseline_config(f"cifar10_{kind}").method for kind in KINDS]
@@ -111,8 +111,8 @@ def test_the_prompts_of_any_recipe():
     theirs = load_config("object", {"text.dropout": 0.3}, **named)
     assert ours.text == theirs.text and ours.text.concepts[0].concept == "a cat"
     assert ours.changed({"text": None}) == load_baseline_config("keep_steps")
-    demo = load_baseline_config("demo_concept_keep_steps")
-    assert demo.text == load_config("demo_concept").text and demo.method == "redirect"
+    demo = load_baseline_config("demo_emoji_keep_steps")
+    assert demo.text == load_config("demo_emoji_object").text and demo.method == "redirect"
 
 
 def test_defaults_are_the_salun_recipe():

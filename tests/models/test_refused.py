@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
+from pecker_fast_demo import emoji_folder
 from safetensors.torch import load_file, save_file
 from tiny_models import model_of_shapes, tiny_scheduler, tiny_unet
 from tiny_pipeline import save_tiny_pipeline
 from transformers import CLIPTextConfig
 
-from pecker_fast.data import pipeline_folder
 from pecker_fast.errors import PeckerError
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
@@ -220,7 +220,7 @@ def test_a_tokenizer_without_a_longest_text_takes_the_text_encoders(pipeline):
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer_config.json", "merges.txt"])
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"{", DEEP.encode()])
 def test_tokenizers(tmp_path, name, content):
-    folder = shutil.copytree(pipeline_folder() / "tokenizer", tmp_path / "tokenizer")
+    folder = shutil.copytree(emoji_folder() / "tokenizer", tmp_path / "tokenizer")
     (folder / name).write_bytes(content)
     encoder = CLIPTextConfig(vocab_size=10_000, max_position_embeddings=24)
     with pytest.raises(PeckerError, match="tokenizer") as caught:
@@ -230,7 +230,7 @@ def test_tokenizers(tmp_path, name, content):
 
 def test_a_tokenizer_of_more_words_than_the_text_encoder_knows(pipeline):
     shutil.rmtree(pipeline / "tokenizer")
-    shutil.copytree(pipeline_folder() / "tokenizer", pipeline / "tokenizer")
+    shutil.copytree(emoji_folder() / "tokenizer", pipeline / "tokenizer")
     refused(PipelineFolder, pipeline, "tokenizer", "tokens")
 
 
