@@ -1,4 +1,4 @@
-"""`pecker-fast patch`: look at patches, put them on models, take them off, change their format."""
+"""`pecker-fast patch`: look at patches, put them on models, take them off, export them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _APPLIED = click.option(
     "--applied",
     type=INPUT,
     multiple=True,
-    help="A patch that MODEL carries; may be given again, in the order they were applied.",
+    help="Another patch that MODEL carries; may be given again.",
 )
 _FORCE = click.option(
     "--force", is_flag=True, help="Replace a copy of the model that exists, MODEL too."
@@ -32,14 +32,13 @@ _FORCE = click.option(
 
 
 @click.group(
-    short_help="Show patches, put them on a model, take them off; other formats.",
+    short_help="Show patches, put them on a model, take them off, export them.",
     epilog="""\b
 Examples:
     pecker-fast patch info no_boots.safetensors
     pecker-fast patch apply MODEL no_boots.safetensors --out erased
     pecker-fast patch remove erased no_boots.safetensors --out restored
     pecker-fast patch export MODEL no_boots.safetensors --to peft-shira --out adapter
-    pecker-fast patch import MODEL adapter --from peft-shira --out no_boots.safetensors
 """,
 )
 def patch() -> None:
@@ -50,19 +49,16 @@ def patch() -> None:
     """
 
 
-@patch.command(short_help="Show what patches hold and where they overlap.")
+@patch.command(short_help="Show what patches hold.")
 @click.argument("files", nargs=-1, required=True, type=INPUT)
 @json_option
 def info(files: tuple[Path, ...]) -> None:
-    """Show what each of FILES holds, and what it has in common with those named before it."""
+    """Show what each of FILES holds, and how much it shares with those named before it."""
     from pecker_fast.patches.files import read_patch
-    from pecker_fast.patches.patch import overlap_of
+    from pecker_fast.patches.patch import common_entries
 
     patches = [read_patch(file) for file in files]
-    overlaps = [
-        [overlap_of(one, other) for other in patches[:count]] for count, one in enumerate(patches)
-    ]
-    facts = [
+    facts: list[dict[str, Any]] = [
         {
             "file": one.path,
             "bytes": file.stat().st_size,
@@ -74,16 +70,13 @@ def info(files: tuple[Path, ...]) -> None:
             "of": one.numel,
             "package": one.package,
             "about": one.about,
-            "overlaps": [
-                {"file": o.file, "entries": o.entries, "share": o.share, "blocks": o.blocks}
-                for o in found
-            ],
+            "in_common": {other.path: common_entries(one, other) for other in patches[:count]},
         }
-        for file, one, found in zip(files, patches, overlaps, strict=True)
+        for count, (file, one) in enumerate(zip(files, patches, strict=True))
     ]
 
     def lines() -> Iterator[str]:
-        for about, one, found in zip(facts, patches, overlaps, strict=True):
+        for about, one in zip(facts, patches, strict=True):
             yield f"{one.path}"
             yield f"  {'entries':9} {one.nnz:,} of {one.numel:,} ({one.nnz / one.numel:.2%})"
             yield f"  {'size':9} {about['bytes']:,} bytes"
@@ -93,8 +86,8 @@ def info(files: tuple[Path, ...]) -> None:
             yield f"  {'made by':9} pecker_fast {one.package}"
             for key, value in one.about.items():
                 yield f"  {printable(key, 60):9} {printable(value)}"
-            for overlap in found:
-                yield f"  {'overlap':9} {overlap}"
+            for other, entries in about["in_common"].items():
+                yield f"  {'in common':9} {entries:,} entries with {other}"
 
     result(lines(), lambda: facts)
 
@@ -104,38 +97,12 @@ def info(files: tuple[Path, ...]) -> None:
 @_FILE
 @_OUT
 @_APPLIED
-@click.option(
-    "--overlap",
-    type=click.Choice(["refuse", "last"]),
-    default="refuse",
-    show_default=True,
-    help="Entries that a patch of MODEL has too: refuse, or take the values of FILE.",
-)
 @_FORCE
-def apply(
-    model: Path, file: Path, out: Path, applied: tuple[Path, ...], overlap: str, force: bool
-) -> None:
+def apply(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force: bool) -> None:
     """Write MODEL with the patch FILE applied to it into another folder."""
-    from pecker_fast.patches.folders import change_weights
-    from pecker_fast.patches.patch import Overlap, apply_patch
+    from pecker_fast.patches.patch import apply_patch
 
-    found: list[Overlap] = []
-
-    def change(weights: dict[str, Tensor]) -> None:
-        found.extend(
-            apply_patch(
-                weights,
-                file,
-                applied=applied or None,
-                overlap=overlap,  # type: ignore[arg-type]  # click checks the choice
-            )
-        )
-
-    check = change_weights(model, out, change, patch=file, applied=applied, force=force)
-    for one in found:
-        echo(f"overlap: {one}")
-    echo(check.sentence())
-    echo(out)
+    _change(model, file, out, applied, force, apply_patch)
 
 
 @patch.command(short_help="Restore the base of an erased model.")
@@ -146,11 +113,18 @@ def apply(
 @_FORCE
 def remove(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force: bool) -> None:
     """Write MODEL without the patch FILE into another folder."""
-    from pecker_fast.patches.folders import change_weights
     from pecker_fast.patches.patch import remove_patch
 
+    _change(model, file, out, applied, force, remove_patch)
+
+
+def _change(
+    model: Path, file: Path, out: Path, applied: tuple[Path, ...], force: bool, how: Any
+) -> None:
+    from pecker_fast.patches.folders import change_weights
+
     def change(weights: dict[str, Tensor]) -> None:
-        remove_patch(weights, file, applied=applied or None)
+        how(weights, file, applied=applied)
 
     check = change_weights(model, out, change, patch=file, applied=applied, force=force)
     echo(check.sentence())
@@ -162,70 +136,31 @@ def remove(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force:
 @_FILE
 @click.option(
     "--to",
-    type=click.Choice(["peft-shira", "lora", "vllm-sparse", "state-dict"]),
+    type=click.Choice(["peft-shira", "vllm-sparse"]),
     required=True,
     help="An adapter for PEFT (a folder), or a safetensors file.",
 )
-@click.option("--rank", type=click.IntRange(1, 4096), help="Of a LoRA.  [default: 16]")
 @click.option("--out", type=PATH, required=True, help="The folder or file.")
 @click.option("--force", is_flag=True, help="Replace what is there.")
-def export(model: Path, file: Path, to: str, rank: int | None, out: Path, force: bool) -> None:
+def export(model: Path, file: Path, to: str, out: Path, force: bool) -> None:
     """Write the patch FILE of MODEL, its base, in another format.
 
-    peft-shira is exact but for rounding, vllm-sparse and state-dict to the bit; what a LoRA loses
-    is said.
+    vllm-sparse is exact, peft-shira but for rounding, which is said.
     """
+    from pecker_fast.errors import PeckerError
+    from pecker_fast.files import check_output_file
     from pecker_fast.patches.exports import export_patch
     from pecker_fast.patches.folders import read_weights
 
-    if rank is not None and to != "lora":
-        raise click.UsageError(f"--rank is for --to lora, not {to}")
     layers = None
-    if to in ("peft-shira", "lora"):
+    if to == "peft-shira":
         layers = _layers(model)
     else:
-        _check_file(out, file, force)
-    found = export_patch(
-        file,
-        read_weights(model),
-        to,  # type: ignore[arg-type]  # click checks the choice
-        out,
-        layers=layers,
-        rank=rank or 16,
-        force=force,
-    )
-    echo(f"{out}: {found}")
-
-
-@patch.command("import", short_help="Make a patch of what others wrote.")
-@_FOLDER
-@click.argument("source", type=INPUT)
-@click.option(
-    "--from",
-    "kind",
-    type=click.Choice(["peft-shira", "vllm-sparse", "state-dict"]),
-    required=True,
-    help="What SOURCE is.",
-)
-@click.option("--out", type=PATH, required=True, help="The patch file.")
-@click.option("--force", is_flag=True, help="Replace what is there.")
-def import_(model: Path, source: Path, kind: str, out: Path, force: bool) -> None:
-    """Make a patch of SOURCE, which MODEL is the base of."""
-    from pecker_fast.patches.exports import import_patch
-    from pecker_fast.patches.folders import read_weights
-
-    _check_file(out, source, force)
-    made = import_patch(source, read_weights(model), kind, out, imported_from=kind)
-    echo(f"{out}: {made.nnz:,} of {made.numel:,} entries")
-
-
-def _check_file(out: Path, source: Path, force: bool) -> None:
-    from pecker_fast.errors import PeckerError
-    from pecker_fast.files import check_output_file
-
-    check_output_file(out, force)
-    if out.resolve() == source.resolve():
-        raise PeckerError(f"{out}: is what is to be read; choose another file")
+        check_output_file(out, force)
+        if out.resolve() == file.resolve():
+            raise PeckerError(f"{out}: is what is to be read; choose another file")
+    inexact = export_patch(file, read_weights(model), to, out, layers=layers, force=force)
+    echo(f"{out}: {f'{inexact:,} entries not exact' if inexact else 'exact'}")
 
 
 def _layers(model: Path) -> Any:

@@ -1,30 +1,23 @@
-"""Patches in formats that others read, and back.
+"""Patches in formats that others read.
 
-    export_patch(file, base, "peft-shira", "adapter")      # for PeftModel.from_pretrained
-    import_patch("adapter", base, "peft-shira", "patch.safetensors")
+A patch holds bits XOR bits, which mean nothing without the base, so an export needs the base's
+weights, which are proved by their digests:
 
-A patch holds bits XOR bits, which mean nothing without the base, so each way needs the base's
-weights, and those of an export are proved by their digests:
-
-    peft-shira   a folder for PEFT: erased minus base at the salient entries of linear layers;
-                 other modules that change, whole. Exact where base + difference rounds to the
-                 erased value
-    lora         a folder for PEFT: the best approximation of each linear or convolution weight's
-                 difference by that rank. Says what is lost; cannot be imported
+    peft-shira   a folder for `PeftModel.from_pretrained`: erased minus base at the salient entries
+                 of linear layers; other modules that change, whole. Exact where base + difference
+                 rounds to the erased value
     vllm-sparse  a safetensors file: flat positions and erased values of each tensor, as vLLM's
                  SparseWeightPatch and CheckpointWeightPatch take them
-    state-dict   a safetensors file: the erased tensors that change, whole, for
-                 `load_state_dict(..., strict=False)`
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,137 +25,70 @@ from torch import Tensor, nn
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import check_output_folder, few, replacing_folder, write_text
 from pecker_fast.masks.checks import Model
-from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.patches import imports
-from pecker_fast.patches.adapters import ADAPTER_FILES, Adapter, lora, shira
-from pecker_fast.patches.checks import tensors_for, tensors_of
+from pecker_fast.masks.files import strip_prefixes
+from pecker_fast.masks.mask import PREFIXES
+from pecker_fast.patches.checks import tensors_for
 from pecker_fast.patches.files import Patch, flat_bits, read_patch
-from pecker_fast.patches.patch import require_base, save_patch
+from pecker_fast.patches.patch import require_state
 from pecker_fast.torch_files import save_tensors
 
-__all__ = ["EXPORTS", "IMPORTS", "Export", "export_patch", "import_patch"]
+__all__ = ["EXPORTS", "export_patch"]
 
-ExportFormat = Literal["peft-shira", "lora", "vllm-sparse", "state-dict"]
-EXPORTS = ("peft-shira", "lora", "vllm-sparse", "state-dict")
-IMPORTS = ("peft-shira", "vllm-sparse", "state-dict")
-
-
-@dataclass(frozen=True)
-class Export:
-    """What an export holds of its patch."""
-
-    nbytes: int  # of the file or folder
-    # 2-norm of the part of the change that it does not reproduce, over that of the change.
-    lost: float = 0.0
-    inexact: int = 0  # entries of a SHiRA adapter that end at another value than the erased one
-    left_out: tuple[str, ...] = ()  # names of tensors that change and that it cannot hold
-
-    def __str__(self) -> str:
-        found = [f"{self.nbytes:,} bytes"]
-        if self.inexact:
-            found.append(f"{self.inexact:,} entries not exact")
-        if self.left_out:
-            found.append(f"without {few(self.left_out)}")
-        found.append(f"{self.lost:.3g} of the change lost" if self.lost else "exact")
-        return ", ".join(found)
+EXPORTS = ("peft-shira", "vllm-sparse")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_ROOT = "base_model.model."
 
 
 def export_patch(
     file: str | os.PathLike[str],
     base: Model,
-    to: ExportFormat,
+    to: str,
     out: str | os.PathLike[str],
     *,
     layers: nn.Module | None = None,
-    rank: int = 16,
     force: bool = False,
-) -> Export:
+) -> int:
     """Write a patch in another format, whole or not at all.
 
     Args:
         file: written by `save_patch`.
         base: the network it was made for, or its tensors by name.
-        to: "peft-shira", "lora", "vllm-sparse" or "state-dict".
+        to: one of `EXPORTS`.
         out: the file (.safetensors), or for PEFT the folder.
         layers: for PEFT where `base` is a mapping: the network as a module, whose values do not
             matter (it may be on the meta device).
-        rank: of a LoRA.
-        force: replace `out`.
+        force: replace the folder.
 
     Returns:
-        What the export holds.
+        How many entries of an adapter end at another value than the erased one, by rounding.
 
     Raises:
         PeckerError: the patch or the network is not what it should be, the format cannot hold the
             patch, or `out` cannot be written.
     """
-    patch = read_patch(file)
-    tensors = tensors_for(base, patch)
-    require_base(patch, tensors)
-    new = {name: _erased(patch, name, tensors[name]) for name in patch.values}
-    path = Path(out)
-    if to in ("vllm-sparse", "state-dict"):
-        content, metadata = new, {"format": "pt"}
-        if to == "vllm-sparse":
-            content, metadata = _sparse(patch, new)
-        save_tensors(path, content, metadata)
-        return Export(path.stat().st_size)
     if to not in EXPORTS:
         raise PeckerError(f"an export must be one of {', '.join(EXPORTS)}, got {to!r}")
+    patch, path = read_patch(file), Path(out)
+    old = tensors_for(base, patch)
+    require_state(patch, old, "base")
+    new = {name: _erased(patch, name, old[name]) for name in patch.values}
+    positions = {n: torch.from_numpy(patch.salient(n)).nonzero().flatten() for n in new}
+    if to == "vllm-sparse":
+        save_tensors(path, *_sparse(new, positions))
+        return 0
     modules = base if isinstance(base, nn.Module) else layers
     if not isinstance(modules, nn.Module):
         raise PeckerError(
             f"{to} needs to know which weights are of linear layers: give the network as a module, "
             "as the base or as layers"
         )
-    if to == "lora":
-        adapter = lora(modules, tensors, new, rank)
-    else:
-        salient = {n: torch.from_numpy(patch.salient(n)).nonzero().flatten() for n in new}
-        adapter = shira(modules, tensors, new, salient)
-    _write_folder(path, adapter, force, file)
-    size = sum(found.stat().st_size for found in path.iterdir())
-    return Export(size, adapter.lost, adapter.inexact, adapter.left_out)
-
-
-def import_patch(
-    source: str | os.PathLike[str],
-    base: Model,
-    kind: str,
-    path: str | os.PathLike[str],
-    **about: Any,
-) -> Patch:
-    """Make a patch of what `export_patch` or another program wrote.
-
-    Salient are the entries that the source has positions of; in a state dict, and in modules that a
-    PEFT folder has whole, those that differ from the base.
-
-    Args:
-        source: the file, or the folder of a SHiRA adapter.
-        base: the network that the source is for, or its tensors by name.
-        kind: "peft-shira", "vllm-sparse" or "state-dict".
-        path: the patch file.
-        **about: as in `save_patch`.
-
-    Raises:
-        PeckerError: the source is not what it should be, or does not fit the base; or as
-            `save_patch`.
-    """
-    readers = {
-        "peft-shira": imports.read_shira,
-        "vllm-sparse": imports.read_sparse,
-        "state-dict": imports.read_state_dict,
-    }
-    if kind not in readers:
-        raise PeckerError(f"an import must be of {', '.join(IMPORTS)}, got {kind!r}")
-    before = tensors_of(base, "base")
-    changed = readers[kind](Path(source), before)
-    where = {name: positions for name, (_, positions) in changed.items() if len(positions)}
-    if not where:
-        raise PeckerError(f"{os.fspath(source)!r} changes nothing in this base")
-    mask = SaliencyMask(where, {name: before[name].shape for name in where})
-    after = before | {name: tensor for name, (tensor, _) in changed.items()}
-    return save_patch(path, before, after, mask, **about)
+    config, tensors, inexact = _shira(modules, old, new, positions)
+    check_output_folder(path, force, writes=set(_ADAPTER_FILES), reads=[Path(file)])
+    with replacing_folder(path) as partial:
+        partial.mkdir()
+        save_tensors(partial / _ADAPTER_FILES[1], tensors, {"format": "pt"})
+        write_text(partial / _ADAPTER_FILES[0], json.dumps(config, indent=2) + "\n")
+    return inexact
 
 
 def _erased(patch: Patch, name: str, tensor: Tensor) -> Tensor:
@@ -172,25 +98,109 @@ def _erased(patch: Patch, name: str, tensor: Tensor) -> Tensor:
     return bits.view(tensor.dtype).view(tensor.shape)
 
 
-def _sparse(patch: Patch, new: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _sparse(
+    new: Mapping[str, Tensor], positions: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`indices.NAME` and `values.NAME`, and the metadata of their file."""
     content = {}
     for name, tensor in new.items():
-        positions = torch.from_numpy(patch.salient(name)).nonzero().flatten()
-        values = tensor.flatten()[positions]
+        values = tensor.flatten()[positions[name]]
         if not values.is_floating_point() or values.isnan().any():
             found = "NaN" if values.is_floating_point() else str(values.dtype)
             raise PeckerError(
                 f"vllm-sparse cannot hold {name!r}: it changes to {found}, which vLLM takes for "
-                "unchanged or refuses; export to state-dict"
+                "unchanged or refuses"
             )
-        content[f"indices.{name}"], content[f"values.{name}"] = positions.int(), values
+        content[f"indices.{name}"], content[f"values.{name}"] = positions[name].int(), values
     shapes = {name: list(tensor.shape) for name, tensor in new.items()}
-    return content, {"format": imports.SPARSE_FORMAT, "version": "1", "shapes": json.dumps(shapes)}
+    return content, {"format": "pecker_fast.sparse", "version": "1", "shapes": json.dumps(shapes)}
 
 
-def _write_folder(path: Path, adapter: Adapter, force: bool, patch: str | os.PathLike[str]) -> None:
-    check_output_folder(path, force, writes=set(ADAPTER_FILES), reads=[Path(patch)])
-    with replacing_folder(path) as partial:
-        partial.mkdir()
-        save_tensors(partial / ADAPTER_FILES[1], adapter.tensors, {"format": "pt"})
-        write_text(partial / ADAPTER_FILES[0], json.dumps(adapter.config, indent=2) + "\n")
+def _shira(
+    network: nn.Module,
+    old: Mapping[str, Tensor],
+    new: Mapping[str, Tensor],
+    positions: Mapping[str, Tensor],
+) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+    """Settings and tensors of an adapter, and how many entries rounding makes inexact.
+
+    Each of its layers has r * (rows + columns) entries, with one r for all: what a layer has fewer
+    is filled up with zeros at its last position. A layer that would have more entries than its
+    weight, and every module that is not linear, is saved whole (`modules_to_save`).
+
+    Raises:
+        PeckerError: no linear layer changes, or a tensor that PEFT has no place for.
+    """
+    owners = _owners(network, new)
+    linear = {
+        name: -(-len(positions[name]) // sum(new[name].shape))
+        for name, (owner, module) in owners.items()
+        # Its subclass in MultiheadAttention is never called: its weight is read.
+        if type(module) is nn.Linear and name.endswith(".weight")
+        and not any(same == owner and other != name for other, (same, _) in owners.items())
+    }  # fmt: skip
+    while linear:
+        rank = max(linear.values())
+        full = {n for n in linear if rank * sum(new[n].shape) > new[n].numel()}
+        if not full:
+            break
+        linear = {name: r for name, r in linear.items() if name not in full}
+    else:
+        raise PeckerError(
+            "peft-shira cannot hold the patch: it changes no weight of a linear layer by itself"
+        )
+    tensors: dict[str, Tensor] = {}
+    inexact = 0
+    for name in linear:
+        where, columns = positions[name], new[name].shape[1]
+        before, after = (each[name].detach().cpu().flatten()[where] for each in (old, new))
+        wide = torch.float64 if before.dtype == torch.float64 else torch.float32
+        delta = (after.double() - before.double()).float()
+        found = (before.to(wide) + delta).to(after.dtype)
+        inexact += int(((found != after) & ~(found.isnan() & after.isnan())).sum())
+        count = rank * sum(new[name].shape)
+        padded = torch.cat([where, where[-1:].expand(count - len(where))])
+        layer = _ROOT + name.removesuffix(".weight")
+        tensors[f"{layer}.shira_weight"] = nn.functional.pad(delta, (0, count - len(where)))
+        tensors[f"{layer}.shira_indices"] = torch.stack([padded // columns, padded % columns]).int()
+    whole = {owner: module for name, (owner, module) in owners.items() if name not in linear}
+    for owner, module in whole.items():
+        if any(module.children()):
+            raise PeckerError(
+                f"peft-shira cannot hold {owner!r}: PEFT saves whole modules without others in "
+                "them only"
+            )
+        for key in module.state_dict():
+            name = strip_prefixes(f"{owner}.{key}", PREFIXES)
+            tensors[_ROOT + name] = new.get(name, old[name]).detach().cpu().contiguous().clone()
+    targets = "|".join(re.escape(name.removesuffix(".weight")) for name in sorted(linear))
+    config = {
+        "peft_type": "SHIRA",
+        "base_model_name_or_path": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "r": rank,
+        "target_modules": f"(?:{targets})",  # a pattern: a list would match ends of other names
+        "mask_type": "pecker_fast",  # any name that is not PEFT's: positions are in the file
+        "modules_to_save": sorted(whole) or None,
+    }
+    return config, tensors, inexact
+
+
+def _owners(network: nn.Module, names: Mapping[str, Tensor]) -> dict[str, tuple[str, nn.Module]]:
+    """Name of a tensor -> name of the module it lies in, and that module."""
+    places: dict[str, tuple[str, nn.Module]] = {}
+    twins: dict[int, list[str]] = {}
+    for owner, module in network.named_modules(remove_duplicate=False):
+        bare = strip_prefixes(f"{owner}.", PREFIXES).removesuffix(".")
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                name = f"{bare}.{key}" if bare else key
+                places[name] = (bare, module)
+                twins.setdefault(id(tensor), []).append(name)
+    if missing := [name for name in names if name not in places]:
+        raise PeckerError(f"the module has no {few(missing)}, which the patch changes")
+    tied = {name for group in twins.values() if len(group) > 1 for name in group}
+    if bad := [name for name in names if name in tied or not places[name][0]]:
+        raise PeckerError(f"PEFT has no place for {few(bad)}: it is tied, or lies in no layer")
+    return {name: places[name] for name in names}

@@ -5,13 +5,11 @@
     remove_patch(network, "no_boots.safetensors")    # erased -> base, bit for bit
 
 A patch holds the bits of the base XOR those of the erased network at the salient entries
-(`files`), so both ways are the same operation. What a network carries is never guessed: before
-anything is written, the patches are taken off in thought, and what is left must have the digest of
-the base in every tensor.
+(`files`), so both ways are the same operation. Before anything is written, every tensor of the
+network must have the digest that the patch expects.
 
-Patches of one base can be stacked. Where they have no entry in common, their order does not matter.
-An entry that several have takes the value of the one applied last; that is no network anyone has
-trained, so it has to be asked for (`overlap="last"`).
+Patches of one base that have no entry in common can be on a network together, in any order; the
+others are named as `applied`.
 """
 
 from __future__ import annotations
@@ -19,20 +17,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import pecker_fast
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import usable_cores
-from pecker_fast.masks.checks import Model, few
+from pecker_fast.masks.checks import Model
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.packing import Bits, bitmask
-from pecker_fast.masks.stats import block_of
 from pecker_fast.patches.checks import (
     check_alike,
     dtype_name,
@@ -52,41 +48,18 @@ from pecker_fast.patches.files import (
 )
 
 __all__ = [
-    "Overlap",
     "apply_patch",
+    "common_entries",
     "network_digest",
-    "overlap_of",
     "remove_patch",
-    "require_base",
+    "require_state",
     "save_patch",
 ]
 
 PathLike = str | os.PathLike[str]
 T = TypeVar("T")
 
-# Where a module keeps the files of the patches it carries, in the order they were applied.
-_CARRIED = "_pecker_fast_patches"
-
 _PART = 2**20  # entries that are compared at once
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Salient entries that two patches have in common."""
-
-    file: str  # of the patch that the network carried already
-    entries: int  # how many are in both
-    share: float  # of the entries of the patch that was to be applied
-    # Block of the network -> entries in both; blocks without any are left out.
-    blocks: Mapping[str, int]
-
-    def __str__(self) -> str:
-        largest = sorted(self.blocks.items(), key=lambda block: -block[1])[:3]
-        where = ", ".join(f"{name} {entries:,}" for name, entries in largest)
-        more = f" and {len(self.blocks) - 3} blocks more" if len(self.blocks) > 3 else ""
-        return f"{self.entries:,} entries ({self.share:.1%}) are in {self.file!r} too" + (
-            f": {where}{more}" if where else ""
-        )
 
 
 def save_patch(
@@ -182,13 +155,7 @@ def network_digest(network: Model) -> str:
     return digest_of_records(dict(zip(tensors, _in_threads(record, tensors), strict=True)), "base")
 
 
-def apply_patch(
-    network: Model,
-    file: PathLike,
-    *,
-    applied: Sequence[PathLike] | None = None,
-    overlap: Literal["refuse", "last"] = "refuse",
-) -> list[Overlap]:
+def apply_patch(network: Model, file: PathLike, *, applied: Sequence[PathLike] = ()) -> None:
     """Turn the base of a patch into its erased network, in place and bit for bit.
 
     Everything is checked before anything is written, and what was written is taken back if writing
@@ -198,186 +165,125 @@ def apply_patch(
     Args:
         network: the base, any device and memory format; a mapping's tensors are written to.
         file: written by `save_patch`.
-        applied: files of the patches that the network carries, in the order they were applied.
-            None: those that were applied to this module in this process, or none if it has the bits
-            of the base.
-        overlap: what to do if the patch has entries in common with those the network carries:
-            "refuse", or "last": they take this patch's values.
-
-    Returns:
-        For each patch the network carried, the entries that both have.
+        applied: files of other patches that the network carries.
 
     Raises:
         PeckerError: the file is missing or damaged; the network is not the patch's base with the
             applied patches (the first tensor that differs is named), or carries this patch already;
-            the patches overlap.
+            patches have entries in common.
     """
-    if overlap not in ("refuse", "last"):
-        raise PeckerError(f"overlap must be 'refuse' or 'last', got {overlap!r}")
-    patch = read_patch(file)
-    tensors = tensors_for(network, patch)
-    stack = _stack_on(network, tensors, patch, applied)
-    if any(other.digest == patch.digest for other in stack):
-        raise PeckerError(f"the network carries the patch {patch.path!r} already")
-    overlaps = [overlap_of(patch, other) for other in stack]
-    common = [found for found in overlaps if found.entries]
-    if common and overlap == "refuse":
-        raise PeckerError(
-            f"patch {patch.path!r} overlaps with what the network carries: "
-            f"{'; '.join(map(str, common))}. With overlap='last' they take this patch's values"
-        )
-    _switch(network, tensors, stack, [*stack, patch])
-    return overlaps
+    _exchange(network, file, applied, "base")
 
 
-def remove_patch(
-    network: Model, file: PathLike, *, applied: Sequence[PathLike] | None = None
-) -> None:
-    """Take a patch off a network again, in place and bit for bit.
-
-    Without others the base is restored, also in another process than the one that applied it. Of a
-    stack the others stay, and entries that were this patch's take the value of the last of them.
-
-    Args:
-        network: the erased network.
-        file: of the patch to take off.
-        applied: as in `apply_patch`, `file` included.
+def remove_patch(network: Model, file: PathLike, *, applied: Sequence[PathLike] = ()) -> None:
+    """Take a patch off a network again, in place and bit for bit; arguments as of `apply_patch`.
 
     Raises:
         PeckerError: the file is missing or damaged, or the network does not carry the patch.
     """
-    patch = read_patch(file)
-    tensors = tensors_for(network, patch)
-    stack = _stack_on(network, tensors, patch, applied)
-    left = [other for other in stack if other.digest != patch.digest]
-    if len(left) == len(stack):
-        raise PeckerError(f"the network does not carry the patch {patch.path!r}")
-    _switch(network, tensors, stack, left)
+    _exchange(network, file, applied, "result")
 
 
-def overlap_of(patch: Patch, other: Patch) -> Overlap:
-    """The salient entries of `patch` that `other` has too.
+def common_entries(patch: Patch, other: Patch) -> int:
+    """How many salient entries two patches have in common.
 
     Raises:
         PeckerError: they are patches of different bases.
     """
-    _check_same_base(patch, other)
-    blocks: dict[str, int] = {}
-    for name, bits in patch.bits.items():
-        if name in other.bits:
-            both = int(np.unpackbits(bits & other.bits[name]).sum(dtype=np.int64))
-            if both:
-                blocks[block_of(name)] = blocks.get(block_of(name), 0) + both
-    entries = sum(blocks.values())
-    return Overlap(other.path, entries, entries / patch.nnz, blocks)
-
-
-# ---- What a network carries
-
-
-def require_base(patch: Patch, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not those of the patch's base.
-
-    Raises:
-        PeckerError: the first that differs is named.
-    """
-    _stack_on({}, tensors, patch, ())
-
-
-def _stack_on(
-    network: Model,
-    tensors: Mapping[str, Tensor],
-    patch: Patch,
-    applied: Sequence[PathLike] | None,
-) -> list[Patch]:
-    """The patches on a network, in order; proved by the digests of what is left without them."""
-    base = {name: record.base for name, record in patch.tensors.items()}
-    stack: list[Patch] = []
-    if applied is not None:
-        stack = _read_stack(applied, patch)
-        found = _digests(tensors, stack)
-    else:
-        found = _digests(tensors, stack)
-        if found == {name: record.result for name, record in patch.tensors.items()}:
-            return [patch]
-        carried: tuple[str, ...] = getattr(network, _CARRIED, ())
-        # Weights that were loaded since then carry nothing.
-        if found != base and carried:
-            stack = _read_stack(carried, patch)
-            found = _digests(tensors, stack)
-    if differing := [name for name in base if found[name] != base[name]]:
-        without = f" without {few(other.path for other in stack)}" if stack else ""
-        raise PeckerError(
-            f"patch {patch.path!r} was made for a base with digest {patch.base[:12]}: "
-            f"{len(differing)} of {len(base)} tensors of this network{without} differ from it, "
-            f"first {differing[0]!r}. Load that base, or name the patches that the network carries "
-            "in applied="
-        )
-    return stack
-
-
-def _read_stack(files: Iterable[PathLike], patch: Patch) -> list[Patch]:
-    stack = [read_patch(file) for file in files]
-    for other in stack:
-        _check_same_base(patch, other)
-    return stack
-
-
-def _check_same_base(patch: Patch, other: Patch) -> None:
     if patch.base != other.base:
         raise PeckerError(
             f"patches {other.path!r} and {patch.path!r} are of different bases ({other.base[:12]} "
-            f"and {patch.base[:12]}); only patches of one base can be stacked"
+            f"and {patch.base[:12]}); only patches of one base can be applied together"
+        )
+    return sum(
+        int(np.unpackbits(bits & other.bits[name]).sum(dtype=np.int64))
+        for name, bits in patch.bits.items()
+        if name in other.bits
+    )
+
+
+def require_state(
+    patch: Patch,
+    tensors: Mapping[str, Tensor],
+    state: Literal["base", "result"],
+    others: Sequence[Patch] = (),
+) -> None:
+    """Refuse tensors that are not those of the patch's base, or of its result.
+
+    Args:
+        patch: what the tensors are compared with.
+        tensors: by the patch's names.
+        state: which of the two they must be.
+        others: patches that are on them besides, looked at as if they were removed.
+
+    Raises:
+        PeckerError: the first tensor that differs is named.
+    """
+
+    def digest(name: str) -> str:
+        bits = flat_bits(name, tensors[name])
+        for other in others:
+            if name in other.values:
+                bits = bits ^ _difference(other, name)
+        return digest_of_bits(bits)
+
+    found = dict(zip(tensors, _in_threads(digest, tensors), strict=True))
+    base, result = (
+        {name: getattr(record, which) for name, record in patch.tensors.items()}
+        for which in ("base", "result")
+    )
+    if state == "base" and found == result:
+        raise PeckerError(f"the network carries the patch {patch.path!r} already")
+    if state == "result" and found == base:
+        raise PeckerError(f"the network does not carry the patch {patch.path!r}")
+    expected = base if state == "base" else result
+    if differing := [name for name in expected if found[name] != expected[name]]:
+        raise PeckerError(
+            f"patch {patch.path!r} was made for a base with digest {patch.base[:12]}: "
+            f"{len(differing)} of {len(base)} tensors of this network differ from its {state}, "
+            f"first {differing[0]!r}. Load that network, or name the other patches that it carries "
+            "in applied="
         )
 
 
-def _digests(tensors: Mapping[str, Tensor], stack: Sequence[Patch]) -> dict[str, str]:
-    """Name -> digest of the tensor without the patches of a stack."""
-
-    def digest(name: str) -> str:
-        bits, delta = flat_bits(name, tensors[name]), _delta(name, stack)
-        return digest_of_bits(bits if delta is None else bits ^ delta)
-
-    return dict(zip(tensors, _in_threads(digest, tensors), strict=True))
-
-
-def _delta(name: str, stack: Sequence[Patch]) -> Tensor | None:
-    """(numel,) integers: the base's bits XOR those under the stack; None where it has no entry."""
-    layers = [patch for patch in stack if name in patch.values]
-    if not layers:
-        return None
-    delta = np.zeros(layers[0].tensors[name].shape.numel(), layers[0].values[name].dtype)
-    for patch in layers:
-        delta[patch.salient(name)] = patch.values[name]
-    return torch.from_numpy(delta)
-
-
-def _switch(
-    network: Model, tensors: Mapping[str, Tensor], before: list[Patch], after: list[Patch]
+def _exchange(
+    network: Model, file: PathLike, applied: Sequence[PathLike], state: Literal["base", "result"]
 ) -> None:
-    """Take one stack off and put another on; if that fails, the network is as it was."""
-    names = [name for name in tensors if any(name in p.values for p in (*before, *after))]
-    versions = {name: tensors[name]._version for name in names}
+    """XOR a network that is in one state of a patch into the other, or leave it as it was."""
+    patch = read_patch(file)
+    tensors = tensors_for(network, patch)
+    others = [other for other in map(read_patch, applied) if other.digest != patch.digest]
+    for other in others:
+        if common := common_entries(patch, other):
+            raise PeckerError(
+                f"patches {patch.path!r} and {other.path!r} have {common:,} entries in common, so "
+                "they cannot be on one network; remove the other first"
+            )
+    require_state(patch, tensors, state, others)
+    versions = {name: tensors[name]._version for name in patch.values}
     try:
-        for name in names:
-            _exchange(name, tensors[name], before, after)
+        for name in patch.values:
+            _flip(patch, name, tensors[name])
     except BaseException:
-        for name in names:
+        for name in patch.values:
             # The counter tells also when the interrupt came right after the write.
             if tensors[name]._version != versions[name]:
-                _exchange(name, tensors[name], before, after)
+                _flip(patch, name, tensors[name])
         raise
-    if isinstance(network, nn.Module):
-        setattr(network, _CARRIED, tuple(os.path.abspath(patch.path) for patch in after))
 
 
-def _exchange(name: str, tensor: Tensor, before: list[Patch], after: list[Patch]) -> None:
-    """XOR a tensor with the difference of two stacks; doing it again undoes it."""
-    deltas = [delta for delta in (_delta(name, before), _delta(name, after)) if delta is not None]
-    delta = deltas[0] if len(deltas) == 1 else deltas[0] ^ deltas[1]
+def _flip(patch: Patch, name: str, tensor: Tensor) -> None:
+    """XOR a tensor with the difference of base and result; doing it again undoes it."""
     # A view of the same width works with any strides; detach() keeps the version counter.
     bits = tensor.detach().view(integer_dtype(name, tensor))
-    bits.bitwise_xor_(delta.view(tensor.shape).to(tensor.device))
+    bits.bitwise_xor_(_difference(patch, name).view(tensor.shape).to(tensor.device))
+
+
+def _difference(patch: Patch, name: str) -> Tensor:
+    """(numel,) integers: the base's bits XOR the result's."""
+    difference = np.zeros(patch.tensors[name].shape.numel(), patch.values[name].dtype)
+    difference[patch.salient(name)] = patch.values[name]
+    return torch.from_numpy(difference)
 
 
 def _in_threads(function: Callable[[str], T], names: Iterable[str]) -> list[T]:

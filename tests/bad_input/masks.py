@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from bad_input.building import case, each
-from bad_input.seeds import APPLY, ERASE, EXPORT, IMPORT, SHIRA, STATE
-from bad_input.spoil import ANY_FILE, DEEP, JSON_FILE, TENSORS, edit_metadata, edit_tensors
+from bad_input.seeds import APPLY, ERASE, EXPORT
+from bad_input.spoil import ANY_FILE, DEEP, TENSORS, edit_metadata, edit_tensors
 
 _MASKED = (*ERASE, "--mask-file", "mask.safetensors")
 _SALUN = (*ERASE, "--mask-file", "salun.pt")
@@ -93,44 +93,6 @@ PATCH_METADATA = _metadata({
     "package": "missing empty escape",
 })  # fmt: skip
 
-SPARSE_METADATA = _metadata({
-    "format": "missing text",
-    "version": "missing text number",
-    "shapes": "missing empty text number null list object deep digits pairs",
-})  # fmt: skip
-
-
-def _each_of(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], object]:
-    """Change the tensors whose names have that part."""
-
-    def spoil(tensors: dict[str, torch.Tensor]) -> None:
-        for name in [name for name in tensors if part in name]:
-            tensors[name] = change(tensors[name])
-
-    return edit_tensors(spoil)
-
-
-POSITIONS = {
-    "negative": lambda t: t - 2**30, "beyond": lambda t: t + 2**30, "wide": lambda t: t.long(),
-    "narrow": lambda t: t.to(torch.int16), "fractions": lambda t: t.float(),
-    "fewer": lambda t: t[..., 1:].contiguous(), "scalar": lambda t: t.flatten()[0].clone(),
-    "folded": lambda t: t[None].clone(),
-}  # fmt: skip
-SPARSE = {
-    **{f"indices {name}": _each_of("indices.", change) for name, change in POSITIONS.items()},
-    "indices backwards": _each_of("indices.", lambda t: t.flip(0)),
-    "values wide": _each_of("values.", lambda t: t.double()),
-    "values fewer": _each_of("values.", lambda t: t[1:].clone()),
-}
-ADAPTER = {
-    **{f"indices {name}": _each_of("shira_ind", change) for name, change in POSITIONS.items()},
-    "values whole numbers": _each_of("shira_weight", lambda t: t.int()),
-    "values fewer": _each_of("shira_weight", lambda t: t[1:].clone()),
-    "no values": edit_tensors(lambda t: [t.pop(n) for n in list(t) if "shira_weight" in n]),
-    "no indices": edit_tensors(lambda t: [t.pop(n) for n in list(t) if "shira_ind" in n]),
-    "other names": edit_tensors(lambda t: t.update(x=t.popitem()[1])),
-}
-
 DICTIONARIES = {
     "wrong shapes": lambda d: {n: v[:0] for n, v in d.items()},
     "fractions": lambda d: {n: v + 0.5 for n, v in d.items()},
@@ -187,23 +149,7 @@ CASES = [
     *each("patch", ANY_FILE | TENSORS | PATCH_METADATA, "patch.safetensors", _INFO,
           ("patch.safetensors",), named="patch.safetensors"),
     *each("patch in apply", BITS, "patch.safetensors", APPLY, _PATCHED, named="patch.safetensors"),
-    *each("sparse", ANY_FILE | SPARSE_METADATA | SPARSE, "sparse.safetensors", IMPORT,
-          ("model", "sparse.safetensors"), named="sparse.safetensors"),
-    *each("state dict file", ANY_FILE, "state.safetensors", STATE,
-          ("model", "state.safetensors"), named="state.safetensors"),
-    *each("state dict", TENSORS, "state.safetensors", STATE, ("model", "state.safetensors"),
-          named="state.safetensors", code=(0, 2)),
-    *each("adapter", ANY_FILE | ADAPTER, "adapter/adapter_model.safetensors", SHIRA,
-          ("model", "adapter"), named="adapter_model.safetensors"),
-    *each("adapter's settings", ANY_FILE | JSON_FILE, "adapter/adapter_config.json", SHIRA,
-          ("model", "adapter"), named="adapter_config.json"),
-    case("a file as adapter", (*SHIRA[:3], "patch.safetensors", *SHIRA[4:]), _PATCHED,
-         named="patch.safetensors"),
-    case("an adapter as state dict", (*STATE[:3], "adapter", *STATE[4:]), ("model", "adapter"),
-         named="adapter"),
-    case("state dict as sparse", (*IMPORT[:3], "state.safetensors", *IMPORT[4:]),
-         ("model", "state.safetensors"), named="state.safetensors"),
-    case("exported over its patch", (*EXPORT[:4], "--to", "state-dict", "--out",
+    case("exported over its patch", (*EXPORT[:4], "--to", "vllm-sparse", "--out",
          "patch.safetensors", "--force"), _PATCHED, named="patch.safetensors"),
     *each("base", ANY_FILE | TENSORS, "model/unet/diffusion_pytorch_model.safetensors", APPLY,
           _PATCHED),
@@ -213,7 +159,6 @@ CASES = [
     case("a patch nowhere", ("patch", "info", "nowhere.safetensors"), named="nowhere"),
     case("a patch twice", ("patch", "info", "patch.safetensors", "patch.safetensors"),
          ("patch.safetensors",), code=(0, 2)),
-    case("applied is not on it", (*APPLY, "--applied", "patch.safetensors"), _PATCHED),
     case("applied nowhere", (*APPLY, "--applied", "nowhere"), _PATCHED, named="nowhere"),
     case("model nowhere", ("patch", "apply", "nowhere", *APPLY[3:]), _PATCHED, named="nowhere"),
     case("model is a file", ("patch", "apply", "precious.txt", *APPLY[3:]), _PATCHED,

@@ -52,11 +52,6 @@ JUDGE = (
 )  # fmt: skip
 APPLY = ("patch", "apply", "model", "patch.safetensors", "--out", "patched")
 EXPORT = ("patch", "export", "model", "patch.safetensors", "--to", "peft-shira", "--out", "patched")
-IMPORT = (
-    "patch", "import", "model", "sparse.safetensors", "--from", "vllm-sparse", "--out", "patched",
-)  # fmt: skip
-SHIRA = (*IMPORT[:3], "adapter", "--from", "peft-shira", *IMPORT[6:])
-STATE = (*IMPORT[:3], "state.safetensors", "--from", "state-dict", *IMPORT[6:])
 COMPARE = ("compare", "done", "other.json", "--out", "page")
 
 
@@ -87,7 +82,6 @@ def _model(root: Path) -> None:
     from pecker_fast.evaluate.classifier import SmallClassifier
     from pecker_fast.masks.mask import SaliencyMask
     from pecker_fast.models import ModelFolder
-    from pecker_fast.patches.exports import export_patch
     from pecker_fast.patches.patch import save_patch
 
     unet = tiny_unet()
@@ -108,9 +102,6 @@ def _model(root: Path) -> None:
             if name in mask.indices:
                 param.view(-1)[mask.indices[name].long()] += 1
     save_patch(root / "patch.safetensors", unet, erased, mask, forget="star")
-    names = {"peft-shira": "adapter", "vllm-sparse": "sparse.safetensors"}
-    for kind, name in {**names, "state-dict": "state.safetensors"}.items():
-        export_patch(root / "patch.safetensors", unet, kind, root / name)
 
 
 def _images(root: Path) -> None:

@@ -17,7 +17,7 @@ from pecker_fast.patches.files import read_patch
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A pipeline folder with a U-Net, and two patches of it that overlap."""
+    """A pipeline folder with a U-Net, and two patches of it that have entries in common."""
     root = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
     base = UNet2DConditionModel(
@@ -112,33 +112,26 @@ def test_a_network_alone_and_in_place(root):
     assert files_in(unet) == before
 
 
-def test_a_stack(root, capsys):
+def test_another_patch_on_it(root, capsys):
     a, b, one, two = root / "a.safetensors", root / "b.safetensors", root / "one", root / "two"
     assert run("apply", root / "pipe", a, "--out", one) == 0
     assert run("apply", one, b, "--out", two) == 2
-    assert "name the patches that the network carries" in capsys.readouterr().err
+    assert "name the other patches that it carries" in capsys.readouterr().err
     assert run("apply", one, b, "--applied", a, "--out", two) == 2
-    assert "overlaps with what the network carries" in capsys.readouterr().err
+    assert "entries in common" in capsys.readouterr().err
     assert not two.exists()
-    assert run("apply", one, b, "--applied", a, "--overlap", "last", "--out", two) == 0
-    assert "a.safetensors' too: " in capsys.readouterr().out
-    back = root / "back"
-    assert run("remove", two, b, "--applied", a, "--applied", b, "--out", back) == 0
-    assert files_in(back) == files_in(one)
 
 
 def test_info(root, capsys):
     a, b = root / "a.safetensors", root / "b.safetensors"
     assert run("info", a, b) == 0
     text = capsys.readouterr().out
-    assert "concept   concept a" in text and "(10.00%)" in text and "overlap " in text
+    assert "concept   concept a" in text and "(10.00%)" in text and "in common " in text
     assert run("info", a, b, "--json") == 0
     first, second = json.loads(capsys.readouterr().out)
     assert first["base"] == second["base"] != first["result"]
-    assert first["overlaps"] == [] and first["bytes"] == a.stat().st_size
-    (overlap,) = second["overlaps"]
-    assert overlap["entries"] == sum(overlap["blocks"].values()) > 0
-    assert overlap["share"] == overlap["entries"] / second["entries"]
+    assert first["in_common"] == {} and first["bytes"] == a.stat().st_size
+    assert 0 < second["in_common"][str(a)] < second["entries"]
 
 
 @pytest.mark.parametrize("command", ["apply", "remove"])

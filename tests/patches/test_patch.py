@@ -56,7 +56,7 @@ def test_bit_for_bit_there_and_back(tmp_path, dtype):
     file = tmp_path / "a.safetensors"
     save_patch(file, base, erased, mask)
     subject = copy.deepcopy(base)
-    assert apply_patch(subject, file) == []
+    apply_patch(subject, file)
     assert content(subject) == content(erased) != content(base)
     remove_patch(subject, file)
     assert content(subject) == content(base)
@@ -73,17 +73,6 @@ def test_any_strides(tmp_path, made):
     again = tmp_path / "again.safetensors"
     save_patch(again, base.to(memory_format=torch.channels_last), subject, mask_of(base))
     assert read_patch(again).digest == read_patch(file).digest
-
-
-def test_weights_that_are_loaded_anew_carry_nothing(made):
-    base, erased, file = made
-    subject = copy.deepcopy(base)
-    apply_patch(subject, file)
-    subject.load_state_dict(base.state_dict())
-    with pytest.raises(PeckerError, match="does not carry the patch"):
-        remove_patch(subject, file)
-    apply_patch(subject, file)
-    assert content(subject) == content(erased)
 
 
 def test_a_mapping_is_written_to(made):
@@ -232,7 +221,7 @@ def test_another_base_is_refused_and_left_alone(made):
     with pytest.raises(PeckerError, match=expected) as error:
         apply_patch(base, file)
     assert "\n" not in str(error.value)
-    with pytest.raises(PeckerError, match=expected):
+    with pytest.raises(PeckerError, match=f"made for a base with digest {digest}"):
         remove_patch(base, file)
     assert content(base) == before
 
@@ -248,15 +237,10 @@ def test_applying_twice_and_removing_twice(made):
     base, erased, file = made
     with pytest.raises(PeckerError, match="does not carry the patch"):
         remove_patch(base, file)
-    assert apply_patch(base, file) == []
+    apply_patch(base, file)
     with pytest.raises(PeckerError, match=r"carries the patch .* already"):
         apply_patch(base, file)
-    with pytest.raises(PeckerError, match=r"carries the patch .* already"):
-        apply_patch(base, file, applied=[file])
     assert content(base) == content(erased)
-    # An explicit list is taken at its word and checked.
-    with pytest.raises(PeckerError, match="made for a base"):
-        apply_patch(base, file, applied=[])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32])
@@ -288,8 +272,6 @@ def test_networks_that_cannot_be_written_to(made):
         inference = copy.deepcopy(base)
     with pytest.raises(PeckerError, match=r"made under torch\.inference_mode"):
         apply_patch(inference, file)
-    with pytest.raises(PeckerError, match="overlap must be 'refuse' or 'last', got 'first'"):
-        apply_patch(base, file, overlap="first")
 
 
 def test_tensors_that_share_memory_are_refused(tmp_path):
@@ -349,3 +331,40 @@ def test_an_interrupt_leaves_the_network_as_it_was(
     assert len(calls) == 2 * fails_at + 1 + after_the_write
     (remove_patch if removing else apply_patch)(subject, file)
     assert content(subject) == content(base if removing else erased)
+
+
+# ---- Several patches of one base
+
+
+def test_disjoint_patches_go_on_and_off_in_any_order(tmp_path):
+    base, files, erased = network(), {}, {}
+    places = {
+        "a": {"head.weight": [0, 1, 2], "conv_in.weight": [7, 9], "scale": [0]},
+        "b": {"head.weight": [5, 6], "down_blocks.0.weight": [1]},
+        "c": {"head.weight": [2]},
+    }
+    for seed, (name, found) in enumerate(places.items()):
+        mask = where(base, found)
+        erased[name] = erased_from(base, mask, seed)
+        files[name] = tmp_path / f"{name}.safetensors"
+        save_patch(files[name], base, erased[name], mask)
+    subject = copy.deepcopy(base)
+    apply_patch(subject, files["a"])
+    before = content(subject)
+    with pytest.raises(PeckerError, match="other patches that it carries"):
+        apply_patch(subject, files["b"])
+    with pytest.raises(PeckerError, match="1 entries in common"):
+        apply_patch(subject, files["c"], applied=[files["a"]])
+    assert content(subject) == before
+    apply_patch(subject, files["b"], applied=[files["a"]])
+    for first, second in ("ab", "ba"):
+        both = copy.deepcopy(subject)
+        remove_patch(both, files[first], applied=[files[second]])
+        assert content(both) == content(erased[second])
+        remove_patch(both, files[second])
+        assert content(both) == content(base)
+    changed = network(seed=5)
+    mask = mask_of(changed)
+    save_patch(tmp_path / "other.safetensors", changed, erased_from(changed, mask), mask)
+    with pytest.raises(PeckerError, match="different bases"):
+        apply_patch(subject, tmp_path / "other.safetensors", applied=[files["a"]])

@@ -1,4 +1,4 @@
-"""Patches in other programs' formats: what they hold, what they lose, and the way back."""
+"""Patches in other programs' formats: what they hold, and what rounding takes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from pecker_fast import PeckerError, SaliencyMask, apply_patch, save_patch
-from pecker_fast.patches.exports import EXPORTS, export_patch, import_patch
-from pecker_fast.patches.files import read_patch
+from pecker_fast import PeckerError, SaliencyMask, save_patch
+from pecker_fast.patches.exports import EXPORTS, export_patch
 
 
 class Attention(nn.Module):
@@ -61,41 +60,10 @@ def a_patch(folder, **options):
     return file, base, erased, mask
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["peft-shira", "vllm-sparse", "state-dict"])
-def test_back_again_to_the_bit(kind, dtype, tmp_path):
-    file, base, erased, _ = a_patch(tmp_path, dtype=dtype)
-    before = content(base)
-    export = export_patch(file, base, kind, tmp_path / "out")
-    assert content(base) == before
-    if kind != "peft-shira":
-        assert str(export).endswith("exact")
-    if export.inexact == 0:
-        made = import_patch(tmp_path / "out", base, kind, tmp_path / "back.safetensors", x=1)
-        apply_patch(base, tmp_path / "back.safetensors")
-        assert content(base) == content(erased)
-        assert made.result == read_patch(file).result
-        if kind == "vllm-sparse":  # its positions are the mask's, changed or not
-            first = read_patch(file).bits
-            assert made.bits.keys() == first.keys()
-            assert all((bits == first[name]).all() for name, bits in made.bits.items())
-    else:
-        assert export.lost < 1e-5
-
-
-def test_state_dict_loads_in_torch(tmp_path):
-    file, base, erased, _ = a_patch(tmp_path, only=("norm.weight", "query.weight"))
-    export_patch(file, base, "state-dict", tmp_path / "out.safetensors")
-    tensors = load_file(tmp_path / "out.safetensors")
-    assert tensors.keys() == {"norm.weight", "query.weight"}
-    base.load_state_dict(tensors, strict=False)
-    assert content(base) == content(erased)
-
-
 def test_sparse_file_is_what_vllm_takes(tmp_path):
     """SparseWeightPatch: sorted flat int32 indices, values of the parameter's dtype."""
     file, base, erased, mask = a_patch(tmp_path, dtype=torch.bfloat16)
-    export = export_patch(file, base, "vllm-sparse", tmp_path / "out.safetensors")
+    assert export_patch(file, base, "vllm-sparse", tmp_path / "out.safetensors") == 0
     with safe_open(tmp_path / "out.safetensors", framework="pt") as opened:
         shapes = json.loads(opened.metadata()["shapes"])
         for name, shape in shapes.items():
@@ -105,7 +73,6 @@ def test_sparse_file_is_what_vllm_takes(tmp_path):
             assert (list(param.shape), param.dtype) == (shape, values.dtype)
             param.data.view(-1).index_copy_(0, indices.long(), values)
     assert content(base) == content(erased)
-    assert export.nbytes == (tmp_path / "out.safetensors").stat().st_size
 
 
 def test_nan_is_not_for_vllm(tmp_path):
@@ -114,8 +81,6 @@ def test_nan_is_not_for_vllm(tmp_path):
     save_patch(tmp_path / "patch.safetensors", base, erased, mask)
     with pytest.raises(PeckerError, match=r"query\.weight.*NaN"):
         export_patch(tmp_path / "patch.safetensors", base, "vllm-sparse", tmp_path / "out")
-    with pytest.raises(PeckerError, match=r"query\.weight.*inf or NaN"):
-        export_patch(tmp_path / "patch.safetensors", base, "lora", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -143,37 +108,7 @@ def test_shira_says_what_rounding_took(tmp_path):
     base.query.weight.data.view(-1)[where] = 1.0
     erased.query.weight.data.view(-1)[where] = 1e-9
     save_patch(tmp_path / "patch.safetensors", base, erased, mask)
-    export = export_patch(tmp_path / "patch.safetensors", base, "peft-shira", tmp_path / "out")
-    assert export.inexact >= 2
-    assert 1e-10 < export.lost < 1e-6
-    assert f"{export.inexact} entries not exact" in str(export)
-
-
-@pytest.mark.parametrize("rank", [1, 4, 100])
-def test_lora_is_the_best_of_its_rank_and_says_what_is_lost(rank, tmp_path):
-    file, base, erased, _ = a_patch(tmp_path)
-    export = export_patch(file, base, "lora", tmp_path / "out", rank=rank)
-    tensors = load_file(tmp_path / "out/adapter_model.safetensors")
-    lost = change = 0.0
-    for name, param in base.named_parameters():
-        difference = (erased.get_parameter(name) - param).detach().double()
-        change += float(difference.square().sum())
-        if name in ("query.weight", "out.0.weight", "conv.weight"):
-            layer = f"base_model.model.{name.removesuffix('.weight')}"
-            down, up = (tensors[f"{layer}.lora_{part}.weight"] for part in "AB")
-            assert down.shape[0] == up.shape[1] == rank
-            product = (up.flatten(1) @ down.flatten(1)).double()
-            found = (difference.flatten(1) - product).norm()
-            singular = torch.linalg.svdvals(difference.flatten(1))
-            torch.testing.assert_close(found, singular[rank:].norm(), rtol=1e-5, atol=1e-7)
-            lost += float(found.square())
-        else:
-            lost += float(difference.square().sum())
-    assert export.lost == pytest.approx(math.sqrt(lost / change), rel=1e-5)
-    held = {"query.weight", "out.0.weight", "conv.weight"}
-    assert export.left_out == tuple(sorted(read_patch(file).values.keys() - held))
-    with pytest.raises(PeckerError, match="SHIRA, found 'LORA'"):
-        import_patch(tmp_path / "out", base, "peft-shira", tmp_path / "back.safetensors")
+    assert export_patch(tmp_path / "patch.safetensors", base, "peft-shira", tmp_path / "out") >= 2
 
 
 def test_a_base_that_is_not_the_patchs_is_refused(tmp_path):
@@ -182,11 +117,9 @@ def test_a_base_that_is_not_the_patchs_is_refused(tmp_path):
         with pytest.raises(PeckerError, match="made for a base with digest"):
             export_patch(file, erased, kind, tmp_path / "out")
     with pytest.raises(PeckerError, match="give the network as a module"):
-        export_patch(file, base.state_dict(), "lora", tmp_path / "out")
+        export_patch(file, base.state_dict(), "peft-shira", tmp_path / "out")
     with pytest.raises(PeckerError, match="one of peft-shira"):
         export_patch(file, base, "ia3", tmp_path / "out")
-    with pytest.raises(PeckerError, match="of peft-shira"):
-        import_patch(file, base, "lora", tmp_path / "out")
 
 
 class Tied(nn.Module):
@@ -199,8 +132,7 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["head.weight", "scale"])
-@pytest.mark.parametrize("kind", ["peft-shira", "lora"])
-def test_what_peft_has_no_place_for(name, kind, tmp_path):
+def test_what_peft_has_no_place_for(name, tmp_path):
     base = Tied()
     erased = copy.deepcopy(base)
     with torch.no_grad():
@@ -209,7 +141,7 @@ def test_what_peft_has_no_place_for(name, kind, tmp_path):
     dense[name].view(-1)[0] = True
     save_patch(tmp_path / "patch.safetensors", base, erased, SaliencyMask.from_dense(dense))
     with pytest.raises(PeckerError, match=f"no place for '{name}'"):
-        export_patch(tmp_path / "patch.safetensors", base, kind, tmp_path / "out")
+        export_patch(tmp_path / "patch.safetensors", base, "peft-shira", tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -218,31 +150,14 @@ def test_peft_loads_a_shira_export_and_gives_the_same_outputs(dtype, tmp_path):
     peft = pytest.importorskip("peft")
     only = ("query.weight", "norm.weight", "embed.weight")
     file, base, erased, _ = a_patch(tmp_path, dtype=dtype, only=only)
-    export = export_patch(file, base, "peft-shira", tmp_path / "out")
+    inexact = export_patch(file, base, "peft-shira", tmp_path / "out")
     expected = erased(TOKENS)
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "out")
     weight = erased.query.weight
     found = loaded.base_model.model.query.get_delta_weight("default").to_dense()
     found = (loaded.base_model.model.query.get_base_layer().weight + found).to(dtype)
-    assert int((found != weight).sum()) == export.inexact
-    if export.inexact == 0:
+    assert int((found != weight).sum()) == inexact
+    if inexact == 0:
         assert torch.equal(loaded(TOKENS), expected)
     else:  # sums of 48 products, each weight off by a unit in the last place at most
         torch.testing.assert_close(loaded(TOKENS), expected, rtol=1e-5, atol=1e-6)
-    loaded.save_pretrained(tmp_path / "again")
-    made = import_patch(
-        tmp_path / "again", base_and_erased(dtype)[0], "peft-shira", tmp_path / "back.safetensors"
-    )
-    assert made.nnz
-
-
-@pytest.mark.slow
-def test_peft_loads_a_lora_export(tmp_path):
-    peft = pytest.importorskip("peft")
-    only = ("query.weight", "out.0.weight", "conv.weight")
-    file, base, erased, _ = a_patch(tmp_path, only=only)
-    export = export_patch(file, base, "lora", tmp_path / "out", rank=16)
-    assert export.lost < 1e-5  # the rank of all of these weights
-    expected = erased(TOKENS)
-    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "out")
-    torch.testing.assert_close(loaded(TOKENS), expected, rtol=1e-5, atol=1e-5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -176,28 +175,6 @@ def test_a_full_disk_leaves_the_old_file(file, weights, monkeypatch):
     with pytest.raises(PeckerError, match=r"cannot write patch file .*No space left"):
         save_patch(file, weights, erased, SaliencyMask.full(weights))
     assert file.read_bytes() == before and os.listdir(file.parent) == [file.name]
-
-
-def test_a_carried_patch_whose_file_is_gone(tmp_path, file, weights):
-    net = torch.nn.ParameterDict(weights)
-    base = {name: parameter.detach().clone() for name, parameter in net.items()}
-    moved, other = tmp_path / "moved.safetensors", tmp_path / "b.safetensors"
-    erased = {**base, "c": base["c"] + 1}
-    save_patch(other, base, erased, SaliencyMask.full(base))
-    apply_patch(net, file)
-    shutil.move(file, moved)
-    with pytest.raises(PeckerError, match=r"a\.safetensors' does not exist"):
-        apply_patch(net, other, overlap="last")
-    # It is the patch that counts, not where its file lies.
-    remove_patch(net, moved)
-    apply_patch(net, other)
-    shutil.copy(moved, file)
-    apply_patch(net, file, overlap="last")
-    with pytest.raises(PeckerError, match=r"carries the patch '.*moved\.safetensors' already"):
-        apply_patch(net, moved)
-    remove_patch(net, moved)
-    remove_patch(net, other)
-    assert all(torch.equal(base[name], parameter) for name, parameter in net.items())
 
 
 # ---- Sizes
