@@ -6,8 +6,7 @@
 Nothing here is measured. The trainer runs an iteration on tensors without values, fused blocks
 included, and every operation is written down: what it reads and writes, its products, how many
 kernels it is. A kernel takes as long as the slowest of these at the rates below, and a launch.
-Of two streams that run at once only the launches of one are taken to vanish behind the other's
-kernels, each of which fills the card. Left out: gaps between kernels, what hides in a workspace.
+Left out: gaps between kernels, what hides in a workspace.
 """
 
 from __future__ import annotations
@@ -94,25 +93,11 @@ class Budget:
     """An iteration, by kind of kernel."""
 
     parts: defaultdict[str, Part] = field(default_factory=lambda: defaultdict(Part))
-    # While two streams run at once: ms of each in which it launches. None: one stream runs.
-    launching: dict[str, float] = field(default_factory=lambda: {"main": 0.0, "side": 0.0})
-    stream: str | None = None
 
     @property
     def ms(self) -> float:
-        """Of all kernels, one after the other, but for launches beside another stream's."""
-        return sum(part.ms for part in self.parts.values()) - min(self.launching.values())
-
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        """As `SideStream.beside`."""
-        self.stream = "side"
-        yield
-        self.stream = "main"
-
-    def join(self, *made: Tensor) -> None:
-        """As `SideStream.join`."""
-        self.stream = None
+        """Of all kernels, one after the other."""
+        return sum(part.ms for part in self.parts.values())
 
     def add(
         self,
@@ -143,10 +128,7 @@ class Budget:
         part.kernels += 1
         part.gb += size / 1e9
         part.tflop += flops / 1e12
-        seconds = max(slowest + _LAUNCH_S, _LEAST_S)
-        part.ms += 1e3 * seconds
-        if self.stream is not None:
-            self.launching[self.stream] += 1e3 * (seconds - slowest)
+        part.ms += 1e3 * max(slowest + _LAUNCH_S, _LEAST_S)
 
 
 def budget(preset: str, batch_size: int, density: float, variant: Variant) -> Budget:
@@ -158,9 +140,7 @@ def budget(preset: str, batch_size: int, density: float, variant: Variant) -> Bu
         config = configuration(teacher, batch_size, density, settings | {"accelerate": False})
         original = teacher.copy()
         mask: Any = ShapeMask.of_share(dict(original.named_parameters()), density)
-        side = found if config.overlap else None
-        with replaced((PeckerTrainer, "_side_stream", lambda self: side)):
-            trainer = PeckerTrainer(teacher.objective(config, "cpu", network=original), mask=mask)
+        trainer = PeckerTrainer(teacher.objective(config, "cpu", network=original), mask=mask)
         with _as_on_a_card(found):
             if variant.settings.get("accelerate"):
                 for network in (trainer._objective.teacher, *(n for _, n in trainer.networks())):

@@ -38,7 +38,6 @@ _PLAIN: dict[str, Any] = {
     "precision": "fp32",
     "accelerate": False,
     "graph": "off",
-    "share_generator_pass": False,
     "mask.apply": "generator",
     "mask.share_weights": False,
 }
@@ -72,16 +71,9 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("trainer, fused blocks", settings={"accelerate": True}, only="cuda"),
     Variant("trainer, Winograd convolutions", settings={"accelerate": True}, only="cpu"),
     Variant("trainer, one CUDA graph", settings={"graph": "auto"}),
-    Variant("trainer, shared generator pass", settings={"share_generator_pass": True}),
     Variant("trainer, one set of weights", settings=ONE_SET),
     Variant("trainer, recomputed for memory", settings={"recompute": True}),
     Variant("all, algorithm unchanged", settings=_FASTEST, on_cpu=_FASTEST_ON_CPU),
-    Variant("all, two streams", settings={**_FASTEST, "overlap": True}, only="cuda"),
-    Variant(
-        "all, shared generator pass",
-        settings={**_FASTEST, "share_generator_pass": True},
-        on_cpu=_FASTEST_ON_CPU,
-    ),
     Variant("all, one set of weights", settings={**_FASTEST, **ONE_SET}, on_cpu=_FASTEST_ON_CPU),
 )
 
@@ -127,7 +119,7 @@ class Problem:
         # larger ones make chaos out of rounding, smaller ones leave p - s to rounding.
         root = math.sqrt(sum(shape.numel() for shape in self.teacher.shapes().values()))
         self._gate = {**_GATE_SETTINGS, "pseudo_score.lr": 2 / root, "generator.lr": 3 / root}
-        self._references: dict[tuple[str, ...], _Result] = {}
+        self._references: dict[str, _Result] = {}
 
     def obstacle(self, variant: Variant) -> str | None:
         """Why a variant cannot run here, or None."""
@@ -201,13 +193,10 @@ class Problem:
 
     def _reference(self, variant: Variant) -> _Result:
         """The published loop, on what the variant changes of the algorithm."""
-        changed = ("mask.apply", "share_generator_pass")
-        settings = self.settings(variant)
-        algorithm = {key: value for key, value in settings.items() if key in changed}
-        key = tuple(sorted(algorithm))
-        if key not in self._references:
-            self._references[key] = self._result(VARIANTS[0], algorithm)
-        return self._references[key]
+        masks = variant.settings.get("mask.apply", "generator")
+        if masks not in self._references:
+            self._references[masks] = self._result(VARIANTS[0], {"mask.apply": masks})
+        return self._references[masks]
 
     def _result(self, variant: Variant, algorithm: Mapping[str, Any]) -> _Result:
         run, objective = self._make(variant, {**self._gate, **algorithm}, dropout=False)
@@ -288,12 +277,10 @@ def _phases(objective: Objective, iteration: int) -> Phases:
     config, size = objective.config, objective.config.batch_size
     random = IterationRandom(config.seed, iteration, objective.device, TRAINING)
     labels = objective.conditions.draw(size, random)
-    shared = objective.draw(random, 2 * size).noise if config.share_generator_pass else None
 
     def phase() -> tuple[Term, Term]:
         draws = objective.draw(random, 2 * size)
-        noise = draws.noise if shared is None else shared
-        parts = (noise, draws.e, draws.t, labels.student, labels.teacher)
+        parts = (draws.noise, draws.e, draws.t, labels.student, labels.teacher)
         halves = slice(0, size), slice(size, 2 * size)
         remain, forget = (Term(*(part[rows] for part in parts)) for rows in halves)
         return remain, forget

@@ -125,12 +125,7 @@ class PeckerConfig(MaskedConfig):
     # of the entries that may change. Losses, images and schedule are fp32 in every case.
     precision: Literal["fp32", "autocast", "bf16"] = "fp32"
     graph: Literal["auto", "off"] = "auto"  # auto = one CUDA graph per iteration, on CUDA.
-    # On CUDA the generator phase begins beside the pseudo-score phase, on a second stream: the
-    # generator's images and the teacher's predictions of them need none of it. The same losses, but
-    # for dropout's draws; two networks' activations more. One process, three sets of weights.
-    overlap: bool = False
     alpha: float = 1.2  # Weight of the score difference in the generator loss.
-    share_generator_pass: bool = False  # One generator pass for both phases: near-exact, faster.
     # In the generator phase only one network's graph lives at a time, and forward passes run twice:
     # a seventh more work, a third of the activations. The generator's own only without dropout.
     # Of guidance one half's, in both phases: the pseudo-score's forward pass runs twice there too.
@@ -138,7 +133,6 @@ class PeckerConfig(MaskedConfig):
     # Of every block only its input is kept, and its forward pass runs twice: a third more work. Of
     # networks of diffusers; what large transformers need.
     recompute_blocks: bool = False
-    diff_instruct: bool = False  # No gradient through the scores: another, cheaper algorithm.
     diffusion: DiffusionSection = DiffusionSection()
     generator: GeneratorSection = GeneratorSection()
     pseudo_score: NetworkSection = NetworkSection()
@@ -160,20 +154,6 @@ class PeckerConfig(MaskedConfig):
         several = isinstance(self.forget, list) and len(self.forget) > 1
         if self.until is not None and (several or self.halves == 1):
             raise ValueError("until is for runs that forget one class or concept; set it to null")
-        if self.share_generator_pass and self.micro_batch is not None:
-            raise ValueError(
-                "share_generator_pass holds the generator's graph of the whole batch, which "
-                "micro_batch exists to avoid; set one of them"
-            )
-        if self.share_generator_pass and not self.generator.scores:
-            raise ValueError("share_generator_pass serves two phases; scores false leaves only one")
-        if self.share_generator_pass and self.recompute:
-            raise ValueError(
-                "share_generator_pass holds the generator's graph through both phases, which "
-                "recompute exists to avoid; set one of them"
-            )
-        if self.overlap:
-            self._check_overlaps()
         if self.mask.kind != "saliency":
             return self
         of_term = self.saliency.kind in ("forget", "retain_aware")
@@ -227,21 +207,6 @@ class PeckerConfig(MaskedConfig):
                 "pseudo-score network is the teacher; start from a first stage (--from), or use "
                 "saliency.kind fisher_ratio"
             )
-
-    def _check_overlaps(self) -> None:
-        against = {
-            "share_generator_pass": self.share_generator_pass,
-            "micro_batch": self.micro_batch is not None,
-            "recompute": self.recompute,
-            "generator.scores false": not self.generator.scores,
-            "mask.share_weights": self.mask.apply == "both" and self.mask.share_weights,
-        }
-        for setting, there in against.items():
-            if there:
-                raise ValueError(
-                    f"overlap takes two phases of the whole batch, of three networks, at once, "
-                    f"which {setting} does not have; set one of them"
-                )
 
     def _check_forgets_nothing(self) -> None:
         if self.generator.lambda_forget or self.pseudo_score.lambda_forget:

@@ -6,23 +6,16 @@ is random from `IterationInputs`, so they can be captured in a CUDA graph once a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.config import NetworkSection
-from pecker_fast.distill.losses import (
-    Predictions,
-    every_step_loss,
-    one_step_loss,
-    pseudo_score_loss,
-    term_weights,
-)
+from pecker_fast.distill.losses import term_weights
 from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.objective import Draws, Noised, Objective
-from pecker_fast.distill.side_stream import SideStream
 from pecker_fast.distributed import Ranks
 from pecker_fast.runs.ema import SalientEma
 from pecker_fast.runs.learner import Learner
@@ -40,14 +33,12 @@ class IterationInputs(Rows):
         labels: What the networks are told.
         pseudo_score: Noise and time steps of the pseudo-score phase.
         generator: Those of the generator phase.
-        shared_noise: (2B, C, H, W) the generator's input where one pass serves both phases.
         every_step: Noise of the term over all time steps, where there is one.
     """
 
     labels: Conditions
     pseudo_score: Draws
     generator: Draws
-    shared_noise: Tensor | None
     every_step: Noised | None = None
 
 
@@ -65,7 +56,6 @@ class Iteration:
         generator: Learner,
         ema: SalientEma | None,
         ranks: Ranks | None = None,
-        side: SideStream | None = None,
     ) -> None:
         """Keep them.
 
@@ -76,7 +66,6 @@ class Iteration:
             generator: Steps theta.
             ema: Follows theta. None: nothing is averaged.
             ranks: The processes that share the batch. None = this one has all of it.
-            side: Where the generator phase begins while the pseudo-score phase runs. None = behind.
         """
         self._objective = objective
         self._config = objective.config
@@ -85,7 +74,6 @@ class Iteration:
         self._theta = generator
         self._ema = ema
         self._ranks = ranks or Ranks()
-        self._side = side
         size = objective.config.batch_size
         # Each process has a part of the remain half and the same part of the forget half.
         part = torch.arange(size)[self._ranks.rows(size)]
@@ -100,46 +88,24 @@ class Iteration:
         objective = self._objective
         labels = objective.conditions.draw(self._config.batch_size, random)
         count = len(labels)
-        shared = objective.draw(random, count).noise if self._config.share_generator_pass else None
-        inputs = IterationInputs(
-            labels, objective.draw(random, count), objective.draw(random, count), shared
-        )
+        pseudo_score, generator = objective.draw(random, count), objective.draw(random, count)
+        every_step = None
         if self._config.generator.every_step:
-            inputs = replace(inputs, every_step=objective.draw_every_step(random, count))
+            every_step = objective.draw_every_step(random, count)
+        inputs = IterationInputs(labels, pseudo_score, generator, every_step)
         return inputs if self._ranks.alone else inputs[self._rows]
 
     def compute(self, inputs: IterationInputs) -> tuple[Tensor, ...]:
         """Two optimizer steps, one without scores; the losses of each term, (2B,): `LOSS_NAMES`."""
-        shared = None
-        if inputs.shared_noise is not None:
-            self._theta.learn()
-            generator = self._networks.use("generator")
-            shared = self._objective.sample(generator, inputs.shared_noise, inputs.labels.student)
-        ahead = None
-        if self._side is not None:
-            with self._side.beside():
-                ahead = self._look_ahead(inputs)
         losses = []
         if self._config.generator.scores:
-            losses.append(self._pseudo_score_phase(inputs, shared))
-        losses += self._generator_phase(inputs, shared, ahead)
+            losses.append(self._pseudo_score_phase(inputs))
+        losses += self._generator_phase(inputs)
         if self._ema is not None:
             self._ema.update()
         return tuple(losses)
 
-    def _look_ahead(self, inputs: IterationInputs) -> tuple[Tensor, Predictions]:
-        """What of the generator phase does not depend on psi, which the other phase moves.
-
-        Its images and what the teacher predicts of them: neither theta nor phi changes before.
-        """
-        draws, labels = inputs.generator, inputs.labels
-        self._theta.learn()
-        x_g = self._objective.sample(self._networks.use("generator"), draws.noise, labels.student)
-        phi = self._objective.ask_teacher(self._networks, x_g, draws, labels)
-        self._theta.rest()  # the pseudo-score phase draws from it as it is between phases
-        return x_g, phi
-
-    def _pseudo_score_phase(self, inputs: IterationInputs, shared: Tensor | None) -> Tensor:
+    def _pseudo_score_phase(self, inputs: IterationInputs) -> Tensor:
         """The pseudo-score network learns to denoise the generator's present samples."""
         objective = self._objective
         weight = self._weights(self._config.pseudo_score, inputs)
@@ -149,113 +115,73 @@ class Iteration:
             if rows.stop >= len(self._rows):
                 self._psi.before_last_backward()
             draws, labels = inputs.pseudo_score[rows], inputs.labels[rows]
-            if shared is None:
-                with torch.no_grad():
-                    generator = self._networks.use("generator")
-                    x_g = objective.sample(generator, draws.noise, labels.of_samples)
-            else:
-                x_g = shared.detach()
-            loss = pseudo_score_loss(
-                self._networks.use("pseudo_score"),
-                x_g,
-                draws.e,
-                draws.t,
-                labels.learning,
-                objective.schedule,
-                predict=objective.predictors.training,
-            )
+            with torch.no_grad():
+                generator = self._networks.use("generator")
+                x_g = objective.sample(generator, draws.noise, labels.of_samples)
+            psi = self._networks.use("pseudo_score")
+            loss = objective.denoising(psi, x_g, draws, labels)
             (weight[rows] * loss).sum().backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         self._psi.step()
         self._psi.rest()
         return torch.cat(losses)
 
-    def _generator_phase(
-        self,
-        inputs: IterationInputs,
-        shared: Tensor | None,
-        ahead: tuple[Tensor, Predictions] | None = None,
-    ) -> list[Tensor]:
+    def _generator_phase(self, inputs: IterationInputs) -> list[Tensor]:
         """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
-        objective, config = self._objective, self._config
-        weight = self._weights(config.generator, inputs)
+        section = self._config.generator
+        weight = self._weights(section, inputs)
         self._theta.learn()
         losses: list[list[Tensor]] = []
         for rows in self._slices():
             is_last = rows.stop >= len(self._rows)
             if is_last and inputs.every_step is None:
                 self._theta.before_last_backward()
-            draws, labels = inputs.generator[rows], inputs.labels[rows]
-            generator = self._networks.use("generator")
-            # A second pass would draw other dropout: then the first one's graph is kept.
-            again = config.recompute and not _draws_dropout(generator)
-            looked_at = config.generator.scores or config.generator.one_step > 0
-            phi = None
-            if ahead is not None and self._side is not None:
-                x_g, phi = ahead
-                self._side.join(x_g, *phi.tensors())
-            elif shared is None:
-                with torch.set_grad_enabled(looked_at and not again):
-                    x_g = objective.sample(generator, draws.noise, labels.student)
-            else:
-                x_g = shared
-            of_terms, gradient = self._judge(x_g, draws, labels, weight[rows], phi)
-            self._networks.use("generator")
-            if gradient is not None:
-                if again:
-                    x_g = objective.sample(generator, draws.noise, labels.student)
-                x_g.backward(gradient)  # type: ignore[no-untyped-call]
+            labels = inputs.labels[rows]
+            x_g, of_terms = self._learn_one_step(inputs.generator[rows], labels, weight[rows])
             if inputs.every_step is not None:
                 if is_last:
                     self._theta.before_last_backward()
                 noised = inputs.every_step[rows]
-                x_t = objective.schedule.add_noise(x_g.detach(), noised.e, noised.t)
-                loss = every_step_loss(
-                    self._networks,
-                    x_t,
-                    noised.t,
-                    labels.of_samples,
-                    labels.at_every_step,
-                    objective.schedule,
-                    predict=objective.predictors.generator,
-                )
-                at_every_step = self._weights(
-                    config.generator, inputs, config.generator.every_step_forget
-                )[rows]
-                scaled = config.generator.every_step * at_every_step * loss
+                loss = self._objective.every_step(self._networks, x_g, noised, labels)
+                at_every_step = self._weights(section, inputs, section.every_step_forget)[rows]
+                scaled = section.every_step * at_every_step * loss
                 scaled.sum().backward()  # type: ignore[no-untyped-call]
                 of_terms.append(loss.detach())
             losses.append(of_terms)
-        if self._side is not None:
-            self._side.join()  # its backward passes
         self._theta.step()
         self._theta.rest()
         return [torch.cat(each) for each in zip(*losses, strict=True)]
 
-    def _judge(
-        self,
-        x_g: Tensor,
-        draws: Draws,
-        labels: Conditions,
-        weight: Tensor,
-        phi: Predictions | None,
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """The terms that look at the generator's images, and their gradient where there are any."""
-        objective, config = self._objective, self._config
+    def _learn_one_step(
+        self, draws: Draws, labels: Conditions, weight: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The backward pass of the terms that look at the generator's images.
+
+        Returns:
+            The images, and the losses of each term.
+        """
+        objective, section = self._objective, self._config.generator
+        generator = self._networks.use("generator")
+        # A second pass would draw other dropout: then the first one's graph is kept.
+        again = self._config.recompute and not _draws_dropout(generator)
+        looked_at = section.scores or section.one_step > 0
+        with torch.set_grad_enabled(looked_at and not again):
+            x_g = objective.sample(generator, draws.noise, labels.student)
         losses: list[Tensor] = []
         gradient = None
-        if config.generator.scores:
-            loss, gradient = objective.score(self._networks, x_g, draws, labels, weight, phi)
+        if section.scores:
+            loss, gradient = objective.score(self._networks, x_g, draws, labels, weight)
             losses.append(loss)
-        if config.generator.one_step:
-            with torch.no_grad():
-                start = self._networks.use("start")
-                x_start = objective.sample(start, draws.noise, labels.of_redirection)
-            scaled = config.generator.one_step * weight
-            loss, through = one_step_loss(x_g, x_start, scaled)
+        if section.one_step:
+            loss, through = objective.one_step(self._networks, x_g, draws, labels, weight)
             gradient = through if gradient is None else gradient + through
             losses.append(loss)
-        return losses, gradient
+        self._networks.use("generator")
+        if gradient is not None:
+            if again:
+                x_g = objective.sample(generator, draws.noise, labels.student)
+            x_g.backward(gradient)  # type: ignore[no-untyped-call]
+        return x_g, losses
 
     def _weights(
         self, section: NetworkSection, inputs: IterationInputs, forget: float = 1.0

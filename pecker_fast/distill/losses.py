@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.network_set import NetworkSet, Role
-from pecker_fast.distill.networks import Guided, NoisePredictor, Predictors, predict_noise
+from pecker_fast.distill.networks import Guided, NoisePredictor, predict_noise
 from pecker_fast.distill.schedule import NoiseSchedule
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "one_step_loss",
     "one_step_sample",
     "pseudo_score_loss",
-    "teacher_predictions",
     "term_weights",
 ]
 
@@ -153,54 +152,14 @@ def every_step_loss(
     return schedule.weighted((predicted - target).square().flatten(1).sum(1), t)
 
 
-def teacher_predictions(
-    x_g: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    networks: NetworkSet,
-    condition: Tensor,
-    schedule: NoiseSchedule,
-    *,
-    predict: NoisePredictor = predict_noise,
-    diff_instruct: bool = False,
-    recompute: bool = False,
-) -> Predictions:
-    """What phi predicts of the noisy images: the part of `generator_loss` that psi is not in.
-
-    Args:
-        x_g: As there, and all others.
-        noise: e.
-        t: Time steps.
-        networks: phi.
-        condition: c_phi.
-        schedule: The noise schedule.
-        predict: How phi is called.
-        diff_instruct: As there.
-        recompute: As there.
-
-    Returns:
-        It, to be given to `generator_loss`.
-    """
-    x_t = schedule.add_noise(x_g.detach(), noise, t).requires_grad_(not diff_instruct)
-    keep_graph = _keeps_graph([predict], diff_instruct, recompute)
-    return Predictions(networks, "teacher", [predict], x_t, t, condition, keep_graph)
-
-
 def generator_loss(
     x_g: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    networks: NetworkSet,
-    teacher_condition: Tensor,
-    pseudo_score_condition: Tensor,
+    phi: Predictions,
+    psi: Predictions,
     schedule: NoiseSchedule,
     weight: Tensor,
     *,
     alpha: float,
-    predictors: Predictors | None = None,
-    diff_instruct: bool = False,
-    recompute: bool = False,
-    phi: Predictions | None = None,
 ) -> tuple[Tensor, Tensor]:
     """ell(c_phi, c_psi) per sample, and its gradient with respect to x_g.
 
@@ -210,59 +169,33 @@ def generator_loss(
 
     Args:
         x_g: (N, C, H, W) the generator's images; their graph is not touched.
-        noise: (N, C, H, W) e.
-        t: (N,) int64 time steps.
-        networks: phi and psi, whose parameters should not require gradients.
-        teacher_condition: (N,) int64 c_phi: c_r in the remain term, c_o in the forget term.
-        pseudo_score_condition: (N,) int64 c_psi: c_r in the remain term, c_f in the forget term.
+        phi: The teacher's prediction of x_t, told c_phi: c_r in the remain term, c_o in the forget
+            term.
+        psi: The pseudo-score's of the same x_t, told c_psi: c_r and c_f. One for the difference of
+            the scores, and another one for the residual where that has guidance of its own.
         schedule: The noise schedule.
         weight: (N,) weights of the samples in the sum that is differentiated.
         alpha: Weight of the score difference; 1.2 for CIFAR-10 and STL-10.
-        predictors: How the networks are called. None = `predict_noise`.
-        diff_instruct: Block the gradient through p and s. A different, cheaper algorithm.
-        recompute: Run each network's forward pass again before its backward pass, so that the
-            graphs of psi and phi do not live at the same time.
-        phi: Of `teacher_predictions` with the same arguments. None = made here.
 
     Returns:
         (N,) losses without their weights, and (N, C, H, W) the gradient of sum(weight * losses).
     """
-    call = predictors or Predictors.all(predict_noise)
     x_g = x_g.detach()
-    if phi is None:
-        phi = teacher_predictions(
-            x_g, noise, t, networks, teacher_condition, schedule,
-            predict=call.teacher, diff_instruct=diff_instruct, recompute=recompute,
-        )  # fmt: skip
-    of_psi = [call.difference] if call.residual is None else [call.difference, call.residual]
-    psi = Predictions(
-        networks, "pseudo_score", of_psi, phi.x_t, t, pseudo_score_condition,
-        _keeps_graph(of_psi, diff_instruct, recompute),
-    )  # fmt: skip
-
     with torch.no_grad():
         (p,), (s, *other) = phi.denoised(schedule), psi.denoised(schedule)
         r = other[0] if other else s
         losses = distillation_loss(p, s, x_g, alpha, r)
         scale = weight.view((-1,) + (1,) * (x_g.dim() - 1))
         g_p, g_s, g_r, g_x = (scale * g for g in distillation_loss_gradients(p, s, x_g, alpha, r))
+        # p = (x_t - b eps_phi) / a, and s likewise: each score passes its gradient on directly and
+        # through its network. x_t = a x_g + b e brings the factor a.
+        a, b = schedule.coefficients(phi.t, x_g)
+        g_phi = [g_p / a]
+        g_psi = [g_s / a, g_r / a] if other else [(g_s + g_r) / a]
         del p, s, r, other
-    if diff_instruct:
-        return losses, g_x
-    # p = (x_t - b eps_phi) / a, and s likewise: each score passes its gradient on directly and
-    # through its network. x_t = a x_g + b e brings the factor a.
-    a, b = schedule.coefficients(t, x_g)
-    g_phi = [g_p / a]
-    g_psi = [(g_s + g_r) / a] if call.residual is None else [g_s / a, g_r / a]
     through_psi = psi.backward([-b * g for g in g_psi])
     through_phi = phi.backward([-b * g for g in g_phi])
     return losses, g_x + a * (g_phi[0] + sum(g_psi) + through_psi + through_phi)
-
-
-def _keeps_graph(predict: Sequence[NoisePredictor], diff_instruct: bool, recompute: bool) -> bool:
-    # What is guided apart keeps no activations as it is.
-    apart = all(isinstance(each, Guided) and each.apart for each in predict)
-    return not diff_instruct and (not recompute or apart)
 
 
 class Predictions:
@@ -271,7 +204,7 @@ class Predictions:
     In between another network's weights may be in place: each pass puts the right ones there.
 
     Attributes:
-        x_t: The noisy images.
+        t: The time steps.
     """
 
     def __init__(
@@ -282,25 +215,34 @@ class Predictions:
         x_t: Tensor,
         t: Tensor,
         condition: Tensor,
-        keep_graph: bool,
+        recompute: bool = False,
     ) -> None:
-        """Call the network once by each of `predict`; `backward` does so again without a graph."""
+        """Call the network once by each of `predict`.
+
+        Args:
+            networks: Have the network, whose parameters should not require gradients.
+            role: Which one it is.
+            predict: How it is called.
+            x_t: (N, C, H, W) the noisy images, which require a gradient.
+            t: (N,) int64 time steps.
+            condition: (N, ...) what it is told.
+            recompute: Call it again before the backward pass, so that the graphs of two networks
+                do not live at the same time.
+        """
         self._networks, self._role, self._predict = networks, role, predict
-        self.x_t, self._t, self._condition = x_t, t, condition
-        with torch.set_grad_enabled(keep_graph):
+        self._x_t, self.t, self._condition = x_t, t, condition
+        # What is guided apart keeps no activations as it is.
+        apart = all(isinstance(each, Guided) and each.apart for each in predict)
+        with torch.set_grad_enabled(apart or not recompute):
             self._eps = self._forward()
 
     def _forward(self) -> list[Tensor]:
         network = self._networks.use(self._role)
-        return [predict(network, self.x_t, self._t, self._condition) for predict in self._predict]
-
-    def tensors(self) -> list[Tensor]:
-        """x_t and the predictions."""
-        return [self.x_t, *self._eps]
+        return [predict(network, self._x_t, self.t, self._condition) for predict in self._predict]
 
     def denoised(self, schedule: NoiseSchedule) -> list[Tensor]:
         """The clean images that each prediction implies."""
-        return [schedule.denoised(self.x_t, eps, self._t) for eps in self._eps]
+        return [schedule.denoised(self._x_t, eps, self.t) for eps in self._eps]
 
     def backward(self, gradients: Sequence[Tensor]) -> Tensor:
         """The gradient with respect to x_t, from those with respect to the predictions. Once."""
@@ -309,7 +251,7 @@ class Predictions:
             with torch.enable_grad():
                 eps = self._forward()
         self._networks.use(self._role)
-        (through,) = torch.autograd.grad(eps, self.x_t, gradients)
+        (through,) = torch.autograd.grad(eps, self._x_t, gradients)
         return through
 
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import Conditions
-from pecker_fast.distill.losses import pseudo_score_loss
 from pecker_fast.distill.network_set import NetworkSet, equal_networks
 from pecker_fast.distill.objective import Objective
 from pecker_fast.errors import PeckerError
@@ -120,15 +119,12 @@ def _loss(
     if config.saliency.kind in ("denoise", "fisher_ratio"):
         with torch.no_grad():
             x_g = objective.sample(generator, draws.noise, labels.student)
-        predict = objective.predictors.training
-        return pseudo_score_loss(
-            generator, x_g, draws.e, draws.t, labels.learning, objective.schedule, predict=predict
-        ).mean()
+        return objective.denoising(generator, x_g, draws, labels).mean()
     x_g = objective.sample(generator, draws.noise, labels.student)
     weight = x_g.new_full((len(labels),), config.generator.lambda_forget / len(labels))
     losses, gradient = objective.score(networks, x_g, draws, labels, weight)
     networks.use("generator")
     # `saliency_scores` wants a scalar to differentiate: the value of the loss, whose gradient goes
-    # through the generator alone. `generator_loss` has passed the other two networks already.
+    # through the generator alone. `objective.score` has passed the other two networks already.
     surrogate = (x_g * gradient).sum()
     return (weight * losses).sum() + (surrogate - surrogate.detach())

@@ -14,9 +14,11 @@ from pecker_fast.distill.conditions import ClassConditions, Conditions, DrawsCon
 from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.losses import (
     Predictions,
+    every_step_loss,
     generator_loss,
+    one_step_loss,
     one_step_sample,
-    teacher_predictions,
+    pseudo_score_loss,
 )
 from pecker_fast.distill.network_set import NetworkSet, alias
 from pecker_fast.distill.networks import (
@@ -191,47 +193,55 @@ class Objective:
             given=lambda: conditions.about(pipeline),
         )
 
-    def ask_teacher(
-        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions
-    ) -> Predictions:
-        """`teacher_predictions` of the generator's images as this run has them, for `score`."""
-        return teacher_predictions(
+    def denoising(
+        self, network: nn.Module, x_g: Tensor, draws: Draws, labels: Conditions
+    ) -> Tensor:
+        """`pseudo_score_loss` of the generator's images as this run has it."""
+        return pseudo_score_loss(
+            network,
             x_g,
             draws.e,
             draws.t,
-            networks,
-            labels.teacher,
+            labels.learning,
             self.schedule,
-            predict=self.predictors.teacher,
-            diff_instruct=self.config.diff_instruct,
-            recompute=self.config.recompute,
+            predict=self.predictors.training,
         )
 
     def score(
-        self,
-        networks: NetworkSet,
-        x_g: Tensor,
-        draws: Draws,
-        labels: Conditions,
-        weight: Tensor,
-        phi: Predictions | None = None,
+        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`generator_loss` of the generator's images as this run has it."""
-        config = self.config
-        return generator_loss(
-            x_g,
-            draws.e,
-            draws.t,
+        x_t = self.schedule.add_noise(x_g.detach(), draws.e, draws.t).requires_grad_()
+        call, recompute = self.predictors, self.config.recompute
+        of_psi = [call.difference] if call.residual is None else [call.difference, call.residual]
+        phi = Predictions(
+            networks, "teacher", [call.teacher], x_t, draws.t, labels.teacher, recompute
+        )
+        psi = Predictions(
+            networks, "pseudo_score", of_psi, x_t, draws.t, labels.of_score, recompute
+        )
+        return generator_loss(x_g, phi, psi, self.schedule, weight, alpha=self.config.alpha)
+
+    def one_step(
+        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`one_step_loss` of the generator's images as this run has it."""
+        with torch.no_grad():
+            x_start = self.sample(networks.use("start"), draws.noise, labels.of_redirection)
+        return one_step_loss(x_g, x_start, self.config.generator.one_step * weight)
+
+    def every_step(
+        self, networks: NetworkSet, x_g: Tensor, noised: Noised, labels: Conditions
+    ) -> Tensor:
+        """`every_step_loss` of the generator's images as this run has it."""
+        return every_step_loss(
             networks,
-            labels.teacher,
-            labels.of_score,
+            self.schedule.add_noise(x_g.detach(), noised.e, noised.t),
+            noised.t,
+            labels.of_samples,
+            labels.at_every_step,
             self.schedule,
-            weight,
-            alpha=config.alpha,
-            predictors=self.predictors,
-            diff_instruct=config.diff_instruct,
-            recompute=config.recompute,
-            phi=phi,
+            predict=self.predictors.generator,
         )
 
     def around(self, teacher: nn.Module, values: Mapping[str, Any]) -> Objective:

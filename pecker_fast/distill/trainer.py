@@ -26,7 +26,6 @@ from pecker_fast.distill.network_set import (
     equal_networks,
 )
 from pecker_fast.distill.objective import Objective
-from pecker_fast.distill.side_stream import SideStream
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
@@ -156,7 +155,6 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             self.learner,
             self._ema,
             self._ranks,
-            self._side_stream(),
         )
         self._graph = IterationGraph(
             self._step.compute, (self._psi, self.learner), self.device, self._capture()
@@ -314,11 +312,6 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         if not self._ranks.alone:
             return "no CUDA graph with several processes: gradients are sent during it"
         return CudaCapture(self.device)
-
-    def _side_stream(self) -> SideStream | None:
-        """Where the phases overlap, if they are to; not where gradients are sent during a phase."""
-        overlaps = self.config.overlap and self.device.type == "cuda" and self._ranks.alone
-        return SideStream(self.device) if overlaps else None
 
     # ---- masks
 

@@ -154,17 +154,9 @@ def describe_backward(flops: NetworkFlops, mask: SaliencyMask, config: PeckerCon
         return line if structured else f"{line}; mask.granularity out_channel or tensor can"
     weights = (full.weight_gradients - masked.weight_gradients) / full.total
     below = (full.input_gradients - masked.input_gradients) / full.total
-
-    def iteration(masked_networks: int) -> int:
-        return flops.iteration(
-            masked_networks,
-            shared_sample=config.share_generator_pass,
-            diff_instruct=config.diff_instruct,
-        )
-
     learning = 2 if config.mask.apply == "both" else 1
     return (
         f"{line} ({flops.skipped:.1%} skipped: weight gradients {weights:.1%}, layers below the "
         f"earliest salient one {below:.1%}); of an iteration: "
-        f"{1 - iteration(learning) / iteration(0):.1%}"
+        f"{1 - flops.iteration(learning) / flops.iteration():.1%}"
     )

@@ -65,22 +65,17 @@ class NetworkFlops:
         """The share of the full backward pass that the mask saves."""
         return 1 - self.masked.total / self.full.total if self.full.total else 0.0
 
-    def iteration(
-        self, masked_networks: int = 0, *, shared_sample: bool = False, diff_instruct: bool = False
-    ) -> int:
+    def iteration(self, masked_networks: int = 0) -> int:
         """One image's share of an iteration of score forgetting distillation.
 
         Args:
             masked_networks: How many of the two that learn do so under the mask: 1 is the
                 generator, 2 the pseudo-score network as well.
-            shared_sample: Both phases use one pass of the generator.
-            diff_instruct: No gradient goes through the scores.
         """
-        # Generator in both phases, pseudo-score in both, teacher in one.
-        forwards = 4 if shared_sample else 5
-        through = 0 if diff_instruct else 2  # teacher and pseudo-score, in the generator's phase
+        # Forward passes: generator in both phases, pseudo-score in both, teacher in one. Through
+        # to the image: teacher and pseudo-score, in the generator's phase.
         backward = masked_networks * self.masked.total + (2 - masked_networks) * self.full.total
-        return forwards * self.forward + through * self.through + backward
+        return 5 * self.forward + 2 * self.through + backward
 
 
 def count_flops(

@@ -9,7 +9,7 @@ import torch
 from pecker_fast.nn import winograd
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS_CUDA = ("trainer, fused blocks", "trainer, one CUDA graph", "all, two streams")
+NEEDS_CUDA = ("trainer, fused blocks", "trainer, one CUDA graph")
 
 
 def variant(name):

@@ -30,8 +30,6 @@ def test_defaults_are_the_published_cifar10_recipe():
     )
     assert (mask.granularity, mask.refresh_every) == ("element", 0)
     assert (saliency.kind, saliency.clip_grad_norm) == ("forget", 1.0)
-    assert not config.share_generator_pass
-    assert not config.diff_instruct
 
 
 def test_the_cifar10_file_says_what_the_defaults_say():
@@ -140,7 +138,6 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path, key, nearest):
         ({"mask": 3}, r"^mask must be a section with keys such as 'mask\.kind', got 3$"),
         ({"diffusion.t_min": 800, "diffusion.t_max": 712}, r"^t_min 800 must be below t_max 712$"),
         ({"forget": 1}, r"^forget and override are the same class 1: nothing"),
-        ({"share_generator_pass": True, "micro_batch": 4}, "set one of them"),
         ({"generator.lambda_forget": 0}, "needs generator.lambda_forget > 0"),
     ],
 )

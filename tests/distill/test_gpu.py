@@ -16,8 +16,6 @@ OPTIONS = {
     "three sets": {"mask.apply": "both", "mask.share_weights": False},
     "bf16": {"mask.apply": "both", "precision": "bf16"},
     "autocast": {"precision": "autocast"},
-    "one generator pass": {"share_generator_pass": True},
-    "two streams": {"overlap": True},
 }
 
 

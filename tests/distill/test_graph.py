@@ -25,7 +25,6 @@ OPTIONS = {
     "one set of weights": {"mask.apply": "both"},
     "released gradients": {"mask.apply": "both", "optimizer.release_grads": True},
     "micro batches": {"mask.apply": "both", "micro_batch": 3},
-    "one generator pass": {"share_generator_pass": True},
     "bf16": {"precision": "bf16", "mask.apply": "both"},
     "recomputed": {"recompute": True, "mask.apply": "both"},
     "every step": {"generator.every_step": 0.5, "mask.apply": "both", "micro_batch": 3},

@@ -17,7 +17,6 @@ OPTIONS = {
     "moments": {"optimizer.beta1": 0.9},
     "micro batches": {"micro_batch": 3},
     "released gradients": {"optimizer.release_grads": True},
-    "one generator pass": {"share_generator_pass": True},
     "another mask": {"mask.refresh_every": 2, "mask.density": 0.1},
     "whole tensors": {"mask.granularity": "tensor", "optimizer.clip_value": None},
     "bf16": {"precision": "bf16"},

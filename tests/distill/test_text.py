@@ -8,7 +8,6 @@ from text_toys import TEXT, drawn_at, encode, text_objective, text_unet
 from toys import assert_same_bits, train, weights
 
 from pecker_fast.distill import PeckerTrainer
-from pecker_fast.distill.losses import generator_loss, pseudo_score_loss
 from pecker_fast.distill.network_set import SharedNetworks
 from pecker_fast.distill.networks import diffusers_predictor, guided_by_sample
 from pecker_fast.errors import PeckerError
@@ -111,10 +110,7 @@ def test_losses_and_gradients_are_the_methods(guided, alpha):
     psi.requires_grad_(False)
 
     x_g = objective.sample(theta, draws.noise, labels.student)
-    found, gradient = generator_loss(
-        x_g, draws.e, draws.t, trainer._networks, labels.teacher, labels.score,
-        objective.schedule, weight, alpha=alpha, predictors=objective.predictors,
-    )  # fmt: skip
+    found, gradient = objective.score(trainer._networks, x_g, draws, labels, weight)
     torch.testing.assert_close(found, ell, rtol=1e-10, atol=1e-10)
     close = {"rtol": 1e-8, "atol": 1e-8}
     for a, b in zip(
@@ -123,10 +119,7 @@ def test_losses_and_gradients_are_the_methods(guided, alpha):
         torch.testing.assert_close(a, b, **close)
     psi.requires_grad_(True)
     drawn = objective.sample(theta, draws.noise, labels.sampled)
-    loss = pseudo_score_loss(
-        psi, drawn.detach(), draws.e, draws.t, labels.training, objective.schedule,
-        predict=objective.predictors.training,
-    )  # fmt: skip
+    loss = objective.denoising(psi, drawn.detach(), draws, labels)
     torch.testing.assert_close(loss, l_psi, rtol=1e-10, atol=1e-10)
     ours = torch.autograd.grad((weight * loss).sum(), list(psi.parameters()))
     for a, b in zip(ours, expected_psi, strict=True):
@@ -197,7 +190,7 @@ def peak(phase, **settings):
     trainer = PeckerTrainer(text_objective(settings, GUIDED))
     inputs = trainer.draw(IterationRandom(0, 0, torch.device("cpu"), TRAINING))
     with LiveMemory() as memory:
-        getattr(trainer._step, phase)(inputs, None)
+        getattr(trainer._step, phase)(inputs)
     return memory.peak_bytes
 
 

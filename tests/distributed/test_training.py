@@ -19,7 +19,6 @@ OPTIONS = {
     # Tensor by tensor: the toy adds a class and a bias in one place, so that among all scores pairs
     # are equal but for rounding, and who of them is salient would be decided by it.
     "refreshed mask": {"mask.refresh_every": 2, "mask.apply": "both", "mask.scope": "per_tensor"},
-    "one pass for both": {"share_generator_pass": True},
 }
 
 

@@ -42,7 +42,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "as published": {},
     "forgetting alone": {"lambda_remain": 0.0, "lambda_forget": 1.0},
     "alpha 1": {"alpha": 1.0},
-    "no gradient through the scores": {"alpha": 1.0, "diff_instruct": True},
 }
 """Differences from the published configuration; alpha concerns the generator's loss only."""
 

@@ -96,7 +96,6 @@ def train_once(runner: Any, config: Any, shapes: Any, size: str, run: Any) -> di
     config = copy.deepcopy(config)
     distill = config.distill
     distill.alpha = run.get("alpha", distill.alpha)
-    distill.use_diffinst = run.get("diff_instruct", False)
     for network in ("sg", "g"):
         for term in ("remain", "forget"):
             given = run.get(f"lambda_{term}", getattr(distill, f"{network}_{term}_coef"))

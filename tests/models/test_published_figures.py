@@ -132,7 +132,7 @@ def inputs(size: str) -> IterationInputs:
         )
         for role in ("pseudo_score", "generator")
     ]
-    return IterationInputs(labels, *draws, shared_noise=None)
+    return IterationInputs(labels, *draws)
 
 
 @pytest.mark.parametrize("run", formula.RUNS)

@@ -153,8 +153,7 @@ def test_the_passes_of_an_iteration():
     flops = NetworkFlops(1, 100, BackwardFlops(10_000, 30_000), BackwardFlops(10_000, 0))
     assert flops.iteration() == 5 + 200 + 80_000
     assert flops.iteration(1) == 5 + 200 + 50_000
-    assert flops.iteration(2, shared_sample=True) == 4 + 200 + 20_000
-    assert flops.iteration(0, diff_instruct=True) == 5 + 80_000
+    assert flops.iteration(2) == 5 + 200 + 20_000
 
 
 def test_the_same_as_training_on_the_cpu_does():

@@ -100,7 +100,7 @@ def test_only_two_checkpoints_are_kept(tmp_path):
         {},
         {"mask.refresh_every": 2, "mask.apply": "both", "optimizer.beta1": 0.9},
         {"mask.kind": "full", "lr_schedule": "cosine"},
-        {"ema.decay": None, "share_generator_pass": True, "override": "random"},
+        {"ema.decay": None, "override": "random"},
         {"optimizer.release_grads": True, "micro_batch": 3, "mask.refresh_every": 4},
     ],
 )

@@ -128,8 +128,7 @@ PARTS: tuple[Part, ...] = (
         (
             Command(
                 "{python} benchmarks/iteration.py --preset cifar10 --batch 128 "
-                "--provider 'as published' "
-                f"'all, algorithm unchanged' 'all, shared generator pass' {_BENCH}",
+                f"--provider 'as published' 'all, algorithm unchanged' {_BENCH}",
                 "see rows; 4.2 to 6.0 x as published",
             ),
             Command(f"{_TESTS} tests/distill/test_gpu.py", "all passed"),
@@ -156,7 +155,6 @@ PREDICTED_MS: dict[tuple[object, ...], tuple[float, float]] = {
     ("iteration", "cifar10", None, 0.1, "as published"): (587.0, 660.0),
     # benchmarks/budget.py, 12 % more or less.
     ("iteration", "cifar10", None, 0.1, "all, algorithm unchanged"): (110.0, 140.0),
-    ("iteration", "cifar10", None, 0.1, "all, shared generator pass"): (101.0, 128.0),
 }
 
 # Without a card the plan is rehearsed: on the CPU, on small networks, tests collected alone.
