@@ -71,16 +71,7 @@ class SeparateNetworks:
         pseudo_score: nn.Module,
         start: nn.Module | None = None,
     ) -> None:
-        """Keep them; `start` is None where it is the teacher.
-
-        Raises:
-            PeckerError: Two of them are the same module.
-        """
-        if len({teacher, generator, pseudo_score}) < 3:
-            raise PeckerError(
-                "teacher, generator and pseudo-score must be three networks, of which the last two "
-                "are trained in place; pass copies (copy.deepcopy)"
-            )
+        """Keep them, which are three modules; `start` is None where it is the teacher."""
         self._networks: dict[Role, nn.Module] = {
             "teacher": teacher,
             "generator": generator,

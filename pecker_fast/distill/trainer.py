@@ -32,7 +32,7 @@ from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.nn.recomputing import recompute_blocks_
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import fingerprint
-from pecker_fast.runs.learner import MakeOptimizer, masked_adamw
+from pecker_fast.runs.learner import Learner, MakeOptimizer, masked_adamw
 from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.metrics import LOSS_NAMES
 from pecker_fast.runs.randomness import IterationRandom
@@ -80,81 +80,38 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             PeckerError: A mask of another model, a directory that holds another run, more processes
                 than samples, or a second stage without the first.
         """
-        config = objective.config
-        if any(network is objective.original for network in (generator, pseudo_score)):
-            raise PeckerError(
-                "teacher, generator and pseudo-score must be three networks, of which the last two "
-                "are trained in place; pass copies (copy.deepcopy)"
-            )
-        self._start_notes = config.check_start(generator is not None, pseudo_score is not None)
-        if mask is None:
-            config.check_saliency(pseudo_score is not None)
-        if mask is not None and config.mask.refresh_every:
-            raise PeckerError("a given mask cannot be refreshed: set mask.refresh_every to 0")
+        self._objective = objective
+        self._start_notes = self._check_given(generator, pseudo_score, mask)
         # The teacher never changes, so a generator that starts as its copy needs no second one.
         start = objective.original if generator is None else copy.deepcopy(generator)
-
-        def identity() -> dict[str, str]:
-            networks = {"model": objective.original}
-            if generator is not None:
-                networks["start of the generator"] = start
-            if pseudo_score is not None:
-                networks["start of the pseudo-score network"] = pseudo_score
-            found = {what: fingerprint(network) for what, network in networks.items()}
-            return found | objective.identity()
-
+        starts = {
+            "model": objective.original,
+            "start of the generator": None if generator is None else start,
+            "start of the pseudo-score network": pseudo_score,
+        }
         super().__init__(
-            config,
+            objective.config,
             objective.device,
             start,
-            identity,
+            lambda: (
+                {what: fingerprint(each) for what, each in starts.items() if each is not None}
+                | objective.identity()
+            ),
             directory=run_directory,
             ranks=ranks,
             title="distill" if progress else None,
         )
-        self._objective = objective
         given = objective.original if pseudo_score is None else pseudo_score
         # References, unless psi is trained in place: then they are at its precision anyway.
         self._pseudo_score_start = dict(given.named_parameters())
-        if config.recompute_blocks:
-            recompute_blocks_(objective.own_teacher())
-        self._blocks = fused_blocks(
-            partial(objective.own_teacher, weights=False), config.accelerate, self.device
-        )
-        masks_both = config.mask.apply == "both"
-        started_alike = generator is None and pseudo_score is None
-        share = masks_both and config.mask.share_weights and started_alike
-        self._networks: NetworkSet
-        if share:  # that needs the mask
-            self._networks = equal_networks(objective.teacher)
-        else:
-            self._networks = self._separate(generator, pseudo_score)
-        theta_mask = self._settle_mask(mask, self._find_mask)
-        self._refresh_every = 0 if theta_mask is None else config.mask.refresh_every
-        psi_mask = theta_mask if masks_both else None
-        if share and psi_mask is None:
-            self._networks = self._separate(None, None)
-        elif share:
-            self._networks = SharedNetworks(
-                objective.own_teacher(), self.ever_salient, config.optimizer.backend
-            )
-        theta_lr = config.generator.lr * self._rate_under(theta_mask)
-        psi_lr = config.pseudo_score.lr * self._rate_under(psi_mask)
-        theta_makes, psi_makes = (
-            make_optimizer or self._makes(section)
-            for section in (config.generator, config.pseudo_score)
-        )
-        self.learner = self._learn(self.generator, theta_mask, theta_lr, theta_makes)
-        self._psi = self._learn(self.pseudo_score, psi_mask, psi_lr, psi_makes)
+        theta_mask, psi_mask = self._make_networks(generator, pseudo_score, mask)
+        learns = self.config.generator, self.config.pseudo_score
+        self.learner = self._learner(self.generator, learns[0], theta_mask, make_optimizer)
+        self._psi = self._learner(self.pseudo_score, learns[1], psi_mask, make_optimizer)
         self._refine_masters()
         self._start_average()
         self._step = Iteration(
-            objective,
-            self._networks,
-            self._psi,
-            self.learner,
-            self._ema,
-            self._ranks,
+            objective, self._networks, self._psi, self.learner, self._ema, self._ranks
         )
         self._graph = IterationGraph(
             self._step.compute, (self._psi, self.learner), self.device, self._capture()
@@ -259,7 +216,58 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         yield from super().held()
         yield from self._networks.held()
 
-    # ---- networks
+    # ---- how it starts
+
+    def _check_given(
+        self,
+        generator: nn.Module | None,
+        pseudo_score: nn.Module | None,
+        mask: SaliencyMask | None,
+    ) -> list[str]:
+        """Refuse what a run cannot start from; what there is to say of the rest."""
+        objective, config = self._objective, self._objective.config
+        given = [network for network in (generator, pseudo_score) if network is not None]
+        if len({objective.original, *given}) <= len(given):
+            raise PeckerError(
+                "teacher, generator and pseudo-score must be three networks, of which the last two "
+                "are trained in place; pass copies (copy.deepcopy)"
+            )
+        notes = config.check_start(generator is not None, pseudo_score is not None)
+        if mask is None:
+            config.check_saliency(pseudo_score is not None)
+        elif config.mask.refresh_every:
+            raise PeckerError("a given mask cannot be refreshed: set mask.refresh_every to 0")
+        return notes
+
+    def _make_networks(
+        self,
+        generator: nn.Module | None,
+        pseudo_score: nn.Module | None,
+        mask: SaliencyMask | None,
+    ) -> tuple[SaliencyMask | None, SaliencyMask | None]:
+        """The three networks, and the masks of theta and psi: None where every entry may change."""
+        objective, config = self._objective, self.config
+        if config.recompute_blocks:
+            recompute_blocks_(objective.own_teacher())
+        self._blocks = fused_blocks(
+            partial(objective.own_teacher, weights=False), config.accelerate, self.device
+        )
+        both = config.mask.apply == "both"
+        share = both and config.mask.share_weights and generator is None and pseudo_score is None
+        self._networks: NetworkSet
+        if share:  # that needs the mask
+            self._networks = equal_networks(objective.teacher)
+        else:
+            self._networks = self._separate(generator, pseudo_score)
+        settled = self._settle_mask(mask, self._find_mask)
+        self._refresh_every = 0 if settled is None else config.mask.refresh_every
+        if share and settled is None:
+            self._networks = self._separate(None, None)
+        elif share:
+            self._networks = SharedNetworks(
+                objective.own_teacher(), self.ever_salient, config.optimizer.backend
+            )
+        return settled, settled if both else None
 
     def _separate(
         self, generator: nn.Module | None, pseudo_score: nn.Module | None
@@ -288,14 +296,21 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         fused_blocks(lambda: working, self.config.accelerate, teacher.device)
         return working
 
-    def _makes(self, section: NetworkSection) -> MakeOptimizer:
-        """What makes a network's optimizer."""
-        unlimited = {} if section.clip else {"clip_value": None}
-        return masked_adamw(self.config.optimizer.model_copy(update=unlimited))
-
-    def _rate_under(self, mask: SaliencyMask | None) -> float:
-        """What a learning rate is multiplied with, so that a step is as long as a dense one."""
-        return 1.0 if mask is None or not self.config.mask.scale_lr else mask.density**-0.5
+    def _learner(
+        self,
+        network: nn.Module,
+        section: NetworkSection,
+        mask: SaliencyMask | None,
+        make_optimizer: MakeOptimizer | None,
+    ) -> Learner:
+        """What steps a network, as its section of the configuration says."""
+        lr = section.lr
+        if mask is not None and self.config.mask.scale_lr:  # a step as long as a dense one
+            lr *= mask.density**-0.5
+        if make_optimizer is None:
+            unlimited = {} if section.clip else {"clip_value": None}
+            make_optimizer = masked_adamw(self.config.optimizer.model_copy(update=unlimited))
+        return self._learn(network, mask, lr, make_optimizer)
 
     def _refine_masters(self) -> None:
         """Masters start from the networks as they were given, not as bf16 has them."""
