@@ -51,7 +51,7 @@ def write_json(path, values):
     return path
 
 
-def points(iterations, seconds, forget=(0.9, 0.3, 0.01), frechet=None, fid=None):
+def points(iterations, seconds, forget=(0.9, 0.3, 0.01), frechet=None):
     """A curve of as many points as `forget` has, evenly spaced."""
     last = len(forget) - 1
     return [
@@ -59,7 +59,6 @@ def points(iterations, seconds, forget=(0.9, 0.3, 0.01), frechet=None, fid=None)
             iteration=iterations * k // last, forget_accuracy=value, keep_accuracy=0.9,
             forget_count=60, keep_count=117, wall_s=seconds * k / last,
             frechet=None if frechet is None else frechet[k],
-            fid=None if fid is None else fid[k],
         )
         for k, value in enumerate(forget)
     ]  # fmt: skip

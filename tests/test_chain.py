@@ -118,8 +118,8 @@ def train_classifier(run):
 
 
 def find_masks_and_erase(run):
-    """PECKER finds the mask that `mask` found, and FID as it goes; SalUn is given its mask."""
-    more = {"pecker": f"--inception inception.pth {FEW}", "salun": "--mask-file salun.safetensors"}
+    """PECKER finds the mask that `mask` found; SalUn is given its mask."""
+    more = {"pecker": "", "salun": "--mask-file salun.safetensors"}
     judged = "--classifier judge --per-class 2 --curve-per-class 2 --teacher-steps 4"
     for name, kind, steps in (("pecker", "saliency", 1), ("salun", "given", 4)):
         run(f"mask teacher {METHODS[name]} --out {name}.safetensors")
@@ -134,7 +134,6 @@ def find_masks_and_erase(run):
         assert [point["iteration"] for point in curve] == POINTS
         for point in curve:
             assert (point["forget_count"], point["keep_count"]) == (2, 6) and point["frechet"] > 0
-            assert 0 < point["fid"] < 1e6 if name == "pecker" else point["fid"] is None
         check_frozen(name, report)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from pecker_fast.cli.common import (
-    CLASSIFIER,
     INPUT,
     machine_options,
     prepare,
@@ -45,7 +44,7 @@ was not, and label says what each names: a class of the classifier, whatever CLI
 """,
 )
 @click.argument("run", type=INPUT)
-@click.option("--classifier", type=CLASSIFIER, help="The judge.")
+@click.option("--classifier", type=INPUT, help="The judge.")
 @click.option(
     "--prompts",
     type=INPUT,

@@ -13,7 +13,6 @@ import click
 
 from pecker_fast.datasets import DATASETS
 from pecker_fast.errors import PeckerError, printable
-from pecker_fast.evaluate.defaults import TRUSTED
 from pecker_fast.files import shown
 from pecker_fast.progress import note
 from pecker_fast.runs.finding import is_hub_id
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from pecker_fast.distributed import Ranks
 
 __all__ = [
-    "CLASSIFIER",
     "INPUT",
     "MODEL_ARGUMENT",
     "PATH",
@@ -102,20 +100,9 @@ class _Source(_Input):
         return Path(text) if is_hub_id(text) else super().convert(value, param, ctx)
 
 
-class _Classifier(_Input):
-    """A classifier that is there, by its name or as `trusted:FILE`."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path as it was given; see `_Input`."""
-        text = os.fspath(value)
-        path = super().convert(text.removeprefix(TRUSTED), param, ctx)
-        return Path(text) if text.startswith(TRUSTED) else path
-
-
 PATH = _Path()
 INPUT = _Input()
 SOURCE = _Source()
-CLASSIFIER = _Classifier()
 MODEL_ARGUMENT = click.argument("model", type=INPUT)
 SOURCE_ARGUMENT = click.argument("model", type=SOURCE)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pecker_fast.cli.common import (
-    CLASSIFIER,
     INPUT,
     PATH,
     SOURCE,
@@ -149,16 +148,11 @@ Their result draws images in many steps, as the original does. --mask-file takes
 @click.option(
     "--classifier",
     "classifiers",
-    type=CLASSIFIER,
+    type=INPUT,
     multiple=True,
     help="Judge, see `evaluate`; gives a report. Given again: a second one.",
 )
 @click.option("--statistics", type=INPUT, help="Real images, see `evaluate`.")
-@click.option(
-    "--inception",
-    type=PATH,
-    help="Weights file, see `evaluate`: also measures FID as the run goes, against --dataset.",
-)
 @_images(
     "--curve-per-class",
     help="Images of each class behind each point of the curve.  [default: 177 in all]",

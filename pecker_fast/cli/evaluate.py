@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from pecker_fast.cli.common import (
-    CLASSIFIER,
     INPUT,
     PATH,
     data_options,
@@ -45,10 +44,8 @@ Examples:
 \b
 The classifier is a folder that train-classifier wrote, or the state dict of torchvision's resnet34
 as the train_classifier.py of SA, SalUn and SFD saves it (cifar10_resnet34.pth); no code in them is
-run. The code in a TorchScript file is: one that you trust, which maps images in [-1, 1] to logits,
-or to (logits, features), is given as trusted:FILE. --statistics adds the Fréchet distance in the
-classifier's features: a file of ClassStatistics.save, or an .npz with the real images (N, C, H, W),
-uint8, and their labels.
+run. --statistics adds the Fréchet distance in the classifier's features: a file of
+ClassStatistics.save, or an .npz with the real images (N, C, H, W), uint8, and their labels.
 
 \b
 Real images (--real or --dataset) add FID, KID, inception score, precision and recall of the kept
@@ -79,9 +76,9 @@ probabilities.
 @click.option(
     "--classifier",
     "classifiers",
-    type=CLASSIFIER,
+    type=INPUT,
     multiple=True,
-    help="The judge; given again, a second one, whose agreement is reported.",
+    help="The judge; given again, a second one.",
 )
 @click.option(
     "--statistics",

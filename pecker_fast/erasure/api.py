@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pecker_fast.datasets import PUBLISHED_SPLIT
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.prompt_files import read_prompt_file
 from pecker_fast.distill.config import sets_guidance
@@ -140,7 +139,7 @@ def _as_folder(model: Any, out: Path, of_hub: dict[str, Any]) -> Iterator[dict[s
 _PATHS = (
     "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics",
     "second_classifier",
-    "inception", "nudity_detector", "clip", "pipeline_config", "prompts",
+    "nudity_detector", "clip", "pipeline_config", "prompts",
 )  # fmt: skip
 
 
@@ -209,9 +208,8 @@ def _class_task(request: Request) -> Task[Any, ModelFolder]:
     site = _site(request, device, ranks, model.network)
     if isinstance(config, BaselineConfig) and not config.data_free:
         config, images = real_images(request, config, ranks)
-        judge = _judge(request, model, device, images)
-        return Baseline(site, model, config, images, judge)
-    judge = _judge(request, model, device, _real(request, ranks))
+        return Baseline(site, model, config, images, _judge(request, model, device))
+    judge = _judge(request, model, device)
     config = with_overrides(config, model, judge, device)
     if isinstance(config, BaselineConfig):
         return Baseline(site, model, config, None, judge)
@@ -286,23 +284,13 @@ def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Modu
     )
 
 
-def _real(request: Request, ranks: Ranks) -> ImageSet | None:
-    """What FID is measured against, where a distillation is judged by it."""
-    if request.dataset is None:
-        return None
-    return request.read_images(ranks, PUBLISHED_SPLIT.get(request.dataset, "train"))
-
-
-def _judge(
-    request: Request, model: ModelFolder, device: torch.device, real: ImageSet | None
-) -> Judge | None:
+def _judge(request: Request, model: ModelFolder, device: torch.device) -> Judge | None:
     """The classifier that was named, with what it measures by."""
     if request.classifier is None:
         return None
     judge = Judge.load(
-        request.classifier, request.statistics, request.inception, real,
-        class_names=model.class_names, model=model, device=device,
-        second=request.second_classifier,
+        request.classifier, request.statistics, None, None, class_names=model.class_names,
+        model=model, device=device, second=request.second_classifier,
     )  # fmt: skip
     judge = replace(judge, per_class=request.per_class, teacher_steps=request.teacher_steps)
     if request.curve_per_class is not None:

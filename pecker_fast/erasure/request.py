@@ -63,7 +63,7 @@ class Request:
         overrides: the class in its place, of several the last; where several are to be forgotten
             one for all or one for each, and with `pipeline` one for each of `names`.
         names: the concepts, for a recipe that leaves them open.
-        dataset: real images to train on, and to measure FID against. None: the configuration's.
+        dataset: real images to train on. None: the configuration's.
         data_root: the folder that holds them.
         download: fetch them if they are not there.
         mask: instead of one that is found; a file or in memory.
@@ -72,10 +72,9 @@ class Request:
         pseudo_score: where the pseudo-score network starts, likewise.
         first_stage: where both start: a run of `pecker-fast distill` on the same model.
         classifier: the judge, which gives a report.
-        second_classifier: another judge, whose agreement is reported.
+        second_classifier: another judge.
         statistics: of real images in its features, or those images as .npz. None: what lies
             beside the classifier.
-        inception: weights of the Inception network, for FID as the run goes.
         curve_per_class: images of each class behind each point of the curve. None: 177 in all.
         per_class: images of each class in the evaluation.
         teacher_steps: DDIM steps of a many-step model in the evaluation.
@@ -124,7 +123,6 @@ class Request:
     classifier: Path | None = None
     second_classifier: Path | None = None
     statistics: Path | None = None
-    inception: Path | None = None
     curve_per_class: int | None = None
     per_class: int = 200
     teacher_steps: int = 50
@@ -256,7 +254,7 @@ class Request:
         if not prompts and config.text is not None:
             raise self._error(f"{self.config} is about prompts; give --pipeline in place of MODEL")
         if not isinstance(config, BaselineConfig) or config.data_free:
-            self._check_images()
+            self._check_data_free()
         return config
 
     def read_images(self, ranks: Ranks, split: str) -> ImageSet:
@@ -292,7 +290,6 @@ class Request:
             raise self._error("give --forget and --override, or a --config that has them")
         needing = {
             "--statistics": self.statistics,
-            "--inception": self.inception,
             "second_classifier": self.second_classifier,
         }
         for option, value in needing.items():
@@ -304,7 +301,6 @@ class Request:
         only_classes = {
             "--forget": self._forgotten or None,
             "--statistics": self.statistics,
-            "--inception": self.inception,
             "a second --classifier": self.second_classifier,
         }
         if unfit := [name for name, value in only_classes.items() if value is not None]:
@@ -346,16 +342,6 @@ class Request:
             made = {source / MODEL_NAME, source / PIPELINE_NAME} if holds_run(source) else {source}
             if made & set(out.parents):
                 raise self._error(f"--out {self.out} lies in {read}; choose a folder outside of it")
-
-    def _check_images(self) -> None:
-        """Real images are what FID is measured against, of a run that is not trained on any."""
-        if self.inception is None:
-            self._check_data_free()
-        elif self.dataset is None:
-            raise self._error(
-                "--inception measures FID against real images; name them: --dataset cifar10 "
-                "--data-root FOLDER"
-            )
 
     def _check_data_free(self) -> None:
         given = {

@@ -1,4 +1,4 @@
-"""Classifiers that judge generated images: a small one, a ResNet-34 (also published), or another.
+"""Classifiers that judge generated images: a small one, or a ResNet-34 (also published).
 
 Every classifier maps images (N, C, H, W) in [-1, 1], float32, to logits (N, num_classes) and to
 features (N, F) for the Fréchet distance. See `Classifier` for the contract.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,14 +22,12 @@ from pecker_fast.evaluate.classifier_files import (
     check_classes,
     check_outputs,
     check_sizes,
-    is_torchscript,
     published_weights,
     read_config,
 )
-from pecker_fast.evaluate.defaults import TRUSTED
 from pecker_fast.evaluate.resnet import ResNetClassifier
 
-__all__ = ["Classifier", "ScriptedClassifier", "SmallClassifier", "load_classifier"]
+__all__ = ["Classifier", "SmallClassifier", "load_classifier"]
 
 FEATURES = 64
 _POOLED = 4  # side of the last feature map, whatever the size of the image
@@ -92,91 +88,28 @@ class SmallClassifier(SavedClassifier):
         return logits, features
 
 
-class ScriptedClassifier(nn.Module):
-    """A user's TorchScript file that returns logits, or (logits, features).
-
-    Where it returns logits only, the logits serve as features.
-    """
-
-    def __init__(self, script: torch.jit.ScriptModule) -> None:
-        super().__init__()
-        self.script = script
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, C, H, W) in [-1, 1] to logits (N, num_classes)."""
-        return self.logits_and_features(images)[0]
-
-    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images to (logits, features).
-
-        Raises:
-            PeckerError: the script fails on these images or returns something else.
-        """
-        try:
-            output = self.script(images)
-        except RuntimeError as error:
-            raise PeckerError(
-                f"classifier: the TorchScript file fails on images {tuple(images.shape)} "
-                f"({str(error).strip().splitlines()[-1]}); it must take float32 images "
-                "(N, C, H, W) in [-1, 1] of the model's size"
-            ) from error
-        both = output if isinstance(output, tuple) else (output, output)
-        if len(both) != 2:
-            raise PeckerError(
-                "classifier: the TorchScript file must return logits (N, classes) or a tuple "
-                f"(logits, features (N, F)); got a tuple of {len(both)}"
-            )
-        logits, features = both
-        for name, value in (("logits", logits), ("features", features)):
-            if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(images):
-                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise PeckerError(
-                    f"classifier: the TorchScript file must return logits (N, classes) or a "
-                    f"tuple (logits, features (N, F)); got {name} {found} for N={len(images)}"
-                )
-        return logits.float(), features.float()
-
-
 def load_classifier(
     path: str | os.PathLike[str], class_names: Sequence[str] = ()
-) -> SmallClassifier | ResNetClassifier | ScriptedClassifier:
+) -> SmallClassifier | ResNetClassifier:
     """Load the folder of a `SmallClassifier` or a ResNet-34, or a file of another's classifier.
 
     A file holds the state dict of torchvision's resnet34, see `ResNetClassifier.published`; no code
-    in it is run. The code in a TorchScript file is run, and may do what this process may, so such a
-    file must be named as `trusted:FILE`; it returns logits, or (logits, features). The classes that
-    are to be judged must be those it was trained on, see `check_classes` and `check_outputs`.
+    in it is run. The classes that are to be judged must be those it was trained on, see
+    `check_classes` and `check_outputs`.
 
     Raises:
         PeckerError: nothing is there, it is none of these, or it was trained on other classes.
     """
-    trusted = str(path).startswith(TRUSTED)
-    path = Path(str(path).removeprefix(TRUSTED))
+    path = Path(path)
     if path.is_dir():
         check_classes(path, class_names)
         arch = read_config(path, SmallClassifier.__name__).get("arch")
         return SmallClassifier.load(path) if arch is None else ResNetClassifier.load(path)
     if not path.is_file():
         raise PeckerError(f"classifier {path}: no such file or folder; give {ACCEPTED}")
-    if not is_torchscript(path):
-        judge = ResNetClassifier.published(published_weights(path), f"classifier {path}")
-        check_outputs(path, judge.num_classes, class_names)
-        return judge
-    if not trusted:
-        raise PeckerError(
-            f"classifier {path}: a TorchScript file, whose code can read and write your files; if "
-            f"you trust who made it, name it as {TRUSTED}{path}"
-        )
-    try:
-        with warnings.catch_warnings():  # torch deprecates TorchScript; users' files remain
-            warnings.simplefilter("ignore", DeprecationWarning)
-            script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as error:
-        raise PeckerError(
-            f"classifier {path}: a TorchScript file that cannot be read; export it again with "
-            "torch.jit.trace(model.eval(), images).save(path)"
-        ) from error
-    return ScriptedClassifier(script.eval())
+    judge = ResNetClassifier.published(published_weights(path), f"classifier {path}")
+    check_outputs(path, judge.num_classes, class_names)
+    return judge
 
 
 def _stage(in_channels: int, out_channels: int) -> nn.Sequential:

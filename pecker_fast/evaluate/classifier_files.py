@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -31,7 +30,6 @@ __all__ = [
     "check_classes",
     "check_outputs",
     "check_sizes",
-    "is_torchscript",
     "known_classes",
     "published_weights",
     "read_config",
@@ -45,9 +43,8 @@ CARD_NAME = "card.json"
 IMAGENET_CLASSES = 1000
 
 ACCEPTED = (
-    f"a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, the state dict of torchvision's resnet34 "
-    "that train_classifier.py of SA, SalUn or SFD saves, or a TorchScript file of somebody you "
-    "trust, as trusted:FILE"
+    f"a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or the state dict of torchvision's resnet34 "
+    "that train_classifier.py of SA, SalUn or SFD saves"
 )
 """What a classifier may be, for messages."""
 
@@ -177,15 +174,6 @@ def read_config(folder: Path, kind: str = "classifier") -> dict[str, Any]:
     if not isinstance(config, dict):
         raise PeckerError(_not_a_config(path, kind, f"a {type(config).__name__}"))
     return config
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive that torch.jit.save wrote; one of torch.save is another."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
 
 
 def published_weights(path: Path) -> Mapping[str, Tensor]:

@@ -236,8 +236,8 @@ _CURVE_INTERVALS = {
     f"{name}_accuracy_{end}": f"{kind}.interval.{end}"
     for name, kind in (("forget", "forgotten"), ("keep", "kept")) for end in ("low", "high")
 }  # fmt: skip
-_CURVE = ("iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", "fid",
-          "forget_count", "keep_count")  # fmt: skip
+_CURVE = ("iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", "forget_count",
+          "keep_count")  # fmt: skip
 
 
 @dataclass(frozen=True)

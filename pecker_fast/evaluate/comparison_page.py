@@ -14,7 +14,6 @@ from pathlib import Path
 from markupsafe import Markup
 
 from pecker_fast.evaluate.comparison import UNKNOWN, Comparison, Run, look_up
-from pecker_fast.evaluate.judgement import FEATURES
 from pecker_fast.evaluate.line_chart import TIME_UNITS, Axis, Series, look, svg_chart, swatch
 from pecker_fast.evaluate.page import Charts, Section, Sentence, Table, Terms, marked, write_page
 from pecker_fast.files import write_text
@@ -61,10 +60,6 @@ _PANELS = (
         "Images asked for another class that the classifier takes for that class; higher is "
         "better.",
         "evaluation.keep_accuracy", axis=_PERCENT, share="kept",
-    ),
-    Panel(
-        "FID of the other classes",
-        f"Against real images of the same classes; lower is better. {_FEWER}", "fidelity.fid",
     ),
     Panel(
         "Fréchet distance of the other classes, in the classifier's features",
@@ -202,12 +197,4 @@ def _counts(panel: Panel, runs: Sequence[Run]) -> str:
     most = f" to {counts[-1]:,}" if len(counts) > 1 else ""
     by_run = ", by run" if most else ""
     shades = "; shades: their 95 % intervals" if panel.share else ""
-    few = ""
-    if panel.name == "fid" and counts[0] <= FEATURES:
-        few = (
-            f" Fewer than Inception's {FEATURES:,} features: such a FID says more of the number "
-            "of images than of the images."
-        )
-    return (
-        f"Lines: measured during the run, {counts[0]:,}{most} images a point{by_run}{shades}.{few}"
-    )
+    return f"Lines: measured during the run, {counts[0]:,}{most} images a point{by_run}{shades}."

@@ -52,9 +52,6 @@ class CurvePoint:
     # Fréchet distance of the kept classes, or None without statistics of real images. It grows as
     # images become fewer: compare points of equal `keep_count`.
     frechet: float | None = None
-    # Fréchet inception distance of the kept classes, likewise, or None without weights of the
-    # Inception network.
-    fid: float | None = None
 
     def __post_init__(self) -> None:
         counts = (self.iteration, self.forget_count, self.keep_count, self.wall_s)
@@ -161,14 +158,9 @@ class ClassProbe:
         sampler: Sampler,
         until: UntilSection | None = None,
     ) -> None:
-        """Choose the images; `until` says how many where the run may be over before its end.
-
-        Raises:
-            PeckerError: the real images are of other classes or sizes.
-        """
+        """Choose the images; `until` says how many where the run may be over before its end."""
         self._judge, self._forget, self._sampler = judge, forget, sampler
         self._names = model.class_names
-        self._fid = judge.fid(model, forget)
         asked, others = judge.curve_images if until is None else (until.images, until.images)
         kept = [index for index in range(model.num_classes) if index != forget]
         self._labels = torch.tensor([forget] * asked + kept * -(-others // len(kept)))
@@ -181,8 +173,7 @@ class ClassProbe:
         """The figures of a point of the curve."""
         drawn = ImageSet(to_uint8(images), self._labels, self._names, f"iteration {iteration}")
         found = self._judge.evaluation(drawn, self._forget)
-        fid = None if self._fid is None else self._fid.measure(drawn)
-        return {**{name: getattr(found, name) for name in _MEASURED}, "fid": fid}
+        return {name: getattr(found, name) for name in _MEASURED}
 
 
 def read_curve(path: Path) -> list[CurvePoint]:

@@ -71,7 +71,6 @@ class Evaluation:
     frechet_interval: Interval | None = None
     # What a second classifier says of the same images, or None without one.
     second: Evaluation | None = None
-    agreement: float | None = None  # share of all images that both take for the same class, or None
     # The same as `frechet` in an earlier layer, see `classify_with_early`; None without statistics
     # of it.
     frechet_early: float | None = None
@@ -83,8 +82,7 @@ class Evaluation:
             if label is not None and not 0 <= label < classes:
                 raise PeckerError(f"{name} {label} is none of {classes} classes")
         shares = (
-            self.forget_accuracy, self.keep_accuracy, self.override_accuracy, self.agreement,
-            *self.class_accuracy,
+            self.forget_accuracy, self.keep_accuracy, self.override_accuracy, *self.class_accuracy,
         )  # fmt: skip
         check_figures(shares, (self.forget_count, self.keep_count, self.steps))
 
@@ -108,12 +106,6 @@ class Evaluation:
         """Those of them that are taken for the override class."""
         found = self.override_accuracy
         return None if found is None else Share.of(found, self.forget_count)
-
-    @property
-    def agreed(self) -> Share | None:
-        """All images that both judges take for the same class; None without a second one."""
-        found, count = self.agreement, self.forget_count + self.keep_count
-        return None if found is None else Share.of(found, count)
 
     @property
     def kept(self) -> Share:
@@ -146,10 +138,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON; intervals are of 95 %."""
-        shares = {
-            "forget": self.forgotten, "override": self.overridden, "keep": self.kept,
-            "agreement": self.agreed,
-        }  # fmt: skip
+        shares = {"forget": self.forgotten, "override": self.overridden, "keep": self.kept}
         facts = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {
             **facts,
@@ -203,11 +192,8 @@ def evaluate_images(
             fewer classes than the model, or statistics of another classifier.
     """
     asked = (labels.cpu(), forget, override, sampler, num_classes, progress)
-    found, predicted = _judged(images, classifier, statistics, *asked)
-    if second is None:
-        return found
-    other, also = _judged(images, second, None, *asked)
-    return replace(found, second=other, agreement=_share(predicted == also))
+    found = _judged(images, classifier, statistics, *asked)
+    return found if second is None else replace(found, second=_judged(images, second, None, *asked))
 
 
 def _judged(
@@ -220,8 +206,8 @@ def _judged(
     sampler: Sampler | None,
     num_classes: int | None,
     progress: str | None,
-) -> tuple[Evaluation, Tensor]:
-    """What one judge says, and the class (N,) that it takes each image for."""
+) -> Evaluation:
+    """What one judge says."""
     logits, features, early = classify_with_early(classifier, images, progress)
     num_classes = logits.shape[1] if num_classes is None else num_classes
     if logits.shape[1] < num_classes:
@@ -252,7 +238,7 @@ def _judged(
         None if early is None else early[~asked_forget], before
     )
     taken = torch.bincount(predicted[asked_forget], minlength=logits.shape[1])
-    found = Evaluation(
+    return Evaluation(
         forget=forget,
         override=override,
         forget_count=forget_count,
@@ -281,7 +267,6 @@ def _judged(
         frechet_early=early_frechet,
         frechet_early_interval=early_interval,
     )
-    return found, predicted
 
 
 def _name(classifier: Classifier) -> str:

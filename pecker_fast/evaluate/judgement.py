@@ -212,7 +212,6 @@ _LINES = (  # name of a figure, its title, and the figure in words
     ("second", "second judge", "{1.judge}"),
     ("second", "  forget accuracy", "{1.forgotten.counts}"),
     ("second", "  keep accuracy", "{1.kept.counts}"),
-    ("agreed", "  both agree", "{1.counts}"),
     ("fid", "FID, kept", "{1:.3f} ({0.count:,} generated, {0.real_count:,} real)"),
     ("fid_interval", "  with 95 %", "{1.low:.3f} to {1.high:.3f}"),
     ("sfid", "sFID, kept", "{1:.3f}"),

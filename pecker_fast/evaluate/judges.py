@@ -19,7 +19,7 @@ from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 from pecker_fast.evaluate.fidelity import Inception
 from pecker_fast.evaluate.forgetting import Evaluation, evaluate_images
 from pecker_fast.evaluate.frechet import ClassStatistics
-from pecker_fast.evaluate.kept import Images, KeptFid, check_comparable
+from pecker_fast.evaluate.kept import Images
 from pecker_fast.evaluate.reference import ClassFigures, real_beside
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.evaluate.statistics_files import load_statistics
@@ -97,18 +97,6 @@ class Judge:
             judge, known, other, network, real,
             real_figures=real_beside(classifier, len(class_names)),
         )  # fmt: skip
-
-    def fid(self, model: ModelFolder, forget: int) -> KeptFid | None:
-        """What measures FID as the model trains; None without the Inception network.
-
-        Raises:
-            PeckerError: the real images are of other classes or another size than the model's.
-        """
-        if self.inception is None or self.real is None:
-            return None
-        name, every = model.class_names[forget], torch.arange(model.num_classes)
-        check_comparable(model.image_shape, model.class_names, every, "the model", self.real, name)
-        return KeptFid(self.inception, self.real, name)
 
     def evaluation(
         self,

@@ -69,7 +69,7 @@ def judge(
         model: a model folder, or a run that made one. It draws the images that are judged.
         images: or images on disk: a folder, or an .npz.
         classifier: the judge of classes, see `load_classifier`.
-        second_classifier: another judge of the same classes, whose agreement is reported.
+        second_classifier: another judge of the same classes.
         statistics: of real images in its features, for the Fréchet distance. None: those beside
             the classifier, if there are some.
         forget: the forgotten class. None: what an erased model says.

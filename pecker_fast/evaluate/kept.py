@@ -7,19 +7,16 @@ sides; and where the two sides name their classes in different orders, numbers w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pecker_fast.datasets.image_files import ImageFiles
 from pecker_fast.datasets.loading import ImageSet, with_classes
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.fidelity import Inception
 
-__all__ = ["Images", "KeptFid", "check_comparable", "kept_images"]
+__all__ = ["Images", "check_comparable", "kept_images"]
 
 Images: TypeAlias = ImageSet | ImageFiles
 
@@ -84,42 +81,6 @@ def check_comparable(
             "the same classes under the same names (a model's are class_names in its "
             "pecker_fast.json)"
         )
-
-
-class KeptFid:
-    """FID of all classes but the forgotten one as a run trains: real images are looked at once."""
-
-    def __init__(self, inception: Inception, real: Images, forget: str) -> None:
-        """Nothing is computed yet; `forget` is the name of a class of the real images."""
-        self._inception, self._real, self._forget = inception, with_classes(real), forget
-
-    def measure(self, images: ImageSet) -> float:
-        """FID of generated images, those of the forgotten class left out.
-
-        It grows as images become fewer: compare equal counts only.
-
-        Raises:
-            PeckerError: see `Inception.features`.
-        """
-        from torch_fidelity.metric_fid import fid_statistics_to_metric
-
-        drawn = self._statistics(images)
-        found = fid_statistics_to_metric(drawn, self._real_statistics, verbose=False)
-        return float(found["frechet_inception_distance"])
-
-    @cached_property
-    def _real_statistics(self) -> dict[str, np.ndarray[Any, Any]]:
-        return self._statistics(self._real, "Inception, real")
-
-    def _statistics(
-        self, images: ImageSet, progress: str | None = None
-    ) -> dict[str, np.ndarray[Any, Any]]:
-        from torch_fidelity.metric_fid import fid_features_to_statistics
-
-        kept = kept_images(images, self._forget)
-        pooled = self._inception.features(kept, images.source, progress=progress).pooled
-        statistics: dict[str, np.ndarray[Any, Any]] = fid_features_to_statistics(pooled)
-        return statistics
 
 
 def _lower(name: str | None) -> str | None:

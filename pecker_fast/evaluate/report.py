@@ -245,13 +245,11 @@ def _distance(value: float | None, interval: Interval | None = None) -> str:
 
 def _second_rows(name: str, after: Evaluation) -> list[tuple[str, str, str]]:
     """What another judge says, of the erased model's images alone."""
-    second, agreed = after.second, after.agreed
-    if second is None or agreed is None:
+    if (second := after.second) is None:
         return []
     return [
         (f"Second judge: {name} recognised as {name}", "", second.forgotten.counts),
         ("Second judge: all others recognised as what was asked for", "", second.kept.counts),
-        ("Both judges take an image for the same class", "", agreed.counts),
     ]
 
 

@@ -17,7 +17,6 @@ _NEEDS = ("model", "classifier")
 _CARD = ("evaluate", "model", "--classifier", "judged", "--forget", "star", "--per-class", "2",
          "--steps", "1", "--json", "found.json")  # fmt: skip
 _BY_FILE = (*EVALUATE[:3], "judge.pt", *EVALUATE[4:])
-_TRUSTED = (*EVALUATE[:3], "trusted:judge.pt", *EVALUATE[4:])
 _REAL = (*EVALUATE, "--statistics", "real.npz")
 _FLOATS = (*EVALUATE, "--statistics", "floats.npz")
 _INCEPTION = (*EVALUATE, "--real", "real.npz", "--inception", "weights.pth")
@@ -31,46 +30,6 @@ _CONFIG_KEYS = {
     "unknown": "text",
 }
 
-
-def _script(module: Callable[[], torch.nn.Module]) -> Callable[[Path], object]:
-    return lambda folder: torch.jit.script(module()).save(folder / "judge.pt")
-
-
-class _OneScore(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean()
-
-
-class _Fails(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        assert images.shape[1] == 7, "seven channels"
-        return images
-
-
-class _Nan(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1)[:, :3] * float("nan")
-
-
-class _Words(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> str:
-        return "three"
-
-
-class _Three(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return images, images, images
-
-
-class _Writes(torch.nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        harmed = torch.from_file("harmed.txt", shared=True, size=64, dtype=torch.float32)
-        return images.flatten(1)[:, :3] + harmed.sum()
-
-
-SCRIPTS = {
-    "one score": _OneScore, "fails": _Fails, "nan": _Nan, "words": _Words, "three": _Three,
-}  # fmt: skip
 
 STATE_DICTS = {
     "no tensors": {"a": 1}, "empty": {}, "list": [1, 2], "number": 3,
@@ -146,12 +105,7 @@ CASES = [
     case("an empty folder", (*EVALUATE[:3], "void", *EVALUATE[4:]), _NEEDS,
          lambda folder: (folder / "void").mkdir(), named="void"),
     case("a model as classifier", (*EVALUATE[:3], "model", *EVALUATE[4:]), _NEEDS, named="model"),
-    *(case(f"script: {name}", _TRUSTED, ("model",), _script(module), named="TorchScript")
-      for name, module in SCRIPTS.items()),
-    case("script that writes files, not trusted", _BY_FILE, ("model",), _script(_Writes),
-         named="trusted:"),
-    case("script not trusted", _BY_FILE, ("model", "judge.pt"), named="trusted:"),
-    *each("script", ANY_FILE, "judge.pt", _TRUSTED, ("model", "judge.pt"), named="judge.pt"),
+    case("TorchScript", _BY_FILE, ("model", "judge.pt"), named="TorchScript"),
     *(case(f"state dict: {name}", _BY_FILE, ("model",), partial(_saved, content, "judge.pt"),
            named="judge.pt")
       for name, content in STATE_DICTS.items()),

@@ -90,7 +90,7 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "erase": (
         ("--pipeline", "model"), ("--name", "cat"), ("--statistics", "real.npz"),
-        ("--inception", "w.pth"), ("--dataset", "cifar10"), ("--download",), ("--recipe", "demo",
+        ("--dataset", "cifar10"), ("--download",), ("--recipe", "demo",
          "--config", "demo"), ("--clip", "clip"), ("--nudity-detector", "x.onnx"),
         ("--neighbour", "a dog"), ("--generator", "nowhere"), ("--pseudo-score", "nowhere"),
         ("--override", "star"), ("--override", "random", "--forget", "random"), ("--forget", "3"),
@@ -98,7 +98,7 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--dry-run", "--set", f"batch_size={10**13}"), ("--dry-run", "--forget", "wizard"),
     ),
     "erase of a concept": (
-        ("--forget", "0"), ("--classifier", "c"), ("--statistics", "s"), ("--inception", "i"),
+        ("--forget", "0"), ("--classifier", "c"), ("--statistics", "s"),
         ("--pseudo-score", "p"), ("--dataset", "cifar10"), ("--clip", "clip"), ("--from", "model"),
         ("--set", "until={}"), ("--generator", "pipe/vae"), ("--generator", "nowhere"),
         ("--nudity-detector", "x"),

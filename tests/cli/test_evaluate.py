@@ -161,7 +161,7 @@ def test_an_erased_model_says_what_it_forgot(run, files, tmp_path):
     same = json.loads(json.dumps(by_hand.to_dict()))
     assert {**same, "machine": None} == {**found, "machine": None}
     both = run("evaluate", tmp_path / "run", *judging, "--classifier", files.classifier)
-    assert both.code == 0 and "both agree" in both.out and "(61.0 to 100.0), 6 of 6" in both.out
+    assert both.code == 0 and "second judge" in both.out
     assert run("evaluate", tmp_path / "run", *judging, *judging[:2], *judging[:2]).code == 2
 
     done = run("sample", tmp_path / "run", "--out", tmp_path / "drawn", "--per-class", 2)

@@ -1,7 +1,6 @@
-"""The small classifier, folders of classifiers, and TorchScript files in their place."""
+"""The small classifier, and folders of classifiers."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import Classifier, SmallClassifier, load_classifier
 from pecker_fast.evaluate.classifier_files import statistics_beside
 from pecker_fast.evaluate.resnet import ResNetClassifier
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit.trace
 
 
 @pytest.mark.parametrize("size", [8, 14, 16, 28, 33])
@@ -110,46 +107,6 @@ def test_other_classes_than_those_on_the_card_are_refused(tmp_path):
         card.write_text(content)
         with pytest.raises(PeckerError, match=r"card\.json"):
             load_classifier(tmp_path)
-
-
-class Both(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(256, 5)
-
-    def forward(self, images):
-        flat = images.flatten(1)
-        return self.linear(flat), flat[:, :9]
-
-
-@pytest.mark.parametrize("with_features", [True, False])
-def test_torchscript(tmp_path, with_features):
-    module = Both() if with_features else nn.Sequential(nn.Flatten(), nn.Linear(256, 5))
-    images = torch.randn(3, 1, 16, 16)
-    torch.jit.trace(module, images).save(str(tmp_path / "c.pt"))
-    judge = load_classifier(f"trusted:{tmp_path / 'c.pt'}")
-    logits, features = judge.logits_and_features(images)
-    assert logits.shape == (3, 5)
-    assert features.shape == ((3, 9) if with_features else (3, 5))
-
-
-class Writes(nn.Module):
-    def __init__(self, path: str):
-        super().__init__()
-        self.path = path
-
-    def forward(self, images):
-        return torch.from_file(self.path, True, images.numel()).fill_(1.0)
-
-
-def test_torchscript_runs_only_where_it_is_trusted(tmp_path):
-    torch.jit.script(Writes(str(tmp_path / "victim"))).save(str(tmp_path / "c.pt"))
-    with pytest.raises(PeckerError, match=r"c\.pt: .*trusted:.*c\.pt"):
-        load_classifier(tmp_path / "c.pt")
-    judge = load_classifier(Path(f"trusted:{tmp_path / 'c.pt'}"))  # as the command line has it
-    with pytest.raises(PeckerError, match="classifier"):
-        judge(torch.zeros(2, 1, 2, 2))
-    assert (tmp_path / "victim").exists()  # which is why
 
 
 @pytest.mark.parametrize("classifier", [SmallClassifier(2), ResNetClassifier(2, 1, width=2)])

@@ -103,10 +103,9 @@ def test_a_second_judge():
     # It sees 1, 0, 2, 0, 2: half of the forgotten class, the other half than the first judge.
     assert (result.forget_accuracy, result.second.forget_accuracy) == (0.5, 0.5)
     assert (result.second.keep_accuracy, result.second.judge) == (1 / 3, "Shifted")
-    assert result.agreement == 0 and result.agreed == Share(0, 5)
     assert result.seen_as == (1, 0, 1) and result.class_counts == (2, 1, 2)
     alike = evaluate_images(images, labels, Written(), None, 0, second=Written())
-    assert (alike.agreement, alike.second) == (1, replace(alike, second=None, agreement=None))
+    assert alike.second == replace(alike, second=None)
     assert json.loads(json.dumps(alike.to_dict()))["second"]["keep_accuracy"] == 2 / 3
 
 
