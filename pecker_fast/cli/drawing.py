@@ -16,7 +16,7 @@ from pecker_fast.evaluate.defaults import BATCH_SIZE, PER_CLASS, default_steps
 from pecker_fast.evaluate.grid import plot_grid
 from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sample_plan import SamplePlan, class_plan
-from pecker_fast.evaluate.samples import write_npz, write_samples
+from pecker_fast.evaluate.samples import write_samples
 from pecker_fast.evaluate.sampling import Method, Sampler, labels_in_turn
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
@@ -148,9 +148,8 @@ def _chosen(model: ModelFolder, classes: tuple[str, ...]) -> list[int]:
 
 
 def _write(out: Path, plan: SamplePlan, ranks: Ranks, force: bool) -> None:
-    write = write_npz if out.suffix.lower() == ".npz" else write_samples
     try:
-        missing = write(out, plan, ranks, "sampling", force)
+        missing = write_samples(out, plan, ranks, "sampling", force)
     except KeyboardInterrupt:
         echo(err=True)
         echo("start the same command again to go on", err=True)

@@ -1,4 +1,4 @@
-"""`pecker-fast sample`: images of a model, as a picture, a folder of PNG files, or an .npz."""
+"""`pecker-fast sample`: images of a model, as a picture or a folder of PNG files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["sample"]
 Examples:
     pecker-fast sample demo-run/model --png after.png
     pecker-fast sample teacher --steps 50 --per-class 4 --png before.png
-    pecker-fast sample demo-run/model --class Sneaker --per-class 1000 --out sneakers.npz
+    pecker-fast sample demo-run/model --class Sneaker --per-class 1000 --out sneakers
     pecker-fast sample RUN --per-class 5000 --out samples
-    pecker-fast sample TEACHER --steps 1000 --eta 1 --guidance 2 --out teacher.npz
+    pecker-fast sample TEACHER --steps 1000 --eta 1 --guidance 2 --out drawn
     torchrun --nproc-per-node 8 -m pecker_fast.cli sample RUN --count 50000 --out samples
     pecker-fast sample run/pipeline --prompt "a photo of a church" --per-class 4 --png church.png
 
@@ -37,7 +37,7 @@ same images, on any number of processes.
 """,
 )
 @MODEL_ARGUMENT
-@click.option("--out", type=PATH, help="Folder of PNG files, or FILE.npz; resumes.")
+@click.option("--out", type=PATH, help="Folder of PNG files; resumes.")
 @click.option("--png", type=PATH, help="Write a grid, one row per class.")
 @click.option(
     "--class", "classes", multiple=True, help="Only this, by name or index; may be given again."
@@ -70,9 +70,7 @@ def sample(model: Path, device: str, threads: int | None, **options: Any) -> Non
     """Draw images from MODEL: a model folder, a pipeline, or the run that made one."""
     out, png = options["out"], options["png"]
     if out is None and png is None:
-        raise PeckerError(
-            "sample: nowhere to write to; give --out FOLDER, --out FILE.npz or --png FILE"
-        )
+        raise PeckerError("sample: nowhere to write to; give --out FOLDER or --png FILE")
     if out is not None and png is not None:
         raise PeckerError("sample: --out is for many images, --png for few; give one")
     if options["count"] is not None and options["per_class"] is not None:

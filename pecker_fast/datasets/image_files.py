@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import ConfigDict, NonNegativeInt
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from pecker_fast.datasets.arrays import read_arrays
 from pecker_fast.datasets.pixels import check_memory, open_image
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import parse_json, read_json, shown
+from pecker_fast.files import read_json
 from pecker_fast.progress import each
 from pecker_fast.runs.reading import Names, Schema, checked
 
@@ -190,18 +189,13 @@ def read_image(path: Path) -> Tensor:
 
 
 def _load_npz(path: Path) -> ImageFiles:
-    file = read_arrays(path, ("images", "arr_0", "labels", "class_names", "provenance"))
+    file = read_arrays(path, ("images", "arr_0", "labels", "class_names"))
     key = next((k for k in ("images", "arr_0") if k in file), None)
     if key is None:
         raise PeckerError(
             f"{path}: expected an array images (N, C, H, W) or arr_0 (N, H, W, C), there is neither"
         )
     pixels, labels, names = file[key], file.get("labels"), file.get("class_names")
-    provenance = None
-    if "provenance" in file:
-        provenance = parse_json(_text(file["provenance"], path), f"{path}, provenance")
-        if not isinstance(provenance, dict):
-            raise PeckerError(f"{path}: provenance must be an object, got {shown(provenance)}")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or 0 in pixels.shape:
         raise PeckerError(
             f"{path}: {key} must be uint8 with four dimensions and not empty, "
@@ -232,10 +226,4 @@ def _load_npz(path: Path) -> ImageFiles:
         if least < 0 or most >= classes:
             raise PeckerError(f"{path}: labels must lie in [0, {classes}), got {least} to {most}")
     class_names = None if names is None or numbers is None else tuple(names.tolist())
-    return ImageFiles(images, numbers, class_names, str(path), provenance)
-
-
-def _text(array: npt.NDArray[Any], path: Path) -> str:
-    if array.ndim or array.dtype.kind != "U":
-        raise PeckerError(f"{path}: provenance must be a text, got {array.dtype} {array.shape}")
-    return str(array)
+    return ImageFiles(images, numbers, class_names, str(path))

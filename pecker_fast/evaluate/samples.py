@@ -1,17 +1,11 @@
-"""Samples of a model as a folder of PNG files, or as one .npz, that says what drew them.
+"""Samples of a model as a folder of PNG files that says what drew them.
 
     FOLDER/samples.json              model, sampler, seed, classes, versions, machine
     FOLDER/03_cat/000017.png         the eighteenth image of class 3
 
 torchvision's `ImageFolder`, torch-fidelity and `load_image_files` read it. Every file is written
 whole or not at all, and one that is there is not drawn again, so a run that was stopped goes on
-from where it was and ends with the images of one that was not. An .npz has the layout that
-guided-diffusion's evaluator reads, and is packed from a folder beside it (FILE.npz.parts):
-
-    arr_0        (N, H, W, C) uint8
-    labels       (N,) int64, the class of each image
-    class_names  all classes by index
-    provenance   JSON, as samples.json
+from where it was and ends with the images of one that was not.
 """
 
 from __future__ import annotations
@@ -23,24 +17,22 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pecker_fast.datasets.arrays import read_arrays
 from pecker_fast.datasets.image_files import SAMPLES_FILE, load_image_files
 from pecker_fast.datasets.pixels import to_pil, to_uint8
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sample_plan import SamplePlan
-from pecker_fast.files import check_replaceable, parse_json, read_json, replacing, write_text
+from pecker_fast.files import read_json, write_text
 from pecker_fast.machine import machine_facts, versions
 
-__all__ = ["read_back", "write_npz", "write_samples"]
+__all__ = ["read_back", "write_samples"]
 
 # What may differ between the starts of one run: the images do not depend on it but for rounding,
 # or it says the same in words.
@@ -99,47 +91,6 @@ def write_samples(
         seconds = round(time.perf_counter() - started, 1)
         ranks.first(lambda: _finish(folder, plan, {"images": len(missing), "seconds": seconds}))
     return len(missing)
-
-
-def write_npz(
-    path: Path,
-    plan: SamplePlan,
-    ranks: Ranks | None = None,
-    progress: str | None = None,
-    force: bool = False,
-) -> int:
-    """Draw images into an .npz; nothing is done where it has them already.
-
-    Arguments, result and errors are those of `write_samples`.
-    """
-    ranks = ranks or Ranks()
-    parts = path.with_name(path.name + ".parts")
-
-    def is_done() -> bool:
-        check_replaceable(path)
-        if force:
-            ranks.once(f"removed the file {path.resolve()}", lambda: path.unlink(missing_ok=True))
-        if path.exists():
-            _check_same(path, _provenance(path), plan.facts)
-        return path.exists()
-
-    def pack() -> None:
-        packing = None if progress is None else "packing"
-        arrays: dict[str, Any] = {
-            "arr_0": read_back(parts, plan.labels, packing).permute(0, 2, 3, 1).numpy(),
-            "labels": plan.labels.numpy(),
-            "class_names": np.array(plan.facts["class_names"]),
-            "provenance": np.array(json.dumps(_read(parts))),
-        }
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        shutil.rmtree(parts, ignore_errors=True)
-
-    if ranks.first(is_done):
-        return 0
-    missing = write_samples(parts, plan, ranks, progress, force)
-    ranks.first(pack)
-    return missing
 
 
 def read_back(folder: Path, labels: Tensor, progress: str | None) -> Tensor:
@@ -280,15 +231,6 @@ def _read(folder: Path) -> dict[str, Any] | None:
     ):
         raise PeckerError(f"{file}: says nothing of samples; choose another folder")
     return content
-
-
-def _provenance(path: Path) -> dict[str, Any]:
-    """What an .npz says of itself."""
-    with suppress(PeckerError, KeyError):
-        content = parse_json(str(read_arrays(path, ["provenance"])["provenance"]), str(path))
-        if isinstance(content, dict):
-            return content
-    raise PeckerError(f"{path}: exists, and does not say what drew it; add --force to replace it")
 
 
 def _write(folder: Path, content: Mapping[str, Any]) -> None:

@@ -141,7 +141,7 @@ def _mine(name: str, force: bool) -> Case:
         "teacher over its data": (_with(TEACHER, "--out", "data"), ("data",)),
         "samples over the model": (_with(_SAMPLES, "--out", "model"), ("model",)),
         "samples over the weights": (
-            _with(_SAMPLES, "--out", "model/unet/diffusion_pytorch_model.safetensors/x.npz"),
+            _with(_SAMPLES, "--out", "model/unet/diffusion_pytorch_model.safetensors/x"),
             ("model",)),
         "kept samples over the model": (
             (*EVALUATE[:-2], "--samples", "model"), ("model", "classifier")),

@@ -4,13 +4,14 @@ import json
 import shutil
 import time
 
-import numpy as np
 import pytest
 import torch
 from distributed.processes import killed_commands, run_commands
 from PIL import Image
 from tiny_models import tiny_scheduler
 
+from pecker_fast.datasets.image_files import load_image_files
+from pecker_fast.evaluate.samples import read_back
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
@@ -79,17 +80,16 @@ def test_every_option_of_the_sampler_counts(run, tmp_path):
         "c": (("--sampler", "one-step", "--t-init", 300), Sampler(1, 6, t_init=300, batch_size=2)),
     }  # fmt: skip
     for name, (options, sampler) in cases.items():
-        out = tmp_path / f"{name}.npz"
+        out = tmp_path / name
         done = run(
             "sample", tmp_path / "model", "--out", out, "--class", "star", "--class", 0,
             "--count", 3, "--seed", 6, "--batch-size", 2, *options,
         )  # fmt: skip
         assert done.code == 0, done.err
-        with np.load(out) as file:
-            assert file["labels"].tolist() == [2, 0, 2]
-            found = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
-            facts = json.loads(str(file["provenance"]))
-        assert facts["sampler"] == sampler.settings(model)
+        files = load_image_files(out)
+        assert files.labels.tolist() == [0, 2, 2]
+        assert files.provenance["sampler"] == sampler.settings(model)
+        found = read_back(out, torch.tensor([2, 0, 2]), None)
         expected = (sampler.sample(model, torch.tensor([2, 0, 2])) + 1) * 127.5
         assert (found - expected).abs().max() <= 0.501
 
@@ -124,10 +124,10 @@ def test_images_of_diffusers_pipelines_of_class_models(run, files, tmp_path, kin
     index = {"_class_name": kind, "_diffusers_version": "0.31.0", **parts}
     (tmp_path / "model" / "model_index.json").write_text(json.dumps(index, indent=2))
     done = run(
-        "sample", tmp_path / "model", "--steps", 2, "--per-class", 1, "--out", tmp_path / "x.npz"
+        "sample", tmp_path / "model", "--steps", 2, "--per-class", 1, "--out", tmp_path / "x"
     )
     assert done.code == 0, done.err
-    assert np.load(tmp_path / "x.npz")["labels"].tolist() == [0, 1, 2]
+    assert load_image_files(tmp_path / "x").labels.tolist() == [0, 1, 2]
 
 
 @pytest.fixture

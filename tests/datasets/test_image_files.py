@@ -110,11 +110,6 @@ def test_npz(tmp_path):
     assert read.labels.dtype == torch.int64
     assert read.class_names == ("x", "y", "z")
 
-    assert read.provenance is None
-
-    np.savez(tmp_path / "drawn.npz", images=images, provenance=np.array('{"sampler": {"seed": 3}}'))
-    assert load_image_files(tmp_path / "drawn.npz").provenance == {"sampler": {"seed": 3}}
-
     np.savez(tmp_path / "evaluator.npz", COLOUR)  # arr_0, channels last
     read = load_image_files(tmp_path / "evaluator.npz")
     assert torch.equal(read.images, images)

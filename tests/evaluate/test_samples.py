@@ -1,4 +1,4 @@
-"""Samples as a folder and as an .npz: what is written, what a second start draws, refusals."""
+"""Samples as a folder: what is written, what a second start draws, refusals."""
 
 import errno
 import fcntl
@@ -14,7 +14,7 @@ from PIL import Image
 from pecker_fast.datasets.image_files import load_image_files
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.sample_plan import class_plan, numbered_files
-from pecker_fast.evaluate.samples import write_npz, write_samples
+from pecker_fast.evaluate.samples import write_samples
 from pecker_fast.evaluate.sampling import Sampler
 
 LABELS = torch.tensor([0, 2, 0, 2, 0])
@@ -150,9 +150,8 @@ def test_the_batch_size_and_the_place_of_the_model_may_change(plan, tiny_model, 
 
 
 def test_samples_of_another_run_are_refused_by_what_differs(plan, tiny_model, tmp_path):
-    folder, npz = tmp_path / "samples", tmp_path / "samples.npz"
+    folder = tmp_path / "samples"
     write_samples(folder, plan)
-    write_npz(npz, plan)
     before = tree(tmp_path)
     changed = replace(
         tiny_model, network=type(tiny_model.network).from_config(tiny_model.network.config)
@@ -164,16 +163,14 @@ def test_samples_of_another_run_are_refused_by_what_differs(plan, tiny_model, tm
         "model.weights": plan_of(changed),
     }
     for name, other in others.items():
-        for write, place in ((write_samples, folder), (write_npz, npz)):
-            with pytest.raises(PeckerError, match=f"{place}: .*{name}"):
-                write(place, other)
+        with pytest.raises(PeckerError, match=f"{folder}: .*{name}"):
+            write_samples(folder, other)
     assert tree(tmp_path) == before
 
 
 def test_force_replaces_samples_and_nothing_else(plan, tiny_model, tmp_path):
-    folder, npz = tmp_path / "samples", tmp_path / "samples.npz"
+    folder = tmp_path / "samples"
     write_samples(folder, plan)
-    write_npz(npz, plan)
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("precious")
     other = plan_of(tiny_model, replace(SAMPLER, seed=4), torch.tensor([1, 1]))
@@ -181,15 +178,13 @@ def test_force_replaces_samples_and_nothing_else(plan, tiny_model, tmp_path):
     assert sorted(tree(folder)) == [
         "01_square/000000.png", "01_square/000001.png", "notes/mine.txt", "samples.json",
     ]  # fmt: skip
-    assert write_npz(npz, other, force=True) == 2
-    assert load_image_files(npz).labels.tolist() == [1, 1]
     # Names from a file decide what is deleted: none may lead out of the folder.
     content = json.loads((folder / "samples.json").read_text())
     content["folders"] = {"../outside": {}, "..": {}, ".": {}, "": {}, "notes": {}}
     (folder / "samples.json").write_text(json.dumps(content))
     (tmp_path / "outside").mkdir()
     assert write_samples(folder, other, force=True) == 2
-    assert (tmp_path / "outside").is_dir() and npz.exists()
+    assert (tmp_path / "outside").is_dir()
     assert (folder / "notes" / "mine.txt").exists()
 
 
@@ -242,55 +237,3 @@ def test_networks_whose_images_are_no_pngs(tiny_model):
     object.__setattr__(model.network.config, "in_channels", 2)
     with pytest.raises(PeckerError, match="need 1 or 3 channels, got 2"):
         plan_of(model)
-
-
-def test_npz(plan, pixels, tmp_path):
-    path = tmp_path / "samples.npz"
-    assert write_npz(path, plan) == 5
-    assert os.listdir(tmp_path) == ["samples.npz"]
-    with np.load(path) as file:
-        assert file["arr_0"].shape == (5, 8, 8, 1)
-        assert np.array_equal(file["arr_0"][..., 0], pixels)
-        assert file["labels"].tolist() == LABELS.tolist()
-    read = load_image_files(path)
-    assert np.array_equal(read.images[:, 0].numpy(), pixels)
-    assert read.class_names == ("circle", "square", "star")
-    assert read.provenance["complete"] is True and read.provenance["sampler"]["seed"] == 3
-
-
-def test_an_npz_goes_on_from_the_folder_beside_it(plan, counted, tmp_path):
-    def batches(only, progress):
-        yield next(plan.batches(only, progress))
-        raise KeyboardInterrupt
-
-    path = tmp_path / "samples.npz"
-    with pytest.raises(KeyboardInterrupt):
-        write_npz(path, replace(plan, batches=batches))
-    assert os.listdir(tmp_path) == ["samples.npz.parts"]
-    again, drawn = counted
-    assert write_npz(path, again) == 3 and drawn == [1, 2]
-    write_npz(tmp_path / "whole.npz", plan)
-    with np.load(path) as found, np.load(tmp_path / "whole.npz") as whole:
-        assert all(np.array_equal(found[key], whole[key]) for key in ("arr_0", "labels"))
-    before = path.read_bytes()
-    assert write_npz(path, again) == 0 and drawn == [1, 2]
-    assert path.read_bytes() == before
-
-
-def test_an_npz_that_cannot_be_written_goes_on_from_its_images(plan, tmp_path, monkeypatch):
-    path, parts = tmp_path / "samples.npz", tmp_path / "samples.npz.parts"
-
-    def full(*_args, **_options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(np, "savez_compressed", full)
-        with pytest.raises(OSError, match="No space left"):
-            write_npz(path, plan)
-    assert os.listdir(tmp_path) == ["samples.npz.parts"]
-    (parts / FILES[3]).write_bytes((parts / FILES[3]).read_bytes()[:40])
-    with pytest.raises(PeckerError, match=r"000001\.png"):
-        write_npz(path, plan)
-    (parts / FILES[3]).unlink()
-    assert write_npz(path, plan) == 1
-    assert os.listdir(tmp_path) == ["samples.npz"]

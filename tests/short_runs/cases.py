@@ -26,6 +26,7 @@ from tiny_pipeline import save_tiny_pipeline
 import pecker_fast
 from pecker_fast import ModelFolder, SaliencyMask
 from pecker_fast.cli import main
+from pecker_fast.datasets.image_files import load_image_files
 
 ROOT = Path(os.environ["SHORT_RUNS"])  # an empty folder
 NAMES = ("circle", "square", "star")
@@ -271,10 +272,9 @@ def report(out):
     return {**digests(out), "report": figures(json.loads((out / "report.json").read_text()))}
 
 
-def images(file):
-    with np.load(file) as arrays:
-        pixels, labels = (torch.from_numpy(arrays[name]) for name in ("arr_0", "labels"))
-    return digest({"images": pixels.permute(0, 3, 1, 2).contiguous(), "labels": labels})
+def images(folder):
+    found = load_image_files(folder)  # class by class, as they were asked for
+    return digest({"images": found.images, "labels": found.labels})
 
 
 def sample_and_evaluate(out):
@@ -287,9 +287,8 @@ def sample_and_evaluate(out):
     }
     found = {}
     for name, options in samplers.items():
-        file = out / f"{name}.npz"
-        run(f"sample {model('ddpm')} --per-class 2 {options}", "--out", file)
-        found[name] = images(file)
+        run(f"sample {model('ddpm')} --per-class 2 {options}", "--out", out / name)
+        found[name] = images(out / name)
     judge = ("--classifier", out / "classifier", "--json", out / "figures.json")
     options = f"--forget star --override circle --per-class 4 {samplers['ddpm']}"
     run(f"evaluate {model('ddpm')} {options}", *judge)
