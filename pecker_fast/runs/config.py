@@ -23,7 +23,7 @@ __all__ = [
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Density: TypeAlias = Annotated[float, Field(gt=0, le=1)]
-Iterations: TypeAlias = Annotated[int, Field(ge=0, le=10**9)]
+Iterations: TypeAlias = Annotated[int, Field(ge=1, le=10**9)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
 

@@ -21,9 +21,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for tiny_pipeline.py
+from pecker_fast_demo import teacher_folder
 from tiny_pipeline import save_tiny_pipeline
 
-import pecker_fast
 from pecker_fast import ModelFolder, SaliencyMask
 from pecker_fast.cli import main
 from pecker_fast.datasets.image_files import load_image_files
@@ -256,7 +256,7 @@ def train_classifier(out, options):
 
 def report(out):
     """The shipped model in one stage, on few images, those of the original judged too."""
-    shipped = Path(pecker_fast.__file__).parent / "data" / "teacher"
+    shipped = teacher_folder()
     few = "--per-class 3 --teacher-steps 2 --curve-per-class 2 --iterations 3 --set batch_size=2"
     judge = ("--classifier", shipped / "classifier", "--statistics", shipped / STATISTICS)
     mask = (
