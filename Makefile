@@ -20,7 +20,7 @@ help:            ## this list
 demo: .venv/installed  ## erase a class of the shipped model; a minute on two cores once installed
 	$(BIN)/pecker-fast demo $(DEMO_OPTIONS)
 
-test: .venv/installed-test  ## what a change could break, without a GPU; five minutes on two cores
+test: .venv/installed-test  ## what a change could break, without a GPU; four minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: .venv/installed-loops  ## the rest: whole chains, several processes, every ahead-of-time compilation

@@ -24,7 +24,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # What forked processes need and would each import. The first to fork starts the server for all.
 multiprocessing.set_forkserver_preload(
     ["torch", "pecker_fast.distill.trainer", "dcp_jobs", "gradient_jobs", "pipeline_jobs",
-     "transformers.models.clip.modeling_clip", "diffusers.models.unets.unet_2d_condition"]
+     "transformers.models.clip.modeling_clip", "diffusers.models.unets.unet_2d_condition",
+     "diffusers.models.autoencoders.autoencoder_kl", "diffusers.schedulers.scheduling_ddim",
+     "pecker_fast.cli", "pecker_fast.erasure.api", "pecker_fast.evaluate.judging",
+     "pecker_fast.evaluate.prompt_judging", "matplotlib.pyplot", "onnxruntime"]
 )  # fmt: skip
 
 HERE = Path(__file__).parent

@@ -119,7 +119,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.UsageError as error:
         if several():
             return _fail(error)
-        click.UsageError(printable(error.format_message()), error.ctx).show()
+        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and newer: the help
+            error.show()
+        else:
+            click.UsageError(printable(error.format_message()), error.ctx).show()
         return 2
     except BrokenPipeError:
         # The reader of our output has left (`pecker-fast info | head -1`): not worth a word, but

@@ -40,6 +40,12 @@ def test_each_help_has_examples(run, command):
     assert f"pecker-fast {command}" in done.out.split("Example")[1]
 
 
+@pytest.mark.parametrize("words", [(), ("patch",)])
+def test_a_command_alone_shows_its_help(run, words):
+    done = run(*words)
+    assert "Commands:\n" in done.out + done.err and "Error" not in done.err
+
+
 def test_version(run):
     assert run("--version").out.startswith("pecker-fast 0.")
 
@@ -100,12 +106,12 @@ def test_ctrl_c_in_a_real_process(files, tmp_path):
     import signal
 
     command = [sys.executable, "-m", "pecker_fast.cli", "sample", files.model]
-    command += ["--out", str(tmp_path / "x.npz"), "--per-class", "20000", "--steps", "2"]
+    command += ["--out", str(tmp_path / "x"), "--per-class", "20000", "--steps", "2"]
     command += ["--batch-size", "500"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         # The suite's own limit ends a wait in vain.
-        while not any((tmp_path / "x.npz.parts").glob("*/*.png")):
+        while not any((tmp_path / "x").glob("*/*.png")):
             assert child.poll() is None, f"ended before it sampled: {child.stderr.read()}"
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
@@ -114,7 +120,7 @@ def test_ctrl_c_in_a_real_process(files, tmp_path):
         child.kill()
     assert child.returncode == 130, rest
     assert "Traceback" not in rest and rest.endswith("pecker-fast: interrupted\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.npz.parts"]  # to go on from
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]  # to go on from
 
 
 @pytest.mark.slow
