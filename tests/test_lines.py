@@ -20,7 +20,7 @@ MOST_LINES = {
     "pecker_fast/nn": 2761,
     # What makes a model forget, and shows it.
     "pecker_fast": 1086,
-    "pecker_fast/cli": 2464,
+    "pecker_fast/cli": 2467,
     "pecker_fast/datasets": 933,
     "pecker_fast/distill": 3717,
     "pecker_fast/distributed": 637,
@@ -37,7 +37,7 @@ MOST_LINES = {
     "demo": 2000,
     "demo/tests": 521,
     # Tests, by the room they test.
-    "tests": 3056,
+    "tests": 3059,
     "tests/backends": 884,
     "tests/bad_input": 813,
     "tests/benchmarks": 1043,
