@@ -34,7 +34,7 @@ MOST_LINES = {
     "tools": 816,
     ".": 266,
     # A distribution of its own.
-    "demo": 2000,
+    "demo": 1683,
     "demo/tests": 521,
     # Tests, by the room they test.
     "tests": 3059,
