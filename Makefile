@@ -46,7 +46,7 @@ build/cuda_on_host: .venv/installed-test $(SOURCES)  # csrc/cuda for tests on th
 
 build/oldest/installed: pyproject.toml
 	rm -rf build/oldest
-	$(PIP) --no-deps --target build/oldest diffusers==0.31.0 triton==3.6.0
+	$(PIP) --no-deps --target build/oldest diffusers==0.33.0 triton==3.6.0
 	touch $@
 
 test-newest: build/newest/installed  ## the fast tier with the newest of everything, in an environment of its own

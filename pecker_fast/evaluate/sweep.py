@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -283,17 +283,16 @@ class PromptSubject(Subject):
         return dict(zip(asked, mixed, strict=True))
 
 
-class _Told(Texts):
-    """A pipeline's text encoders, some of whose embeddings are given."""
+class _Told:
+    """A pipeline's texts, some of whose conditions are given."""
 
     def __init__(self, texts: Texts, told: Mapping[str, Tensor]) -> None:
-        super().__init__(texts.tokenizers, texts.encoders)
         self._texts, self._told = texts, told
 
-    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
-        found = self._texts._embed(prompts, place)
-        told = {row: self._told[p] for row, p in enumerate(prompts) if p in self._told}
-        rows = [told.get(row, embedding) for row, embedding in enumerate(found)]
+    def encode(self, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
+        """As `Texts.encode`."""
+        found = self._texts.encode(prompts, device)
+        rows = [self._told.get(p, row) for p, row in zip(prompts, found, strict=True)]
         return torch.stack([row.to(found) for row in rows])
 
 

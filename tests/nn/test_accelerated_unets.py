@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-import safetensors.torch  # noqa: F401  # diffusers 0.31 uses it without importing it
+import safetensors.torch  # noqa: F401  # diffusers 0.33 uses it without importing it
 import torch
 from unets import (
     DEVICE,

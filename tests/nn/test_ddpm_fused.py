@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch  # noqa: F401  # diffusers 0.31 uses it without importing it
+import safetensors.torch  # noqa: F401  # diffusers 0.33 uses it without importing it
 import torch
 import torch.nn.functional as F
 from unets import (

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
@@ -73,9 +74,15 @@ class Architecture(Denoiser):
         parts: those that model_index.json must name. A pipeline may have others, which are copied
             along.
         optional: those of them that may be null.
+        pipeline: the class of diffusers that encodes prompts for it.
+        options: for its constructor, beside the parts.
+        longest: tokens of a text, by tokenizer, where the encoder has no limit of its own.
         schedule: of scheduler_config.json.
     """
 
+    pipeline: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = {}
+    longest: ClassVar[Mapping[str, int]] = {}
     optional: ClassVar[frozenset[str]] = frozenset()
     schedule: ClassVar[type[Schema]] = ScheduleConfig
 
@@ -91,25 +98,51 @@ class Architecture(Denoiser):
         """
         return read_config(file, self.schedule)
 
-    def encoder(self, root: Path, part: str) -> Any:
-        """The text encoder that is this part of a pipeline's folder.
+    def instruction(self) -> str:
+        """What the encoder is told before each prompt."""
+        return ""
+
+    def sizes(self, root: Path, config: Any) -> Tensor:
+        """(S,) what the network is told after every prompt.
 
         Raises:
-            PeckerError: it is missing or damaged.
+            PeckerError: a file that says so is missing or damaged.
         """
-        return load_encoder(root / part, self.parts[part])
-
-    def tokenizer(self, root: Path, part: str, encoder: Any, longest: int | None = None) -> Any:
-        """The tokenizer of an encoder, likewise; see `load_tokenizer`."""
-        return load_tokenizer(root / part, self.parts[part], encoder.config, longest)
+        return torch.empty(0)
 
     @abstractmethod
+    def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
+        """What the network's configuration must say of the configurations of text encoders."""
+
+    @abstractmethod
+    def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
+        """(P, ...) what the network is told of prompts, by `pipeline.encode_prompt`."""
+
     def load_texts(self, root: Path, config: Any) -> Texts:
         """What encodes prompts, from the pipeline's folder.
 
         Raises:
             PeckerError: a part is missing or damaged, or is another network's.
         """
+        import diffusers
+
+        encoders = {
+            part: load_encoder(root / part, kind)
+            for part, kind in self.parts.items()
+            if part.startswith("text_encoder") and (root / part).is_dir()
+        }
+        widths = self.widths(config, {part: each.config for part, each in encoders.items()})
+        check_widths(root / self.denoiser, dict(config), widths)
+        tokenizers = {
+            (part := name.replace("text_encoder", "tokenizer")): load_tokenizer(
+                root / part, self.parts[part], encoder.config, self.longest.get(part)
+            )
+            for name, encoder in encoders.items()
+        }
+        parts = {**dict.fromkeys([*self.parts, "scheduler"]), **self.options}
+        pipeline = getattr(diffusers, self.pipeline)(**{**parts, **encoders, **tokenizers})
+        sizes = self.sizes(root, config)
+        return Texts(self, pipeline, [*tokenizers.values()], [*encoders.values()], sizes)
 
 
 def check_widths(folder: Path, takes: Mapping[str, Any], given: Mapping[str, int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -10,13 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture, check_widths
+from pecker_fast.models.architectures.base import Architecture
 from pecker_fast.models.schemas import Count, FlowScheduleConfig, TransformerConfig
-from pecker_fast.models.texts import Texts, padded
 
 __all__ = ["Flux"]
 
-_LONGEST = 512  # tokens of T5, as the pipeline takes unless told
 _GUIDANCE = 3.5  # what a network with guidance built in is told, as by the pipeline unless told
 _SIDE = 128  # of latent images; the network's configuration does not say
 
@@ -59,6 +57,8 @@ class Flux(Architecture):
         "tokenizer": "CLIPTokenizer",
         "tokenizer_2": "T5Tokenizer",
     }
+    pipeline: ClassVar = "FluxPipeline"
+    longest: ClassVar = {"tokenizer_2": 512}  # as the pipeline takes unless told
     schema: ClassVar = FluxTransformerConfig
     schedule: ClassVar = FlowScheduleConfig
 
@@ -74,19 +74,18 @@ class Flux(Architecture):
         """A token is 2x2 latents."""
         return shape[1] // 2 * (shape[2] // 2)
 
-    def load_texts(self, root: Path, config: Any) -> Texts:
-        """CLIP's tokenizer and encoder, and T5's."""
-        clip, t5 = (self.encoder(root, part) for part in ("text_encoder", "text_encoder_2"))
-        given = {
-            "joint_attention_dim": t5.config.d_model,
-            "pooled_projection_dim": clip.config.hidden_size,
-        }
-        check_widths(root / self.denoiser, dict(config), given)
-        tokenizers = [
-            self.tokenizer(root, "tokenizer", clip),
-            self.tokenizer(root, "tokenizer_2", t5, _LONGEST),
-        ]
-        return _ClipAndT5(tokenizers, [clip, t5])
+    def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
+        """T5's hidden states, and CLIP's pooled text."""
+        clip, t5 = encoders["text_encoder"], encoders["text_encoder_2"]
+        return {"joint_attention_dim": t5.d_model, "pooled_projection_dim": clip.hidden_size}
+
+    def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
+        """The texts and the pooled ones."""
+        longest = pipeline.tokenizer_2.model_max_length
+        texts, pooled, _ = pipeline.encode_prompt(
+            prompts, None, device, max_sequence_length=longest
+        )
+        return texts, pooled
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `FluxPipeline`, whose network is told sigma and not 1000 sigma."""
@@ -111,12 +110,3 @@ class Flux(Architecture):
             txt_ids=torch.zeros(texts.shape[1], 3, device=x_t.device, dtype=x_t.dtype),
         ).sample
         return F.pixel_shuffle(output.mT.reshape(len(x_t), -1, height, width), 2)
-
-
-class _ClipAndT5(Texts):
-    """T5's last hidden states and CLIP's pooled text."""
-
-    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
-        short, long = (padded(each, prompts, place).input_ids for each in self.tokenizers)
-        clip, t5 = self.encoders
-        return torch.cat([t5(long)[0].flatten(1), clip(short).pooler_output], 1)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture, check_widths
+from pecker_fast.models.architectures.base import Architecture
 from pecker_fast.models.schemas import Count, Share, Small, SquareTransformerConfig, pipeline_parts
-from pecker_fast.models.texts import Texts, masked, padded, unmasked
+from pecker_fast.models.texts import Texts, unmasked
 
 __all__ = ["PixArt"]
 
-_LONGEST = {"PixArtAlphaPipeline": 120}  # tokens
-_LONGEST_OF_OTHERS = 300
+_LONGEST = 300  # tokens
+_LONGEST_OF_ALPHA = 120
 _SCALE = 8  # pixels of a latent one, a side; what the network is told of the size is in pixels
 
 
@@ -43,17 +44,29 @@ class PixArt(Architecture):
         "vae": "AutoencoderKL",
         "tokenizer": "T5Tokenizer",
     }
+    pipeline: ClassVar = "PixArtAlphaPipeline"
+    longest: ClassVar = {"tokenizer": _LONGEST}
     schema: ClassVar = PixArtTransformerConfig
 
+    def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
+        """The hidden states."""
+        return {"caption_channels": encoders["text_encoder"].d_model}
+
     def load_texts(self, root: Path, config: Any) -> Texts:
-        """T5's tokenizer and encoder."""
-        encoder = self.encoder(root, "text_encoder")
-        given = {"caption_channels": encoder.config.d_model}
-        check_widths(root / self.denoiser, dict(config), given)
-        name, _ = pipeline_parts(root / "model_index.json")
-        longest = _LONGEST.get(name, _LONGEST_OF_OTHERS)
-        tokenizer = self.tokenizer(root, "tokenizer", encoder, longest)
-        return _Masked([tokenizer], [encoder])
+        """As for any; alpha's texts are shorter."""
+        texts = super().load_texts(root, config)
+        (tokenizer,), (name, _) = texts.tokenizers, pipeline_parts(root / "model_index.json")
+        if name == self.pipeline:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, _LONGEST_OF_ALPHA)
+        return texts
+
+    def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
+        """The texts, and which tokens are no padding."""
+        texts, mask, _, _ = pipeline.encode_prompt(
+            prompts, False, device=device, clean_caption=False,
+            max_sequence_length=pipeline.tokenizer.model_max_length,
+        )  # fmt: skip
+        return texts, mask
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `PixArtAlphaPipeline`; the half of the output that is the variance is left out."""
@@ -80,14 +93,3 @@ class PixArt(Architecture):
 def _told_sizes(config: Any) -> bool:
     said = config.use_additional_conditions
     return bool(config.sample_size == 128 if said is None else said)
-
-
-class _Masked(Texts):
-    """The last hidden states, and which tokens are no padding."""
-
-    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
-        (tokenizer,), (encoder,) = self.tokenizers, self.encoders
-        # As the pipelines do before.
-        tokens = padded(tokenizer, [prompt.lower().strip() for prompt in prompts], place)
-        texts = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        return masked(texts, tokens.attention_mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from pecker_fast.files import read_json, shown
-from pecker_fast.models.architectures.base import Architecture, check_widths
+from pecker_fast.models.architectures.base import Architecture
 from pecker_fast.models.schemas import (
     Config,
     Count,
@@ -23,7 +23,7 @@ from pecker_fast.models.schemas import (
     Small,
     SquareTransformerConfig,
 )
-from pecker_fast.models.texts import Texts, masked, padded, unmasked
+from pecker_fast.models.texts import unmasked
 from pecker_fast.runs.reading import checked
 
 __all__ = ["Sana"]
@@ -82,6 +82,8 @@ class Sana(Architecture):
         "vae": "AutoencoderDC",
         "tokenizer": "GemmaTokenizer",
     }
+    pipeline: ClassVar = "SanaPipeline"
+    longest: ClassVar = {"tokenizer": _LONGEST - 1}  # one is the instruction's last
     schema: ClassVar = SanaTransformerConfig
     schedule: ClassVar = FlowScheduleConfig
 
@@ -94,14 +96,26 @@ class Sana(Architecture):
         steps, shift = solver.num_train_timesteps, solver.flow_shift
         return {"_class_name": _FLOW, "num_train_timesteps": steps, "shift": shift}
 
-    def load_texts(self, root: Path, config: Any) -> Texts:
-        """Gemma's tokenizer and encoder."""
-        encoder = self.encoder(root, "text_encoder")
-        given = {"caption_channels": encoder.config.hidden_size}
-        check_widths(root / self.denoiser, dict(config), given)
-        # One of the 300 is the instruction's last.
-        tokenizer = self.tokenizer(root, "tokenizer", encoder, _LONGEST - 1)
-        return _Instructed([tokenizer], [encoder])
+    def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
+        """The hidden states."""
+        return {"caption_channels": encoders["text_encoder"].hidden_size}
+
+    def instruction(self) -> str:
+        """What diffusers tells Gemma, which another version may say otherwise."""
+        return "\n".join(_instruction())
+
+    def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
+        """The texts, and which tokens are no padding; "" goes without the instruction."""
+        found: dict[bool, Any] = {}
+        for empty in {prompt == "" for prompt in prompts}:
+            own = [prompt for prompt in prompts if (prompt == "") == empty]
+            texts, mask, _, _ = pipeline.encode_prompt(
+                own, False, device=device, clean_caption=False, max_sequence_length=_LONGEST,
+                complex_human_instruction=None if empty else _instruction(),
+            )  # fmt: skip
+            found[empty] = zip(texts, mask, strict=True)
+        texts, mask = zip(*(next(found[prompt == ""]) for prompt in prompts), strict=True)
+        return torch.stack(texts), torch.stack(mask)
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `SanaPipeline`; the half of the output that is the variance is left out."""
@@ -116,33 +130,9 @@ class Sana(Architecture):
         return output[:, : x_t.shape[1]]
 
 
-class _Instructed(Texts):
-    """The last hidden states, behind diffusers' instruction to Gemma unless the prompt is ""."""
-
-    def tokens(self, prompts: Sequence[str]) -> list[Any]:
-        """Those of the instruction too, which another diffusers may have another of."""
-        return [*super().tokens(prompts), self.tokenizers[0].encode(_instruction())]
-
-    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
-        rows: dict[str, Tensor] = {}
-        for instruction in ("", _instruction()):
-            own = [prompt for prompt in prompts if (prompt == "") == (instruction == "")]
-            if own:
-                rows |= zip(own, self._told(instruction, own, place), strict=True)
-        return torch.stack([rows[prompt] for prompt in prompts])
-
-    def _told(self, instruction: str, prompts: list[str], place: torch.device) -> Tensor:
-        (tokenizer,), (encoder,) = self.tokenizers, self.encoders
-        more = len(tokenizer.encode(instruction)) - 2 if instruction else 0
-        whole = [instruction + prompt.lower().strip() for prompt in prompts]
-        tokens = padded(tokenizer, whole, place, _LONGEST + more)
-        texts = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        kept = [0, *range(1 - _LONGEST, 0)]  # of the instruction its first token and its last
-        return masked(texts[:, kept], tokens.attention_mask[:, kept])
-
-
-def _instruction() -> str:
+def _instruction() -> list[str]:
     from diffusers import SanaPipeline
 
     options = inspect.signature(SanaPipeline.__call__).parameters
-    return "\n".join(options["complex_human_instruction"].default)
+    said: list[str] = options["complex_human_instruction"].default
+    return said

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture, check_widths
+from pecker_fast.models.architectures.base import Architecture
 from pecker_fast.models.schemas import TextUNetConfig
-from pecker_fast.models.texts import ClipTexts, Texts
 
 __all__ = ["StableDiffusion"]
 
@@ -25,18 +24,24 @@ class StableDiffusion(Architecture):
         "vae": "AutoencoderKL",
         "tokenizer": "CLIPTokenizer",
     }
+    pipeline: ClassVar = "StableDiffusionPipeline"
+    options: ClassVar = {
+        "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False
+    }  # fmt: skip
     schema: ClassVar = TextUNetConfig
 
     def is_network(self, config: Mapping[str, Any]) -> bool:
         """Whether it is told nothing else."""
         return super().is_network(config) and config.get("addition_embed_type") is None
 
-    def load_texts(self, root: Path, config: Any) -> Texts:
-        """One tokenizer and its encoder."""
-        encoder = self.encoder(root, "text_encoder")
-        given = {"cross_attention_dim": encoder.config.hidden_size}
-        check_widths(root / self.denoiser, dict(config), given)
-        return ClipTexts([self.tokenizer(root, "tokenizer", encoder)], [encoder])
+    def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
+        """The last hidden states."""
+        return {"cross_attention_dim": encoders["text_encoder"].hidden_size}
+
+    def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
+        """The texts."""
+        texts, _ = pipeline.encode_prompt(prompts, device, 1, False)
+        return (texts,)
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `StableDiffusionPipeline`."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture, check_widths
+from pecker_fast.models.architectures.base import Architecture
 from pecker_fast.models.schemas import Count, FlowScheduleConfig, SquareTransformerConfig
-from pecker_fast.models.texts import Texts, padded
+from pecker_fast.models.texts import Texts
 
 __all__ = ["StableDiffusion3"]
 
@@ -62,24 +62,33 @@ class StableDiffusion3(Architecture):
         "tokenizer_3": "T5Tokenizer",
     }
     optional: ClassVar = frozenset({"text_encoder_3", "tokenizer_3"})
+    pipeline: ClassVar = "StableDiffusion3Pipeline"
+    longest: ClassVar = {"tokenizer_3": _LONGEST}
     schema: ClassVar = SD3TransformerConfig
     schedule: ClassVar = FlowScheduleConfig
 
+    def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
+        """T5's hidden states, and both pooled texts side by side."""
+        clips = (encoders["text_encoder"], encoders["text_encoder_2"])
+        found = {"pooled_projection_dim": sum(clip.projection_dim for clip in clips)}
+        if t5 := encoders.get("text_encoder_3"):
+            found["joint_attention_dim"] = t5.d_model
+        return found
+
     def load_texts(self, root: Path, config: Any) -> Texts:
-        """Three tokenizers and their encoders."""
-        clips = [self.encoder(root, part) for part in ("text_encoder", "text_encoder_2")]
-        given = {"pooled_projection_dim": sum(clip.config.projection_dim for clip in clips)}
-        tokenizers = [
-            self.tokenizer(root, part, clip)
-            for part, clip in zip(("tokenizer", "tokenizer_2"), clips, strict=True)
-        ]
-        encoders = list(clips)
-        if (root / "text_encoder_3").is_dir():
-            encoders.append(self.encoder(root, "text_encoder_3"))
-            given["joint_attention_dim"] = encoders[-1].config.d_model
-            tokenizers.append(self.tokenizer(root, "tokenizer_3", encoders[-1], _LONGEST))
-        check_widths(root / self.denoiser, dict(config), given)
-        return _ThreeTexts(tokenizers, encoders, config.joint_attention_dim)
+        """As for any; without T5 the pipeline looks up in the network how wide zeros are."""
+        texts = super().load_texts(root, config)
+        texts.pipeline.transformer = SimpleNamespace(config=config)
+        return texts
+
+    def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
+        """The texts and the pooled ones."""
+        t5 = pipeline.tokenizer_3
+        texts, _, pooled, _ = pipeline.encode_prompt(
+            prompts, None, None, device, do_classifier_free_guidance=False,
+            max_sequence_length=t5.model_max_length if t5 else _LONGEST,
+        )  # fmt: skip
+        return texts, pooled
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `StableDiffusion3Pipeline`."""
@@ -93,28 +102,3 @@ class StableDiffusion3(Architecture):
             timestep=time,
         ).sample
         return output
-
-
-class _ThreeTexts(Texts):
-    """CLIP's hidden states before the last side by side, padded to T5's width, then T5's."""
-
-    def __init__(
-        self, tokenizers: Sequence[Any], encoders: Sequence[nn.Module], width: int
-    ) -> None:
-        """Keep them; without T5 zeros of that width stand in its place."""
-        super().__init__(tokenizers, encoders)
-        self._width = width
-
-    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
-        tokens = [padded(each, prompts, place).input_ids for each in self.tokenizers]
-        outputs = [
-            encoder(part, output_hidden_states=True)
-            for encoder, part in zip(self.encoders[:2], tokens[:2], strict=True)
-        ]
-        clip = torch.cat([output.hidden_states[-2] for output in outputs], -1)
-        clip = F.pad(clip, (0, self._width - clip.shape[-1]))
-        t5 = clip.new_zeros(len(prompts), _LONGEST, self._width)
-        if len(self.encoders) > 2:
-            t5 = self.encoders[2](tokens[2])[0]
-        texts = torch.cat([clip, t5], 1).flatten(1)
-        return torch.cat([texts, *(output[0] for output in outputs)], 1)

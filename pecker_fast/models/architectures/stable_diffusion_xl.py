@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,9 +11,9 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from pecker_fast.files import read_json
-from pecker_fast.models.architectures.base import Architecture, check_widths
+from pecker_fast.models.architectures.base import Architecture
 from pecker_fast.models.schemas import AnyTextUNetConfig, AutoencoderConfig, Count, read_config
-from pecker_fast.models.texts import Texts, padded
+from pecker_fast.models.texts import Texts
 
 __all__ = ["StableDiffusionXL"]
 
@@ -51,30 +51,43 @@ class StableDiffusionXL(Architecture):
         "tokenizer": "CLIPTokenizer",
         "tokenizer_2": "CLIPTokenizer",
     }
+    pipeline: ClassVar = "StableDiffusionXLPipeline"
     schema: ClassVar = LargeTextUNetConfig
 
     def is_network(self, config: Mapping[str, Any]) -> bool:
         """Whether it is told more than a text."""
         return super().is_network(config) and config.get("addition_embed_type") is not None
 
-    def load_texts(self, root: Path, config: Any) -> Texts:
-        """Two tokenizers and their encoders; the size in pixels is that of the latent images."""
-        encoders = [self.encoder(root, part) for part in ("text_encoder", "text_encoder_2")]
-        text = sum(encoder.config.hidden_size for encoder in encoders)
-        check_widths(
-            root / self.denoiser,
-            {"cross_attention_dim": config.cross_attention_dim, "pooled": _pooled_width(config)},
-            {"cross_attention_dim": text, "pooled": encoders[1].config.projection_dim},
-        )
-        tokenizers = [
-            self.tokenizer(root, name, encoder)
-            for name, encoder in zip(("tokenizer", "tokenizer_2"), encoders, strict=True)
-        ]
+    def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
+        """Both hidden states side by side; the pooled text of the second and the sizes."""
+        sizes, pooled = config.addition_time_embed_dim, encoders["text_encoder_2"].projection_dim
+        return {
+            "cross_attention_dim": sum(each.hidden_size for each in encoders.values()),
+            "projection_class_embeddings_input_dim": pooled + _SIZES * sizes,
+        }
+
+    def sizes(self, root: Path, config: Any) -> Tensor:
+        """(6,) height and width, where it is cropped, height and width, in pixels."""
         levels = read_config(root / "vae" / "config.json", AutoencoderConfig)["block_out_channels"]
-        _, height, width = self.sample_shape(config)
-        scale = 2 ** (len(levels) - 1)
+        _, *sides = self.sample_shape(config)
+        size = [side * 2 ** (len(levels) - 1) for side in sides]
+        return torch.tensor([*size, 0, 0, *size], dtype=torch.float32)
+
+    def load_texts(self, root: Path, config: Any) -> Texts:
+        """As for any, and whether the pipeline tells the network zeros of the empty prompt."""
+        texts = super().load_texts(root, config)
         zeros = bool(read_json(root / "model_index.json").get("force_zeros_for_empty_prompt", True))
-        return _TwoClips(tokenizers, encoders, (height * scale, width * scale), zeros)
+        texts.pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+        return texts
+
+    def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
+        """The texts and the pooled ones; "" is what stands in the place of a negative prompt."""
+        texts, _, pooled, _ = pipeline.encode_prompt(prompts, None, device, 1, False)
+        if pipeline.config.force_zeros_for_empty_prompt:
+            empty = torch.tensor([prompt == "" for prompt in prompts], device=device)
+            texts = texts.masked_fill(empty[:, None, None], 0)
+            pooled = pooled.masked_fill(empty[:, None], 0)
+        return texts, pooled
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `StableDiffusionXLPipeline` for an image of the size that it was trained with."""
@@ -94,30 +107,3 @@ def _pooled_width(config: Any) -> int:
     return int(
         config.projection_class_embeddings_input_dim - _SIZES * config.addition_time_embed_dim
     )
-
-
-class _TwoClips(Texts):
-    """The hidden states before the last of both side by side, the pooled text of the second."""
-
-    def __init__(
-        self, tokenizers: Sequence[Any], encoders: Sequence[nn.Module], size: tuple[int, int],
-        zeros: bool,
-    ) -> None:  # fmt: skip
-        """Keep them, the height and width in pixels, and whether "" is all zeros."""
-        super().__init__(tokenizers, encoders)
-        self._sizes = torch.tensor([*size, 0, 0, *size], dtype=torch.float32)
-        self._zeros = zeros
-
-    def _embed(self, prompts: list[str], place: torch.device) -> Tensor:
-        outputs = [
-            encoder(padded(each, prompts, place).input_ids, output_hidden_states=True)
-            for each, encoder in zip(self.tokenizers, self.encoders, strict=True)
-        ]
-        texts = torch.cat([output.hidden_states[-2] for output in outputs], -1).flatten(1)
-        told = torch.cat([texts, outputs[1][0]], 1)
-        if self._zeros:
-            # As the pipeline tells the network where guidance has no negative prompt.
-            empty = torch.tensor([prompt == "" for prompt in prompts], device=place)
-            told = told.masked_fill(empty[:, None], 0)
-        sizes = self._sizes.to(told).expand(len(prompts), -1)
-        return torch.cat([told, sizes], 1)
