@@ -277,7 +277,6 @@ def _start(arguments: argparse.Namespace, roof: bool) -> tuple[Setup, dict[str, 
 
 _UNPRINTED = (
     "benchmark", "settings", "notes", "floor_bytes", "floor_ms", "p20_ms", "p80_ms",
-    "parts_ms", "parts_gb", "parts_tflop", "parts_kernels",
 )  # fmt: skip
 
 

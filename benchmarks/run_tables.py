@@ -1,4 +1,4 @@
-"""Tables of training iterations: their time, their memory, and what a card should take."""
+"""Tables of training iterations: their time and their memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rows import Cell, Result, Row, largest, measured_on, network, rows_of, speed_up, table
 
-__all__ = ["budget", "iteration", "memory"]
+__all__ = ["iteration", "memory"]
 
 
 def _gib(size: float) -> str:
@@ -57,19 +57,6 @@ def memory(result: Result) -> str:
     )
     rows = rows_of(result, "memory")
     return _by_network(result, rows, ("peak of an iteration", peaks), caption, note)
-
-
-def budget(result: Result) -> str:
-    """One line per way to run the iteration, one column per network."""
-
-    def note(found: list[Row]) -> str:
-        ms, kernels = found[0]["parts_ms"], found[0]["parts_kernels"]
-        kinds = largest(ms, "{:.0f} ms".format)
-        return f"{found[0]['provider']}: {sum(kernels.values()):,} kernels; {kinds}"
-
-    caption = "Computed from shapes for an H100, measured nowhere (`benchmarks/budget.py`)."
-    time = ("predicted ms per iteration", lambda row: f"{row['predicted_ms']:.0f}")
-    return _by_network(result, rows_of(result, "budget"), time, caption, note)
 
 
 def _by_network(

@@ -27,7 +27,6 @@ CARDS = "every card"  # the result files of gpu.py
 
 # Name -> its result files, and what makes it of one.
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
-    "budget": ("budget-cpu", run_tables.budget),
     "step_time": ("step_time-cpu", kernel_tables.step_time),
     "topk": ("topk-cpu", kernel_tables.topk),
     "iteration": ("iteration-cpu", run_tables.iteration),

@@ -149,11 +149,11 @@ PREDICTED_MS: dict[tuple[object, ...], tuple[float, float]] = {
     # 1.68 M warps of 512 scores. Integer instructions, 253 in collect and 236 in write, half a
     # warp's a cycle: .92 and .86 ms, less than the memory's 1.14 and 1.25. Together 2.4, the pipe
     # being busy for 3/4 of the time, to 2.7, if they get in each other's way as in
-    # benchmarks/budget.py. Tables, sample, sort, sums and two waits: .4 to .5.
+    # benchmarks/budget.py of 834cb37. Tables, sample, sort, sums and two waits: .4 to .5.
     ("topk", "sd15", None, 0.1, "pecker_fast[cuda]"): (2.8, 3.2),
     ("topk", "sd15", None, 0.1, "pecker_fast[triton]"): (8.0, 10.0),
     ("iteration", "cifar10", None, 0.1, "as published"): (587.0, 660.0),
-    # benchmarks/budget.py, 12 % more or less.
+    # benchmarks/budget.py of 834cb37, 12 % more or less.
     ("iteration", "cifar10", None, 0.1, "all, algorithm unchanged"): (110.0, 140.0),
 }
 
