@@ -105,15 +105,18 @@ class Texts:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep diffusers from saying of each long prompt what `Texts.cut` says once."""
-    from diffusers.utils import logging
+    """Keep both libraries from saying of each long prompt what `Texts.cut` says once."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
+    of_diffusers.set_verbosity_error()
+    of_transformers.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        of_diffusers.set_verbosity(before[0])
+        of_transformers.set_verbosity(before[1])
 
 
 def unmasked(condition: Tensor, width: int) -> tuple[Tensor, Tensor]:
