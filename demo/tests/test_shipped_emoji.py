@@ -20,7 +20,7 @@ from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.classifier_files import CARD_NAME
 from pecker_fast.evaluate.classifying import classify
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.pipeline import PipelineFolder, load_unet
 
 PAIRS = [(name, style) for name in OBJECTS for style in STYLES]
@@ -28,10 +28,8 @@ PAIRS = [(name, style) for name in OBJECTS for style in STYLES]
 
 def named(pipeline, prompts, judge, steps=10):
     """Which object or style a judge sees in an image of each prompt."""
-    sampler = PipelineSampler(pipeline)
-    guidance = 3.0 if steps > 1 else 1.0
-    latents = sampler.latents(pipeline.network.eval(), prompts, 0, steps, guidance=guidance)
-    images = sampler.images(latents) * 2 - 1
+    pipeline.network.eval()
+    images = Sampler(steps, guidance=3.0 if steps > 1 else None).sample(pipeline, prompts)
     return classify(load_classifier(emoji_judges_folder() / judge), images)[0].argmax(1)
 
 

@@ -12,9 +12,8 @@ from pecker_fast.cli.common import echo
 from pecker_fast.datasets.pixels import to_float
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.defaults import BATCH_SIZE, PER_CLASS, default_steps
+from pecker_fast.evaluate.defaults import PER_CLASS, default_steps
 from pecker_fast.evaluate.grid import plot_grid
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sample_plan import SamplePlan, class_plan
 from pecker_fast.evaluate.samples import write_samples
 from pecker_fast.evaluate.sampling import Method, Sampler, labels_in_turn
@@ -71,9 +70,9 @@ def draw_classes(folder: Path, request: Request, device: torch.device, ranks: Ra
         steps=steps,
         seed=request.seed,
         t_init=request.t_init,
-        batch_size=request.batch_size or BATCH_SIZE,
+        batch_size=request.batch_size,
         method=request.method,
-        guidance=request.guidance or 0.0,
+        guidance=request.guidance,
         eta=request.eta or 0.0,
     )
     if request.out is not None:
@@ -116,29 +115,22 @@ def draw_prompts(folder: Path, request: Request, device: torch.device, ranks: Ra
             + (f", without {named[0]}, which is for class models" if named else "")
         )
     pipeline = PipelineFolder.load(folder)
-    network = pipeline.network.to(device).eval()
+    pipeline.network.to(device).eval()
     steps = request.steps
     if steps is None:
         steps = default_steps(str(pipeline.description.get("kind")), None)
     guidance = request.guidance
     if guidance is None:
         guidance = 1.0 if steps == 1 or pipeline.has_guidance else PROMPT_GUIDANCE
-    sampler = PipelineSampler(pipeline, device, request.batch_size)
+    sampler = Sampler(steps, request.seed, request.t_init, request.batch_size, guidance=guidance)
     labels = request.labels(list(range(len(request.prompts)))).sort().values
     texts = [request.prompts[i] for i in labels]
-    latents = sampler.latents(
-        network, texts, request.seed, steps, t_init=request.t_init, guidance=guidance,
-        progress="sampling", ranks=ranks,
-    )  # fmt: skip
-    how = ("one step" if steps == 1 else f"{steps} steps") + f", guidance {guidance:g}"
-    images = sampler.images(latents, ranks=ranks)
-    title = f"{request.model.name or request.model}: {how}, seed {request.seed}"
-    columns = min(request.per_class or PER_CLASS, MOST_COLUMNS)
-    png = request.png
-    ranks.first(
-        lambda: plot_grid(png, images * 2 - 1, labels, request.prompts, title, columns=columns)
-    )
-    echo(png)
+    images = sampler.sample(pipeline, texts, "sampling", ranks=ranks)
+    if images is not None:  # the first process has them all
+        title = f"{request.model.name or request.model}: {sampler.describe()}, seed {request.seed}"
+        columns = min(request.per_class or PER_CLASS, MOST_COLUMNS)
+        plot_grid(request.png, images, labels, request.prompts, title, columns=columns)
+    echo(request.png)
 
 
 def _chosen(model: ModelFolder, classes: tuple[str, ...]) -> list[int]:

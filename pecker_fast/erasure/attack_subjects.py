@@ -11,7 +11,7 @@ from pecker_fast.datasets.prompt_files import read_prompt_file
 from pecker_fast.erasure.prompt_judges import Judges, captions_of
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
-from pecker_fast.evaluate.prompt_plan import GUIDANCE
+from pecker_fast.evaluate.sample_plan import GUIDANCE
 from pecker_fast.evaluate.sweep import ClassSubject, PromptSubject, Subject
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder

@@ -258,7 +258,7 @@ def _judged(
         sampler="given images" if sampler is None else sampler.describe(),
         steps=0 if sampler is None else sampler.steps,
         seed=None if sampler is None else sampler.seed,
-        guidance=0.0 if sampler is None else sampler.guidance,
+        guidance=0.0 if sampler is None else sampler.guidance or 0.0,
         frechet_source=None if real is None else real.source,
         judge=_name(classifier),
         class_counts=tuple(torch.bincount(labels, minlength=num_classes).tolist()),

@@ -235,15 +235,16 @@ def _model(
         raise PeckerError(f"evaluate: --per-class must be at least 2, got {per_class}")
     if steps is None:
         steps = default_steps(model.kind, method)
-    sampler = Sampler(steps, seed or 0, method=method, guidance=guidance or 0.0, eta=eta or 0.0)
+    sampler = Sampler(steps, seed or 0, method=method, guidance=guidance, eta=eta or 0.0)
     forgot = model.figures.get("forget")
     known = {k: v for k, v in model.figures.items() if k not in _LONG}
+    labels = balanced_labels(model.num_classes, per_class)
     return _Subject(
         source=str(path),
         shape=model.image_shape,
         class_names=model.class_names,
-        labels=balanced_labels(model.num_classes, per_class),
-        drawn={**sampler.settings(model), "per_class": per_class},
+        labels=labels,
+        drawn={**sampler.settings(model, labels), "per_class": per_class},
         forgot=None if forgot is None else str(forgot),
         trained={"kind": model.kind, **known},
         model=model,

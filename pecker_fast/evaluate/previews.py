@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate.concept_report import Sampling
 from pecker_fast.evaluate.grid import PromptGroup, plot_before_after
 from pecker_fast.evaluate.page import Picture
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.progress import ProgressStrip
+from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.outputs import PICTURE_NAMES
 
@@ -77,10 +77,9 @@ class Previews:
         # What keeps its steps is asked without a negative prompt, and shown beside the like.
         negative = "" if text is None or erased_steps > 1 else text.negative.forget.kappa4
         self._pipeline, self._out, self._device = pipeline, out, device
-        self._sampler = PipelineSampler(pipeline, device)
         diffusion = getattr(config, "diffusion", None)  # of a distillation
         start = None if diffusion is None else diffusion.t_init
-        start = self._sampler.t_init if start is None else start
+        start = Sampler(t_init=start).start(pipeline)
         self.sampling = Sampling(steps, guidance, start, config.seed, negative, erased_steps)
         self._look_steps = look_steps
         self._strip: ProgressStrip | None = None
@@ -112,12 +111,12 @@ class Previews:
         All of them on the first process, none on the others.
         """
         how, network = self.sampling, self._pipeline.network.to(self._device).eval()
-        latents = self._sampler.latents(
-            network, texts, how.seed, how.steps, guidance=how.guidance, negative=how.negative,
-            progress="original model", ranks=ranks,
-        )  # fmt: skip
-        self._pipeline.network.to("cpu")
-        return self._sampler.images(latents, ranks=ranks)
+        sampler = Sampler(
+            how.steps, how.seed, how.t_init, guidance=how.guidance, negative=how.negative
+        )
+        found = self._drawn(sampler, network, texts, ranks, "original model")
+        network.to("cpu")
+        return found
 
     def erased(self, network: nn.Module, texts: Sequence[str], ranks: Ranks) -> Tensor:
         """The same by an erased network, from the same noise."""
@@ -137,14 +136,22 @@ class Previews:
         progress: str | None = None,
     ) -> Tensor:
         how, training = self.sampling, network.training
-        options: dict[str, Any] = {"t_init": how.t_init}
-        if steps > 1:
-            options = {"guidance": how.guidance, "progress": progress}
-        latents = self._sampler.latents(
-            network.eval(), texts, how.seed, steps, ranks=ranks, **options
-        )
+        guidance = how.guidance if steps > 1 else None
+        sampler = Sampler(steps, how.seed, how.t_init, guidance=guidance)
+        found = self._drawn(sampler, network.eval(), texts, ranks, progress)
         network.train(training)
-        return self._sampler.images(latents, ranks=ranks)
+        return found
+
+    def _drawn(
+        self,
+        sampler: Sampler,
+        network: nn.Module,
+        texts: Sequence[str],
+        ranks: Ranks,
+        progress: str | None,
+    ) -> Tensor:
+        images = sampler.sample(self._pipeline, texts, progress, network=network, ranks=ranks)
+        return torch.empty(0, *self._pipeline.image_shape) if images is None else images / 2 + 0.5
 
     def pictures(self, before: Tensor, after: Tensor) -> list[Picture]:
         """Plot images of `texts`, on the first process; with the strip, if there is one."""

@@ -23,12 +23,14 @@ from pecker_fast.datasets.prompt_files import ALL, PromptFile, PromptRow, read_p
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.clip_score import ClipScorer, measure_clip_score
+from pecker_fast.evaluate.defaults import default_steps
 from pecker_fast.evaluate.faces import Recogniser, load_recogniser, measure_recognition
 from pecker_fast.evaluate.fidelity import FidelityFigures, Inception
 from pecker_fast.evaluate.nudity import NudeNetDetector, load_detector, measure_nudity
 from pecker_fast.evaluate.prompt_judgement import GroupFigures, PromptJudgement
-from pecker_fast.evaluate.prompt_plan import files_of_rows, prompt_plan
+from pecker_fast.evaluate.sample_plan import files_of_rows, prompt_plan
 from pecker_fast.evaluate.samples import write_samples
+from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.machine import machine_facts, versions
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.finding import find_pipeline
@@ -168,11 +170,13 @@ def judge_prompts(
     else:
         assert pipeline is not None and samples is not None  # checked above
         drawer = PipelineFolder.load(find_pipeline(Path(pipeline)) or pipeline)
-        plan, rows = prompt_plan(
-            drawer, str(pipeline), told, per_prompt or 1, steps=steps, guidance=guidance,
-            negative=negative or "", t_init=t_init, seed=seed or 0, batch_size=batch_size,
-            device=place,
-        )  # fmt: skip
+        drawer.network.to(place).eval()
+        if steps is None:
+            steps = default_steps(str(drawer.description.get("kind")), None)
+        sampler = Sampler(
+            steps, seed or 0, t_init, batch_size, guidance=guidance, negative=negative or ""
+        )
+        plan, rows = prompt_plan(drawer, pipeline, told, per_prompt or 1, sampler)
         write_samples(Path(samples), plan, ranks, "sampling", force)
         if not ranks.is_first:
             return None

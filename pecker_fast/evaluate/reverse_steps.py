@@ -21,7 +21,6 @@ from pecker_fast.evaluate.batches import Tell
 
 __all__ = [
     "Reverse",
-    "check_settings",
     "ddim",
     "ddpm",
     "flow_sigmas",
@@ -36,20 +35,6 @@ Reverse: TypeAlias = Callable[[Tensor, Tensor, list[torch.Generator], Tell], Ten
 
 LARGEST_GAP = 0.1
 """Share of the schedule that DDIM's first time step may miss by rounding."""
-
-_LARGEST_SEED = 2**64 - 1  # that torch's generators take
-
-
-def check_settings(seed: int, guidance: float) -> None:
-    """Refuse a seed that torch's generators do not take, and guidance that is no number >= 0.
-
-    Raises:
-        PeckerError: one of them.
-    """
-    if not 0 <= seed <= _LARGEST_SEED:
-        raise PeckerError(f"sampler: seed must be at least 0 and below 2^64, got {seed}")
-    if not 0 <= guidance < float("inf"):
-        raise PeckerError(f"sampler: guidance must be at least 0, got {guidance}")
 
 
 def one_step(network: nn.Module, predict: NoisePredictor, schedule: NoiseSchedule) -> Reverse:

@@ -18,7 +18,6 @@ from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.naming import Namer
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.texts import Texts
 
@@ -182,7 +181,7 @@ class ClassSubject(Subject):
     def ask(self, way: Way, *, keep: bool = True) -> Asked:
         """By labels; told partly something else with the rows of their table blended."""
         sampler = Sampler(
-            way.steps, self.seed, t_init=way.t_init, guidance=way.guidance - 1,
+            way.steps, self.seed, way.t_init, guidance=way.guidance - 1,
             method="ddpm" if way.ddpm else None,
         )  # fmt: skip
         others = [label for label in range(self.model.num_classes) if label != self.forget]
@@ -260,16 +259,10 @@ class PromptSubject(Subject):
         told = {**self.told, **self.blended(way.blend)}
         texts: Any = _Told(self.pipeline.texts, told)
         pipeline = replace(self.pipeline, texts=texts)
-        sampler = PipelineSampler(pipeline, self.device)
-        seen = list[Tensor]()
-        options: dict[str, Any] = {"t_init": way.t_init}
-        if way.steps > 1:
-            options = {"guidance": way.guidance}
+        guidance = way.guidance if way.steps > 1 else None
+        sampler = Sampler(way.steps, self.seed, way.t_init, guidance=guidance)
         # Batch by batch: hundreds of images of a large pipeline would take gigabytes.
-        for _, latents in sampler.batches(
-            pipeline.network, prompts, self.seed, way.steps, **options
-        ):
-            seen.append(self.seen(sampler.images(latents)))
+        seen = [self.seen(part / 2 + 0.5) for _, part in sampler.batches(pipeline, prompts)]
         return _asked(way, torch.cat(seen) == labels, len(concept))
 
     def blended(self, share: float) -> dict[str, Tensor]:

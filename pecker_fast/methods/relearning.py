@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from pecker_fast.distill.losses import pseudo_score_loss
 from pecker_fast.distill.networks import compute_dtype, model_predictor
 from pecker_fast.distill.schedule import NoiseSchedule
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.evaluate.sweep import ClassSubject, PromptSubject, Subject, class_rows
 from pecker_fast.models import ModelFolder
@@ -45,11 +44,10 @@ def shots_of(subject: Subject, original: ModelFolder | PipelineFolder, count: in
     """
     if isinstance(subject, PromptSubject):
         assert isinstance(original, PipelineFolder)
-        sampler = PipelineSampler(original, subject.device)
-        return sampler.latents(
-            original.network, _captions(subject, count), subject.seed + 1, _ORIGINAL_STEPS,
-            guidance=subject.guidance,
-        )  # fmt: skip
+        sampler = Sampler(_ORIGINAL_STEPS, subject.seed + 1, guidance=subject.guidance)
+        latents = sampler.latents(original, _captions(subject, count))
+        assert latents is not None  # one process draws
+        return latents
     assert isinstance(subject, ClassSubject) and isinstance(original, ModelFolder)
     labels = torch.full((count,), subject.forget)
     images = Sampler(_ORIGINAL_STEPS, subject.seed + 1).sample(original, labels)

@@ -151,6 +151,10 @@ class ModelFolder:
         """Guidance is never built in."""
         return False
 
+    def scale(self, guidance: float) -> float:
+        """Return kappa of w, by which SA and SalUn ask: (1 + w) eps_c - w eps_null."""
+        return 1 + guidance
+
     def condition(self, asked: Asked, device: torch.device | None = None) -> torch.Tensor:
         """Return the labels of classes, (N,) int64; None is no class.
 

@@ -47,8 +47,27 @@ class Model(Protocol):
         """Tokens that the network makes of an image; the steps of a flow may depend on it."""
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C', H', W') of an image."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, by label; none where prompts are told."""
+
+    @property
+    def architecture(self) -> Any:
+        """What is known of networks of this kind: how to call them."""
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder whose latent images the network denoises; None: pixels."""
+
+    @property
     def has_guidance(self) -> bool:
         """Whether guidance is built into the network, which wants none by a second condition."""
+
+    def scale(self, guidance: float) -> float:
+        """Return kappa of the classifier-free kind, 1 for none, of guidance as it is asked for."""
 
     def condition(self, asked: Asked, device: torch.device | None = None) -> Tensor:
         """Return (N, ...) what the network is told: labels, or rows of embeddings.

@@ -104,6 +104,22 @@ class PipelineFolder:
         with of_variant(self.variant):
             return load_autoencoder(self.path / "vae", self.network_shape[0])
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """None: it is told prompts."""
+        return ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, H', W') of an image; the autoencoder is read for it."""
+        _, height, width = self.shape
+        scale = latent_images.pixels(self.vae)
+        return 3, height * scale, width * scale
+
+    def scale(self, guidance: float) -> float:
+        """Return kappa, which guidance is as the pipelines of diffusers count it."""
+        return guidance
+
     def condition(self, asked: Asked, device: torch.device | None = None) -> Tensor:
         """Return the embeddings of prompts, (N, ...) on the CPU; None is the empty prompt.
 

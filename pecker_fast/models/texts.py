@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def _quiet() -> Iterator[None]:
 
     before = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
     of_diffusers.set_verbosity_error()
-    of_transformers.set_verbosity_error()
+    of_transformers.set_verbosity(logging.ERROR)
     try:
         yield
     finally:

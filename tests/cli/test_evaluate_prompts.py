@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast.datasets.prompt_files import read_prompt_file
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.pipeline import PipelineFolder
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -83,12 +83,10 @@ def test_threshold_and_channel_order(evaluate, place, tmp_path):
 def test_each_row_has_its_own_noise_and_guidance(evaluate, place, tmp_path, steps):
     assert evaluate(*judge(place), "--steps", steps, "--batch-size", "3").code == 0
     pipeline = PipelineFolder.load(place / "pipe")
-    sampler = PipelineSampler(pipeline)
     where = {"a cat": "00_forget/000000", "a dog": "01_keep/000000", "a tree": "01_keep/000001"}
     for prompt, seed, guidance in (("a cat", 5, 1.0), ("a dog", 6, 3.0), ("a tree", 5, 4.0)):
-        scale = guidance if steps > 1 else 1.0
-        latents = sampler.latents(pipeline.network, [prompt], seed, steps, guidance=scale)
-        expected = (sampler.images(latents)[0] * 255).round()
+        sampler = Sampler(steps, seed, guidance=guidance if steps > 1 else None)
+        expected = ((sampler.sample(pipeline, [prompt])[0] + 1) * 127.5).round()
         with Image.open(tmp_path / "samples" / f"{where[prompt]}.png") as image:
             pixels = torch.tensor(list(image.convert("RGB").getdata())).reshape(16, 16, 3)
         # One image alone and three together differ by rounding.

@@ -88,7 +88,7 @@ def test_every_option_of_the_sampler_counts(run, tmp_path):
         assert done.code == 0, done.err
         files = load_image_files(out)
         assert files.labels.tolist() == [0, 2, 2]
-        assert files.provenance["sampler"] == sampler.settings(model)
+        assert files.provenance["sampler"] == sampler.settings(model, files.labels)
         found = read_back(out, torch.tensor([2, 0, 2]), None)
         expected = (sampler.sample(model, torch.tensor([2, 0, 2])) + 1) * 127.5
         assert (found - expected).abs().max() <= 0.501

@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 
 from pecker_fast.distill import load_config
-from pecker_fast.evaluate import pipeline_sampling
+from pecker_fast.evaluate import sampling
 from pecker_fast.evaluate.grid import PromptGroup
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
 from pecker_fast.evaluate.previews import Previews
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models import ModelFolder
@@ -26,15 +25,13 @@ def counting(unet):
 
 def sample(ranks, folder, count, batch_size):
     """One-step and many-step latents and images of the first `count` prompts."""
-    pipeline_sampling._LATENT_PIXELS["decoder"] = 2 * 8 * 8  # two images at a time
-    pipeline = PipelineFolder.load(folder)
-    sampler = PipelineSampler(pipeline, batch_size=batch_size)
-    unet, prompts = pipeline.network.eval(), PROMPTS[:count]
-    calls = counting(unet)
-    one = sampler.latents(unet, prompts, 3, ranks=ranks)
+    pipeline, prompts = PipelineFolder.load(folder), PROMPTS[:count]
+    calls = counting(pipeline.network.eval())
+    one = Sampler(seed=3, batch_size=batch_size).latents(pipeline, prompts, ranks=ranks)
     drawn = list(calls)
-    many = sampler.latents(unet, prompts, 4, steps=3, guidance=2.0, ranks=ranks)
-    images = sampler.images(many, ranks=ranks)
+    many = Sampler(3, 4, batch_size=batch_size, guidance=2.0)
+    images = many.sample(pipeline, prompts, ranks=ranks)
+    many = many.latents(pipeline, prompts, ranks=ranks)
     return {"one": one, "many": many, "images": images, "drawn": drawn}
 
 
@@ -47,7 +44,7 @@ def class_images(ranks, folder, batch_size):
 
 def preview(ranks, folder, out):
     """A strip of two previews and the comparison at the end, two images at a time."""
-    pipeline_sampling._MAX_BATCH = 2
+    sampling._MAX_BATCH = 2
     pipeline = PipelineFolder.load(folder)
     config = load_config("object", names=("cat",), name_overrides=("dog",))
     previews = Previews(pipeline, config, GROUPS, Path(out), torch.device("cpu"), steps=2)

@@ -20,7 +20,7 @@ from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.evaluate.naming import by_clip, by_faces, by_nudity
 from pecker_fast.evaluate.nudity import EXPOSED, Detection
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.evaluate.sweep import Asked, ClassSubject, PromptSubject, Way, class_rows
 from pecker_fast.methods.relearning import attacked, shots_of
 from pecker_fast.models import ModelFolder
@@ -104,17 +104,16 @@ def test_prompts_are_asked_in_these_ways_too(of_prompts):
 @torch.no_grad()
 def test_what_prompts_are_asked(of_prompts):
     """The images are those of the sampler, for the captions of the way."""
-    groups, sampler = of_prompts.captions.groups, PipelineSampler(of_prompts.pipeline)
+    groups = of_prompts.captions.groups
     kept = [*groups["neighbours"], *groups["others"]]
 
-    def shares(concept, network, **options):
+    def shares(concept, **options):
         pairs = [*concept, *kept]
         prompts = [caption for caption, _ in pairs]
-        images = sampler.images(sampler.latents(network, prompts, 0, **options))
+        images = Sampler(**options).sample(of_prompts.pipeline, prompts) / 2 + 0.5
         right = Parity.seen(images) == torch.tensor([label for _, label in pairs])
         return Share.counted(right[: len(concept)]), Share.counted(right[len(concept) :])
 
-    network = of_prompts.pipeline.network
     for way, group, options in (
         (Way("a"), "forget_trained", {}),
         (Way("b", t_init=900), "forget_trained", {"t_init": 900}),
@@ -122,7 +121,7 @@ def test_what_prompts_are_asked(of_prompts):
         (Way("d", held_back=True), "forget_held_back", {}),
     ):
         asked = of_prompts.ask(way)
-        assert (asked.found, asked.kept) == shares(groups[group], network, **options)
+        assert (asked.found, asked.kept) == shares(groups[group], **options)
     assert of_prompts.ask(Way("a"), keep=False).kept is None
 
 

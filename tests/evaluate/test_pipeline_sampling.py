@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from diffusers.configuration_utils import FrozenDict
 from tiny_pipeline import CHANNELS, SIDE, save_tiny_pipeline
 from torch import nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.pipeline import PipelineFolder
 
 PROMPTS = ["a cat", "a red dog", "", "a cat", "trees"]
@@ -59,9 +58,7 @@ def noise_of(seed, count):
 @pytest.mark.parametrize("t_init", [0, 625, 999])
 def test_one_step_is_the_formula(pipelines, prediction, t_init):
     folder, theirs = pipelines[prediction]
-    latents = PipelineSampler(folder, batch_size=2).latents(
-        folder.network, PROMPTS, 3, t_init=t_init
-    )
+    latents = Sampler(1, 3, t_init, batch_size=2).latents(folder, PROMPTS)
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1 - betas, 0)[t_init]
@@ -80,9 +77,8 @@ def test_one_step_is_the_formula(pipelines, prediction, t_init):
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, "a dog"), (4.5, ""), (4.5, "a dog")])
 def test_many_steps_are_what_diffusers_draws(pipelines, prediction, guidance, negative):
     folder, theirs = pipelines[prediction]
-    latents = PipelineSampler(folder, batch_size=3).latents(
-        folder.network, PROMPTS, seed=5, steps=7, guidance=guidance, negative=negative
-    )
+    sampler = Sampler(7, 5, batch_size=3, guidance=guidance, negative=negative)
+    latents = sampler.latents(folder, PROMPTS)
     expected = theirs(
         PROMPTS,
         negative_prompt=[negative] * len(PROMPTS),
@@ -98,7 +94,7 @@ def test_many_steps_are_what_diffusers_draws(pipelines, prediction, guidance, ne
 def test_images_are_what_diffusers_decodes(pipelines):
     folder, theirs = pipelines["epsilon"]
     latents = 0.3 * noise_of(1, 5)
-    images = PipelineSampler(folder).images(latents)
+    images = folder.images(latents) / 2 + 0.5
     with torch.no_grad():
         expected = theirs.vae.decode(latents / 0.7).sample
     assert images.shape == (5, 3, 2 * SIDE, 2 * SIDE) and 0 <= images.min() < images.max() <= 1
@@ -108,7 +104,7 @@ def test_images_are_what_diffusers_decodes(pipelines):
 
 def test_grey_images_get_three_channels(tmp_path):
     save_tiny_pipeline(tmp_path, image_channels=1)
-    images = PipelineSampler(PipelineFolder.load(tmp_path)).images(noise_of(0, 2))
+    images = PipelineFolder.load(tmp_path).images(noise_of(0, 2))
     assert images.shape == (2, 3, 2 * SIDE, 2 * SIDE)
     assert torch.equal(images[:, 0], images[:, 2])
 
@@ -116,8 +112,8 @@ def test_grey_images_get_three_channels(tmp_path):
 @pytest.mark.parametrize("steps", [1, 25])
 def test_noise_depends_on_seed_and_index_alone(pipeline, steps):
     def draw(seed, count, batch_size):
-        sampler = PipelineSampler(pipeline, batch_size=batch_size)
-        return sampler.latents(Silent(), ["a cat"] * count, seed, steps)
+        sampler = Sampler(steps, seed, batch_size=batch_size)
+        return sampler.latents(pipeline, ["a cat"] * count, network=Silent())
 
     five = draw(7, 5, 5)
     assert torch.equal(draw(7, 5, 2), five)
@@ -130,43 +126,30 @@ def test_noise_depends_on_seed_and_index_alone(pipeline, steps):
 
 
 def test_guidance_is_one_doubled_batch_and_no_guidance_none(pipeline):
-    sampler = PipelineSampler(pipeline, batch_size=3)
     for guidance, batches in ((4.5, [6, 6, 4, 4]), (1, [3, 3, 2, 2])):
         network = Silent()
-        sampler.latents(network, PROMPTS, 0, 2, guidance=guidance)
+        Sampler(2, batch_size=3, guidance=guidance).latents(pipeline, PROMPTS, network=network)
         assert network.batches == batches
     network = Silent()
-    sampler.latents(network, PROMPTS, 0)
+    Sampler(batch_size=3).latents(pipeline, PROMPTS, network=network)
     assert network.batches == [3, 2]
 
 
 def test_batches_are_bounded_by_latent_size(pipeline):
-    assert PipelineSampler(pipeline).batch_size == 128
-    large = SimpleNamespace(
-        network_shape=(4, 64, 64), scheduler_config=pipeline.scheduler_config, description={}
-    )
-    sizes = []
-    decoder = nn.Identity()
-    decoder.config = FrozenDict(block_out_channels=(8,))
-    large.vae = decoder
-    large.images = lambda part: sizes.append(len(part)) or part
-    sampler = PipelineSampler(large)
-    sampler.images(torch.zeros(9, 1, 1, 1))
-    assert (sampler.batch_size, sizes) == (16, [4, 4, 1])
+    many = ["a cat"] * 200
+    assert Sampler().size(pipeline, many) == 128
+    assert Sampler().size(SimpleNamespace(shape=(4, 64, 64)), many) == 16
 
 
 def test_networks_in_bfloat16(pipeline):
-    sampler = PipelineSampler(pipeline)
-    expected = sampler.latents(pipeline.network, PROMPTS, 0)
-    found = sampler.latents(copy.deepcopy(pipeline.network).bfloat16(), PROMPTS, 0)
+    small = copy.deepcopy(pipeline.network).bfloat16()
+    expected = Sampler().latents(pipeline, PROMPTS)
+    found = Sampler().latents(pipeline, PROMPTS, network=small)
     assert found.dtype == torch.float32
     # bfloat16 keeps 8 bits; through a dozen layers a hundredth of the largest value remains right.
     assert 0 < (found - expected).abs().max() < 0.03 * expected.abs().max()
-    assert (
-        sampler.latents(copy.deepcopy(pipeline.network).bfloat16(), PROMPTS, 0, 25, guidance=4.5)
-        .isfinite()
-        .all()
-    )
+    guided = Sampler(25, guidance=4.5).latents(pipeline, PROMPTS, network=small)
+    assert guided.isfinite().all()
 
 
 def test_latents_are_not_clipped_whatever_scheduler_the_folder_has(pipelines, tmp_path):
@@ -181,36 +164,33 @@ def test_latents_are_not_clipped_whatever_scheduler_the_folder_has(pipelines, tm
     config.pop("clip_sample", None)  # diffusers hands the settings of DDIM on
     file.write_text(json.dumps(config))
     assert DDIMScheduler.from_config(config).config.clip_sample  # what would happen otherwise
-    latents = PipelineSampler(PipelineFolder.load(folder)).latents(Silent(), ["a cat"], 0, 25)
+    latents = Sampler(25).latents(PipelineFolder.load(folder), ["a cat"], network=Silent())
     assert latents.abs().max() > 5
 
 
 def test_the_pipeline_says_where_one_step_starts(pipeline, tmp_path):
     pipeline.save(tmp_path / "erased", card={"t_init": 500})
     erased = PipelineFolder.load(tmp_path / "erased")
-    sampler = PipelineSampler(erased)
-    assert (PipelineSampler(pipeline).t_init, sampler.t_init) == (625, 500)
-    default = sampler.latents(erased.network, PROMPTS, 0)
-    assert torch.equal(default, sampler.latents(erased.network, PROMPTS, 0, t_init=500))
-    assert not torch.equal(default, sampler.latents(erased.network, PROMPTS, 0, t_init=625))
+    assert (Sampler().start(pipeline), Sampler().start(erased)) == (625, 500)
+    default = Sampler().latents(erased, PROMPTS)
+    assert torch.equal(default, Sampler(t_init=500).latents(erased, PROMPTS))
+    assert not torch.equal(default, Sampler(t_init=625).latents(erased, PROMPTS))
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("settings", "message"),
     [
-        (lambda s, u: s.latents(u, ["a"], -1), "seed"),
-        (lambda s, u: s.latents(u, ["a"], 2**64), "seed"),
-        (lambda s, u: s.latents(u, ["a"], 0, 2, guidance=float("nan")), "guidance"),
-        (lambda s, u: s.latents(u, ["a"], 0, 2, guidance=-1), "guidance"),
-        (lambda s, u: s.latents(u, [], 0), "no prompts"),
-        (lambda s, u: s.latents(u, ["a"], 0, t_init=1000), "t_init"),
-        (lambda s, u: s.latents(u, ["a"], 0, steps=0), "steps"),
-        (lambda s, u: s.latents(u, ["a"], 0, steps=1001), "steps"),
+        ({"t_init": 1000}, "t_init"),
+        ({"steps": 1001}, "steps"),
         # With steps_offset 1 the last of 1,000 steps would be time step 1,000 of 0 .. 999.
-        (lambda s, u: s.latents(u, ["a"], 0, steps=1000), "or fewer"),
-        (lambda s, u: PipelineSampler(s.pipeline, batch_size=0), "batch_size"),
+        ({"steps": 1000}, "or fewer"),
     ],
 )
-def test_bad_input(pipeline, call, message):
+def test_bad_input(pipeline, settings, message):
     with pytest.raises(PeckerError, match=message):
-        call(PipelineSampler(pipeline), pipeline.network)
+        Sampler(**settings).latents(pipeline, ["a"])
+
+
+def test_no_prompts(pipeline):
+    with pytest.raises(PeckerError, match="nothing to draw"):
+        Sampler().sample(pipeline, [])

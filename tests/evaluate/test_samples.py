@@ -77,7 +77,7 @@ def test_a_folder_of_png_files_that_says_what_drew_them(plan, pixels, tiny_model
     content = json.loads((folder / "samples.json").read_text())
     assert content["complete"] is True and content["count"] == 5
     assert content["folders"]["02_star"] == {"index": 2, "name": "star", "count": 2}
-    assert content["sampler"] == SAMPLER.settings(tiny_model)
+    assert content["sampler"] == SAMPLER.settings(tiny_model, LABELS)
     assert content["model"]["path"] == "where/it/was" and len(content["model"]["weights"]) == 64
     (start,) = content["starts"]
     assert (start["images"], start["processes"]) == (5, 1)

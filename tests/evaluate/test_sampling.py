@@ -92,7 +92,7 @@ def noise_of(seed, count, shape):
 
 
 def test_t_init_of_the_linear_schedule(tiny_model):
-    assert Sampler().settings(tiny_model)["t_init"] == 440
+    assert Sampler().settings(tiny_model, LABELS)["t_init"] == 440
 
 
 def test_one_step_of_the_network(model):
@@ -224,10 +224,10 @@ def test_batches_that_are_drawn_alone_have_the_same_bits(model, settings):
 
 
 def test_the_sampler_as_figures(tiny_model):
-    figures = Sampler(seed=4).settings(tiny_model)
+    figures = Sampler(seed=4).settings(tiny_model, LABELS)
     expected = {"sampler": "one-step", "steps": 1, "t_init": 440, "guidance": 0.0, "seed": 4}
     assert {name: figures[name] for name in expected} == expected
-    figures = Sampler(1000, method="ddpm", guidance=2, eta=0.0).settings(tiny_model)
+    figures = Sampler(1000, method="ddpm", guidance=2, eta=0.0).settings(tiny_model, LABELS)
     assert figures["t_init"] is None and figures["sampler"] == "ddpm"
     assert "1000" in figures["description"] and "2" in figures["description"]
 
@@ -257,7 +257,7 @@ def test_balanced_labels():
         ({"method": "euler"}, LABELS, "'euler'"),
         ({"method": "one-step", "steps": 2}, LABELS, "one-step"),
         ({"method": "ddpm"}, LABELS, "ddpm"),
-        ({"guidance": 2.0}, LABELS, "guidance"),
+        ({"guidance": 2.0}, LABELS, "null_label"),
         ({"steps": 2, "guidance": -1.0}, LABELS, "guidance"),
         ({"steps": 2, "guidance": float("nan")}, LABELS, "guidance"),
         ({"steps": 2, "guidance": 2.0}, LABELS, "null_label"),

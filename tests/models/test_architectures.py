@@ -19,7 +19,7 @@ from tiny_pipeline import SIDE
 
 from pecker_fast import apply_patch, erase
 from pecker_fast.distill.schedule import NoiseSchedule
-from pecker_fast.evaluate.pipeline_sampling import PipelineSampler
+from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.architectures import ARCHITECTURES
 from pecker_fast.models.architectures.pixart import PixArt
 from pecker_fast.models.pipeline import PipelineFolder, load_unet
@@ -56,8 +56,8 @@ def test_each_family_has_a_tiny_pipeline():
 def assert_drawn_alike(folder, theirs):
     """Latents and images of four guided steps."""
     ours = PipelineFolder.load(folder)
-    sampler = PipelineSampler(ours, batch_size=2)
-    found = sampler.latents(ours.network.eval(), PROMPTS, 3, steps=4, guidance=3.0)
+    ours.network.eval()
+    found = Sampler(4, 3, batch_size=2, guidance=3.0).latents(ours, PROMPTS)
     stream = torch.Generator().manual_seed(3)
     noise = torch.stack([torch.randn(ours.network_shape, generator=stream) for _ in PROMPTS])
     how = {"latents": noise, "num_inference_steps": 4, "guidance_scale": 3.0}
@@ -76,7 +76,7 @@ def assert_drawn_alike(folder, theirs):
         expected = F.pixel_shuffle(expected.mT.unflatten(2, (SIDE // 2, SIDE // 2)), 2)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     images = torch.from_numpy(theirs(PROMPTS, output_type="np", **how).images).permute(0, 3, 1, 2)
-    torch.testing.assert_close(sampler.images(found), images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.images(found) / 2 + 0.5, images, rtol=1e-4, atol=1e-4)
 
 
 def test_drawn_as_diffusers_draws(family):
@@ -151,7 +151,7 @@ def test_diffusers_draws_the_one_step_of_a_flow(name, options, tmp_path):
 
     ours = PipelineFolder.load(tmp_path / "made")
     assert ours.scheduler_config == before.scheduler_config
-    found = PipelineSampler(ours, batch_size=1).latents(ours.network.eval(), ["a bee"], 3)
+    found = Sampler(seed=3, batch_size=1).latents(ours, ["a bee"])
     noise = torch.randn(ours.network_shape, generator=torch.Generator().manual_seed(3))[None]
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "made")
     theirs.set_progress_bar_config(disable=True)
