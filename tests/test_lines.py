@@ -14,7 +14,7 @@ MOST_LINES = {
     # The core: more than half of the source, once all is done.
     "kernels": 2929,
     "csrc": 3638,
-    "pecker_fast/backends": 3008,
+    "pecker_fast/backends": 2722,
     "pecker_fast/masks": 1989,
     "pecker_fast/optim": 2417,
     "pecker_fast/nn": 2761,
@@ -38,7 +38,7 @@ MOST_LINES = {
     "demo/tests": 519,
     # Tests, by the room they test.
     "tests": 3059,
-    "tests/backends": 884,
+    "tests/backends": 883,
     "tests/bad_input": 813,
     "tests/benchmarks": 997,
     "tests/cli": 3233,

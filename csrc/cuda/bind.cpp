@@ -91,8 +91,8 @@ PYBIND11_MODULE(_cuda, m) {
         check(pick(at<int64_t>(bins), at<Selection>(state), shift, bits, {stream}), "pick");
     });
     m.def("collect", [](int dtype, uintptr_t tensors, uintptr_t tiles, int64_t n, uintptr_t bracket,
-                        uintptr_t above, uintptr_t equal, uintptr_t keys, uintptr_t key_tiles,
-                        int64_t capacity, uintptr_t counters, uintptr_t stream) {
+                        uintptr_t above, uintptr_t equal, uintptr_t keys, int64_t capacity,
+                        uintptr_t key_tiles, uintptr_t counters, uintptr_t stream) {
         check(collect(DType(dtype), at<ScoreTensor>(tensors), at<Block>(tiles), n,
                       at<void>(bracket), at<int64_t>(above), at<int64_t>(equal), at<void>(keys),
                       at<int32_t>(key_tiles), capacity, at<int64_t>(counters), {stream}),

@@ -19,11 +19,11 @@ import torch
 from pecker_fast.errors import PeckerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
-    from pecker_fast.backends.work import Entry, Hyperparameters, Work
+    from pecker_fast.backends.work import Work
 
 __all__ = ["Backend", "available", "name_of", "on_host", "select"]
 
@@ -34,83 +34,20 @@ _TRITON = (3, 6)  # the oldest the kernels were tried with
 
 
 class Backend(Protocol):
-    """What every backend provides."""
+    """What every backend provides; `reference` says what each function takes and does."""
 
     __name__: str
     STEPS_ON_DEVICE: bool  # where `prepare` wants the step counts: there, or on the CPU
 
-    def prepare(self, entries: Sequence[Entry], steps: Tensor, compact_grads: bool = False) -> Work:
-        """As the reference's."""
-        ...
-
-    def masked_adamw_(
-        self,
-        work: Work,
-        grads: Sequence[Tensor | None],
-        groups: Sequence[Hyperparameters],
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
-    ) -> None:
-        """As the reference's."""
-        ...
-
-    def gather_salient_(
-        self,
-        params: Sequence[Tensor],
-        indices: Sequence[Tensor | None],
-        out: Sequence[Tensor],
-        accumulate: bool = False,
-    ) -> None:
-        """As the reference's."""
-        ...
-
-    def scatter_salient_(
-        self,
-        params: Sequence[Tensor],
-        indices: Sequence[Tensor | None],
-        values: Sequence[Tensor],
-    ) -> None:
-        """As the reference's."""
-        ...
-
-    def swap_salient_(
-        self,
-        params: Sequence[Tensor],
-        indices: Sequence[Tensor | None],
-        values: Sequence[Tensor],
-    ) -> None:
-        """As the reference's."""
-        ...
-
-    def norm_salient(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """As the reference's."""
-        ...
-
-    def ema_salient_(
-        self,
-        averages: Sequence[Tensor],
-        params: Sequence[Tensor],
-        indices: Sequence[Tensor | None],
-        decay: float,
-    ) -> None:
-        """As the reference's."""
-        ...
-
-    def select_topk(
-        self, scores: Sequence[Tensor], k: int, names: Sequence[str] | None = None
-    ) -> list[Tensor]:
-        """As the reference's."""
-        ...
-
-    def select_groups(
-        self,
-        scores: Sequence[Tensor],
-        lengths: Sequence[int],
-        k: int,
-        names: Sequence[str] | None = None,
-    ) -> list[Tensor]:
-        """As the reference's."""
-        ...
+    prepare: Callable[..., Work]
+    masked_adamw_: Callable[..., None]
+    gather_salient_: Callable[..., None]
+    scatter_salient_: Callable[..., None]
+    swap_salient_: Callable[..., None]
+    ema_salient_: Callable[..., None]
+    norm_salient: Callable[..., tuple[Tensor, Tensor]]
+    select_topk: Callable[..., list[Tensor]]
+    select_groups: Callable[..., list[Tensor]]
 
 
 def available() -> dict[str, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pecker_fast.backends.device import DeviceBackend
 from pecker_fast.backends.device_tables import stream_of
-from pecker_fast.backends.kernels import Operation, StepTables
+from pecker_fast.backends.kernels import LAUNCHES, Launch, Operation, StepTables
 from pecker_fast.backends.uploads import group_words
 from pecker_fast.backends.work import Hyperparameters
 
@@ -49,9 +49,22 @@ class CudaKernels:
     The tensors' device must be the current one, as `DeviceBackend` makes it.
     """
 
+    salient: Launch
+    sum_squares: Launch
+    sample: Launch
+    histogram: Launch
+    pick: Launch
+    collect: Launch
+    settle: Launch
+    count: Launch
+    trim: Launch
+    write: Launch
+
     def __init__(self) -> None:
         self._module: Any = load_module()
         self.slots_per_block: int = self._module.slots_per_block
+        for name, kinds in LAUNCHES.items():
+            setattr(self, name, _launcher(getattr(self._module, name), kinds.split()))
 
     def items_per_tile(self, grouped: bool) -> int:
         """As the protocol's."""
@@ -95,21 +108,6 @@ class CudaKernels:
             _address(grad_scale), _address(found_inf), stream_of(tensors.device),
         )  # fmt: skip
 
-    def salient(
-        self,
-        operation: Operation,
-        dense_dtype: torch.dtype,
-        compact_dtype: torch.dtype,
-        tensors: Tensor,
-        blocks: Tensor,
-        decay: float,
-    ) -> None:
-        """As the protocol's."""
-        self._module.salient(
-            OPERATION_CODES[operation], DTYPE_CODES[dense_dtype], DTYPE_CODES[compact_dtype],
-            tensors.data_ptr(), blocks.data_ptr(), len(blocks), decay, stream_of(tensors.device),
-        )  # fmt: skip
-
     def salient_one(
         self,
         operation: Operation,
@@ -125,126 +123,28 @@ class CudaKernels:
             stream_of(dense.device),
         )  # fmt: skip
 
-    def sum_squares(
-        self, dtype: torch.dtype, tensors: Tensor, blocks: Tensor, partials: Tensor
-    ) -> None:
-        """As the protocol's."""
-        self._module.sum_squares(
-            DTYPE_CODES[dtype], tensors.data_ptr(), blocks.data_ptr(), len(blocks),
-            partials.data_ptr(), stream_of(tensors.device),
-        )  # fmt: skip
 
-    def sample(self, dtype: torch.dtype, tensors: Tensor, ends: Tensor, out: Tensor) -> None:
-        """As the protocol's."""
-        self._module.sample(
-            DTYPE_CODES[dtype], tensors.data_ptr(), ends.data_ptr(), len(ends), out.data_ptr(),
-            out.numel(), stream_of(out.device),
-        )  # fmt: skip
+def _launcher(function: Callable[..., None], kinds: Sequence[str]) -> Launch:
+    """The launch by a function of the module, whose arguments are of these kinds, and a stream."""
 
-    def histogram(
-        self,
-        dtype: torch.dtype,
-        grouped: bool,
-        tensors: Tensor,
-        tiles: Tensor,
-        state: Tensor,
-        shift: int,
-        bits: int,
-        bins: Tensor,
-    ) -> None:
-        """As the protocol's."""
-        self._module.histogram(
-            DTYPE_CODES[dtype], grouped, tensors.data_ptr(), tiles.data_ptr(), len(tiles),
-            state.data_ptr(), shift, bits, bins.data_ptr(), stream_of(bins.device),
-        )  # fmt: skip
+    def launch(*arguments: Any) -> None:
+        numbers, device = [], None
+        for kind, argument in zip(kinds, arguments, strict=True):
+            if kind == "dtype":
+                numbers.append(DTYPE_CODES[argument])
+            elif kind == "code":
+                numbers.append(OPERATION_CODES[argument])
+            elif kind == "value":
+                numbers.append(argument)
+            else:
+                device = argument.device
+                numbers.append(argument.data_ptr())
+                if kind == "rows":
+                    numbers.append(len(argument))
+        assert device is not None  # every launch has a tensor
+        function(*numbers, stream_of(device))
 
-    def pick(self, bins: Tensor, state: Tensor, shift: int, bits: int) -> None:
-        """As the protocol's."""
-        self._module.pick(bins.data_ptr(), state.data_ptr(), shift, bits, stream_of(bins.device))
-
-    def collect(
-        self,
-        dtype: torch.dtype,
-        tensors: Tensor,
-        tiles: Tensor,
-        bracket: Tensor,
-        above: Tensor,
-        equal: Tensor,
-        keys: Tensor,
-        key_tiles: Tensor,
-        counters: Tensor,
-    ) -> None:
-        """As the protocol's."""
-        self._module.collect(
-            DTYPE_CODES[dtype], tensors.data_ptr(), tiles.data_ptr(), len(tiles),
-            bracket.data_ptr(), above.data_ptr(), equal.data_ptr(), keys.data_ptr(),
-            key_tiles.data_ptr(), keys.numel(), counters.data_ptr(), stream_of(keys.device),
-        )  # fmt: skip
-
-    def settle(
-        self,
-        dtype: torch.dtype,
-        keys: Tensor,
-        key_tiles: Tensor,
-        count: int,
-        state: Tensor,
-        above: Tensor,
-        equal: Tensor,
-    ) -> None:
-        """As the protocol's."""
-        self._module.settle(
-            DTYPE_CODES[dtype], keys.data_ptr(), key_tiles.data_ptr(), count, state.data_ptr(),
-            above.data_ptr(), equal.data_ptr(), stream_of(keys.device),
-        )  # fmt: skip
-
-    def count(
-        self,
-        dtype: torch.dtype,
-        grouped: bool,
-        tensors: Tensor,
-        tiles: Tensor,
-        state: Tensor,
-        above: Tensor,
-        equal: Tensor,
-    ) -> None:
-        """As the protocol's."""
-        self._module.count(
-            DTYPE_CODES[dtype], grouped, tensors.data_ptr(), tiles.data_ptr(), len(tiles),
-            state.data_ptr(), above.data_ptr(), equal.data_ptr(), stream_of(above.device),
-        )  # fmt: skip
-
-    def trim(
-        self,
-        dtype: torch.dtype,
-        tensors: Tensor,
-        tiles: Tensor,
-        state: Tensor,
-        equal_before: Tensor,
-        equal: Tensor,
-    ) -> None:
-        """As the protocol's."""
-        self._module.trim(
-            DTYPE_CODES[dtype], tensors.data_ptr(), tiles.data_ptr(), len(tiles),
-            state.data_ptr(), equal_before.data_ptr(), equal.data_ptr(), stream_of(equal.device),
-        )  # fmt: skip
-
-    def write(
-        self,
-        dtype: torch.dtype,
-        grouped: bool,
-        tensors: Tensor,
-        tiles: Tensor,
-        state: Tensor,
-        above_before: Tensor,
-        equal_before: Tensor,
-        out: Tensor,
-    ) -> None:
-        """As the protocol's."""
-        self._module.write(
-            DTYPE_CODES[dtype], grouped, tensors.data_ptr(), tiles.data_ptr(), len(tiles),
-            state.data_ptr(), above_before.data_ptr(), equal_before.data_ptr(), out.data_ptr(),
-            stream_of(out.device),
-        )  # fmt: skip
+    return launch
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -10,6 +10,7 @@ are int32 and lead from a slot to an element; 0 means that slot i is element i.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -19,12 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    import torch
     from torch import Tensor
 
     from pecker_fast.backends.work import Hyperparameters
 
-__all__ = ["DIGIT_BITS", "ROW_NUMBERS", "Kernels", "Operation", "StepTables"]
+__all__ = ["DIGIT_BITS", "LAUNCHES", "ROW_NUMBERS", "Kernels", "Operation", "StepTables"]
 
 Operation: TypeAlias = Literal["gather", "gather_add", "scatter", "swap", "ema"]
 ROW_NUMBERS = 12  # numbers in a row of scalars: struct DeviceRow in csrc/adamw_math.h
@@ -45,8 +45,33 @@ class StepTables:
     uploads: Uploads = field(default_factory=Uploads)  # of kernels that need them
 
 
+Launch: TypeAlias = Callable[..., None]
+
+LAUNCHES = {
+    "salient": "code dtype dtype address rows value",
+    "sum_squares": "dtype address rows address",
+    "sample": "dtype address rows rows",
+    "histogram": "dtype value address rows address value value address",
+    "pick": "address address value value",
+    "collect": "dtype address rows address address address rows address address",
+    "settle": "dtype address address value address address address",
+    "count": "dtype value address rows address address address",
+    "trim": "dtype address rows address address address",
+    "write": "dtype value address rows address address address address",
+}
+"""Launches whose arguments are all of these kinds, in the order of the launchers in kernels/.
+
+dtype and code stand for a number in csrc/cuda/kernels.h, address for where a tensor lies, rows for
+that and its length; a value goes as it is.
+"""
+
+
 class Kernels(Protocol):
-    """What csrc/cuda/kernels.h and kernels/*.py provide."""
+    """What csrc/cuda/kernels.h and kernels/*.py provide.
+
+    The arguments are those of the launchers of these names in kernels/adamw.py, kernels/salient.py,
+    kernels/topk_select.py and kernels/topk_write.py, which say what each is.
+    """
 
     @property
     def slots_per_block(self) -> int:
@@ -56,8 +81,6 @@ class Kernels(Protocol):
     def items_per_tile(self, grouped: bool) -> int:
         """Items (scores, or groups of them) a tile of top-k covers."""
         ...
-
-    # ---- the step
 
     def advance(
         self,
@@ -79,176 +102,30 @@ class Kernels(Protocol):
         """
         ...
 
-    def masked_adamw(
-        self,
-        param_dtype: torch.dtype,
-        grad_dtype: torch.dtype,
-        extras: bool,
-        tensors: Tensor,
-        grads: Tensor,
-        rows: Tensor,
-        blocks: Tensor,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        """Update the slots of `blocks`, whose entries all have these dtypes.
-
-        Args:
-            param_dtype: of the parameters.
-            grad_dtype: of the gradients: the same, or float32 for bfloat16 and float16 parameters,
-                or bfloat16 or float16 for float32 parameters.
-            extras: some entry has a max_exp_avg_sq, a master or start classes.
-            tensors: (n, 10): param, its offsets, the gradient's offsets, exp_avg, exp_avg_sq,
-                max_exp_avg_sq, master, start_class (addresses), first row, nnz.
-            grads: (n,) addresses; 0: nothing is done.
-            rows: from `advance`.
-            blocks: (B, 2) work list.
-            grad_scale: () float32: gradients are divided by it and written back.
-            found_inf: () float32: if above 0, do nothing.
-        """
+    @property
+    def masked_adamw(self) -> Launch:
+        """Update the salient entries of everything of one pair of types."""
         ...
 
-    # ---- salient entries
-
-    def salient(
-        self,
-        operation: Operation,
-        dense_dtype: torch.dtype,
-        compact_dtype: torch.dtype,
-        tensors: Tensor,
-        blocks: Tensor,
-        decay: float,
-    ) -> None:
-        """Copy, exchange or average between dense tensors and compact vectors.
-
-        Args:
-            operation: "gather" to the vector, "gather_add", "scatter" from it, "swap", or "ema":
-                vector = lerp(vector, dense, 1 - decay).
-            dense_dtype: any of the four.
-            compact_dtype: float32 or float64; for the copies also the other, if a half.
-            tensors: (n, 4): dense, offsets, compact (addresses), nnz.
-            blocks: (B, 2) work list.
-            decay: of "ema".
-        """
+    @property
+    def salient_one(self) -> Launch:
+        """As `salient` for one tensor, without a table."""
         ...
 
-    def salient_one(
-        self,
-        operation: Operation,
-        dense: Tensor,
-        offsets: Tensor | None,
-        compact: Tensor,
-        decay: float,
-    ) -> None:
-        """The same for one tensor, without a table."""
-        ...
+    salient: Launch  # copies between dense tensors and compact vectors
+    sum_squares: Launch
 
-    def sum_squares(
-        self, dtype: torch.dtype, tensors: Tensor, blocks: Tensor, partials: Tensor
-    ) -> None:
-        """(B,) float64 sums of squares per block. `tensors` is (n, 2): address, nnz."""
-        ...
-
-    # ---- exact top-k. `tensors` is (n, 4): address, items, numel, length. With length 1 an item is
-    # a score. Else item i is the group of scores [i * length, ...), ranked by its mean in float64
+    # Exact top-k. `tensors` is (n, 4): address, items, numel, length. With length 1 an item is a
+    # score. Else item i is the group of scores [i * length, ...), ranked by its mean in float64
     # (32 interleaved partial sums, then a tree) and weighing as much as it has scores. `tiles` is
     # (T, 2) int32: (tensor, tile). `dtype` is that of the scores, float32 or float64. `state` is
     # (4,): prefix, prefix_mask, wanted, first tensor with a NaN. Keys are the order-preserving
     # integers of csrc/cuda/topk.h.
-
-    def sample(self, dtype: torch.dtype, tensors: Tensor, ends: Tensor, out: Tensor) -> None:
-        """One score from each of len(out) equal strides. `ends`: (n,) cumulative items."""
-        ...
-
-    def histogram(
-        self,
-        dtype: torch.dtype,
-        grouped: bool,
-        tensors: Tensor,
-        tiles: Tensor,
-        state: Tensor,
-        shift: int,
-        bits: int,
-        bins: Tensor,
-    ) -> None:
-        """Add the items under the prefix to (2048,) `bins` by the digit at `shift`, weighted."""
-        ...
-
-    def pick(self, bins: Tensor, state: Tensor, shift: int, bits: int) -> None:
-        """Fix the digit of the threshold and empty the bins.
-
-        From the highest bin down, bins are passed while all in them fit into `wanted`; the first
-        that does not fit holds the threshold, bin 0 if all fit. `wanted` loses what was passed.
-        """
-        ...
-
-    def collect(
-        self,
-        dtype: torch.dtype,
-        tensors: Tensor,
-        tiles: Tensor,
-        bracket: Tensor,
-        above: Tensor,
-        equal: Tensor,
-        keys: Tensor,
-        key_tiles: Tensor,
-        counters: Tensor,
-    ) -> None:
-        """Count per tile what is above (2,) `bracket` and keep the scores inside, up to capacity.
-
-        `counters` is (2,): kept scores, which may exceed the capacity; first tensor with a NaN.
-        Where the ends of the bracket are equal nothing is kept and `equal` counts what is inside.
-        """
-        ...
-
-    def settle(
-        self,
-        dtype: torch.dtype,
-        keys: Tensor,
-        key_tiles: Tensor,
-        count: int,
-        state: Tensor,
-        above: Tensor,
-        equal: Tensor,
-    ) -> None:
-        """Add the kept scores to their tiles' counts: above the threshold, equal to it."""
-        ...
-
-    def count(
-        self,
-        dtype: torch.dtype,
-        grouped: bool,
-        tensors: Tensor,
-        tiles: Tensor,
-        state: Tensor,
-        above: Tensor,
-        equal: Tensor,
-    ) -> None:
-        """(T,) weights above the threshold and equal to it."""
-        ...
-
-    def trim(
-        self,
-        dtype: torch.dtype,
-        tensors: Tensor,
-        tiles: Tensor,
-        state: Tensor,
-        equal_before: Tensor,
-        equal: Tensor,
-    ) -> None:
-        """Lower `wanted` to what whole groups, taken in order while they fit, make of it."""
-        ...
-
-    def write(
-        self,
-        dtype: torch.dtype,
-        grouped: bool,
-        tensors: Tensor,
-        tiles: Tensor,
-        state: Tensor,
-        above_before: Tensor,
-        equal_before: Tensor,
-        out: Tensor,
-    ) -> None:
-        """Write the positions of the taken scores, in order, to int32 `out`."""
-        ...
+    sample: Launch
+    histogram: Launch
+    pick: Launch
+    collect: Launch
+    settle: Launch
+    count: Launch
+    trim: Launch
+    write: Launch

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from pecker_fast import MaskedAdamW, backends
 from pecker_fast.backends import device, device_tables, device_topk, uploads
-from pecker_fast.backends.kernels import Kernels, StepTables
+from pecker_fast.backends.kernels import LAUNCHES, StepTables
 from pecker_fast.backends.work import Hyperparameters
 
 
@@ -122,21 +122,20 @@ def test_every_launch_has_its_device_made_current(monkeypatch):
 
     for module in (device, device_topk):
         monkeypatch.setattr(module, "on", on)
-    for name in vars(Kernels):
-        if not name.startswith("_") and name not in ("slots_per_block", "items_per_tile"):
-            launch = getattr(kernels, name)
+    names = ("advance", "masked_adamw", "salient_one", *LAUNCHES)
+    for name in names:
+        launch = getattr(kernels, name)
 
-            def watched(*args, launch=launch, name=name):
-                assert current == [torch.device("cpu")], name
-                launched.append(name)
-                return launch(*args)
+        def watched(*args, launch=launch, name=name):
+            assert current == [torch.device("cpu")], name
+            launched.append(name)
+            return launch(*args)
 
-            monkeypatch.setattr(kernels, name, watched)
+        monkeypatch.setattr(kernels, name, watched)
     for name, value in (("_SAMPLE_FROM", device_topk._SAMPLE_FROM), ("_SAMPLES", 512)):
         monkeypatch.setattr(device_topk, name, value)  # every_kernel.py changes them
     every_kernel.main("cuda", "cpu")
-    methods = {name for name in vars(Kernels) if not name.startswith("_")}
-    assert set(launched) == methods - {"slots_per_block", "items_per_tile"}
+    assert set(launched) == set(names)
 
 
 class NoWait(TorchDispatchMode):
