@@ -18,6 +18,8 @@ import triton.language as tl
 from pecker_fast.kernels.elements import INTERPRETING, load_as, store_as
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "chunks_of",
     "column_sums",
     "elementwise_tile",
+    "launch",
     "programs",
     "statistics",
     "store_partials",
@@ -266,6 +269,25 @@ def _column_sums_kernel(
         )
 
 
+def launch(
+    kernel: Any, x: Tensor, *arguments: Any, tile_of: Callable[..., Tile] = chunk_tile, **named: Any
+) -> None:
+    """Run a kernel over the chunks of pixels and the blocks of channels of x, if it has some.
+
+    Args:
+        kernel: Takes `pixels`, and `tile_options`.
+        x: (N, C, H, W), channels_last.
+        arguments: Of the kernel.
+        tile_of: (N, H * W, C) -> what a program takes.
+        named: Of the kernel.
+    """
+    samples, channels, height, width = x.shape
+    pixels = height * width
+    tile = tile_of(samples, pixels, channels)
+    if grid := programs(tile, samples, pixels, channels):
+        kernel[(grid,)](*arguments, pixels=pixels, **named, **tile_options(tile))
+
+
 def chunks_of(samples: int, pixels: int) -> int:
     """How many chunks the statistics of each sample have."""
     return -(-pixels // chunk_tile(samples, pixels, 1).chunk)
@@ -278,12 +300,7 @@ def statistics(x: Tensor, partials: Tensor) -> None:
         x: (N, C, H, W) float32, bfloat16 or float16, channels_last.
         partials: (N, chunks_of(N, H * W), 2, C) float32, written.
     """
-    samples, channels, height, width = x.shape
-    pixels = height * width
-    tile = chunk_tile(samples, pixels, channels)
-    grid = (programs(tile, samples, pixels, channels),)
-    if grid[0]:
-        _statistics_kernel[grid](x, partials, pixels, channels, **tile_options(tile))
+    launch(_statistics_kernel, x, x, partials, channels=x.shape[1])
 
 
 def channel_sums(x: Tensor, sums: Tensor) -> None:
@@ -293,12 +310,7 @@ def channel_sums(x: Tensor, sums: Tensor) -> None:
         x: (N, C, H, W) float32, bfloat16 or float16, channels_last.
         sums: (N, chunks_of(N, H * W), C) float32, written.
     """
-    samples, channels, height, width = x.shape
-    pixels = height * width
-    tile = chunk_tile(samples, pixels, channels)
-    grid = (programs(tile, samples, pixels, channels),)
-    if grid[0]:
-        _channel_sums_kernel[grid](x, sums, pixels, channels, **tile_options(tile))
+    launch(_channel_sums_kernel, x, x, sums, channels=x.shape[1])
 
 
 def column_sums(

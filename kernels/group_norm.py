@@ -20,8 +20,7 @@ from pecker_fast.kernels.channels_last import (
     as_stored,
     chunk_tile,
     elementwise_tile,
-    programs,
-    tile_options,
+    launch,
     tile_pointer,
     tile_position,
 )
@@ -39,9 +38,11 @@ __all__ = [
     "group_options",
     "groups_position",
     "kept_bits",
+    "load_strip",
     "of_group",
     "parameters",
     "sigmoid",
+    "strip_rows",
 ]
 
 # Rows of `coefficients`, per sample and channel, with xhat = (x - centre) * rstd + offset:
@@ -270,6 +271,28 @@ def kept_bits(seed_ptr, sample, quad, column, channels, bound):
     return bits
 
 
+@triton.jit
+def strip_rows(
+    part, seed_ptr, sample, chunk, column, channels, bound, CHUNK: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+):  # fmt: skip
+    """The quads of pixels of a part, and what dropout keeps of them: of no dropout, nothing."""
+    quad = part * (BLOCK_PIXELS // STRIPS) + tl.arange(0, BLOCK_PIXELS // STRIPS)
+    bits = 0
+    if seed_ptr is not None:
+        bits = kept_bits(seed_ptr, sample, chunk * (CHUNK // 4) + quad, column, channels, bound)
+    return quad, bits
+
+
+@triton.jit
+def load_strip(source, quad, strip, pixels, channel, present, source_channels):
+    """A strip of a part of x or skip: where it is, its pixels, what of it exists, its values."""
+    row = quad * STRIPS + strip
+    valid = (row < pixels)[:, None] & present[None, :]
+    entry = row[:, None] * source_channels + channel[None, :]
+    return entry, row, valid, load_as(source, entry, valid, tl.float32)
+
+
 @triton.jit(do_not_specialize=["pixels"])
 def _apply_kernel(
     source_ptr,
@@ -300,15 +323,12 @@ def _apply_kernel(
     source = tile_pointer(source_ptr, sample, chunk, pixels, source_channels, CHUNK)
     y = tile_pointer(y_ptr, sample, chunk, pixels, channels, CHUNK)
     for part in range(PARTS):
-        strip_row = part * (BLOCK_PIXELS // STRIPS) + tl.arange(0, BLOCK_PIXELS // STRIPS)
-        if seed_ptr is not None:
-            quad = chunk * (CHUNK // 4) + strip_row
-            bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
+        strip_row, bits = strip_rows(
+            part, seed_ptr, sample, chunk, column, channels, bound, CHUNK, BLOCK_PIXELS
+        )
         for strip in tl.static_range(STRIPS):
-            row = strip_row * STRIPS + strip
-            valid = (row < pixels - chunk * CHUNK)[:, None] & present[None, :]
-            value = load_as(
-                source, row[:, None] * source_channels + channel[None, :], valid, tl.float32
+            _, row, valid, value = load_strip(
+                source, strip_row, strip, pixels - chunk * CHUNK, channel, present, source_channels
             )
             z = ((value - centre) * rstd + offset) * weight + bias
             if SILU:
@@ -368,18 +388,7 @@ def apply(source: Tensor, first: int, norm: Normalisation, y: Tensor) -> None:
         norm: What to do.
         y: (N, C, H, W), channels_last; as many channels as `source` has, from `first` on, written.
     """
-    samples, channels, height, width = source.shape
-    pixels = height * width
-    tile = elementwise_tile(samples, pixels, channels)
-    grid = (programs(tile, samples, pixels, channels),)
-    if grid[0]:
-        _apply_kernel[grid](
-            source,
-            y_ptr=y,
-            pixels=pixels,
-            source_channels=channels,
-            first=first,
-            channels=y.shape[1],
-            **norm.arguments(),
-            **tile_options(tile),
-        )
+    launch(
+        _apply_kernel, source, source, tile_of=elementwise_tile, y_ptr=y,
+        source_channels=source.shape[1], first=first, channels=y.shape[1], **norm.arguments(),
+    )  # fmt: skip

@@ -18,11 +18,9 @@ import triton.language as tl
 
 from pecker_fast.kernels.channels_last import (
     as_stored,
-    chunk_tile,
     elementwise_tile,
-    programs,
+    launch,
     store_partials,
-    tile_options,
     tile_pointer,
     tile_position,
 )
@@ -31,10 +29,11 @@ from pecker_fast.kernels.group_norm import (
     STRIPS,
     group_options,
     groups_position,
-    kept_bits,
+    load_strip,
     of_group,
     parameters,
     sigmoid,
+    strip_rows,
 )
 
 if TYPE_CHECKING:
@@ -91,15 +90,12 @@ def _sums_kernel(
     sum1 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
     sum2 = tl.zeros([BLOCK_PIXELS // STRIPS, BLOCK_CHANNELS], tl.float32)
     for part in range(PARTS):
-        strip_row = part * (BLOCK_PIXELS // STRIPS) + tl.arange(0, BLOCK_PIXELS // STRIPS)
-        if seed_ptr is not None:
-            quad = chunk * (CHUNK // 4) + strip_row
-            bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
+        strip_row, bits = strip_rows(
+            part, seed_ptr, sample, chunk, column, channels, bound, CHUNK, BLOCK_PIXELS
+        )
         for strip in tl.static_range(STRIPS):
-            row = strip_row * STRIPS + strip
-            valid = (row < pixels - chunk * CHUNK)[:, None] & present[None, :]
-            value = load_as(
-                source, row[:, None] * source_channels + channel[None, :], valid, tl.float32
+            _, row, valid, value = load_strip(
+                source, strip_row, strip, pixels - chunk * CHUNK, channel, present, source_channels
             )
             dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
             xhat = (value - centre) * rstd + offset
@@ -204,15 +200,13 @@ def _backward_kernel(
     dx = tile_pointer(dx_ptr, sample, chunk, pixels, source_channels, CHUNK)
     dy = tile_pointer(dy_ptr, sample, chunk, pixels, channels, CHUNK)
     for part in range(PARTS):
-        strip_row = part * (BLOCK_PIXELS // STRIPS) + tl.arange(0, BLOCK_PIXELS // STRIPS)
-        if seed_ptr is not None:
-            quad = chunk * (CHUNK // 4) + strip_row
-            bits = kept_bits(seed_ptr, sample, quad, column, channels, bound)
+        strip_row, bits = strip_rows(
+            part, seed_ptr, sample, chunk, column, channels, bound, CHUNK, BLOCK_PIXELS
+        )
         for strip in tl.static_range(STRIPS):
-            row = strip_row * STRIPS + strip
-            valid = (row < pixels - chunk * CHUNK)[:, None] & present[None, :]
-            entry = row[:, None] * source_channels + channel[None, :]
-            value = load_as(source, entry, valid, tl.float32)
+            entry, row, valid, value = load_strip(
+                source, strip_row, strip, pixels - chunk * CHUNK, channel, present, source_channels
+            )
             dz = load_as(dy, row[:, None] * channels + column[None, :], valid, tl.float32)
             xhat = (value - centre) * rstd + offset
             dz = dz * _derivative(xhat, weight, bias, SILU)
@@ -235,22 +229,10 @@ def sums(source: Tensor, first: int, dy: Tensor, norm: Normalisation, partials: 
         norm: As forward had it.
         partials: (N, chunks, 2, C) float32; the channels of `source` written.
     """
-    samples, channels, height, width = source.shape
-    pixels = height * width
-    tile = chunk_tile(samples, pixels, channels)
-    grid = (programs(tile, samples, pixels, channels),)
-    if grid[0]:
-        _sums_kernel[grid](
-            source,
-            dy,
-            partials_ptr=partials,
-            pixels=pixels,
-            source_channels=channels,
-            first=first,
-            channels=dy.shape[1],
-            **norm.arguments(),
-            **tile_options(tile),
-        )
+    launch(
+        _sums_kernel, source, source, dy, partials_ptr=partials, source_channels=source.shape[1],
+        first=first, channels=dy.shape[1], **norm.arguments(),
+    )  # fmt: skip
 
 
 def combine(
@@ -309,23 +291,12 @@ def apply(
         dx: Like `source`, written.
     """
     samples, channels, height, width = source.shape
-    pixels = height * width
-    tile = elementwise_tile(samples, pixels, channels)
-    grid = (programs(tile, samples, pixels, channels),)
-    options = tile_options(tile)
-    if PTX.value and norm.seed is not None and tile.parts > 1:
+    options = {}
+    parts = elementwise_tile(samples, height * width, channels).parts
+    if PTX.value and norm.seed is not None and parts > 1:
         options["maxnreg"] = 128  # the compiler would take 166: 12 warps an SM instead of 16
-    if grid[0]:
-        _backward_kernel[grid](
-            source,
-            dy,
-            shortcut,
-            table_ptr=table,
-            dx_ptr=dx,
-            pixels=pixels,
-            source_channels=channels,
-            first=first,
-            channels=dy.shape[1],
-            **norm.arguments(),
-            **options,
-        )
+    launch(
+        _backward_kernel, source, source, dy, shortcut, tile_of=elementwise_tile, table_ptr=table,
+        dx_ptr=dx, source_channels=channels, first=first, channels=dy.shape[1],
+        **norm.arguments(), **options,
+    )  # fmt: skip

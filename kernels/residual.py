@@ -17,10 +17,8 @@ import triton.language as tl
 from pecker_fast.kernels.channels_last import (
     add_deviations,
     as_stored,
-    chunk_tile,
-    programs,
+    launch,
     store_statistics,
-    tile_options,
     tile_pointer,
     tile_position,
 )
@@ -113,20 +111,8 @@ def residual_add(
         out: Like `hidden`, written.
         partials: (N, chunks, 2, C) float32, written: as `channels_last.statistics` of `out`.
     """
-    samples, channels, height, width = hidden.shape
-    pixels = height * width
-    tile = chunk_tile(samples, pixels, channels)
-    grid = (programs(tile, samples, pixels, channels),)
-    if grid[0]:
-        _residual_kernel[grid](
-            hidden,
-            shortcut,
-            second,
-            bias,
-            out,
-            partials,
-            1.0 / divisor,
-            pixels,
-            channels,
-            **tile_options(tile),
-        )
+    scale = 1.0 / divisor
+    launch(
+        _residual_kernel, hidden, hidden, shortcut, second, bias, out, partials, scale,
+        channels=hidden.shape[1],
+    )  # fmt: skip

@@ -12,7 +12,7 @@ ELSEWHERE = [ROOT / name for name in (".git", ".venv", "build", "demo-run", "dis
 
 MOST_LINES = {
     # The core: more than half of the source, once all is done.
-    "kernels": 2929,
+    "kernels": 2907,
     "csrc": 3638,
     "pecker_fast/backends": 2722,
     "pecker_fast/masks": 1989,
