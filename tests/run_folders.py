@@ -109,7 +109,7 @@ def baseline(method, **changes):
 
 
 def teacher(**changes):
-    return load_teacher_config("cifar10_retrain", changes)
+    return load_teacher_config("cifar10_teacher", {"without": 0, **changes})
 
 
 def worse(evaluation=EVALUATION, **changes):

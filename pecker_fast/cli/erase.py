@@ -74,8 +74,8 @@ command is started again. A text-to-image pipeline gives an erased pipeline fold
 makes images in one step, and `patch.safetensors`, which turns the original network into it.
 
 \b
-Methods to compare with, trained on the real images of --dataset: SalUn (cifar10_salun), gradient
-ascent (cifar10_neggrad), fine-tuning (cifar10_finetune) and ESD (cifar10_esd); stl10_... likewise.
+Methods to compare with, trained on the real images of --dataset: SalUn (--config cifar10_salun);
+with --set method=negative_gradient, fine_tune or esd gradient ascent, fine-tuning and ESD.
 Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
 )

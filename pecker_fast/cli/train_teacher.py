@@ -36,15 +36,15 @@ __all__ = ["train_teacher"]
     epilog="""\b
 Examples:
     pecker-fast train-teacher --config cifar10_teacher --data-root DATA --out teacher
-    pecker-fast train-teacher --config stl10_retrain --without cat --data-root DATA --out no-cat
+    pecker-fast train-teacher --config cifar10_teacher --without cat --data-root DATA --out t
     torchrun --nproc-per-node 8 -m pecker_fast.cli train-teacher --config cifar10_teacher
         --data-root DATA --out teacher
     pecker-fast train-teacher --config small_teacher --dataset fashion-mnist --out teacher
     pecker-fast train-teacher --config fashion_dit --out dit --dry-run
 
 \b
-Recipes: cifar10_teacher, stl10_teacher (as published); cifar10_retrain, stl10_retrain,
-fashion_retrain (without one class: retraining from scratch); small_teacher (to try it on a CPU),
+Recipes: cifar10_teacher (as published; `recipes show` says what STL-10 takes), fashion_retrain
+(without one class: retraining from scratch, as --without does), small_teacher (to try it on a CPU),
 fashion_dit (a DiT, by flow matching, on a CPU). The run directory receives checkpoints, config.yaml
 and, at the end, the model folder `model` with the averaged weights. A run that was interrupted goes
 on where it was when the same command is started again.
@@ -95,6 +95,7 @@ def train_teacher(
 
     import torch
 
+    from pecker_fast.datasets import PUBLISHED_SPLIT
     from pecker_fast.datasets.loading import read_images
     from pecker_fast.distributed import Ranks
     from pecker_fast.methods.teacher import TeacherTrainer, build_network
@@ -103,7 +104,7 @@ def train_teacher(
     from pecker_fast.runs.outputs import run_directory
 
     ranks = Ranks.join(place.type)
-    images = read_images(ranks, dataset, data_root, config.split, download)
+    images = read_images(ranks, dataset, data_root, PUBLISHED_SPLIT.get(dataset, "train"), download)
     left_out = None if config.without is None else images.class_index(config.without)
     # What was used, not how it was said: a class may be named or numbered when a run is resumed.
     config = config.model_copy(update={"dataset": dataset, "without": left_out})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pecker_fast.datasets import PUBLISHED_SPLIT
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.prompt_files import read_prompt_file
 from pecker_fast.distill.config import sets_guidance
@@ -195,7 +196,7 @@ def real_images(
             f"method {config.method} is trained on real images; name them: --dataset cifar10 "
             "--data-root FOLDER"
         )
-    images = replace(request, dataset=name).read_images(ranks, config.split)
+    images = replace(request, dataset=name).read_images(ranks, PUBLISHED_SPLIT.get(name, "train"))
     return config.model_copy(update={"dataset": name}), images
 
 

@@ -23,8 +23,7 @@ from pecker_fast.evaluate.report import Report, class_report
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.objectives import method_objective
-from pecker_fast.methods.trainer import BaselineTrainer
+from pecker_fast.methods.trainer import BaselineTrainer, method_objective
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.finding import MODEL_NAME, PSEUDO_SCORE_NAME
 from pecker_fast.runs.outputs import CURVE_NAME

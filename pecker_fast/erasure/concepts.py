@@ -24,7 +24,7 @@ from pecker_fast.evaluate.report import Report
 from pecker_fast.files import replacing_folder, write_text
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.objectives import method_objective
+from pecker_fast.methods.trainer import method_objective
 from pecker_fast.models.pipeline import DESCRIPTION, PipelineFolder
 from pecker_fast.models.weights import save_network
 from pecker_fast.patches.patch import save_patch

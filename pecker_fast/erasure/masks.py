@@ -22,9 +22,8 @@ from pecker_fast.erasure.starts import load_original
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import usable_device
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.methods import mask_finding
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.objectives import method_objective
+from pecker_fast.methods.trainer import method_objective
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.weights import of_variant
 from pecker_fast.nn.flops import NetworkFlops, count_flops
@@ -116,7 +115,7 @@ def _of_method(model: ModelFolder, config: BaselineConfig, request: Request) -> 
     objective = method_objective(model, config, images)
     network = model.network.requires_grad_(True)
     with naming_settings(config), _as_in_a_run(network, config):
-        found = mask_finding.find_mask(objective, network, progress=True)
+        found = objective.find_mask(network, progress=True)
     name = _names(model, objective.pairs)
     note, digest = f"found on {name} in {source}", fingerprint(model.network)
     return ClassMask(found, name, config.mask.kind, note, digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -87,25 +87,20 @@ class ClassifierTrainer(Run[Batch]):
             PeckerError: A class with fewer than two images, weights of another network, or a
                 directory that holds another run.
         """
-        counts = torch.bincount(images.labels, minlength=images.num_classes)
-        for name, count in zip(images.class_names, counts.tolist(), strict=True):
-            if count < 2:
-                raise PeckerError(
-                    f"train-classifier: {images.source} has {count} images of {name!r}; at least "
-                    "2 of each class are needed"
-                )
+        _countable(images)
         config = config.resolved(len(images))
         with torch.random.fork_rng(devices=[]):  # the seed of the run, whatever was drawn before
             torch.manual_seed(config.seed)
-            network = _build(images, config)
+            network = _build(images, config, "cifar" if weights is None else "imagenet")
         self._started_from: dict[str, str] | None = None
+        start = {}
         if weights is not None:
             name, values = weights
             if not isinstance(network, ResNetClassifier):
                 raise PeckerError(f"{name}: pretrained weights are for resnet34, not {config.arch}")
             network.start_from(values, name)
-            self._started_from = {"file": Path(name).name, "network": fingerprint(network)[:16]}
-        start = {} if self._started_from is None else {"start": self._started_from["network"]}
+            start = {"start": fingerprint(network)[:16]}
+            self._started_from = {"file": Path(name).name, "network": start["start"]}
         super().__init__(
             config,
             device,
@@ -125,15 +120,16 @@ class ClassifierTrainer(Run[Batch]):
     def _optimizer(
         self, network: nn.Module, _: SaliencyMask | None, lr: float
     ) -> torch.optim.Optimizer:
-        """Adam or AdamW with a learning rate of its own for the last layer."""
+        """AdamW; where weights are fine-tuned, Adam, ten times as fast for the last layer."""
         head = network.get_submodule("head" if isinstance(network, SmallClassifier) else "fc")
         in_head = {id(param) for param in head.parameters()}
         body = [param for param in network.parameters() if id(param) not in in_head]
         options = self.config.optimizer
-        kind = torch.optim.AdamW if self.config.decoupled_decay else torch.optim.Adam
+        kind = torch.optim.AdamW if self._started_from is None else torch.optim.Adam
+        factor = 1.0 if self._started_from is None else 10.0
         groups: list[dict[str, Any]] = [
             {"params": body},
-            {"params": list(head.parameters()), "lr": lr * self.config.head_lr_factor},
+            {"params": list(head.parameters()), "lr": lr * factor},
         ]
         return kind(
             groups,
@@ -274,10 +270,10 @@ def _check_alike(train: ImageSet, test: ImageSet) -> None:
         )
 
 
-def _build(images: ImageSet, config: ClassifierConfig) -> SmallClassifier | ResNetClassifier:
+def _build(
+    images: ImageSet, config: ClassifierConfig, stem: Literal["cifar", "imagenet"]
+) -> SmallClassifier | ResNetClassifier:
     channels = images.image_shape[0]
     if config.arch == "small":
         return SmallClassifier(images.num_classes, channels, config.width)
-    return ResNetClassifier(
-        images.num_classes, channels, config.width, config.stem, config.input_size
-    )
+    return ResNetClassifier(images.num_classes, channels, config.width, stem, config.input_size)

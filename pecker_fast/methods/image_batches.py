@@ -62,27 +62,21 @@ class ShuffledEpochs:
 
 
 def timesteps(
-    count: int,
-    num_timesteps: int,
-    random: IterationRandom,
-    *,
-    antithetic: bool = True,
-    logit_normal: bool = False,
+    count: int, num_timesteps: int, random: IterationRandom, *, logit_normal: bool = False
 ) -> Tensor:
-    """(count,) int64 over 0 .. T - 1 on the device.
+    """(count,) int64 over 0 .. T - 1 on the device, in pairs t and T - 1 - t.
 
     Args:
         count: How many.
         num_timesteps: T.
         random: Draws them.
-        antithetic: Only half of them are drawn, the others are T - 1 - t.
         logit_normal: The logits of t / T are standard normal (Stable Diffusion 3). Otherwise t is
             uniform.
     """
-    drawn_count = count // 2 + 1 if antithetic else count
+    half = count // 2 + 1
     if logit_normal:
-        share = random.normal((drawn_count,), torch.float32).sigmoid()
+        share = random.normal((half,), torch.float32).sigmoid()
         drawn = (share * num_timesteps).long().clamp(max=num_timesteps - 1)
     else:
-        drawn = random.integers(0, num_timesteps, drawn_count)
-    return torch.cat([drawn, num_timesteps - 1 - drawn])[:count] if antithetic else drawn
+        drawn = random.integers(0, num_timesteps, half)
+    return torch.cat([drawn, num_timesteps - 1 - drawn])[:count]

@@ -1,39 +1,31 @@
-"""What stays the same through a run: the original network and the terms of the loss."""
+"""What stays the same through a run of a method: the original network and the terms of the loss."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.datasets.loading import ImageSet
-from pecker_fast.distill.networks import (
-    compute_dtype,
-    model_predictor,
-    with_autocast,
-)
+from pecker_fast.distill.networks import compute_dtype, model_predictor, with_autocast
 from pecker_fast.distill.schedule import NoiseSchedule
-from pecker_fast.masks.scores import LossFn
-from pecker_fast.methods.batches import Batch, RealImages
+from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.masks.scores import CONTRASTS, LossFn, Reduction, saliency_scores
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.denoising import Ask, denoising_loss, guided_denoising_loss
-from pecker_fast.methods.esd import esd_loss
-from pecker_fast.methods.negative_gradient import negative_gradient_loss
-from pecker_fast.methods.random_label import random_label_loss
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.progress import each
 from pecker_fast.runs.digest import digest_of, fingerprint
-from pecker_fast.runs.randomness import IterationRandom
+from pecker_fast.runs.masked import choose_mask
+from pecker_fast.runs.randomness import SALIENCY, IterationRandom
 from pecker_fast.runs.rows import Rows
 
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
 
-__all__ = ["BaselineObjective", "MethodObjective", "Term"]
+__all__ = ["MethodObjective", "Term"]
 
 Term: TypeAlias = Literal["remain", "forget"]
 B = TypeVar("B", bound=Rows)
@@ -58,6 +50,8 @@ class MethodObjective(ABC, Generic[B]):
             are.
     """
 
+    reduction: ClassVar[Reduction]  # of the saliency, see `saliency_scores`
+    clip_saliency: ClassVar[float | None]  # the norm of a gradient of it at most
     config: BaselineConfig
     notes: Sequence[str] = ()
     frozen: nn.Module | None = None
@@ -84,6 +78,7 @@ class MethodObjective(ABC, Generic[B]):
         self.device = torch.empty(0, device=self._place if device is None else device).device
         self.dtype = compute_dtype(self.original)
         self._model: Any = model
+        self.config = config
         self.schedule = NoiseSchedule.whole(
             model.scheduler_config if isinstance(model, PipelineFolder) else model.scheduler
         )
@@ -94,10 +89,8 @@ class MethodObjective(ABC, Generic[B]):
     def identity(self) -> dict[str, str]:
         """Digests of what a run depends on besides its configuration, by name."""
         given = {"noise schedule": self.schedule.identity(), **self._about()}
-        return {
-            "model": fingerprint(self.original),
-            **{name: digest_of(value) for name, value in given.items()},
-        }
+        digests = {name: digest_of(value) for name, value in given.items()}
+        return {"model": fingerprint(self.original), **digests}
 
     def _about(self) -> dict[str, Any]:
         about: dict[str, Any] = self._model.about_network()
@@ -113,9 +106,9 @@ class MethodObjective(ABC, Generic[B]):
     ) -> Iterator[dict[Term, Tensor]]:
         """The losses, (N,) of each term, of one forward pass of `network` after the other."""
 
-    @abstractmethod
     def weight(self, term: Term) -> float:
-        """What a pass's mean loss is multiplied with."""
+        """What a pass's mean loss is multiplied with: the term's lambda."""
+        return self.config.lambda_remain if term == "remain" else self.config.lambda_forget
 
     @abstractmethod
     def saliency(
@@ -125,6 +118,33 @@ class MethodObjective(ABC, Generic[B]):
 
         One gradient each; contrasts alone need the latter.
         """
+
+    def find_mask(self, network: nn.Module, *, progress: bool = False) -> SaliencyMask:
+        """The mask that `config.mask` and `config.saliency` describe.
+
+        No weight changes; the network is put in eval mode.
+
+        Args:
+            network: On `device`. The mask covers its parameters that require a gradient.
+            progress: Show a progress bar.
+
+        Raises:
+            PeckerError: A loss or a score is not finite.
+        """
+
+        def scores() -> dict[str, Tensor]:
+            network.eval()
+            random = IterationRandom(self.config.seed, 0, self.device, SALIENCY)
+            count, forget, remain = self.saliency(network, random)
+            return saliency_scores(
+                network,
+                each(forget, "saliency" if progress else None, count, leave=False),
+                reduction=self.reduction,
+                remain_losses=remain if self.reduction in CONTRASTS else None,
+                clip_grad_norm=self.clip_saliency,
+            )
+
+        return choose_mask(self.config.mask, network, self.config.seed, scores)
 
     def around(self, original: nn.Module, values: Mapping[str, Any]) -> MethodObjective[B]:
         """The same of a copy of the network, with other settings under these dotted keys.
@@ -145,101 +165,3 @@ class MethodObjective(ABC, Generic[B]):
         if (self.device, self.dtype) == (self._place, first.dtype):
             return self.original
         return nn.Module.to(copy.deepcopy(self.original), self.device, self.dtype)
-
-
-class BaselineObjective(MethodObjective[Batch]):
-    """The terms of a method that is trained on real images.
-
-    Attributes:
-        frozen: The original on `device`, where esd looks its targets up. None for other methods.
-        images: The images to forget and to keep.
-        data: All images, as they were given.
-    """
-
-    def __init__(
-        self,
-        model: ModelFolder,
-        images: ImageSet,
-        config: BaselineConfig,
-        device: torch.device | None = None,
-    ) -> None:
-        """Put the pieces together; see the attributes.
-
-        Args:
-            model: The model that must forget.
-            images: What it was trained on, of all classes.
-            config: The run.
-            device: None = where the network is.
-
-        Raises:
-            PeckerError: Images that do not fit the model, or a class that it does not have.
-        """
-        super().__init__(model, config, device)
-        steps = self.schedule.usable
-        self.images = RealImages(images, model, config, steps, self.device, self.dtype)
-        self.data = images
-        classes = {"forget": self.images.forget, "override": self.images.override}
-        self.pairs = ((self.images.forget, self.images.override),)
-        # What was used, not how it was said: a class may be named or numbered on resuming.
-        self.config = config.model_copy(update=classes)
-        self.frozen = self.look_up() if config.method == "esd" else None
-        terms: list[Term] = ["remain"] if config.lambda_remain > 0 else []
-        self.terms = [*terms, "forget"] if config.forgets else terms
-        self.passes = len(self.terms)
-
-    def identity(self) -> dict[str, str]:
-        """Digests of what a run depends on besides its configuration, by name."""
-        return {**super().identity(), "images": self.data.fingerprint()}
-
-    def batches(self, random: IterationRandom) -> list[Batch]:
-        """Images of each term."""
-        return [self.draw(term, random) for term in self.terms]
-
-    def draw(self, term: Term, random: IterationRandom) -> Batch:
-        """The images of a term; all terms of an iteration are drawn in the order of `terms`."""
-        return self.images.remain(random) if term == "remain" else self.images.to_forget(random)
-
-    def weight(self, term: Term) -> float:
-        """Its lambda."""
-        return self.config.lambda_remain if term == "remain" else self.config.lambda_forget
-
-    def losses_by_pass(
-        self, network: nn.Module, batches: Sequence[Batch]
-    ) -> Iterator[dict[Term, Tensor]]:
-        """One term after the other."""
-        for term, batch in zip(self.terms, batches, strict=True):
-            yield {term: self.losses(term, network, batch)}
-
-    def losses(self, term: Term, network: nn.Module, batch: Batch) -> Tensor:
-        """A term's losses of `network`, (N,), without its lambda."""
-        ask, labels = self._asking(batch), batch.labels
-        if term == "remain":
-            return denoising_loss(batch.noise, ask(network, labels))
-        if self.config.method == "negative_gradient":
-            return negative_gradient_loss(batch.noise, ask(network, labels))
-        no_class = self.images.no_class_like(labels)
-        if self.frozen is None or no_class is None:  # RealImages refuses esd without one
-            return random_label_loss(ask, network, labels, batch.imitated)
-        return esd_loss(ask, network, self.frozen, labels, no_class, self.config.eta)
-
-    def saliency(
-        self, network: nn.Module, random: IterationRandom
-    ) -> tuple[int, Iterator[LossFn], Iterator[LossFn]]:
-        """SalUn's: every image of the class to forget once, guided, at antithetic times."""
-        parts = self.images.saliency_parts()
-        losses = (partial(self._saliency_loss, network, part, random) for part in parts)
-        return len(parts), losses, iter(())
-
-    def _saliency_loss(self, network: nn.Module, part: Tensor, random: IterationRandom) -> Tensor:
-        batch = self.images.to_score(part, random)
-        no_class = self.images.no_class_like(batch.labels)
-        guidance = self.config.saliency.guidance
-        ask = self._asking(batch)
-        return guided_denoising_loss(
-            ask, network, batch.noise, batch.labels, no_class, guidance
-        ).mean()
-
-    def _asking(self, batch: Batch) -> Ask:
-        """Asks networks about the noisy images of a batch."""
-        x_t = self.schedule.add_noise(batch.images, batch.noise, batch.t)
-        return lambda network, labels: self._predict(network, x_t, batch.t, labels)

@@ -90,9 +90,11 @@ class RedirectObjective(MethodObjective[Drawing]):
     """Both terms, on images that the network draws itself.
 
     Attributes:
-        frozen: The original on `device`, where targets are looked up.
         conditions: Draw what the networks are told.
     """
+
+    reduction = "retain_aware"
+    clip_saliency = None
 
     def __init__(
         self,
@@ -117,18 +119,16 @@ class RedirectObjective(MethodObjective[Drawing]):
                 f"steps {config.steps}: at most the {self.schedule.usable} time steps of "
                 "the model's schedule"
             )
-        self.config = config
-        self.conditions: ClassConditions | TextConditions
-        self._null: int | None = None  # the label of no class
-        if isinstance(model, PipelineFolder):
-            self._tell_prompts(model, config)
-        else:
-            self._tell_classes(model, config)
         self.frozen = self.look_up()
         self.terms = ["remain", "forget"]
         self.passes = config.steps
-
-    def _tell_classes(self, model: ModelFolder, config: BaselineConfig) -> None:
+        self.conditions: ClassConditions | TextConditions
+        self._null: int | None = None  # the label of no class
+        if isinstance(model, PipelineFolder):
+            prompts = TextConditions.of_pipeline(model, config.text, config.seed, self.device)
+            self.conditions, self.pairs = prompts, ()
+            self.notes = prompts.cut_off(model)
+            return
         if config.override is None:
             raise PeckerError(
                 "method redirect: the class to forget is drawn as another one; give --override"
@@ -137,19 +137,13 @@ class RedirectObjective(MethodObjective[Drawing]):
         self.conditions = ClassConditions(config.forget, config.override, len(names), names)
         self._null = model.null_label
         self.pairs = self.conditions.pairs
-        self.config = config.model_copy(
-            update={
-                "forget": _plain([gone for gone, _ in self.pairs]),
-                "override": _plain(
-                    [RANDOM_OVERRIDE if instead is None else instead for _, instead in self.pairs]
-                ),
-            }
-        )
-
-    def _tell_prompts(self, pipeline: PipelineFolder, config: BaselineConfig) -> None:
-        prompts = TextConditions.of_pipeline(pipeline, config.text, config.seed, self.device)
-        self.conditions, self.pairs = prompts, ()
-        self.notes = prompts.cut_off(pipeline)
+        # What was used, not how it was said; a single one as such.
+        gone = [forget for forget, _ in self.pairs]
+        instead = [RANDOM_OVERRIDE if to is None else to for _, to in self.pairs]
+        used: dict[str, Any] = {"forget": gone, "override": instead}
+        if len(gone) == 1:
+            used = {"forget": gone[0], "override": instead[0]}
+        self.config = config.model_copy(update=used)
 
     def _about(self) -> dict[str, Any]:
         if isinstance(self.conditions, TextConditions):
@@ -162,9 +156,7 @@ class RedirectObjective(MethodObjective[Drawing]):
 
     def weight(self, term: Term) -> float:
         """Its lambda, shared by the steps."""
-        config = self.config
-        weight = config.lambda_remain if term == "remain" else config.lambda_forget
-        return weight / config.steps
+        return super().weight(term) / self.config.steps
 
     def losses_by_pass(
         self, network: nn.Module, batches: Sequence[Drawing]
@@ -186,44 +178,40 @@ class RedirectObjective(MethodObjective[Drawing]):
         """
         section, steps = self.config.saliency, self.config.steps
 
-        def of_forget() -> Iterator[LossFn]:
+        def of_forget(drawing: Drawing) -> Iterator[Tensor]:
+            return (losses.mean() for losses in self._losses(network, drawing))
+
+        def of_remain(drawing: Drawing) -> Iterator[Tensor]:
+            for _, _, predicted in self._states(network, drawing):
+                noise = random.normal(tuple(predicted.shape), predicted.dtype)
+                yield (predicted * noise).flatten(1).sum(1).mean()
+
+        def scalars(half: int, of: Callable[[Drawing], Iterator[Tensor]]) -> Iterator[LossFn]:
             for _ in range(section.batches):
-                _, drawing = self._drawings(section.batch_size, random)
-                losses = self._losses(network, drawing)
+                found = of(self._drawings(section.batch_size, random)[half])
                 for _ in range(steps):
-                    yield partial(_next_mean, losses)
+                    yield partial(next, found)
 
-        def of_remain() -> Iterator[LossFn]:
-            for _ in range(section.batches):
-                drawing, _ = self._drawings(section.batch_size, random)
-                states = drawn_states(
-                    drawing, self.schedule, steps, self.telling(network, drawing.told)
-                )
-                for _ in range(steps):
-                    yield partial(_product_with_noise, states, random)
+        return section.batches * steps, scalars(1, of_forget), scalars(0, of_remain)
 
-        return section.batches * steps, of_forget(), of_remain()
-
-    def targets(self, network: nn.Module, drawing: Drawing) -> Callable[[Tensor, Tensor], Tensor]:
-        """(x_t, t) -> what is to be predicted there; called without gradients.
-
-        Of redirecting, what the original predicts of the override. Other methods differ here.
-        """
-        assert self.frozen is not None  # `__init__` has looked it up
-        return self.telling(self.frozen, drawing.original)
+    def _states(
+        self, network: nn.Module, drawing: Drawing
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return drawn_states(
+            drawing,
+            self.schedule,
+            self.config.steps,
+            lambda x_t, t: self._predict(network, x_t, t, drawing.told),
+        )
 
     def _losses(self, network: nn.Module, drawing: Drawing) -> Iterator[Tensor]:
         """(N,) at each step."""
-        predict, look_up = self.telling(network, drawing.told), self.targets(network, drawing)
-        for x_t, t, predicted in drawn_states(drawing, self.schedule, self.config.steps, predict):
+        assert self.frozen is not None  # `__init__` has looked it up
+        for x_t, t, predicted in self._states(network, drawing):
             with torch.no_grad():
-                target = look_up(x_t, t)
+                target = self._predict(self.frozen, x_t, t, drawing.original)
             losses = (predicted - target).square().flatten(1).sum(1)
             yield losses if drawing.weight is None else losses * drawing.weight
-
-    def telling(self, network: nn.Module, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """(x_t, t) -> what a network predicts that is told `condition`."""
-        return lambda x_t, t: self._predict(network, x_t, t, condition)
 
     def _drawings(self, count: int, random: IterationRandom) -> list[Drawing]:
         """`count` images to keep, and as many to forget."""
@@ -241,20 +229,3 @@ class RedirectObjective(MethodObjective[Drawing]):
         noise, offset = random.normal(shape, self.dtype), random.integers(0, gap, 2 * count)
         both = Drawing(noise, offset, told, original, drawn.weight)
         return [both[:count], both[count:]]
-
-
-def _plain(classes: list[Any]) -> Any:
-    """What was used, not how it was said; a single one as such."""
-    return classes[0] if len(classes) == 1 else classes
-
-
-def _next_mean(losses: Iterator[Tensor]) -> Tensor:
-    return next(losses).mean()
-
-
-def _product_with_noise(
-    states: Iterator[tuple[Tensor, Tensor, Tensor]], random: IterationRandom
-) -> Tensor:
-    _, _, predicted = next(states)
-    noise = random.normal(tuple(predicted.shape), predicted.dtype)
-    return (predicted * noise).flatten(1).sum(1).mean()

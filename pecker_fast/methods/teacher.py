@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
@@ -37,27 +37,14 @@ from pecker_fast.runs.ema import FullEma, slow_average
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.metrics import ONE_LOSS
 from pecker_fast.runs.randomness import IterationRandom
-from pecker_fast.runs.rows import Rows
 from pecker_fast.runs.run import Run, Stateful, fused_blocks
 
 __all__ = ["TeacherTrainer", "build_network"]
 
 
-@dataclass(frozen=True)
-class Batch(Rows):
-    """N images on the run's device, with all that is random about them.
-
-    Attributes:
-        images: (N, C, H, W) float32, what the network sees without noise.
-        noise: (N, C, H, W) e.
-        t: (N,) int64 time steps.
-        labels: (N,) int64: a class, or "no class" where it was dropped.
-    """
-
-    images: Tensor
-    noise: Tensor
-    t: Tensor
-    labels: Tensor
+Batch: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of N images on the run's device (N, C, H, W) float32 what the network sees without noise,
+(N, C, H, W) e, (N,) int64 time steps and (N,) int64 labels: a class, or "no class"."""
 
 
 class TeacherTrainer(Run[Batch]):
@@ -123,13 +110,9 @@ class TeacherTrainer(Run[Batch]):
         )
         if config.ema.decay is not None:
             self._ema = FullEma(network, config.ema.decay)
+        clip = config.optimizer.clip_norm
         self._learner = Learner(
-            network,
-            None,
-            config.lr,
-            self._optimizer,
-            clip_norm=config.optimizer.clip_norm,
-            ranks=self._ranks,
+            network, None, config.lr, self._optimizer, clip_norm=clip, ranks=self._ranks
         )
         self.learners.append(self._learner)
         # On the device: 150 MB for CIFAR-10, and batches then cost no transfer.
@@ -162,27 +145,19 @@ class TeacherTrainer(Run[Batch]):
         count, steps = config.batch_size, self._schedule.usable
         chosen = self._order.indices(random.iteration)[rows]
         noise = random.normal((count, *model.network_shape), torch.float32)[rows]
-        t = timesteps(count, steps, random, antithetic=config.antithetic, logit_normal=config.flow)[
-            rows
-        ]
+        t = timesteps(count, steps, random, logit_normal=config.flow)[rows]
         flip = random.coins(count, 0.5)[rows] if config.flip else None
         labels = self._images.labels[chosen].to(self.device)
         if model.null_label is not None:
             dropped = random.coins(count, config.label_dropout)[rows]
             labels = labels.masked_fill(dropped, model.null_label)
-        return Batch(model.encode(self._images.batch(chosen, self.device, flip)), noise, t, labels)
+        return model.encode(self._images.batch(chosen, self.device, flip)), noise, t, labels
 
     def advance(self, batch: Batch) -> list[Tensor]:
         """One step down the denoising loss; the part of the batch's mean that these images are."""
         self._learner.learn()
         losses = pseudo_score_loss(
-            self.network,
-            batch.images,
-            batch.noise,
-            batch.t,
-            batch.labels,
-            self._schedule,
-            predict=self._predict,
+            self.network, *batch, schedule=self._schedule, predict=self._predict
         )
         loss = losses.sum() * self._scale
         self._learner.before_last_backward()
@@ -245,29 +220,14 @@ def build_network(
             f"images of {height}x{width} pixels: expected squares whose side is a multiple of "
             f"network.patch_size {patch}"
         )
-    if section.image_size not in (None, height):
-        raise PeckerError(
-            f"images of {height}x{width} pixels: this configuration's network is made for "
-            f"{section.image_size}x{section.image_size}; choose that of this data set, or "
-            f"--set network.image_size={height} to train it on these all the same"
-        )
     side, seen = height // patch, channels * patch**2
     try:
         if section.kind == "dit":
             return _dit(channels, height, num_classes, section)
         if section.kind == "unet2d":
             return _unet2d(side, seen, num_classes + (config.label_dropout > 0), section)
-        return DDPMUNet(
-            sample_size=side,
-            in_channels=seen,
-            num_classes=num_classes,
-            channels=section.channels,
-            channel_mult=section.channel_mult,
-            attention_levels=section.attention_levels,
-            blocks_per_level=section.blocks_per_level,
-            norm_num_groups=section.norm_num_groups,
-            dropout=section.dropout,
-        )
+        sizes = section.model_dump(exclude={"kind", "patch_size"})
+        return DDPMUNet(sample_size=side, in_channels=seen, num_classes=num_classes, **sizes)
     except ValueError as error:  # what torch and diffusers raise for sizes that do not divide
         raise PeckerError(f"network: {' '.join(str(error).split())}") from error
 

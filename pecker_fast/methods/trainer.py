@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distributed import Ranks
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.mask_finding import find_mask
 from pecker_fast.methods.objective import MethodObjective
+from pecker_fast.methods.real_images import BaselineObjective
+from pecker_fast.methods.redirect import RedirectObjective
+from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.learner import masked_adamw
 from pecker_fast.runs.live_memory import WEIGHTS
@@ -25,7 +28,33 @@ from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
 from pecker_fast.runs.run import Stateful, fused_blocks
 
-__all__ = ["BaselineTrainer"]
+if TYPE_CHECKING:
+    from pecker_fast.models import ModelFolder
+
+__all__ = ["BaselineTrainer", "method_objective"]
+
+
+def method_objective(
+    model: ModelFolder | PipelineFolder,
+    config: BaselineConfig,
+    images: ImageSet | None,
+    device: torch.device | None = None,
+) -> MethodObjective[Any]:
+    """What a method minimises.
+
+    Args:
+        model: The model that must forget; a pipeline where `config.text` says what.
+        config: The run.
+        images: What the model was trained on; None where `config.data_free`.
+        device: None = where the network is.
+
+    Raises:
+        PeckerError: Images, classes, prompts or a schedule that do not fit.
+    """
+    if config.data_free:
+        return RedirectObjective(model, config, device)
+    assert images is not None and not isinstance(model, PipelineFolder)  # `text` is data_free
+    return BaselineObjective(model, images, config, device)
 
 
 class BaselineTrainer(MaskedRun[list[Rows]]):
@@ -73,7 +102,7 @@ class BaselineTrainer(MaskedRun[list[Rows]]):
         self._blocks = fused_blocks(lambda: self._network, config.accelerate, self.device)
         shown = self._title is not None
         salient = self._settle_mask(
-            mask, lambda: find_mask(objective, self._network, progress=shown)
+            mask, lambda: objective.find_mask(self._network, progress=shown)
         )
         options = config.optimizer
         self.learner = self._learn(

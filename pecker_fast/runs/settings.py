@@ -21,6 +21,18 @@ __all__ = ["Section", "Settings", "apply_overrides", "build", "load", "read_sett
 
 S = TypeVar("S", bound="Settings")
 
+GONE = {
+    "antithetic": "time steps come in pairs t, T - 1 - t",
+    "decoupled_decay": "Adam fine-tunes a classifier, AdamW trains one from scratch",
+    "head_lr_factor": "it is 10 for a classifier that is fine-tuned, 1 from scratch",
+    "network.image_size": "it is that of the images",
+    "saliency.guidance": "it is 2, or 0 where the model has no label for no class",
+    "saliency.reduction": "it is retain_aware for method redirect, abs_of_sum for the others",
+    "split": "all images of STL-10 are trained on, as published, and training images of the others",
+    "stem": "it is ImageNet's for a classifier that is fine-tuned, else that for small images",
+}
+"""Keys that there were, and what takes their place."""
+
 
 class Section(BaseModel):
     """Immutable; an unknown key, an infinity or a NaN is an error."""
@@ -221,6 +233,8 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _unknown(kind: type[BaseModel], key: str) -> str:
+    if key in GONE:
+        return f"{key} is no configuration key any more: {GONE[key]}; leave it out"
     known = list(_known(kind))
     near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.0)
     # A key that is right but for its section is nearer than any spelling.

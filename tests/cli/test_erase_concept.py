@@ -153,9 +153,10 @@ def test_a_generator_has_no_steps_to_keep(finished, run, refused, tmp_path):
 
 
 def test_prompts_need_a_pipeline(files, run, refused, tmp_path):
-    for recipe in ("demo_emoji_object", "demo_emoji_keep_steps"):
-        done = run("erase", files.model, "--config", recipe, "--out", tmp_path / "run")
-        refused(done, recipe, "--pipeline")
+    for options in ([], ["--set", "method=redirect"]):
+        recipe = ("--config", "demo_emoji_object", *options)
+        done = run("erase", files.model, *recipe, "--out", tmp_path / "run")
+        refused(done, "demo_emoji_object", "--pipeline")
 
 
 # ---- begun and ended

@@ -1,4 +1,4 @@
-"""The recipe for the shipped model that keeps its many steps."""
+"""The shipped model forgets a class and keeps its many steps."""
 
 import pytest
 import torch
@@ -15,7 +15,10 @@ from pecker_fast.models import ModelFolder
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_class_goes_and_many_steps_stay(tmp_path):
-    erased = erase(teacher_folder(), out=tmp_path / "run", config="demo_keep_steps")
+    erased = erase(
+        teacher_folder(), "Ankle boot", "Bag", out=tmp_path / "run", keep_steps=True,
+        iterations=50, batch_size=8, **{"optimizer.lr": 1e-3},
+    )  # fmt: skip
     assert erased.frozen.frozen_changed == 0 < erased.frozen.frozen
     original = ModelFolder.load(teacher_folder())
     judge = load_classifier(teacher_folder() / "classifier", original.class_names)

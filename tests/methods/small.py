@@ -9,7 +9,7 @@ from toys import ToyDenoiser
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.methods.config import load_baseline_config
-from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.real_images import BaselineObjective
 from pecker_fast.methods.redirect import RedirectObjective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.models.architectures.class_networks import UNetNetwork
@@ -61,6 +61,7 @@ def small_config(overrides=None, method="random_label"):
         "batch_size": 5,
         "optimizer.lr": 1e-3,
         "lambda_remain": 0.1,
+        "mask.kind": "saliency",
         "mask.density": 0.3,
         "saliency.batch_size": 4,
         "logging.every": 2,

@@ -1,68 +1,51 @@
-"""Recipes against the published constants; what is refused; which of two kinds a file is."""
+"""The recipe and what methods set apart against the published constants; what is refused."""
 
 import pytest
 
-from pecker_fast.distill.config import load_config, recipe_names
+from pecker_fast.distill.config import load_config
 from pecker_fast.errors import PeckerError
-from pecker_fast.methods.config import (
-    BaselineConfig,
-    baseline_names,
-    load_baseline_config,
-    names_a_baseline,
-)
+from pecker_fast.methods.config import BaselineConfig, load_baseline_config, names_a_baseline
 
 TEXT = {"remain": ["a"], "concepts": [{"prompts": ["{concept}"], "concept": "b", "override": "c"}]}
-KINDS = ("salun", "neggrad", "finetune", "esd")
 
 
 def test_the_cifar10_recipe_is_the_published_one():
     """DDPM/configs/cifar10_saliency_unlearn.yml and the command line of SalUn's README."""
     config = load_baseline_config("cifar10_salun")
-    assert (config.method, config.dataset, config.split) == ("random_label", "cifar10", "train")
-    assert (config.iterations, config.batch_size, config.label_dropout) == (1000, 128, 0.1)
-    assert (config.lambda_forget, config.lambda_remain) == (1.0, 1e-3)
-    optimizer = config.optimizer
-    assert (optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.eps) == (
-        1e-4,
-        0.9,
-        0.999,
-        1e-8,
-    )
-    assert (optimizer.weight_decay, optimizer.clip_value, optimizer.clip_grad_norm) == (0, None, 1)
-    mask, saliency = config.mask, config.saliency
-    assert (mask.kind, mask.density, mask.scope, mask.granularity) == (
-        "saliency", 0.5, "global", "element",
-    )  # fmt: skip
-    assert (saliency.batch_size, saliency.guidance, saliency.clip_grad_norm) == (128, 2.0, 1.0)
-    assert saliency.reduction == "abs_of_sum"
-    assert config.ema.decay is None and config.flip
+    expected = {
+        "method": "random_label", "dataset": "cifar10", "iterations": 1000, "batch_size": 128,
+        "label_dropout": 0.1, "lambda_forget": 1.0, "lambda_remain": 1e-3, "flip": True,
+        "optimizer.lr": 1e-4, "optimizer.beta1": 0.9, "optimizer.beta2": 0.999,
+        "optimizer.eps": 1e-8, "optimizer.weight_decay": 0, "optimizer.clip_value": None,
+        "optimizer.clip_grad_norm": 1.0, "mask.kind": "saliency", "mask.density": 0.5,
+        "mask.scope": "global", "mask.granularity": "element", "saliency.batch_size": 128,
+        "ema.decay": None,
+    }  # fmt: skip
+    assert config.flat().items() >= expected.items()
+    named = {"dataset": "cifar10", "logging": config.logging}
+    assert BaselineConfig().model_copy(update=named) == config
 
 
-def test_there_is_one_recipe_for_each_method_and_data_set():
-    names = [f"{data}_{kind}" for data in ("cifar10", "stl10") for kind in KINDS]
-    kept = [f"demo{data}_keep_steps" for data in ("", "_emoji")]
-    assert baseline_names() == sorted([*names, *kept, "keep_steps"])
-    assert not set(names) & set(recipe_names())
-    methods = [load_baseline_config(f"cifar10_{kind}").method for kind in KINDS]
-    assert methods == ["random_label", "negative_gradient", "fine_tune", "esd"]
-    for kind in KINDS:
-        cifar, stl = (
-            load_baseline_config(f"{data}_{kind}").flat() for data in ("cifar10", "stl10")
-        )
-        differing = {key for key in cifar if cifar[key] != stl[key]}
-        assert differing - {"saliency.batch_size"} == {"dataset", "split", "batch_size"}
-        assert (stl["dataset"], stl["split"], stl["batch_size"]) == ("stl10", "all", 64)
-
-
-def test_only_salun_has_a_mask_of_its_own():
-    kinds = {kind: load_baseline_config(f"cifar10_{kind}").mask.kind for kind in KINDS}
-    assert kinds == {"salun": "saliency", "neggrad": "full", "finetune": "full", "esd": "full"}
-
-
-def test_a_file_comes_back(tmp_path):
-    config = load_baseline_config("stl10_esd", {"forget": "cat", "optimizer.lr": 3e-5})
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("negative_gradient", {"lambda_remain": 1.0}),
+        ("fine_tune", {"lambda_remain": 1.0}),
+        ("esd", {"lambda_remain": 0.0, "label_dropout": 0.0, "eta": 7.5}),
+    ],
+)
+def test_what_a_method_sets_apart(method, expected, tmp_path):
+    salun = load_baseline_config("cifar10_salun").flat()
+    config = load_baseline_config("cifar10_salun", {"method": method, "forget": "cat"})
+    changed = {key: value for key, value in config.flat().items() if value != salun[key]}
+    assert changed == {"method": method, "mask.kind": "full", "forget": "cat", **expected}
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert load_baseline_config(tmp_path / "config.yaml") == config
+    said = {"method": method, "mask": {"density": 0.1}, "lambda_remain": 0.3, "label_dropout": 0.2}
+    config = load_baseline_config(None, said)
+    assert (config.lambda_remain, config.label_dropout) == (0.3, 0.2)
+    assert (config.mask.density, config.mask.kind) == (0.1, "full")
+    assert config.changed({"mask.kind": "saliency"}).mask.kind == "saliency"
 
 
 def test_which_kind_a_configuration_is(tmp_path):
@@ -72,36 +55,37 @@ def test_which_kind_a_configuration_is(tmp_path):
     assert names_a_baseline(None, {"method": "esd"})
     assert not names_a_baseline("cifar10_forget") and not names_a_baseline(None)
     assert not names_a_baseline(tmp_path / "other.yaml", {"alpha": 1.2})
-    with pytest.raises(PeckerError, match=r"shipped recipes are .*cifar10_esd.*cifar10_forget"):
+    with pytest.raises(PeckerError, match=r"cifar10_forget.*cifar10_salun"):
         names_a_baseline("cifar10_sa1un")
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"method": "salun"}, "method must be 'random_label', .* got 'salun'"),
-        ({"alpha": 1}, "unknown configuration key 'alpha'; did you mean"),
-        ({"method": "esd", "override": 1}, "method esd puts no class in the place"),
-        ({"forget": 2, "override": 2}, "forget and override are the same class 2"),
-        ({"lambda_forget": 0}, "random_label with lambda_forget 0 forgets nothing"),
-        ({"method": "fine_tune", "lambda_remain": 0}, "fine_tune needs lambda_remain > 0"),
-        ({"optimizer.release_grads": True}, "clip_grad_norm is the norm over all entries"),
-        ({"mask.density": 0}, r"mask\.density must be greater than 0"),
-        ({"method": "redirect", "dataset": "cifar10"}, "dataset: method redirect draws"),
-        ({"method": "redirect", "flip": False}, "flip: method redirect draws"),
-        ({"saliency.reduction": "retain_aware"}, r"saliency\.reduction retain_aware is for method"),
-        ({"until": {"steps": 1}}, r"until\.steps must be greater than or equal to 2"),
-        ({"text": TEXT}, "method random_label is for class models"),
+        ({"method": "salun"}, "method .*'salun'"),
+        ({"alpha": 1}, "'alpha'"),
+        ({"method": "esd", "override": 1}, "method esd .*override"),
+        ({"forget": 2, "override": 2}, "forget and override"),
+        ({"lambda_forget": 0}, "lambda_forget 0"),
+        ({"method": "fine_tune", "lambda_remain": 0}, "lambda_remain"),
+        ({"optimizer.release_grads": True}, "clip_grad_norm"),
+        ({"mask.density": 0}, r"mask\.density"),
+        ({"method": "redirect", "dataset": "cifar10"}, "dataset"),
+        ({"method": "redirect", "flip": False}, "flip"),
+        ({"saliency.reduction": "fisher_ratio"}, r"saliency\.reduction .*retain_aware"),
+        ({"split": "all"}, "split .*STL-10"),
+        ({"until": {"steps": 1}}, r"until\.steps"),
+        ({"text": TEXT}, "method random_label .*text"),
         ({"method": "redirect", "text": {**TEXT, "concepts": []}}, "text.concepts"),
-        ({"method": "redirect", "text": TEXT, "forget": 2}, "forget: is about classes"),
+        ({"method": "redirect", "text": TEXT, "forget": 2}, "forget"),
         ({"method": "redirect", "text": TEXT, "label_dropout": 0}, "label_dropout"),
-        ({"method": "redirect", "text": "keep_steps"}, "'keep_steps' is about classes"),
+        ({"method": "redirect", "text": "keep_steps"}, "'keep_steps'"),
         ({"method": "redirect", "text": "demo_concpet"}, "demo_concpet"),
-        ({"dataset": "mnist"}, "dataset must be 'cifar10', 'stl10', .* got 'mnist'"),
+        ({"dataset": "mnist"}, "dataset .*'mnist'"),
     ],
 )
-def test_what_is_refused(changes, message):
-    with pytest.raises(PeckerError, match=message):
+def test_what_is_refused(changes, named):
+    with pytest.raises(PeckerError, match=named):
         load_baseline_config(None, changes)
 
 
@@ -111,10 +95,3 @@ def test_the_prompts_of_any_recipe():
     theirs = load_config("object", {"text.dropout": 0.3}, **named)
     assert ours.text == theirs.text and ours.text.concepts[0].concept == "a cat"
     assert ours.changed({"text": None}) == load_baseline_config("keep_steps")
-    demo = load_baseline_config("demo_emoji_keep_steps")
-    assert demo.text == load_config("demo_emoji_object").text and demo.method == "redirect"
-
-
-def test_defaults_are_the_salun_recipe():
-    named = {"dataset": "cifar10", "logging": load_baseline_config("cifar10_salun").logging}
-    assert BaselineConfig().model_copy(update=named) == load_baseline_config("cifar10_salun")

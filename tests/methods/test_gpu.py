@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import small_config, small_images, small_model, train
 
-from pecker_fast.methods.objective import BaselineObjective
+from pecker_fast.methods.real_images import BaselineObjective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.runs.checkpoint import RunDirectory
 

@@ -11,7 +11,6 @@ from toys import weights
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.scores import saliency_scores
-from pecker_fast.methods.mask_finding import find_mask
 from pecker_fast.methods.redirect import Drawing, drawn_states
 from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom
 
@@ -72,9 +71,8 @@ def written_out_run(objective, mask, abar=ABAR):
     return weights(network)
 
 
-@pytest.mark.parametrize("reduction", ["abs_of_sum", "retain_aware"])
-def test_the_loop_is_the_method(reduction):
-    overrides = {"optimizer.clip_grad_norm": None, "saliency.reduction": reduction}
+def test_the_loop_is_the_method():
+    overrides = {"optimizer.clip_grad_norm": None}
     objective = small_redirection(overrides, dtype=torch.float64, dropout=0.0)
     trainer, metrics = train(objective)
     expected = written_out_run(objective, trainer.mask)
@@ -193,13 +191,12 @@ def test_the_saliency_of_what_is_kept_is_the_curvature():
 def test_what_the_mask_depends_on():
     def found(overrides):
         objective = small_redirection(overrides)
-        return find_mask(objective, copy.deepcopy(objective.original).requires_grad_(True))
+        return objective.find_mask(copy.deepcopy(objective.original).requires_grad_(True))
 
     usual = found({})
     assert usual == found({})
     changes = (
         {"forget": 3}, {"override": 0}, {"seed": 1}, {"saliency.batches": 2}, {"steps": 5},
-        {"saliency.reduction": "fisher_ratio"}, {"saliency.reduction": "retain_aware"},
     )  # fmt: skip
     for change in changes:
         assert found(change) != usual, change

@@ -43,6 +43,7 @@ BOTH = f"{MASKED} --set mask.apply=both"
 CARRIED = "--set optimizer.beta1=0.5 --set optimizer.weight_decay=0.01"
 IMAGES = "--dataset images --data-root DATA"
 UNLEARN = f"{BATCH} --forget star {IMAGES}"
+METHOD = "--config cifar10_salun --set method="
 
 # Name -> model and options of `erase`. DATA stands for a folder.
 ERASURES = {
@@ -68,18 +69,18 @@ ERASURES = {
     "override_random": ("ddpm", f"{MASKED} --override random"),
     "salun": ("ddpm", f"--config cifar10_salun {UNLEARN} --override circle"),
     "random_label": ("ddpm", f"--config cifar10_salun {UNLEARN} --mask full --set ema.decay=0.5"),
-    "neggrad": ("ddpm", f"--config cifar10_neggrad {UNLEARN}"),
-    "finetune": ("ddpm", f"--config cifar10_finetune {UNLEARN} --set lr_schedule=linear"),
+    "neggrad": ("ddpm", f"{METHOD}negative_gradient {UNLEARN}"),
+    "finetune": ("ddpm", f"{METHOD}fine_tune {UNLEARN} --set lr_schedule=linear"),
     "redirect": (
         "ddpm",
         f"--config keep_steps {BATCH} --forget star --override circle --set steps=2",
     ),
-    "esd": ("ddpm", f"--config cifar10_esd {UNLEARN} --mask saliency --density 0.1"),
+    "esd": ("ddpm", f"{METHOD}esd {UNLEARN} --mask saliency --density 0.1"),
 }
 # and resumed
 STOPPED = {"pecker", "both", "bf16_both", "refresh", "salun", "random_label", "redirect"}
 TEACHER = (
-    f"train-teacher --config cifar10_teacher {IMAGES} --set network.image_size=8 "
+    f"train-teacher --config cifar10_teacher {IMAGES} "
     "--set network.channels=4 --set network.channel_mult=[1,2] --set network.blocks_per_level=1 "
     "--set network.norm_num_groups=2 --set batch_size=4 --set ema.decay=null"
 )
