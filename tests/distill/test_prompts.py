@@ -101,10 +101,10 @@ def test_what_is_drawn():
     assert (drawn.weight[:600] == 1).all()
     # Concepts are drawn alike, 300 each, standard deviation 12; and so are the pairs of one.
     assert abs(found.count(2.0) - 300) < 60
-    assert torch.equal(drawn.training[:, 0], drawn.sampled)
+    assert torch.equal(drawn.training[:, 0], drawn.of_samples)
     assert torch.equal(drawn.score[:, 0], drawn.student)
-    empty = (drawn.sampled == 0).flatten(1).all(1)
-    assert torch.equal(drawn.sampled[~empty], drawn.student[~empty])
+    empty = (drawn.of_samples == 0).flatten(1).all(1)
+    assert torch.equal(drawn.of_samples[~empty], drawn.student[~empty])
     assert abs(int(empty.sum()) - 300) < 75  # standard deviation 15
     again = conditions.draw(600, drawn_at(0))
     assert torch.equal(again.training, drawn.training)

@@ -27,7 +27,7 @@ def written_out(objective, networks, draws, labels, guidance):
     alpha = objective.config.alpha
     phi, theta, psi = networks
     size = len(draws.noise) // 2
-    dropped = (labels.sampled == 0).flatten(1).all(1)[:, None, None]  # encode("") is 0
+    dropped = (labels.of_samples == 0).flatten(1).all(1)[:, None, None]  # encode("") is 0
 
     def ab(t):
         return (c[:, None, None, None] for c in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
@@ -48,11 +48,11 @@ def written_out(objective, networks, draws, labels, guidance):
     a, b = ab(first)
     drawn = [
         (b * n - b * eps(theta, b * n, first, told)) / a
-        for told in (labels.sampled, labels.student)
+        for told in (labels.of_samples, labels.student)
     ]
     a, b = ab(t)
     fixed = a * drawn[0].detach() + b * e
-    l_psi = ((e - eps(psi, fixed, t, labels.sampled, "kappa1")) ** 2).sum((1, 2, 3))
+    l_psi = ((e - eps(psi, fixed, t, labels.of_samples, "kappa1")) ** 2).sum((1, 2, 3))
     x_g = drawn[1]
     x_t = a * x_g + b * e
     p = (x_t - b * eps(phi, x_t, t, labels.teacher[:, 0], "kappa4")) / a
@@ -100,7 +100,7 @@ def test_losses_and_gradients_are_the_methods(guided, alpha):
     random = drawn_at(0)
     labels = objective.conditions.draw(3, random)
     draws = objective.draw(random, 6)
-    assert 0 < (labels.sampled == 0).flatten(1).all(1).sum() < 6
+    assert 0 < (labels.of_samples == 0).flatten(1).all(1).sum() < 6
     theta, psi = (n.eval().requires_grad_(True) for n in (trainer.generator, trainer.pseudo_score))
     networks = (objective.teacher, theta, psi)
     weight = torch.rand(6, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_losses_and_gradients_are_the_methods(guided, alpha):
     ):
         torch.testing.assert_close(a, b, **close)
     psi.requires_grad_(True)
-    drawn = objective.sample(theta, draws.noise, labels.sampled)
+    drawn = objective.sample(theta, draws.noise, labels.of_samples)
     loss = objective.denoising(psi, drawn.detach(), draws, labels)
     torch.testing.assert_close(loss, l_psi, rtol=1e-10, atol=1e-10)
     ours = torch.autograd.grad((weight * loss).sum(), list(psi.parameters()))
@@ -270,7 +270,7 @@ def test_every_time_step_is_redirected_under_prompts():
     trainer = PeckerTrainer(objective)
     drawn = trainer.draw(drawn_at(1))
     labels, noised = drawn.labels, drawn.every_step
-    dropped = (labels.sampled == 0).flatten(1).all(1)
+    dropped = (labels.of_samples == 0).flatten(1).all(1)
     assert 0 < dropped[3:].sum() < 3
     noise, teacher = drawn.generator.noise, copy.deepcopy(objective.teacher)
     x_g = objective.sample(teacher, noise, labels.student)
