@@ -4,7 +4,6 @@ import pytest
 import torch
 from text_toys import TEXT, drawn_at, encode
 
-from pecker_fast.distill import load_config
 from pecker_fast.distill.prompts import PromptPair, TextConditions, prompt_pairs, read_prompts
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
@@ -125,8 +124,3 @@ def test_an_override_without_a_difference_is_refused():
     section = TEXT | {"concepts": [TEXT["concepts"][0] | {"override": "a  cat"}]}
     with pytest.raises(PeckerError, match=r"forgetting 'a photo of a cat' in favour of .* nothing"):
         TextConditions(TextSection(**section), encode)
-
-
-def test_a_misspelt_setting_is_named():
-    with pytest.raises(PeckerError, match=r"'text.guidance.kapa1'; did you mean 'text.guidance.ka"):
-        load_config(None, {"text": TEXT | {"guidance": {"kapa1": 2}}})

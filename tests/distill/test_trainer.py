@@ -12,7 +12,6 @@ from pecker_fast.distill.networks import predict_noise
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models.architectures.class_networks import UNetNetwork
-from pecker_fast.nn.accelerate import winograd_
 from pecker_fast.runs.config import learning_rate_factor
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
@@ -131,15 +130,6 @@ def test_the_loop_is_the_method(kind, terms):
             torch.testing.assert_close(param, expected[name], rtol=1e-9, atol=1e-11)
     start = weights(objective.teacher)
     assert any(not torch.equal(theta[name], start[name]) for name in theta)
-
-
-def test_a_run_leaves_the_global_random_state_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    objective = toy_objective()
-    torch.manual_seed(5)
-    train(objective)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_dropout_does_not_depend_on_the_callers_random_state():
@@ -289,14 +279,6 @@ def test_the_learning_rate_of_every_step(schedule):
         assert seen[2 * i + 1] == pytest.approx([2e-3 * factor, 1e-3 * factor])
 
 
-def test_without_averaging_the_result_is_the_generator():
-    trainer, _ = train(toy_objective({"ema.decay": None}))
-    result = trainer.ema_generator()
-    assert_same_bits(weights(result), weights(trainer.generator))
-    assert result is not trainer.generator
-    assert not result.training
-
-
 def test_mistakes_are_refused():
     objective = toy_objective()
     with pytest.raises(PeckerError, match="must be three networks"):
@@ -333,11 +315,3 @@ def test_a_unet_is_trained_from_a_model_folder():
     check = trainer.verify_frozen(trainer.ema_generator())
     assert check.frozen_changed == 0
     assert trainer.verify_frozen().salient_changed > 0.9 * check.salient
-
-
-def test_how_iterations_run_is_said():
-    *said, warning = PeckerTrainer(toy_objective()).notes
-    assert said == [str(winograd_(ToyDenoiser())), "no CUDA graph on cpu"]
-    assert warning.startswith("ema.decay")
-    off = PeckerTrainer(toy_objective({"accelerate": False, "graph": "off"}))
-    assert all("off in the configuration" in note for note in off.notes[:2])
