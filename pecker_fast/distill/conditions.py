@@ -34,53 +34,33 @@ RANDOM_OVERRIDE = "random"
 class Conditions(Rows):
     """What the networks are told in one batch of 2B samples: the remain half, then the forget half.
 
+    Class labels, int64, or embeddings of prompts; the generator and the pseudo-score are told
+    (c_r, c_f), the teacher (c_r, c_o).
+
     Attributes:
-        student: (2B, ...) for the generator as it learns: (c_r, c_f). Class labels, int64, or text
-            embeddings.
-        teacher: (2B, ...) for the teacher in the generator loss: (c_r, c_o).
-        score: (2B, ...) for the pseudo-score in the generator loss. None: as `student`.
-        sampled: (2B, ...) for the generator while the pseudo-score learns. None: as `student`.
-        training: (2B, ...) for the pseudo-score while it learns. None: as `sampled`.
-        redirected: (2B, ...) for the teacher where there is no guidance. None: as `teacher`.
-        redirected_samples: (2B, ...) for the teacher at every time step, where the generator is
-            told `sampled`. None: as `redirected`.
+        student: (2B, ...) for the generator as it learns.
+        teacher: (2B, ...) for the teacher in the generator loss.
+        score: (2B, ...) for the pseudo-score in the generator loss.
+        of_samples: (2B, ...) for the generator at every time step, and in what psi learns from.
+        training: (2B, ...) for the pseudo-score while it learns.
+        redirected: (2B, ...) for the generator as the run began, which takes the teacher's part.
+        at_every_step: (2B, ...) for the teacher at every time step.
         weight: (2B,) factors of the samples' losses. None: 1.
     """
 
     student: Tensor
     teacher: Tensor
-    score: Tensor | None = None
-    sampled: Tensor | None = None
-    training: Tensor | None = None
-    redirected: Tensor | None = None
-    redirected_samples: Tensor | None = None
+    score: Tensor
+    of_samples: Tensor
+    training: Tensor
+    redirected: Tensor
+    at_every_step: Tensor
     weight: Tensor | None = None
 
-    @property
-    def of_redirection(self) -> Tensor:
-        """What the teacher is told without guidance."""
-        return self.teacher if self.redirected is None else self.redirected
-
-    @property
-    def at_every_step(self) -> Tensor:
-        """What the teacher is told at every time step."""
-        told = self.redirected_samples
-        return self.of_redirection if told is None else told
-
-    @property
-    def of_score(self) -> Tensor:
-        """What the pseudo-score is told in the generator loss."""
-        return self.student if self.score is None else self.score
-
-    @property
-    def of_samples(self) -> Tensor:
-        """What the generator is told while the pseudo-score learns, and at every time step."""
-        return self.student if self.sampled is None else self.sampled
-
-    @property
-    def learning(self) -> Tensor:
-        """What the pseudo-score is told while it learns."""
-        return self.of_samples if self.training is None else self.training
+    @classmethod
+    def everywhere(cls, student: Tensor, teacher: Tensor) -> Conditions:
+        """The same in each place, where there is no guidance."""
+        return cls(student, teacher, student, student, student, teacher, teacher)
 
 
 class DrawsConditions(Protocol):
@@ -180,7 +160,7 @@ class ClassConditions:
         generator = random.generator
         remain = self._draw_kept(batch_size, generator)
         if not self.pairs:
-            return Conditions(remain, remain)
+            return Conditions.everywhere(remain, remain)
         if len(self.pairs) == 1:
             ((index, instead),) = self.pairs
             forget = torch.full_like(remain, index)
@@ -195,7 +175,7 @@ class ClassConditions:
             if -1 in (instead for _, instead in table):
                 drawn = self._draw_kept(batch_size, generator)
                 override = torch.where(override < 0, drawn, override)
-        return Conditions(torch.cat([remain, forget]), torch.cat([remain, override]))
+        return Conditions.everywhere(torch.cat([remain, forget]), torch.cat([remain, override]))
 
     def _draw_kept(self, count: int, generator: torch.Generator) -> Tensor:
         labels = torch.randint(

@@ -1,22 +1,28 @@
 """One iteration: what is drawn for it, and the two phases that run on the device.
 
-labels and noise -> pseudo-score step -> generator step -> average. The phases take everything that
-is random from `IterationInputs`, so they can be captured in a CUDA graph once and replayed.
+    labels, noise ~ (seed, iteration)
+    psi   <- AdamW,  d/dpsi    sum w L_psi(x_g)            x_g = G_theta(n, c), held constant
+    theta <- AdamW,  d/dtheta  sum w (ell + one_step + every)        fresh noise, masked
+    average <- decay average + (1 - decay) theta
+
+The phases take everything that is random from `IterationInputs`, so they can be captured in a CUDA
+graph once and replayed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import Conditions
-from pecker_fast.distill.config import NetworkSection
 from pecker_fast.distill.losses import term_weights
 from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.objective import Draws, Noised, Objective
 from pecker_fast.distributed import Ranks
+from pecker_fast.nn.recomputing import computed_again
 from pecker_fast.runs.ema import SalientEma
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.randomness import IterationRandom
@@ -40,9 +46,6 @@ class IterationInputs(Rows):
     pseudo_score: Draws
     generator: Draws
     every_step: Noised | None = None
-
-
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 class Iteration:
@@ -99,111 +102,106 @@ class Iteration:
         """Two optimizer steps, one without scores; the losses of each term, (2B,): `LOSS_NAMES`."""
         losses = []
         if self._config.generator.scores:
-            losses.append(self._pseudo_score_phase(inputs))
+            losses += self._pseudo_score_phase(inputs)
         losses += self._generator_phase(inputs)
         if self._ema is not None:
             self._ema.update()
         return tuple(losses)
 
-    def _pseudo_score_phase(self, inputs: IterationInputs) -> Tensor:
+    def _pseudo_score_phase(self, inputs: IterationInputs) -> list[Tensor]:
         """The pseudo-score network learns to denoise the generator's present samples."""
-        objective = self._objective
-        weight = self._weights(self._config.pseudo_score, inputs)
-        self._psi.learn()
-        losses = []
-        for rows in self._slices():
-            if rows.stop >= len(self._rows):
-                self._psi.before_last_backward()
+        objective, networks, section = self._objective, self._networks, self._config.pseudo_score
+        weight = self._weights(section.lambda_remain, section.lambda_forget, inputs)
+
+        def learn(rows: slice, is_last: bool) -> list[Tensor]:
             draws, labels = inputs.pseudo_score[rows], inputs.labels[rows]
+            if is_last:
+                self._psi.before_last_backward()
             with torch.no_grad():
-                generator = self._networks.use("generator")
-                x_g = objective.sample(generator, draws.noise, labels.of_samples)
-            psi = self._networks.use("pseudo_score")
-            loss = objective.denoising(psi, x_g, draws, labels)
+                x_g = objective.sample(networks.use("generator"), draws.noise, labels.of_samples)
+            loss = objective.denoising(networks.use("pseudo_score"), x_g, draws, labels)
             (weight[rows] * loss).sum().backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        self._psi.step()
-        self._psi.rest()
-        return torch.cat(losses)
+            return [loss.detach()]
+
+        return self._stepped(self._psi, learn)
 
     def _generator_phase(self, inputs: IterationInputs) -> list[Tensor]:
         """The generator learns from teacher and pseudo-score: same labels, fresh noise."""
-        section = self._config.generator
-        weight = self._weights(section, inputs)
-        self._theta.learn()
-        losses: list[list[Tensor]] = []
-        for rows in self._slices():
-            is_last = rows.stop >= len(self._rows)
+        objective, networks, section = self._objective, self._networks, self._config.generator
+        remain, forget = section.lambda_remain, section.lambda_forget
+        weight = self._weights(remain, forget, inputs)
+        weight_of_steps = self._weights(remain, section.every_step_forget * forget, inputs)
+
+        def learn(rows: slice, is_last: bool) -> list[Tensor]:
+            draws, labels = inputs.generator[rows], inputs.labels[rows]
+            x_g = self._drawn(draws, labels)
+            losses, gradients = [], []
+            for wanted, term in (
+                (section.scores, objective.score),
+                (section.one_step > 0, objective.one_step),
+            ):
+                if wanted:
+                    loss, gradient = term(networks, x_g, draws, labels, weight[rows])
+                    losses.append(loss)
+                    gradients.append(gradient)
+            networks.use("generator")
             if is_last and inputs.every_step is None:
                 self._theta.before_last_backward()
-            labels = inputs.labels[rows]
-            x_g, of_terms = self._learn_one_step(inputs.generator[rows], labels, weight[rows])
+            if gradients:
+                x_g.backward(sum(gradients))  # type: ignore[no-untyped-call]
             if inputs.every_step is not None:
                 if is_last:
                     self._theta.before_last_backward()
-                noised = inputs.every_step[rows]
-                loss = self._objective.every_step(self._networks, x_g, noised, labels)
-                at_every_step = self._weights(section, inputs, section.every_step_forget)[rows]
-                scaled = section.every_step * at_every_step * loss
+                loss = objective.every_step(networks, x_g, inputs.every_step[rows], labels)
+                scaled = section.every_step * weight_of_steps[rows] * loss
                 scaled.sum().backward()  # type: ignore[no-untyped-call]
-                of_terms.append(loss.detach())
-            losses.append(of_terms)
-        self._theta.step()
-        self._theta.rest()
+                losses.append(loss.detach())
+            return losses
+
+        return self._stepped(self._theta, learn)
+
+    def _drawn(self, draws: Draws, labels: Conditions) -> Tensor:
+        """The generator's images, differentiable where a term looks at them."""
+        generator, section = self._networks.use("generator"), self._config.generator
+        inputs = generator, draws.noise, labels.student
+        with torch.set_grad_enabled(section.scores or section.one_step > 0):
+            # Computed again its dropout would be another: then the graph is kept.
+            if self._config.recompute and not _draws_dropout(generator):
+                images: Tensor = computed_again(self._objective.sample, *inputs, draws=generator)
+                return images
+            return self._objective.sample(*inputs)
+
+    def _stepped(
+        self, learner: Learner, learn: Callable[[slice, bool], list[Tensor]]
+    ) -> list[Tensor]:
+        """One optimizer step over this process's samples, as many at a time as `micro_batch` says.
+
+        `learn` takes the rows, and whether they are the last, and returns the losses of each term.
+        """
+        count = len(self._rows)
+        at_once = self._config.micro_batch or count
+        learner.learn()
+        losses = [
+            learn(slice(first, first + at_once), first + at_once >= count)
+            for first in range(0, count, at_once)
+        ]
+        learner.step()
+        learner.rest()
         return [torch.cat(each) for each in zip(*losses, strict=True)]
 
-    def _learn_one_step(
-        self, draws: Draws, labels: Conditions, weight: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The backward pass of the terms that look at the generator's images.
-
-        Returns:
-            The images, and the losses of each term.
-        """
-        objective, section = self._objective, self._config.generator
-        generator = self._networks.use("generator")
-        # A second pass would draw other dropout: then the first one's graph is kept.
-        again = self._config.recompute and not _draws_dropout(generator)
-        looked_at = section.scores or section.one_step > 0
-        with torch.set_grad_enabled(looked_at and not again):
-            x_g = objective.sample(generator, draws.noise, labels.student)
-        losses: list[Tensor] = []
-        gradient = None
-        if section.scores:
-            loss, gradient = objective.score(self._networks, x_g, draws, labels, weight)
-            losses.append(loss)
-        if section.one_step:
-            loss, through = objective.one_step(self._networks, x_g, draws, labels, weight)
-            gradient = through if gradient is None else gradient + through
-            losses.append(loss)
-        self._networks.use("generator")
-        if gradient is not None:
-            if again:
-                x_g = objective.sample(generator, draws.noise, labels.student)
-            x_g.backward(gradient)  # type: ignore[no-untyped-call]
-        return x_g, losses
-
-    def _weights(
-        self, section: NetworkSection, inputs: IterationInputs, forget: float = 1.0
-    ) -> Tensor:
-        """Of each sample; those of the forget term times `forget`."""
+    def _weights(self, remain: float, forget: float, inputs: IterationInputs) -> Tensor:
+        """Of each sample in the sum that is differentiated, (2B,)."""
         like, of_sample = inputs.generator.e, inputs.labels.weight
         size = self._config.batch_size
-        weight = term_weights(section.lambda_remain, forget * section.lambda_forget, size, like)
-        weight = weight[: size * self._config.halves]
+        weight = term_weights(remain, forget, size, like)[: size * self._config.halves]
         if not self._ranks.alone:
             weight = weight[self._rows]
         return weight if of_sample is None else weight * of_sample
 
-    def _slices(self) -> list[slice]:
-        """Rows of this process's samples that pass through the networks together."""
-        rows = len(self._rows)
-        step = self._config.micro_batch or rows
-        return [slice(first, first + step) for first in range(0, rows, step)]
-
 
 def _draws_dropout(network: nn.Module) -> bool:
+    kinds = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
     return any(
-        isinstance(module, _DROPOUT) and module.training and module.p > 0
+        isinstance(module, kinds) and module.training and module.p > 0
         for module in network.modules()
     )

@@ -12,16 +12,10 @@ from torch import Tensor, nn
 
 from pecker_fast.distill.conditions import ClassConditions, Conditions, DrawsConditions
 from pecker_fast.distill.config import PeckerConfig
-from pecker_fast.distill.losses import (
-    Predictions,
-    every_step_loss,
-    generator_loss,
-    one_step_loss,
-    one_step_sample,
-    pseudo_score_loss,
-)
-from pecker_fast.distill.network_set import NetworkSet, alias
+from pecker_fast.distill.losses import distillation_loss, one_step_sample, pseudo_score_loss
+from pecker_fast.distill.network_set import NetworkSet, Role, alias
 from pecker_fast.distill.networks import (
+    Guided,
     NoisePredictor,
     Predictors,
     compute_dtype,
@@ -31,6 +25,7 @@ from pecker_fast.distill.networks import (
 )
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.schedule import NoiseSchedule
+from pecker_fast.nn.recomputing import computed_again
 from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.randomness import IterationRandom
 from pecker_fast.runs.rows import Rows
@@ -40,21 +35,6 @@ if TYPE_CHECKING:
     from pecker_fast.models.pipeline import PipelineFolder
 
 __all__ = ["Draws", "Noised", "Objective"]
-
-
-@dataclass(frozen=True)
-class Draws(Rows):
-    """The random numbers of one phase for N samples.
-
-    Attributes:
-        noise: (N, C, H, W) the generator's input n.
-        e: (N, C, H, W) the noise that is added to its samples.
-        t: (N,) int64, how much of it.
-    """
-
-    noise: Tensor
-    e: Tensor
-    t: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,6 +48,17 @@ class Noised(Rows):
 
     e: Tensor
     t: Tensor
+
+
+@dataclass(frozen=True)
+class Draws(Noised):
+    """Those of one phase, which draws the images too.
+
+    Attributes:
+        noise: (N, C, H, W) the generator's input n.
+    """
+
+    noise: Tensor
 
 
 class Objective:
@@ -193,57 +184,6 @@ class Objective:
             given=lambda: conditions.about(pipeline),
         )
 
-    def denoising(
-        self, network: nn.Module, x_g: Tensor, draws: Draws, labels: Conditions
-    ) -> Tensor:
-        """`pseudo_score_loss` of the generator's images as this run has it."""
-        return pseudo_score_loss(
-            network,
-            x_g,
-            draws.e,
-            draws.t,
-            labels.learning,
-            self.schedule,
-            predict=self.predictors.training,
-        )
-
-    def score(
-        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`generator_loss` of the generator's images as this run has it."""
-        x_t = self.schedule.add_noise(x_g.detach(), draws.e, draws.t).requires_grad_()
-        call, recompute = self.predictors, self.config.recompute
-        of_psi = [call.difference] if call.residual is None else [call.difference, call.residual]
-        phi = Predictions(
-            networks, "teacher", [call.teacher], x_t, draws.t, labels.teacher, recompute
-        )
-        psi = Predictions(
-            networks, "pseudo_score", of_psi, x_t, draws.t, labels.of_score, recompute
-        )
-        return generator_loss(x_g, phi, psi, self.schedule, weight, alpha=self.config.alpha)
-
-    def one_step(
-        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`one_step_loss` of the generator's images as this run has it."""
-        with torch.no_grad():
-            x_start = self.sample(networks.use("start"), draws.noise, labels.of_redirection)
-        return one_step_loss(x_g, x_start, self.config.generator.one_step * weight)
-
-    def every_step(
-        self, networks: NetworkSet, x_g: Tensor, noised: Noised, labels: Conditions
-    ) -> Tensor:
-        """`every_step_loss` of the generator's images as this run has it."""
-        return every_step_loss(
-            networks,
-            self.schedule.add_noise(x_g.detach(), noised.e, noised.t),
-            noised.t,
-            labels.of_samples,
-            labels.at_every_step,
-            self.schedule,
-            predict=self.predictors.generator,
-        )
-
     def around(self, teacher: nn.Module, values: Mapping[str, Any]) -> Objective:
         """The same of a copy of the teacher, with other settings under these dotted keys.
 
@@ -285,11 +225,8 @@ class Objective:
     def draw(self, random: IterationRandom, count: int) -> Draws:
         """Random numbers for `count` samples."""
         shape = (count, *self.sample_shape)
-        return Draws(
-            random.normal(shape, self.dtype),
-            random.normal(shape, self.dtype),
-            random.integers(self.schedule.t_min, self.schedule.t_max, count),
-        )
+        noise, e = random.normal(shape, self.dtype), random.normal(shape, self.dtype)
+        return Draws(e, random.integers(self.schedule.t_min, self.schedule.t_max, count), noise)
 
     def draw_every_step(self, random: IterationRandom, count: int) -> Noised:
         """Noise for `count` images, at any time step of the schedule."""
@@ -298,11 +235,114 @@ class Objective:
 
     def sample(self, generator: nn.Module, noise: Tensor, condition: Tensor) -> Tensor:
         """x_g = G(n, c), (N, C, H, W)."""
+        schedule, predict = self.schedule, self.predictors.generator
         return one_step_sample(
-            generator,
-            noise,
-            self.schedule.t_init,
-            condition,
-            self.schedule,
-            predict=self.predictors.generator,
+            generator, noise, schedule.t_init, condition, schedule, predict=predict
         )
+
+    def denoising(
+        self, network: nn.Module, x_g: Tensor, draws: Draws, labels: Conditions
+    ) -> Tensor:
+        """L_psi, (N,): a network's error at denoising the generator's images."""
+        predict, told = self.predictors.training, labels.training
+        return pseudo_score_loss(
+            network, x_g, draws.e, draws.t, told, self.schedule, predict=predict
+        )
+
+    def score(
+        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """ell(c_phi, c_psi) per sample, and its gradient with respect to x_g.
+
+        The backward passes through psi and phi run here, in the reverse order of their forward
+        passes and each with that network's weights in place; the one through the generator is the
+        caller's: `x_g.backward(gradient)`.
+
+        Args:
+            networks: phi and psi, whose parameters should not require gradients.
+            x_g: (N, C, H, W) the generator's images; their graph is not touched.
+            draws: The noise of x_t.
+            labels: c_phi is c_r in the remain term, c_o in the forget term; c_psi is c_r and c_f.
+            weight: (N,) weights of the samples in the sum that is differentiated.
+
+        Returns:
+            (N,) losses without their weights, and (N, C, H, W) the gradient of
+            sum(weight * losses).
+        """
+        x_g, call, schedule, t = x_g.detach(), self.predictors, self.schedule, draws.t
+        x_t = schedule.add_noise(x_g, draws.e, t).requires_grad_()
+        of_psi = [call.difference] if call.residual is None else [call.difference, call.residual]
+        phi = self._passes(networks, "teacher", [call.teacher], x_t, t, labels.teacher)
+        psi = self._passes(networks, "pseudo_score", of_psi, x_t, t, labels.score)
+        with torch.no_grad():
+            p, s, *other = (schedule.denoised(x_t, eps, t) for eps in (*phi, *psi))
+            r = other[0] if other else s
+            losses, g_p, g_r = distillation_loss(p, s, r, x_g, self.config.alpha)
+            del p, s, r, other
+            scale = weight.view((-1,) + (1,) * (x_g.dim() - 1))
+            g_p, g_r = scale * g_p, scale * g_r
+            # p = (x_t - b eps_phi) / a, and s likewise: each score passes its gradient on directly
+            # and through its network. x_t = a x_g + b e brings the factor a.
+            a, b = schedule.coefficients(t, x_g)
+            g_phi = [g_p / a]
+            g_psi = [(g_r - g_p) / a] if len(psi) == 1 else [-g_p / a, g_r / a]
+            total = g_phi[0] + sum(g_psi)
+        backward: tuple[tuple[Role, list[Tensor], list[Tensor]], ...]
+        backward = ("pseudo_score", psi, g_psi), ("teacher", phi, g_phi)
+        for role, eps, upstream in backward:
+            networks.use(role)
+            total = total + torch.autograd.grad(eps, x_t, [-b * g for g in upstream])[0]
+            eps.clear()  # and the graph with it
+        return losses, a * total - g_r
+
+    def one_step(
+        self, networks: NetworkSet, x_g: Tensor, draws: Draws, labels: Conditions, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """||x_g - G_0(n, c_phi)||^2 per sample, and its gradient: keeps and redirects the one step.
+
+        As `score`; G_0 is the generator as the run began, told c_o for c_f.
+        """
+        with torch.no_grad():
+            x_start = self.sample(networks.use("start"), draws.noise, labels.redirected)
+        difference = x_g.detach() - x_start
+        scale = (self.config.generator.one_step * weight).view((-1,) + (1,) * (x_g.dim() - 1))
+        return difference.square().flatten(1).sum(1), 2 * scale * difference
+
+    def every_step(
+        self, networks: NetworkSet, x_g: Tensor, noised: Noised, labels: Conditions
+    ) -> Tensor:
+        """||eps_theta(x_t, t, c) - eps_phi(x_t, t, c_phi)||^2 per sample: redirects many steps.
+
+        Where c is c_f, c_phi is c_o; elsewhere they are the same. SalUn's loss on another label,
+        with the teacher's prediction and on the generator's images. Rests with theta's weights in
+        place.
+        """
+        t, predict = noised.t, self.predictors.generator
+        x_t = self.schedule.add_noise(x_g.detach(), noised.e, t)
+        with torch.no_grad():
+            target = predict(networks.use("teacher"), x_t, t, labels.at_every_step)
+        predicted = predict(networks.use("generator"), x_t, t, labels.of_samples)
+        return self.schedule.weighted((predicted - target).square().flatten(1).sum(1), t)
+
+    def _passes(
+        self,
+        networks: NetworkSet,
+        role: Role,
+        calls: Sequence[NoisePredictor],
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor,
+    ) -> list[Tensor]:
+        """What a network predicts of x_t, called in each of these ways; differentiable.
+
+        With `recompute` no graph is kept: the backward pass computes it again.
+        """
+
+        def forward(predict: NoisePredictor) -> Tensor:
+            return predict(networks.use(role), x_t, t, condition)
+
+        # What is guided apart keeps no activations as it is.
+        apart = all(isinstance(each, Guided) and each.apart for each in calls)
+        if apart or not self.config.recompute:
+            return [forward(each) for each in calls]
+        return [computed_again(forward, each, draws=networks.use(role)) for each in calls]

@@ -266,10 +266,10 @@ class TextConditions:
             "student": student,
             "teacher": torch.stack([redirected, away["kappa4"]], 1),
             "score": torch.stack(score, 1),
-            "sampled": sampled,
+            "of_samples": sampled,
             "training": torch.stack([sampled, away["kappa1"].masked_fill(dropped, empty)], 1),
             "redirected": redirected,
-            "redirected_samples": redirected.masked_fill(dropped, empty),
+            "at_every_step": redirected.masked_fill(dropped, empty),
         }
         return Conditions(
             **{name: self._embeddings(rows, random.device) for name, rows in found.items()},

@@ -6,6 +6,7 @@ in seconds, with the settings that would make it fit. Then two iterations are ru
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import time
@@ -30,11 +31,6 @@ from pecker_fast.runs.run import Run
 __all__ = ["DryRun", "Trial", "try_out"]
 
 _TIMED = 2
-_MORE = {"recompute_blocks": (False, True), "precision": ("fp32", "autocast")}
-"""Besides `frugal_settings`, from what to what: not every network has blocks that can be computed
-again, and not every run has weights of half precision."""
-_FILLED = 0.85
-"""Share of free memory that a batch is fitted to; the rest is for what is not counted."""
 _PER_ENTRY = 8
 """Bytes of mask and patch for an entry that may change, at most."""
 
@@ -188,15 +184,18 @@ def _changed(trial: Trial) -> dict[str, Any]:
 
 def _too_large(trial: Trial, peak: Peak, free: int, held: int) -> str:
     """What is said of a run that does not fit: which settings would help, and how far."""
-    changed = _changed(trial)
+    known, changed = trial.config.flat(), _changed(trial)
     taken: dict[str, Any] = {}
     least = peak.size
-    known = trial.config.flat()
-    ways = frugal_settings(trial.config)
-    ways |= {k: v for k, (now, v) in _MORE.items() if known.get(k) == now and k not in ways}
+    ways = list(frugal_settings(trial.config).items())
+    if known.get("recompute_blocks") is False:  # not every network has blocks
+        ways.append(("recompute_blocks", True))
     if known.get("saliency.batch_size", 1) > 1:
-        ways["saliency.batch_size"] = 1
-    for key, value in ways.items():
+        ways.append(("saliency.batch_size", 1))
+    if "micro_batch" not in known:
+        sizes = (known["batch_size"] >> halved for halved in itertools.count(1))
+        ways += [("batch_size", size) for size in itertools.takewhile(bool, sizes)]
+    for key, value in ways:
         with suppress(PeckerError):  # not with this network, or not with what is taken already
             tried = {**taken, key: value}
             if (part := tried.get("micro_batch")) and known["batch_size"] > 2 * part:
@@ -206,15 +205,6 @@ def _too_large(trial: Trial, peak: Peak, free: int, held: int) -> str:
                 taken[key], least = value, size
             if least - held <= free:
                 break
-    most = known["batch_size"]
-    if least - held > free and "micro_batch" not in known and most > 1:
-        with suppress(PeckerError):  # not with one sample
-            one = trial.model({**changed, **taken, "batch_size": 1}).size
-            # Bytes are the largest of sums that are linear in the batch: they lie below the chord.
-            room = max(0.0, _FILLED * free + held - one)
-            batch = 1 + int((most - 1) * room / max(1, least - one))
-            least = trial.model({**changed, **taken, "batch_size": batch}).size
-            taken["batch_size"] = batch
     options = " ".join(f"--set {key}={str(value).lower()}" for key, value in taken.items())
     need = (
         f"the run takes {_size(peak.size - held)} more memory on {trial.device} (at "

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -83,7 +82,6 @@ def limited(bytes_, *arguments):
 def test_a_batch_that_does_not_fit_into_memory(erase, refused, key):
     done = erase("--set", f"{key}={10**13}")
     refused(done, "out of memory", "GiB", f"{key} (now {10**13})", "micro_batch=1, recompute=true")
-    assert re.search(r"at most [\d.]+% of that fits", done.err)
 
 
 @pytest.mark.slow

@@ -35,35 +35,12 @@ def test_random_override_is_a_kept_class_per_sample():
     assert set(drawn.student[200:].tolist()) == {2}
 
 
-def test_rows_are_sliced_together():
-    drawn = ClassConditions(0, 1, 4).draw(4, drawn_at(0))
-    rows = drawn[2:6]
-    assert torch.equal(rows.student, drawn.student[2:6])
-    assert torch.equal(rows.teacher, drawn.teacher[2:6])
-
-
 @pytest.mark.parametrize("bad", [4, -1, "hat", "4", "-1"])
 def test_unknown_class_is_refused_with_the_known_ones(bad):
     with pytest.raises(PeckerError, match="0 'Boot', 1 'Bag', 2 'Coat', 3 'Shirt'"):
         ClassConditions(bad, 1, 4, NAMES)
     with pytest.raises(PeckerError, match=r"override: unknown class"):
         ClassConditions(0, bad, 4, NAMES)
-
-
-@pytest.mark.parametrize(("forget", "override"), [(1, 1), ("bag", 1), ("bag", "Bag")])
-def test_forget_equal_to_override_is_refused(forget, override):
-    with pytest.raises(PeckerError, match="same class 'Bag'"):
-        ClassConditions(forget, override, 4, NAMES)
-
-
-def test_names_that_do_not_match_the_count_are_refused():
-    with pytest.raises(PeckerError, match="4 classes"):
-        ClassConditions(0, 1, 4, NAMES[:3])
-
-
-def test_one_class_leaves_nothing_to_keep():
-    with pytest.raises(PeckerError, match="nothing left to keep"):
-        ClassConditions(0, "random", 1)
 
 
 def test_several_classes_each_with_its_override():
@@ -89,6 +66,8 @@ def test_one_class_in_a_list_is_drawn_as_one_class():
 @pytest.mark.parametrize(
     ("forget", "override", "named"),
     [
+        (1, 1, "same class 'Bag'"),
+        ("bag", "Bag", "same class 'Bag'"),
         ([0, 1], [2, 3, 2], "2 classes to forget and 3 overrides"),
         ([0, "Boot"], 1, "'Boot' is named twice"),
         ([0, 1], [2, 0], "class 'Boot', in place of 'Bag'"),
@@ -97,6 +76,10 @@ def test_one_class_in_a_list_is_drawn_as_one_class():
         ([], 1, "empty list"),
     ],
 )
-def test_several_classes_that_do_not_fit(forget, override, named):
+def test_classes_that_do_not_fit(forget, override, named):
     with pytest.raises(PeckerError, match=named):
         ClassConditions(forget, override, 4, NAMES)
+    with pytest.raises(PeckerError, match="4 classes"):
+        ClassConditions(0, 1, 4, NAMES[:3])
+    with pytest.raises(PeckerError, match="nothing left to keep"):
+        ClassConditions(0, "random", 1)

@@ -1,7 +1,8 @@
+import contextlib
+
 import pytest
 import torch
 import yaml
-from pydantic import ValidationError
 
 from pecker_fast.distill.config import RECIPES, PeckerConfig, load_config, recipe_names
 from pecker_fast.distill.schedule import NoiseSchedule
@@ -83,27 +84,12 @@ def test_a_file_builds_on_a_recipe_or_on_a_file_beside_it(tmp_path):
         load_config(tmp_path / "last.yaml")
 
 
-def test_yaml_round_trip(tmp_path):
-    config = load_config(None, {"ema.decay": None, "forget": "bag", "generator.lr": 3e-5})
-    file = tmp_path / "config.yaml"
-    file.write_text(config.to_yaml())
-    assert load_config(file) == config
-
-
-def test_a_configuration_cannot_be_changed():
-    with pytest.raises(ValidationError, match="frozen"):
-        load_config().seed = 1
-
-
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
         ("mask.densty", "mask.density"),
         ("density", "mask.density"),
         ("lr", "generator.lr"),
-        ("iteration", "iterations"),
-        ("saliency.knid", "saliency.kind"),
-        ("pseudo_score.lambda_forgot", "pseudo_score.lambda_forget"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path, key, nearest):
@@ -123,16 +109,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path, key, nearest):
     ("overrides", "message"),
     [
         ({"mask.density": 0}, r"^mask\.density must be greater than 0, got 0$"),
-        ({"mask.density": 1.5}, r"^mask\.density must be less than or equal to 1, got 1\.5$"),
         ({"mask.density": "half"}, r"^mask\.density must be a valid number.*got 'half'$"),
         ({"mask.kind": "best"}, r"^mask\.kind must be 'saliency', 'random' or 'full', got 'best'$"),
-        ({"mask.apply": "teacher"}, r"^mask\.apply must be 'generator' or 'both'"),
-        ({"generator.lr": -1}, r"^generator\.lr must be greater than or equal to 0"),
-        ({"generator.lr": "nan"}, r"^generator\.lr must be a finite number"),
         ({"alpha": float("inf")}, r"^alpha must be a finite number"),
-        ({"ema.decay": 1}, r"^ema\.decay must be less than 1, got 1$"),
-        ({"optimizer.clip_value": 0}, r"^optimizer\.clip_value must be greater than 0"),
-        ({"batch_size": 0}, r"^batch_size must be greater than 0"),
         ({"iterations": 2.5}, r"^iterations must be a valid integer"),
         ({"forget": [0.5]}, r"^forget.* must be a valid integer"),
         ({"mask": 3}, r"^mask must be a section with keys such as 'mask\.kind', got 3$"),
@@ -157,7 +136,6 @@ def _tenfold(n):
     [
         (b"mask: {density: [", "not valid YAML"),
         (b"- 1\n- 2\n", "must hold 'key: value' lines, got a list"),
-        (b"3: 4\n", "must hold 'key: value' lines"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"x0: &x0 [0]\n" + b"".join(_tenfold(n) for n in range(9)), "more than 1,000,000 entries"),
         (b"a: &a [*a]", "nested deeper"),
@@ -168,90 +146,64 @@ def _tenfold(n):
         (b"seed: !!int x", "not valid YAML"),
         (b"base: 7", "base must be"),
         (b"base: ./run.yaml", "builds on itself"),
-        (b"base: here/../run.yaml", "builds on itself"),
         (b"mask: [" + b"7, " * 10000 + b"7]", "must be a section .* got .7, 7, 7, 7, ...."),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, message):
     file = tmp_path / "run.yaml"
     file.write_bytes(content)
-    (tmp_path / "here").mkdir()
     with pytest.raises(PeckerError, match=message) as caught:
         load_config(file)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
-def test_an_empty_file_means_the_defaults(tmp_path):
-    (tmp_path / "run.yaml").write_text("# nothing\n")
-    assert load_config(tmp_path / "run.yaml") == PeckerConfig()
-
-
-def test_a_missing_file_is_refused_with_the_recipes(tmp_path):
-    with pytest.raises(PeckerError, match=r"no configuration file .*shipped recipes are .*cifar10"):
-        load_config(tmp_path / "none.yaml")
-    with pytest.raises(PeckerError, match="no configuration file cifar11"):
-        load_config("cifar11")
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_a_folder_with_the_name_of_a_recipe_is_no_configuration(tmp_path, monkeypatch, name):
-    named = {"names": ["a"], "name_overrides": ["b"]} if name in OPEN else {}
-    recipe = load_config(RECIPES / f"{name}.yaml", **named)
+def test_a_name_means_a_file_or_else_the_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / name).mkdir()
-    assert load_config(name, **named) == recipe
-    (tmp_path / name / "config.yaml").write_text("seed: 7\n")
-    assert load_config(name, **named) == recipe
-
-
-def test_a_file_without_a_suffix_wins_over_the_recipe_of_its_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    recipe = load_config(RECIPES / "demo.yaml")
+    (tmp_path / "demo").mkdir()  # a folder never counts
+    assert load_config("demo") == recipe
+    for missing in ("cifar11", tmp_path / "none.yaml", tmp_path / "runs" / "style"):
+        with pytest.raises(
+            PeckerError, match="no configuration file .*shipped .*demo"
+        ):
+            load_config(missing)
+    with pytest.raises(PeckerError, match="demo is a folder"):
+        load_config(tmp_path / "demo")
+    (tmp_path / "demo").rmdir()
     (tmp_path / "demo").write_text("seed: 7\n")
     assert load_config("demo").seed == 7
-
-
-def test_a_folder_is_refused_and_so_is_a_recipe_in_one(tmp_path):
-    (tmp_path / "demo").mkdir()
-    with pytest.raises(PeckerError, match=r"demo is a folder.*shipped recipes are .*demo"):
-        load_config(tmp_path / "demo")
-    with pytest.raises(PeckerError, match=r"no configuration file .*runs/style"):
-        load_config(tmp_path / "runs" / "style")
+    (tmp_path / "demo").write_text("# nothing\n")
+    assert load_config("demo") == PeckerConfig()
+    config = load_config(None, {"ema.decay": None, "forget": "bag", "generator.lr": 3e-5})
+    (tmp_path / "demo").write_text(config.to_yaml())
+    assert load_config("demo") == config
 
 
 @pytest.mark.parametrize(
-    "change", [{"logging.every": 3}, {"logging.checkpoint_every": 7}, {"iterations": 99}]
-)
-def test_settings_that_may_change_between_start_and_resume(change):
-    start = load_config(None, {"iterations": 50})
-    load_config(None, {"iterations": 50, **change}).check_resumes(start.flat(), 20, "run")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
+        ({"logging.every": 3}, None),
+        ({"iterations": 99}, None),
         ({"seed": 1}, "run holds a run with seed 0, this one has 1"),
         ({"mask.density": 0.1}, "mask.density 0.5, this one has 0.1"),
-        ({"generator.lr": 1e-3}, "generator.lr 1e-05, this one has 0.001"),
-        ({"forget": 2}, "forget 0, this one has 2"),
         ({"iterations": 10}, "holds a run of 20 iterations, more than the 10"),
+        ({"lr_schedule": "cosine"}, "lr_schedule 'constant', this one has 'cosine'"),
     ],
 )
-def test_settings_that_may_not(change, message):
-    start = load_config(None, {"iterations": 50})
-    with pytest.raises(PeckerError, match=message):
-        load_config(None, {"iterations": 50, **change}).check_resumes(start.flat(), 20, "run")
+def test_settings_that_may_change_between_start_and_resume(change, named):
+    start = load_config(None, {"iterations": 50}).flat()
+    config = load_config(None, {"iterations": 50, **change})
+    refused = contextlib.nullcontext() if named is None else pytest.raises(PeckerError, match=named)
+    with refused:
+        config.check_resumes(start, 20, "run")
+    with pytest.raises(PeckerError, match="run holds a run with old_key 3"):  # another version's
+        config.check_resumes({**config.flat(), "old_key": 3}, 0, "run")
 
 
 def test_the_length_may_not_change_when_the_learning_rate_depends_on_it():
-    start = load_config(None, {"iterations": 50, "lr_schedule": "cosine"})
-    longer = load_config(None, {"iterations": 60, "lr_schedule": "cosine"})
-    with pytest.raises(PeckerError, match="iterations 50, this one has 60"):
-        longer.check_resumes(start.flat(), 20, "run")
-
-
-def test_a_setting_of_another_version_is_named():
-    with pytest.raises(PeckerError, match="run holds a run with old_key 3"):
-        load_config().check_resumes({**load_config().flat(), "old_key": 3}, 0, "run")
+    start, longer = (load_config(None, {"iterations": n, "lr_schedule": "cosine"}) for n in (5, 6))
+    with pytest.raises(PeckerError, match="iterations 5, this one has 6"):
+        longer.check_resumes(start.flat(), 2, "run")
 
 
 # ---- what a run needs beside its configuration

@@ -264,8 +264,3 @@ def test_an_optimizer_that_counts_on_the_host_is_left_as_it_was(monkeypatch):
         list(capture.trainer.run())
     steps = {float(s["step"]) for s in capture.trainer._psi.optimizer.state.values()}
     assert steps == {float(SETTINGS["iterations"])}
-
-
-def test_graph_off():
-    trainer = PeckerTrainer(toy_objective({"graph": "off"}))
-    assert trainer._graph.reason == "graph is off in the configuration"

@@ -3,19 +3,13 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from toys import ToyDenoiser, tiny_unet
+from toys import ToyDenoiser, tiny_unet, toy_objective
 
-from pecker_fast.distill.losses import (
-    Predictions,
-    distillation_loss,
-    distillation_loss_gradients,
-    generator_loss,
-    one_step_sample,
-    pseudo_score_loss,
-    term_weights,
-)
+from pecker_fast.distill.conditions import Conditions
+from pecker_fast.distill.losses import distillation_loss, one_step_sample, term_weights
 from pecker_fast.distill.network_set import SeparateNetworks
 from pecker_fast.distill.networks import compute_dtype, predict_noise, with_autocast
+from pecker_fast.distill.objective import Draws
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 
@@ -43,11 +37,10 @@ def test_closed_form_gradients_equal_autograd(alpha):
     weight = torch.rand(5, dtype=torch.float64)
     expected = written_out(p, s, x_g, alpha)
     gradients = torch.autograd.grad((weight * expected).sum(), (p, s, x_g))
-    loss = distillation_loss(p, s, x_g, alpha)
+    loss, g_p, g_r = distillation_loss(p, s, s, x_g, alpha)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     scale = weight.view(-1, 1, 1, 1)
-    g_p, g_s, g_r, g_x = distillation_loss_gradients(p, s, x_g, alpha)
-    closed = g_p, g_s + g_r, g_x
+    closed = g_p, g_r - g_p, -g_r
     for ours, theirs in zip(closed, gradients, strict=True):
         torch.testing.assert_close(scale * ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -63,8 +56,8 @@ def test_closed_form_gradients_equal_finite_differences(alpha):
         terms = (p - s) * ((p - x_g) - alpha * (p - s))
         return (terms.sum((1, 2, 3)) / omega).sum()
 
-    g_p, g_s, g_r, g_x = distillation_loss_gradients(*images, alpha)
-    for which, gradient in enumerate((g_p, g_s + g_r, g_x)):
+    _, g_p, g_r = distillation_loss(images[0], images[1], *images[1:], alpha)
+    for which, gradient in enumerate((g_p, g_r - g_p, -g_r)):
         numeric = torch.empty_like(gradient)
         for entry in range(numeric.numel()):
             shifted = []
@@ -79,7 +72,7 @@ def test_closed_form_gradients_equal_finite_differences(alpha):
 
 def test_omega_has_a_floor():
     p, s, _ = (image.detach() for image in three_images(1))
-    loss = distillation_loss(p, s, p.clone(), 1.2)
+    loss, *_ = distillation_loss(p, s, s, p.clone(), 1.2)
     expected = ((p - s) * (-1.2 * (p - s))).sum() / 1e-5
     torch.testing.assert_close(loss[0], expected, rtol=1e-12, atol=0)
 
@@ -138,16 +131,12 @@ def test_one_batch_equals_two_branches(alpha, lam_r, lam_f):
 
     weight = term_weights(lam_r, lam_f, 3, batch.n)
     assert weight.dtype == torch.float64
-    x_g = one_step_sample(batch.generator, batch.n, 440, student, SCHEDULE)
-    psi_loss = pseudo_score_loss(
-        batch.pseudo_score, x_g.detach(), batch.e, batch.t, student, SCHEDULE
-    )
-    x_t = SCHEDULE.add_noise(x_g.detach(), batch.e, batch.t).requires_grad_()
-    phi, psi = (
-        Predictions(batch.networks, role, [predict_noise], x_t, batch.t, told)
-        for role, told in (("teacher", teacher), ("pseudo_score", student))
-    )
-    ell, through = generator_loss(x_g, phi, psi, SCHEDULE, weight, alpha=alpha)
+    objective = toy_objective({"alpha": alpha}, dtype=torch.float64)
+    labels = Conditions.everywhere(student, teacher)
+    draws = Draws(batch.e, batch.t, batch.n)
+    x_g = objective.sample(batch.generator, batch.n, student)
+    psi_loss = objective.denoising(batch.pseudo_score, x_g.detach(), draws, labels)
+    ell, through = objective.score(batch.networks, x_g, draws, labels, weight)
     exact = {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(psi_loss[:3].mean(), psi_r, **exact)
     torch.testing.assert_close(psi_loss[3:].mean(), psi_f, **exact)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from toys import ToyDenoiser, assert_same_bits, tiny_unet, toy_objective, train, weights
+from toys import ToyDenoiser, assert_same_bits, toy_objective, train, weights
 
 from pecker_fast.distill import PeckerTrainer, RunDirectory
 from pecker_fast.distill.network_set import SeparateNetworks, SharedNetworks, alias
@@ -51,19 +51,6 @@ def test_shared_weights_change_no_bit(options):
     assert runs[0]["frozen"]["salient_changed"] > 0 == runs[0]["frozen"]["frozen_changed"]
     generator, pseudo_score = runs[0]["generator"], runs[0]["pseudo_score"]
     assert any(not torch.equal(generator[name], pseudo_score[name]) for name in generator)
-
-
-@pytest.mark.slow
-def test_a_unet_with_shared_weights():
-    """diffusers' U-Net: convolutions and attention keep their own weights for the backward pass."""
-    results = []
-    for share in (False, True):
-        torch.manual_seed(3)
-        objective = toy_objective(BOTH | {"mask.share_weights": share, "iterations": 3})
-        objective.teacher = objective.original = tiny_unet().eval().requires_grad_(False)
-        trainer, _ = train(objective)
-        results.append([weights(trainer.generator), weights(trainer.pseudo_score)])
-    assert_same_bits(*results)
 
 
 def test_the_memory_is_that_of_one():

@@ -4,7 +4,6 @@ import pytest
 import torch
 from text_toys import TEXT, drawn_at, encode
 
-from pecker_fast.distill import load_config
 from pecker_fast.distill.prompts import PromptPair, TextConditions, prompt_pairs, read_prompts
 from pecker_fast.distill.text_config import ConceptSection, TextSection
 from pecker_fast.errors import PeckerError
@@ -101,10 +100,10 @@ def test_what_is_drawn():
     assert (drawn.weight[:600] == 1).all()
     # Concepts are drawn alike, 300 each, standard deviation 12; and so are the pairs of one.
     assert abs(found.count(2.0) - 300) < 60
-    assert torch.equal(drawn.training[:, 0], drawn.sampled)
+    assert torch.equal(drawn.training[:, 0], drawn.of_samples)
     assert torch.equal(drawn.score[:, 0], drawn.student)
-    empty = (drawn.sampled == 0).flatten(1).all(1)
-    assert torch.equal(drawn.sampled[~empty], drawn.student[~empty])
+    empty = (drawn.of_samples == 0).flatten(1).all(1)
+    assert torch.equal(drawn.of_samples[~empty], drawn.student[~empty])
     assert abs(int(empty.sum()) - 300) < 75  # standard deviation 15
     again = conditions.draw(600, drawn_at(0))
     assert torch.equal(again.training, drawn.training)
@@ -125,8 +124,3 @@ def test_an_override_without_a_difference_is_refused():
     section = TEXT | {"concepts": [TEXT["concepts"][0] | {"override": "a  cat"}]}
     with pytest.raises(PeckerError, match=r"forgetting 'a photo of a cat' in favour of .* nothing"):
         TextConditions(TextSection(**section), encode)
-
-
-def test_a_misspelt_setting_is_named():
-    with pytest.raises(PeckerError, match=r"'text.guidance.kapa1'; did you mean 'text.guidance.ka"):
-        load_config(None, {"text": TEXT | {"guidance": {"kapa1": 2}}})

@@ -50,19 +50,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, label, term):
     assert_same_bits(weights(resumed.generator), weights(healthy.generator))
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    with RunDirectory(tmp_path) as directory:
-        trainer = PeckerTrainer(toy_objective(), run_directory=directory)
-        for metrics in trainer.run():
-            if metrics.iteration == 4:
-                break
-        with torch.no_grad():
-            trainer.pseudo_score.conv_out.bias.fill_(torch.inf)
-        with pytest.raises(PeckerError, match=r"pseudo_score weight 'conv_out.bias' is not finite"):
-            trainer.save()
-        assert directory.iterations() == [3]
-
-
 def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with RunDirectory(tmp_path) as directory:

@@ -12,7 +12,6 @@ from pecker_fast.distill.networks import predict_noise
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models.architectures.class_networks import UNetNetwork
-from pecker_fast.nn.accelerate import winograd_
 from pecker_fast.runs.config import learning_rate_factor
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
@@ -133,15 +132,6 @@ def test_the_loop_is_the_method(kind, terms):
     assert any(not torch.equal(theta[name], start[name]) for name in theta)
 
 
-def test_a_run_leaves_the_global_random_state_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    objective = toy_objective()
-    torch.manual_seed(5)
-    train(objective)
-    assert torch.equal(torch.rand(3), expected)
-
-
 def test_dropout_does_not_depend_on_the_callers_random_state():
     results = []
     for ambient in (1, 2):
@@ -202,13 +192,9 @@ def test_recomputing_changes_no_bit(dropout, micro_batch):
             [[m.losses for m in metrics], weights(trainer.generator), weights(trainer.pseudo_score)]
         )
     assert_same_bits(*runs)
-    last = spy.of_iteration(trainer, trainer._objective)[-(5 if dropout else 6) :]
-    graphs = [(name, graph) for name, _, _, graph in last]
-    first = [("theta", True)] if dropout else [("theta", False)]
-    assert graphs == [
-        *first, ("phi", False), ("psi", False), ("psi", True), ("phi", True),
-        *([] if dropout else [("theta", True)]),
-    ]  # fmt: skip
+    calls = [name for name, *_ in spy.of_iteration(trainer, trainer._objective)]
+    again = ["theta", "phi", "psi", "psi", "phi", *([] if dropout else ["theta"])]
+    assert calls[-len(again) :] == again
 
 
 class Saved:
@@ -293,14 +279,6 @@ def test_the_learning_rate_of_every_step(schedule):
         assert seen[2 * i + 1] == pytest.approx([2e-3 * factor, 1e-3 * factor])
 
 
-def test_without_averaging_the_result_is_the_generator():
-    trainer, _ = train(toy_objective({"ema.decay": None}))
-    result = trainer.ema_generator()
-    assert_same_bits(weights(result), weights(trainer.generator))
-    assert result is not trainer.generator
-    assert not result.training
-
-
 def test_mistakes_are_refused():
     objective = toy_objective()
     with pytest.raises(PeckerError, match="must be three networks"):
@@ -337,11 +315,3 @@ def test_a_unet_is_trained_from_a_model_folder():
     check = trainer.verify_frozen(trainer.ema_generator())
     assert check.frozen_changed == 0
     assert trainer.verify_frozen().salient_changed > 0.9 * check.salient
-
-
-def test_how_iterations_run_is_said():
-    *said, warning = PeckerTrainer(toy_objective()).notes
-    assert said == [str(winograd_(ToyDenoiser())), "no CUDA graph on cpu"]
-    assert warning.startswith("ema.decay")
-    off = PeckerTrainer(toy_objective({"accelerate": False, "graph": "off"}))
-    assert all("off in the configuration" in note for note in off.notes[:2])

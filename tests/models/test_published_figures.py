@@ -123,12 +123,12 @@ def inputs(size: str) -> IterationInputs:
 
     forget, override = ([label] * 2 for label in (formula.FORGET, formula.OVERRIDE))
     remain = list(formula.REMAIN)
-    labels = Conditions(torch.tensor(remain + forget), torch.tensor(remain + override))
+    labels = Conditions.everywhere(torch.tensor(remain + forget), torch.tensor(remain + override))
     draws = [
         Draws(
-            both(role, "n"),
             both(role, "e"),
             torch.tensor([t for term in ("remain", "forget") for t in formula.TIMES[role, term]]),
+            both(role, "n"),
         )
         for role in ("pseudo_score", "generator")
     ]

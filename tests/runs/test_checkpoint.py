@@ -14,7 +14,6 @@ from toys import assert_same_bits, toy_objective
 
 from pecker_fast.distill import PeckerTrainer, RunDirectory
 from pecker_fast.errors import PeckerError
-from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.runs import checkpoint as checkpoint_module
 
 
@@ -73,25 +72,6 @@ def unprivileged():
 
 def names(path):
     return sorted(file.name for file in path.iterdir())
-
-
-def test_what_a_run_leaves_behind(tmp_path):
-    trainer, _ = train(tmp_path / "a" / "run")
-    assert names(tmp_path / "a" / "run") == [
-        "checkpoint-00000003.pt",
-        "checkpoint-00000006.pt",
-        "config.yaml",
-        "mask.safetensors",
-        "run.lock",
-    ]
-    assert SaliencyMask.load(tmp_path / "a" / "run" / "mask.safetensors") == trainer.mask
-    assert "density: 0.3" in (tmp_path / "a" / "run" / "config.yaml").read_text()
-
-
-def test_only_two_checkpoints_are_kept(tmp_path):
-    train(tmp_path, {"iterations": 9, "logging.checkpoint_every": 2})
-    with RunDirectory(tmp_path) as directory:
-        assert directory.iterations() == [8, 9]
 
 
 @pytest.mark.parametrize(
