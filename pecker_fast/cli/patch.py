@@ -44,8 +44,8 @@ Examples:
 def patch() -> None:
     """Show what an erased network differs from its base in, apply it to the base, remove it.
 
-    A MODEL is a folder as diffusers saves it: a pipeline, of which the U-Net is taken, or a network
-    alone.
+    A MODEL is a folder as diffusers saves it: a pipeline, of which the U-Net or transformer is
+    taken, or a network alone.
     """
 
 
@@ -152,34 +152,37 @@ def export(model: Path, file: Path, to: str, out: Path, force: bool) -> None:
     from pecker_fast.patches.exports import export_patch
     from pecker_fast.patches.folders import read_weights
 
-    layers = None
+    base: Any = read_weights(model)
     if to == "peft-shira":
-        layers = _layers(model)
+        base = _network(model, base)
     else:
         check_output_file(out, force)
         if out.resolve() == file.resolve():
             raise PeckerError(f"{out}: is what is to be read; choose another file")
-    inexact = export_patch(file, read_weights(model), to, out, layers=layers, force=force)
+    inexact = export_patch(file, base, to, out, force=force)
     echo(f"{out}: {f'{inexact:,} entries not exact' if inexact else 'exact'}")
 
 
-def _layers(model: Path) -> Any:
-    """The network of a folder as a module without values: which weights are of linear layers."""
+def _network(model: Path, weights: dict[str, Tensor]) -> Any:
+    """The network of a folder as a module, which knows which weights are of linear layers."""
     import diffusers
     import torch
 
     from pecker_fast.errors import PeckerError
     from pecker_fast.files import read_json, shown
     from pecker_fast.models.ddpm import DDPMUNet
+    from pecker_fast.patches.folders import network_folder
 
-    folder = model / "unet" if (model / "unet").is_dir() else model
-    config = read_json(folder / "config.json")
+    file = network_folder(model) / "config.json"
+    config = read_json(file)
     name = config.get("_class_name") if isinstance(config, dict) else None
+    kind: Any = DDPMUNet if name == "DDPMUNet" else getattr(diffusers, str(name), None)
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.ModelMixin):
+        raise PeckerError(f"{file}: {shown(name)} is no network of diffusers")
     try:
-        kind: Any = DDPMUNet if name == "DDPMUNet" else getattr(diffusers, str(name), None)
-        if isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin):
-            with torch.device("meta"):
-                return cast("Any", kind).from_config(config)
+        with torch.device("meta"):
+            network = cast("Any", kind).from_config(config)
+        network.load_state_dict(weights, assign=True)
     except Exception as error:  # whatever the network's constructor raises
-        raise PeckerError(f"{folder / 'config.json'}: makes no {name} ({error})") from error
-    raise PeckerError(f"{folder / 'config.json'}: {shown(name)} is no network of diffusers")
+        raise PeckerError(f"{file}: makes no {name} with these weights ({error})") from error
+    return network

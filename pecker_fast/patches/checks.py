@@ -11,7 +11,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.masks.checks import Model, few, named_tensors
 from pecker_fast.masks.files import strip_prefixes
 from pecker_fast.masks.mask import PREFIXES, SaliencyMask
-from pecker_fast.patches.files import Patch
+from pecker_fast.patches.files import Patch, TensorRecord
 
 __all__ = ["check_alike", "dtype_name", "positions_for", "tensors_for", "tensors_of"]
 
@@ -54,23 +54,11 @@ def tensors_for(network: Model, patch: Patch) -> dict[str, Tensor]:
     """
     tensors = tensors_of(network, "network")
     start = f"patch {patch.path!r} does not fit the network"
-    if odd := sorted(patch.tensors.keys() ^ tensors.keys()):
-        raise PeckerError(
-            f"{start}: {few(odd)} in one of the two only; is it a patch for another part of the "
-            "pipeline?"
-        )
+    remedy = "give the part of the pipeline that the patch is for, loaded in the patch's dtype"
+    check_alike(patch.tensors, tensors, start, remedy)
     seen: dict[tuple[torch.device, int], str] = {}
-    for name, record in patch.tensors.items():
+    for name in patch.tensors:
         tensor = tensors[name]
-        if tensor.shape != record.shape:
-            raise PeckerError(
-                f"{start}: {name!r} is {tuple(tensor.shape)}, in the patch {tuple(record.shape)}"
-            )
-        if dtype_name(tensor) != record.dtype:
-            raise PeckerError(
-                f"{start}: {name!r} is {dtype_name(tensor)}, in the patch {record.dtype}; load "
-                f"the network in {record.dtype} and convert it afterwards"
-            )
         if tensor.is_inference():
             raise PeckerError(
                 f"{start}: {name!r} was made under torch.inference_mode and cannot be written to; "
@@ -83,17 +71,23 @@ def tensors_for(network: Model, patch: Patch) -> dict[str, Tensor]:
     return {name: tensors[name] for name in patch.tensors}
 
 
-def check_alike(base: Mapping[str, Tensor], erased: Mapping[str, Tensor]) -> None:
-    """Refuse two networks that differ in names, shapes or dtypes."""
-    if odd := sorted(base.keys() ^ erased.keys()):
-        raise PeckerError(f"base and erased network differ in the presence of {few(odd)}")
-    for name, old in base.items():
-        new = erased[name]
-        if old.shape != new.shape or old.dtype != new.dtype:
-            raise PeckerError(
-                f"{name!r} is {tuple(old.shape)} {dtype_name(old)} in the base and "
-                f"{tuple(new.shape)} {dtype_name(new)} in the erased network; they must agree"
-            )
+def check_alike(
+    expected: Mapping[str, Tensor] | Mapping[str, TensorRecord],
+    found: Mapping[str, Tensor],
+    start: str,
+    remedy: str,
+) -> None:
+    """Refuse tensors that differ in names, shapes or dtypes from what is expected.
+
+    Raises:
+        PeckerError: they do; the line begins with `start` and ends with the remedy.
+    """
+    if odd := sorted(expected.keys() ^ found.keys()):
+        raise PeckerError(f"{start}: {few(odd)} in one of the two only; {remedy}")
+    for name, wanted in expected.items():
+        kinds = [f"{tuple(one.shape)} {dtype_name(one)}" for one in (wanted, found[name])]
+        if kinds[0] != kinds[1]:
+            raise PeckerError(f"{start}: {name!r} is {kinds[1]}, expected {kinds[0]}; {remedy}")
 
 
 def positions_for(mask: SaliencyMask, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,6 +105,6 @@ def positions_for(mask: SaliencyMask, tensors: Mapping[str, Tensor]) -> dict[str
     return salient
 
 
-def dtype_name(tensor: Tensor) -> str:
+def dtype_name(tensor: Tensor | TensorRecord) -> str:
     """As a patch file has it: "float32"."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import check_output_folder, few, replacing_folder, write_text
+from pecker_fast.files import check_output_folder, replacing_folder, write_text
 from pecker_fast.masks.checks import Model
 from pecker_fast.masks.files import strip_prefixes
 from pecker_fast.masks.mask import PREFIXES
@@ -45,18 +46,16 @@ def export_patch(
     to: str,
     out: str | os.PathLike[str],
     *,
-    layers: nn.Module | None = None,
     force: bool = False,
 ) -> int:
     """Write a patch in another format, whole or not at all.
 
     Args:
         file: written by `save_patch`.
-        base: the network it was made for, or its tensors by name.
+        base: the network it was made for, or its tensors by name; for PEFT, which needs to know
+            which weights are of linear layers, the network as a module.
         to: one of `EXPORTS`.
         out: the file (.safetensors), or for PEFT the folder.
-        layers: for PEFT where `base` is a mapping: the network as a module, whose values do not
-            matter (it may be on the meta device).
         force: replace the folder.
 
     Returns:
@@ -72,17 +71,12 @@ def export_patch(
     old = tensors_for(base, patch)
     require_state(patch, old, "base")
     new = {name: _erased(patch, name, old[name]) for name in patch.values}
-    positions = {n: torch.from_numpy(patch.salient(n)).nonzero().flatten() for n in new}
     if to == "vllm-sparse":
-        save_tensors(path, *_sparse(new, positions))
+        save_tensors(path, *_sparse(new, patch.positions))
         return 0
-    modules = base if isinstance(base, nn.Module) else layers
-    if not isinstance(modules, nn.Module):
-        raise PeckerError(
-            f"{to} needs to know which weights are of linear layers: give the network as a module, "
-            "as the base or as layers"
-        )
-    config, tensors, inexact = _shira(modules, old, new, positions)
+    if not isinstance(base, nn.Module):
+        raise PeckerError(f"{to}: the base must be a torch.nn.Module, got {type(base).__name__}")
+    config, tensors, inexact = _shira(base, old, new, patch.positions)
     check_output_folder(path, force, writes=set(_ADAPTER_FILES), reads=[Path(file)])
     with replacing_folder(path) as partial:
         partial.mkdir()
@@ -94,7 +88,7 @@ def export_patch(
 def _erased(patch: Patch, name: str, tensor: Tensor) -> Tensor:
     """The erased tensor on the CPU, contiguous."""
     bits = flat_bits(name, tensor).clone()
-    bits.numpy()[patch.salient(name)] ^= patch.values[name]
+    bits[patch.positions[name]] ^= torch.from_numpy(patch.values[name])
     return bits.view(tensor.dtype).view(tensor.shape)
 
 
@@ -111,7 +105,7 @@ def _sparse(
                 f"vllm-sparse cannot hold {name!r}: it changes to {found}, which vLLM takes for "
                 "unchanged or refuses"
             )
-        content[f"indices.{name}"], content[f"values.{name}"] = positions[name].int(), values
+        content[f"indices.{name}"], content[f"values.{name}"] = positions[name], values
     shapes = {name: list(tensor.shape) for name, tensor in new.items()}
     return content, {"format": "pecker_fast.sparse", "version": "1", "shapes": json.dumps(shapes)}
 
@@ -132,13 +126,13 @@ def _shira(
         PeckerError: no linear layer changes, or a tensor that PEFT has no place for.
     """
     owners = _owners(network, new)
+    shared = Counter(owner for owner, _ in owners.values())
     linear = {
         name: -(-len(positions[name]) // sum(new[name].shape))
         for name, (owner, module) in owners.items()
         # Its subclass in MultiheadAttention is never called: its weight is read.
-        if type(module) is nn.Linear and name.endswith(".weight")
-        and not any(same == owner and other != name for other, (same, _) in owners.items())
-    }  # fmt: skip
+        if type(module) is nn.Linear and name.endswith(".weight") and shared[owner] == 1
+    }
     while linear:
         rank = max(linear.values())
         full = {n for n in linear if rank * sum(new[n].shape) > new[n].numel()}
@@ -162,7 +156,7 @@ def _shira(
         padded = torch.cat([where, where[-1:].expand(count - len(where))])
         layer = _ROOT + name.removesuffix(".weight")
         tensors[f"{layer}.shira_weight"] = nn.functional.pad(delta, (0, count - len(where)))
-        tensors[f"{layer}.shira_indices"] = torch.stack([padded // columns, padded % columns]).int()
+        tensors[f"{layer}.shira_indices"] = torch.stack([padded // columns, padded % columns])
     whole = {owner: module for name, (owner, module) in owners.items() if name not in linear}
     for owner, module in whole.items():
         if any(module.children()):
@@ -171,7 +165,7 @@ def _shira(
                 "them only"
             )
         for key in module.state_dict():
-            name = strip_prefixes(f"{owner}.{key}", PREFIXES)
+            name = f"{owner}.{key}"
             tensors[_ROOT + name] = new.get(name, old[name]).detach().cpu().contiguous().clone()
     targets = "|".join(re.escape(name.removesuffix(".weight")) for name in sorted(linear))
     config = {
@@ -189,18 +183,19 @@ def _shira(
 
 def _owners(network: nn.Module, names: Mapping[str, Tensor]) -> dict[str, tuple[str, nn.Module]]:
     """Name of a tensor -> name of the module it lies in, and that module."""
-    places: dict[str, tuple[str, nn.Module]] = {}
-    twins: dict[int, list[str]] = {}
-    for owner, module in network.named_modules(remove_duplicate=False):
-        bare = strip_prefixes(f"{owner}.", PREFIXES).removesuffix(".")
-        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                name = f"{bare}.{key}" if bare else key
-                places[name] = (bare, module)
-                twins.setdefault(id(tensor), []).append(name)
-    if missing := [name for name in names if name not in places]:
-        raise PeckerError(f"the module has no {few(missing)}, which the patch changes")
-    tied = {name for group in twins.values() if len(group) > 1 for name in group}
-    if bad := [name for name in names if name in tied or not places[name][0]]:
-        raise PeckerError(f"PEFT has no place for {few(bad)}: it is tied, or lies in no layer")
-    return {name: places[name] for name in names}
+    modules = {
+        strip_prefixes(f"{owner}.", PREFIXES).removesuffix("."): module
+        for owner, module in network.named_modules(remove_duplicate=False)
+    }
+    uses = Counter(
+        id(tensor)
+        for module in modules.values()
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+    )
+    owners = {}
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        if not owner or uses[id(getattr(modules[owner], key))] > 1:
+            raise PeckerError(f"PEFT has no place for {name!r}: it is tied, or lies in no layer")
+        owners[name] = (owner, modules[owner])
+    return owners

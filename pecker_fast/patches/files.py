@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -31,14 +31,8 @@ from torch import Tensor
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import parse_json, shown
-from pecker_fast.masks.files import (
-    UNEXPECTED,
-    read_own,
-    stored_shape,
-    unreadable,
-)
-from pecker_fast.masks.packing import Bits, bitmask, positions_of_gaps, smallest, unpacked
-from pecker_fast.masks.stats import ParameterStats
+from pecker_fast.masks.files import UNEXPECTED, read_own, stored_shape, unreadable
+from pecker_fast.masks.packing import bitmask, positions_of_gaps, smallest, unpacked
 from pecker_fast.torch_files import save_tensors
 
 __all__ = [
@@ -48,7 +42,6 @@ __all__ = [
     "digest_of_records",
     "flat_bits",
     "integer_dtype",
-    "patch_bytes",
     "read_patch",
     "write_patch",
 ]
@@ -78,8 +71,8 @@ class Patch:
     # Name -> record, for every parameter and persistent buffer of the base. Names are without the
     # prefixes of `pecker_fast.masks.mask.PREFIXES`.
     tensors: Mapping[str, TensorRecord]
-    # Name -> (ceil(numel / 8),) uint8, for the tensors with salient entries.
-    bits: Mapping[str, Bits]
+    # Name -> (nnz,) int32, sorted and flat, for the tensors with salient entries.
+    positions: Mapping[str, Tensor]
     # Name -> (nnz,) integers, base XOR erased; the same names.
     values: Mapping[str, npt.NDArray[Any]]
     about: Mapping[str, Any]  # what the author of the patch said about it
@@ -107,10 +100,6 @@ class Patch:
         """Digest of the network that it makes of the base."""
         return digest_of_records(self.tensors, "result")
 
-    def salient(self, name: str) -> npt.NDArray[np.bool_]:
-        """(numel,) bool, True where the tensor `name` (one of `values`) is salient."""
-        return unpacked(self.bits[name], self.tensors[name].shape.numel())
-
 
 def integer_dtype(name: str, tensor: Tensor) -> torch.dtype:
     """The integer type of the tensor's width.
@@ -135,14 +124,6 @@ def digest_of_bits(bits: Tensor) -> str:
     return hashlib.sha256(bits.numpy().data).hexdigest()
 
 
-def patch_bytes(stats: Iterable[ParameterStats], element_size: int = 4) -> int:
-    """Bytes of bitmasks and values in the patch of a mask, without the file's header.
-
-    Gaps in place of bitmasks make the file smaller than that.
-    """
-    return sum((row.numel + 7) // 8 + row.nnz * element_size for row in stats if row.nnz)
-
-
 def write_patch(path: str | os.PathLike[str], patch: Patch) -> Patch:
     """Write a patch file, whole or not at all, and return the patch with its digest.
 
@@ -160,18 +141,16 @@ def write_patch(path: str | os.PathLike[str], patch: Patch) -> Patch:
         for name, r in patch.tensors.items()
     ]
     content = {f"values.{name}": values for name, values in patch.values.items()}
-    gaps = False
-    for name, bits in patch.bits.items():
-        numel = 8 * bits.size  # to the end of the last byte
-        salient = np.flatnonzero(unpacked(bits.view(np.uint8), numel))
-        packed = smallest(torch.from_numpy(salient.astype(np.int32)), numel)
-        content[f"mask.{name}" if packed is None else f"gaps.{name}"] = (
-            bits if packed is None else packed
-        )
-        gaps = gaps or packed is not None
+    version = VERSIONS[0]
+    for name, positions in patch.positions.items():
+        numel = patch.tensors[name].shape.numel()
+        if (packed := smallest(positions, numel)) is None:
+            content[f"mask.{name}"] = bitmask(positions, numel)
+        else:
+            content[f"gaps.{name}"], version = packed, VERSIONS[1]
     metadata = {
         "format": FORMAT,
-        "version": VERSIONS[1] if gaps else VERSIONS[0],
+        "version": version,
         "package": patch.package,
         "base": patch.base,
         "result": patch.result,
@@ -194,35 +173,33 @@ def read_patch(path: str | os.PathLike[str]) -> Patch:
             not match its digest.
     """
     file_name = os.fspath(path)
+    source = f"patch file {file_name!r}"
     metadata, content = read_own(path, "patch", VERSIONS, "pecker_fast.save_patch")
     try:
         digest = metadata.pop("digest")
-        intact = _digest_of_file(metadata, content) == digest
-        tensors = {
-            name: _record(name, *row)
-            for name, *row in parse_json(metadata["tensors"], f"patch file {file_name!r}")
-        }
-        patch = Patch(
+        if _digest_of_file(metadata, content) != digest:
+            raise ValueError("its content does not match its digest; copy it again")
+        rows = parse_json(metadata["tensors"], source)
+        tensors = {name: _record(name, *row) for name, *row in rows}
+        prefix = "values."
+        names = [key.removeprefix(prefix) for key in content if key.startswith(prefix)]
+        about = parse_json(metadata["about"], source)
+        if not names or len(content) != 2 * len(names) or not isinstance(about, dict):
+            raise ValueError("it does not hold positions and values of tensors")
+        return Patch(
             path=file_name,
             tensors=tensors,
-            bits=_with_prefix(content, "mask.") | _bits_of_gaps(content, tensors),
-            values=_with_prefix(content, "values."),
-            about=_about(parse_json(metadata["about"], f"patch file {file_name!r}")),
+            positions={name: _positions(name, content, tensors[name]) for name in names},
+            values={name: content[prefix + name] for name in names},
+            about=about,
             package=metadata["package"],
             mask=metadata.get("mask", ""),
             digest=digest,
         )
-        intact = intact and _consistent(patch)
     except PeckerError:
         raise
     except UNEXPECTED as error:
         raise unreadable("patch", file_name, error) from error
-    if not intact:
-        raise PeckerError(
-            f"patch file {file_name!r} is damaged: its content does not match its digest; copy it "
-            "again"
-        )
-    return patch
 
 
 def _record(name: object, shape: object, dtype: str, base: str, *result: str) -> TensorRecord:
@@ -234,42 +211,24 @@ def _record(name: object, shape: object, dtype: str, base: str, *result: str) ->
     return TensorRecord(stored_shape(name, shape), dtype, *digests)
 
 
-def _about(content: Any) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise ValueError(f"about must be an object, got {shown(content)}")
-    return content
-
-
-def _with_prefix(content: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Any]:
-    return {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
-
-
-def _bits_of_gaps(
-    content: Mapping[str, npt.NDArray[Any]], tensors: Mapping[str, TensorRecord]
-) -> dict[str, Bits]:
-    """Bitmasks of the tensors whose gaps are stored; ValueError or LookupError where none fit."""
-    sizes = {name: tensors[name].shape.numel() for name in _with_prefix(content, "gaps.")}
-    return {
-        name: bitmask(positions_of_gaps(content[f"gaps.{name}"], numel), numel)
-        for name, numel in sizes.items()
-    }
-
-
-def _consistent(patch: Patch) -> bool:
-    """Whether positions and values are as many, and as wide, as the records say."""
-    if patch.bits.keys() != patch.values.keys() or not patch.numel:
-        return False
-    for name, bits in patch.bits.items():
-        record, values = patch.tensors[name], patch.values[name]
-        numel = record.shape.numel()
-        integer = _INTEGERS[_ITEMSIZES[record.dtype]]
+def _positions(name: str, content: Mapping[str, npt.NDArray[Any]], record: TensorRecord) -> Tensor:
+    """(nnz,) int32 positions of a tensor; ValueError or LookupError where its values do not fit."""
+    numel, values = record.shape.numel(), content[f"values.{name}"]
+    if f"gaps.{name}" in content:
+        positions = positions_of_gaps(content[f"gaps.{name}"], numel)
+    else:
+        bits = content[f"mask.{name}"]
         if bits.shape != ((numel + 7) // 8,) or bits.dtype != np.uint8:
-            return False
-        if values.ndim != 1 or values.dtype.name != str(integer).removeprefix("torch."):
-            return False
-        if np.count_nonzero(patch.salient(name)) != values.size:
-            return False
-    return True
+            raise ValueError(f"the mask of {shown(name)} is {bits.dtype} {bits.shape}")
+        salient = np.flatnonzero(unpacked(bits, numel))
+        positions = torch.from_numpy(salient.astype(np.int32))
+    integer = str(_INTEGERS[_ITEMSIZES[record.dtype]]).removeprefix("torch.")
+    if values.shape != (len(positions),) or values.dtype.name != integer:
+        raise ValueError(
+            f"the values of {shown(name)} are {values.dtype} {values.shape}, expected {integer} "
+            f"({len(positions)},)"
+        )
+    return positions
 
 
 def digest_of_records(tensors: Mapping[str, TensorRecord], which: Literal["base", "result"]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,18 +14,33 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import check_output_folder, read_json, replacing_folder, write_text
+from pecker_fast.files import check_output_folder, few, replacing_folder, write_text
 from pecker_fast.masks.files import strip_prefixes
 from pecker_fast.masks.mask import PREFIXES
 from pecker_fast.masks.verify import FROZEN_NAME, FrozenCheck, check_frozen
 from pecker_fast.patches.files import Patch, read_patch
 from pecker_fast.torch_files import open_tensors
 
-__all__ = ["change_weights", "read_weights"]
+__all__ = ["change_weights", "network_folder", "read_weights"]
+
+
+def network_folder(model: Path) -> Path:
+    """Where the network of a folder lies: of a pipeline the U-Net or transformer, or `model`.
+
+    Raises:
+        PeckerError: no such folder.
+    """
+    parts = (model / part for part in ("unet", "transformer"))
+    folder = next((part for part in parts if part.is_dir()), model)
+    if not folder.is_dir():
+        raise PeckerError(
+            f"{model}: no such folder; give one that diffusers' save_pretrained wrote"
+        )
+    return folder
 
 
 def read_weights(model: Path) -> dict[str, Tensor]:
-    """The tensors of a folder as diffusers saves it: of a pipeline those of the U-Net.
+    """The tensors of a folder as diffusers saves it: of a pipeline those of its network.
 
     Raises:
         PeckerError: the weights are in no .safetensors files that can be read.
@@ -47,8 +63,7 @@ def change_weights(
     it is kept in the copy as frozen.json, with the digests of the patch and of its mask.
 
     Args:
-        model: a folder as diffusers saves it: a pipeline, of which the U-Net is taken, or a network
-            alone.
+        model: a folder as diffusers saves it, of a pipeline or of a network alone.
         out: the copy; may be `model` itself.
         change: changes the weights by name in place, such as `lambda w: apply_patch(w, file)`.
         patch: whose entries may change.
@@ -102,35 +117,22 @@ def _check(before: dict[str, Tensor], after: dict[str, Tensor], patch: Patch) ->
     """Compare a model with its copy outside the entries of a patch."""
     salient = {}
     for name, tensor in before.items():
-        bare = strip_prefixes(name, PREFIXES)
-        if bare in patch.bits:
-            salient[name] = torch.from_numpy(patch.salient(bare)).view(tensor.shape)
+        if (positions := patch.positions.get(strip_prefixes(name, PREFIXES))) is not None:
+            salient[name] = torch.zeros(tensor.shape, dtype=torch.bool)
+            salient[name].view(-1)[positions] = True
     digests = {"patch": patch.digest, "mask": patch.mask}
     return replace(check_frozen(before, after, salient), digests=digests)
 
 
 def _weights_files(model: Path) -> list[Path]:
     """Those with the weights of a pipeline's network, or of a network alone: one, or shards."""
-    parts = (model / part for part in ("unet", "transformer"))
-    folder = next((part for part in parts if part.is_dir()), model)
-    if not folder.is_dir():
-        raise PeckerError(
-            f"{model}: no such folder; give one that diffusers' save_pretrained wrote"
-        )
+    folder = network_folder(model)
     found = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".pt")]
-    if not found:
-        raise PeckerError(f"{folder}: holds no .safetensors file with weights")
-    indices = list(folder.glob("*.safetensors.index.json"))
-    if len(found) > 1 and len(indices) == 1:
-        index = read_json(indices[0])
-        named = index.get("weight_map") if isinstance(index, dict) else None
-        if isinstance(named, dict) and {*named.values()} == {f.name for f in found}:
-            return found
-    if len(found) > 1 or found[0].suffix != ".safetensors":
-        names = ", ".join(f.name for f in found)
+    stems = {re.sub(r"-\d{5}-of-\d{5}$", "", file.stem) for file in found}  # one of all shards
+    if len(stems) != 1 or any(file.suffix != ".safetensors" for file in found):
         raise PeckerError(
-            f"{folder}: expected its weights in one .safetensors file, or in those of one index, "
-            f"found {names}; load the network with diffusers and save it again with "
-            "save_pretrained, alone in its folder"
+            f"{folder}: expected its weights in one .safetensors file or its shards, found "
+            f"{few(file.name for file in found) or 'none'}; load the network with diffusers and "
+            "save it again with save_pretrained, alone in its folder"
         )
     return found

@@ -20,15 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 import pecker_fast
 from pecker_fast.errors import PeckerError
 from pecker_fast.machine import usable_cores
-from pecker_fast.masks.checks import Model
+from pecker_fast.masks.checks import Model, few
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.masks.packing import Bits, bitmask
 from pecker_fast.patches.checks import (
     check_alike,
     dtype_name,
@@ -67,8 +67,8 @@ def save_patch(
 ) -> Patch:
     """Write what `erased` differs from `base` in as one file, whole or not at all.
 
-    The file takes 1 bit for each entry of a parameter with salient entries, and one entry of the
-    network for each salient one: 13 % of a float32 network at density 0.1, 16 % of a float16 one.
+    The file takes at most 1 bit for each entry of a parameter with salient entries, and one entry
+    of the network for each salient one: 13 % of a float32 network at density 0.1.
 
     Args:
         path: the file, `.safetensors`.
@@ -87,10 +87,10 @@ def save_patch(
             be written.
     """
     before, after = tensors_of(base, "base"), tensors_of(erased, "erased network")
-    check_alike(before, after)
+    check_alike(before, after, "erased network", "give the base that it was made from")
     salient = positions_for(mask, before)
 
-    def compare(name: str) -> tuple[TensorRecord, Bits | None, Any, int]:
+    def compare(name: str) -> tuple[TensorRecord, npt.NDArray[Any] | None, int]:
         old, new = flat_bits(name, before[name]), flat_bits(name, after[name])
         # In parts: a copy of every tensor that a thread works on would be half a large network.
         parts = zip(torch.split(old, _PART), torch.split(new, _PART), strict=True)
@@ -101,25 +101,23 @@ def save_patch(
         record = TensorRecord(tensor.shape, dtype_name(tensor), digest, result)
         positions = salient.get(name)
         if positions is None or not positions.numel():
-            return record, None, None, changed
+            return record, None, changed
         values = old[positions] ^ new[positions]
-        outside = changed - int(torch.count_nonzero(values))
-        return record, bitmask(positions, old.numel()), values.numpy(), outside
+        return record, values.numpy(), changed - int(torch.count_nonzero(values))
 
     found = dict(zip(before, _in_threads(compare, before), strict=True))
-    if moved := {name: outside for name, (_, _, _, outside) in found.items() if outside}:
-        first = next(iter(moved))
+    if moved := {name: outside for name, (_, _, outside) in found.items() if outside}:
         raise PeckerError(
-            f"the erased network differs from its base outside the mask: {moved[first]:,} frozen "
-            f"entries of {first!r}"
-            + (f" and entries of {len(moved) - 1} more parameters" if len(moved) > 1 else "")
-            + "; give the base it was made from and the mask it was trained under"
+            "the erased network differs from its base outside the mask, in "
+            f"{sum(moved.values()):,} frozen entries of {few(moved)}; give the base it was made "
+            "from and the mask it was trained under"
         )
+    values = {name: xor for name, (_, xor, _) in found.items() if xor is not None}
     patch = Patch(
         path=os.fspath(path),
-        tensors={name: record for name, (record, _, _, _) in found.items()},
-        bits={name: bits for name, (_, bits, _, _) in found.items() if bits is not None},
-        values={name: values for name, (_, _, values, _) in found.items() if values is not None},
+        tensors={name: record for name, (record, _, _) in found.items()},
+        positions={name: salient[name] for name in values},
+        values=values,
         about=about,
         package=pecker_fast.__version__,
         mask=SaliencyMask(salient, {name: before[name].shape for name in salient}).digest,
@@ -196,9 +194,9 @@ def common_entries(patch: Patch, other: Patch) -> int:
             f"and {patch.base[:12]}); only patches of one base can be applied together"
         )
     return sum(
-        int(np.unpackbits(bits & other.bits[name]).sum(dtype=np.int64))
-        for name, bits in patch.bits.items()
-        if name in other.bits
+        np.intersect1d(positions, other.positions[name], assume_unique=True).size
+        for name, positions in patch.positions.items()
+        if name in other.positions
     )
 
 
@@ -228,22 +226,23 @@ def require_state(
         return digest_of_bits(bits)
 
     found = dict(zip(tensors, _in_threads(digest, tensors), strict=True))
-    base, result = (
-        {name: getattr(record, which) for name, record in patch.tensors.items()}
+    records = patch.tensors
+    differing = {
+        which: [name for name in records if found[name] != getattr(records[name], which)]
         for which in ("base", "result")
-    )
-    if state == "base" and found == result:
+    }
+    if not differing[state]:
+        return
+    if state == "base" and not differing["result"]:
         raise PeckerError(f"the network carries the patch {patch.path!r} already")
-    if state == "result" and found == base:
+    if state == "result" and not differing["base"]:
         raise PeckerError(f"the network does not carry the patch {patch.path!r}")
-    expected = base if state == "base" else result
-    if differing := [name for name in expected if found[name] != expected[name]]:
-        raise PeckerError(
-            f"patch {patch.path!r} was made for a base with digest {patch.base[:12]}: "
-            f"{len(differing)} of {len(base)} tensors of this network differ from its {state}, "
-            f"first {differing[0]!r}. Load that network, or name the other patches that it carries "
-            "in applied="
-        )
+    raise PeckerError(
+        f"patch {patch.path!r} was made for a base with digest {patch.base[:12]}: "
+        f"{len(differing[state])} of {len(records)} tensors of this network differ from its "
+        f"{state}, first {differing[state][0]!r}. Load that network, or name the other patches "
+        "that it carries in applied="
+    )
 
 
 def _exchange(
@@ -281,9 +280,10 @@ def _flip(patch: Patch, name: str, tensor: Tensor) -> None:
 
 def _difference(patch: Patch, name: str) -> Tensor:
     """(numel,) integers: the base's bits XOR the result's."""
-    difference = np.zeros(patch.tensors[name].shape.numel(), patch.values[name].dtype)
-    difference[patch.salient(name)] = patch.values[name]
-    return torch.from_numpy(difference)
+    values = torch.from_numpy(patch.values[name])
+    difference = torch.zeros(patch.tensors[name].shape.numel(), dtype=values.dtype)
+    difference[patch.positions[name]] = values
+    return difference
 
 
 def _in_threads(function: Callable[[str], T], names: Iterable[str]) -> list[T]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from pecker_fast import SaliencyMask, cli, save_patch
 from pecker_fast.patches import folders
@@ -134,6 +135,38 @@ def test_info(root, capsys):
     assert 0 < second["in_common"][str(a)] < second["entries"]
 
 
+def test_export_of_a_transformer_pipeline(tmp_path, capsys):
+    torch.manual_seed(0)
+    base = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=1, num_layers=1, sample_size=4,
+        num_embeds_ada_norm=3,
+    )  # fmt: skip
+    base.save_pretrained(tmp_path / "pipe" / "transformer")
+    erased = copy.deepcopy(base)
+    name = "transformer_blocks.0.attn1.to_q.weight"
+    erased.get_parameter(name).data[0, 0] += 1
+    mask = SaliencyMask.from_dense({name: erased.get_parameter(name) != base.get_parameter(name)})
+    save_patch(tmp_path / "a.safetensors", base, erased, mask)
+    out = tmp_path / "out"
+    assert (
+        run(
+            "export",
+            tmp_path / "pipe",
+            tmp_path / "a.safetensors",
+            "--to",
+            "peft-shira",
+            "--out",
+            out,
+        )
+        == 0
+    )
+    assert "exact" in capsys.readouterr().out
+    assert set(load_file(out / "adapter_model.safetensors")) == {
+        f"base_model.model.{name.removesuffix('.weight')}.shira_{part}"
+        for part in ("indices", "weight")
+    }
+
+
 @pytest.mark.parametrize("command", ["apply", "remove"])
 def test_force_leaves_what_is_no_copy_of_the_model(root, capsys, command):
     pipe, a, out = root / "pipe", root / "a.safetensors", root / "out"
@@ -159,8 +192,11 @@ def test_force_replaces_an_earlier_result(root):
 def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_copy(root, capsys, monkeypatch):
     def damaged(weights, path, metadata):
         patch = read_patch(root / "a.safetensors")
-        name, frozen = next((n, ~patch.salient(n)) for n in weights if n in patch.bits)
-        weights[name].view(-1)[int(frozen.argmax())] += 1
+        name, salient = next(
+            (n, patch.positions[n].tolist()) for n in weights if n in patch.positions
+        )
+        frozen = next(place for place in range(weights[name].numel()) if place not in salient)
+        weights[name].view(-1)[frozen] += 1
         save_file(weights, path, metadata)
 
     monkeypatch.setattr(folders, "save_file", damaged)

@@ -102,18 +102,6 @@ def test_names_with_and_without_prefixes(tmp_path, made, prefix):
     assert content(subject) == content(erased)
 
 
-def test_salient_entries_that_did_not_move_are_kept(tmp_path):
-    base = network()
-    erased = copy.deepcopy(base)
-    with torch.no_grad():
-        erased.scale += 1
-    file = tmp_path / "a.safetensors"
-    mask = mask_of(base, 1.0)
-    assert save_patch(file, base, erased, mask).nnz == mask.nnz
-    apply_patch(base, file)
-    assert content(base) == content(erased)
-
-
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_mask(tmp_path_factory, data):
@@ -151,10 +139,8 @@ def test_a_frozen_entry_that_moved(made, tmp_path):
     with torch.no_grad():
         flat = erased.down_blocks[0].weight.view(-1).view(torch.int32)
         flat[frozen] ^= 1  # the last bit
-        erased.down_blocks[1].running_mean += 1
     file = tmp_path / "b.safetensors"
-    expected = r"mask: 1 frozen entries of 'down_blocks\.0\.weight' and entries of 1 more parameter"
-    with pytest.raises(PeckerError, match=expected):
+    with pytest.raises(PeckerError, match=r"1 frozen entries of 'down_blocks\.0\.weight'"):
         save_patch(file, base, erased, mask)
     assert not file.exists()
 
@@ -167,45 +153,42 @@ def test_minus_zero_outside_the_mask_is_a_difference(tmp_path):
     with torch.no_grad():
         erased.scale.neg_()
         erased.head.weight[0, 0] += 1
-    with pytest.raises(PeckerError, match="1 frozen entries of 'scale'; give"):
+    with pytest.raises(PeckerError, match="1 frozen entries of 'scale'"):
         save_patch(tmp_path / "a.safetensors", base, erased, where(base, {"head.weight": [0]}))
+
+
+def changed(net, name, value):
+    """A copy whose parameter `name` has another value, or which lacks it."""
+    weights = weights_of(net)
+    if value is None:
+        del weights[name]
+    else:
+        weights[name] = value
+    return weights
 
 
 def test_save_patch_refuses_what_does_not_fit(tmp_path, made):
     base, erased, _ = made
-    mask, file = mask_of(base), tmp_path / "b.safetensors"
-    with pytest.raises(PeckerError, match="bits of its base, so there is nothing to save"):
-        save_patch(file, base, base, mask)
-    with pytest.raises(PeckerError, match=r"(?s)'conv_in.bias'.*float32 in the base.*bfloat16 in"):
-        wrong = copy.deepcopy(erased)
-        wrong.conv_in.bias.data = wrong.conv_in.bias.data.bfloat16()
-        save_patch(file, base, wrong, mask)
-    with pytest.raises(PeckerError, match=r"'scale' is \(\) float32 in the base and \(1,\)"):
-        wrong = copy.deepcopy(erased)
-        wrong.scale = nn.Parameter(torch.ones(1))
-        save_patch(file, base, wrong, mask)
-    with pytest.raises(PeckerError, match="differ in the presence of 'scale'"):
-        weights = weights_of(erased)
-        del weights["scale"]
-        save_patch(file, weights_of(base), weights, mask)
-    with pytest.raises(
-        PeckerError, match=r"mask does not fit the network: 'x' is \(3,\) .*missing"
+    weights, mask, wide = weights_of(base), mask_of(base), torch.zeros(2, dtype=torch.complex128)
+    for named, before, after, of in (
+        ("bits of its base", base, base, mask),
+        ("conv_in.bias", weights, changed(erased, "conv_in.bias", torch.zeros(8).bfloat16()), mask),
+        ("scale", weights, changed(erased, "scale", torch.ones(1)), mask),
+        ("scale", weights, changed(erased, "scale", None), mask),
+        ("'x'", base, erased, SaliencyMask.full({"x": torch.zeros(3)})),
+        ("scale", base, erased, SaliencyMask.full({"scale": torch.zeros(2)})),
+        ("meta device", base, copy.deepcopy(erased).to("meta"), mask),
+        ("complex128", {"a": wide}, {"a": wide}, SaliencyMask.full({"a": torch.zeros(2)})),
     ):
-        save_patch(file, base, erased, SaliencyMask.full({"x": torch.zeros(3)}))
-    with pytest.raises(PeckerError, match=r"'scale' is \(2,\) there and \(\) in the network"):
-        save_patch(file, base, erased, SaliencyMask.full({"scale": torch.zeros(2)}))
-    with pytest.raises(TypeError, match=r"must be a torch.nn.Module, such as pipeline.unet"):
-        save_patch(file, "folder", erased, mask)
-    with pytest.raises(PeckerError, match="is on the meta device; load its weights"):
-        save_patch(file, base, copy.deepcopy(erased).to("meta"), mask)
+        with pytest.raises(PeckerError, match=named):
+            save_patch(tmp_path / "b.safetensors", before, after, of)
+    with pytest.raises(TypeError, match="Module"):
+        save_patch(tmp_path / "b.safetensors", "folder", erased, mask)
     with pytest.raises(PeckerError, match="text and numbers"):
-        save_patch(file, base, erased, mask, concept=object())
+        save_patch(tmp_path / "b.safetensors", base, erased, mask, concept=object())
     with pytest.raises(PeckerError, match="cannot write patch file"):
         save_patch(tmp_path / "none" / "b.safetensors", base, erased, mask)
-    wide = {"a": torch.zeros(2, dtype=torch.complex128)}
-    with pytest.raises(PeckerError, match=r"'a' is torch\.complex128: a patch takes entries of 1"):
-        save_patch(file, wide, wide, SaliencyMask.full({"a": torch.zeros(2)}))
-    assert not file.exists() and len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # ---- Networks a patch is not for
@@ -215,22 +198,12 @@ def test_another_base_is_refused_and_left_alone(made):
     base, _, file = made
     with torch.no_grad():
         base.scale.view(torch.int32).bitwise_xor_(1)
+    base.down_blocks[1].num_batches_tracked += 1  # a buffer belongs to the base
     before = content(base)
-    digest = read_patch(file).base[:12]
-    expected = rf"made for a base with digest {digest}: 1 of \d+ tensors .* first 'scale'\. Load"
-    with pytest.raises(PeckerError, match=expected) as error:
-        apply_patch(base, file)
-    assert "\n" not in str(error.value)
-    with pytest.raises(PeckerError, match=f"made for a base with digest {digest}"):
-        remove_patch(base, file)
+    for use in (apply_patch, remove_patch):
+        with pytest.raises(PeckerError, match=f"{read_patch(file).base[:12]}: .*'scale'"):
+            use(base, file)
     assert content(base) == before
-
-
-def test_a_buffer_belongs_to_the_base(made):
-    base, _, file = made
-    base.down_blocks[1].num_batches_tracked += 1
-    with pytest.raises(PeckerError, match=r"first 'down_blocks\.1\.num_batches_tracked'"):
-        apply_patch(base, file)
 
 
 def test_applying_twice_and_removing_twice(made):
@@ -243,35 +216,25 @@ def test_applying_twice_and_removing_twice(made):
     assert content(base) == content(erased)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32])
-def test_another_dtype_is_refused(made, dtype):
-    base, _, file = made
-    base.conv_in.weight.requires_grad_(False)
-    base.conv_in.weight.data = base.conv_in.weight.data.to(dtype)
-    name = str(dtype).removeprefix("torch.")
-    expected = rf"'conv_in\.weight' is {name}, in the patch float32; load the network in float32"
-    with pytest.raises(PeckerError, match=expected):
-        apply_patch(base, file)
-
-
 def test_networks_that_cannot_be_written_to(made):
     base, _, file = made
-    with pytest.raises(PeckerError, match="'scale' of the network is on the meta device"):
-        apply_patch(copy.deepcopy(base).to("meta"), file)
-    with pytest.raises(PeckerError, match="'another' in one of the two only; is it a patch for an"):
-        apply_patch({**weights_of(base), "another": torch.zeros(1)}, file)
-    with pytest.raises(PeckerError, match=r"'none' is \(4, 0\), in the patch \(0, 4\)"):
-        wrong = copy.deepcopy(base)
-        wrong.none = nn.Parameter(torch.zeros(4, 0))
-        apply_patch(wrong, file)
-    with pytest.raises(PeckerError, match="has 'scale' twice, with and without a prefix"):
-        apply_patch({**weights_of(base), "module.scale": torch.zeros(())}, file)
-    with pytest.raises(TypeError, match=r"network must be a torch\.nn\.Module"):
-        apply_patch([base], file)
     with torch.inference_mode():
         inference = copy.deepcopy(base)
-    with pytest.raises(PeckerError, match=r"made under torch\.inference_mode"):
-        apply_patch(inference, file)
+    for named, wrong in (
+        ("meta device", copy.deepcopy(base).to("meta")),
+        ("another", changed(base, "another", torch.zeros(1))),
+        ("none", changed(base, "none", torch.zeros(4, 0))),
+        (
+            "conv_in.weight.*bfloat16",
+            changed(base, "conv_in.weight", torch.ones(8, 3, 3, 3).bfloat16()),
+        ),
+        ("'scale' twice", changed(base, "module.scale", torch.zeros(()))),
+        ("inference_mode", inference),
+    ):
+        with pytest.raises(PeckerError, match=named):
+            apply_patch(wrong, file)
+    with pytest.raises(TypeError, match="Module"):
+        apply_patch([base], file)
 
 
 def test_tensors_that_share_memory_are_refused(tmp_path):
@@ -280,7 +243,7 @@ def test_tensors_that_share_memory_are_refused(tmp_path):
     file = tmp_path / "a.safetensors"
     save_patch(file, base, erased, SaliencyMask.full(base))
     # XOR by both names would leave what was there.
-    with pytest.raises(PeckerError, match="'a' and 'b' share their memory; clone one"):
+    with pytest.raises(PeckerError, match="'a' and 'b' share their memory"):
         apply_patch(base, file)
 
 
@@ -304,8 +267,7 @@ def test_a_write_that_fails_is_taken_back(made):
 
 
 @pytest.mark.parametrize("after_the_write", [False, True])
-@pytest.mark.parametrize("fails_at", [0, 1, 3])
-@pytest.mark.parametrize("removing", [False, True])
+@pytest.mark.parametrize(("fails_at", "removing"), [(0, False), (1, True), (3, False)])
 def test_an_interrupt_leaves_the_network_as_it_was(
     made, monkeypatch, after_the_write, fails_at, removing
 ):
