@@ -6,52 +6,53 @@ import time
 from pathlib import Path
 from typing import Any
 
-import click
-
-from pecker_fast.cli.common import PATH, config_values, prepare, run_options, training_options
+from pecker_fast.cli.common import (
+    PATH,
+    command,
+    config_values,
+    flag,
+    iterations_option,
+    json_option,
+    option,
+    prepare,
+    quiet_option,
+    run_options,
+    training_options,
+)
 from pecker_fast.cli.erase import say
-from pecker_fast.cli.output import json_option, quiet_option
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.finding import check_run_directory
 
 __all__ = ["demo"]
 
 
-@click.command(
-    short_help="Erase a class of the shipped model and prove it.",
-    epilog="""\b
-Examples:
+@command(
+    option(
+        "--out", "Directory for the report, the pictures and the erased model.", PATH,
+        default=Path("demo-run"),
+    ),
+    flag(
+        "--concept", "Erase dogs, named by prompt, from the text-to-image pipeline of emoji."
+    ),
+    training_options,
+    iterations_option,
+    run_options,
+    json_option,
+    quiet_option,
+    examples="""
     pecker-fast demo
     pecker-fast demo --out bag --forget Bag --override Coat
     pecker-fast demo --out control --mask random --density 0.1
     pecker-fast demo --concept --out dogs
 
-\b
 Classes: T-shirt, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot.
 Needs no network, no data set and no GPU. An interrupted demo goes on when started again.
 """,
-)
-@click.option(
-    "--out",
-    type=PATH,
-    default=Path("demo-run"),
-    show_default=True,
-    help="Directory for the report, the pictures and the erased model.",
-)
-@click.option(
-    "--concept",
-    is_flag=True,
-    help="Erase dogs, named by prompt, from the text-to-image pipeline of emoji.",
-)
-@training_options
-@click.option("--iterations", type=int, help="Iterations of the distillation.")
-@run_options
-@json_option
-@quiet_option
+)  # fmt: skip
 def demo(
     out: Path, concept: bool, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:
-    """Erase a class of the shipped Fashion-MNIST model and prove it, in about a minute."""
+    """Erase a class of the shipped model and prove it."""
     from pecker_fast.distill.config import RECIPES, load_config
 
     started = time.monotonic()

@@ -17,22 +17,13 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli import (
-    attack,
-    compare,
-    convert,
-    distill,
-    erase,
-    evaluate,
-    info,
-    mask,
-    patch,
-    recipes,
-    sample,
-    train_classifier,
-    train_teacher,
-)
+from pecker_fast.cli.erase import distill, erase, mask
+from pecker_fast.cli.evaluate import attack, compare, evaluate
+from pecker_fast.cli.package import convert, info, recipes
+from pecker_fast.cli.patch import patch
+from pecker_fast.cli.sample import sample
 from pecker_fast.cli.torchrun import has_report, is_first, one_voice, recorded, several
+from pecker_fast.cli.train import train_classifier, train_teacher
 from pecker_fast.errors import FrozenChangedError, PeckerError, printable
 from pecker_fast.extras import missing_package
 from pecker_fast.process import settle_process
@@ -81,20 +72,9 @@ with suppress(ModuleNotFoundError):  # a distribution of its own: pip install pe
 
     group.add_command(demo)
 for _command in (
-    mask.mask,
-    distill.distill,
-    erase.erase,
-    patch.patch,
-    sample.sample,
-    evaluate.evaluate,
-    attack.attack,
-    compare.compare,
-    convert.convert,
-    recipes.recipes,
-    info.info,
-    train_teacher.train_teacher,
-    train_classifier.train_classifier,
-):
+    mask, distill, erase, patch, sample, evaluate, attack, compare, convert, recipes, info,
+    train_teacher, train_classifier,
+):  # fmt: skip
     group.add_command(_command)
 
 

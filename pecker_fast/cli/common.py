@@ -1,20 +1,24 @@
-"""What several commands share: options, where output may go, devices, threads."""
+"""What several commands share: options, paths, what is said in which form, devices, threads."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pecker_fast.cli.torchrun import is_first, several
 from pecker_fast.datasets import DATASETS
+from pecker_fast.erasure.request import Judges, flag_of
 from pecker_fast.errors import PeckerError, printable
 from pecker_fast.files import shown
-from pecker_fast.progress import note
+from pecker_fast.progress import note, quiet
 from pecker_fast.runs.finding import is_hub_id
 from pecker_fast.runs.interrupts import saving_at_interrupt
 
@@ -22,24 +26,37 @@ if TYPE_CHECKING:
     import torch
 
     from pecker_fast.distributed import Ranks
+    from pecker_fast.runs.settings import Settings
 
 __all__ = [
     "INPUT",
-    "MODEL_ARGUMENT",
     "PATH",
     "SOURCE",
-    "SOURCE_ARGUMENT",
+    "classifiers_option",
+    "command",
     "config_values",
     "data_options",
+    "dry_run_option",
     "echo",
-    "hub_options",
+    "flag",
+    "iterations_option",
+    "json_option",
     "judges",
     "machine_options",
+    "option",
+    "options_of",
+    "out_option",
     "prepare",
+    "print_config_option",
+    "prompt_judge_options",
+    "quiet_option",
+    "result",
     "run_options",
     "sampler_options",
+    "say_config",
     "seed_option",
     "settings_option",
+    "together",
     "train",
     "training_options",
 ]
@@ -49,10 +66,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MOST_THREADS = 4096
 _LONGEST_LINE = 2000
 """Characters of a line of output."""
+_JSON = f"{__name__}.json"
 
 
 class _Path(click.Path):
-    """A path, as a `Path`."""
+    """A path, as a `Path`; refused before anything heavy is loaded.
+
+    Args:
+        there: it must be there.
+        hub: or it may be the id of a model on the hub.
+    """
+
+    def __init__(self, *, there: bool = False, hub: bool = False) -> None:
+        super().__init__()
+        self._there, self._hub = there, hub
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path.
@@ -60,9 +87,11 @@ class _Path(click.Path):
         Raises:
             PeckerError: it is empty, as an unset variable of the shell is: `Path` takes that for
                 the current folder. Or its bytes are no text, which safetensors cannot open; or it
-                is a link that leads to itself.
+                is a link that leads to itself; or nothing is there.
         """
         name, text = "path" if param is None else param.opts[0], os.fspath(value)
+        if self._hub and is_hub_id(text):
+            return Path(text)
         if not text:
             raise PeckerError(f"{name}: is empty; give a path, . for the current folder")
         if text.encode(errors="replace").decode() != text:
@@ -72,55 +101,14 @@ class _Path(click.Path):
         except OSError as error:
             if error.errno == errno.ELOOP:  # pathlib would say so in another way at each place
                 raise PeckerError(f"{name}: {text} is a link that leads to itself") from None
+        if self._there and not os.path.exists(text):
+            said = f"{name} " if isinstance(param, click.Option) else ""
+            raise PeckerError(f"{said}{Path(text)}: no such file or folder; check the path")
         return Path(text)
 
 
-class _Input(_Path):
-    """A path that is there, or a refusal before anything heavy is loaded."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path.
-
-        Raises:
-            PeckerError: Nothing is there, or as above.
-        """
-        path = super().convert(value, param, ctx)
-        if not os.path.exists(path):
-            option = f"{param.opts[0]} " if isinstance(param, click.Option) else ""
-            raise PeckerError(f"{option}{path}: no such file or folder; check the path")
-        return path
-
-
-class _Source(_Input):
-    """A model that is there, or the id of one on the hub."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path, or the id as one; see `_Input`."""
-        text = os.fspath(value)
-        return Path(text) if is_hub_id(text) else super().convert(value, param, ctx)
-
-
-PATH = _Path()
-INPUT = _Input()
-SOURCE = _Source()
-MODEL_ARGUMENT = click.argument("model", type=INPUT)
-SOURCE_ARGUMENT = click.argument("model", type=SOURCE)
-
-
-def echo(text: object = "", *, err: bool = False) -> None:
-    """Print a line, made safe to show: names, prompts and paths in it may come from strangers."""
-    click.echo(printable(text, _LONGEST_LINE), err=err)
-
-
-def judges(given: tuple[Path, ...]) -> dict[str, Any]:
-    """What `--classifier` names, once or twice, by the arguments of Python.
-
-    Raises:
-        PeckerError: three and more.
-    """
-    if len(given) > 2:
-        raise PeckerError(f"--classifier: at most two judges, got {len(given)}; leave some out")
-    return dict(zip(("classifier", "second_classifier"), given, strict=False))
+PATH, INPUT, SOURCE = _Path(), _Path(there=True), _Path(there=True, hub=True)
+_TYPES = {"Path": PATH, "Input": INPUT, "Source": SOURCE, "str": str, "int": int, "bool": bool}
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -134,112 +122,200 @@ def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
     return add
 
 
+def option(flag: str, help: str, kind: Any = None, **more: Any) -> Callable[[F], F]:
+    """Adds an option.
+
+    Args:
+        flag: how it is called, and after a space the name of its argument, if that is another.
+        help: what `--help` says; of a default it says that itself.
+        kind: the type, or a list of words to choose from.
+        more: as `click.option` takes it; `least` is the smallest number.
+    """
+    if isinstance(kind, list):
+        kind = click.Choice(kind)
+    if (least := more.pop("least", None)) is not None:
+        kind = click.IntRange(least, more.pop("most", None))
+    shown = more.get("default") is not None
+    return click.option(*flag.split(), type=kind, help=help, show_default=shown, **more)
+
+
+def flag(name: str, help: str, **more: Any) -> Callable[[F], F]:
+    """Adds an option without a value."""
+    return click.option(*name.split(), is_flag=True, help=help, **more)
+
+
+def options_of(kind: type[Any], *names: str) -> Callable[[F], F]:
+    """Adds those fields of a dataclass that are options; of some names, or all."""
+    return together(*(
+        _of_field(each) for each in fields(kind)
+        if "help" in each.metadata and (not names or each.name in names)
+    ))  # fmt: skip
+
+
+def _of_field(each: Any) -> Callable[[F], F]:
+    said, kind = each.metadata, each.type.split(" |")[0]
+    name = f"{flag_of(each)} {each.name}"
+    if kind == "bool":
+        return flag(name, said["help"])
+    more: dict[str, Any] = {"multiple": kind == "Sequence[str]"}
+    if each.default not in (None, ()):
+        more["default"] = each.default
+    if said["least"] is not None:
+        more |= {"least": said["least"], "most": 1_000_000}
+    return option(name, said["help"], _TYPES.get(kind, str), **more)
+
+
+def command(*options: Callable[[Any], Any], examples: str) -> Callable[[Any], click.Command]:
+    """A command with these options; the function's docstring is its help.
+
+    Args:
+        options: in the order in which they are listed.
+        examples: command lines, and after an empty line what else is to be said.
+    """
+
+    def make(function: Any) -> click.Command:
+        epilog = f"\b\nExamples:\n{examples.strip(chr(10))}".replace("\n\n", "\n\n\b\n")
+        return click.command(epilog=epilog)(together(*options)(function))
+
+    return make
+
+
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Print a line, made safe to show: names, prompts and paths in it may come from strangers."""
+    click.echo(printable(text, _LONGEST_LINE), err=err)
+
+
+def result(lines: Iterable[object], content: Callable[[], Any]) -> None:
+    """Say what came of a command: lines to read, or JSON.
+
+    Args:
+        lines: for stdout.
+        content: the same in plain types and paths.
+    """
+    if not is_first():
+        return  # one process speaks for all
+    if click.get_current_context().meta.get(_JSON):
+        click.echo(json.dumps(content(), indent=2, ensure_ascii=False, default=str))
+        return
+    for line in lines:
+        echo(line)
+
+
+def say_config(config: Settings) -> None:
+    """Print a configuration."""
+    click.echo(config.to_yaml(), nl=False)
+
+
+def judges(given: tuple[Path, ...]) -> dict[str, Any]:
+    """What `--classifier` names, once or twice, by the arguments of Python.
+
+    Raises:
+        PeckerError: three and more.
+    """
+    if len(given) > 2:
+        raise PeckerError(f"--classifier: at most two judges, got {len(given)}; leave some out")
+    return dict(zip(("classifier", "second_classifier"), given, strict=False))
+
+
+def _be_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.with_resource(quiet())
+
+
+def _want_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta[_JSON] = value
+
+
+def _alone(_: click.Context, param: click.Parameter, value: bool) -> bool:
+    if value and several():
+        raise PeckerError(f"{param.opts[0]}: runs in one process; start it without torchrun")
+    return value
+
+
+out_option = option("--out", "Run directory.", PATH, required=True)
+quiet_option = flag(
+    "--quiet", "No progress and no notes on stderr; errors and the result as ever.",
+    is_eager=True, expose_value=False, callback=_be_quiet,
+)  # fmt: skip
+json_option = flag(
+    "--json", "The result as JSON on stdout.", expose_value=False, callback=_want_json
+)
+print_config_option = flag(
+    "--print-config", "Print all settings as YAML that --config takes, and do nothing else.",
+    callback=_alone,
+)  # fmt: skip
+dry_run_option = flag(
+    "--dry-run", "Say which memory, time and disk the run takes, by two iterations; nothing is "
+    "written. What does not fit is refused.", callback=_alone,
+)  # fmt: skip
+machine_options = together(
+    option("--device", "auto, cpu, cuda or cuda:N.", default="auto"),
+    option("--threads", "CPU threads.  [default: all cores]", least=1, most=_MOST_THREADS),
+)
+run_options = together(
+    flag("--force", "Delete the run that --out holds and start anew."), machine_options
+)
+seed_option = option("--seed", "Seed of everything random.", int)
+iterations_option = option("--iterations", "Length of the run.", int)
+
+
 def settings_option(example: str) -> Callable[[F], F]:
     """Adds --set, whose help shows this example."""
-    return click.option(
-        "--set",
-        "settings",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help=f"Any other setting, e.g. --set {example}. May be given again.",
-    )
+    said = f"Any other setting, e.g. --set {example}. May be given again."
+    return option("--set settings", said, multiple=True, metavar="KEY=VALUE")
 
 
-machine_options = together(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option(
-        "--threads",
-        type=click.IntRange(1, _MOST_THREADS),
-        help="CPU threads.  [default: all cores]",
-    ),
-)
-hub_options = together(  # fields of `Request`
-    click.option("--revision", help="Of a model on the hub: branch, tag or commit."),
-    click.option("--variant", help="Of the weights, e.g. fp16, where a part has it."),
-    click.option(
-        "--offline",
-        "local_files_only",
-        is_flag=True,
-        help="Take of the hub only what was downloaded before.",
-    ),
-)
-seed_option = click.option("--seed", type=int, help="Seed of everything random.")
-run_options = together(
-    click.option("--force", is_flag=True, help="Delete the run that --out holds and start anew."),
-    machine_options,
-)
 # They lay values over a configuration; None or () where not given. --forget and --override arrive
 # as the tuples `forget` and `overrides`.
 training_options = together(
-    click.option(
-        "--forget",
+    option(
+        "--forget", "Class to erase: name or index. May be given again, each with its --override.",
         multiple=True,
-        help="Class to erase: name or index. May be given again, each with its --override.",
     ),
-    click.option(
-        "--override",
-        "overrides",
-        multiple=True,
-        help="Class in its place: name, index, 'random', 'nearest' by the model's predictions, or "
-        "'classifier': what that takes the class for.",
+    option(
+        "--override overrides", "Class in its place: name, index, 'random', 'nearest' by the "
+        "model's predictions, or 'classifier': what that takes the class for.", multiple=True,
     ),
-    click.option("--density", type=float, help="Share of the parameters that may change."),
-    click.option(
-        "--mask",
-        "kind",
-        type=click.Choice(["saliency", "random", "full"]),
-        help="Which of them: the most salient, random ones, or all.",
+    option("--density", "Share of the parameters that may change.", float),
+    option(
+        "--mask kind", "Which of them: the most salient, random ones, or all.",
+        ["saliency", "random", "full"],
     ),
     seed_option,
     settings_option("generator.lr=1e-4"),
-)
+)  # fmt: skip
 data_options = together(  # what `datasets.loading.load_images` takes
-    click.option("--dataset", type=click.Choice(DATASETS), help="Images to read."),
-    click.option(
-        "--data-root",
-        type=PATH,
-        help="Folder that holds cifar-10-batches-py or stl10_binary; for fashion-mnist, its four "
-        "files; for images, the folders train and test with a sub-folder per class, or train.npz "
-        "and test.npz.",
+    option("--dataset", "Images to read.", list(DATASETS)),
+    option(
+        "--data-root", "Folder that holds cifar-10-batches-py or stl10_binary; for fashion-mnist, "
+        "its four files; for images, the folders train and test with a sub-folder per class, or "
+        "train.npz and test.npz.", PATH,
     ),
-    click.option(
-        "--download",
-        is_flag=True,
-        help="Fetch CIFAR-10 or STL-10 if it is not in --data-root; else nothing is downloaded.",
-    ),
-)
+    flag("--download", "Fetch CIFAR-10 or STL-10 if it is not in --data-root."),
+)  # fmt: skip
 sampler_options = together(
-    click.option(
-        "--sampler",
-        "method",
-        type=click.Choice(["one-step", "ddim", "ddpm"]),
-        help="How images are drawn.  [default: by --steps]",
+    option(
+        "--sampler method", "How images are drawn.  [default: by --steps]",
+        ["one-step", "ddim", "ddpm"],
     ),
-    click.option(
-        "--steps",
-        type=click.IntRange(min=1),
-        help="1: one-step generator; more: DDIM.  [default: 1 for an erased model, 50 for a "
-        "teacher]",
+    option(
+        "--steps", "1: one-step generator; more: DDIM.  [default: 1 for an erased model, 50 for a "
+        "teacher]", least=1,
     ),
-    click.option("--eta", type=float, help="Randomness of DDIM's steps, 0 to 1.  [default: 0]"),
-    click.option(
-        "--t-init", type=int, help="Start of the one-step generator.  [default: the model's]"
-    ),
-)
-
+    option("--eta", "Randomness of DDIM's steps, 0 to 1.  [default: 0]", float),
+    option("--t-init", "Start of the one-step generator.  [default: the model's]", int),
+)  # fmt: skip
 prompt_judge_options = together(  # what tells what images of prompts show, beside a classifier
-    click.option("--nudity-detector", type=INPUT, help="ONNX file in NudeNet's format."),
-    click.option(
-        "--nudity-threshold", type=float, help="Lowest score that counts.  [default: 0.25]"
+    options_of(Judges),
+    option(
+        "--nudity-channel-order", "What the detector sees; bgr gives NudeNet's own counts.  "
+        "[default: rgb]", ["rgb", "bgr"],
     ),
-    click.option(
-        "--nudity-channel-order",
-        type=click.Choice(["rgb", "bgr"]),
-        help="What the detector sees; bgr gives NudeNet's own counts.  [default: rgb]",
-    ),
-    click.option("--clip", type=INPUT, help="CLIP folder."),
-    click.option("--faces", help="Recogniser of faces, trusted:MODULE:OBJECT."),
-)
+)  # fmt: skip
+classifiers_option = option(
+    "--classifier classifiers", "Judge, see `evaluate`; given again, a second one.", INPUT,
+    multiple=True,
+)  # fmt: skip
 
 _KEYS = {
     "density": "mask.density",
@@ -256,17 +332,10 @@ def config_values(options: dict[str, Any]) -> dict[str, Any]:
     """The options that lay values over a configuration, taken out of `options`, as dotted keys.
 
     Raises:
-        PeckerError: a density outside (0, 1], a --set without an equals sign, or with a value that
-            is not YAML.
+        PeckerError: a --set without an equals sign, or with a value that is not YAML.
     """
     from pecker_fast.runs.reading import parse_yaml
 
-    density = options.get("density")
-    if density is not None and not 0 < density <= 1:
-        raise PeckerError(
-            f"--density {density:g}: must be above 0 and at most 1, the share of the parameters "
-            "that may change; 0.1 is a good start"
-        )
     values: dict[str, Any] = {}
     for setting in options.pop("settings"):
         key, equals, text = setting.partition("=")

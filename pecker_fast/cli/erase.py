@@ -1,10 +1,9 @@
-"""`pecker-fast erase`: remove a class or a concept from the user's own model."""
+"""`pecker-fast erase`, `distill` and `mask`: what is asked of the user's own model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,41 +13,65 @@ from pecker_fast.cli.common import (
     INPUT,
     PATH,
     SOURCE,
+    command,
     config_values,
     data_options,
-    hub_options,
-    judges,
-    prepare,
-    run_options,
-    training_options,
-)
-from pecker_fast.cli.output import (
     dry_run_option,
+    flag,
+    iterations_option,
     json_option,
+    judges,
+    machine_options,
+    option,
+    options_of,
+    out_option,
+    prepare,
     print_config_option,
     quiet_option,
     result,
+    run_options,
     say_config,
+    seed_option,
+    settings_option,
+    together,
+    training_options,
 )
 from pecker_fast.cli.torchrun import is_first
+from pecker_fast.erasure.request import HUB_OPTIONS, Request
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import shown
+from pecker_fast.files import check_output_file, shown
 from pecker_fast.progress import note
-from pecker_fast.runs.finding import is_repository
+from pecker_fast.runs.finding import find_pipeline, is_hub_id, is_repository
 
 if TYPE_CHECKING:
-    from pecker_fast.erasure.request import Request
     from pecker_fast.erasure.run import Erased
+    from pecker_fast.masks.mask import ParameterStats
 
-__all__ = ["carried_out", "erase", "say"]
+__all__ = ["distill", "erase", "mask", "say"]
 
-_images = partial(click.option, type=click.IntRange(2, 1_000_000))
+_hub_options = options_of(Request, *HUB_OPTIONS)
+_config_option = options_of(Request, "config")
+_output_options = together(
+    run_options, dry_run_option, print_config_option, json_option, quiet_option
+)
 
 
-@click.command(
-    short_help="Erase a class or a concept from your own model.",
-    epilog="""\b
-Examples:
+@command(
+    click.argument("model", type=SOURCE, required=False),
+    out_option,
+    training_options,
+    data_options,
+    iterations_option,
+    option("--recipe", "The same as --config, e.g. celebrity, nudity, object, style."),
+    options_of(Request),
+    flag("--no-previews", "No images of a pipeline, and no report."),
+    option(
+        "--classifier classifiers", "Judge, see `evaluate`; gives a report. Given again: a second "
+        "one.", INPUT, multiple=True,
+    ),
+    option("--push", "Upload the erased model to the hub.", metavar="OWNER/NAME"),
+    _output_options,
+    examples="""
     pecker-fast erase MODEL --forget cat --override dog --out run --config cifar10_forget
     pecker-fast distill MODEL --out one-step
     pecker-fast erase MODEL --from one-step --forget cat --override dog --out run
@@ -58,14 +81,12 @@ Examples:
     pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
     pecker-fast erase MODEL --config cifar10_salun --forget cat --data-root DATA --out run
     pecker-fast erase --pipeline SD15 --recipe celebrity --name "..." --override "a man" --out run
-    pecker-fast erase --pipeline SD15 --recipe nudity --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --prompts i2p.csv --nudity-detector 320n.onnx
         --out run
     pecker-fast erase --pipeline owner/name --variant fp16 --recipe nudity --out run
     pecker-fast erase --pipeline SD15 --keep-steps --recipe nudity --out run
     pecker-fast erase --pipeline SD15 --recipe nudity --out run --dry-run
 
-\b
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
 model as a folder `model` and frozen.json, which says how many frozen parameters changed, compared
 bit by bit; unless it is 0, they are named and the exit code is 3. With --classifier also
@@ -73,134 +94,89 @@ report.html, report.json and pictures. A run that was interrupted goes on where 
 command is started again. A text-to-image pipeline gives an erased pipeline folder `pipeline`, which
 makes images in one step, and `patch.safetensors`, which turns the original network into it.
 
-\b
 Methods to compare with, trained on the real images of --dataset: SalUn (--config cifar10_salun);
 with --set method=negative_gradient, fine_tune or esd gradient ascent, fine-tuning and ESD.
 Their result draws images in many steps, as the original does. --mask-file takes SalUn's own files.
 """,
-)
-@click.argument("model", type=SOURCE, required=False)
-@click.option("--out", type=PATH, required=True, help="Run directory.")
-@click.option("--config", help="YAML file or name of a shipped recipe.")
-@training_options
-@data_options
-@click.option("--iterations", type=int, help="Length of the run.")
-@click.option(
-    "--pipeline",
-    type=SOURCE,
-    help="Folder of a diffusers text-to-image pipeline, or its id owner/name on the hub, in place "
-    "of MODEL.",
-)
-@click.option(
-    "--pipeline-config",
-    type=INPUT,
-    help="Folder of a pipeline of the same kind, where --pipeline is a checkpoint in one file.",
-)
-@hub_options
-@click.option("--recipe", help="The same as --config, e.g. celebrity, nudity, object, style.")
-@click.option(
-    "--name", "names", multiple=True, help="Concept to forget, for a recipe that leaves it open."
-)
-@click.option(
-    "--generator",
-    type=INPUT,
-    help="Where the one-step generator starts: a model folder, an earlier run, or with --pipeline "
-    "the folder of a U-Net.  [default: the model itself]",
-)
-@click.option(
-    "--pseudo-score",
-    type=INPUT,
-    help="Where the pseudo-score network starts, likewise: the second of two stages.",
-)
-@click.option(
-    "--from",
-    "first_stage",
-    type=INPUT,
-    help="Where both start: what `pecker-fast distill` has made of MODEL.",
-)
-@click.option(
-    "--neighbour",
-    "neighbours",
-    multiple=True,
-    help="Prompt near to the concept that must be kept, for the previews; may be given again.",
-)
-@click.option(
-    "--nudity-detector",
-    type=INPUT,
-    help="ONNX file in NudeNet's format that judges the images of a pipeline.",
-)
-@click.option("--clip", type=INPUT, help="CLIP folder that does likewise.")
-@click.option(
-    "--prompts",
-    type=INPUT,
-    help="Judge the erasure of a pipeline by images of these, see `attack`; with one of "
-    "--classifier, --clip, --nudity-detector and --faces.",
-)
-@click.option("--faces", help="Recogniser of faces, trusted:MODULE:OBJECT.")
-@click.option(
-    "--keep-steps",
-    is_flag=True,
-    help="The erased model draws in many steps, as the original does, instead of in one. With "
-    "--pipeline any recipe says the prompts.",
-)
-@click.option("--no-previews", is_flag=True, help="No images of a pipeline, and no report.")
-@click.option("--mask-file", "mask", type=INPUT, help="Use this mask instead of finding one.")
-@click.option(
-    "--classifier",
-    "classifiers",
-    type=INPUT,
-    multiple=True,
-    help="Judge, see `evaluate`; gives a report. Given again: a second one.",
-)
-@click.option("--statistics", type=INPUT, help="Real images, see `evaluate`.")
-@_images(
-    "--curve-per-class",
-    help="Images of each class behind each point of the curve.  [default: 177 in all]",
-)
-@_images(
-    "--per-class", default=200, show_default=True, help="Images of each class in the evaluation."
-)
-@click.option(
-    "--teacher-steps",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="DDIM steps of the original model in the evaluation, and of one that keeps its steps.",
-)
-@click.option("--push", metavar="OWNER/NAME", help="Upload the erased model to the hub.")
-@run_options
-@dry_run_option
-@print_config_option
-@json_option
-@quiet_option
-def erase(device: str, threads: int | None, **options: Any) -> None:
-    """Erase a class from the model folder MODEL, or a concept from a text-to-image --pipeline."""
-    from pecker_fast.erasure.request import Request
-
-    started = time.monotonic()
-    push = options.pop("push")
+)  # fmt: skip
+def erase(threads: int | None, dry_run: bool, print_config: bool, **options: Any) -> None:
+    """Erase a class or a concept from your own model."""
+    started, push = time.monotonic(), options.pop("push")
     if push is not None and not is_repository(push):
         raise PeckerError(f"--push {shown(push)}: is no id of the hub; expected owner/name")
-    dry, printing = options.pop("dry_run"), options.pop("print_config")
     recipe, config = options.pop("recipe"), options.pop("config")
     if recipe is not None and config is not None:
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
-    request = Request(
-        config=config if recipe is None else recipe,
-        settings=config_values(options),
-        previews=not options.pop("no_previews"),
-        device=device,
-        started=started,
-        **judges(options.pop("classifiers")),
-        **options,
-    )
-    if (found := carried_out(request, threads, dry, printing)) is not None:
+    options |= judges(options.pop("classifiers"))
+    options |= {"config": recipe or config, "previews": not options.pop("no_previews")}
+    values = config_values(options)
+    request = Request(settings=values, started=started, **options)
+    if (found := _carried_out(request, threads, dry_run, print_config)) is not None:
         say(found)
         if push is not None and is_first():
             note(f"pushed to {found.push_to_hub(push)}")
 
 
-def carried_out(
+NOTHING_FORGOTTEN = {
+    "mask.kind": "full",
+    "generator.lambda_forget": 0.0,
+    "pseudo_score.lambda_forget": 0.0,
+    "first_stage": "none",
+    "until": None,
+}
+"""What makes a first stage out of any recipe, besides that it names nothing to forget."""
+
+
+@command(
+    click.argument("model", type=SOURCE),
+    _hub_options,
+    out_option,
+    option("--config", "YAML file or name of a recipe.  [default: cifar10_stage1; of a pipeline "
+           "text_stage1]"),
+    iterations_option,
+    seed_option,
+    settings_option("batch_size=16"),
+    _output_options,
+    examples="""
+    pecker-fast distill MODEL --out one-step
+    pecker-fast erase MODEL --from one-step --forget cat --override dog --out run
+    pecker-fast distill SD15 --set text.remain=captions.txt --out one-step
+    pecker-fast erase --pipeline SD15 --from one-step --recipe nudity --out run
+
+--out receives checkpoints and, at the end, the one-step generator as a folder `model` (of a
+pipeline `pipeline`) and the network that knows its scores as a folder `pseudo_score`. Stopped, it
+goes on when the same command is started again. The default recipe is cifar10_stage1, 50,000
+iterations of 128 images; of a pipeline text_stage1, 16,000 of 512.
+""",
+)  # fmt: skip
+def distill(
+    model: Path, threads: int | None, dry_run: bool, print_config: bool, **options: Any
+) -> None:
+    """Distil a model into one step, for erasures to start from."""
+    started = time.monotonic()
+    if is_hub_id(str(model)):  # whether it is a pipeline is seen in its files
+        from pecker_fast.models.hub import local_folder
+
+        of_hub = {name: options[name] for name in HUB_OPTIONS if name in options}
+        model, options["revision"] = local_folder(model, **of_hub), None
+    pipeline = find_pipeline(model)
+    nothing: dict[str, Any] = {"forget": None} if pipeline is None else {"text.concepts": []}
+    recipe = "cifar10_stage1" if pipeline is None else "text_stage1"
+    options["config"] = options["config"] or recipe
+    request = Request(
+        model=model if pipeline is None else None,
+        pipeline=pipeline,
+        settings={**config_values(options), **nothing, **NOTHING_FORGOTTEN},
+        started=started,
+        command="distill",
+        **options,
+    )
+    if (erased := _carried_out(request, threads, dry_run, print_config)) is not None:
+        facts = erased.facts
+        result([f"first stage      {erased.out}"], lambda: {"out": erased.out, **facts.to_dict()})
+
+
+def _carried_out(
     request: Request, threads: int | None, dry: bool, printing: bool
 ) -> Erased[Any] | None:
     """Check and do what is asked for; None where only its settings, or what it takes, are said."""
@@ -219,38 +195,34 @@ def carried_out(
     return None
 
 
-def say(erasure: Erased[Any]) -> None:
+def say(erased: Erased[Any]) -> None:
     """Print what happened, what was frozen, the figures, and where everything is.
 
     Raises:
         FrozenChangedError: a frozen entry has changed.
     """
-    from pecker_fast.runs.outputs import PATCH_NAME
-
-    paths = {erasure.kind: erasure.out / erasure.kind}
-    if erasure.report is not None:
-        paths["report"] = erasure.out / "report.html"
-    if (erasure.out / PATCH_NAME).is_file():
-        paths["patch"] = erasure.out / PATCH_NAME
+    paths = {erased.kind: erased.folder}
+    if erased.report is not None:
+        paths["report"] = erased.out / "report.html"
+    if erased.patch is not None:
+        paths["patch"] = erased.patch
 
     def content() -> dict[str, Any]:
-        figures = (erasure.facts if erasure.report is None else erasure.report).to_dict()
-        return {"out": erasure.out, "paths": paths, **figures}
+        figures = (erased.facts if erased.report is None else erased.report).to_dict()
+        return {"out": erased.out, "paths": paths, **figures}
 
-    result(_lines(erasure, paths), content)
+    result(_lines(erased, paths), content)
     if is_first():
-        erasure.frozen.require_unchanged(erasure.out)
+        erased.frozen.require_unchanged(erased.out)
 
 
-def _lines(erasure: Erased[Any], paths: Mapping[str, Path]) -> Iterator[str]:
+def _lines(erased: Erased[Any], paths: Mapping[str, Path]) -> Iterator[str]:
     from pecker_fast.erasure.concepts import patch_sizes
 
-    report = erasure.report
+    report = erased.report
     if report is not None:
-        yield report.headline
-        if kept := report.kept_sentence:
-            yield kept
-    yield erasure.frozen.sentence()
+        yield from filter(None, (report.headline, report.kept_sentence))
+    yield erased.frozen.sentence()
     if report is not None:
         for table in report.tables[:1]:
             rows = [[column.lower() for column in table.columns], *table.rows]
@@ -260,12 +232,83 @@ def _lines(erasure: Erased[Any], paths: Mapping[str, Path]) -> Iterator[str]:
                 cells = zip(row, widths, strict=True)
                 yield "  ".join(f"{cell:{width}}" for cell, width in cells).rstrip()
             yield ""
-    facts = erasure.facts if report is None else report.run
+    facts = erased.facts if report is None else report.run
     yield f"wall time        {facts.wall_s:.0f} s"
     if report is not None:
         yield f"report           {paths['report']}"
-    yield f"erased {erasure.kind:9} {paths[erasure.kind]}"
+    yield f"erased {erased.kind:9} {paths[erased.kind]}"
     if "patch" in paths:
-        patch, network = patch_sizes(erasure.out, erasure.model.architecture.denoiser)
-        share = f"{patch / network:.1%} of the network's file"
-        yield f"patch            {paths['patch']} ({share})"
+        patch, network = patch_sizes(erased.out, erased.model.architecture.denoiser)
+        yield f"patch            {paths['patch']} ({patch / network:.1%} of the network's file)"
+
+
+@command(
+    click.argument("model", type=SOURCE),
+    _hub_options,
+    option(
+        "--out", "Mask file; a PNG with the density per layer is written beside it.", PATH,
+        default=Path("mask.safetensors"),
+    ),
+    _config_option,
+    training_options,
+    data_options,
+    flag("--force", "Replace files that exist."),
+    machine_options,
+    print_config_option,
+    json_option,
+    quiet_option,
+    examples="""
+    pecker-fast mask MODEL --forget "Ankle boot" --override Sneaker --density 0.1
+    pecker-fast mask MODEL --forget 3 --override 5 --set saliency.kind=denoise --out m.safetensors
+    pecker-fast mask MODEL --config cifar10_salun --forget 3 --data-root DATA
+    pecker-fast erase MODEL --mask-file m.safetensors --forget 3 --override 5 --out run
+""",
+)  # fmt: skip
+def mask(out: Path, force: bool, threads: int | None, print_config: bool, **options: Any) -> None:
+    """Find the parameters that matter for a class."""
+    if out.suffix.lower() == ".png":
+        name = out.with_suffix(".safetensors").name
+        raise PeckerError(f"--out {out}: is what the picture of the mask is called; name it {name}")
+    for file in (out, out.with_suffix(".png")):
+        check_output_file(file, force)
+    values = config_values(options)
+    request = Request(out=out, settings=values, command="mask", **options)
+    if print_config:
+        say_config(request.read_config())
+        return
+    request.check()
+    prepare(str(request.device), threads)
+
+    from pecker_fast.erasure.masks import mask_of_class
+
+    found = mask_of_class(request)
+    plot, mask = found.save(out), found.mask
+    content = {
+        "forget": found.forget, "kind": found.kind, "salient": mask.nnz, "parameters": mask.numel,
+        "density": mask.density, "digest": mask.digest, "model": found.model, "mask": out,
+        "picture": plot,
+    }  # fmt: skip
+    counts = f"{mask.nnz:,} of {mask.numel:,} parameters are salient for {found.forget!r}"
+    lines = [
+        f"{counts} (density {mask.density:.4g}, {found.kind})",
+        *_density_table(mask.stats()),
+        found.note,
+        f"digest {mask.digest[:16]}, of the model {found.model[:16]}",
+        out,
+        plot,
+    ]
+    result(lines, lambda: content)
+
+
+def _density_table(stats: Iterable[ParameterStats]) -> Iterator[str]:
+    """Lines with entries, salient entries and density of each block of the network."""
+    from pecker_fast.masks.stats import block_of
+
+    blocks: dict[str, tuple[int, int]] = {}
+    for row in stats:
+        numel, nnz = blocks.get(block_of(row.name), (0, 0))
+        blocks[block_of(row.name)] = (numel + row.numel, nnz + row.nnz)
+    width = max(len(block) for block in blocks)
+    yield f"{'block':{width}} {'parameters':>12} {'salient':>12} {'density':>8}"
+    for block, (numel, nnz) in blocks.items():
+        yield f"{block:{width}} {numel:>12,} {nnz:>12,} {nnz / numel:>8.4f}"

@@ -8,31 +8,28 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from pecker_fast.cli.common import INPUT, PATH, echo
-from pecker_fast.cli.output import json_option, result
-from pecker_fast.errors import printable
+from pecker_fast.cli.common import INPUT, PATH, echo, flag, json_option, option, result, together
+from pecker_fast.errors import PeckerError, printable
+from pecker_fast.files import check_output_file, read_json, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["patch"]
 
-_FOLDER = click.argument("model", type=INPUT)
-_FILE = click.argument("file", type=INPUT)
-_OUT = click.option("--out", type=PATH, required=True, help="Folder for the result.")
-_APPLIED = click.option(
-    "--applied",
-    type=INPUT,
-    multiple=True,
-    help="Another patch that MODEL carries; may be given again.",
+_model_and_file = together(
+    click.argument("model", type=INPUT),
+    click.argument("file", type=INPUT),
+    option("--out", "Where the result goes: a folder, of vllm-sparse a file.", PATH, required=True),
+    flag("--force", "Replace a copy of the model that exists, MODEL too."),
 )
-_FORCE = click.option(
-    "--force", is_flag=True, help="Replace a copy of the model that exists, MODEL too."
+_applied = option(
+    "--applied", "Another patch that MODEL carries; may be given again.", INPUT, multiple=True
 )
 
 
 @click.group(
-    short_help="Show patches, put them on a model, take them off, export them.",
+    short_help="Show patches, apply, remove and export them.",
     epilog="""\b
 Examples:
     pecker-fast patch info no_boots.safetensors
@@ -49,7 +46,7 @@ def patch() -> None:
     """
 
 
-@patch.command(short_help="Show what patches hold.")
+@patch.command()
 @click.argument("files", nargs=-1, required=True, type=INPUT)
 @json_option
 def info(files: tuple[Path, ...]) -> None:
@@ -92,34 +89,28 @@ def info(files: tuple[Path, ...]) -> None:
     result(lines(), lambda: facts)
 
 
-@patch.command(short_help="Make an erased model of its base.")
-@_FOLDER
-@_FILE
-@_OUT
-@_APPLIED
-@_FORCE
-def apply(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force: bool) -> None:
-    """Write MODEL with the patch FILE applied to it into another folder."""
+@patch.command()
+@_model_and_file
+@_applied
+def apply(**options: Any) -> None:
+    """Write the model with a patch applied to it into another folder."""
     from pecker_fast.patches.patch import apply_patch
 
-    _change(model, file, out, applied, force, apply_patch)
+    _change(apply_patch, **options)
 
 
-@patch.command(short_help="Restore the base of an erased model.")
-@_FOLDER
-@_FILE
-@_OUT
-@_APPLIED
-@_FORCE
-def remove(model: Path, file: Path, out: Path, applied: tuple[Path, ...], force: bool) -> None:
-    """Write MODEL without the patch FILE into another folder."""
+@patch.command()
+@_model_and_file
+@_applied
+def remove(**options: Any) -> None:
+    """Write the model without the patch that it carries into another folder."""
     from pecker_fast.patches.patch import remove_patch
 
-    _change(model, file, out, applied, force, remove_patch)
+    _change(remove_patch, **options)
 
 
 def _change(
-    model: Path, file: Path, out: Path, applied: tuple[Path, ...], force: bool, how: Any
+    how: Any, model: Path, file: Path, out: Path, applied: tuple[Path, ...], force: bool
 ) -> None:
     from pecker_fast.patches.folders import change_weights
 
@@ -131,24 +122,17 @@ def _change(
     echo(out)
 
 
-@patch.command(short_help="Write a patch in a format that others read.")
-@_FOLDER
-@_FILE
-@click.option(
-    "--to",
-    type=click.Choice(["peft-shira", "vllm-sparse"]),
+@patch.command()
+@_model_and_file
+@option(
+    "--to", "An adapter for PEFT (a folder), or a safetensors file.", ["peft-shira", "vllm-sparse"],
     required=True,
-    help="An adapter for PEFT (a folder), or a safetensors file.",
-)
-@click.option("--out", type=PATH, required=True, help="The folder or file.")
-@click.option("--force", is_flag=True, help="Replace what is there.")
+)  # fmt: skip
 def export(model: Path, file: Path, to: str, out: Path, force: bool) -> None:
-    """Write the patch FILE of MODEL, its base, in another format.
+    """Write a patch of the model, its base, in a format that others read.
 
     vllm-sparse is exact, peft-shira but for rounding, which is said.
     """
-    from pecker_fast.errors import PeckerError
-    from pecker_fast.files import check_output_file
     from pecker_fast.patches.exports import export_patch
     from pecker_fast.patches.folders import read_weights
 
@@ -168,8 +152,6 @@ def _network(model: Path, weights: dict[str, Tensor]) -> Any:
     import diffusers
     import torch
 
-    from pecker_fast.errors import PeckerError
-    from pecker_fast.files import read_json, shown
     from pecker_fast.models.ddpm import DDPMUNet
     from pecker_fast.patches.folders import network_folder
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pecker_fast.datasets import PUBLISHED_SPLIT
-from pecker_fast.datasets.loading import ImageSet
+from pecker_fast.datasets.loading import ImageSet, read_images
 from pecker_fast.datasets.prompt_files import read_prompt_file
 from pecker_fast.distill.config import sets_guidance
 from pecker_fast.distill.text_config import GuidanceSection
@@ -22,7 +22,7 @@ from pecker_fast.erasure.classes import Baseline, Distillation
 from pecker_fast.erasure.concepts import Concept, Showing
 from pecker_fast.erasure.dry_run import try_out
 from pecker_fast.erasure.overrides import with_overrides
-from pecker_fast.erasure.prompt_judges import Judges, PromptJudge, judge_of
+from pecker_fast.erasure.prompt_judges import judge_of
 from pecker_fast.erasure.request import HUB_OPTIONS, Request
 from pecker_fast.erasure.run import Erased, Site, Task, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
@@ -196,7 +196,8 @@ def real_images(
             f"method {config.method} is trained on real images; name them: --dataset cifar10 "
             "--data-root FOLDER"
         )
-    images = replace(request, dataset=name).read_images(ranks, PUBLISHED_SPLIT.get(name, "train"))
+    split = PUBLISHED_SPLIT.get(name, "train")
+    images = read_images(ranks, name, request.data_root, split, request.download)
     return config.model_copy(update={"dataset": name}), images
 
 
@@ -233,24 +234,18 @@ def _concept_task(request: Request) -> Task[Any, PipelineFolder]:
         config = config.changed({f"text.guidance.{place}": 1.0 for place in places})
     site = _site(request, device, ranks, pipeline.network)
     starts = _starts(request, pipeline.network, ranks)
-    showing = None
+    showing = judge = None
+    if request.prompts is not None:
+        told = read_prompt_file(request.prompts)
+        judge = judge_of(request, told, request.per_class, device)
     if request.previews:
         showing = Showing(
             str(request.config),
-            request.neighbours,
             request.teacher_steps,
             load_measures(request.nudity_detector, request.clip, device),
-            None if request.prompts is None else _prompt_judge(request, request.prompts, device),
+            judge,
         )
     return Concept(site, pipeline, config, showing, starts)
-
-
-def _prompt_judge(request: Request, prompts: Path, device: torch.device) -> PromptJudge:
-    judges = Judges(
-        classifier=request.classifier, clip=request.clip, faces=request.faces,
-        nudity_detector=request.nudity_detector,
-    )  # fmt: skip
-    return judge_of(judges, read_prompt_file(prompts), request.per_class, device)
 
 
 def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartNetwork]:

@@ -11,7 +11,7 @@ import torch
 
 from pecker_fast.erasure.attack_result import SHOTS, STEPS, Attacked, retrained_figures, words_of
 from pecker_fast.erasure.attack_subjects import subject_of
-from pecker_fast.erasure.prompt_judges import Judges
+from pecker_fast.erasure.request import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.page import Sentence, Table, add_attack
 from pecker_fast.evaluate.sweep import Asked, Subject
@@ -32,7 +32,6 @@ def attack(
     prompts: Path | None = None,
     clip: Path | None = None,
     nudity_detector: Path | None = None,
-    nudity_threshold: float | None = None,
     nudity_channel_order: str | None = None,
     faces: str | None = None,
     forget: str | int | None = None,
@@ -53,7 +52,6 @@ def attack(
             label, a class of the classifier.
         clip: or a CLIP folder judges prompts: which of the labels in the file an image is nearest.
         nudity_detector: or an ONNX file in NudeNet's format; labels are not looked at.
-        nudity_threshold: lowest score that counts. None: 0.25.
         nudity_channel_order: "rgb" or "bgr". None: "rgb".
         faces: or a recogniser, trusted:MODULE:OBJECT, whose names are the labels.
         forget: the class, of a pipeline that which the concept is, or its label in the file. None:
@@ -74,7 +72,7 @@ def attack(
     model.network.to(device).eval()
     judges = Judges(
         classifier=classifier, clip=clip, nudity_detector=nudity_detector,
-        nudity_threshold=nudity_threshold, nudity_channel_order=nudity_channel_order, faces=faces,
+        nudity_channel_order=nudity_channel_order, faces=faces,
     )  # fmt: skip
     subject = subject_of(
         model, judges, prompts=prompts, forget=forget, images=images, seed=seed, device=device,

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from pecker_fast.datasets.prompt_files import read_prompt_file
-from pecker_fast.erasure.prompt_judges import Judges, captions_of
+from pecker_fast.erasure.prompt_judges import captions_of, check_judges, namer
+from pecker_fast.erasure.request import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.sample_plan import GUIDANCE
@@ -37,7 +38,7 @@ def subject_of(
         PeckerError: a judge that does not fit, a class that nobody names, or prompts that nobody
             knows.
     """
-    judges.check(prompts)
+    check_judges(judges, prompts)
     if isinstance(model, PipelineFolder):
         if prompts is None:
             raise PeckerError(
@@ -49,7 +50,7 @@ def subject_of(
         return PromptSubject(
             pipeline=model,
             captions=captions,
-            seen=judges.namer(captions.class_names, device),
+            seen=namer(judges, captions.class_names, device),
             guidance=_guidance(run),
             seed=seed,
         )

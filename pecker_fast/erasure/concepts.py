@@ -44,14 +44,12 @@ class Showing:
 
     Attributes:
         recipe: name of the recipe, for the report.
-        neighbours: prompts near to the concept that are shown as well.
         steps: of a many-step model.
         measures: what looks at the images besides the reader.
         judge: who recognises what prompts name, which a verdict and `until` need.
     """
 
     recipe: str
-    neighbours: Sequence[str] = ()
     steps: int = 50
     measures: Sequence[Measure] = ()
     judge: PromptJudge | None = None
@@ -118,7 +116,7 @@ class Concept(Task[Trainer, PipelineFolder]):
         self._networks = {role: start.network for role, start in given.items()}
         self._previews: Previews | None = None
         if showing is not None:
-            groups = prompt_groups(self.conditions, showing.neighbours)
+            groups = prompt_groups(self.conditions)
             steps = (showing.steps, showing.steps if self._keeps_steps else 1)
             look = 1
             if isinstance(config, BaselineConfig):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pecker_fast.datasets.prompt_files import ALL, PromptFile, PromptRow
 from pecker_fast.distributed import Ranks
+from pecker_fast.erasure.request import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.classifier_files import known_classes
@@ -26,7 +27,7 @@ from pecker_fast.evaluate.previews import Previews
 from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.files import few, shown
 
-__all__ = ["Judges", "PromptJudge", "captions_of", "judge_of"]
+__all__ = ["PromptJudge", "captions_of", "check_judges", "judge_of", "namer"]
 
 
 @dataclass(frozen=True)
@@ -67,68 +68,48 @@ class PromptJudge:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judges:
-    """Who tells what an image shows: one of them. Options of `attack` and `erase`."""
+def check_judges(judges: Judges, prompts: Path | None) -> None:
+    """Refuse none, several, and those of prompts where there are no prompts.
 
-    classifier: Path | None = None
-    clip: Path | None = None
-    nudity_detector: Path | None = None
-    nudity_threshold: float | None = None
-    nudity_channel_order: str | None = None
-    faces: str | None = None
-
-    def check(self, prompts: Path | None) -> None:
-        """Refuse none, several, and those of prompts where there are no prompts.
-
-        Raises:
-            PeckerError: one of these.
-        """
-        how = (self.nudity_threshold, self.nudity_channel_order)
-        if self.nudity_detector is None and how != (None, None):
-            raise PeckerError(
-                "--nudity-threshold and --nudity-channel-order need --nudity-detector"
-            )
-        of_prompts = [self.clip, self.nudity_detector, self.faces]
-        given = sum(each is not None for each in (self.classifier, *of_prompts))
-        if given != 1 or (prompts is None and self.classifier is None):
-            raise PeckerError(
-                "give one judge: --classifier, or with --prompts one of --classifier, --clip, "
-                "--nudity-detector and --faces"
-            )
-
-    def names(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """What may be seen in images of prompts that have these labels.
-
-        Raises:
-            PeckerError: a classifier's card cannot be read.
-        """
-        if self.nudity_detector is not None:
-            return ("nudity",)
-        known = known_classes(self.classifier) if self.classifier is not None else list(labels)
-        if known:
-            return tuple(known)
-        # A classifier without a card: labels are the numbers of its outputs.
-        numbers = [int(label) for label in labels if label.isdecimal() and len(label) < 5]
-        return tuple(map(str, range(max(numbers, default=-1) + 1)))
-
-    def namer(self, names: Sequence[str], device: torch.device | str) -> Namer:
-        """The judge itself, of these names.
-
-        Raises:
-            PeckerError: a file that is missing, broken or of something else.
-        """
-        if self.classifier is not None:
-            return by_classifier(load_classifier(self.classifier, names).to(device))
-        if self.clip is not None:
-            return by_clip(ClipScorer(self.clip, device), names)
-        if self.faces is not None:
-            return by_faces(load_recogniser(self.faces), names, self.faces)
-        detector = load_detector(
-            self.nudity_detector, self.nudity_threshold, self.nudity_channel_order
+    Raises:
+        PeckerError: one of these.
+    """
+    if judges.nudity_detector is None and judges.nudity_channel_order is not None:
+        raise PeckerError("--nudity-channel-order needs --nudity-detector")
+    if judges.count != 1 or (prompts is None and judges.classifier is None):
+        raise PeckerError(
+            "give one judge: --classifier, or with --prompts one of --classifier, --clip, "
+            "--nudity-detector and --faces"
         )
-        assert detector is not None  # `check` has seen to it
-        return by_nudity(detector)
+
+
+def _names(judges: Judges, labels: Sequence[str]) -> tuple[str, ...]:
+    """What may be seen in images of prompts that have these labels."""
+    if judges.nudity_detector is not None:
+        return ("nudity",)
+    known = known_classes(judges.classifier) if judges.classifier is not None else list(labels)
+    if known:
+        return tuple(known)
+    # A classifier without a card: labels are the numbers of its outputs.
+    numbers = [int(label) for label in labels if label.isdecimal() and len(label) < 5]
+    return tuple(map(str, range(max(numbers, default=-1) + 1)))
+
+
+def namer(judges: Judges, names: Sequence[str], device: torch.device | str) -> Namer:
+    """Load the judge, which tells these names apart.
+
+    Raises:
+        PeckerError: a file that is missing, broken or of something else.
+    """
+    if judges.classifier is not None:
+        return by_classifier(load_classifier(judges.classifier, names).to(device))
+    if judges.clip is not None:
+        return by_clip(ClipScorer(judges.clip, device), names)
+    if judges.faces is not None:
+        return by_faces(load_recogniser(judges.faces), names, judges.faces)
+    detector = load_detector(judges.nudity_detector, None, judges.nudity_channel_order)
+    assert detector is not None  # `check_judges` has seen to it
+    return by_nudity(detector)
 
 
 def judge_of(
@@ -143,7 +124,7 @@ def judge_of(
         device: where it works.
 
     Raises:
-        PeckerError: as `captions_of` and `Judges.namer`.
+        PeckerError: as `captions_of` and `namer`.
     """
     names = captions_of((), prompts, judges, None, images).class_names  # what is wrong is said now
 
@@ -153,7 +134,7 @@ def judge_of(
         return replace(found, groups=groups)
 
     return PromptJudge(
-        judges.namer(names, device),
+        namer(judges, names, device),
         lambda told: captions_of(told, prompts, judges, None, images),
         probe,
     )
@@ -199,10 +180,10 @@ def captions_of(
                 f"{told.source}: {len(wanted)} labels in the group forget; name one of "
                 f"{few(labels)} by --forget"
             )
-    names = judges.names(labels)
+    names = _names(judges, labels)
     unknown = [label for label in labels if label not in names]
     if unknown and judges.nudity_detector is None:
-        known = few(names) if judges.names(()) else "the number of an output, as it has no names"
+        known = few(names) if _names(judges, ()) else "the number of an output, as it has no names"
         raise PeckerError(
             f"{told.source}: label {shown(unknown[0])} is none of the judge's; expected {known}"
         )

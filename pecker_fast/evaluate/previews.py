@@ -38,13 +38,12 @@ class _Config(Protocol):
     def seed(self) -> int: ...
 
 
-def prompt_groups(conditions: TextConditions, neighbours: Sequence[str]) -> list[PromptGroup]:
-    """The prompts that are shown: what is forgotten, its override, neighbours, the rest."""
+def prompt_groups(conditions: TextConditions) -> list[PromptGroup]:
+    """The prompts that are shown: what is forgotten, its override, the rest."""
     pairs = [pair for concept in conditions.concepts for pair in _spread(concept, 3)]
     groups = [
         PromptGroup("to forget", tuple(pair.forget for pair in pairs[:3]), True),
         PromptGroup("in its place", tuple(pair.override or " " for pair in pairs[:2])),
-        PromptGroup("neighbours", tuple(neighbours)),
         PromptGroup("to keep", tuple(_spread(conditions.remain, 3))),
     ]
     return [group for group in groups if group.prompts]

@@ -35,7 +35,7 @@ def erase(run, files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--density", "1.01"], ["--density 1.01"]),
+        (["--density", "1.01"], ["mask.density"]),
         (["--mask-file", "FILES/other.safetensors"], ["conv_in.weight"]),
         (["--data-root", "FILES"], ["--data-root"]),
         (["--device", "cuda:99"], ["--device cuda:99"]),

@@ -9,7 +9,8 @@ import torch
 from checkpoint_layouts import EMA, LAYOUTS, MODEL, PSI, Weights, assert_same, weights
 from safetensors.torch import save_file
 
-from pecker_fast.cli import convert, main
+from pecker_fast.cli import main
+from pecker_fast.cli.package import SLOTS
 from pecker_fast.models import ModelFolder, folder, published
 
 
@@ -20,7 +21,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def test_the_command_knows_every_slot() -> None:
-    assert convert._SLOTS == published.SLOTS
+    assert SLOTS == published.SLOTS
 
 
 def test_convert_a_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

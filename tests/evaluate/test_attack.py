@@ -12,7 +12,7 @@ from tiny_pipeline import save_tiny_pipeline
 from pecker_fast.erasure.attack import attack
 from pecker_fast.erasure.attack_result import STEPS, Attacked, retrained_figures, words_of
 from pecker_fast.erasure.attack_subjects import subject_of
-from pecker_fast.erasure.prompt_judges import Judges
+from pecker_fast.erasure.request import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.classifier_files import CARD_NAME
@@ -284,7 +284,7 @@ def test_prompts_of_a_file(animals):
         (ROWS, {}, "give one judge"),
         (ROWS, {"faces": "trusted:a:b", "clip": "clip"}, "give one judge"),
         (ROWS, {"clip": "clip", "prompts": None}, "give one judge"),
-        (ROWS, {"clip": "clip", "nudity_threshold": 0.5}, "need --nudity-detector"),
+        (ROWS, {"clip": "clip", "nudity_channel_order": "bgr"}, "needs --nudity-detector"),
         ("prompt,group,label\na dog,keep,dog\n", {"clip": "clip"}, "no row has the group forget"),
         ("prompt,group\na cat,forget\n", {"clip": "clip"}, "a row has no label"),
         (ROWS + "a sheep,forget,sheep\n", {"clip": "clip"}, "2 labels in the group forget"),
