@@ -73,8 +73,9 @@ def salun(made, tmp_path_factory):
 def erase(run, made, tmp_path):
     """Run a method of these images into `tmp_path / "run"`."""
 
-    def erase(*arguments, method="salun", out=tmp_path / "run", data=made.data):
-        config = ("--config", f"cifar10_{method}")
+    def erase(*arguments, recipe="salun", method=None, out=tmp_path / "run", data=made.data):
+        chosen = () if method is None else ("--set", f"method={method}")
+        config = ("--config", f"cifar10_{recipe}", *chosen)
         # Given again it would be a second class.
         settings = SMALL[2:] if "--forget" in arguments else SMALL
         return run("erase", made.model, *config, "--out", out, *data, *settings, *arguments)
@@ -139,7 +140,7 @@ def test_frozen_entries_against_the_model_on_disk(salun, made):
     assert any(not torch.equal(old, after[name]) for name, old in before.items())
 
 
-@pytest.mark.parametrize("method", ["neggrad", "finetune", "esd"])
+@pytest.mark.parametrize("method", ["negative_gradient", "fine_tune", "esd"])
 def test_the_other_methods(method, erase, made, tmp_path):
     done = erase(method=method)
     assert done.code == 0, done.err
@@ -231,17 +232,17 @@ def test_mask_makes_the_mask_that_the_run_finds(run, made, salun, tmp_path):
     assert out.with_suffix(".png").is_file()
 
 
-@pytest.mark.parametrize("method", ["salun", "forget"])
-def test_a_mask_file_of_saluns_code(method, erase, made, salun, tmp_path):
+@pytest.mark.parametrize("recipe", ["salun", "forget"])
+def test_a_mask_file_of_saluns_code(recipe, erase, made, salun, tmp_path):
     """A dictionary of int64 tensors, under the names that DataParallel gives."""
     mask = SaliencyMask.load(salun / "mask.safetensors")
     dense = {f"module.{name}": value.long() for name, value in mask.to_dense().items()}
     torch.save(dense, tmp_path / "with_0.5.pt")
-    data = made.data if method == "salun" else ("--set", "saliency.batches=1")
-    done = erase("--mask-file", tmp_path / "with_0.5.pt", method=method, data=data)
+    data = made.data if recipe == "salun" else ("--set", "saliency.batches=1")
+    done = erase("--mask-file", tmp_path / "with_0.5.pt", recipe=recipe, data=data)
     assert done.code == 0, done.err
     assert SaliencyMask.load(tmp_path / "run" / "mask.safetensors") == mask
-    if method == "salun":
+    if recipe == "salun":
         assert (tmp_path / "run" / WEIGHTS).read_bytes() == (salun / WEIGHTS).read_bytes()
 
 
