@@ -73,10 +73,9 @@ def salun(made, tmp_path_factory):
 def erase(run, made, tmp_path):
     """Run a method of these images into `tmp_path / "run"`."""
 
-    def erase(*arguments, method=None, recipe="salun", out=tmp_path / "run", data=made.data):
-        config = ("--config", f"cifar10_{recipe}")
-        if method is not None:
-            config += ("--set", f"method={method}")
+    def erase(*arguments, recipe="salun", method=None, out=tmp_path / "run", data=made.data):
+        chosen = () if method is None else ("--set", f"method={method}")
+        config = ("--config", f"cifar10_{recipe}", *chosen)
         # Given again it would be a second class.
         settings = SMALL[2:] if "--forget" in arguments else SMALL
         return run("erase", made.model, *config, "--out", out, *data, *settings, *arguments)
@@ -243,7 +242,7 @@ def test_a_mask_file_of_saluns_code(recipe, erase, made, salun, tmp_path):
     done = erase("--mask-file", tmp_path / "with_0.5.pt", recipe=recipe, data=data)
     assert done.code == 0, done.err
     assert SaliencyMask.load(tmp_path / "run" / "mask.safetensors") == mask
-    if method == "salun":
+    if recipe == "salun":
         assert (tmp_path / "run" / WEIGHTS).read_bytes() == (salun / WEIGHTS).read_bytes()
 
 

@@ -152,10 +152,9 @@ def test_a_generator_has_no_steps_to_keep(finished, run, refused, tmp_path):
 
 
 def test_prompts_need_a_pipeline(files, run, refused, tmp_path):
-    for options in ([], ["--set", "method=redirect"]):
-        recipe = ("--config", "demo_emoji_object", *options)
-        done = run("erase", files.model, *recipe, "--out", tmp_path / "run")
-        refused(done, "demo_emoji_object", "--pipeline")
+    for recipe in (["demo_emoji_object"], ["keep_steps", "--set", "text=demo_emoji_object"]):
+        done = run("erase", files.model, "--config", *recipe, "--out", tmp_path / "run")
+        refused(done, recipe[0], "--pipeline")
 
 
 # ---- begun and ended
