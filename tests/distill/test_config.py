@@ -163,7 +163,7 @@ def test_a_name_means_a_file_or_else_the_recipe(tmp_path, monkeypatch):
     (tmp_path / "demo").mkdir()  # a folder never counts
     assert load_config("demo") == recipe
     for missing in ("cifar11", tmp_path / "none.yaml", tmp_path / "runs" / "style"):
-        with pytest.raises(PeckerError, match="no configuration file .*shipped .*demo"):
+        with pytest.raises(PeckerError, match=r"no configuration file .*shipped .*demo"):
             load_config(missing)
     with pytest.raises(PeckerError, match="demo is a folder"):
         load_config(tmp_path / "demo")

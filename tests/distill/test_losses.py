@@ -7,7 +7,7 @@ from toys import ToyDenoiser, tiny_unet, toy_objective
 
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.losses import distillation_loss, one_step_sample, term_weights
-from pecker_fast.distill.network_set import SeparateNetworks
+from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.networks import compute_dtype, predict_noise, with_autocast
 from pecker_fast.distill.objective import Draws
 from pecker_fast.distill.schedule import NoiseSchedule
@@ -86,7 +86,7 @@ class Batch:
             ToyDenoiser().double().eval() for _ in range(3)
         )
         self.teacher.requires_grad_(False)
-        self.networks = SeparateNetworks(self.teacher, self.generator, self.pseudo_score)
+        self.networks = NetworkSet(self.teacher, self.generator, self.pseudo_score)
         self.n, self.e = torch.randn(2, 2 * batch_size, 1, 8, 8, dtype=torch.float64)
         self.t = torch.randint(38, 712, (2 * batch_size,))
         self.remain = torch.tensor([1, 2, 3])
