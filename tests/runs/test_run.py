@@ -15,7 +15,6 @@ from pecker_fast.runs.ema import FullEma
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.metrics import ONE_LOSS
 from pecker_fast.runs.run import Run
-from pecker_fast.runs.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 
@@ -247,17 +246,6 @@ def clock(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
     return now
-
-
-def test_blocks_add_up_and_pauses_do_not(clock):
-    watch = Stopwatch(5.0)
-    with watch:
-        clock[0] += 2
-        assert watch.seconds == 7.0
-    clock[0] += 50
-    with watch:
-        clock[0] += 1
-    assert watch.seconds == 8.0
 
 
 def test_seconds_of_training_go_on_after_a_resumption(tmp_path, clock):
