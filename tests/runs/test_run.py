@@ -9,7 +9,7 @@ from torch import nn
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.methods.training_config import TrainingConfig
-from pecker_fast.runs import stopwatch
+from pecker_fast.runs import run as run_module
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.ema import FullEma
 from pecker_fast.runs.learner import Learner
@@ -244,7 +244,7 @@ def test_losses_are_read_before_a_checkpoint_too():
 def clock(monkeypatch):
     """A clock that stands until it is told to go on."""
     now = [100.0]
-    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
     return now
 
 
