@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.backends import select
-from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
+from pecker_fast.runs.ema import carry, salient_positions
 from pecker_fast.runs.live_memory import WEIGHTS
 
 __all__ = [
     "NetworkSet",
     "Role",
-    "SeparateNetworks",
     "SharedNetworks",
     "alias",
     "equal_networks",
@@ -37,32 +36,11 @@ Role: TypeAlias = Literal["teacher", "generator", "pseudo_score", "start"]
 _TRAINED: tuple[Role, ...] = ("generator", "pseudo_score")
 
 
-class NetworkSet(Protocol):
-    """The three networks of a run. They are three modules, whatever they share."""
+class NetworkSet:
+    """The three networks of a run, each with weights of its own.
 
-    def use(self, role: Role) -> nn.Module:
-        """The network of that role, with its own weights in place until another one is used."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What generator and pseudo-score have become."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take that over, into networks that started alike."""
-        ...
-
-    def extend(self, mask: SaliencyMask) -> None:
-        """From now on all entries of `mask` may change; it contains the former ones."""
-        ...
-
-    def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
-        """All weights, and what else is kept of a network, by the kind of it."""
-        ...
-
-
-class SeparateNetworks:
-    """Three networks, each with weights of its own."""
+    They are three modules, whatever a subclass lets them share.
+    """
 
     def __init__(
         self,
@@ -80,28 +58,28 @@ class SeparateNetworks:
         }
 
     def use(self, role: Role) -> nn.Module:
-        """As `NetworkSet.use`: nothing needs to be moved."""
+        """The network of that role, with its own weights in place until another one is used."""
         return self._networks[role]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state_dict of each trained network."""
+        """What generator and pseudo-score have become."""
         return {role: self._networks[role].state_dict() for role in _TRAINED}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `NetworkSet.load_state_dict`."""
+        """Take that over, into networks that started alike."""
         for role in _TRAINED:
             self._networks[role].load_state_dict(state[role])
 
     def extend(self, mask: SaliencyMask) -> None:
-        """Nothing to do: every entry is there three times."""
+        """From now on all entries of `mask` may change; it contains the former ones."""
 
     def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
-        """As `NetworkSet.held`."""
+        """All weights, and what else is kept of a network, by the kind of it."""
         for network in self._networks.values():
             yield WEIGHTS, network.parameters()
 
 
-class SharedNetworks:
+class SharedNetworks(NetworkSet):
     """Three modules over one set of weights.
 
     The modules have parameters of their own (so gradients, hooks, optimizers and modes are their
@@ -121,22 +99,18 @@ class SharedNetworks:
             mask: Every entry in which they may come to differ.
             backend: As for the optimizer.
         """
-        generator, pseudo_score = alias(teacher), alias(teacher)
-        self._networks: dict[Role, nn.Module] = {
-            "teacher": teacher,
-            "generator": generator.requires_grad_(True),
-            "pseudo_score": pseudo_score.requires_grad_(True),
-        }
+        generator, pseudo_score = (alias(teacher).requires_grad_(True) for _ in range(2))
+        super().__init__(teacher, generator, pseudo_score)
         self._backend = select(backend, next(teacher.parameters()).device)
         self._present: Role = "generator"
-        self._positions: dict[str, Tensor | None] = {}  # int32; None: every entry
+        self._positions: dict[str, Tensor | None] = {}
         # What is not in place, by role and name: (nnz,) in the parameter's dtype.
         self._absent: dict[Role, dict[str, Tensor]] = {"teacher": {}, "pseudo_score": {}}
         self.extend(mask)
 
     @torch.no_grad()
     def use(self, role: Role) -> nn.Module:
-        """As `NetworkSet.use`."""
+        """As `NetworkSet.use`: exchanges what is in place with what is to be."""
         role = "teacher" if role == "start" else role  # all three began as it
         if role != self._present:
             values = self._absent.pop(role)
@@ -150,10 +124,7 @@ class SharedNetworks:
     def state_dict(self) -> dict[str, Any]:
         """The salient values of each trained network by parameter name: (nnz,) each."""
         self.use("generator")
-        return {
-            "generator": self._gather(),
-            "pseudo_score": dict(self._absent["pseudo_score"]),
-        }
+        return {"generator": self._gather(), "pseudo_score": dict(self._absent["pseudo_score"])}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -163,40 +134,27 @@ class SharedNetworks:
             PeckerError: The values of another mask.
         """
         self.use("generator")
+        absent = self._absent["pseudo_score"]
+        ours = {name: values.shape for name, values in absent.items()}
         for role in _TRAINED:
-            shapes = {name: tuple(values.shape) for name, values in state[role].items()}
-            ours = {name: tuple(v.shape) for name, v in self._absent["pseudo_score"].items()}
-            if shapes != ours:
+            if {name: values.shape for name, values in state[role].items()} != ours:
                 raise PeckerError(f"the saved {role} values belong to another mask")
-        device = next(self._networks["teacher"].parameters()).device
-        self._backend.scatter_salient_(
-            self._memory(),
-            list(self._positions.values()),
-            [values.to(device) for values in state["generator"].values()],
-        )
-        for name, values in self._absent["pseudo_score"].items():
-            values.copy_(state["pseudo_score"][name])
+        memory = self._memory()
+        values = [value.to(memory[0].device) for value in state["generator"].values()]
+        self._backend.scatter_salient_(memory, list(self._positions.values()), values)
+        for name, value in absent.items():
+            value.copy_(state["pseudo_score"][name])
 
     @torch.no_grad()
     def extend(self, mask: SaliencyMask) -> None:
         """As `NetworkSet.extend`: where entries join, all three networks are still equal."""
         self.use("generator")
-        before = dict(self._positions)
-        self._positions = {}
-        for name, param in self._networks["generator"].named_parameters():
-            indices = mask.indices.get(name)
-            if indices is not None and len(indices) > 0:
-                whole = len(indices) == param.numel()
-                self._positions[name] = None if whole else positions_on(indices, param.device)
+        before = self._positions
+        self._positions = salient_positions(self.use("generator"), mask)
         for role, old in self._absent.items():
             new = self._gather()
             for name, values in old.items():
-                kept, indices = before[name], self._positions[name]
-                if kept is None:
-                    new[name].copy_(values)
-                else:
-                    slots = kept if indices is None else torch.searchsorted(indices, kept)
-                    new[name][slots.long()] = values
+                carry(values, before[name], new[name], self._positions[name])
             self._absent[role] = new
 
     def held(self) -> Iterator[tuple[str, Iterable[Tensor]]]:
@@ -230,10 +188,10 @@ def alias(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
-def equal_networks(teacher: nn.Module) -> SeparateNetworks:
+def equal_networks(teacher: nn.Module) -> NetworkSet:
     """The three as a run starts, over the teacher's memory; none of them may learn yet."""
     generator, pseudo_score = (alias(teacher).requires_grad_(True) for _ in range(2))
-    return SeparateNetworks(teacher, generator, pseudo_score)
+    return NetworkSet(teacher, generator, pseudo_score)
 
 
 def saved_network(checkpoint: Mapping[str, Any], role: Role) -> dict[str, Any] | None:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.config import NetworkSection, PeckerConfig
+from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.graph import WARM_UP, CudaCapture, IterationGraph
 from pecker_fast.distill.iteration import Iteration, IterationInputs
 from pecker_fast.distill.mask_finding import find_mask
 from pecker_fast.distill.network_set import (
     NetworkSet,
     Role,
-    SeparateNetworks,
     SharedNetworks,
     equal_networks,
 )
@@ -84,30 +83,27 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         self._start_notes = self._check_given(generator, pseudo_score, mask)
         # The teacher never changes, so a generator that starts as its copy needs no second one.
         start = objective.original if generator is None else copy.deepcopy(generator)
-        starts = {
+        given = {
             "model": objective.original,
             "start of the generator": None if generator is None else start,
             "start of the pseudo-score network": pseudo_score,
         }
+        digests = {what: network for what, network in given.items() if network is not None}
         super().__init__(
             objective.config,
             objective.device,
             start,
-            lambda: (
-                {what: fingerprint(each) for what, each in starts.items() if each is not None}
-                | objective.identity()
-            ),
+            lambda: {w: fingerprint(n) for w, n in digests.items()} | objective.identity(),
             directory=run_directory,
             ranks=ranks,
             title="distill" if progress else None,
         )
-        given = objective.original if pseudo_score is None else pseudo_score
+        psi_start = objective.original if pseudo_score is None else pseudo_score
         # References, unless psi is trained in place: then they are at its precision anyway.
-        self._pseudo_score_start = dict(given.named_parameters())
+        self._pseudo_score_start = dict(psi_start.named_parameters())
         theta_mask, psi_mask = self._make_networks(generator, pseudo_score, mask)
-        learns = self.config.generator, self.config.pseudo_score
-        self.learner = self._learner(self.generator, learns[0], theta_mask, make_optimizer)
-        self._psi = self._learner(self.pseudo_score, learns[1], psi_mask, make_optimizer)
+        self.learner = self._learner("generator", theta_mask, make_optimizer)
+        self._psi = self._learner("pseudo_score", psi_mask, make_optimizer)
         self._refine_masters()
         self._start_average()
         self._step = Iteration(
@@ -254,11 +250,9 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
         )
         both = config.mask.apply == "both"
         share = both and config.mask.share_weights and generator is None and pseudo_score is None
-        self._networks: NetworkSet
-        if share:  # that needs the mask
-            self._networks = equal_networks(objective.teacher)
-        else:
-            self._networks = self._separate(generator, pseudo_score)
+        self._networks = (  # one set of weights needs the mask
+            equal_networks(objective.teacher) if share else self._separate(generator, pseudo_score)
+        )
         settled = self._settle_mask(mask, self._find_mask)
         self._refresh_every = 0 if settled is None else config.mask.refresh_every
         if share and settled is None:
@@ -269,48 +263,42 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             )
         return settled, settled if both else None
 
-    def _separate(
-        self, generator: nn.Module | None, pseudo_score: nn.Module | None
-    ) -> SeparateNetworks:
+    def _separate(self, generator: nn.Module | None, pseudo_score: nn.Module | None) -> NetworkSet:
         """Three networks, of which the last two start as given."""
-        start = None
+        teacher, start = self._objective.teacher, None
         if generator is not None and self.config.generator.one_step:
-            like = next(self._objective.teacher.parameters())
-            start = nn.Module.to(copy.deepcopy(self.start), like.device, like.dtype)
-            start = start.eval().requires_grad_(False)
+            start = _like(copy.deepcopy(self.start), teacher).eval().requires_grad_(False)
         theta, psi = self._working(generator), self._working(pseudo_score)
         if self.config.recompute_blocks:  # copies of the teacher do
             for network in (theta, psi):
                 recompute_blocks_(network)
-        return SeparateNetworks(self._objective.teacher, theta, psi, start)
+        return NetworkSet(teacher, theta, psi, start)
 
     def _working(self, network: nn.Module | None) -> nn.Module:
         """A network that can be trained: the given one if it is as the teacher is, else a copy."""
-        teacher = next(self._objective.teacher.parameters())
+        teacher = self._objective.teacher
         if network is None:
-            return copy.deepcopy(self._objective.teacher).requires_grad_(True)
-        first = next(network.parameters())
-        if (first.device, first.dtype) != (teacher.device, teacher.dtype):
-            network = nn.Module.to(copy.deepcopy(network), teacher.device, teacher.dtype)
+            return copy.deepcopy(teacher).requires_grad_(True)
+        ours, theirs = next(network.parameters()), next(teacher.parameters())
+        if (ours.device, ours.dtype) != (theirs.device, theirs.dtype):
+            network = _like(copy.deepcopy(network), teacher)
         working = network
-        fused_blocks(lambda: working, self.config.accelerate, teacher.device)
+        fused_blocks(lambda: working, self.config.accelerate, theirs.device)
         return working
 
     def _learner(
-        self,
-        network: nn.Module,
-        section: NetworkSection,
-        mask: SaliencyMask | None,
-        make_optimizer: MakeOptimizer | None,
+        self, role: Role, mask: SaliencyMask | None, make_optimizer: MakeOptimizer | None
     ) -> Learner:
         """What steps a network, as its section of the configuration says."""
+        config = self.config
+        section = config.generator if role == "generator" else config.pseudo_score
         lr = section.lr
-        if mask is not None and self.config.mask.scale_lr:  # a step as long as a dense one
+        if mask is not None and config.mask.scale_lr:  # a step as long as a dense one
             lr *= mask.density**-0.5
         if make_optimizer is None:
             unlimited = {} if section.clip else {"clip_value": None}
-            make_optimizer = masked_adamw(self.config.optimizer.model_copy(update=unlimited))
-        return self._learn(network, mask, lr, make_optimizer)
+            make_optimizer = masked_adamw(config.optimizer.model_copy(update=unlimited))
+        return self._learn(self._networks.use(role), mask, lr, make_optimizer)
 
     def _refine_masters(self) -> None:
         """Masters start from the networks as they were given, not as bf16 has them."""
@@ -331,12 +319,8 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
     # ---- masks
 
     def _find_mask(self) -> SaliencyMask:
-        return find_mask(
-            self._objective,
-            self._networks,
-            iteration=self.iteration,
-            progress=self._title is not None,
-        )
+        shown = self._title is not None
+        return find_mask(self._objective, self._networks, iteration=self.iteration, progress=shown)
 
     def _refresh_mask(self) -> None:
         """Every `mask.refresh_every` iterations: a new mask at the generator's present weights."""
@@ -355,3 +339,9 @@ class PeckerTrainer(MaskedRun[IterationInputs]):
             self._ema.extend(self.ever_salient)
         self._graph.reset()
         self._ranks.first(self._describe)
+
+
+def _like(network: nn.Module, other: nn.Module) -> nn.Module:
+    """In the dtype of the other one, and where that is."""
+    first = next(other.parameters())
+    return nn.Module.to(network, first.device, first.dtype)  # diffusers' own warns of every cast

@@ -19,7 +19,28 @@ from pecker_fast.backends.layout import positions_on
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 
-__all__ = ["FullEma", "SalientEma", "slow_average"]
+__all__ = ["FullEma", "SalientEma", "carry", "salient_positions", "slow_average"]
+
+
+def salient_positions(network: nn.Module, mask: SaliencyMask) -> dict[str, Tensor | None]:
+    """Where a mask lets each parameter change: (nnz,) int32 on its device, None = everywhere.
+
+    Parameters that stay frozen as a whole are left out.
+    """
+    return {
+        name: None if len(indices) == param.numel() else positions_on(indices, param.device)
+        for name, param in network.named_parameters()
+        if (indices := mask.indices.get(name)) is not None and len(indices) > 0
+    }
+
+
+def carry(old: Tensor, before: Tensor | None, new: Tensor, after: Tensor | None) -> None:
+    """Write values of the entries at `before` into those of `after`, which contain them."""
+    if before is None:
+        new.copy_(old)
+    else:
+        slots = before if after is None else torch.searchsorted(after, before)
+        new[slots.long()] = old
 
 
 class SalientEma:
@@ -59,20 +80,14 @@ class SalientEma:
 
         Entries that join start at their present weight: until now they never moved.
         """
-        masters = self._masters()
-        for name, param in self._network.named_parameters():
-            indices = mask.indices.get(name)
-            if indices is None or len(indices) == 0:
-                continue
-            indices = positions_on(indices, param.device)
-            whole = len(indices) == param.numel()
-            positions = None if whole else indices
-            average = self._values(param, positions, masters.get(name))
-            if name in self._averages:
-                kept = self._positions[name]
-                slots = slice(None) if kept is None else torch.searchsorted(indices, kept)
-                average[slots] = self._averages[name]
-            self._positions[name], self._averages[name] = positions, average
+        masters, before = self._masters(), self._positions
+        self._positions = salient_positions(self._network, mask)
+        averages, self._averages = self._averages, {}
+        for name, positions in self._positions.items():
+            param = self._network.get_parameter(name)
+            self._averages[name] = self._values(param, positions, masters.get(name))
+            if name in averages:
+                carry(averages[name], before[name], self._averages[name], positions)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -93,13 +108,10 @@ class SalientEma:
         master: tuple[Tensor | None, Tensor] | None,
         copy: bool = True,
     ) -> Tensor:
-        """The entries of a parameter at `positions` as a vector, as precisely as they are known.
+        """The entries of a parameter at `positions`, (nnz,), as precisely as they are known.
 
-        Args:
-            param: The parameter.
-            positions: (nnz,) int32, None = all.
-            master: Of fewer entries, after a mask was refreshed, or of all of them.
-            copy: The vector must not be the master itself.
+        A master may know fewer of them, after a mask was refreshed. Without `copy` the vector may
+        be the master itself.
         """
         count = param.numel() if positions is None else len(positions)
         if master is not None and master[1].numel() == count:
@@ -109,17 +121,14 @@ class SalientEma:
         values = torch.empty(count, dtype=dtype, device=param.device)
         self._backend.gather_salient_([param], [positions], [values])
         if master is not None and master[0] is not None:
-            kept = positions_on(master[0], param.device)
-            slots = kept if positions is None else torch.searchsorted(positions, kept)
-            values[slots.long()] = master[1]
+            carry(master[1], positions_on(master[0], param.device), values, positions)
         return values
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:
         """Write the average over the salient entries of `network`, rounded to its dtype."""
-        self._backend.scatter_salient_(
-            self._params(network), self._where(), list(self._averages.values())
-        )
+        positions, averages = list(self._positions.values()), list(self._averages.values())
+        self._backend.scatter_salient_(self._params(network), positions, averages)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name: (nnz,) each. The mask is not among them."""
@@ -134,9 +143,6 @@ class SalientEma:
 
     def _params(self, network: nn.Module) -> list[Tensor]:
         return [network.get_parameter(name) for name in self._averages]
-
-    def _where(self) -> list[Tensor | None]:
-        return list(self._positions.values())
 
 
 class FullEma:

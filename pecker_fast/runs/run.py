@@ -11,9 +11,10 @@ torch has deterministic algorithms.
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -30,9 +31,8 @@ from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.live_memory import WEIGHTS
 from pecker_fast.runs.metrics import ONE_LOSS, LossRecord, Metrics, open_tensorboard
 from pecker_fast.runs.randomness import TRAINING, IterationRandom, same_algorithms
-from pecker_fast.runs.stopwatch import Stopwatch
 
-__all__ = ["Run", "Stateful", "fused_blocks"]
+__all__ = ["Run", "Stateful", "Stopwatch", "fused_blocks"]
 
 Batch = TypeVar("Batch")
 Identity: TypeAlias = Callable[[], Mapping[str, str]]
@@ -47,6 +47,35 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> Any:
         """Take it over."""
+
+
+class Stopwatch:
+    """Adds up the time of the blocks that run under it, over all starts of a run.
+
+    So what a caller does between two iterations, such as judging images, does not count. On a GPU
+    it ends where the iteration was launched; what is still queued counts as soon as somebody waits
+    for it within such a block.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        """Go on from `seconds`."""
+        self._before = seconds
+        self._begun: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """So far, an open block included."""
+        running = 0.0 if self._begun is None else time.monotonic() - self._begun
+        return self._before + running
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of the block."""
+        self._begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._before, self._begun = self.seconds, None
 
 
 class Run(ABC, Generic[Batch]):
@@ -190,10 +219,11 @@ class Run(ABC, Generic[Batch]):
         record = LossRecord(self.terms, every.every, self.device, self._ranks, self.share)
         with self._shown() as show:
             while self.iteration < config.length:
-                with self.stopwatch:
+                with self.stopwatch.running():
                     record.add(self.iteration + 1, self.iterate())
                     save = self._is_due(every.checkpoint_every)
-                    read = self._read(record) if save or self._is_due(every.every) else None
+                    with self._remedy():
+                        read = record.read() if save or self._is_due(every.every) else None
                     show(read)
                     if save:
                         self.save()
@@ -230,48 +260,47 @@ class Run(ABC, Generic[Batch]):
             for name, param in network.named_parameters():
                 if not bool(torch.isfinite(param).all()):
                     what = f"{which} weight".strip()
-                    raise PeckerError(
-                        f"the {what} {name!r} is not finite after iteration {self.iteration}: "
-                        f"{self._remedy()}"
-                    )
+                    with self._remedy():
+                        raise PeckerError(
+                            f"the {what} {name!r} is not finite after iteration {self.iteration}"
+                        )
         self._ranks.first(self._write)
 
     def _is_due(self, every: int) -> bool:
         return self.iteration % every == 0 or self.iteration == self.config.length
 
-    def _read(self, record: LossRecord) -> dict[str, float]:
+    @contextmanager
+    def _remedy(self) -> Iterator[None]:
+        """Add to a refusal of numbers what is saved, and what to lower."""
         try:
-            return record.read()
+            yield
         except PeckerError as error:
-            raise PeckerError(f"{error}: {self._remedy()}") from None
-
-    def _remedy(self) -> str:
-        standing = "nothing was saved" if self._directory is None else self._directory.standing()
-        return f"stopped; {standing}; lower {self.lower}"
+            place = self._directory
+            standing = "nothing was saved" if place is None else place.standing()
+            raise PeckerError(f"{error}: stopped; {standing}; lower {self.lower}") from None
 
     @contextmanager
     def _shown(self) -> Iterator[Callable[[Mapping[str, float] | None], None]]:
         """What shows an iteration that is done, and its losses where they were read."""
-        board: Any = None
-        if self.config.logging.tensorboard and self._directory is not None:
-            board = open_tensorboard(self._directory.path, self.iteration)
-        progress = Progress(self._title, self.config.length, initial=self.iteration, patience=0.0)
+        with ExitStack() as stack:
+            board: Any = None
+            if self.config.logging.tensorboard and self._directory is not None:
+                board = open_tensorboard(self._directory.path, self.iteration)
+                stack.callback(board.close)
+            progress = Progress(
+                self._title, self.config.length, initial=self.iteration, patience=0.0
+            )
+            stack.callback(progress.close)
 
-        def show(losses: Mapping[str, float] | None) -> None:
-            for name, value in (losses or {}).items():
-                if board is not None:
-                    tag = name if name == ONE_LOSS else f"loss/{name}"
-                    board.add_scalar(tag, value, self.iteration)
-            if losses is not None:
-                progress.describe({name: f"{value:.4g}" for name, value in losses.items()})
-            progress.update()
+            def show(losses: Mapping[str, float] | None) -> None:
+                if losses is not None:
+                    progress.describe({name: f"{value:.4g}" for name, value in losses.items()})
+                    for name, value in losses.items() if board is not None else ():
+                        tag = name if name == ONE_LOSS else f"loss/{name}"
+                        board.add_scalar(tag, value, self.iteration)
+                progress.update()
 
-        try:
             yield show
-        finally:
-            progress.close()
-            if board is not None:
-                board.close()
 
     # ---- the run directory; all of it on the first process
 

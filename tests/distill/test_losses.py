@@ -3,13 +3,10 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from toys import ToyDenoiser, tiny_unet, toy_objective
+from toys import ToyDenoiser, tiny_unet
 
-from pecker_fast.distill.conditions import Conditions
-from pecker_fast.distill.losses import distillation_loss, one_step_sample, term_weights
-from pecker_fast.distill.network_set import SeparateNetworks
+from pecker_fast.distill.losses import distillation_loss, one_step_sample
 from pecker_fast.distill.networks import compute_dtype, predict_noise, with_autocast
-from pecker_fast.distill.objective import Draws
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 
@@ -75,80 +72,6 @@ def test_omega_has_a_floor():
     loss, *_ = distillation_loss(p, s, s, p.clone(), 1.2)
     expected = ((p - s) * (-1.2 * (p - s))).sum() / 1e-5
     torch.testing.assert_close(loss[0], expected, rtol=1e-12, atol=0)
-
-
-class Batch:
-    """Networks in float64, and the noise of one iteration with B remain and B forget samples."""
-
-    def __init__(self, batch_size=3):
-        self.size = batch_size
-        self.teacher, self.pseudo_score, self.generator = (
-            ToyDenoiser().double().eval() for _ in range(3)
-        )
-        self.teacher.requires_grad_(False)
-        self.networks = SeparateNetworks(self.teacher, self.generator, self.pseudo_score)
-        self.n, self.e = torch.randn(2, 2 * batch_size, 1, 8, 8, dtype=torch.float64)
-        self.t = torch.randint(38, 712, (2 * batch_size,))
-        self.remain = torch.tensor([1, 2, 3])
-        self.forget = torch.zeros(3, dtype=torch.int64)
-        self.override = torch.full((3,), 2)
-
-
-def written_out_sample(network, n, c):
-    abar = SCHEDULE.signal[440] ** 2
-    a, b = abar.sqrt(), (1 - abar).sqrt()
-    return (b * n - b * network(b * n, torch.full((len(n),), 440), c)) / a
-
-
-def written_out_terms(batch, half, c_phi, c_psi, alpha):
-    """(L_psi, ell) of one half of the batch: a branch of its own, batch mean, no weights."""
-    n, e, t = batch.n[half], batch.e[half], batch.t[half]
-    abar = (SCHEDULE.signal[t] ** 2)[:, None, None, None]
-    a, b = abar.sqrt(), (1 - abar).sqrt()
-    x_g = written_out_sample(batch.generator, n, c_psi)
-    fixed = x_g.detach()
-    error = e - batch.pseudo_score(a * fixed + b * e, t, c_psi)
-    x_t = a * x_g + b * e
-    p = (x_t - b * batch.teacher(x_t, t, c_phi)) / a
-    s = (x_t - b * batch.pseudo_score(x_t, t, c_psi)) / a
-    return (error**2).sum((1, 2, 3)).mean(), written_out(p, s, x_g, alpha).mean()
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize(("lam_r", "lam_f"), [(1.0, 0.01), (0.3, 1.0)])
-def test_one_batch_equals_two_branches(alpha, lam_r, lam_f):
-    batch = Batch()
-    student = torch.cat([batch.remain, batch.forget])
-    teacher = torch.cat([batch.remain, batch.override])
-    halves = [slice(0, 3), slice(3, 6)]
-    psi_parameters = list(batch.pseudo_score.parameters())
-    theta_parameters = list(batch.generator.parameters())
-
-    psi_r, ell_r = written_out_terms(batch, halves[0], batch.remain, batch.remain, alpha)
-    psi_f, ell_f = written_out_terms(batch, halves[1], batch.override, batch.forget, alpha)
-    psi_gradients = torch.autograd.grad(lam_r * psi_r + lam_f * psi_f, psi_parameters)
-    theta_gradients = torch.autograd.grad(lam_r * ell_r + lam_f * ell_f, theta_parameters)
-
-    weight = term_weights(lam_r, lam_f, 3, batch.n)
-    assert weight.dtype == torch.float64
-    objective = toy_objective({"alpha": alpha}, dtype=torch.float64)
-    labels = Conditions.everywhere(student, teacher)
-    draws = Draws(batch.e, batch.t, batch.n)
-    x_g = objective.sample(batch.generator, batch.n, student)
-    psi_loss = objective.denoising(batch.pseudo_score, x_g.detach(), draws, labels)
-    ell, through = objective.score(batch.networks, x_g, draws, labels, weight)
-    exact = {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(psi_loss[:3].mean(), psi_r, **exact)
-    torch.testing.assert_close(psi_loss[3:].mean(), psi_f, **exact)
-    torch.testing.assert_close(ell[:3].mean(), ell_r, **exact)
-    torch.testing.assert_close(ell[3:].mean(), ell_f, **exact)
-    ours = torch.autograd.grad((weight * psi_loss).sum(), psi_parameters)
-    for gradient, expected in zip(ours, psi_gradients, strict=True):
-        torch.testing.assert_close(gradient, expected, **exact)
-    ours = torch.autograd.grad(x_g, theta_parameters, through)
-    for gradient, expected in zip(ours, theta_gradients, strict=True):
-        torch.testing.assert_close(gradient, expected, **exact)
-    assert max(gradient.abs().max() for gradient in ours) > 1e-3
 
 
 def test_a_unet_is_called_with_its_class_labels():

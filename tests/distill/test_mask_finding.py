@@ -7,7 +7,7 @@ import torch
 from toys import ToyDenoiser, toy_objective
 
 from pecker_fast.distill import PeckerTrainer, find_mask
-from pecker_fast.distill.network_set import SeparateNetworks
+from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
@@ -95,7 +95,7 @@ def test_contrasts_weigh_forget_against_remain(kind):
         rms = {name: (value / len(remain)).sqrt() for name, value in square.items()}
         floor = 1e-3 * torch.cat([value.flatten() for value in rms.values()]).mean()
         scores = {n: sum(g[n] for g in forget).abs() / (rms[n] + floor) for n in rms}
-    found = find_mask(objective, SeparateNetworks(objective.teacher, theta, psi))
+    found = find_mask(objective, NetworkSet(objective.teacher, theta, psi))
     assert found == SaliencyMask.from_scores(scores, 0.3)
     # The forget class's own row of the class table is never used by the remain batches.
     assert found.to_dense()["classes.weight"][0].all()
@@ -129,7 +129,7 @@ def test_nothing_is_changed_by_looking():
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    find_mask(objective, SeparateNetworks(objective.teacher, generator, pseudo_score))
+    find_mask(objective, NetworkSet(objective.teacher, generator, pseudo_score))
     assert torch.equal(torch.rand(2), expected)
     for network, state in zip((objective.teacher, generator, pseudo_score), before, strict=True):
         for name, value in network.state_dict().items():

@@ -92,12 +92,6 @@ def test_the_other_kinds_of_mask(kind):
         assert trainer.verify_frozen().frozen_changed == 0
 
 
-def test_released_gradients_change_no_bit():
-    dense, _ = train(toy_objective({"mask.refresh_every": 3}))
-    released, _ = train(toy_objective({"mask.refresh_every": 3, "optimizer.release_grads": True}))
-    assert_same_bits(weights(dense.generator), weights(released.generator))
-
-
 def test_parameters_that_are_frozen_as_a_whole_get_no_gradient():
     objective = toy_objective({"mask.granularity": "tensor", "iterations": 1})
     seen = []

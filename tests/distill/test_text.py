@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from text_toys import TEXT, drawn_at, encode, text_objective
-from toys import train, weights
+from text_toys import drawn_at, encode, text_objective
+from toys import train
 
 from pecker_fast.distill import PeckerTrainer
 from pecker_fast.distill.networks import diffusers_predictor
@@ -79,7 +79,8 @@ GUIDANCE = {
 
 # At alpha = 1 a term of the loss is gone; where it is there, guidance enters it.
 @pytest.mark.parametrize(
-    ("guided", "alpha"), [("published", 1.0), *((guided, 1.2) for guided in GUIDANCE)]
+    ("guided", "alpha"),
+    [("published", 1.0), ("none", 0.5), *((guided, 1.2) for guided in GUIDANCE)],
 )
 def test_losses_and_gradients_are_the_methods(guided, alpha):
     scales, negative = GUIDANCE[guided]
@@ -187,26 +188,13 @@ def test_halves_one_after_the_other_take_the_memory_of_one():
 
 
 def test_blocks_and_passes_computed_again_take_less_than_either():
-    both = peak("_generator_phase", recompute=True, recompute_blocks=True)
-    for one in ("recompute", "recompute_blocks"):
-        assert both < peak("_generator_phase", **{one: True})
+    phase = "_generator_phase"
+    both = peak(phase, recompute=True, recompute_blocks=True)
+    passes, blocks = peak(phase, recompute=True), peak(phase, recompute_blocks=True)
+    assert both < min(passes, blocks) and passes < 0.6 * peak(phase)
 
 
 # ---- everything else works with text too
-
-
-def test_concepts_may_weigh_nothing():
-    """A concept of weight 0 has no part in what is learnt; the prompts to keep do."""
-    gradients = []
-    for weight in (0.0, 1.0):
-        text = {"concepts": [TEXT["concepts"][0] | {"weight": weight}]}
-        objective = text_objective({"mask.kind": "full", "iterations": 1}, text)
-        trainer = PeckerTrainer(objective)
-        before = copy.deepcopy(trainer.generator.state_dict())
-        list(trainer.run())
-        assert any(not torch.equal(before[n], p) for n, p in trainer.generator.state_dict().items())
-        gradients.append(weights(trainer.generator))
-    assert any(not torch.equal(gradients[0][n], gradients[1][n]) for n in gradients[0])
 
 
 def test_every_time_step_is_redirected_under_prompts():

@@ -16,7 +16,7 @@ from pecker_fast.cli import main
 from pecker_fast.distill import Objective, load_config
 from pecker_fast.distill.conditions import Conditions
 from pecker_fast.distill.iteration import Iteration, IterationInputs
-from pecker_fast.distill.network_set import SeparateNetworks
+from pecker_fast.distill.network_set import NetworkSet
 from pecker_fast.distill.objective import Draws
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
@@ -103,7 +103,7 @@ def one_iteration(
         return formula.Recorder(dict(network.named_parameters()), ends[network])
 
     learners = [Learner(network, None, 0.0, make) for network in (psi, generator)]
-    networks = SeparateNetworks(teacher.network, generator, psi)
+    networks = NetworkSet(teacher.network, generator, psi)
     losses = Iteration(objective, networks, *learners, ema=None).compute(inputs(size))
     return {
         role: {

@@ -9,13 +9,12 @@ from torch import nn
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.methods.training_config import TrainingConfig
-from pecker_fast.runs import stopwatch
+from pecker_fast.runs import run as run_module
 from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.ema import FullEma
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.metrics import ONE_LOSS
 from pecker_fast.runs.run import Run
-from pecker_fast.runs.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 
@@ -245,19 +244,8 @@ def test_losses_are_read_before_a_checkpoint_too():
 def clock(monkeypatch):
     """A clock that stands until it is told to go on."""
     now = [100.0]
-    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now[0])
     return now
-
-
-def test_blocks_add_up_and_pauses_do_not(clock):
-    watch = Stopwatch(5.0)
-    with watch:
-        clock[0] += 2
-        assert watch.seconds == 7.0
-    clock[0] += 50
-    with watch:
-        clock[0] += 1
-    assert watch.seconds == 8.0
 
 
 def test_seconds_of_training_go_on_after_a_resumption(tmp_path, clock):
