@@ -10,7 +10,7 @@ from pecker_fast_demo import teacher_folder
 from PIL import Image
 
 from pecker_fast import cli
-from pecker_fast.datasets.fashion_mnist import DEFAULT_FOLDER, load_split
+from pecker_fast.datasets.fashion_mnist import DEFAULT_FOLDER, load_pixels
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.frechet import ClassStatistics, FeatureStatistics
@@ -126,7 +126,7 @@ needs_images = pytest.mark.skipif(
 @needs_images
 @pytest.mark.slow
 def test_the_classifier_on_real_test_images(shipped):
-    images, labels = load_split(DEFAULT_FOLDER, "test")
+    images, labels = load_pixels(DEFAULT_FOLDER, "test")
     logits, _ = classify(load_classifier(teacher_folder() / "classifier"), images)
     accuracy = (logits.argmax(dim=1) == labels).double().mean()
     stated = shipped.figures["training"]["classifier_test_accuracy"]
@@ -136,7 +136,7 @@ def test_the_classifier_on_real_test_images(shipped):
 @needs_images
 @pytest.mark.slow
 def test_the_statistics_are_those_of_the_training_images():
-    images, labels = load_split(DEFAULT_FOLDER, "train")
+    images, labels = load_pixels(DEFAULT_FOLDER, "train")
     classifier = load_classifier(teacher_folder() / "classifier")
     stated = ClassStatistics.load(teacher_folder() / "statistics.safetensors")
     assert stated.count.tolist() == [6000] * 10

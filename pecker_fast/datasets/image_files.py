@@ -9,6 +9,7 @@ torchvision's `ImageFolder` numbers them.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ import torch
 from pydantic import ConfigDict, NonNegativeInt
 from torch import Tensor
 
-from pecker_fast.datasets.arrays import read_arrays
 from pecker_fast.datasets.pixels import check_memory, open_image
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json
@@ -31,10 +31,8 @@ __all__ = ["SAMPLES_FILE", "ImageFiles", "images_in", "load_image_files", "read_
 SAMPLES_FILE = "samples.json"
 """Where a folder of samples says what made them."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-GREY_MODES = ("1", "L", "LA")
+_SUFFIXES = (".png", ".jpg", ".jpeg")
 _MOST_CLASSES = 100_000
-COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 
 
 @dataclass(frozen=True)
@@ -67,59 +65,42 @@ def load_image_files(path: str | os.PathLike[str], progress: str | None = None) 
     path = Path(path)
     if path.is_dir():
         return _load_folder(path, progress)
-    if not path.exists():
-        raise PeckerError(f"{path}: no such folder or file; expected a folder of images or an .npz")
-    if path.suffix.lower() != ".npz":
+    if not path.is_file() or path.suffix.lower() != ".npz":
         raise PeckerError(f"{path}: expected a folder of PNG or JPEG images, or an .npz file")
     return _load_npz(path)
 
 
 def _load_folder(root: Path, progress: str | None) -> ImageFiles:
-    flat = list(images_in(root))
-    by_folder = {}
-    for folder in _folders_in(root):
-        by_folder[folder.name] = list(images_in(folder))
-        deeper = [inner for inner in _folders_in(folder) if any(images_in(inner))]
-        if deeper:
-            raise PeckerError(
-                f"{root}: images lie two folders deep, in {deeper[0]}; expected one folder per "
-                f"class: give {folder}"
-            )
-    filled = {name: files for name, files in by_folder.items() if files}
-    if flat and filled:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    by_folder = {folder.name: list(images_in(folder)) for folder in folders}
+    flat, filled = list(images_in(root)), {name for name, files in by_folder.items() if files}
+    if bool(flat) == bool(filled):
         raise PeckerError(
-            f"{root}: images both beside its sub-folders ({flat[0].name}) and in them "
-            f"({next(iter(filled))}); expected one or the other"
+            f"{root}: expected PNG or JPEG files, or one folder of them per class, found "
+            f"{'both' if flat else 'neither'}; name the folder that directly holds either"
         )
     if flat:
         return ImageFiles(_read_all(flat, progress), None, None, str(root))
-    if not filled:
-        raise PeckerError(f"{root}: no images; expected PNG or JPEG files, or one folder per class")
     provenance = _provenance(root / SAMPLES_FILE)
     if provenance is None:  # an empty folder counts: its class has no images, but has its number
         names, numbers = tuple(by_folder), {name: i for i, name in enumerate(by_folder)}
     else:
         names = tuple(provenance["class_names"])
         numbers = {name: part["index"] for name, part in provenance["folders"].items()}
-        if unknown := sorted(filled.keys() - numbers.keys()):
+        if unknown := sorted(filled - numbers.keys()):
             raise PeckerError(
                 f"{root}: {SAMPLES_FILE} knows no folder {unknown[0]!r}; remove one of them"
             )
-    files = [file for part in filled.values() for file in part]
-    labels = [numbers[name] for name, part in filled.items() for _ in part]
-    images = _read_all(files, progress)
+    labels = [numbers[name] for name, files in by_folder.items() for _ in files]
+    images = _read_all([file for files in by_folder.values() for file in files], progress)
     return ImageFiles(images, torch.tensor(labels), names, str(root), provenance)
 
 
 def images_in(folder: Path) -> Iterator[Path]:
     """Its image files in the order of their names; hidden ones may be half-written."""
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 class _Folder(Schema):
@@ -149,26 +130,22 @@ def _provenance(file: Path) -> dict[str, Any] | None:
 
 def _read_all(files: list[Path], progress: str | None) -> Tensor:
     """(N, C, H, W) uint8."""
-    images: Tensor | None = None
+    images = torch.empty(0, 1, 0, 0, dtype=torch.uint8)
     for index, file in enumerate(each(files, progress, unit="image")):
         pixels = read_image(file)
-        if images is None:
-            size = f"{pixels.shape[2]}x{pixels.shape[1]}"
-            check_memory(
-                len(files) * 3 * pixels[0].numel(),
-                f"{file.parent}: {len(files):,} images of {size}",
-            )
+        width, height = pixels.shape[2], pixels.shape[1]
+        if index == 0:
+            what = f"{file.parent}: {len(files):,} images of {width}x{height}"
+            check_memory(len(files) * 3 * width * height, what)
             images = torch.empty(len(files), *pixels.shape, dtype=torch.uint8)
-        if pixels.shape[1:] != images.shape[2:]:
-            sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (images.shape, pixels.shape)]
+        if (height, width) != images.shape[2:]:
             raise PeckerError(
-                f"images of two sizes: {files[0]} is {sizes[0]}, {file} is {sizes[1]} (width x "
-                "height); all must have one size"
+                f"{file}: is {width}x{height}, but {files[0].name} is {images.shape[3]}x"
+                f"{images.shape[2]} (width x height); all images must have one size"
             )
         if len(pixels) > images.shape[1]:
             images = images.repeat(1, len(pixels), 1, 1)  # all before were grey
         images[index] = pixels
-    assert images is not None  # for the type checker: there is a file
     return images
 
 
@@ -179,51 +156,49 @@ def read_image(path: Path) -> Tensor:
         PeckerError: it cannot be read, or has another depth.
     """
     image = open_image(path)
-    if image.mode in GREY_MODES:
-        pixels = np.array(image.convert("L"))[..., None]
-    elif image.mode in COLOUR_MODES:
-        pixels = np.array(image.convert("RGB"))
-    else:  # Pillow would clip 16 bits to 8
+    if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits to 8
         raise PeckerError(f"{path}: expected 8 bits a channel, got mode {image.mode}")
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
 
 
 def _load_npz(path: Path) -> ImageFiles:
-    file = read_arrays(path, ("images", "arr_0", "labels", "class_names"))
-    key = next((k for k in ("images", "arr_0") if k in file), None)
-    if key is None:
-        raise PeckerError(
-            f"{path}: expected an array images (N, C, H, W) or arr_0 (N, H, W, C), there is neither"
-        )
-    pixels, labels, names = file[key], file.get("labels"), file.get("class_names")
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or 0 in pixels.shape:
-        raise PeckerError(
-            f"{path}: {key} must be uint8 with four dimensions and not empty, "
-            f"got {pixels.dtype} {pixels.shape}"
-        )
-    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(names) == 0):
-        raise PeckerError(
-            f"{path}: class_names must be a list of texts, got {names.dtype} {names.shape}"
-        )
-    # The evaluator of guided-diffusion, whose files have arr_0, keeps channels last.
-    images = torch.from_numpy(pixels)
-    if key == "arr_0":
-        images = images.permute(0, 3, 1, 2).contiguous()
-    if images.shape[1] not in (1, 3):
-        raise PeckerError(
-            f"{path}: {key} must have 1 or 3 channels, got {tuple(images.shape[1:])} as (C, H, W)"
-        )
-    numbers = None
-    if labels is not None:
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-            raise PeckerError(
-                f"{path}: labels must be {len(images)} whole numbers, one per image, "
-                f"got {labels.dtype} {labels.shape}"
-            )
-        numbers = torch.from_numpy(labels.astype(np.int64))
-        least, most = int(numbers.min()), int(numbers.max())
-        classes = _MOST_CLASSES if names is None else len(names)
-        if least < 0 or most >= classes:
-            raise PeckerError(f"{path}: labels must lie in [0, {classes}), got {least} to {most}")
-    class_names = None if names is None or numbers is None else tuple(names.tolist())
-    return ImageFiles(images, numbers, class_names, str(path))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_memory(sum(part.file_size for part in archive.infolist()), path)
+        with np.load(path, allow_pickle=False) as file:
+            known = ("images", "arr_0", "labels", "class_names")
+            arrays = {name: np.asarray(file[name]) for name in known if name in file}
+    except PeckerError:
+        raise
+    except Exception as error:  # numpy, zipfile and its decompressors raise many kinds
+        raise PeckerError(f"{path}: cannot be read as an .npz file ({error})") from error
+    key = "images" if "images" in arrays else "arr_0"
+    pixels, labels, names = arrays.get(key), arrays.get("labels"), arrays.get("class_names")
+    if pixels is not None and key == "arr_0" and pixels.ndim == 4:
+        # The evaluator of guided-diffusion, whose files have arr_0, keeps channels last.
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if not (
+        pixels is not None and pixels.dtype == np.uint8 and pixels.ndim == 4
+        and pixels.size > 0 and pixels.shape[1] in (1, 3)
+    ):  # fmt: skip
+        raise _unfit(path, arrays, "images (N, C, H, W) or arr_0 (N, H, W, C), uint8, C 1 or 3")
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or names.size == 0):
+        raise _unfit(path, arrays, "class_names as a list of texts")
+    images = torch.from_numpy(np.ascontiguousarray(pixels))
+    if labels is None:
+        return ImageFiles(images, None, None, str(path))
+    most = _MOST_CLASSES if names is None else len(names)
+    if (
+        labels.shape != (len(images),)
+        or labels.dtype.kind not in "iu"
+        or not (0 <= labels.min() and labels.max() < most)
+    ):
+        raise _unfit(path, arrays, f"a label for each image, whole numbers in [0, {most})")
+    class_names = None if names is None else tuple(names.tolist())
+    return ImageFiles(images, torch.from_numpy(labels.astype(np.int64)), class_names, str(path))
+
+
+def _unfit(path: Path, arrays: Mapping[str, Any], expected: str) -> PeckerError:
+    found = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+    return PeckerError(f"{path}: expected {expected}; found {found or 'none of them'}")

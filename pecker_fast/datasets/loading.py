@@ -7,15 +7,15 @@ nothing is downloaded unless it is asked for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pecker_fast.datasets import DATASETS
+from pecker_fast.datasets import DATASETS, fashion_mnist
 from pecker_fast.datasets.image_files import ImageFiles, load_image_files
 from pecker_fast.datasets.pixels import to_float
 from pecker_fast.distributed import Ranks
@@ -24,7 +24,8 @@ from pecker_fast.runs.classes import class_index
 
 __all__ = ["ImageSet", "load_images", "read_images", "with_classes"]
 
-_CIFAR10_FOLDER = "cifar-10-batches-py"
+_TITLES = {"cifar10": "CIFAR-10", "stl10": "STL-10", "fashion-mnist": "Fashion-MNIST"}
+_FOLDERS = {"cifar10": "cifar-10-batches-py", "stl10": "stl10_binary"}
 _STL10_SIDE = 64  # What the published STL-10 models see; the files hold 96x96 pixels.
 
 
@@ -81,7 +82,8 @@ class ImageSet:
         Raises:
             PeckerError: nothing is left.
         """
-        return self._where(self.labels != label, "without", label)
+        kept = (self.labels != label).nonzero()[:, 0]
+        return self.select(kept, f"without {self.class_names[label]!r}")
 
     def only(self, label: int) -> ImageSet:
         """The images of one class.
@@ -89,7 +91,8 @@ class ImageSet:
         Raises:
             PeckerError: it has no images.
         """
-        return self._where(self.labels == label, "only", label)
+        kept = (self.labels == label).nonzero()[:, 0]
+        return self.select(kept, f"only {self.class_names[label]!r}")
 
     def select(self, indices: Tensor, what: str) -> ImageSet:
         """These images in this order, (n,) int64; `what` goes into the source."""
@@ -113,9 +116,6 @@ class ImageSet:
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
-
-    def _where(self, chosen: Tensor, word: str, label: int) -> ImageSet:
-        return self.select(chosen.nonzero()[:, 0], f"{word} {self.class_names[label]!r}")
 
 
 def with_classes(files: ImageFiles | ImageSet) -> ImageSet:
@@ -152,23 +152,30 @@ def load_images(dataset: str, root: Path | None, split: str, *, download: bool =
     """
     if dataset not in DATASETS:
         raise PeckerError(f"unknown data set {dataset!r}; known are {', '.join(DATASETS)}")
-    parts = ("train", "test") if split == "all" else (split,)
-    if dataset == "fashion-mnist":
-        images, labels, names = _fashion_mnist(root, parts)
-    else:
-        root = _existing(dataset, root, download)
-        if dataset == "cifar10":
-            images, labels, names = _cifar10(root, parts, download)
-        elif dataset == "stl10":
-            images, labels, names = _stl10(root, parts, download)
+    if root is None and dataset != "fashion-mnist":
+        raise PeckerError(f"--data-root is missing; name the folder where {dataset} lies")
+    folder = root or fashion_mnist.DEFAULT_FOLDER
+    name = _TITLES.get(dataset) or folder.resolve().name
+    sets = []
+    for part in ("train", "test") if split == "all" else (split,):
+        if dataset == "fashion-mnist":
+            pixels, labels = fashion_mnist.load_pixels(folder, part)
+            sets.append(ImageSet(pixels, labels, fashion_mnist.CLASS_NAMES, name))
+        elif dataset == "images":
+            sets.append(_own_images(folder, part))
         else:
-            images, labels, names = _own_images(root, parts)
+            sets.append(_published(dataset, folder, part, download))
+    first, last = sets[0], sets[-1]
+    if (first.class_names, first.image_shape) != (last.class_names, last.image_shape):
+        raise PeckerError(
+            f"--data-root {folder}: training and test images differ in classes or size: "
+            f"{first.class_names} {first.image_shape}, {last.class_names} {last.image_shape}"
+        )
+    images, labels = (torch.cat([getattr(s, part) for s in sets]) for part in ("images", "labels"))
     words = {"train": "training images", "test": "test images", "all": "training and test images"}
-    title = {"cifar10": "CIFAR-10", "stl10": "STL-10", "fashion-mnist": "Fashion-MNIST"}
-    name = title.get(dataset) or (root or Path()).resolve().name
-    height, width = images.shape[2:]
+    height, width = first.image_shape[1:]
     source = f"{name}, {len(images):,} {words[split]}, {height}x{width}"
-    return ImageSet(images, labels, names, source)
+    return ImageSet(images, labels, first.class_names, source)
 
 
 def read_images(
@@ -184,112 +191,33 @@ def read_images(
     return read[0] if read else load_images(dataset, root, split)
 
 
-_Loaded = tuple[Tensor, Tensor, tuple[str, ...]]
+def _published(dataset: str, root: Path, part: str, download: bool) -> ImageSet:
+    """CIFAR-10 or STL-10 as torchvision reads it, once every file has its published MD5 sum."""
+    from torchvision import datasets, transforms
 
-
-def _existing(dataset: str, root: Path | None, download: bool) -> Path:
-    if root is None:
-        raise PeckerError(f"--data-root is missing; name the folder where {dataset} lies")
-    if root.name in (_CIFAR10_FOLDER, "stl10_binary"):
-        raise PeckerError(f"--data-root {root}: name its parent, the folder that holds {root.name}")
-    if not root.is_dir() and not download:
-        raise PeckerError(f"--data-root {root}: no such folder")
-    return root
-
-
-def _cifar10(root: Path, parts: tuple[str, ...], download: bool) -> _Loaded:
-    from torchvision.datasets import CIFAR10 as cls
-
-    sets = [_verified(cls, root, download, train=part == "train") for part in parts]
-    pixels = torch.cat([torch.from_numpy(one.data) for one in sets])
-    labels = [label for one in sets for label in one.targets]
-    images = pixels.permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(labels, dtype=torch.int64), tuple(sets[0].classes)
-
-
-def _stl10(root: Path, parts: tuple[str, ...], download: bool) -> _Loaded:
-    from torchvision.datasets import STL10 as cls
-
-    sets = [_verified(cls, root, download, split=part) for part in parts]
-    names = getattr(sets[0], "classes", None)
-    if names is None:
-        raise PeckerError(f"{root / cls.base_folder / cls.class_names_file} is missing")
-    pixels = [_reduced(torch.from_numpy(one.data)) for one in sets]
-    labels = [torch.from_numpy(one.labels).long() for one in sets]
-    return torch.cat(pixels), torch.cat(labels), tuple(names)
-
-
-def _own_images(root: Path, parts: tuple[str, ...]) -> _Loaded:
-    sets = []
-    for part in parts:
-        places = [root / part, root / f"{part}.npz"]
-        found = next((place for place in places if place.exists()), None)
-        if found is None:
-            raise PeckerError(
-                f"--data-root {root}: neither {part}/ with a sub-folder per class nor {part}.npz "
-                "with arrays images, labels and class_names in it"
-            )
-        sets.append(with_classes(load_image_files(found)))
-    first = sets[0]
-    for other in sets[1:]:
-        if (other.class_names, other.image_shape) != (first.class_names, first.image_shape):
-            raise PeckerError(
-                f"--data-root {root}: training and test images differ in classes or size: "
-                f"{first.class_names} {first.image_shape}, {other.class_names} {other.image_shape}"
-            )
-    images, labels = (torch.cat([getattr(s, f) for s in sets]) for f in ("images", "labels"))
-    return images, labels, first.class_names
-
-
-def _fashion_mnist(root: Path | None, parts: tuple[str, ...]) -> _Loaded:
-    from pecker_fast.datasets import fashion_mnist
-
-    folder = fashion_mnist.DEFAULT_FOLDER if root is None else root
-    read = [fashion_mnist.load_pixels(folder, part) for part in parts]
-    images, labels = (torch.cat(column) for column in zip(*read, strict=True))
-    return images, labels, fashion_mnist.CLASS_NAMES
-
-
-def _reduced(pixels: Tensor) -> Tensor:
-    """(N, 3, 96, 96) uint8 to (N, 3, 64, 64) by Pillow's bilinear filter, as published."""
-    import numpy as np
-    from PIL import Image
-
-    rows, size = pixels.permute(0, 2, 3, 1).contiguous().numpy(), (_STL10_SIDE, _STL10_SIDE)
-    reduced = [
-        np.asarray(Image.fromarray(row).resize(size, Image.Resampling.BILINEAR)) for row in rows
-    ]
-    return torch.from_numpy(np.stack(reduced)).permute(0, 3, 1, 2).contiguous()
-
-
-def _verified(cls: Callable[..., Any], root: Path, download: bool, **options: Any) -> Any:
-    """A data set of torchvision, or what exactly is wrong with its files."""
+    read: Any
     try:
-        return cls(str(root), download=download, **options)
-    except RuntimeError as error:  # "Dataset not found or corrupted", whatever the matter is
-        raise PeckerError(_diagnosis(cls, root) or str(error)) from None
-    except (OSError, ValueError) as error:  # URLError included; names of classes without an MD5
-        action = "cannot be downloaded" if download else "cannot be read"
-        raise PeckerError(f"{root}: {cls.__name__} {action} ({error})") from None
+        if dataset == "cifar10":
+            read = datasets.CIFAR10(str(root), part == "train", download=download)
+        else:
+            reduce = transforms.Resize(_STL10_SIDE)  # of a PIL image, as published
+            read = datasets.STL10(str(root), part, transform=reduce, download=download)
+        names = tuple(read.classes)
+    except (RuntimeError, OSError, ValueError, AttributeError) as error:
+        raise PeckerError(
+            f"--data-root {root}: {_TITLES[dataset]} cannot be read ({error}); name the folder "
+            f"that holds {_FOLDERS[dataset]} as it was published; --download fetches it"
+        ) from None
+    images, labels = zip(*((np.asarray(image), label) for image, label in read), strict=True)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(pixels, torch.tensor(labels, dtype=torch.int64), names, _TITLES[dataset])
 
 
-def _diagnosis(cls: Any, root: Path) -> str | None:
-    """Which file torchvision does not want, and why."""
-    folder = root / cls.base_folder
-    if not folder.is_dir():
-        return f"--data-root {root}: no {cls.base_folder} in it; --download fetches it"
-    expected = [*cls.train_list, *cls.test_list]
-    if hasattr(cls, "meta"):
-        expected.append([cls.meta["filename"], cls.meta["md5"]])
-    for name, md5 in expected:
-        file = folder / name
-        if not file.is_file():
-            return f"{file} is missing; copy it again, or fetch all with --download"
-        found = hashlib.md5(file.read_bytes()).hexdigest()
-        if found != md5:
-            return (
-                f"{file}: not the published file (MD5 {found}, expected {md5}; "
-                f"{file.stat().st_size:,} bytes); it may be truncated: delete {folder} and copy it "
-                f"again, or fetch it with --download"
-            )
-    return None
+def _own_images(root: Path, part: str) -> ImageSet:
+    found = next((p for p in (root / part, root / f"{part}.npz") if p.exists()), None)
+    if found is None:
+        raise PeckerError(
+            f"--data-root {root}: neither {part}/ with a sub-folder per class nor {part}.npz "
+            "with arrays images, labels and class_names in it"
+        )
+    return with_classes(load_image_files(found))

@@ -13,52 +13,61 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.files import few, read_text, shown
+from pecker_fast.files import few, read_text
+from pecker_fast.runs.reading import Name, Schema, checked
 
-__all__ = ["ALL", "GROUPS", "PromptFile", "PromptRow", "read_prompt_file"]
+__all__ = ["ALL", "PromptFile", "PromptRow", "read_prompt_file"]
 
-GROUPS = ("forget", "override", "neighbours", "keep")
-"""What a prompt is there for. Of a file that does not say, all are in one group `ALL`."""
+GROUPS = ("forget", "override", "neighbours", "keep", "prompts")
+"""What a prompt is there for. Of a file that does not say, all are in the last group, `ALL`."""
 
-ALL = "prompts"
-
-_COLUMNS = {
-    "prompt": ("prompt",),
-    "group": ("group",),
-    "label": ("label",),
-    "seed": ("seed", "evaluation_seed", "sd_seed"),
-    "guidance": ("guidance", "evaluation_guidance", "sd_guidance_scale"),
-    "save_as": ("save_as",),
-}
-"""What is looked at, and what the column may be called; the first one that is there counts."""
+ALL: Literal["prompts"] = "prompts"
 
 _MOST_BYTES = 64 << 20
 _MOST_ROWS = 200_000
-_LONGEST = {"prompt": 10_000, "label": 200}  # characters
-_MOST_GUIDANCE = 1_000.0
-_FILE = re.compile(r"\w[\w. -]{0,150}\.(png|jpg)")
+_NO_ZERO = r"^[^\x00]*$"
+
+_Text: TypeAlias = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000, pattern=_NO_ZERO)
+]
+_Group: TypeAlias = Annotated[
+    Literal["forget", "override", "neighbours", "keep", "prompts"],
+    BeforeValidator(lambda cell: cell.strip().lower()),
+]
+_File: TypeAlias = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, pattern=r"^\w[\w. -]{0,150}\.(png|jpg)$"),
+]
 
 
-@dataclass(frozen=True)
-class PromptRow:
-    """One prompt."""
+class PromptRow(Schema):
+    """One prompt. Of columns with several names the first one that is there counts."""
 
-    prompt: str
-    group: str = ALL  # what it is there for, one of `GROUPS`, or `ALL`
+    model_config = ConfigDict(strict=False, extra="ignore", populate_by_name=True)
+
+    prompt: _Text
+    group: _Group = ALL
     # What it names, in the words of whoever judges the images; None where nobody says.
-    label: str | None = None
-    seed: int | None = None  # of its noise; None in a file without seeds
-    guidance: float | None = None  # of its images in many steps; None in a file without
-    save_as: str | None = None  # name of its image's file; None: images are numbered
+    label: Name | None = None
+    # Of its noise; None in a file without seeds.
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = Field(
+        None, validation_alias=AliasChoices("seed", "evaluation_seed", "sd_seed")
+    )
+    # Of its images in many steps; None in a file without.
+    guidance: Annotated[float, Field(ge=0, le=1000)] | None = Field(
+        None, validation_alias=AliasChoices("guidance", "evaluation_guidance", "sd_guidance_scale")
+    )
+    save_as: _File | None = None  # name of its image's file; None: images are numbered
 
 
 @dataclass(frozen=True)
@@ -71,12 +80,12 @@ class PromptFile:
     @property
     def groups(self) -> tuple[str, ...]:
         """Those that have prompts, what is to be forgotten first."""
-        return tuple(g for g in (*GROUPS, ALL) if any(row.group == g for row in self.rows))
+        return tuple(group for group in GROUPS if any(row.group == group for row in self.rows))
 
     @property
     def digest(self) -> str:
         """SHA-256 of the rows."""
-        rows = [astuple(row)[: None if row.save_as else -1] for row in self.rows]
+        rows = [[*row.model_dump().values()][: None if row.save_as else -1] for row in self.rows]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -96,12 +105,10 @@ def read_prompt_file(path: str | os.PathLike[str]) -> PromptFile:
     if file.suffix.lower() == ".csv":
         rows = list(_rows_of(text, file))
     else:
-        lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
-        rows = [PromptRow(_text("prompt", line, file, n)) for n, line in lines if line]
-    if not rows:
-        raise PeckerError(f"{file}: holds no prompt")
-    if len(rows) > _MOST_ROWS:
-        raise PeckerError(f"{file}: holds {len(rows):,} prompts, at most {_MOST_ROWS:,} are taken")
+        lines = ((n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+        rows = [checked(PromptRow, {"prompt": line}, f"{file}, line {n}") for n, line in lines]
+    if not 0 < len(rows) <= _MOST_ROWS:
+        raise PeckerError(f"{file}: holds {len(rows):,} prompts, expected 1 to {_MOST_ROWS:,}")
     saved = Counter(row.save_as.lower() for row in rows if row.save_as is not None)
     if twice := [name for name, count in saved.items() if count > 1]:
         raise PeckerError(f"{file}: save_as {few(twice)} stands in several rows; name each apart")
@@ -109,97 +116,22 @@ def read_prompt_file(path: str | os.PathLike[str]) -> PromptFile:
 
 
 def _rows_of(text: str, file: Path) -> Iterator[PromptRow]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = next(reader, [])
-        places = _places([name.strip().lower() for name in header], file)
+        names = [name.strip().lower() for name in reader.fieldnames or ()]
+        if len({*names}) < len(names):
+            raise PeckerError(f"{file}: has two columns of one name, {few(names, 6)}; rename one")
+        reader.fieldnames = names
         for cells in reader:
-            if not cells:
-                continue  # an empty line
-            if len(cells) != len(header):
+            where = f"{file}, line {reader.line_num}"
+            if None in cells or None in cells.values():
                 raise PeckerError(
-                    f"{file}, line {reader.line_num}: {len(cells)} cells, the header has "
-                    f"{len(header)}; put quotes around a prompt with commas"
+                    f"{where}: expected {len(names)} cells, as the header has; put quotes around a "
+                    "prompt with commas"
                 )
-            yield _row({n: cells[place] for n, place in places.items()}, file, reader.line_num)
+            cells["label"] = cells.get("label", "").strip() or None
+            yield checked(PromptRow, cells, f"{where} (a column is filled in each row or in none)")
     except csv.Error as error:
         raise PeckerError(
             f"{file}, line {reader.line_num}: not valid CSV ({error}); save it as CSV again"
         ) from error
-
-
-def _places(header: Sequence[str], file: Path) -> dict[str, int]:
-    """Which column holds what."""
-    places: dict[str, int] = {}
-    for name, known in _COLUMNS.items():
-        there = [column for column in known if column in header]
-        if there and header.count(there[0]) > 1:
-            raise PeckerError(f"{file}: has two columns {there[0]!r}; rename one of them")
-        if there:
-            places[name] = header.index(there[0])
-    if "prompt" not in places:
-        raise PeckerError(
-            f"{file}: has no column 'prompt', its header is {few(header, 6)}; expected CSV such as "
-            "prompt,group,label,seed"
-        )
-    return places
-
-
-def _row(cells: Mapping[str, str], file: Path, line: int) -> PromptRow:
-    where = f"{file}, line {line}"
-    group = cells.get("group", ALL).strip().lower()
-    if "group" in cells and group not in GROUPS:
-        raise PeckerError(f"{where}: group must be one of {', '.join(GROUPS)}, got {shown(group)}")
-    label = cells.get("label", "").strip()
-    if not label.isprintable():
-        raise PeckerError(f"{where}: label {shown(label)} holds characters that are not printable")
-    return PromptRow(
-        _text("prompt", cells["prompt"].strip(), file, line),
-        group,
-        _text("label", label, file, line) if label else None,
-        _number(cells["seed"], "seed", where, 2**64 - 1) if "seed" in cells else None,
-        _guidance(cells["guidance"], where) if "guidance" in cells else None,
-        _file_name(cells["save_as"].strip(), where) if "save_as" in cells else None,
-    )
-
-
-def _text(what: str, text: str, file: Path, line: int) -> str:
-    if not text or "\0" in text or len(text) > _LONGEST[what]:
-        found = f"{len(text):,} characters" if text else "nothing"
-        raise PeckerError(
-            f"{file}, line {line}: {what} must be a text of 1 to {_LONGEST[what]:,} characters "
-            f"without zero bytes, got {found}"
-        )
-    return text
-
-
-def _number(cell: str, what: str, where: str, most: int) -> int:
-    digits = cell.strip().removesuffix(".0")  # as pandas writes a column with gaps
-    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20 and int(digits) <= most):
-        raise PeckerError(
-            f"{where}: {what} must be a whole number from 0 to {most}, in each row or in none, got "
-            f"{shown(cell)}"
-        )
-    return int(digits)
-
-
-def _file_name(cell: str, where: str) -> str:
-    if not _FILE.fullmatch(cell):
-        raise PeckerError(
-            f"{where}: save_as must be the name of a .png or .jpg of letters, digits, _, -, . and "
-            f"spaces, without folders, in each row or in none, got {shown(cell)}"
-        )
-    return cell
-
-
-def _guidance(cell: str, where: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= _MOST_GUIDANCE:
-        raise PeckerError(
-            f"{where}: guidance must be a number from 0 to {_MOST_GUIDANCE:g}, in each row or in "
-            f"none, got {shown(cell)}"
-        )
-    return value

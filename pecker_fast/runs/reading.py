@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import MOST_DIGITS, MOST_LEVELS, check_extent, few, read_text, shown
 
-__all__ = ["Names", "Schema", "checked", "parse_yaml", "read_yaml"]
+__all__ = ["Name", "Names", "Schema", "checked", "parse_yaml", "read_yaml"]
 
 S = TypeVar("S", bound="Schema")
 _MOST_BYTES = 1 << 20

@@ -60,11 +60,9 @@ def test_samples_json_says_which_class_a_folder_holds(tmp_path):
     write(tmp_path / "other" / "0.png", GREY[0])
     with pytest.raises(PeckerError, match="knows no folder 'other'"):
         load_image_files(tmp_path)
-    nested = '{"folders": {"02_star": {"index": "2"}}, "class_names": ["a"]}'
-    for text in ("{", "[]", "{}", '{"folders": {"02_star": 2}, "class_names": []}', nested):
-        (tmp_path / "samples.json").write_text(text)
-        with pytest.raises(PeckerError, match=r"samples\.json"):
-            load_image_files(tmp_path)
+    (tmp_path / "samples.json").write_text('{"folders": {"02_star": 2}, "class_names": []}')
+    with pytest.raises(PeckerError, match=r"samples\.json"):
+        load_image_files(tmp_path)
     (tmp_path / "samples.json").write_text(json.dumps({"folders": folders, "class_names": ["a"]}))
     with pytest.raises(PeckerError, match=r"must lie in \[0, 1\)"):
         load_image_files(tmp_path)

@@ -22,8 +22,8 @@ def test_rows_with_all_there_is(written):
     text = '\ufeffseed, Prompt ,group,LABEL,note\n3,"a cat, asleep",forget,cat,x\n4,a dog,keep,,y\n'
     found = read_prompt_file(written(text))
     assert list(found.rows) == [
-        PromptRow("a cat, asleep", "forget", "cat", 3),
-        PromptRow("a dog", "keep", None, 4),
+        PromptRow(prompt="a cat, asleep", group="forget", label="cat", seed=3),
+        PromptRow(prompt="a dog", group="keep", seed=4),
     ]
     assert found.groups == ("forget", "keep")
 
@@ -42,7 +42,7 @@ def test_i2ps_own_columns(tmp_path):
                 writer.writerow([row, f'a "prompt",\nnumber {row}', "hate", 1, row + 7, 7.5, "x"])
         found = read_prompt_file(path)
         assert len(found.rows) == 4703 and found.groups == (ALL,)
-        assert found.rows[9] == PromptRow('a "prompt",\nnumber 9', ALL, None, 16, 7.5)
+        assert found.rows[9] == PromptRow(prompt='a "prompt",\nnumber 9', seed=16, guidance=7.5)
 
 
 def test_captions_one_a_line(written):
