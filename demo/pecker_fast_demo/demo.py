@@ -10,8 +10,9 @@ import torch
 
 from pecker_fast.distill.config import RECIPES, load_config
 from pecker_fast.erasure.api import erase
-from pecker_fast.erasure.classes import Distillation
-from pecker_fast.erasure.run import Erased, Site, carry_out
+from pecker_fast.erasure.classes import ClassTask
+from pecker_fast.erasure.erased import Erased
+from pecker_fast.erasure.run import Site, carry_out
 from pecker_fast.erasure.starts import load_start
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.frechet import ClassStatistics
@@ -19,7 +20,6 @@ from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.reference import ClassFigures, real_beside
 from pecker_fast.machine import usable_device
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.outputs import Clock
 from pecker_fast_demo import (
     emoji_first_stage_folder,
@@ -42,7 +42,7 @@ def demo(
     force: bool = False,
     device: str | torch.device = "auto",
     started: float | None = None,
-) -> Erased[ModelFolder]:
+) -> Erased:
     """Erase a class of the shipped Fashion-MNIST model into the run directory `out`; 1 minute.
 
     Args:
@@ -74,7 +74,7 @@ def demo(
         "generator": load_start(first_stage_folder(), "generator", model.network),
         "pseudo_score": load_start(first_stage_folder(), "pseudo_score", model.network),
     }
-    return carry_out(Distillation(site, model, config, judge, starts))
+    return carry_out(ClassTask(site, model, config, judge, starts))
 
 
 def demo_concept(
@@ -84,7 +84,7 @@ def demo_concept(
     force: bool = False,
     device: str | torch.device = "auto",
     started: float | None = None,
-) -> Erased[PipelineFolder]:
+) -> Erased:
     """Erase dogs, named by prompt, from the pipeline of emoji; arguments as for `demo`."""
     return erase(
         emoji_folder(),

@@ -44,7 +44,7 @@ from pecker_fast.progress import note
 from pecker_fast.runs.finding import find_pipeline, is_hub_id, is_repository
 
 if TYPE_CHECKING:
-    from pecker_fast.erasure.run import Erased
+    from pecker_fast.erasure.erased import Erased
     from pecker_fast.masks.mask import ParameterStats
 
 __all__ = ["distill", "erase", "mask", "say"]
@@ -176,9 +176,7 @@ def distill(
         result([f"first stage      {erased.out}"], lambda: {"out": erased.out, **facts.to_dict()})
 
 
-def _carried_out(
-    request: Request, threads: int | None, dry: bool, printing: bool
-) -> Erased[Any] | None:
+def _carried_out(request: Request, threads: int | None, dry: bool, printing: bool) -> Erased | None:
     """Check and do what is asked for; None where only its settings, or what it takes, are said."""
     if printing:
         say_config(request.read_config())
@@ -195,7 +193,7 @@ def _carried_out(
     return None
 
 
-def say(erased: Erased[Any]) -> None:
+def say(erased: Erased) -> None:
     """Print what happened, what was frozen, the figures, and where everything is.
 
     Raises:
@@ -216,7 +214,7 @@ def say(erased: Erased[Any]) -> None:
         erased.frozen.require_unchanged(erased.out)
 
 
-def _lines(erased: Erased[Any], paths: Mapping[str, Path]) -> Iterator[str]:
+def _lines(erased: Erased, paths: Mapping[str, Path]) -> Iterator[str]:
     from pecker_fast.erasure.concepts import patch_sizes
 
     report = erased.report

@@ -18,13 +18,14 @@ from pecker_fast.datasets.prompt_files import read_prompt_file
 from pecker_fast.distill.config import sets_guidance
 from pecker_fast.distill.text_config import GuidanceSection
 from pecker_fast.distributed import Ranks
-from pecker_fast.erasure.classes import Baseline, Distillation
+from pecker_fast.erasure.classes import ClassTask
 from pecker_fast.erasure.concepts import Concept, Showing
 from pecker_fast.erasure.dry_run import try_out
+from pecker_fast.erasure.erased import Erased
 from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.prompt_judges import judge_of
 from pecker_fast.erasure.request import HUB_OPTIONS, Request
-from pecker_fast.erasure.run import Erased, Site, Task, carry_out
+from pecker_fast.erasure.run import Site, Task, carry_out
 from pecker_fast.erasure.starts import Role, StartNetwork, load_original, load_start
 from pecker_fast.errors import PeckerError, PeckerTypeError
 from pecker_fast.evaluate.judges import Judge
@@ -41,7 +42,7 @@ from pecker_fast.runs.dry_run import DryRun
 from pecker_fast.runs.finding import find_pipeline
 from pecker_fast.runs.outputs import Clock
 
-__all__ = ["dry_run", "erase", "real_images", "run"]
+__all__ = ["class_task", "dry_run", "erase", "run"]
 
 
 def erase(
@@ -52,7 +53,7 @@ def erase(
     out: str | os.PathLike[str],
     config: str | os.PathLike[str] | None = None,
     **options: Any,
-) -> Erased[Any]:
+) -> Erased:
     """Erase a class from a model, or concepts from a text-to-image pipeline; `pecker-fast erase`.
 
     Everything goes into the directory `out`: checkpoints, the mask, the erased model, figures. The
@@ -144,7 +145,7 @@ _PATHS = (
 )  # fmt: skip
 
 
-def run(request: Request) -> Erased[Any]:
+def run(request: Request) -> Erased:
     """Do what is asked for; on every process that shares the run.
 
     Raises:
@@ -178,11 +179,11 @@ def _on_disk(request: Request) -> Iterator[Request]:
         yield replace(request, pipeline=folder, pipeline_config=None)
 
 
-def _task(request: Request) -> Task[Any, Any]:
-    return _class_task(request) if request.pipeline is None else _concept_task(request)
+def _task(request: Request) -> Task:
+    return _concept_task(request) if request.of_prompts else class_task(request)
 
 
-def real_images(
+def _real_images(
     request: Request, config: BaselineConfig, ranks: Ranks
 ) -> tuple[BaselineConfig, ImageSet]:
     """What a method is trained on, and its configuration with the name of the data set in it.
@@ -201,33 +202,32 @@ def real_images(
     return config.model_copy(update={"dataset": name}), images
 
 
-def _class_task(request: Request) -> Task[Any, ModelFolder]:
+def class_task(request: Request) -> ClassTask:
+    """What is asked of a model folder, with everything loaded."""
     config = request.read_config()
     device = usable_device(request.device)
     ranks = Ranks.join(device.type)
     assert request.model is not None  # there is no pipeline
     model = load_original(request.model)
     site = _site(request, device, ranks, model.network)
+    images = None
     if isinstance(config, BaselineConfig) and not config.data_free:
-        config, images = real_images(request, config, ranks)
-        return Baseline(site, model, config, images, _judge(request, model, device))
+        config, images = _real_images(request, config, ranks)
     judge = _judge(request, model, device)
-    config = with_overrides(config, model, judge, device)
-    if isinstance(config, BaselineConfig):
-        return Baseline(site, model, config, None, judge)
+    if images is None:
+        config = with_overrides(config, model, judge, device)
     starts = _starts(request, model.network, ranks)
-    return Distillation(site, model, config, judge, starts)
+    return ClassTask(site, model, config, judge, starts, images)
 
 
-def _concept_task(request: Request) -> Task[Any, PipelineFolder]:
+def _concept_task(request: Request) -> Concept:
     from pecker_fast.evaluate.concept_report import load_measures
 
     config = request.read_config()
     device = usable_device(request.device)
     ranks = Ranks.join(device.type)
-    pipeline = request.pipeline
+    pipeline: Any = request.pipeline
     if not isinstance(pipeline, PipelineFolder):
-        assert pipeline is not None
         pipeline = PipelineFolder.load(pipeline, request.variant)
     if pipeline.has_guidance and not sets_guidance(request.config, request.settings):
         places = GuidanceSection.model_fields
@@ -239,12 +239,8 @@ def _concept_task(request: Request) -> Task[Any, PipelineFolder]:
         told = read_prompt_file(request.prompts)
         judge = judge_of(request, told, request.per_class, device)
     if request.previews:
-        showing = Showing(
-            str(request.config),
-            request.teacher_steps,
-            load_measures(request.nudity_detector, request.clip, device),
-            judge,
-        )
+        measures = load_measures(request.nudity_detector, request.clip, device)
+        showing = Showing(str(request.config), request.teacher_steps, measures, judge)
     return Concept(site, pipeline, config, showing, starts)
 
 
@@ -254,9 +250,8 @@ def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartN
         "generator": request.generator or request.first_stage,
         "pseudo_score": request.pseudo_score or request.first_stage,
     }
-    of_prompts = request.pipeline is not None
     return {
-        role: load_start(path, role, like, of_prompts=of_prompts, ranks=ranks)
+        role: load_start(path, role, like, of_prompts=request.of_prompts, ranks=ranks)
         for role, path in paths.items()
         if path is not None
     }
@@ -264,7 +259,7 @@ def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartN
 
 def _site(request: Request, device: torch.device, ranks: Ranks, network: nn.Module) -> Site:
     """Where the run takes place, and the mask that it was given, in its file or SalUn's."""
-    mask, source = request.mask, request.model or request.pipeline
+    mask, source = request.mask, request.source
     if isinstance(mask, Path):
         read = SaliencyMask.from_dense if saved_by_torch(mask) else SaliencyMask.load
         mask = read(mask, network)

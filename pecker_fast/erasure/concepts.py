@@ -13,8 +13,9 @@ from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
+from pecker_fast.erasure.erased import Erased
 from pecker_fast.erasure.prompt_judges import PromptJudge
-from pecker_fast.erasure.run import Erased, Site, Task, Trainer
+from pecker_fast.erasure.run import Site, Task
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.concept_report import Measure, concept_report
@@ -36,6 +37,7 @@ __all__ = ["Concept", "Showing", "patch_sizes"]
 _LOOKS = 6  # at the network while it is trained, besides the one at the start
 _LOOK_IMAGES = 60  # of the concept, and as many of others, in a look that a judge has
 _LOOK_STEPS = 10  # of a many-step network, in a look
+_IN_PATCH = ("iterations", "t_init")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Showing:
     judge: PromptJudge | None = None
 
 
-class Concept(Task[Trainer, PipelineFolder]):
+class Concept(Task):
     """A pipeline forgets concepts: distilled into one step, or with its many steps (redirect)."""
 
     def __init__(
@@ -80,6 +82,7 @@ class Concept(Task[Trainer, PipelineFolder]):
             PeckerError: prompts that cannot be used, a time constant that the model does not have,
                 `until` without a probe, or a one-step generator that is to keep its steps.
         """
+        keeps_steps = isinstance(config, BaselineConfig)
         if config.until is not None and (showing is None or showing.judge is None):
             raise PeckerError(
                 "erase: until looks at the images as the run goes, and no judge here knows what "
@@ -91,39 +94,34 @@ class Concept(Task[Trainer, PipelineFolder]):
                     f"pipeline folder {pipeline.path}: {file.relative_to(pipeline.path)} is a link "
                     "to what is not there, so the result could not be written; restore or remove it"
                 )
-        self.site, self.pipeline, self.config = site, pipeline, config
-        self.original = pipeline.network
-        self._keeps_steps = isinstance(config, BaselineConfig)
-        if self._keeps_steps and pipeline.description.get("kind") == "generator":
+        if keeps_steps and pipeline.description.get("kind") == "generator":
             raise PeckerError(
                 f"{pipeline.path}: a one-step generator, which has no steps to keep; give the "
                 "pipeline that it was distilled from"
             )
-        if self._keeps_steps and showing is not None and showing.steps == 1:
+        if keeps_steps and showing is not None and showing.steps == 1:
             raise PeckerError(
                 "erase: a many-step pipeline is shown in many steps; --teacher-steps must be at "
                 "least 2"
             )
+        objective: Any
         with site.clock.stage("prompts"):
             if isinstance(config, BaselineConfig):
-                self._objective = method_objective(pipeline, config, None, site.device)
+                objective = method_objective(pipeline, config, None, site.device)
             else:
-                self._objective = Objective.from_pipeline(pipeline, config, site.device)
-        assert isinstance(self._objective.conditions, TextConditions)  # a pipeline's are
-        self.conditions = self._objective.conditions
-        self._showing, given = showing, starts or {}
-        self.starts = {role: start.facts for role, start in given.items()}
-        self._networks = {role: start.network for role, start in given.items()}
+                objective = Objective.from_pipeline(pipeline, config, site.device)
+        super().__init__(site, pipeline, config, objective, starts)
+        self.conditions: TextConditions = objective.conditions
+        self._showing = showing
         self._previews: Previews | None = None
         if showing is not None:
-            groups = prompt_groups(self.conditions)
-            steps = (showing.steps, showing.steps if self._keeps_steps else 1)
-            look = 1
+            steps, look = (showing.steps, showing.steps if keeps_steps else 1), 1
             if isinstance(config, BaselineConfig):
                 look = min(steps[1], _LOOK_STEPS if config.until is None else config.until.steps)
             self._previews = Previews(
-                pipeline, config, groups, site.out, site.device, *steps, look_steps=look
-            )
+                pipeline, config, prompt_groups(self.conditions), site.out, site.device, *steps,
+                look_steps=look,
+            )  # fmt: skip
 
     @property
     def told(self) -> list[str]:
@@ -133,20 +131,20 @@ class Concept(Task[Trainer, PipelineFolder]):
     @property
     def result_bytes(self) -> int:
         """The whole pipeline."""
-        return sum(file.stat().st_size for file in self.pipeline.path.rglob("*") if file.is_file())
+        return sum(file.stat().st_size for file in self.model.path.rglob("*") if file.is_file())
 
-    def notes(self, trainer: Trainer) -> Sequence[str]:
+    def notes(self, trainer: Any) -> Sequence[str]:
         """How many prompts there are, too."""
         pairs = sum(map(len, self.conditions.concepts))
         kept = len(self.conditions.remain)
         prompts = [f"{pairs} prompts to forget, {kept} to keep"]
-        if self.pipeline.has_guidance and self.config.text is not None:
+        if self.model.has_guidance and self.config.text is not None:
             scales = sorted(set(self.config.text.guidance.model_dump().values()))
             said = ", ".join(f"{scale:g}" for scale in scales)
             prompts.append(f"guidance is built into the network; by a second prompt: {said}")
         return [*prompts, *trainer.notes]
 
-    def watch(self, trainer: Trainer) -> Callable[[], bool]:
+    def watch(self, trainer: Any) -> Callable[[], bool]:
         """Shows the network now and then, and measures it where there is a probe."""
         previews, showing, ranks = self._previews, self._showing, self.site.ranks
         if previews is None or showing is None:
@@ -178,77 +176,61 @@ class Concept(Task[Trainer, PipelineFolder]):
 
         return visit
 
-    def finish(self, trainer: Trainer, *, over: bool = False) -> PipelineFolder:
+    def finish(self, trainer: Any, *, over: bool = False) -> PipelineFolder:
         """The pipeline around the network, in the precision that it had."""
-        description = {
-            **self.pipeline.description,
-            **self._kind(),
-            "iterations": trainer.iteration,
-            "mask_digest": trainer.mask.digest,
-        }
+        description = {**self.model.description, **self.card(trainer)}
+        if not self.keeps_steps:
+            schedule = self.objective.schedule
+            description["kind"] = "generator"
+            if schedule.flow:
+                description["sigma_init"] = float(schedule.noise[schedule.t_init])
         if self.told:
             description["forget"] = sorted(set(self.told))[:50]
         network: Any = trainer.erased_network(over=over).to("cpu")
         path = self.site.out / PIPELINE_NAME
-        return replace(self.pipeline, path=path, network=network, description=description)
-
-    def _kind(self) -> dict[str, Any]:
-        """What the description says of how the result draws."""
-        if isinstance(self.config, BaselineConfig):
-            return {"method": self.config.method}
-        schedule = self._objective.schedule
-        found = {"kind": "generator", "t_init": schedule.t_init}
-        if schedule.flow:
-            found["sigma_init"] = float(schedule.noise[schedule.t_init])
-        return found
+        made: PipelineFolder = replace(
+            self.model, path=path, network=network, description=description
+        )
+        return made
 
     def save(
-        self,
-        trainer: Trainer,
-        model: PipelineFolder,
-        frozen: FrozenCheck,
-        figures: Mapping[str, Any],
+        self, trainer: Any, model: PipelineFolder, frozen: FrozenCheck, figures: Mapping[str, Any]
     ) -> PipelineFolder:
         """Write the pipeline, and of a first stage the pseudo-score network, else the patch.
 
         There is no patch where a frozen entry has changed: it holds none.
         """
         model = replace(model, description={**model.description, **figures})
-        about = {"iterations": trainer.iteration}
-        if not self._keeps_steps:
-            about["t_init"] = self._objective.schedule.t_init
-        first_stage = not self.conditions.concepts
+        about = {name: value for name, value in self.card(trainer).items() if name in _IN_PATCH}
         pseudo_score: Any = None
-        if first_stage and isinstance(trainer, PeckerTrainer):
+        if not self.conditions.concepts and isinstance(trainer, PeckerTrainer):
             pseudo_score = trainer.pseudo_score
 
         def write() -> None:
-            self.pipeline.save(model.path, model.network, model.description)
+            self.model.save(model.path, model.network, model.description)
             if pseudo_score is not None:
                 with replacing_folder(self.site.out / PSEUDO_SCORE_NAME) as folder:
-                    save_network(pseudo_score, folder / self.pipeline.architecture.denoiser)
+                    save_network(pseudo_score, folder / model.architecture.denoiser)
                     made = {**model.description, "method": "pseudo_score"}
                     write_text(folder / DESCRIPTION, json.dumps(made, indent=1) + "\n")
-                return
-            if frozen.frozen_changed:
-                return
-            patch = self.site.out / PATCH_NAME
-            save_patch(patch, trainer.start, model.network, trainer.ever_salient, **about)
+            elif not frozen.frozen_changed:
+                patch = self.site.out / PATCH_NAME
+                save_patch(patch, trainer.start, model.network, trainer.ever_salient, **about)
 
         self.site.ranks.first(write)
         return model
 
-    def judge(self, erasure: Erased[PipelineFolder]) -> Report | None:
+    def judge(self, erased: Erased) -> Report | None:
         """Pictures before and after, what was given to judge them, and the page about them.
 
         None for a first stage, which has forgotten nothing.
         """
         showing, previews, site = self._showing, self._previews, self.site
-        if showing is None or previews is None or erasure.frozen.frozen_changed:
+        if showing is None or previews is None or erased.frozen.frozen_changed:
             return None
         if not self.conditions.concepts:
             return None
-        network = erasure.model.network.to(site.device)
+        network = erased.model.network.to(site.device)
         images = (
             previews.original(previews.texts, site.ranks),
             previews.erased(network, previews.texts, site.ranks),
@@ -258,16 +240,17 @@ class Concept(Task[Trainer, PipelineFolder]):
         outcome = None
         if showing.judge is not None:
             outcome = showing.judge.outcome(previews, self.told, network)
-        patch, network = patch_sizes(site.out, self.pipeline.architecture.denoiser)
-        erased = self.config.text.concepts if self.config.text is not None else ()
-        words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in erased)]
+        patch, network = patch_sizes(site.out, self.model.architecture.denoiser)
+        text = self.config.text
+        concepts = () if text is None else text.concepts
+        words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in concepts)]
         report = concept_report(
-            erasure.facts,
+            erased.facts,
             concept=_listed(words),
-            override=_listed([part.override for part in erased]),
-            model=str(self.pipeline.path),
+            override=_listed([part.override for part in concepts]),
+            model=str(self.model.path),
             recipe=showing.recipe,
-            mask_digest=erasure.mask.digest,
+            mask_digest=erased.mask.digest,
             patch_bytes=patch,
             unet_bytes=network,
             sampling=previews.sampling,

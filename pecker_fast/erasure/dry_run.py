@@ -22,7 +22,7 @@ _MODELLED = {
 """What the model runs with: torch's blocks, and of the mask's gradients the first."""
 
 
-def try_out(task: Task[Any, Any]) -> DryRun:
+def try_out(task: Task) -> DryRun:
     """Compute what a task's run takes, then try it.
 
     Raises:
@@ -47,7 +47,7 @@ def try_out(task: Task[Any, Any]) -> DryRun:
     return dry_run.try_out(trial)
 
 
-def _modelled(task: Task[Any, Any], values: Mapping[str, Any]) -> Peak:
+def _modelled(task: Task, values: Mapping[str, Any]) -> Peak:
     """What a task takes with some settings changed."""
     objective = task.objective
     objective.schedule.tables(objective.device, objective.dtype)  # kept, so they must be real

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.distill.conditions import ClassConditions
 from pecker_fast.distill.config import PeckerConfig
-from pecker_fast.distill.mask_finding import find_mask
-from pecker_fast.distill.objective import Objective
-from pecker_fast.distributed import Ranks
-from pecker_fast.erasure.api import real_images
-from pecker_fast.erasure.overrides import with_overrides
+from pecker_fast.erasure.api import class_task
 from pecker_fast.erasure.request import Request
-from pecker_fast.erasure.several import Pairs
-from pecker_fast.erasure.starts import load_original
 from pecker_fast.errors import PeckerError
-from pecker_fast.machine import usable_device
 from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.trainer import method_objective
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.weights import of_variant
 from pecker_fast.nn.flops import NetworkFlops, count_flops
-from pecker_fast.nn.winograd import running_winograd
-from pecker_fast.runs.config import MaskedConfig
 from pecker_fast.runs.digest import fingerprint
 from pecker_fast.runs.memory import naming_settings
 
@@ -37,21 +24,13 @@ __all__ = ["ClassMask", "describe_backward", "mask_of_class"]
 
 @dataclass(frozen=True)
 class ClassMask:
-    """The mask that a run would find.
-
-    Attributes:
-        mask: itself.
-        forget: name of the class.
-        kind: saliency, random or full.
-        note: a line on what it saves, or what it was found on.
-        model: digest of the network that it was found on.
-    """
+    """The mask that a run would find."""
 
     mask: SaliencyMask
-    forget: str
-    kind: str
-    note: str
-    model: str
+    forget: str  # name of the class
+    kind: str  # saliency, random or full
+    note: str  # a line on what it saves, or what it was found on
+    model: str  # digest of the network that it was found on
 
     def save(self, out: Path) -> Path:
         """Write the file `out`, and beside it a picture of the density by layer; returns that."""
@@ -77,55 +56,24 @@ def mask_of_class(request: Request) -> ClassMask:
         >>> round(mask_of_class(request).mask.density, 2)
         0.5
     """
-    config = request.read_config()
-    device = usable_device(request.device)
     request = request.fetched()
-    assert request.model is not None
     with of_variant(request.variant):
-        model = load_original(request.model)
-    model.network.to(device)
-    config = with_overrides(config, model, None, device)
-    if isinstance(config, BaselineConfig):
-        return _of_method(model, config, request)
-    if config.forget is None:
+        task = class_task(request)
+    if not task.pairs:
         raise PeckerError("mask: the configuration forgets no class; give --forget")
-    objective = Objective.from_model(model, config)
-    classes = objective.conditions
-    assert isinstance(classes, ClassConditions)
-    with naming_settings(config), _as_in_a_run(objective.teacher, config):
-        found = find_mask(objective, progress=True)
-    name = _names(model, classes.pairs)
-    note, digest = _backward(model, objective, found), fingerprint(model.network)
-    return ClassMask(found, name, config.mask.kind, note, digest)
+    if isinstance(task.config, PeckerConfig):  # a recipe's second stage has the same mask
+        task = task.tried({"first_stage": "none"}, lambda network: network)
+    with naming_settings(task.config):
+        found = task.start(None).mask
+    name = ", ".join(task.model.class_names[index] for index, _ in task.pairs)
+    if isinstance(task.config, PeckerConfig):
+        said = _backward(task.model, found, task.config)
+    else:
+        said = f"found on {name} in {task.images or 'images of the model itself'}"
+    return ClassMask(found, name, task.config.mask.kind, said, fingerprint(task.original))
 
 
-def _as_in_a_run(
-    network: nn.Module, config: MaskedConfig
-) -> contextlib.AbstractContextManager[None]:
-    """With the convolutions of a run, which finds the same mask to the bit."""
-    return running_winograd(network) if config.accelerate else contextlib.nullcontext()
-
-
-def _of_method(model: ModelFolder, config: BaselineConfig, request: Request) -> ClassMask:
-    """As a method finds it: from real images, or those that the model draws."""
-    images, source = None, "images of the model itself"
-    if not config.data_free:
-        config, images = real_images(request, config, Ranks())
-        source = images.source
-    objective = method_objective(model, config, images)
-    network = model.network.requires_grad_(True)
-    with naming_settings(config), _as_in_a_run(network, config):
-        found = objective.find_mask(network, progress=True)
-    name = _names(model, objective.pairs)
-    note, digest = f"found on {name} in {source}", fingerprint(model.network)
-    return ClassMask(found, name, config.mask.kind, note, digest)
-
-
-def _names(model: ModelFolder, pairs: Pairs) -> str:
-    return ", ".join(model.class_names[index] for index, _ in pairs)
-
-
-def _backward(model: ModelFolder, objective: Objective, mask: SaliencyMask) -> str:
+def _backward(model: ModelFolder, mask: SaliencyMask, config: PeckerConfig) -> str:
     """A line with the FLOPs that the mask saves, or with the reason why they cannot be counted."""
     zero = torch.zeros(1, dtype=torch.int64, device="meta")
 
@@ -133,10 +81,10 @@ def _backward(model: ModelFolder, objective: Objective, mask: SaliencyMask) -> s
         return model.architecture.call(network, image, zero, zero)
 
     try:
-        flops = count_flops(objective.teacher, mask, forward, objective.sample_shape)
+        flops = count_flops(model.network, mask, forward, model.network_shape)
     except PeckerError as error:
         return f"backward of the generator: {error}"
-    return describe_backward(flops, mask, objective.config)
+    return describe_backward(flops, mask, config)
 
 
 def describe_backward(flops: NetworkFlops, mask: SaliencyMask, config: PeckerConfig) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from pecker_fast.distill.config import PeckerConfig
-    from pecker_fast.erasure.run import Tracker
+    from pecker_fast.erasure.erased import Tracker
     from pecker_fast.masks.mask import SaliencyMask
     from pecker_fast.methods.config import BaselineConfig
     from pecker_fast.models import ModelFolder

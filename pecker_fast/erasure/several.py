@@ -18,7 +18,7 @@ from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.models import ModelFolder
 
 if TYPE_CHECKING:
-    from pecker_fast.erasure.run import Erased
+    from pecker_fast.erasure.erased import Erased
 
 __all__ = ["Pairs", "report_on_several"]
 
@@ -27,7 +27,7 @@ Pairs: TypeAlias = Sequence[tuple[int, int | None]]
 
 
 def report_on_several(
-    erasure: Erased[ModelFolder],
+    erased: Erased,
     original: ModelFolder,
     pairs: Pairs,
     judge: Judge,
@@ -37,7 +37,7 @@ def report_on_several(
     """Draw images of every class and say of each that was forgotten whether it is gone.
 
     Args:
-        erasure: the run.
+        erased: the run.
         original: the model before.
         pairs: the classes.
         judge: with a classifier.
@@ -50,7 +50,7 @@ def report_on_several(
     names = original.class_names
     teacher = judge.of_teacher(original, sampler.seed, ranks)
     labels = balanced_labels(len(names), judge.per_class)
-    images = sampler.pixels(erasure.model, labels, "erased model", ranks=ranks)
+    images = sampler.pixels(erased.model, labels, "erased model", ranks=ranks)
     if teacher is None or images is None:
         return None
     assert judge.classifier is not None
@@ -79,7 +79,7 @@ def report_on_several(
     keep_before, keep_after = first.before["keep"], first.after["keep"]
     assert keep_before is not None and keep_after is not None  # every class has images
     return Report(
-        run=erasure.facts,
+        run=erased.facts,
         headline=" ".join(outcome.headline(outcome.name) for outcome in found),
         gone=False if False in verdicts else all(verdicts) or None,
         kept_sentence=first.kept_sentence(),
@@ -96,7 +96,7 @@ def report_on_several(
             Table("Classes that are to be kept", first.class_rows(), first.columns),
         ],
         conditions=[
-            *erasure.facts.conditions(),
+            *erased.facts.conditions(),
             ("Network evaluations per image", f"{teacher.steps} before, {sampler.steps} after"),
             ("Original model's images", f"{teacher.steps} DDIM steps, seed {teacher.seed}"),
             ("Erased model's images", f"{sampler.describe()}, seed {sampler.seed}"),

@@ -215,7 +215,7 @@ WRONG: dict[type[click.ParamType], tuple[str, ...]] = {
     click.types.StringParamType: ("", "x\udcff"),
     click.Path: ("nowhere", "a\nb"),
 }
-TEXTS = ("--neighbour", "--name", "--prompt", "--negative")  # any text is a prompt
+TEXTS = ("--name", "--prompt")  # any text is a prompt
 VARIABLES = {
     "WORLD_SIZE": "abc", "RANK": "-1", "TMPDIR": "/nowhere", "HOME": "/dev/null", "COLUMNS": "-1",
     "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "TERM": "", "MPLBACKEND": "wizard",

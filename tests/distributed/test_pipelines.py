@@ -88,7 +88,7 @@ SETTINGS = (
 def erase(pipeline, out):
     return [str(word) for word in (
         "erase", "--pipeline", pipeline, "--recipe", "object", "--name", "cat",
-        "--override", "dog", "--neighbour", "a lion", "--out", out, "--iterations", 2,
+        "--override", "dog", "--out", out, "--iterations", 2,
         "--density", 0.2, "--teacher-steps", 2, *(w for s in SETTINGS for w in ("--set", s)),
         "--device", "cpu", "--threads", 1,
     )]  # fmt: skip

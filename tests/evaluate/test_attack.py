@@ -9,9 +9,14 @@ import torch
 from tiny_models import NAMES, model_of_shapes
 from tiny_pipeline import save_tiny_pipeline
 
-from pecker_fast.erasure.attack import attack
-from pecker_fast.erasure.attack_result import STEPS, Attacked, retrained_figures, words_of
-from pecker_fast.erasure.attack_subjects import subject_of
+from pecker_fast.erasure.attack import (
+    STEPS,
+    Attacked,
+    attack,
+    retrained_figures,
+    subject_of,
+    words_of,
+)
 from pecker_fast.erasure.request import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier

@@ -10,7 +10,7 @@ from torch import nn
 
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.distill import load_config
-from pecker_fast.erasure.classes import Baseline, Distillation
+from pecker_fast.erasure.classes import ClassTask
 from pecker_fast.erasure.dry_run import _modelled
 from pecker_fast.erasure.run import Site
 from pecker_fast.masks.mask import SaliencyMask
@@ -39,9 +39,8 @@ def task(settings):
     torch.manual_seed(0)
     model = ModelFolder(tiny_unet(), tiny_scheduler(), ("circle", "square", "star"))
     site = Site(out=Path("nowhere"), device=CPU)
-    if "method" in settings:
-        return Baseline(site, model, load_baseline_config(None, settings))
-    return Distillation(site, model, load_config(None, settings))
+    load = load_baseline_config if "method" in settings else load_config
+    return ClassTask(site, model, load(None, settings))
 
 
 def real_peak(tried):
