@@ -12,6 +12,8 @@ from pecker_fast.errors import PeckerError
 
 __all__ = ["check_memory", "open_image", "to_float", "to_pil", "to_uint8"]
 
+_MOST_PIXELS = 4096 * 4096  # of a file: a compressed one of some kB may stand for gigabytes
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] with 8 bits a channel, rounded to the nearest: the pixels of their PNGs."""
@@ -47,15 +49,23 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """A PNG or JPEG file in memory, in its own mode.
 
     Raises:
-        PeckerError: it is missing, or cannot be read.
+        PeckerError: it is missing, too large, or cannot be read.
     """
     if not os.path.isfile(path):
         raise PeckerError(f"image {path}: no such file")
     try:
         # Other formats may be larger machines; EPS is a program that Ghostscript runs.
         with Image.open(path, formats=("PNG", "JPEG")) as image:
+            width, height = image.size
+            if width * height > _MOST_PIXELS:
+                raise PeckerError(
+                    f"{path}: is {width:,}x{height:,} pixels, expected at most {_MOST_PIXELS:,}; "
+                    "give a smaller image"
+                )
             image.load()
             return image
+    except PeckerError:
+        raise
     except Exception as error:  # Pillow's plug-ins raise many kinds for broken files
         raise PeckerError(
             f"{path}: cannot be read as a PNG or JPEG image ({str(error)[:300]}); remove it or "

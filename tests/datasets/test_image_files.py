@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pecker_fast.datasets.image_files import load_image_files
 from pecker_fast.datasets.pixels import to_uint8
@@ -119,6 +119,13 @@ def test_more_pixels_than_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 4)
     with pytest.raises(PeckerError, match="this machine has"):
         load_image_files(tmp_path / "a.npz")
+
+
+def test_an_image_too_large_is_refused_before_its_pixels_are_read(tmp_path, monkeypatch):
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "large.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was read"))
+    with pytest.raises(PeckerError, match=r"large\.png: is 12,000x12,000"):
+        load_image_files(tmp_path)
 
 
 def test_to_uint8():
