@@ -14,9 +14,9 @@ from PIL import Image
 
 from pecker_fast import SaliencyMask, cli, save_patch
 from pecker_fast.distill.config import load_config, recipe_names
-from pecker_fast.methods.config import baseline_names
-from pecker_fast.methods.training_config import teacher_recipe_names
+from pecker_fast.methods import config, training_config
 from pecker_fast.models import ModelFolder
+from pecker_fast.runs.settings import recipes_in
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202e"
 PROGRAM = [sys.executable, "-m", "pecker_fast.cli"]
@@ -184,7 +184,7 @@ def test_recipes(tmp_path):
         return done.output
 
     lines = [line.split(maxsplit=1) for line in recipes("list").splitlines() if line[0] == " "]
-    expected = {*recipe_names(), *baseline_names(), *teacher_recipe_names()}
+    expected = {*recipe_names(), *recipes_in(config.RECIPES), *recipes_in(training_config.RECIPES)}
     assert {name for name, *_ in lines} == expected and all(len(line) == 2 for line in lines)
     shown = recipes("show", "sfd_celebrity")  # what it builds on comes first
     assert shown.index("# ---- object") < shown.index("# ---- sfd_celebrity")
