@@ -21,7 +21,7 @@ description = importlib.metadata.metadata("pecker-fast").get_payload()
 assert description.lstrip().startswith("# pecker_fast"), description[:80]
 for name in (MaskedAdamW, PeckerTrainer, SaliencyMask):
     assert name.__doc__
-assert load_config("demo").iterations > 0
+assert load_config("second_stage").iterations > 0
 assert load_config("demo_emoji_object").text is not None
 assert (Path(pecker_fast.__file__).parent / "evaluate" / "page.html").is_file()
 print(f"pecker_fast {pecker_fast.__version__} from the wheel; backends:", backends.available())

@@ -9,14 +9,14 @@ import pytest
 
 from pecker_fast.cli import group
 from pecker_fast.distill import recipe_names
-from pecker_fast.methods.config import baseline_names
-from pecker_fast.methods.training_config import teacher_recipe_names
+from pecker_fast.methods import config, training_config
+from pecker_fast.runs.settings import recipes_in
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TORCHRUN = r"torchrun(\s+--[\w-]+\s+\S+)*\s+-m pecker_fast\.cli"
 COMMAND = re.compile(rf"^\s*(?:pecker-fast|{TORCHRUN}) (?P<rest>\S.*)$")
-RECIPES = {*recipe_names(), *baseline_names(), *teacher_recipe_names()}
+RECIPES = {*recipe_names(), *recipes_in(config.RECIPES), *recipes_in(training_config.RECIPES)}
 
 
 def command_lines(text):

@@ -53,7 +53,7 @@ def demo(
     out: Path, concept: bool, force: bool, device: str, threads: int | None, **options: Any
 ) -> None:
     """Erase a class of the shipped model and prove it."""
-    from pecker_fast.distill.config import RECIPES, load_config
+    from pecker_fast.distill.config import load_config
 
     started = time.monotonic()
     values = config_values(options)
@@ -66,7 +66,7 @@ def demo(
             "demo: --concept forgets dogs in favour of cats; for another concept use "
             "erase --pipeline with a recipe of your own"
         )
-    load_config(RECIPES / ("demo_emoji_object.yaml" if concept else "demo.yaml"), values)
+    load_config("demo_emoji_object" if concept else "second_stage", values)
     check_run_directory(out)
     prepare(device, threads)
 

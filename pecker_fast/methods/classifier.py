@@ -87,7 +87,7 @@ class ClassifierTrainer(Run[Batch]):
             PeckerError: A class with fewer than two images, weights of another network, or a
                 directory that holds another run.
         """
-        _countable(images)
+        _check_countable(images)
         config = config.resolved(len(images))
         with torch.random.fork_rng(devices=[]):  # the seed of the run, whatever was drawn before
             torch.manual_seed(config.seed)
@@ -125,12 +125,10 @@ class ClassifierTrainer(Run[Batch]):
         in_head = {id(param) for param in head.parameters()}
         body = [param for param in network.parameters() if id(param) not in in_head]
         options = self.config.optimizer
-        kind = torch.optim.AdamW if self._started_from is None else torch.optim.Adam
-        factor = 1.0 if self._started_from is None else 10.0
-        groups: list[dict[str, Any]] = [
-            {"params": body},
-            {"params": list(head.parameters()), "lr": lr * factor},
-        ]
+        scratch = self._started_from is None
+        kind = torch.optim.AdamW if scratch else torch.optim.Adam
+        groups: list[dict[str, Any]] = [{"params": body}, {"params": list(head.parameters())}]
+        groups[1]["lr"] = lr if scratch else 10 * lr
         return kind(
             groups,
             lr=lr,
@@ -157,12 +155,12 @@ class ClassifierTrainer(Run[Batch]):
     def advance(self, batch: Batch) -> list[Tensor]:
         """One step down the cross-entropy."""
         seen, labels = batch
-        mixed = self.config.precision == "autocast"
+        config = self.config
+        mixed = config.precision == "autocast"
         self._learner.learn()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
             logits = self.network(seen)
-        smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         self._learner.step()
         return [loss]
@@ -178,10 +176,9 @@ class ClassifierTrainer(Run[Batch]):
     def measure(self, test: ImageSet) -> MeasuredClassifier:
         """Judge test images, and take the statistics of the training images. Call it at the end.
 
-        Raises:
-            PeckerError: The test images have other classes or another size.
+        Args:
+            test: Of the classes and size of the training images.
         """
-        _check_alike(self._images, test)
         network = self.network.eval().requires_grad_(False)
         titles = ("test images", "statistics") if self._title else (None, None)
         tf32 = torch.backends.cudnn.allow_tf32
@@ -233,40 +230,35 @@ def load_split_images(
     if count is None:
         train = load_images(dataset, root, "train", download=download)
         test = load_images(dataset, root, "test")
-        _check_alike(train, test)  # before the training, not after it
-        return _countable(train), test
-    everything = load_images(dataset, root, "all", download=download)
-    if count >= len(everything):
+    else:
+        everything = load_images(dataset, root, "all", download=download)
+        if count >= len(everything):
+            raise PeckerError(
+                f"held_out {count:,}: {everything.source} has {len(everything):,} images, and some "
+                "must be left to train on"
+            )
+        generator = torch.Generator().manual_seed(config.seed)
+        order = torch.randperm(len(everything), generator=generator)
+        tested, trained = order[:count].sort().values, order[count:].sort().values
+        train = everything.select(trained, f"without {count:,} to test on")
+        test = everything.select(tested, f"{count:,} of them")
+    if (test.class_names, test.image_shape) != (train.class_names, train.image_shape):
         raise PeckerError(
-            f"held_out {count:,}: {everything.source} has {len(everything):,} images, and some "
-            "must be left to train on"
+            f"train-classifier: the test images ({test.source}) have other classes or another "
+            f"size than the training images ({train.source})"
         )
-    generator = torch.Generator().manual_seed(config.seed)
-    order = torch.randperm(len(everything), generator=generator)
-    tested, trained = order[:count].sort().values, order[count:].sort().values
-    return (
-        _countable(everything.select(trained, f"without {count:,} to test on")),
-        everything.select(tested, f"{count:,} of them"),
-    )
+    _check_countable(train)
+    return train, test
 
 
-def _countable(train: ImageSet) -> ImageSet:
-    """The same, once each class has the two images that its statistics need."""
+def _check_countable(train: ImageSet) -> None:
+    """Each class needs two images for its statistics."""
     counts = train.labels.bincount(minlength=train.num_classes)
     if (least := int(counts.min())) < 2:
         name = train.class_names[int(counts.argmin())]
         raise PeckerError(
             f"train-classifier: {train.source}: class {name!r} has {least} images to train on, "
             "which must be 2 at least; leave the class out, or add images"
-        )
-    return train
-
-
-def _check_alike(train: ImageSet, test: ImageSet) -> None:
-    if (test.class_names, test.image_shape) != (train.class_names, train.image_shape):
-        raise PeckerError(
-            f"train-classifier: the test images ({test.source}) have other classes or another "
-            f"size than the training images ({train.source})"
         )
 
 

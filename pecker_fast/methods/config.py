@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -18,25 +18,10 @@ from pecker_fast.distill.config import UntilSection
 from pecker_fast.distill.text_config import TextSection, name_concepts
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import shown
-from pecker_fast.runs.config import (
-    EmaSection,
-    Fraction,
-    Iterations,
-    MaskedConfig,
-    OptimizerSection,
-)
-from pecker_fast.runs.settings import Section, apply_overrides, build, read_settings, recipes_in
+from pecker_fast.runs.config import EmaSection, Fraction, Iterations, MaskedConfig, OptimizerSection
+from pecker_fast.runs.settings import Section, apply_overrides, build, read_settings
 
-__all__ = [
-    "BaselineConfig",
-    "Dataset",
-    "Method",
-    "baseline_names",
-    "load_baseline_config",
-    "names_a_baseline",
-]
-
-Method: TypeAlias = Literal["random_label", "negative_gradient", "fine_tune", "esd", "redirect"]
+__all__ = ["BaselineConfig", "load_baseline_config", "names_a_baseline"]
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -100,7 +85,9 @@ class BaselineConfig(MaskedConfig):
     # random_label = SalUn, or RL with mask.kind full. negative_gradient = NegGrad, gradient ascent.
     # fine_tune = go on with the images to keep. esd = away from the class, by guidance.
     # redirect = the class is drawn as the override, on images that the model draws itself.
-    method: Method = "random_label"
+    method: Literal["random_label", "negative_gradient", "fine_tune", "esd", "redirect"] = (
+        "random_label"
+    )
     dataset: Dataset | None = None  # Images to train on. null = --dataset says which.
     forget: int | str | list[int | str] = 0  # Class to erase: index or name. redirect: or a list.
     # The class in its place. random_label: the one imitated, null = the next. redirect: also
@@ -143,52 +130,47 @@ class BaselineConfig(MaskedConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> BaselineConfig:
-        if self.override is not None and self.method not in ("random_label", "redirect"):
-            raise ValueError(
-                f"method {self.method} puts no class in the place of the forgotten one: leave "
-                "override out"
-            )
-        if self.override is not None and self.forget == self.override:
-            raise ValueError(
-                f"forget and override are the same class {self.forget!r}: nothing would be "
-                "forgotten; choose another override"
-            )
-        if self.forgets and self.lambda_forget == 0:
-            raise ValueError(
-                f"method {self.method} with lambda_forget 0 forgets nothing; raise it, or choose "
-                "method fine_tune"
-            )
-        if not self.forgets and self.lambda_remain == 0:
-            raise ValueError("method fine_tune needs lambda_remain > 0: it has no other term")
-        if self.until is not None and isinstance(self.forget, list) and len(self.forget) > 1:
-            raise ValueError("until is for runs that forget one class; set it to null")
-        if self.text is not None:
-            self._check_text(self.text)
+        method = f"method {self.method}"
+        several = isinstance(self.forget, list), isinstance(self.override, list)
+        refused = {
+            f"{method} puts no class in the place of the forgotten one: leave override out": (
+                self.override is not None and self.method not in ("random_label", "redirect")
+            ),
+            f"forget and override are the same class {self.forget!r}: nothing would be forgotten; "
+            "choose another override": self.override is not None and self.forget == self.override,
+            f"{method} with lambda_forget 0 forgets nothing; raise it, or take method fine_tune": (
+                self.forgets and self.lambda_forget == 0
+            ),
+            f"{method} needs lambda_remain > 0: it has no other term": (
+                not self.forgets and self.lambda_remain == 0
+            ),
+            "until is for runs that forget one class; set it to null": (
+                self.until is not None and isinstance(self.forget, list) and len(self.forget) > 1
+            ),
+            f"{method} forgets one class; method redirect takes a list": (
+                any(several) and not self.data_free
+            ),
+            f"{method} is for class models; of prompts (text) there is redirect": (
+                self.text is not None and not self.data_free
+            ),
+            "text.concepts: an empty list; method redirect needs one to forget": (
+                self.text is not None and not self.text.concepts
+            ),
+        }
+        unused: dict[str, Sequence[str]] = {}
         if self.data_free:
-            for name in ("dataset", "flip", "eta"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"{name}: method redirect draws its images itself; leave it out"
-                    )
-        elif isinstance(self.forget, list) or isinstance(self.override, list):
-            raise ValueError(
-                f"method {self.method} forgets one class; method redirect takes a list"
-            )
+            unused["method redirect draws its images itself"] = ("dataset", "flip", "eta")
+        if self.text is not None:
+            about = "is about classes; prompts have text.concepts and text.dropout"
+            unused[about] = ("forget", "override", "label_dropout")
+        for reason, names in unused.items():
+            for name in names:
+                default = type(self).model_fields[name].default
+                refused[f"{name}: {reason}; leave it out"] = getattr(self, name) != default
+        for message, holds in refused.items():
+            if holds:
+                raise ValueError(message)
         return self
-
-    def _check_text(self, text: TextSection) -> None:
-        if not self.data_free:
-            raise ValueError(
-                f"method {self.method} is for class models; of prompts (text) there is redirect"
-            )
-        if not text.concepts:
-            raise ValueError("text.concepts: an empty list; method redirect needs one to forget")
-        for name in ("forget", "override", "label_dropout"):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name}: is about classes; prompts have text.concepts and text.dropout: leave "
-                    "it out"
-                )
 
     @property
     def forgets(self) -> bool:
@@ -199,11 +181,6 @@ class BaselineConfig(MaskedConfig):
     def data_free(self) -> bool:
         """Whether no real images are needed."""
         return self.method == "redirect"
-
-
-def baseline_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    return recipes_in(RECIPES)
 
 
 def names_a_baseline(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> bool:

@@ -12,18 +12,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pecker_fast.datasets import Dataset
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.config import EmaSection, Fraction, RunConfig, learning_rate_factor
-from pecker_fast.runs.settings import Section, apply_overrides, build, load, recipes_in
+from pecker_fast.runs.settings import Section, apply_overrides, build, load
 
-__all__ = [
-    "CLASSIFIERS",
-    "ClassifierConfig",
-    "DenoiserSection",
-    "TeacherConfig",
-    "TrainingConfig",
-    "classifier_config",
-    "load_teacher_config",
-    "teacher_recipe_names",
-]
+__all__ = ["ClassifierConfig", "TeacherConfig", "classifier_config", "load_teacher_config"]
 
 RECIPES = Path(__file__).parent / "training_recipes"
 Length: TypeAlias = Annotated[int, Field(gt=0, le=10**9)]
@@ -124,28 +115,16 @@ class ClassifierConfig(TrainingConfig):
         return self.model_copy(update={"iterations": count, "warmup": warmup})
 
 
+_SCRATCH = {
+    "lr_schedule": "cosine", "input_size": None, "optimizer.weight_decay": 0.05,
+}  # fmt: skip
 CLASSIFIERS: Mapping[str, Mapping[str, Any]] = {
-    "resnet34": {
-        "lr": 1e-3,
-        "lr_schedule": "cosine",
-        "warmup": 1000,
-        "epochs": 60,
-        "input_size": None,
-        "optimizer.weight_decay": 0.05,
-    },
+    "resnet34": {**_SCRATCH, "lr": 1e-3, "warmup": 1000, "epochs": 60},
     "small": {
-        "flip": False,
-        "lr": 4e-3,
-        "lr_schedule": "cosine",
-        "warmup": 200,
-        "batch_size": 256,
-        "width": 32,
-        "input_size": None,
-        "label_smoothing": 0.02,
-        "noise": 0.2,
-        "optimizer.weight_decay": 0.05,
+        **_SCRATCH, "lr": 4e-3, "warmup": 200, "batch_size": 256, "width": 32, "flip": False,
+        "label_smoothing": 0.02, "noise": 0.2,
     },
-}
+}  # fmt: skip
 """What each kind of classifier sets apart from the defaults when it starts untrained."""
 
 
@@ -182,8 +161,3 @@ def classifier_config(
     kind = {} if pretrained else CLASSIFIERS[arch]
     apply_overrides(ClassifierConfig, settings, {**kind, **(overrides or {})})
     return build(ClassifierConfig, settings, None)
-
-
-def teacher_recipe_names() -> list[str]:
-    """Names of the recipes for teachers that ship with the package."""
-    return recipes_in(RECIPES)

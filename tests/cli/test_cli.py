@@ -14,9 +14,9 @@ from PIL import Image
 
 from pecker_fast import SaliencyMask, cli, save_patch
 from pecker_fast.distill.config import load_config, recipe_names
-from pecker_fast.methods.config import baseline_names
-from pecker_fast.methods.training_config import teacher_recipe_names
+from pecker_fast.methods import config, training_config
 from pecker_fast.models import ModelFolder
+from pecker_fast.runs.settings import recipes_in
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202e"
 PROGRAM = [sys.executable, "-m", "pecker_fast.cli"]
@@ -108,10 +108,10 @@ def test_erase_loads_no_package_that_it_does_not_need(tmp_path):
         "'matplotlib', 'jinja2', 'peft']))\n"  # None: not importable; PEFT brings transformers
         "assert main(['sample', 'empty', '--png', 'a.png']) == 2\n"
         "from pecker_fast_demo import teacher_folder\n"
-        "code = main(['erase', str(teacher_folder()), '--config', 'demo', '--out', 'run',"
+        "code = main(['erase', str(teacher_folder()), '--forget', '9',"
+        "'--override', '8', '--out', 'run',"
         "'--iterations', '1', '--set', 'batch_size=2', '--set', 'saliency.batches=1',"
-        "'--set', 'saliency.batch_size=2', '--set', 'first_stage=none',"
-        "'--set', 'saliency.kind=forget'])\n"
+        "'--set', 'saliency.batch_size=2'])\n"
         "assert code == 0 and 'transformers' not in sys.modules\n"
         # And it leaves diffusers whole.
         "import diffusers\n"
@@ -184,10 +184,10 @@ def test_recipes(tmp_path):
         return done.output
 
     lines = [line.split(maxsplit=1) for line in recipes("list").splitlines() if line[0] == " "]
-    expected = {*recipe_names(), *baseline_names(), *teacher_recipe_names()}
+    expected = {*recipe_names(), *recipes_in(config.RECIPES), *recipes_in(training_config.RECIPES)}
     assert {name for name, *_ in lines} == expected and all(len(line) == 2 for line in lines)
     shown = recipes("show", "sfd_celebrity")  # what it builds on comes first
-    assert shown.index("# ---- _text") < shown.index("# ---- _sfd")
+    assert shown.index("# ---- object") < shown.index("# ---- sfd_celebrity")
     copy = tmp_path / "mine.yaml"
     recipes("copy", "second_stage", copy)
     assert load_config(copy) == load_config("second_stage")

@@ -15,12 +15,12 @@ from pecker_fast.methods.teacher import TeacherTrainer, build_network
 from pecker_fast.methods.training_config import (
     RECIPES,
     load_teacher_config,
-    teacher_recipe_names,
 )
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.runs.ema import slow_average
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
+from pecker_fast.runs.settings import recipes_in
 
 # ---- recipes
 
@@ -59,7 +59,7 @@ def test_the_recipe_is_the_published_one(changes, iterations, multipliers, side,
 
 
 def test_every_recipe_is_complete_and_survives_yaml():
-    for name in teacher_recipe_names():
+    for name in recipes_in(RECIPES):
         config = load_teacher_config(name)
         again = type(config).model_validate(yaml.safe_load(config.to_yaml()))
         assert again == config
