@@ -19,8 +19,8 @@ from pecker_fast.files import read_json, write_text
 from pecker_fast.methods.relearning import RATES, attacked, shots_of
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.runs.directory import ATTACK_NAME, REPORT_NAMES
 from pecker_fast.runs.finding import find_model, find_pipeline, holds_run
-from pecker_fast.runs.outputs import ATTACK_NAME, REPORT_NAMES
 
 __all__ = ["Attacked", "attack"]
 

@@ -30,7 +30,7 @@ from pecker_fast.nn.flops import NetworkFlops, count_flops
 from pecker_fast.nn.winograd import running_winograd
 from pecker_fast.runs.config import MaskedConfig
 from pecker_fast.runs.digest import fingerprint
-from pecker_fast.runs.memory import naming_settings
+from pecker_fast.runs.dry_run import naming_settings
 
 __all__ = ["ClassMask", "describe_backward", "mask_of_class"]
 

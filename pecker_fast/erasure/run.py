@@ -38,20 +38,20 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.weights import as_dtype
 from pecker_fast.progress import note
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import digest_of
-from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
-from pecker_fast.runs.interrupts import saving_at_interrupt
-from pecker_fast.runs.masked import MaskedRun
-from pecker_fast.runs.memory import naming_settings
-from pecker_fast.runs.outputs import (
+from pecker_fast.runs.directory import (
     ATTACK_NAME,
     PATCH_NAME,
     REPORT_NAMES,
     START_NAME,
     Clock,
+    RunDirectory,
     run_directory,
 )
+from pecker_fast.runs.dry_run import naming_settings
+from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME
+from pecker_fast.runs.interrupts import saving_at_interrupt
+from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.reading import checked
 
 __all__ = ["Erased", "Site", "Task", "Tracker", "Trainer", "carry_out"]
