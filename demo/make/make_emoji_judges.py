@@ -47,7 +47,7 @@ from pecker_fast.evaluate.intervals import Share
 from pecker_fast.files import write_text
 from pecker_fast.methods.classifier import ClassifierTrainer
 from pecker_fast.methods.training_config import classifier_config
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 
 __all__ = ["make"]
 

@@ -20,7 +20,7 @@ from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.reference import ClassFigures, real_beside
 from pecker_fast.machine import usable_device
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.outputs import Clock
+from pecker_fast.runs.directory import Clock
 from pecker_fast_demo import (
     emoji_first_stage_folder,
     emoji_folder,

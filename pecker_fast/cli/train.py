@@ -101,8 +101,8 @@ def train_teacher(
     from pecker_fast.datasets.loading import read_images
     from pecker_fast.distributed import Ranks
     from pecker_fast.methods.teacher import TeacherTrainer, build_network
-    from pecker_fast.runs.memory import naming_settings
-    from pecker_fast.runs.outputs import run_directory
+    from pecker_fast.runs.directory import run_directory
+    from pecker_fast.runs.dry_run import naming_settings
 
     ranks = Ranks.join(place.type)
     images = read_images(ranks, dataset, data_root, PUBLISHED_SPLIT.get(dataset, "train"), download)
@@ -199,8 +199,8 @@ def train_classifier(
     from pecker_fast.files import write_text
     from pecker_fast.methods.classifier import ClassifierTrainer, load_split_images
     from pecker_fast.models.published import read_checkpoint
-    from pecker_fast.runs.memory import naming_settings
-    from pecker_fast.runs.outputs import run_directory
+    from pecker_fast.runs.directory import run_directory
+    from pecker_fast.runs.dry_run import naming_settings
 
     weights = None
     if pretrained is not None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pecker_fast.distill.objective import Objective
     from pecker_fast.distill.schedule import NoiseSchedule
     from pecker_fast.distill.trainer import PeckerTrainer
-    from pecker_fast.runs.checkpoint import RunDirectory
+    from pecker_fast.runs.directory import RunDirectory
     from pecker_fast.runs.metrics import LOSS_NAMES, Metrics
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 
 _HOMES = {
     "runs.metrics": ("LOSS_NAMES", "Metrics"),
-    "runs.checkpoint": ("RunDirectory",),
+    "runs.directory": ("RunDirectory",),
     "distill.conditions": ("ClassConditions",),
     "distill.config": ("PeckerConfig", "load_config", "recipe_names"),
     "distill.losses": ("one_step_sample",),

@@ -165,11 +165,7 @@ class PeckerConfig(MaskedConfig):
         return self
 
     def check_start(self, generator: bool, pseudo_score: bool) -> list[str]:
-        """What there is to say of where the networks start.
-
-        Args:
-            generator: It starts elsewhere than at the teacher.
-            pseudo_score: So does this one.
+        """What there is to say of which networks start elsewhere than at the teacher.
 
         Raises:
             PeckerError: A first stage is needed and not given.
@@ -195,11 +191,7 @@ class PeckerConfig(MaskedConfig):
         return []
 
     def check_saliency(self, pseudo_score: bool) -> None:
-        """Refuse a saliency that needs a first stage, without one.
-
-        Args:
-            pseudo_score: It starts elsewhere than at the teacher.
-        """
+        """Refuse a saliency that needs a pseudo-score of a first stage, without one."""
         kind = self.saliency.kind if self.mask.kind == "saliency" else None
         if kind == "retain_aware" and not pseudo_score:
             raise PeckerError(

@@ -131,11 +131,8 @@ class IterationGraph:
     ) -> None:
         """Prepare; nothing is captured yet.
 
-        Args:
-            compute: The iteration: launches on `device` alone, no waiting for it.
-            learners: Whose optimizers it steps.
-            device: Where it runs.
-            capture: Makes the graph, or the reason why there is to be none.
+        `compute` steps the optimizers of the learners, launches on `device` alone and never waits
+        for it. `capture` makes the graph, or is the reason why there is to be none.
         """
         self._compute = compute
         self._learners = learners

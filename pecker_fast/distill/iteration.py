@@ -60,15 +60,9 @@ class Iteration:
         ema: SalientEma | None,
         ranks: Ranks | None = None,
     ) -> None:
-        """Keep them.
+        """`networks` rest with the generator's weights in place; `ema` follows the generator.
 
-        Args:
-            objective: What the losses are made of, and the configuration.
-            networks: Says whose weights are in place. Rests with the generator's.
-            pseudo_score: Steps psi.
-            generator: Steps theta.
-            ema: Follows theta. None: nothing is averaged.
-            ranks: The processes that share the batch. None = this one has all of it.
+        The `ranks` share the batch; None: this process has all of it.
         """
         self._objective = objective
         self._config = objective.config

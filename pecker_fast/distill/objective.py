@@ -146,16 +146,9 @@ class Objective:
         schedule = NoiseSchedule.from_scheduler(model.scheduler, **config.diffusion.model_dump())
         names = model.class_names
         conditions = ClassConditions(config.forget, config.override, len(names), names)
-        return cls(
-            model.network,
-            schedule,
-            conditions,
-            config,
-            model.network_shape,
-            device=device,
-            predict=model_predictor(model, schedule),
-            given=model.about_network,
-        )
+        predict = model_predictor(model, schedule)
+        pieces = model.network, schedule, conditions, config, model.network_shape
+        return cls(*pieces, device=device, predict=predict, given=model.about_network)
 
     @classmethod
     def from_pipeline(
@@ -172,12 +165,9 @@ class Objective:
         )
         predict = model_predictor(pipeline, schedule)
         conditions = TextConditions.of_pipeline(pipeline, config.text, config.seed, device)
+        pieces = pipeline.network, schedule, conditions, config, pipeline.network_shape
         return cls(
-            pipeline.network,
-            schedule,
-            conditions,
-            config,
-            pipeline.network_shape,
+            *pieces,
             device=device,
             predict=conditions.predictors(predict),
             notes=conditions.cut_off(pipeline),

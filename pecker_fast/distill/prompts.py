@@ -153,10 +153,7 @@ class TextConditions:
     def __init__(self, section: TextSection, encode: Encode, seed: int = 0) -> None:
         """Expand the templates and encode every prompt once.
 
-        Args:
-            section: what the run is about.
-            encode: the text encoder.
-            seed: of the choice, where there are more prompts to keep than `max_prompts`.
+        The seed is of the choice where there are more prompts to keep than `max_prompts`.
 
         Raises:
             PeckerError: a file or template that cannot be used, or a prompt whose override means

@@ -29,8 +29,8 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.nn.recomputing import recompute_blocks_
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import fingerprint
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.learner import Learner, MakeOptimizer, masked_adamw
 from pecker_fast.runs.masked import MaskedRun
 from pecker_fast.runs.metrics import LOSS_NAMES

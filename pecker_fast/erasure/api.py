@@ -38,9 +38,9 @@ from pecker_fast.models.hub import hub_id_of, local_folder
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.sources import hub_id_of_live, is_live, load_single_file, written
 from pecker_fast.models.weights import of_variant
+from pecker_fast.runs.directory import Clock
 from pecker_fast.runs.dry_run import DryRun
 from pecker_fast.runs.finding import find_pipeline
-from pecker_fast.runs.outputs import Clock
 
 __all__ = ["class_task", "dry_run", "erase", "run"]
 

@@ -24,8 +24,8 @@ from pecker_fast.files import read_json, shown, write_text
 from pecker_fast.methods.relearning import RATES, Attack, attacked, shots_of
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import PipelineFolder
+from pecker_fast.runs.directory import ATTACK_NAME, REPORT_NAMES
 from pecker_fast.runs.finding import find_model, find_pipeline, holds_run
-from pecker_fast.runs.outputs import ATTACK_NAME, REPORT_NAMES
 from pecker_fast.runs.reading import Schema, checked, read_yaml
 
 __all__ = ["SHOTS", "STEPS", "Attacked", "attack", "retrained_figures", "subject_of", "words_of"]

@@ -25,8 +25,8 @@ from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.trainer import method_objective
 from pecker_fast.models import ModelFolder
+from pecker_fast.runs.directory import CURVE_NAME
 from pecker_fast.runs.finding import MODEL_NAME, PSEUDO_SCORE_NAME
-from pecker_fast.runs.outputs import CURVE_NAME
 
 __all__ = ["ClassTask"]
 

@@ -29,8 +29,8 @@ from pecker_fast.methods.trainer import method_objective
 from pecker_fast.models.pipeline import DESCRIPTION, PipelineFolder
 from pecker_fast.models.weights import save_network
 from pecker_fast.patches.patch import save_patch
+from pecker_fast.runs.directory import CURVE_NAME, PATCH_NAME
 from pecker_fast.runs.finding import PIPELINE_NAME, PSEUDO_SCORE_NAME
-from pecker_fast.runs.outputs import CURVE_NAME, PATCH_NAME
 
 __all__ = ["Concept", "Showing", "patch_sizes"]
 

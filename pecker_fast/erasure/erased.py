@@ -16,8 +16,8 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.card import add_to_card
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.models.weights import as_dtype
+from pecker_fast.runs.directory import PATCH_NAME
 from pecker_fast.runs.finding import MODEL_NAME, PIPELINE_NAME, is_repository
-from pecker_fast.runs.outputs import PATCH_NAME
 
 __all__ = ["Erased", "Tracker", "scalars", "write_card"]
 

@@ -17,7 +17,7 @@ from pecker_fast.models import ModelFolder
 from pecker_fast.models.weights import of_variant
 from pecker_fast.nn.flops import NetworkFlops, count_flops
 from pecker_fast.runs.digest import fingerprint
-from pecker_fast.runs.memory import naming_settings
+from pecker_fast.runs.dry_run import naming_settings
 
 __all__ = ["ClassMask", "describe_backward", "mask_of_class"]
 

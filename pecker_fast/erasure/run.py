@@ -36,18 +36,18 @@ from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.objective import MethodObjective
 from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.progress import note
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import digest_of
-from pecker_fast.runs.interrupts import saving_at_interrupt
-from pecker_fast.runs.memory import naming_settings
-from pecker_fast.runs.outputs import (
+from pecker_fast.runs.directory import (
     ATTACK_NAME,
     PATCH_NAME,
     REPORT_NAMES,
     START_NAME,
     Clock,
+    RunDirectory,
     run_directory,
 )
+from pecker_fast.runs.dry_run import naming_settings
+from pecker_fast.runs.interrupts import saving_at_interrupt
 from pecker_fast.runs.reading import checked
 
 if TYPE_CHECKING:

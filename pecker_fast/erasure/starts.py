@@ -15,8 +15,8 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier_files import CONFIG_NAME, WEIGHTS_NAME, read_config
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.pipeline import load_unet
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import fingerprint
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.finding import (
     MODEL_NAME,
     PIPELINE_NAME,

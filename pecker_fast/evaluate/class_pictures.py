@@ -17,7 +17,7 @@ from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.outputs import PICTURE_NAMES
+from pecker_fast.runs.directory import PICTURE_NAMES
 
 __all__ = ["draw_pictures", "plot_accuracy"]
 

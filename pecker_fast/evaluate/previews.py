@@ -19,7 +19,7 @@ from pecker_fast.evaluate.page import Picture
 from pecker_fast.evaluate.progress import ProgressStrip
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.pipeline import PipelineFolder
-from pecker_fast.runs.outputs import PICTURE_NAMES
+from pecker_fast.runs.directory import PICTURE_NAMES
 
 __all__ = ["Previews", "prompt_groups"]
 

@@ -22,8 +22,8 @@ from pecker_fast.machine import machine_facts, versions
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.image_batches import ShuffledEpochs
 from pecker_fast.methods.training_config import ClassifierConfig
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.digest import fingerprint
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.metrics import ONE_LOSS
 from pecker_fast.runs.randomness import IterationRandom

@@ -32,7 +32,7 @@ from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.models.published import published_scheduler
 from pecker_fast.nn.accelerate import unfuse_
 from pecker_fast.optim.adamw import MaskedAdamW
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.ema import FullEma, slow_average
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.metrics import ONE_LOSS

@@ -20,7 +20,7 @@ from pecker_fast.methods.objective import MethodObjective
 from pecker_fast.methods.real_images import BaselineObjective
 from pecker_fast.methods.redirect import RedirectObjective
 from pecker_fast.models.pipeline import PipelineFolder
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.learner import masked_adamw
 from pecker_fast.runs.live_memory import WEIGHTS
 from pecker_fast.runs.masked import MaskedRun

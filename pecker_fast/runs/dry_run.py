@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,25 @@ import torch
 from torch import nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.machine import free_bytes, resident_bytes
+from pecker_fast.machine import free_bytes, out_of_memory, resident_bytes
 from pecker_fast.progress import note
 from pecker_fast.runs.config import RunConfig
 from pecker_fast.runs.masked import MaskedRun
-from pecker_fast.runs.memory import frugal_settings, naming_settings
 from pecker_fast.runs.memory_model import NOT_COUNTED, Peak
 from pecker_fast.runs.run import Run
 
-__all__ = ["DryRun", "Trial", "try_out"]
+__all__ = ["DryRun", "Trial", "naming_settings", "try_out"]
 
+# What takes the least memory, of the settings that a configuration may have: first what changes no
+# result.
+_FRUGAL = (
+    ("micro_batch", 1),
+    ("recompute", True),
+    ("optimizer.release_grads", True),
+    ("precision", "bf16"),
+    ("precision", "autocast"),  # where there are no weights of half precision
+    ("mask.apply", "both"),
+)
 _TIMED = 2
 _PER_ENTRY = 8
 """Bytes of mask and patch for an entry that may change, at most."""
@@ -128,6 +137,38 @@ def try_out(trial: Trial) -> DryRun:
         return _tried(trial)
 
 
+def _frugal_settings(config: RunConfig) -> dict[str, Any]:
+    """What would take less memory, of the settings that this configuration has otherwise."""
+    now, found = config.flat(), {}
+    for key, value in _FRUGAL:
+        if key in now and now[key] not in (value, "bf16") and key not in found:
+            with suppress(PeckerError):  # it does not go with what else is set
+                config.changed({key: value})
+                found[key] = value
+    return found
+
+
+@contextmanager
+def naming_settings(config: RunConfig) -> Iterator[None]:
+    """Say in one line that memory ran out in the block, and what to set.
+
+    Raises:
+        PeckerError: It did, on the CPU or a GPU.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if (found := out_of_memory(error)) is None:
+            raise
+        now = config.flat()
+        sizes = [key for key in ("batch_size", "saliency.batch_size") if now.get(key, 1) > 1]
+        lower = " and ".join(f"{key} (now {now[key]})" for key in sizes)
+        other = ", ".join(f"{k}={str(v).lower()}" for k, v in _frugal_settings(config).items())
+        ways = [f"{verb} {what}" for verb, what in (("lower", lower), ("set", other)) if what]
+        remedy = "; or ".join(ways) or "use a machine with more"
+        raise PeckerError(f"{found}; {remedy}") from error
+
+
 def _tried(trial: Trial) -> DryRun:
     device = trial.device
     changed = _changed(trial)
@@ -187,7 +228,7 @@ def _too_large(trial: Trial, peak: Peak, free: int, held: int) -> str:
     known, changed = trial.config.flat(), _changed(trial)
     taken: dict[str, Any] = {}
     least = peak.size
-    ways = list(frugal_settings(trial.config).items())
+    ways = list(_frugal_settings(trial.config).items())
     if known.get("recompute_blocks") is False:  # not every network has blocks
         ways.append(("recompute_blocks", True))
     if known.get("saliency.batch_size", 1) > 1:

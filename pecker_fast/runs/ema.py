@@ -54,16 +54,10 @@ class SalientEma:
         backend: str = "auto",
         masters: Callable[[], Mapping[str, tuple[Tensor | None, Tensor]]] = dict,
     ) -> None:
-        """Start the average at the network's present weights.
+        """Start at the network's present weights; `mask` has every entry that may change.
 
-        Args:
-            network: The network to follow; its parameters are read at every `update`.
-            mask: Every entry that may change.
-            decay: In [0, 1), per update.
-            backend: As for the optimizer.
-            masters: () -> name -> (positions, float32 values) of the entries of low-precision
-                parameters that are known better than the parameters hold them: those are followed.
-                Positions None: all entries, in the parameter's shape.
+        Where `masters` (`Learner.masters`) knows entries of low-precision parameters better than
+        the parameters hold them, those are followed.
         """
         self.decay = decay
         self._network = network

@@ -70,17 +70,14 @@ class Learner:
             mask: Which entries may change. None = all.
             lr: Learning rate at the first iteration.
             make_optimizer: Builds the optimizer.
-            clip_norm: Scale gradients to this norm at most before a step. It is the norm over all
-                entries, so that those of frozen rows are computed too. None = no limit.
+            clip_norm: Most that the norm over all entries may be, frozen rows included.
             backend: As for the optimizer, for what is sent between processes.
-            ranks: The processes whose gradients are added up before a step. None = this one.
+            ranks: The processes whose gradients are added up before a step.
         """
         self._network = network
         self._trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
         if not self._trainable:
             raise PeckerError(f"{type(network).__name__} has no parameter that requires a gradient")
-        if mask is not None:
-            mask.check(network)
         self.optimizer = make_optimizer(network, mask, lr)
         self._mask = mask if clip_norm is None else None
         skip_frozen_(network, self._mask)
@@ -170,11 +167,7 @@ class Learner:
 
     @torch.no_grad()
     def refine_masters(self, original: Mapping[str, Tensor]) -> None:
-        """Give masters that are a rounded original entry what the rounding took.
-
-        Args:
-            original: name -> the parameter before it was rounded to low precision, any device.
-        """
+        """Give masters that are a rounded entry of `original`, by name, what the rounding took."""
         for name, (positions, master) in self.masters().items():
             precise = original[name].detach()
             if positions is not None:

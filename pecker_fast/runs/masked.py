@@ -17,8 +17,8 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.masks.verify import FrozenCheck, check_frozen
 from pecker_fast.patches.patch import network_digest
-from pecker_fast.runs.checkpoint import RunDirectory, mask_state
 from pecker_fast.runs.config import MaskChoice, MaskedConfig
+from pecker_fast.runs.directory import RunDirectory, mask_state
 from pecker_fast.runs.ema import SalientEma, slow_average
 from pecker_fast.runs.learner import Learner, MakeOptimizer
 from pecker_fast.runs.run import Identity, Run

@@ -51,12 +51,8 @@ class LossRecord:
     ) -> None:
         """Room for `capacity` iterations between two readings.
 
-        Args:
-            names: Of the terms: `term` or `network/term`, or `ONE_LOSS` alone.
-            capacity: Iterations.
-            device: Where the losses are.
-            ranks: The processes that share the batch; each reads the mean over all of it.
-            share: This process's part of the batch.
+        The terms have `names`. Each of the processes, which have a `share` of the batch each, reads
+        the mean over all of it.
         """
         self._names = tuple(names)
         self._ranks = ranks

@@ -32,15 +32,10 @@ class IterationRandom:
     def __init__(
         self, seed: int, iteration: int, device: torch.device, purpose: int, rank: int = 0
     ) -> None:
-        """Derive the streams.
+        """Derive the streams from (seed, iteration, `TRAINING` or `SALIENCY`).
 
-        Args:
-            seed: The run's seed, >= 0.
-            iteration: The iteration, >= 0.
-            device: Where the numbers are drawn.
-            purpose: TRAINING or SALIENCY.
-            rank: The process. All draw the same batch, of which each takes its rows; but torch's
-                global generators, from which dropout draws, differ.
+        All processes draw the same batch, of which each takes its rows; but torch's global
+        generators, from which dropout draws, differ by rank.
         """
         draws, dropout, choices = _words(seed, iteration, purpose)
         self._global_seed = dropout if rank == 0 else _words(seed, iteration, purpose, rank)[1]

@@ -25,8 +25,8 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.nn.accelerate import fuse_, winograd_
 from pecker_fast.progress import Progress
-from pecker_fast.runs.checkpoint import RunDirectory
 from pecker_fast.runs.config import RunConfig
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.live_memory import WEIGHTS
 from pecker_fast.runs.metrics import ONE_LOSS, LossRecord, Metrics, open_tensorboard

@@ -11,7 +11,7 @@ from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast import cli
 from pecker_fast.evaluate.classifier import SmallClassifier
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 
 
 @pytest.fixture(scope="session")

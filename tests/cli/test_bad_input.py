@@ -10,7 +10,7 @@ from distributed.processes import run_commands
 
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 
 QUICK = [
     "--iterations", "4", "--set", "batch_size=2", "--set", "saliency.batches=1",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 
 SMALL = [
     "--forget", "star", "--override", "circle", "--density", "0.2",

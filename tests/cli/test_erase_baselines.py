@@ -15,7 +15,7 @@ from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 
 NAMES = ("circle", "square", "star")
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"

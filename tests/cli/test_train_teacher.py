@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from pecker_fast.methods.training_config import load_teacher_config
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 
 NAMES = ("circle", "square", "star")
 TINY = {

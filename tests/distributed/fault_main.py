@@ -11,7 +11,7 @@ import time
 from faults import before, half_written
 
 from pecker_fast import cli
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.learner import Learner
 
 

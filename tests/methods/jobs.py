@@ -5,7 +5,7 @@ from toys import weights
 
 from pecker_fast.distributed import GradientReducer
 from pecker_fast.methods.trainer import BaselineTrainer
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 
 
 def train_small(ranks, method, settings, directory=None, until=None, dropout=0.0):

@@ -12,7 +12,7 @@ from pecker_fast.evaluate.frechet import ClassStatistics
 from pecker_fast.evaluate.resnet import ResNetClassifier
 from pecker_fast.methods.classifier import ClassifierTrainer, load_split_images
 from pecker_fast.methods.training_config import classifier_config
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 TINY = {"batch_size": 6, "iterations": 6, "width": 4, "lr": 1e-3, "lr_schedule": "constant"}

@@ -6,7 +6,7 @@ from small import small_config, small_images, small_model, train
 
 from pecker_fast.methods.real_images import BaselineObjective
 from pecker_fast.methods.trainer import BaselineTrainer
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("gpu")
 

@@ -17,7 +17,7 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.methods.real_images import BaselineObjective
 from pecker_fast.methods.trainer import BaselineTrainer
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 METHODS = ("random_label", "negative_gradient", "fine_tune", "esd")

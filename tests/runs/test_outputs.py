@@ -4,8 +4,8 @@ import pytest
 
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
+from pecker_fast.runs.directory import run_directory
 from pecker_fast.runs.finding import find_model
-from pecker_fast.runs.outputs import run_directory
 
 
 def refuse(out, force=False):

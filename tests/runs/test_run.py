@@ -10,7 +10,7 @@ from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
 from pecker_fast.methods.training_config import TrainingConfig
 from pecker_fast.runs import run as run_module
-from pecker_fast.runs.checkpoint import RunDirectory
+from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.ema import FullEma
 from pecker_fast.runs.learner import Learner
 from pecker_fast.runs.metrics import ONE_LOSS

@@ -11,7 +11,7 @@ from toys import assert_same_bits, toy_objective
 
 from pecker_fast.distill import PeckerTrainer, RunDirectory
 from pecker_fast.errors import PeckerError
-from pecker_fast.runs import checkpoint as checkpoint_module
+from pecker_fast.runs import directory as directory_module
 
 
 def train(path, overrides=None, *, stop=None, seed=0, **options):
@@ -129,7 +129,7 @@ def test_nothing_but_damaged_checkpoints_is_an_error(tmp_path, content):
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "_FORMAT", 9)
+        patch.setattr(directory_module, "_FORMAT", 9)
         train(tmp_path)
     with pytest.raises(PeckerError, match="has format 9, this version reads 3"):
         train(tmp_path)
@@ -192,7 +192,7 @@ def test_half_written_files_are_cleared(tmp_path):
 
 def test_a_directory_in_use_by_another_process_is_refused(tmp_path):
     hold = (
-        "import sys; from pecker_fast.runs.checkpoint import RunDirectory;"
+        "import sys; from pecker_fast.runs.directory import RunDirectory;"
         "run = RunDirectory(sys.argv[1]); print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
