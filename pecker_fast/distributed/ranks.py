@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.files import few
 
 __all__ = ["Ranks"]
 
@@ -31,20 +32,15 @@ T = TypeVar("T")
 TIMEOUT_VARIABLE, TIMEOUT = "PECKER_FAST_TIMEOUT", "45"
 """Environment variable, and its default: seconds that a step waits for the other processes."""
 
-PATIENCE = timedelta(hours=12)
-"""How long is waited where one process works and the others do not: files, judging, sampling."""
-
-STARTING = timedelta(minutes=10)
-"""How long is waited for all processes to start."""
-
 HEAD_START = 5.0
 """Seconds until a process fails that is not the cause: torchrun ends it as soon as the cause fails.
 
 It looks ten times a second, and names those that have ended when it finds the first.
 """
 
-_CHUNK = 2**28
-"""Bytes that are sent at once."""
+_PATIENCE = timedelta(hours=12)  # where one process works and the others wait: files, judging
+_STARTING = timedelta(minutes=10)  # until all processes have started
+_CHUNK = 2**28  # bytes that are sent at once
 
 
 @dataclass(frozen=True)
@@ -54,16 +50,13 @@ class Ranks:
     Attributes:
         rank: Which one this is.
         size: How many there are.
-        group: What they talk through in a step; None for one process.
-        hosts: The same on the CPU.
-        patient: The same on the CPU with a long time limit.
+        store: Where they meet, however long one of them works; None for one process.
     """
 
     rank: int = 0
     size: int = 1
-    group: dist.ProcessGroup | None = None
-    hosts: dist.ProcessGroup | None = None
-    patient: dist.ProcessGroup | None = None
+    store: Any = None
+    _meetings: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @classmethod
     def join(cls, device_type: str) -> Ranks:
@@ -73,7 +66,7 @@ class Ranks:
         seconds. Of a process that ends meanwhile the others hear at once.
 
         Args:
-            device_type: cpu (gloo) or cuda (NCCL).
+            device_type: cpu (gloo) or cuda (NCCL, and gloo for what is on the CPU).
 
         Raises:
             PeckerError: The others do not come, or a variable of the environment is not set or no
@@ -84,27 +77,25 @@ class Ranks:
             if size == 1:
                 return cls()
             seconds = float(os.environ.get(TIMEOUT_VARIABLE, TIMEOUT))
-            if not 0 < seconds <= PATIENCE.total_seconds():
+            if not 0 < seconds <= _PATIENCE.total_seconds():
                 raise ValueError(f"{TIMEOUT_VARIABLE}={seconds}")
-            backend = "nccl" if device_type == "cuda" else "gloo"
-            if (launch := _launch_store()) is None:
-                dist.init_process_group(backend, init_method="env://", timeout=STARTING)
-            else:
-                rank = int(os.environ["RANK"])
-                store = _attempt_store(launch, rank, size)
-                dist.init_process_group(
-                    backend, store=store, rank=rank, world_size=size, timeout=STARTING
-                )
-            group = hosts = dist.new_group(timeout=timedelta(seconds=seconds))
-            if backend == "nccl":
-                hosts = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
-            patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        except (RuntimeError, ValueError) as error:
+            rank, of_torchrun = int(os.environ["RANK"]), _has_launch_store()
+            store = _connection(is_master=rank == 0 and not of_torchrun)
+            name = _name_of_attempt(store, rank, size) if of_torchrun else "run"
+            # A connection of its own: who waits in one keeps torch's own threads from using it.
+            ranks = cls(rank, size, _part(name, _connection()))
+            ranks._meet(_STARTING)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
+                store=_part(name, store), rank=rank, world_size=size,
+                timeout=timedelta(seconds=seconds),
+            )  # fmt: skip
+        except (RuntimeError, ValueError, KeyError) as error:
             raise PeckerError(
                 f"the processes of this run did not find each other ({_first_line(error)}); start "
                 f"them with torchrun, and {TIMEOUT_VARIABLE}, if set, with a number of seconds"
             ) from error
-        return cls(dist.get_rank(), size, group, hosts, patient)
+        return ranks
 
     @property
     def is_first(self) -> bool:
@@ -124,7 +115,7 @@ class Ranks:
         """Add up a tensor over all processes, in place."""
         if not self.alone:
             with self.reporting():
-                dist.all_reduce(tensor, group=self.group)
+                dist.all_reduce(tensor)
         return tensor
 
     def any(self, here: bool) -> bool:
@@ -133,7 +124,7 @@ class Ranks:
             return here
         anywhere = torch.tensor([here], dtype=torch.int32)
         with self.reporting():
-            dist.all_reduce(anywhere, dist.ReduceOp.MAX, group=self.hosts)
+            dist.all_reduce(anywhere, dist.ReduceOp.MAX)
         return bool(anywhere)
 
     def broadcast(self, value: T | None) -> T:
@@ -147,18 +138,18 @@ class Ranks:
         """
         if self.alone:
             return value  # type: ignore[return-value]
+        self.wait()
         file = io.BytesIO()
         if self.is_first:
             torch.save(value, file)
         size = torch.tensor([file.getbuffer().nbytes])
         with self.reporting():
-            dist.broadcast(size, src=0, group=self.patient)
+            dist.broadcast(size, src=0)
             content = torch.empty(int(size), dtype=torch.uint8)
             if self.is_first:
                 content.copy_(torch.frombuffer(file.getbuffer(), dtype=torch.uint8))
             for chunk in torch.split(content, _CHUNK):
-                dist.broadcast(chunk, src=0, group=self.patient)
-            dist.barrier(group=self.patient)
+                dist.broadcast(chunk, src=0)
         if self.is_first:
             return value  # type: ignore[return-value]
         received: T = torch.load(
@@ -201,20 +192,21 @@ class Ranks:
             what: A name of the work that no other work of the run has.
             work: What is done.
         """
+        if not _has_launch_store():
+            return work()
         with self.reporting():
-            store = _launch_store()
-            if store is not None and store.check([what]):
+            store = _part("pecker-fast", _connection())
+            if store.check([what]):
                 return
         work()
-        if store is not None:
-            with self.reporting():
-                store.set(what, "done")
+        with self.reporting():
+            store.set(what, "done")
 
     def check_same(self, value: str, what: str) -> None:
         """Compare with the first process.
 
         Args:
-            value: Of several lines, or of one that says nothing to a reader.
+            value: Of one line or several.
             what: "another ...", if they differ.
 
         Raises:
@@ -222,15 +214,17 @@ class Ranks:
         """
         if self.alone:
             return
+        self.wait()
         values: list[str] = [""] * self.size
         with self.reporting():
-            dist.all_gather_object(values, value, group=self.patient)
+            dist.all_gather_object(values, value)
+        first = values[0].splitlines()
         for rank, theirs in enumerate(values):
             if theirs != values[0]:
+                odd = few((line for line in theirs.splitlines() if line not in first), 1)
                 raise PeckerError(
-                    f"the processes of this run do not agree: rank {rank} has {what} than rank 0"
-                    f"{_first_difference(theirs, values[0])}; start all of them with the same "
-                    "command and the same files"
+                    f"the processes of this run do not agree: rank {rank} has {what} than rank 0 "
+                    f"({odd}); start all of them with the same command and the same files"
                 )
 
     def gather(self, rows: Tensor, total: int) -> Tensor | None:
@@ -242,22 +236,24 @@ class Ranks:
         """
         if self.alone:
             return rows
-        largest = -(-total // self.size)
-        padded = rows.new_zeros(largest, *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.is_first else None
+        self.wait()
+        parts: list[Any] | None = [None] * self.size if self.is_first else None
         with self.reporting():
-            dist.gather(padded, parts, dst=0, group=self.patient)
-        if parts is None:
-            return None
-        counts = [total * (i + 1) // self.size - total * i // self.size for i in range(self.size)]
-        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+            dist.gather_object(rows, parts, dst=0)
+        return None if parts is None else torch.cat(parts)
 
     def wait(self) -> None:
         """Wait until all are here, however long the first one works."""
         if not self.alone:
             with self.reporting():
-                dist.barrier(group=self.patient)
+                self._meet(_PATIENCE)
+            self.any(False)  # whoever goes on may end, and the store with it
+
+    def _meet(self, patience: timedelta) -> None:
+        meeting = f"meeting {next(self._meetings)}"
+        if self.store.add(meeting, 1) == self.size:
+            self.store.set(f"all at {meeting}", "")
+        self.store.wait([f"all at {meeting}"], patience)
 
     def leave(self) -> None:
         """The run is over."""
@@ -282,49 +278,47 @@ class Ranks:
             ) from error
 
 
-def _launch_store() -> Any:
-    """The store that torchrun keeps for all attempts of this launch; None without it."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
+def _has_launch_store() -> bool:
+    """Whether torchrun keeps a store for all attempts of this launch."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _connection(*, is_master: bool = False) -> Any:
+    """A connection to the store of this launch, which the master makes."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        address, port, is_master=False, wait_for_workers=False, timeout=STARTING
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=is_master, wait_for_workers=False, timeout=_STARTING
     )
-    return dist.PrefixStore("pecker-fast", store)  # type: ignore[attr-defined]
 
 
-def _attempt_store(launch: Any, rank: int, size: int) -> Any:
-    """The part of torchrun's store that is this attempt's.
+def _part(name: str, store: Any) -> Any:
+    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+
+
+def _name_of_attempt(store: Any, rank: int, size: int) -> str:
+    """Of the part of torchrun's store that is this attempt's.
 
     Elsewhere there are still the addresses of the attempt before: torch 2.13 reads them in two of
     three restarts. The count of restarts does not tell attempts apart, since on several machines
     each counts for itself. So the first process makes a name up. It answers every question, under
     the name that the other process made up for it: one may be of the attempt before.
     """
+    launch = _part("pecker-fast", store)
     name = uuid.uuid4().hex
     if rank > 0:
         launch.set(f"question of {rank}", name)
         name = launch.get(f"answer to {name}").decode()
         launch.add(f"heard of {name}", 1)
-    until = time.monotonic() + STARTING.total_seconds()
+    until = time.monotonic() + _STARTING.total_seconds()
     while rank == 0 and launch.add(f"heard of {name}", 0) < size - 1:
         for other in range(1, size):
             if launch.check([f"question of {other}"]):
                 launch.set(f"answer to {launch.get(f'question of {other}').decode()}", name)
         if time.monotonic() > until:
-            raise RuntimeError(f"not all of them came in {STARTING.total_seconds():.0f} s")
+            raise RuntimeError(f"not all of them came in {_STARTING.total_seconds():.0f} s")
         time.sleep(0.1)
-    return dist.PrefixStore(name, launch)  # type: ignore[attr-defined]
+    return name
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _first_difference(mine: str, theirs: str) -> str:
-    """Where two texts of several lines, YAML as a rule, differ first: " (mine, there theirs)"."""
-    if "\n" not in mine:
-        return ""
-    pairs = itertools.zip_longest(mine.splitlines(), theirs.splitlines(), fillvalue="nothing")
-    ours, other = next(pair for pair in pairs if pair[0] != pair[1])
-    return f" ({ours.strip()}, there {other.strip()})"

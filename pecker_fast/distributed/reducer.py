@@ -276,7 +276,7 @@ class GradientReducer:
 
     def _send(self, bucket: _Bucket) -> None:
         with self._ranks.reporting():
-            bucket.sending = dist.all_reduce(bucket.buffer, group=self._ranks.group, async_op=True)
+            bucket.sending = dist.all_reduce(bucket.buffer, async_op=True)
 
     @torch.no_grad()
     def _write_back(self) -> None:

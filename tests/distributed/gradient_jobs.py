@@ -129,7 +129,8 @@ def sending_order(ranks, differs):
     sent = []
 
     def recorded(tensor, *args, **options):
-        sent[-1].append(tensor.numel())
+        if options.get("async_op"):  # else it is no gradient
+            sent[-1].append(tensor.numel())
         return all_reduce(tensor, *args, **options)
 
     all_reduce = dist.all_reduce
