@@ -272,7 +272,7 @@ class Concept(Task[Trainer, PipelineFolder]):
             mask_digest=erasure.mask.digest,
             patch_bytes=patch,
             unet_bytes=network,
-            sampling=previews.sampling,
+            samplers=(previews.before, previews.after),
             outcome=outcome,
             sections=[measure(*images, previews.texts) for measure in showing.measures],
         )
