@@ -3,9 +3,7 @@
 import json
 from dataclasses import asdict, replace
 
-import numpy as np
 import yaml
-from safetensors.numpy import save_file
 
 from pecker_fast.distill.config import load_config
 from pecker_fast.evaluate.curve import CurvePoint
@@ -71,7 +69,6 @@ def write_run(
     curve=(),
     report=True,
     evaluation=EVALUATION,
-    density=0.1,
     seconds=120.0,
     figures=None,
     judged=None,
@@ -84,15 +81,12 @@ def write_run(
         training = {"seconds": seconds, "machine": MACHINE, "processes": 1}
         figures = {"iterations": flat["iterations"], "mask_digest": "d1", "training": training}
     write_json(folder / "model" / "pecker_fast.json", {"class_names": CLASSES, "figures": figures})
-    if density is not None:
-        metadata = {"density": repr(density)}
-        save_file({"w": np.zeros(1, np.uint8)}, folder / "mask.safetensors", metadata)
     if curve:
         write_json(folder / "curve.json", [asdict(point) for point in curve])
     if report:
         content = {
             "after": evaluation.to_dict(), "mask": flat["mask"]["kind"],
-            "versions": {"torch": "2.13"}, "frozen_parameters": 90, "frozen_changed": 0,
+            "frozen_parameters": 90, "frozen_changed": 0, "salient_parameters": 10,
         }  # fmt: skip
         write_json(folder / "report.json", content)
     if judged is not None:

@@ -253,7 +253,7 @@ class Concept(Task):
             mask_digest=erased.mask.digest,
             patch_bytes=patch,
             unet_bytes=network,
-            sampling=previews.sampling,
+            samplers=(previews.before, previews.after),
             outcome=outcome,
             sections=[measure(*images, previews.texts) for measure in showing.measures],
         )

@@ -46,11 +46,11 @@ class PromptJudge:
 
     def outcome(self, previews: Previews, told: Sequence[str], erased: nn.Module) -> Outcome:
         """What is recognised in images of both networks; this process alone draws."""
-        how, captions = previews.sampling, self.captions(told)
+        how, captions = (previews.before, previews.after), self.captions(told)
         images = previews.original(captions.prompts, Ranks())
-        before = captions.recognition(images, self.seen, how.original(), how.seed)
+        before = captions.recognition(images, self.seen, how[0].describe(), how[0].seed)
         images = previews.erased(erased, captions.prompts, Ranks())
-        after = captions.recognition(images, self.seen, how.erased(), how.seed)
+        after = captions.recognition(images, self.seen, how[1].describe(), how[1].seed)
         return Outcome("concept", captions.name, captions.override_name, before, after)
 
     def point(self, captions: ConceptCaptions, images: Tensor) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from pecker_fast.distributed import Ranks
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.judges import Judge
-from pecker_fast.evaluate.page import Table, Terms
+from pecker_fast.evaluate.page import Table
 from pecker_fast.evaluate.recognition import Outcome, Recognition
 from pecker_fast.evaluate.report import Report
 from pecker_fast.evaluate.sampling import Sampler, balanced_labels
@@ -101,9 +101,6 @@ def report_on_several(
             ("Original model's images", f"{teacher.steps} DDIM steps, seed {teacher.seed}"),
             ("Erased model's images", f"{sampler.describe()}, seed {sampler.seed}"),
         ],
-        terms=Terms(
-            "class", {"judged": True, "steps": sampler.steps, "evaluations": teacher.steps}
-        ),
     )
 
 

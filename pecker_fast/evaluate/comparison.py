@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,60 +18,84 @@ from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.forgetting import Evaluation
-from pecker_fast.evaluate.line_chart import seconds
 
-__all__ = ["COLUMNS", "Column", "Comparison", "Run", "Start"]
+__all__ = ["COLUMNS", "Column", "Comparison", "Run", "Start", "look_up"]
 
-MISSING = "–"
-UNKNOWN = "?"
+MISSING, UNKNOWN = "–", "?"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What was trained before a run began: the first of two stages."""
+    """What was trained before a run began: the first of two stages. None where one is silent."""
 
     path: str  # of the networks that were given, in words
-    iterations: int | None = None  # in all; None where one of them does not say
-    wall_s: float | None = None  # seconds of training in all, likewise
-    device: str | None = None  # what it was trained on, or None
+    iterations: int | None = None  # in all
+    wall_s: float | None = None  # seconds of training in all
+    device: str | None = None  # what it was trained on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run and its figures, or a model or images that were only judged."""
+    """A run and its figures, or a model or images that were only judged; None: nobody says."""
 
     name: str  # short, and its own among the runs that are compared
-    path: str  # where it was read from
     method: str  # how the class was made to be forgotten, in words
-    forget: str | None = None  # name of the forgotten class, or None
-    override: str | None = None  # name of the class in its place, or None
+    forget: str | None = None  # name of the forgotten class
     mask: str | None = None  # saliency, random, full or given; None without training
-    density: float | None = None  # share of the entries that could change, or None
-    frozen: int | None = None  # entries that could not, or None
-    frozen_changed: int | None = None  # those of them whose bits changed, or None
-    iterations: int | None = None  # of the training; None without
-    # Iterations of the whole run; more than `iterations` while it goes on.
-    planned: int | None = None
-    wall_s: float | None = None  # seconds of training, judging left out, or None
+    density: float | None = None  # share of the entries that could change
+    frozen_changed: int | None = None  # entries that could not and whose bits changed
+    iterations: int | None = None  # of the training
+    planned: int | None = None  # iterations of the whole run, of which some may be ahead
+    wall_s: float | None = None  # seconds of training, judging and finding the mask left out
+    mask_s: float | None = None  # seconds that finding the mask took
     # What was trained before, or None where the run started from the original. It is not in
     # `iterations`, `wall_s` and `curve`.
     start: Start | None = None
-    # Seconds that finding the mask took, which is not in `wall_s`, or None.
-    mask_s: float | None = None
-    device: str | None = None  # what it was trained on, or None
-    seed: int | None = None  # of the training, or None
-    evaluation: Evaluation | None = None  # the classifier's figures, or None
-    fidelity: FidelityFigures | None = None  # FID and its like, or None
+    device: str | None = None  # what it was trained on
+    seed: int | None = None  # of the training
+    evaluation: Evaluation | None = None  # the classifier's figures
+    fidelity: FidelityFigures | None = None  # FID and its like
     curve: tuple[CurvePoint, ...] = ()  # measurements during the run
-    versions: str = ""  # of the packages that took the figures, in words
+
+    @property
+    def devices(self) -> str | None:
+        """What both stages were trained on, where the seconds are known."""
+        own = self.device or "unknown"
+        before = own if self.start is None else self.start.device or "unknown"
+        both = own if before == own else f"{before}, then {own}"
+        return None if self.wall_s is None else both
 
 
-@dataclass(frozen=True)
-class Basis:
-    """What a group of figures rests on: equal words, comparable figures."""
+def look_up(run: Run, figure: str) -> Any:
+    """Return a figure of a run, e.g. "fidelity.fid"; None where a part of the way is missing."""
+    value: Any = run
+    for name in figure.split("."):
+        value = None if value is None else getattr(value, name)
+    return value
 
-    title: str
-    words: Callable[[Run], str | None]
+
+_JUDGED, _FRECHET, _SCORE = "UA, P(class), entropy, others kept", "Fréchet distance", "IS"
+_FIDELITY, _TIME = "FID, KID, precision, recall", "Wall time"
+_BASES: Mapping[str, tuple[str, ...]] = {
+    _JUDGED: ("evaluation.judge", "evaluation.forget_count", "evaluation.keep_count"),
+    _FRECHET: ("evaluation.judge", "evaluation.keep_count", "evaluation.frechet_real_count",
+               "evaluation.frechet_source"),
+    _SCORE: ("fidelity.count", "fidelity.layer", "fidelity.weights_sha256"),
+    _FIDELITY: ("fidelity.count", "fidelity.real_count", "fidelity.real_digest", "fidelity.layer",
+                "fidelity.weights_sha256"),
+    _TIME: ("devices",),
+}  # fmt: skip
+"""What a group of figures rests on, by dots in a `Run`: where it is equal, they can be compared."""
+
+
+def rests_on(run: Run, basis: str) -> str:
+    """Say what a group of figures of a run rests on; "" where the run has none of them."""
+    facts = ((figure.rpartition(".")[2], look_up(run, figure)) for figure in _BASES[basis])
+    return ", ".join(
+        f"{name} {str(value)[:40] or 'unknown'}".replace("_", " ")
+        for name, value in facts
+        if value is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -79,24 +103,17 @@ class Column:
     """A column of the table."""
 
     key: str  # its name in the CSV file
-    title: str  # its heading on the page
-    figure: str = ""  # where the value is in a `Run`, with dots; "" = under its key
+    title: str  # its heading on the page; "": it is in the CSV file alone
+    figure: str  # where the value is in a `Run`, with dots
     words: Callable[[Any], str] = str  # the value on the page
-    basis: Basis | None = None  # what makes its figures comparable, or None where they always are
-    is_text: bool = False  # words, not numbers
-    # Where the same figure is of what a run started from, which the page adds to the run's own; ""
-    # = nowhere.
+    basis: str = ""  # in `_BASES`, what makes its figures comparable; "": they always are
+    # Where the same figure is of what a run started from, which the page adds to the run's own.
     before: str = ""
-    interval: str = ""  # where its 95 % interval is, which the page shows beside; "" = nowhere
-
-    def value(self, run: Run) -> Any:
-        """In plain types; None where it is missing."""
-        return look_up(run, self.figure or self.key)
+    interval: str = ""  # where its 95 % interval is, or ""
 
     def shown(self, run: Run) -> str:
-        """What the page says of a run."""
-        value = self.value(run)
-        if value is None:
+        """Say on the page what the figure of a run is."""
+        if (value := look_up(run, self.figure)) is None:
             return MISSING
         if self.interval and (bounds := look_up(run, self.interval)) is not None:
             low, high = map(self.words, bounds)
@@ -107,66 +124,6 @@ class Column:
         return f"{UNKNOWN if before is None else self.words(before)} + {self.words(value)}"
 
 
-def look_up(run: Run | CurvePoint, figure: str) -> Any:
-    """A figure of a run, e.g. "fidelity.fid"; None where a part of the way is missing."""
-    value: Any = run
-    for name in figure.split("."):
-        value = None if value is None else getattr(value, name)
-    return value
-
-
-def _classifier_basis(run: Run) -> str | None:
-    found = run.evaluation
-    if found is None:
-        return None
-    return (
-        f"{found.judge or 'an unnamed judge'}, {found.forget_count:,} images of the class, "
-        f"{found.keep_count:,} of the others"
-    )
-
-
-def _frechet_basis(run: Run) -> str | None:
-    found = run.evaluation
-    if found is None or found.frechet is None:
-        return None
-    return (
-        f"{found.judge or 'an unnamed judge'}, {found.keep_count:,} images against "
-        f"{found.frechet_real_count or 0:,} real ones ({found.frechet_source or 'unnamed'})"
-    )
-
-
-def _score_basis(run: Run, real: str = "") -> str | None:
-    found = run.fidelity
-    if found is None:
-        return None
-    kind = "published" if found.weights_published else f"other ({found.weights_sha256[:12]})"
-    layer = "" if found.layer == "2048" else f", {found.layer} features"
-    return f"{found.count:,} images{real}, {kind} Inception weights{layer}"
-
-
-def _fidelity_basis(run: Run) -> str | None:
-    found = run.fidelity
-    if found is None:
-        return None
-    digest = found.real_digest[:12] or "unnamed"
-    return _score_basis(run, f" against {found.real_count:,} real ones ({digest})")
-
-
-def _time_basis(run: Run) -> str | None:
-    if run.wall_s is None:
-        return None
-    device = run.device or "unknown"
-    before = device if run.start is None else run.start.device or "unknown"
-    return device if before == device else f"{before}, then {device}"
-
-
-JUDGED = Basis("UA, P(class), entropy, others kept", _classifier_basis)
-FRECHET = Basis("Fréchet distance", _frechet_basis)
-SCORE = Basis("Inception score", _score_basis)
-FIDELITY = Basis("FID, KID, precision, recall", _fidelity_basis)
-TIME = Basis("Wall time", _time_basis)
-
-
 def _digits(number: int, factor: float = 1.0) -> Callable[[Any], str]:
     return lambda value: f"{factor * value:,.{number}f}"
 
@@ -174,70 +131,38 @@ def _digits(number: int, factor: float = 1.0) -> Callable[[Any], str]:
 _COUNT = "{:,}".format
 
 COLUMNS: tuple[Column, ...] = (
-    Column("run", "Run", "name", is_text=True),
-    Column("method", "Method", is_text=True),
-    Column("mask", "Mask", is_text=True),
-    Column("density", "Density", words="{:.3g}".format),
-    Column("frozen_changed", "Frozen entries changed", words=_COUNT),
-    Column("iterations", "Steps", words=_COUNT, before="start.iterations"),
-    Column("wall_s", "Wall time", "", seconds, TIME, before="start.wall_s"),
+    Column("run", "Run", "name"),
+    Column("method", "Method", "method"),
+    Column("forget", "", "forget"),
+    Column("mask", "Mask", "mask"),
+    Column("density", "Density", "density", "{:.3g}".format),
+    Column("frozen_changed", "Frozen entries changed", "frozen_changed", _COUNT),
+    Column("seed", "", "seed"),
+    Column("start", "", "start.path"),
+    Column("start_iterations", "", "start.iterations"),
+    Column("iterations", "Steps", "iterations", _COUNT, before="start.iterations"),
+    Column("planned_iterations", "", "planned"),
+    Column("mask_s", "", "mask_s"),
+    Column("start_wall_s", "", "start.wall_s"),
+    Column("wall_s", "Wall time, min", "wall_s", _digits(1, 1 / 60), _TIME, "start.wall_s"),
     Column("unlearning_accuracy", "UA, %", "evaluation.unlearning_accuracy", _digits(2, 100),
-           JUDGED, interval="evaluation.unlearned.interval"),
-    Column("forget_probability", "P(class)", "evaluation.forget_probability", _digits(4), JUDGED),
-    Column("forget_entropy", "Entropy, nats", "evaluation.forget_entropy", _digits(3), JUDGED),
-    Column("keep_accuracy", "Others kept, %", "evaluation.keep_accuracy", _digits(2, 100), JUDGED,
+           _JUDGED, interval="evaluation.unlearned.interval"),
+    Column("forget_probability", "P(class)", "evaluation.forget_probability", _digits(4), _JUDGED),
+    Column("forget_entropy", "Entropy, nats", "evaluation.forget_entropy", _digits(3), _JUDGED),
+    Column("keep_accuracy", "Others kept, %", "evaluation.keep_accuracy", _digits(2, 100), _JUDGED,
            interval="evaluation.kept.interval"),
-    Column("frechet", "Fréchet", "evaluation.frechet", _digits(2), FRECHET,
+    Column("frechet", "Fréchet", "evaluation.frechet", _digits(2), _FRECHET,
            interval="evaluation.frechet_interval"),
-    Column("fid", "FID", "fidelity.fid", _digits(2), FIDELITY, interval="fidelity.fid_interval"),
-    Column("kid", "KID × 1000", "fidelity.kid", _digits(3, 1000), FIDELITY),
-    Column("inception_score", "IS", "fidelity.inception_score", _digits(2), SCORE),
-    Column("precision", "Precision", "fidelity.precision", _digits(3), FIDELITY),
-    Column("recall", "Recall", "fidelity.recall", _digits(3), FIDELITY),
-    Column("sampler", "Sampler", "evaluation.sampler", is_text=True),
+    Column("fid", "FID", "fidelity.fid", _digits(2), _FIDELITY, interval="fidelity.fid_interval"),
+    Column("kid", "KID × 1000", "fidelity.kid", _digits(3, 1000), _FIDELITY),
+    Column("inception_score", "IS", "fidelity.inception_score", _digits(2), _SCORE),
+    Column("precision", "Precision", "fidelity.precision", _digits(3), _FIDELITY),
+    Column("recall", "Recall", "fidelity.recall", _digits(3), _FIDELITY),
+    Column("sampler", "Sampler", "evaluation.sampler"),
     Column("forget_count", "Images of the class", "evaluation.forget_count", _COUNT),
     Column("keep_count", "Of the others", "evaluation.keep_count", _COUNT),
     Column("fidelity_count", "For FID", "fidelity.count", _COUNT),
 )  # fmt: skip
-"""The table. The CSV file has these and `_CSV_ONLY`."""
-
-_CSV_ONLY = {
-    "path": "path",
-    "forget": "forget",
-    "override": "override",
-    "override_accuracy": "evaluation.override_accuracy",
-    "frozen": "frozen",
-    "planned_iterations": "planned",
-    "start": "start.path",
-    "start_iterations": "start.iterations",
-    "start_wall_s": "start.wall_s",
-    "mask_s": "mask_s",
-    "device": "device",
-    "seed": "seed",
-    "sampler_steps": "evaluation.steps",
-    "sampler_guidance": "evaluation.guidance",
-    "sampler_seed": "evaluation.seed",
-    "judge": "evaluation.judge",
-    "frechet_real_count": "evaluation.frechet_real_count",
-    "frechet_source": "evaluation.frechet_source",
-    "kid_std": "fidelity.kid_std",
-    "inception_score_std": "fidelity.inception_score_std",
-    "real_count": "fidelity.real_count",
-    "real_source": "fidelity.real_source",
-    "real_digest": "fidelity.real_digest",
-    "inception_weights_sha256": "fidelity.weights_sha256",
-    "versions": "versions",
-    **{
-        f"{column.key}_{end}": f"{column.interval}.{end}"
-        for column in COLUMNS if column.interval for end in ("low", "high")
-    },
-}  # fmt: skip
-_CURVE_INTERVALS = {
-    f"{name}_accuracy_{end}": f"{kind}.interval.{end}"
-    for name, kind in (("forget", "forgotten"), ("keep", "kept")) for end in ("low", "high")
-}  # fmt: skip
-_CURVE = ("iteration", "wall_s", "forget_accuracy", "keep_accuracy", "frechet", "forget_count",
-          "keep_count")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -264,31 +189,35 @@ class Comparison:
 
     @property
     def columns(self) -> list[Column]:
-        """Those in which at least one run has a figure."""
-        return [c for c in COLUMNS if any(c.value(run) is not None for run in self.runs)]
+        """Those of the page in which at least one run has a figure."""
+        shown = [column for column in COLUMNS if column.title]
+        return [c for c in shown if any(look_up(run, c.figure) is not None for run in self.runs)]
 
-    def rows(self) -> list[list[tuple[str, str]]]:
-        """A row per run; in `columns` the value in words, and the letter of its basis or ""."""
-        letters = {column.basis: self._letters(column.basis) for column in COLUMNS if column.basis}
+    def rows(self) -> list[list[str]]:
+        """Return a row per run: in `columns` the value in words, with the letter of its basis."""
+        notes = self.notes()
 
-        def mark(run: Run, column: Column) -> str:
-            if column.basis is None or column.value(run) is None:
-                return ""
-            return letters[column.basis].get(column.basis.words(run) or "", "")
+        def cell(run: Run, column: Column) -> str:
+            if column.basis not in notes or look_up(run, column.figure) is None:
+                return column.shown(run)
+            return f"{column.shown(run)} [{notes[column.basis][rests_on(run, column.basis)]}]"
 
-        return [[(c.shown(run), mark(run, c)) for c in self.columns] for run in self.runs]
+        return [[cell(run, column) for column in self.columns] for run in self.runs]
 
     def notes(self) -> dict[str, dict[str, str]]:
         """Figures that must not be compared where their letters differ: basis -> words -> letter.
 
         Bases of which there is one alone are left out.
         """
-        bases = dict.fromkeys(column.basis for column in COLUMNS if column.basis)
-        found = {basis.title: self._letters(basis) for basis in bases}
-        return {title: letters for title, letters in found.items() if letters}
+        found = {}
+        for basis in _BASES:
+            told = dict.fromkeys(filter(None, (rests_on(run, basis) for run in self.runs)))
+            if len(told) > 1:
+                found[basis] = {words: _letter(index) for index, words in enumerate(told)}
+        return found
 
     def unfinished(self) -> list[str]:
-        """Runs that have not come to their end, a sentence each."""
+        """Name runs that have not come to their end, a sentence each."""
         return [
             f"{run.name}: {run.iterations:,} of {run.planned:,} steps are done."
             for run in self.runs
@@ -296,42 +225,41 @@ class Comparison:
         ]
 
     def to_csv(self) -> str:
-        """Every figure with what it rests on, unrounded; empty where it is missing."""
-        figures = {column.key: column.figure or column.key for column in COLUMNS} | _CSV_ONLY
-        rows = [[look_up(run, figure) for figure in figures.values()] for run in self.runs]
-        return _csv([*figures], rows)
+        """Write every figure with what it rests on, unrounded; empty where it is missing."""
+        rows = []
+        for run in self.runs:
+            row = {column.key: look_up(run, column.figure) for column in COLUMNS}
+            for column in COLUMNS:
+                if column.interval:
+                    row[f"{column.key}_interval"] = look_up(run, column.interval)
+            rows.append(row | {basis: rests_on(run, basis) for basis in _BASES})
+        return _csv(rows)
 
     def curves_csv(self) -> str:
-        """The measurements during the runs, one row each; steps and seconds are the run's own."""
-        before = ("start_iterations", "start_wall_s")
-        rows = [
-            [run.name, *(getattr(point, key) for key in _CURVE),
-             *(look_up(run, _CSV_ONLY[key]) for key in before),
-             *(look_up(point, figure) for figure in _CURVE_INTERVALS.values())]
-            for run in self.runs for point in run.curve
-        ]  # fmt: skip
-        return _csv(["run", *_CURVE, *before, *_CURVE_INTERVALS], rows)
-
-    def _letters(self, basis: Basis) -> dict[str, str]:
-        """A letter for each thing that figures rest on; none where all rest on the same."""
-        words = dict.fromkeys(filter(None, (basis.words(run) for run in self.runs)))
-        if len(words) < 2:
-            return {}
-        return {text: _letter(index) for index, text in enumerate(words)}
+        """Write the measurements during the runs; steps and seconds are the run's own."""
+        rows = [{"run": run.name, **point.to_dict()} for run in self.runs for point in run.curve]
+        return _csv(rows)
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_harmless(value) for value in row] for row in rows)
+    flat = [dict(_flat(row)) for row in rows]
+    writer.writerows(flat[:1])  # a mapping is its keys
+    writer.writerows(row.values() for row in flat)
     return file.getvalue()
 
 
-def _harmless(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula is marked as text: 'text."""
-    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if is_formula else value
+def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the cells of a row of a CSV file, two for an interval."""
+    for key, value in row.items():
+        if key.endswith("_interval"):
+            name = key.removesuffix("_interval")
+            yield from zip((f"{name}_low", f"{name}_high"), value or (None, None), strict=True)
+        elif isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+            yield key, f"'{value}"  # a spreadsheet would take it for a formula
+        else:
+            yield key, value
 
 
 def _letter(index: int) -> str:

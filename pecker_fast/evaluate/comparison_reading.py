@@ -1,7 +1,6 @@
 """What `compare` knows of a run: from the files of its directory, or from an `evaluate` report.
 
 config.yaml              method, mask, seed, length; every run has it
-mask.safetensors         density
 model/pecker_fast.json   iterations, forgotten class, class names, what the run started from
 start.json               the same of a run that goes on, and how long finding the mask took
 frozen.json              frozen parameters, and how many of them changed; else report.json
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from safetensors import SafetensorError, safe_open
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.comparison import Run, Start
@@ -42,7 +40,7 @@ _BASELINES = {
 }
 
 
-class _MaskSection(Written):
+class _Mask(Written):
     kind: str
 
 
@@ -56,10 +54,9 @@ class _Config(Written):
     seed: int
     forget: int | str | None = None
     without: int | str | None = None
-    override: int | str | None = None
-    mask: _MaskSection | None = None
+    mask: _Mask | None = None
     method: str | None = None
-    generator: dict[str, Any] | None = None
+    generator: Any = None
     text: Any = None
     arch: Any = None
 
@@ -109,19 +106,21 @@ class Begun(Written):
     mask_seconds: NonNegativeFloat | None = None
 
 
-class _Proof(Written):
-    """frozen.json."""
-
-    frozen_parameters: NonNegativeInt | None = None
-    frozen_changed: NonNegativeInt | None = None
-
-
-class _Report(_Proof):
-    """report.json; where nothing was judged there is no `after`."""
+class _Report(Written):
+    """report.json, and of it what frozen.json has; where nothing was judged there is no `after`."""
 
     after: Evaluation = cast(Any, None)  # may be missing, but not null
     mask: str | None = None
-    versions: dict[str, str] = Field(default={})
+    frozen_parameters: NonNegativeInt | None = None
+    frozen_changed: NonNegativeInt | None = None
+    salient_parameters: NonNegativeInt | None = None
+
+    @property
+    def density(self) -> float | None:
+        """The share of the entries that could change."""
+        if self.frozen_parameters is None or self.salient_parameters is None:
+            return None
+        return self.salient_parameters / max(self.salient_parameters + self.frozen_parameters, 1)
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -153,29 +152,25 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _read_report(path: Path, name: str) -> Run:
     judgement = Judgement.read(path)
-    found, drawer = judgement.evaluation, judgement.trained.get("kind")
+    kind = judgement.trained.get("kind") or "model"
     return Run(
         name=name,
-        path=str(path),
-        method="images" if judgement.from_files else f"{drawer or 'model'}, as it is",
+        method="images" if judgement.from_files else f"{kind}, as it is",
         forget=judgement.name(judgement.forget),
-        override=None if found is None else judgement.name(found.override),
-        evaluation=found,
+        evaluation=judgement.evaluation,
         fidelity=judgement.fidelity,
-        versions=_words(judgement.versions),
     )
 
 
 def _read_run(path: Path, name: str) -> Run:
     config = _config(path)
     report = _read(_Report, path / "report.json")
-    proof = _read(_Proof, path / "frozen.json", report)
+    proof = _read(_Report, path / "frozen.json", report)
     description = _read(_Description, path / "model" / "pecker_fast.json")
-    names, figures = description.class_names, description.figures
-    training = figures.training
+    figures, training = description.figures, description.figures.training
     given = config.without if config.forget is None else config.forget
-    forget = _class_name(path, given, names)
-    evaluation, fidelity, versions = report.after, None, report.versions
+    forget = _class_name(path, given, description.class_names)
+    evaluation, fidelity = report.after, None
     if (file := path / EVALUATION_NAME).is_file():
         judgement = Judgement.read(file)
         _check_same_model(file, judgement.trained, figures)
@@ -187,7 +182,6 @@ def _read_run(path: Path, name: str) -> Run:
                 f"evaluate it again with --forget {forget!r}"
             )
         evaluation, fidelity = judgement.evaluation or evaluation, judgement.fidelity
-        versions = dict(judgement.versions)
     curve = tuple(read_curve(path / "curve.json"))
     done = training.iterations if figures.iterations is None else figures.iterations
     seconds = training.seconds
@@ -200,13 +194,10 @@ def _read_run(path: Path, name: str) -> Run:
     start = _start(begun.start if figures.start is None else figures.start)
     return Run(
         name=name,
-        path=str(path),
         method=_method(config, mask, start),
         forget=forget,
-        override=_class_name(path, config.override, names),
         mask=mask,
-        density=_density(path / "mask.safetensors"),
-        frozen=proof.frozen_parameters,
+        density=proof.density,
         frozen_changed=proof.frozen_changed if proof.frozen_parameters else None,
         iterations=done,
         planned=config.iterations,
@@ -218,7 +209,6 @@ def _read_run(path: Path, name: str) -> Run:
         evaluation=evaluation,
         fidelity=fidelity,
         curve=curve,
-        versions=_words(versions),
     )
 
 
@@ -300,22 +290,6 @@ def _read(schema: type[W], file: Path, default: W | None = None) -> W:
     return schema() if default is None else default
 
 
-def _density(path: Path) -> float | None:
-    """From the metadata of a mask file alone: its positions take long to unpack."""
-    if not os.path.lexists(path):
-        return None
-    try:
-        if not path.is_file():
-            raise OSError("no regular file")
-        with safe_open(path, framework="np") as file:
-            density = float((file.metadata() or {})["density"])
-        if not 0 <= density <= 1:
-            raise ValueError(f"density {density}")
-        return density
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise PeckerError(f"{path}: cannot be read as a mask ({error}); remove it") from error
-
-
 def _class_name(path: Path, given: int | str | None, names: Sequence[str]) -> str | None:
     """The name of a class that a configuration names or numbers; "random" stays what it is."""
     if given is None or given == "random":
@@ -329,7 +303,3 @@ def _class_name(path: Path, given: int | str | None, names: Sequence[str]) -> st
             f"the run's model ({few(names)}); restore the file"
         )
     return given if isinstance(given, str) else f"class {given}"
-
-
-def _words(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in versions.items())

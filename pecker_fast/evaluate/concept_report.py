@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,62 +13,15 @@ from pecker_fast.evaluate.clip_score import ClipFigures, ClipScorer, measure_cli
 from pecker_fast.evaluate.detection import DetectionFigures, Provenance
 from pecker_fast.evaluate.intervals import Share, percent
 from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
-from pecker_fast.evaluate.page import Table, Terms
+from pecker_fast.evaluate.page import Table
 from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.evaluate.report import Report, RunFacts
+from pecker_fast.evaluate.sampling import Sampler
 
-__all__ = [
-    "Measure",
-    "Sampling",
-    "clip_table",
-    "concept_report",
-    "detection_table",
-    "load_measures",
-]
+__all__ = ["Measure", "clip_table", "concept_report", "detection_table", "load_measures"]
 
 Measure: TypeAlias = Callable[[Tensor, Tensor, Sequence[str]], Table]
 """A table of images before and after, (N, 3, H, W) in [0, 1] each, and of their N prompts."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the images of the report were drawn, from the same noise for both models."""
-
-    steps: int  # DDIM steps of the original model
-    guidance: float  # of the original model; a one-step model needs none
-    t_init: int  # time step from which the erased model draws in one step
-    seed: int  # of the noise
-    negative: str = ""  # what the guidance leads away from
-    erased_steps: int = 1  # of the erased model; more than one are drawn as the original's
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations for an image of the original model; guidance doubles them."""
-        return self.steps * (1 if self.guidance == 1 else 2)
-
-    @property
-    def erased_evaluations(self) -> int:
-        """The same of the erased model."""
-        return 1 if self.erased_steps == 1 else self.evaluations
-
-    def original(self) -> str:
-        """The original model's sampler in words."""
-        negative = f", away from {self.negative!r}" if self.negative else ""
-        return f"{self.steps} DDIM steps, guidance {self.guidance:g}{negative}, seed {self.seed}"
-
-    def erased(self) -> str:
-        """The erased model's sampler in words."""
-        if self.erased_steps > 1:
-            return self.original()
-        return f"one step from t = {self.t_init}, no guidance, seed {self.seed}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
-        before = {"steps": self.steps, "guidance": self.guidance, "negative": self.negative,
-                  "evaluations": self.evaluations}  # fmt: skip
-        after: dict[str, Any] = {"steps": 1, "t_init": self.t_init, "evaluations": 1}
-        after = after if self.erased_steps == 1 else before
-        return {"before": before, "after": after, "seed": self.seed}
 
 
 def concept_report(
@@ -82,29 +34,32 @@ def concept_report(
     mask_digest: str,
     patch_bytes: int,
     unet_bytes: int,
-    sampling: Sampling,
+    samplers: tuple[Sampler, Sampler],
     outcome: Outcome | None = None,
     sections: Sequence[Table] = (),
 ) -> Report:
-    """The report on a concept that was to be forgotten.
+    """Report on a concept that was to be forgotten.
 
-    `outcome` is None where there is no classifier for what the prompts name; `override` is "" for
-    nothing. Sections are further tables: a detector's counts, a CLIP score.
+    `override` is "" for nothing; `samplers` drew the original and the erased model's images;
+    `outcome` is None where there is no classifier for what the prompts name. Sections are further
+    tables: a detector's counts, a CLIP score.
     """
-    frozen = run.frozen
+    frozen, (before, after) = run.frozen, samplers
+    evaluations = [str(_evaluations(sampler)) for sampler in samplers]
+    patch = f"{_megabytes(patch_bytes)} ({percent(patch_bytes / unet_bytes)})"
     rows = [
-        (
-            "Network evaluations per image",
-            str(sampling.evaluations),
-            str(sampling.erased_evaluations),
-        ),
+        ("Network evaluations per image", *evaluations),
         (
             "Size: the U-Net's file, and the patch that turns it into the erased one",
             _megabytes(unet_bytes),
-            f"{_megabytes(patch_bytes)} ({percent(patch_bytes / unet_bytes)})",
+            patch,
         ),
-        ("Salient parameters that changed", "", _of(frozen.salient_changed, frozen.salient)),
-        ("Frozen parameters that changed", "", _of(frozen.frozen_changed, frozen.frozen)),
+        (
+            "Salient parameters that changed",
+            "",
+            f"{frozen.salient_changed:,} of {frozen.salient:,}",
+        ),
+        ("Frozen parameters that changed", "", f"{frozen.frozen_changed:,} of {frozen.frozen:,}"),
     ]
     about: dict[str, Any] = {
         "figures": {
@@ -118,7 +73,11 @@ def concept_report(
             "model": model,
             "recipe": recipe,
             "mask_digest": mask_digest,
-            "sampling": sampling.to_dict(),
+            "sampling": {
+                "before": _facts_of(before),
+                "after": _facts_of(after),
+                "seed": before.seed,
+            },
         },
         "conditions": [
             ("Model", model),
@@ -126,17 +85,9 @@ def concept_report(
             ("Erased, in favour of", f"{concept} -> {override or 'nothing'}"),
             *run.conditions(),
             ("Mask digest", mask_digest),
-            ("Original model's images", sampling.original()),
-            ("Erased model's images", sampling.erased()),
+            ("Original model's images", f"{before.describe()}, seed {before.seed}"),
+            ("Erased model's images", f"{after.describe()}, seed {after.seed}"),
         ],
-        "terms": Terms(
-            "concept",
-            {
-                "judged": outcome is not None,
-                "steps": sampling.erased_evaluations,
-                "evaluations": sampling.evaluations,
-            },
-        ),
     }
     name = concept.removeprefix("a ").removeprefix("an ")
     name = name[:1].upper() + name[1:]
@@ -152,6 +103,18 @@ def concept_report(
         tables=[Table("Figures", rows), *sections],
         **about,
     )
+
+
+def _evaluations(sampler: Sampler) -> int:
+    """Network evaluations for an image; guidance doubles them."""
+    return sampler.steps * (1 if sampler.guidance in (None, 1) else 2)
+
+
+def _facts_of(sampler: Sampler) -> dict[str, Any]:
+    evaluations = {"steps": sampler.steps, "evaluations": _evaluations(sampler)}
+    if sampler.steps == 1:
+        return {**evaluations, "t_init": sampler.t_init}
+    return {**evaluations, "guidance": sampler.guidance, "negative": sampler.negative}
 
 
 def load_measures(nudity: Path | None, clip: Path | None, device: torch.device) -> list[Measure]:
@@ -220,10 +183,6 @@ def _judge(provenance: Provenance) -> str:
 
 def _facts(before: Any, after: Any) -> dict[str, Any]:
     return {"before": before.to_dict(), "after": after.to_dict()}
-
-
-def _of(hits: int, count: int) -> str:
-    return f"{hits:,} of {count:,}"
 
 
 def _megabytes(size: int) -> str:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from pecker_fast.files import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = [
-    "Charts",
-    "Picture",
-    "Section",
-    "Sentence",
-    "Table",
-    "Terms",
-    "add_attack",
-    "marked",
-    "write_page",
-]
+__all__ = ["Picture", "Sentence", "Table", "add_attack", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -40,20 +29,16 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its heading and the sentence that says what to look at.
+    """A PNG with its heading and the sentence that says what to look at."""
 
-    One that is `wide` takes the whole width of the page.
-    """
-
-    path: Path
+    png: bytes
     title: str
     caption: str
-    wide: bool = False
 
     @property
     def data(self) -> str:
         """The file in base64."""
-        return base64.b64encode(self.path.read_bytes()).decode("ascii")
+        return base64.b64encode(self.png).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -67,41 +52,19 @@ class Table:
     note: str = ""  # a sentence below the heading, e.g. which detector counted, or "".
     # What report.json holds of it beside the rows, in plain types.
     facts: Mapping[str, Any] = field(default_factory=dict)
-    numbers: frozenset[int] = frozenset()  # indices of the columns whose cells are set right
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
+        """Return plain types, ready for JSON."""
         rows = [list(row) for row in self.rows]
         return {"title": self.title, "note": self.note, "columns": list(self.columns), "rows": rows,
                 **self.facts}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Charts:
-    """SVG charts side by side; `legend` is the name and the swatch of each line, or empty."""
-
-    title: str
-    note: str
-    charts: Sequence[Markup] = ()
-    legend: Sequence[tuple[str, Markup]] = ()
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What words of the page mean: a part of terms.html."""
-
-    kind: str  # "class", "concept" or "comparison"
-    values: Mapping[str, Any] = field(default_factory=dict)  # what that part fills in
-
-
-Section: TypeAlias = Picture | Table | Charts | Terms
 
 
 def write_page(
     path: Path,
     headline: Sentence,
     sentences: Sequence[Sentence],
-    sections: Sequence[Section],
+    sections: Sequence[Picture | Table],
 ) -> None:
     """Write the page, whole or not at all; no script, nothing is loaded from elsewhere."""
     template = _templates().get_template("page.html")
@@ -128,25 +91,10 @@ def add_attack(path: Path, found: Sentence, ways: Table) -> None:
 def _templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("pecker_fast.evaluate", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["whole"] = _whole
-    return environment
-
-
-def _whole(text: str) -> str:
-    """Text whose figures, e.g. "1.5 % (0.6 to 3.5), 6 of 400", are not broken over lines."""
-    figures = r"(?<=\d) (?=%)|(?<=\d) (?:of|to) (?=\d)"
-    return type(text)(
-        re.sub(figures, lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
-    )
-
-
-def marked(text: str, mark: str) -> Markup:
-    """Text with a small letter behind it."""
-    return Markup("{}<sup>{}</sup>").format(text, mark) if mark else escape(text)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill.prompts import TextConditions
-from pecker_fast.distill.text_config import TextSection
 from pecker_fast.distributed import Ranks
-from pecker_fast.evaluate.concept_report import Sampling
-from pecker_fast.evaluate.grid import PromptGroup, plot_before_after
+from pecker_fast.evaluate.grid import Block, PromptGroup, plot_rows
 from pecker_fast.evaluate.page import Picture
-from pecker_fast.evaluate.progress import ProgressStrip
+from pecker_fast.evaluate.progress import ORIGINAL, ProgressStrip
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.pipeline import PipelineFolder
 from pecker_fast.runs.directory import PICTURE_NAMES
@@ -26,16 +24,6 @@ __all__ = ["Previews", "prompt_groups"]
 T = TypeVar("T")
 
 _COLUMNS = 4  # images of each prompt in the before/after picture
-
-
-class _Config(Protocol):
-    """What the configuration of a run says of its images."""
-
-    @property
-    def text(self) -> TextSection | None: ...
-
-    @property
-    def seed(self) -> int: ...
 
 
 def prompt_groups(conditions: TextConditions) -> list[PromptGroup]:
@@ -55,7 +43,7 @@ class Previews:
     def __init__(
         self,
         pipeline: PipelineFolder,
-        config: _Config,
+        config: Any,
         groups: Sequence[PromptGroup],
         out: Path,
         device: torch.device,
@@ -64,24 +52,26 @@ class Previews:
         *,
         look_steps: int = 1,
     ) -> None:
-        """Prepare; nothing is drawn or loaded yet.
+        """Prepare; nothing is drawn or loaded yet. `config` is that of a run with prompts.
 
         The original model takes `steps`, the erased one `erased_steps`, and `look_steps` while it
         is trained.
         """
         self.groups = groups
         self.prompts = [prompt for group in groups for prompt in group.prompts]
-        text = config.text
+        text, diffusion = config.text, getattr(config, "diffusion", None)  # of a distillation
         guidance = 1.0 if text is None else text.guidance.kappa4
         # What keeps its steps is asked without a negative prompt, and shown beside the like.
         negative = "" if text is None or erased_steps > 1 else text.negative.forget.kappa4
-        self._pipeline, self._out, self._device = pipeline, out, device
-        diffusion = getattr(config, "diffusion", None)  # of a distillation
         start = None if diffusion is None else diffusion.t_init
         start = Sampler(t_init=start).start(pipeline)
-        self.sampling = Sampling(steps, guidance, start, config.seed, negative, erased_steps)
-        self._look_steps = look_steps
+        self._pipeline, self._out, self._device = pipeline, out, device
         self._strip: ProgressStrip | None = None
+        self.before = Sampler(steps, config.seed, start, guidance=guidance, negative=negative)
+        self.after, self._look = (
+            Sampler(count, config.seed, start, guidance=guidance if count > 1 else None)
+            for count in (erased_steps, look_steps)
+        )
 
     @property
     def strip(self) -> ProgressStrip:
@@ -98,48 +88,30 @@ class Previews:
         Raises:
             PeckerError: the first process cannot read or write the strip.
         """
-        if not ranks.first(lambda: self.strip.has_original):
+        if not ranks.first(lambda: ORIGINAL in self.strip.iterations):
             original = self.original(self.prompts, ranks)
-            ranks.first(lambda: self.strip.add_original(original))
+            ranks.first(lambda: self.strip.add(ORIGINAL, original))
         images = self.look(network, self.prompts, ranks)
         ranks.first(lambda: self.strip.add(iteration, images))
 
     def original(self, texts: Sequence[str], ranks: Ranks) -> Tensor:
-        """An image of each text by the original model, (N, 3, H, W) in [0, 1].
+        """Draw an image of each text by the original model, (N, 3, H, W) in [0, 1].
 
         All of them on the first process, none on the others.
         """
-        how, network = self.sampling, self._pipeline.network.to(self._device).eval()
-        sampler = Sampler(
-            how.steps, how.seed, how.t_init, guidance=how.guidance, negative=how.negative
-        )
-        found = self._drawn(sampler, network, texts, ranks, "original model")
+        network = self._pipeline.network.to(self._device)
+        found = self._drawn(self.before, network, texts, ranks, "original model")
         network.to("cpu")
         return found
 
     def erased(self, network: nn.Module, texts: Sequence[str], ranks: Ranks) -> Tensor:
-        """The same by an erased network, from the same noise."""
-        steps = self.sampling.erased_steps
-        return self._erased(network, texts, steps, ranks, "erased model" if steps > 1 else None)
+        """Draw the same by an erased network, from the same noise."""
+        progress = "erased model" if self.after.steps > 1 else None
+        return self._drawn(self.after, network, texts, ranks, progress)
 
     def look(self, network: nn.Module, texts: Sequence[str], ranks: Ranks) -> Tensor:
-        """The same by a network in training, in fewer steps."""
-        return self._erased(network, texts, self._look_steps, ranks)
-
-    def _erased(
-        self,
-        network: nn.Module,
-        texts: Sequence[str],
-        steps: int,
-        ranks: Ranks,
-        progress: str | None = None,
-    ) -> Tensor:
-        how, training = self.sampling, network.training
-        guidance = how.guidance if steps > 1 else None
-        sampler = Sampler(steps, how.seed, how.t_init, guidance=guidance)
-        found = self._drawn(sampler, network.eval(), texts, ranks, progress)
-        network.train(training)
-        return found
+        """Draw the same by a network in training, in fewer steps."""
+        return self._drawn(self._look, network, texts, ranks)
 
     def _drawn(
         self,
@@ -147,34 +119,34 @@ class Previews:
         network: nn.Module,
         texts: Sequence[str],
         ranks: Ranks,
-        progress: str | None,
+        progress: str | None = None,
     ) -> Tensor:
-        images = sampler.sample(self._pipeline, texts, progress, network=network, ranks=ranks)
+        training = network.training
+        images = sampler.sample(
+            self._pipeline, texts, progress, network=network.eval(), ranks=ranks
+        )
+        network.train(training)
         return torch.empty(0, *self._pipeline.image_shape) if images is None else images / 2 + 0.5
 
     def pictures(self, before: Tensor, after: Tensor) -> list[Picture]:
         """Plot images of `texts`, on the first process; with the strip, if there is one."""
         path = self._out / PICTURE_NAMES[0]
-        plot_before_after(path, self.groups, before, after)
-        found = [
-            Picture(
-                path,
-                "Before and after",
-                "Left the original model, right the erased one, from the same noise. Marked are "
-                "the prompts that name what was to be forgotten.",
-                wide=True,
+        blocks = [
+            Block(f"{title} model, {sampler.describe()}", torch.split(images, _COLUMNS))
+            for title, sampler, images in (
+                ("Before: original", self.before, before),
+                ("After: erased", self.after, after),
             )
         ]
+        plot_rows(path, self.groups, blocks)
+        words = (
+            "Left the original model, right the erased one, from the same noise. Marked are the "
+            "prompts that name what was to be forgotten."
+        )
+        found = [Picture(path.read_bytes(), "Before and after", words)]
         if self.strip.iterations:
-            found.append(
-                Picture(
-                    self.strip.path,
-                    "While it ran",
-                    f"Images of the same prompts in {self._look_steps} "
-                    f"step{'s'[: self._look_steps > 1]}, from the same noise, as the run went on.",
-                    wide=True,
-                )
-            )
+            words = f"Images of the same prompts by {self._look.describe()} as the run went on."
+            found.append(Picture(self.strip.path.read_bytes(), "While it ran", words))
         return found
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.intervals import Interval
-from pecker_fast.evaluate.page import Picture, Section, Sentence, Table, Terms, write_page
+from pecker_fast.evaluate.page import Picture, Sentence, Table, write_page
 from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.evaluate.reference import ClassFigures
 from pecker_fast.files import write_text
@@ -82,7 +82,6 @@ class Report:
     figures: Mapping[str, Any]  # what report.json says before the run, in plain types
     tables: Sequence[Table]  # of the page, the most important one first
     conditions: Sequence[tuple[str, str]]  # what the figures hold for
-    terms: Terms  # what words of the page mean
 
     @classmethod
     def of(
@@ -96,24 +95,18 @@ class Report:
         tables: Sequence[Table] = (),
         **rest: Any,
     ) -> Report:
-        """The report on what a classifier saw.
+        """Report what a classifier saw.
 
         `rows` are more of the table of figures, `note` is a further sentence on what became of the
         rest, and `rest` the remaining attributes.
         """
-        columns = outcome.columns
-
-        def filled(given: Sequence[Sequence[str]]) -> list[list[str]]:
-            return [[*row, *[""] * (len(columns) - len(row))] for row in given]
-
-        classes, instead = outcome.class_rows(), outcome.seen_as_rows()
-        found = [Table("Figures", filled([*outcome.rows(), *rows]), columns)]
-        if instead:
+        columns, every = outcome.columns, [*outcome.rows(), *rows]
+        filled = [[*row, *[""] * (len(columns) - len(row))] for row in every]
+        found = [Table("Figures", filled, columns)]
+        if instead := outcome.seen_as_rows():
             title = f"What is drawn where {outcome.name} is asked for"
-            every = zip(("Recognised as", *columns[1:]), *instead, strict=True)
-            heads, *seen = zip(*(column for column in every if any(column[1:])), strict=True)
-            found.append(Table(title, seen, heads))
-        if classes:
+            found.append(Table(title, instead, ("Recognised as", *columns[1:])))
+        if classes := outcome.class_rows():
             found.append(Table("Classes that are to be kept", classes, columns))
         return cls(
             run=run,
@@ -137,13 +130,8 @@ class Report:
         sentences = [Sentence(proof, "muted", bool(frozen.frozen_changed))]
         if self.kept_sentence:
             sentences.insert(0, Sentence(self.kept_sentence, bad=self.kept is False))
-        sections: list[Section] = [
-            *pictures[:1],
-            *self.tables,
-            *pictures[1:],
-            self.terms,
-            Table("Conditions", self.conditions, ("", "")),
-        ]
+        sections: list[Picture | Table] = [*pictures[:1], *self.tables, *pictures[1:]]
+        sections.append(Table("Conditions", self.conditions, ("Setting", "Value")))
         headline = Sentence(self.headline, bad=self.gone is False)
         write_page(folder / "report.html", headline, sentences, sections)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -231,7 +219,6 @@ def class_report(
             ("Erased model's images", f"{after.sampler}, seed {after.seed}"),
             *(("Real test images", f"{each.per_class} a class: {each.source}") for each in floor),
         ],
-        terms=Terms("class", {"judged": True, "steps": after.steps, "evaluations": teacher.steps}),
     )
 
 

@@ -36,10 +36,10 @@ def test_an_erasure_and_its_original_side_by_side(run, files, tmp_path):
     with open(out / "comparison.csv") as file:
         mine, other = csv.DictReader(file)
     report = json.loads((tmp_path / "pecker" / "report.json").read_text())
-    assert (mine["run"], mine["method"], mine["forget"]) == ("pecker", "PECKER", "star")
+    assert (mine["method"], mine["forget"]) == ("PECKER", "star")
     assert float(mine["unlearning_accuracy"]) == report["after"]["unlearning_accuracy"]
     assert float(mine["wall_s"]) == report["training_s"] and mine["iterations"] == "2"
-    assert mine["judge"] == other["judge"] and other["method"] == "teacher, as it is"
+    assert mine["Fréchet distance"] == other["Fréchet distance"] != ""
     with open(out / "curves.csv") as file:
         assert [row["iteration"] for row in csv.DictReader(file)] == ["0", "1", "2"]
 
@@ -50,7 +50,7 @@ def test_what_lies_there_is_replaced_only_with_force(run, runs, tmp_path):
     again = run("compare", *runs, "--out", out)
     assert again.code == 2 and "comparison.html: exists; add --force" in again.err
     assert run("compare", runs[0], "--out", out, "--force").code == 0
-    assert "one run" in (out / "comparison.html").read_text()
+    assert "1 run" in (out / "comparison.html").read_text()
     done = run("compare", *runs, "--out", runs[0] / "config.yaml")
     assert done.code == 2 and "is a file; give --out the name of a folder" in done.err
 
