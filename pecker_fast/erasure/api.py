@@ -214,7 +214,7 @@ def class_task(request: Request) -> ClassTask:
     judge = _judge(request, model, device)
     if images is None:
         config = with_overrides(config, model, judge, device)
-    starts = _starts(request, model.network, ranks)
+    starts = _starts(request, model.network)
     return ClassTask(site, model, config, judge, starts, images)
 
 
@@ -231,7 +231,7 @@ def _concept_task(request: Request) -> Concept:
         places = GuidanceSection.model_fields
         config = config.changed({f"text.guidance.{place}": 1.0 for place in places})
     site = _site(request, device, ranks, pipeline.network)
-    starts = _starts(request, pipeline.network, ranks)
+    starts = _starts(request, pipeline.network)
     showing = judge = None
     if request.prompts is not None:
         told = read_prompt_file(request.prompts)
@@ -242,14 +242,14 @@ def _concept_task(request: Request) -> Concept:
     return Concept(site, pipeline, config, showing, starts)
 
 
-def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartNetwork]:
+def _starts(request: Request, like: nn.Module) -> dict[str, StartNetwork]:
     """Networks that start elsewhere than at the teacher, by role."""
     paths: dict[Role, Path | None] = {
         "generator": request.generator or request.first_stage,
         "pseudo_score": request.pseudo_score or request.first_stage,
     }
     return {
-        role: load_start(path, role, like, of_prompts=request.of_prompts, ranks=ranks)
+        role: load_start(path, role, like, of_prompts=request.of_prompts)
         for role, path in paths.items()
         if path is not None
     }

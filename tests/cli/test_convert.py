@@ -102,21 +102,6 @@ def test_class_names(
     assert ModelFolder.load(tmp_path / "model").class_names == names
 
 
-def test_nothing_is_replaced_without_force(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.save(MODEL, tmp_path / "ckpt.pth")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine").write_text("precious")
-    arguments = (tmp_path / "ckpt.pth", "--out", tmp_path / "model")
-    code, _, err = run(capsys, *arguments)
-    assert code == 2 and "exists; add --force to replace it" in err
-    # A file that cannot be converted leaves what is there, even with --force.
-    (tmp_path / "bad.pth").write_text("text")
-    assert run(capsys, tmp_path / "bad.pth", *arguments[1:], "--force")[0] == 2
-    assert (tmp_path / "model" / "mine").exists()
-
-
 def test_force_replaces_a_model_folder_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -189,8 +189,3 @@ def test_a_recogniser_of_ones_own(evaluate, tmp_path, monkeypatch):
     forget, keep = (groups[name]["faces"] for name in ("forget", "keep"))
     assert (forget["recognised"], forget["probability"]) == (2, 0.75)
     assert (keep["recognised"], keep["probability"]) == (0, 0.125)
-
-
-def test_prompt_options_need_prompts(run, refused, files, tmp_path):
-    refused(run("evaluate", files.model, "--clip", tmp_path), "--clip", "--prompts")
-    refused(run("evaluate", "--pipeline", tmp_path), "--pipeline", "--prompts")

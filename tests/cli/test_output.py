@@ -78,19 +78,6 @@ def test_printed_settings_are_read_back(run, files, pipeline, data, tmp_path, mo
     assert again.out == printed.out
 
 
-def test_a_run_accepts_what_was_printed(run, files, tmp_path):
-    words = ["erase", files.model, *SMALL, "--out", tmp_path / "run"]
-    (tmp_path / "mine.yaml").write_text(run(*words, "--print-config").out)
-    done = run("erase", files.model, "--config", tmp_path / "mine.yaml", "--out", tmp_path / "run")
-    assert done.code == 0, done.err
-    assert (tmp_path / "run" / "config.yaml").read_text() == (tmp_path / "mine.yaml").read_text()
-
-
-def test_settings_that_are_wrong_are_not_printed(run, refused, files, tmp_path):
-    words = ["erase", files.model, *SMALL, "--out", tmp_path / "run", "--print-config"]
-    refused(run(*words, "--set", "batchsize=1"), "batchsize", "batch_size")
-
-
 # ---- --json, --quiet
 
 
@@ -208,15 +195,6 @@ def test_a_dry_run_under_a_mask_that_is_given(run, files, tmp_path):
     assert found["iterations"] == 1 and found["iteration_s"] > 0
     assert found["mask"].endswith("(given, density 0.2)") and found["finding_s"] == 0
     assert not (tmp_path / "run").exists()
-
-
-@SLOW
-def test_a_dry_run_in_words(run, files, tmp_path):
-    done = run("erase", files.model, *SMALL, "--out", tmp_path / "run", "--dry-run")
-    assert done.code == 0 and list(tmp_path.iterdir()) == []
-    for word in ("UNet2DModel", "density 0.2", "weights", "not counted", "free", "iteration",
-                 "2 iterations", "disk"):  # fmt: skip
-        assert word in done.out, word
 
 
 @SLOW

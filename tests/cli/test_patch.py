@@ -146,16 +146,6 @@ def test_force_leaves_what_is_no_copy_of_the_model(root, capsys, command):
     assert files_in(root) == before
 
 
-def test_force_replaces_an_earlier_result(root):
-    pipe, erased = root / "pipe", root / "erased"
-    assert run("apply", pipe, root / "a.safetensors", "--out", erased) == 0
-    first = files_in(erased)
-    assert run("apply", pipe, root / "b.safetensors", "--out", erased, "--force") == 0
-    assert files_in(erased) != first
-    assert run("apply", pipe, root / "a.safetensors", "--out", erased, "--force") == 0
-    assert files_in(erased) == first
-
-
 def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_copy(root, capsys, monkeypatch):
     def damaged(weights, path, metadata):
         patch = read_patch(root / "a.safetensors")
