@@ -137,11 +137,7 @@ def _as_folder(model: Any, out: Path, of_hub: dict[str, Any]) -> Iterator[dict[s
         )
 
 
-_PATHS = (
-    "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics",
-    "second_classifier",
-    "nudity_detector", "clip", "pipeline_config", "prompts",
-)  # fmt: skip
+_PATHS = {each.name for each in fields(Request) if str(each.type).startswith(("Input", "Path"))}
 
 
 def run(request: Request) -> Erased:

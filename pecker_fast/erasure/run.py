@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -51,6 +51,8 @@ from pecker_fast.runs.outputs import (
 from pecker_fast.runs.reading import checked
 
 __all__ = ["Site", "Task", "carry_out"]
+
+T = TypeVar("T", bound="Task")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ class Task(ABC):
         """About what the erased model takes on the disk."""
         return sum(param.nbytes for param in self.original.parameters())
 
-    def tried(self, values: Mapping[str, Any], copied: Callable[[nn.Module], nn.Module]) -> Task:
+    def tried(self: T, values: Mapping[str, Any], copied: Callable[[nn.Module], nn.Module]) -> T:
         """The same with other settings under these dotted keys, on copies of its networks.
 
         Raises:
