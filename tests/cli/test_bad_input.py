@@ -29,9 +29,6 @@ def erase(run, files, tmp_path):
     return erase
 
 
-# ---- what is said before anything is written
-
-
 # ---- output
 
 

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
@@ -158,19 +157,6 @@ def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_patch(
     assert (out / "pipeline").is_dir() and not (out / "patch.safetensors").exists()
 
 
-@pytest.mark.slow
-def test_several_concepts(pipeline, run, tmp_path):
-    done = run(
-        "erase", "--pipeline", pipeline, "--recipe", "object", "--name", "cat", "--name", "car",
-        "--override", "dog", "--override", "bus", "--out", tmp_path / "run", *QUICK,
-        "--no-previews",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    assert "72 prompts to forget" in done.err
-    text = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["text"]
-    assert [concept["concept"] for concept in text["concepts"]] == ["cat", "car"]
-
-
 @pytest.mark.parametrize("recipe", ["celebrity", "nudity", "object", "style"])
 def test_recipes_have_the_published_constants(recipe):
     names = () if recipe == "nudity" else ("a",)
@@ -184,9 +170,6 @@ def test_recipes_have_the_published_constants(recipe):
     terms = (config.generator, config.pseudo_score)
     assert {(t.lambda_remain, t.lambda_forget) for t in terms} == {(1.0, 1.0)}
     assert config.text.dropout == 0.1
-
-
-# ---- bad input: one line, nothing half-written
 
 
 # ---- images of pipelines

@@ -112,16 +112,6 @@ def test_a_network_alone_and_in_place(root):
     assert files_in(unet) == before
 
 
-def test_another_patch_on_it(root, capsys):
-    a, b, one, two = root / "a.safetensors", root / "b.safetensors", root / "one", root / "two"
-    assert run("apply", root / "pipe", a, "--out", one) == 0
-    assert run("apply", one, b, "--out", two) == 2
-    assert "name the other patches that it carries" in capsys.readouterr().err
-    assert run("apply", one, b, "--applied", a, "--out", two) == 2
-    assert "entries in common" in capsys.readouterr().err
-    assert not two.exists()
-
-
 def test_info(root, capsys):
     a, b = root / "a.safetensors", root / "b.safetensors"
     assert run("info", a, b) == 0

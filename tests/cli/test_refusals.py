@@ -3,17 +3,11 @@
 Command lines that need no torch: REFUSED in test_cli.py. Spoiled files: tests/bad_input.
 """
 
-import shutil
-
 import pytest
 import torch
-from image_data import random_images, write_images
-from tiny_models import tiny_scheduler
 
-from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
-from pecker_fast.models.ddpm import DDPMUNet
 
 # Words in capitals are options or paths of `words`; behind the bar is what the line names.
 TABLE = """
@@ -60,6 +54,8 @@ erase PIPELINE CAT --prompts . | one judge
 erase PIPELINE CAT --forget cat | --forget, --name
 erase PIPELINE CAT --generator BEGUN | BEGUN, not made
 erase PIPELINE CAT --no-previews --clip . | --no-previews
+erase PIPELINE CAT --push erased | --push
+erase PIPELINE CAT --push a/b/c | --push
 erase PIPELINE --keep-steps | --recipe
 erase PIPELINE --keep-steps --recipe object | --name
 erase PIPELINE --keep-steps --recipe demo | demo, classes
@@ -81,31 +77,21 @@ NO_OUT = ("evaluate", "m.PNG")
 
 
 @pytest.fixture(scope="module")
-def words(files, pipeline, tmp_path_factory):
+def words(files, coloured, pipeline, tmp_path_factory):
     """What the words in capitals stand for."""
     root = tmp_path_factory.mktemp("refused")
-    names = ("circle", "square", "star")
-    unet = DDPMUNet(
-        sample_size=8, in_channels=3, num_classes=3, channels=4, channel_mult=(1, 2),
-        attention_levels=(1,), blocks_per_level=1, norm_num_groups=2,
-    )  # fmt: skip
-    ModelFolder(unet, tiny_scheduler(), names).save(root / "coloured")
-    SmallClassifier(3, in_channels=3, width=4).save(root / "judge")
-    write_images(root / "data", random_images(30, 3), random_images(12, 3, seed=1), names)
-    shutil.copytree(files.model, root / "one_step")
     model = ModelFolder.load(files.model)
     model.with_network(model.network, "generator").save(root / "one_step")
     SaliencyMask.full(torch.nn.Linear(3, 4)).save(root / "other.safetensors")
     (root / "begun").mkdir()
     (root / "begun" / "run.lock").touch()
     return {
-        "MODEL": files.model, "COLOURED": root / "coloured", "ONE_STEP": root / "one_step",
+        "MODEL": files.model, "COLOURED": coloured.model, "ONE_STEP": root / "one_step",
         "BEGUN": root / "begun", "OTHER_MASK": root / "other.safetensors",
         "TEACHER": "small_teacher", "PIPELINE": f"--pipeline {pipeline}",
         "STAR": "--forget star --override circle",
         "CAT": "--recipe object --name cat --override dog",
-        "JUDGED": f"--classifier {root / 'judge'}",
-        "DATA": f"--dataset images --data-root {root / 'data'}",
+        "JUDGED": f"--classifier {coloured.classifier}", "DATA": " ".join(map(str, coloured.data)),
     }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """`sample --out`: options, runs, several processes, kills in the middle, disks that are full."""
 
 import json
-import shutil
 import time
 
 import pytest
@@ -109,19 +108,6 @@ def test_images_of_a_run(run, files, tmp_path):
     assert content["count"] == 6
     done = run("sample", tmp_path / "run", "--png", tmp_path / "grid.png", "--per-class", 2)
     assert done.code == 0 and Image.open(tmp_path / "grid.png").size[0] > 200, done.err
-
-
-@pytest.mark.parametrize("kind", ["DDPMPipeline", "DDIMPipeline"])
-def test_images_of_diffusers_pipelines_of_class_models(run, files, tmp_path, kind):
-    shutil.copytree(files.model, tmp_path / "model")
-    parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
-    index = {"_class_name": kind, "_diffusers_version": "0.31.0", **parts}
-    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index, indent=2))
-    done = run(
-        "sample", tmp_path / "model", "--steps", 2, "--per-class", 1, "--out", tmp_path / "x"
-    )
-    assert done.code == 0, done.err
-    assert load_image_files(tmp_path / "x").labels.tolist() == [0, 1, 2]
 
 
 @pytest.fixture

@@ -105,16 +105,6 @@ def first_stage_of_prompts(pipeline, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_first_stage_of_prompts_holds_both_networks(pipeline, first_stage_of_prompts):
-    generator, said = load_unet(first_stage_of_prompts / "pipeline")
-    pseudo_score, of_psi = load_unet(first_stage_of_prompts / "pseudo_score")
-    assert (said["kind"], said["iterations"], of_psi["method"]) == ("generator", 2, "pseudo_score")
-    assert "forget" not in said and not (first_stage_of_prompts / "patch.safetensors").exists()
-    networks = (load_unet(pipeline)[0], generator, pseudo_score)
-    assert len({fingerprint(network) for network in networks}) == 3
-
-
-@pytest.mark.slow
 def test_a_concept_is_forgotten_from_a_first_stage(
     run, refused, pipeline, first_stage_of_prompts, tmp_path
 ):
