@@ -20,7 +20,9 @@ import torch
 from pecker_fast_demo import teacher_folder
 
 from pecker_fast import cli
-from pecker_fast.cli.common import machine_options, prepare, settings_option, together
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import prepare
+from pecker_fast.cli.shared import together
 from pecker_fast.datasets import fashion_mnist
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
@@ -44,9 +46,9 @@ asset_options: Callable[[Any], Any] = together(
         show_default=True,
         help="Folder with the four Fashion-MNIST files.",
     ),
-    settings_option("iterations=100"),
+    shared.settings("iterations=100"),
     click.option("--per-class", type=int, default=500, show_default=True, help="50-step samples."),
-    machine_options,
+    shared.machine,
 )
 
 

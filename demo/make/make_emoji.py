@@ -29,7 +29,8 @@ from pipeline_networks import AutoencoderRecipe, DenoiserRecipe, finish
 from pipeline_training import train_pipeline
 from torch import Tensor
 
-from pecker_fast.cli.common import machine_options, prepare
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import prepare
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.classifying import classify
@@ -48,7 +49,7 @@ COPIES = 100  # of each drawing
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--autoencoder-steps", type=int, default=1500, show_default=True)
 @click.option("--per-pair", type=int, default=4, show_default=True, help="Images in the figures.")
-@machine_options
+@shared.machine
 def make(
     drawings: Path,
     out: Path,

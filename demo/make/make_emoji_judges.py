@@ -36,7 +36,8 @@ from pecker_fast_demo.emoji_captions import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from pecker_fast.cli.common import machine_options, prepare
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import prepare
 from pecker_fast.datasets.loading import ImageSet
 from pecker_fast.datasets.pixels import to_uint8
 from pecker_fast.errors import PeckerError
@@ -62,7 +63,7 @@ FORGOTTEN = {"object": ("dog", "cat"), "style": ("twemoji", "outline")}  # and w
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--batch-size", type=int, default=96, show_default=True)
 @click.option("--width", type=int, default=32, show_default=True, help="Of the networks.")
-@machine_options
+@shared.machine
 def make(
     drawings: Path, out: Path, batch_size: int, width: int, device: str, threads: int | None
 ) -> None:

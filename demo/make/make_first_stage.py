@@ -17,7 +17,8 @@ import click
 import torch
 from pecker_fast_demo import dit_folder, emoji_folder
 
-from pecker_fast.cli.common import machine_options, prepare
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import prepare
 from pecker_fast.erasure.api import run
 from pecker_fast.erasure.request import Request
 from pecker_fast.errors import PeckerError
@@ -33,7 +34,7 @@ KEPT = ("kind", "t_init", "iterations", "method", "frozen", "training")
 @click.argument("what", type=click.Choice(list(RECIPES)))
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@machine_options
+@shared.machine
 def make(what: str, run_folder: Path, out: Path, device: str, threads: int | None) -> None:
     """Distil, and write both networks in half precision, whole or not at all."""
     if out.exists():

@@ -6,20 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pecker_fast.cli.common import (
-    PATH,
-    command,
-    config_values,
-    flag,
-    iterations_option,
-    json_option,
-    option,
-    prepare,
-    quiet_option,
-    run_options,
-    training_options,
-)
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import config_values, prepare
 from pecker_fast.cli.erase import say
+from pecker_fast.cli.shared import PATH, command, flag, option
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.finding import check_run_directory
 
@@ -34,11 +24,11 @@ __all__ = ["demo"]
     flag(
         "--concept", "Erase dogs, named by prompt, from the text-to-image pipeline of emoji."
     ),
-    training_options,
-    iterations_option,
-    run_options,
-    json_option,
-    quiet_option,
+    shared.training,
+    shared.iterations,
+    shared.run,
+    shared.json,
+    shared.quiet,
     examples="""
     pecker-fast demo
     pecker-fast demo --out bag --forget Bag --override Coat

@@ -9,33 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pecker_fast.cli.common import (
-    INPUT,
-    PATH,
-    SOURCE,
-    command,
-    config_values,
-    data_options,
-    dry_run_option,
-    flag,
-    iterations_option,
-    json_option,
-    judges,
-    machine_options,
-    option,
-    options_of,
-    out_option,
-    prepare,
-    print_config_option,
-    quiet_option,
-    result,
-    run_options,
-    say_config,
-    seed_option,
-    settings_option,
-    together,
-    training_options,
-)
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import config_values, judges, prepare, result, say_config
+from pecker_fast.cli.shared import INPUT, PATH, SOURCE, command, flag, option, options_of, together
 from pecker_fast.cli.torchrun import is_first
 from pecker_fast.erasure.request import HUB_OPTIONS, Request
 from pecker_fast.errors import PeckerError
@@ -52,16 +28,16 @@ __all__ = ["distill", "erase", "mask", "say"]
 _hub_options = options_of(Request, *HUB_OPTIONS)
 _config_option = options_of(Request, "config")
 _output_options = together(
-    run_options, dry_run_option, print_config_option, json_option, quiet_option
+    shared.run, shared.dry_run, shared.print_config, shared.json, shared.quiet
 )
 
 
 @command(
     click.argument("model", type=SOURCE, required=False),
-    out_option,
-    training_options,
-    data_options,
-    iterations_option,
+    shared.out,
+    shared.training,
+    shared.data,
+    shared.iterations,
     option("--recipe", "The same as --config, e.g. celebrity, nudity, object, style."),
     options_of(Request),
     flag("--no-previews", "No images of a pipeline, and no report."),
@@ -130,12 +106,12 @@ NOTHING_FORGOTTEN = {
 @command(
     click.argument("model", type=SOURCE),
     _hub_options,
-    out_option,
+    shared.out,
     option("--config", "YAML file or name of a recipe.  [default: cifar10_stage1; of a pipeline "
            "text_stage1]"),
-    iterations_option,
-    seed_option,
-    settings_option("batch_size=16"),
+    shared.iterations,
+    shared.seed,
+    shared.settings("batch_size=16"),
     _output_options,
     examples="""
     pecker-fast distill MODEL --out one-step
@@ -248,13 +224,13 @@ def _lines(erased: Erased, paths: Mapping[str, Path]) -> Iterator[str]:
         default=Path("mask.safetensors"),
     ),
     _config_option,
-    training_options,
-    data_options,
+    shared.training,
+    shared.data,
     flag("--force", "Replace files that exist."),
-    machine_options,
-    print_config_option,
-    json_option,
-    quiet_option,
+    shared.machine,
+    shared.print_config,
+    shared.json,
+    shared.quiet,
     examples="""
     pecker-fast mask MODEL --forget "Ankle boot" --override Sneaker --density 0.1
     pecker-fast mask MODEL --forget 3 --override 5 --set saliency.kind=denoise --out m.safetensors

@@ -9,23 +9,9 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import (
-    INPUT,
-    PATH,
-    command,
-    data_options,
-    echo,
-    flag,
-    json_option,
-    judges,
-    machine_options,
-    option,
-    prepare,
-    prompt_judge_options,
-    quiet_option,
-    result,
-    sampler_options,
-)
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import echo, judges, prepare, result
+from pecker_fast.cli.shared import INPUT, PATH, command, flag, option
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import JUDGED_PER_CLASS
 from pecker_fast.files import check_output_file, write_text
@@ -38,7 +24,7 @@ __all__ = ["attack", "compare", "evaluate"]
     option("--images", "Judge these instead of a model: a folder, or an .npz.", INPUT),
     option("--prompts", "Judge images of these prompts, group by group.", INPUT),
     option("--pipeline", "The pipeline that draws them, or its run.", INPUT),
-    prompt_judge_options,
+    shared.prompt_judges,
     option("--per-prompt", "Images of each row.  [default: 1]", least=1),
     option("--batch-size", "Prompts drawn at a time.", least=1),
     option(
@@ -52,10 +38,10 @@ __all__ = ["attack", "compare", "evaluate"]
     ),
     option("--override", "The class in its place: name or index."),
     option("--real", "Real images: a folder, or an .npz.", INPUT),
-    data_options,
+    shared.data,
     option("--inception", "File of the Inception weights, for FID.", PATH),
     option("--per-class", f"Images each.  [default: {JUDGED_PER_CLASS}]", least=2),
-    sampler_options,
+    shared.sampler,
     option(
         "--guidance", "Classifier-free, in many steps.  [default: 0; of prompts the row's own, "
         "else 7.5]", float,
@@ -67,8 +53,8 @@ __all__ = ["attack", "compare", "evaluate"]
     ),
     option("--json json_path", "Write the figures; - for stdout.", PATH),
     flag("--force", "Replace a file that exists, or other --samples."),
-    machine_options,
-    quiet_option,
+    shared.machine,
+    shared.quiet,
     examples="""
     pecker-fast evaluate demo-run/model --classifier clf --forget "Ankle boot" --override Sneaker
     pecker-fast evaluate MODEL --classifier clf --statistics real.npz --forget 3 --json out.json
@@ -148,7 +134,7 @@ _PROMPTS = (
     click.argument("run", type=INPUT),
     option("--classifier", "The judge.", INPUT),
     option("--prompts", "To ask a pipeline with.", INPUT),
-    prompt_judge_options,
+    shared.prompt_judges,
     option("--forget", "The class, or the label of a concept.  [default: what the erased says]"),
     option("--original", "What it was before, which draws images to teach with.", INPUT),
     option(
@@ -157,9 +143,9 @@ _PROMPTS = (
     ),
     option("--images", "Of the class in each way.", default=200, least=10),
     option("--seed", "Seed of the noise.", int, default=0),
-    machine_options,
-    json_option,
-    quiet_option,
+    shared.machine,
+    shared.json,
+    shared.quiet,
     examples="""
     pecker-fast attack RUN --classifier judge
     pecker-fast attack RUN --classifier judge --original MODEL

@@ -9,17 +9,9 @@ from typing import Any
 
 import click
 
-from pecker_fast.cli.common import (
-    INPUT,
-    PATH,
-    command,
-    echo,
-    flag,
-    json_option,
-    option,
-    prepare,
-    result,
-)
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import echo, prepare, result
+from pecker_fast.cli.shared import INPUT, PATH, command, flag, option
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import shown
 
@@ -132,7 +124,7 @@ def _chain(name: str) -> Iterator[Path]:
         base = yaml.safe_load(known[base].read_text()).get("base")
 
 
-@command(json_option, examples="    pecker-fast info --json > machine.json")
+@command(shared.json, examples="    pecker-fast info --json > machine.json")
 def info() -> None:
     """Show versions, devices and backends."""
     facts = _facts()

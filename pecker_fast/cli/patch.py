@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from pecker_fast.cli.common import INPUT, PATH, echo, flag, json_option, option, result, together
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import echo, result
+from pecker_fast.cli.shared import INPUT, PATH, flag, option, together
 from pecker_fast.errors import PeckerError, printable
 from pecker_fast.files import check_output_file, read_json, shown
 
@@ -48,7 +50,7 @@ def patch() -> None:
 
 @patch.command()
 @click.argument("files", nargs=-1, required=True, type=INPUT)
-@json_option
+@shared.json
 def info(files: tuple[Path, ...]) -> None:
     """Show what each of FILES holds, and how much it shares with those named before it."""
     from pecker_fast.patches.files import read_patch

@@ -7,18 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pecker_fast.cli.common import (
-    INPUT,
-    PATH,
-    command,
-    echo,
-    flag,
-    machine_options,
-    option,
-    prepare,
-    quiet_option,
-    sampler_options,
-)
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import echo, prepare
+from pecker_fast.cli.shared import INPUT, PATH, command, flag, option
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.defaults import BATCH_SIZE, PER_CLASS, default_steps
 from pecker_fast.files import check_output_file
@@ -47,7 +38,7 @@ MOST_COLUMNS = 20  # of the grid
     ),
     option("--per-class", f"Images of each class or prompt.  [default: {PER_CLASS}]", least=1),
     option("--count", "Images in all, instead of --per-class.", least=1),
-    sampler_options,
+    shared.sampler,
     option(
         "--guidance", "Classifier-free, in many steps.  [default: 0; of prompts 4.5]", float
     ),
@@ -57,8 +48,8 @@ MOST_COLUMNS = 20  # of the grid
         "size]", least=1,
     ),
     flag("--force", "Replace what exists."),
-    machine_options,
-    quiet_option,
+    shared.machine,
+    shared.quiet,
     examples="""
     pecker-fast sample demo-run/model --png after.png
     pecker-fast sample teacher --steps 50 --per-class 4 --png before.png

@@ -6,27 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pecker_fast.cli.common import (
-    INPUT,
-    PATH,
-    command,
-    config_values,
-    data_options,
-    dry_run_option,
-    iterations_option,
-    json_option,
-    option,
-    out_option,
-    prepare,
-    print_config_option,
-    quiet_option,
-    result,
-    run_options,
-    say_config,
-    seed_option,
-    settings_option,
-    train,
-)
+from pecker_fast.cli import shared
+from pecker_fast.cli.common import config_values, prepare, result, say_config, train
+from pecker_fast.cli.shared import INPUT, PATH, command, option
 from pecker_fast.errors import PeckerError
 from pecker_fast.runs.finding import MODEL_NAME, check_run_directory
 
@@ -37,20 +19,20 @@ HELD_OUT = {"stl10": 1000}
 
 
 @command(
-    out_option,
+    shared.out,
     option(
         "--config config_path", "YAML file or name of a recipe, see below.", required=True
     ),
-    data_options,
+    shared.data,
     option("--without", "Class whose images are left out: name or index."),
-    iterations_option,
-    seed_option,
-    settings_option("batch_size=64"),
-    run_options,
-    dry_run_option,
-    print_config_option,
-    json_option,
-    quiet_option,
+    shared.iterations,
+    shared.seed,
+    shared.settings("batch_size=64"),
+    shared.run,
+    shared.dry_run,
+    shared.print_config,
+    shared.json,
+    shared.quiet,
     examples="""
     pecker-fast train-teacher --config cifar10_teacher --data-root DATA --out teacher
     pecker-fast train-teacher --config cifar10_teacher --without cat --data-root DATA --out t
@@ -141,14 +123,14 @@ def train_teacher(
         "--pretrained", "File of torchvision's resnet34 weights for ImageNet; nothing is "
         "downloaded.", INPUT,
     ),
-    data_options,
+    shared.data,
     option("--epochs", "Passes over the images.", int),
     option("--iterations", "Length of the run, in place of --epochs.", int),
-    seed_option,
-    settings_option("batch_size=64"),
-    run_options,
-    json_option,
-    quiet_option,
+    shared.seed,
+    shared.settings("batch_size=64"),
+    shared.run,
+    shared.json,
+    shared.quiet,
     examples="""
     pecker-fast train-classifier --dataset cifar10 --data-root DATA --pretrained R34.pth --out c
     pecker-fast train-classifier --dataset cifar10 --data-root DATA --out c

@@ -27,8 +27,6 @@ __all__ = [
     "SharedNetworks",
     "alias",
     "equal_networks",
-    "restored_network",
-    "saved_network",
 ]
 
 Role: TypeAlias = Literal["teacher", "generator", "pseudo_score", "start"]
@@ -192,44 +190,3 @@ def equal_networks(teacher: nn.Module) -> NetworkSet:
     """The three as a run starts, over the teacher's memory; none of them may learn yet."""
     generator, pseudo_score = (alias(teacher).requires_grad_(True) for _ in range(2))
     return NetworkSet(teacher, generator, pseudo_score)
-
-
-def saved_network(checkpoint: Mapping[str, Any], role: Role) -> dict[str, Any] | None:
-    """What the checkpoint of a distillation holds of one network, for `restored_network`.
-
-    Returns:
-        Tensors only; None where it is the checkpoint of another kind of run.
-    """
-    if "networks" not in checkpoint:
-        return None
-    # Salient values only, where the networks shared one set of weights.
-    return {
-        "values": checkpoint["networks"][role],
-        "indices": checkpoint["ever_salient"]["indices"],
-    }
-
-
-@torch.no_grad()
-def restored_network(saved: Mapping[str, Any], like: nn.Module) -> nn.Module:
-    """The network that `saved_network` has found, as a copy of `like` with its values.
-
-    Args:
-        saved: Of a run whose networks started at `like`, where they shared one set of weights.
-        like: The teacher.
-
-    Raises:
-        PeckerError: The values of another architecture; the first odd parameter is named.
-    """
-    network = copy.deepcopy(like)
-    values: Mapping[str, Tensor] = saved["values"]
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    if {name: value.shape for name, value in values.items()} == shapes:
-        network.load_state_dict(values)
-        return network
-    for name, value in values.items():
-        try:
-            param = network.get_parameter(name)
-            param.view(-1)[saved["indices"][name].long()] = value.to(param)
-        except (AttributeError, KeyError, RuntimeError, IndexError):
-            raise PeckerError(f"is not of the model's architecture ({name!r})") from None
-    return network

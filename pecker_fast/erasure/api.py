@@ -138,11 +138,7 @@ def _as_folder(model: Any, out: Path, of_hub: dict[str, Any]) -> Iterator[dict[s
         )
 
 
-_PATHS = (
-    "data_root", "mask", "generator", "pseudo_score", "first_stage", "classifier", "statistics",
-    "second_classifier",
-    "nudity_detector", "clip", "pipeline_config", "prompts",
-)  # fmt: skip
+_PATHS = {each.name for each in fields(Request) if str(each.type).startswith(("Input", "Path"))}
 
 
 def run(request: Request) -> Erased:
@@ -216,7 +212,7 @@ def class_task(request: Request) -> ClassTask:
     judge = _judge(request, model, device)
     if images is None:
         config = with_overrides(config, model, judge, device)
-    starts = _starts(request, model.network, ranks)
+    starts = _starts(request, model.network)
     return ClassTask(site, model, config, judge, starts, images)
 
 
@@ -233,7 +229,7 @@ def _concept_task(request: Request) -> Concept:
         places = GuidanceSection.model_fields
         config = config.changed({f"text.guidance.{place}": 1.0 for place in places})
     site = _site(request, device, ranks, pipeline.network)
-    starts = _starts(request, pipeline.network, ranks)
+    starts = _starts(request, pipeline.network)
     showing = judge = None
     if request.prompts is not None:
         told = read_prompt_file(request.prompts)
@@ -244,14 +240,14 @@ def _concept_task(request: Request) -> Concept:
     return Concept(site, pipeline, config, showing, starts)
 
 
-def _starts(request: Request, like: nn.Module, ranks: Ranks) -> dict[str, StartNetwork]:
+def _starts(request: Request, like: nn.Module) -> dict[str, StartNetwork]:
     """Networks that start elsewhere than at the teacher, by role."""
     paths: dict[Role, Path | None] = {
         "generator": request.generator or request.first_stage,
         "pseudo_score": request.pseudo_score or request.first_stage,
     }
     return {
-        role: load_start(path, role, like, of_prompts=request.of_prompts, ranks=ranks)
+        role: load_start(path, role, like, of_prompts=request.of_prompts)
         for role, path in paths.items()
         if path is not None
     }

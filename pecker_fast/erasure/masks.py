@@ -88,22 +88,15 @@ def _backward(model: ModelFolder, mask: SaliencyMask, config: PeckerConfig) -> s
 
 
 def describe_backward(flops: NetworkFlops, mask: SaliencyMask, config: PeckerConfig) -> str:
-    """How much of a backward pass is skipped, which part of it, and its share of an iteration."""
-    full, masked = flops.full, flops.masked
-    unit, size = ("GFLOP", 1e9) if full.total >= 1e9 else ("MFLOP", 1e6)
-    line = (
-        f"backward of the generator: {masked.total / size:,.1f} of {full.total / size:,.1f} {unit} "
-        "an image"
-    )
-    if masked.total == full.total:
-        line += f": this mask ({mask.granularity}, density {mask.density:.4g}) skips no arithmetic"
-        structured = mask.granularity in ("out_channel", "tensor") or mask.density == 1
-        return line if structured else f"{line}; mask.granularity out_channel or tensor can"
-    weights = (full.weight_gradients - masked.weight_gradients) / full.total
-    below = (full.input_gradients - masked.input_gradients) / full.total
+    """How much of a backward pass is skipped, and its share of an iteration."""
+    unit, size = ("GFLOP", 1e9) if flops.full.total >= 1e9 else ("MFLOP", 1e6)
     learning = 2 if config.mask.apply == "both" else 1
-    return (
-        f"{line} ({flops.skipped:.1%} skipped: weight gradients {weights:.1%}, layers below the "
-        f"earliest salient one {below:.1%}); of an iteration: "
-        f"{1 - flops.iteration(learning) / flops.iteration():.1%}"
+    saved = 1 - flops.iteration(learning) / flops.iteration()
+    line = (
+        f"backward of the generator: {flops.masked.total / size:,.1f} of "
+        f"{flops.full.total / size:,.1f} {unit} an image ({flops.skipped:.1%} skipped); of an "
+        f"iteration: {saved:.1%}"
     )
+    if flops.skipped or mask.density == 1 or mask.granularity in ("out_channel", "tensor"):
+        return line
+    return f"{line}; mask.granularity out_channel or tensor can skip some"

@@ -6,11 +6,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_models import model_of_shapes
+import torch
+from image_data import random_images, write_images
+from tiny_models import model_of_shapes, tiny_scheduler
 from tiny_pipeline import save_tiny_pipeline
 
 from pecker_fast import cli
 from pecker_fast.evaluate.classifier import SmallClassifier
+from pecker_fast.models import ModelFolder
+from pecker_fast.models.ddpm import DDPMUNet
 from pecker_fast.runs.directory import RunDirectory
 
 
@@ -28,6 +32,32 @@ def files(tmp_path_factory):
         model=str(root / "model"),
         classifier=str(root / "classifier"),
         statistics=str(root / "real.npz"),
+    )
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory):
+    """The same of images in three colours; `data`: options that name real images of its classes."""
+    root, names = tmp_path_factory.mktemp("coloured"), ("circle", "square", "star")
+    torch.manual_seed(0)
+    unet = DDPMUNet(
+        sample_size=8, in_channels=3, num_classes=3, channels=4, channel_mult=(1, 2),
+        attention_levels=(1,), blocks_per_level=1, norm_num_groups=2,
+        dropout=0.0,  # would differ between processes
+    )  # fmt: skip
+    with torch.no_grad():  # the last layer is zero at first: nothing below it would have a gradient
+        for param in unet.parameters():
+            param.add_(0.05 * torch.randn_like(param))
+    ModelFolder(unet, tiny_scheduler(), names).save(root / "model")
+    SmallClassifier(3, in_channels=3, width=4).save(root / "classifier")
+    train, test = random_images(60, 3), random_images(12, 3, seed=1)
+    write_images(root / "data", train, test, names)
+    np.savez(root / "real.npz", images=train[0], labels=train[1])
+    return SimpleNamespace(
+        model=root / "model",
+        classifier=root / "classifier",
+        statistics=root / "real.npz",
+        data=("--dataset", "images", "--data-root", root / "data"),
     )
 
 

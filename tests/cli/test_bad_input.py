@@ -8,7 +8,6 @@ import pytest
 import torch
 from distributed.processes import run_commands
 
-from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
 from pecker_fast.runs.directory import RunDirectory
 
@@ -27,28 +26,6 @@ def erase(run, files, tmp_path):
         return run("erase", model, "--out", out, *CLASSES, *QUICK, *arguments)
 
     return erase
-
-
-# ---- what is said before anything is written
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--density", "1.01"], ["mask.density"]),
-        (["--mask-file", "FILES/other.safetensors"], ["conv_in.weight"]),
-        (["--data-root", "FILES"], ["--data-root"]),
-        (["--device", "cuda:99"], ["--device cuda:99"]),
-        (["--device", "meta"], ["--device meta"]),
-    ],
-)
-def test_options_that_cannot_be_used(erase, refused, tmp_path, arguments, named):
-    SaliencyMask.full(torch.nn.Linear(3, 4)).save(tmp_path / "other.safetensors")
-    arguments, named = (
-        [word.replace("FILES", str(tmp_path)) for word in words] for words in (arguments, named)
-    )
-    refused(erase(*arguments), *named)
-    assert not (tmp_path / "run").exists()
 
 
 # ---- output
@@ -121,9 +98,3 @@ def test_nan_loss_keeps_the_last_good_checkpoint(erase, refused, tmp_path):
         saved = directory.load()
     assert all(torch.isfinite(v).all() for v in saved["networks"]["generator"].values())
     assert not (out / "model").exists()
-
-
-def test_a_mask_does_not_take_the_name_of_its_picture(run, refused, files, tmp_path):
-    out = tmp_path / "m.PNG"
-    refused(run("mask", files.model, *CLASSES, "--out", out), out, "m.safetensors")
-    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,6 @@
 """The contract of every command: start-up, exit codes, stdout and stderr."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -35,22 +34,6 @@ def process(code, *arguments, **options):
 def test_a_command_alone_shows_its_help(run, words):
     done = run(*words)
     assert "Commands:\n" in done.out + done.err and "Error" not in done.err
-
-
-def test_the_installed_command():
-    done = subprocess.run([*PROGRAM, "--version"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stdout.startswith("pecker-fast ")
-
-
-@pytest.mark.slow
-def test_waiting_threads_spin_only_for_a_moment():
-    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    env = {name: value for name, value in os.environ.items() if name not in ours}
-    code = (
-        "import os; from pecker_fast import cli; cli.main(['info'])\n"
-        "print(os.environ['GOMP_SPINCOUNT'])"
-    )
-    assert process(code, env=env).stdout.splitlines()[-1] == "2000"
 
 
 REFUSED = """

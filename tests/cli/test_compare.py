@@ -55,16 +55,6 @@ def test_what_lies_there_is_replaced_only_with_force(run, runs, tmp_path):
     assert done.code == 2 and "is a file; give --out the name of a folder" in done.err
 
 
-def test_notes_on_what_does_not_compare(run, runs, tmp_path):
-    done = run("compare", *runs, "--out", tmp_path / "a")
-    assert done.code == 0 and "note:" not in done.out
-    report = json.loads((runs[1] / "report.json").read_text())
-    report["after"]["judge"] = "another"
-    write_json(runs[1] / "report.json", report)
-    done = run("compare", *runs, "--out", tmp_path / "b")
-    assert done.code == 0 and "note: UA, P(class), entropy, others kept: not comparable" in done.out
-
-
 def test_nothing_is_written_where_runs_cannot_be_compared(run, runs, tmp_path):
     values = judgement(replace(EVALUATION, forget=2), forget=2).to_dict()
     for paths in ((runs[0], write_json(tmp_path / "bird.json", values)), (tmp_path / "none",), ()):

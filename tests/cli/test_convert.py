@@ -1,6 +1,5 @@
 """`pecker-fast convert`: what it writes, and what it replaces."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 
 from pecker_fast.cli import main
 from pecker_fast.cli.package import SLOTS
-from pecker_fast.models import ModelFolder, folder, published
+from pecker_fast.models import ModelFolder, published
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -100,36 +99,3 @@ def test_class_names(
     torch.save(weights(0, sample_size=sample_size, **sizes), tmp_path / "ckpt.pth")
     assert run(capsys, tmp_path / "ckpt.pth", "--out", tmp_path / "model", *options)[0] == 0
     assert ModelFolder.load(tmp_path / "model").class_names == names
-
-
-def test_nothing_is_replaced_without_force(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.save(MODEL, tmp_path / "ckpt.pth")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine").write_text("precious")
-    arguments = (tmp_path / "ckpt.pth", "--out", tmp_path / "model")
-    code, _, err = run(capsys, *arguments)
-    assert code == 2 and "exists; add --force to replace it" in err
-    # A file that cannot be converted leaves what is there, even with --force.
-    (tmp_path / "bad.pth").write_text("text")
-    assert run(capsys, tmp_path / "bad.pth", *arguments[1:], "--force")[0] == 2
-    assert (tmp_path / "model" / "mine").exists()
-
-
-def test_force_replaces_a_model_folder_and_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.save(MODEL, tmp_path / "ckpt.pth")
-    out = tmp_path / "model"
-    out.mkdir()
-    arguments = (tmp_path / "ckpt.pth", "--out", out, "--force")
-    assert run(capsys, *arguments)[0] == 0
-    assert run(capsys, *arguments)[0] == 0
-    assert json.loads((out / "pecker_fast.json").read_text())["null_label"] == 3
-    found = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
-    assert found == set(folder.FILES)
-    (out / "unet" / "thesis.tex").write_text("precious")
-    code, _, err = run(capsys, *arguments)
-    assert code == 2 and "'unet/thesis.tex'" in err and err.count("\n") == 1
-    assert (out / "unet" / "thesis.tex").read_text() == "precious"

@@ -1,13 +1,10 @@
 """`pecker-fast erase` end to end on a tiny model: outputs, resumption, repetition."""
 
 import json
-import re
 import shutil
 
 import pytest
 import torch
-import yaml
-from PIL import Image
 
 from pecker_fast.masks.mask import SaliencyMask
 from pecker_fast.models import ModelFolder
@@ -124,23 +121,6 @@ def test_a_frozen_entry_that_changed_is_named_and_ends_with_code_3(run, files, f
     assert json.loads((out / "report.json").read_text())["frozen_changed"] == 1
 
 
-def test_report_html_is_one_file(finished):
-    page = (finished / "report.html").read_text(encoding="utf-8")
-    assert re.search(r"<h1[^>]*>star is (not .*)?gone: \d of 4 images asked for it", page)
-    sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 3 and all(s.startswith("data:image/png;base64,") for s in sources)
-    assert not re.search(r'(href|src)="(?!data:)|@import|url\(', page)
-
-
-def test_pictures_and_nothing_half_written(finished):
-    for name in ("before_after.png", "accuracy.png", "density.png"):
-        image = Image.open(finished / name)
-        image.load()
-        assert min(image.size) > 200
-    hidden = [path.name for path in finished.rglob(".*")]
-    assert hidden == []
-
-
 def test_the_erased_model_is_a_generator(run, finished, tmp_path):
     model = ModelFolder.load(finished / "model")
     assert model.kind == "generator" and model.figures["t_init"] == 440
@@ -157,20 +137,6 @@ def test_the_same_command_again_changes_no_weight(run, files, finished, tmp_path
     assert done.code == 0, done.err
     assert "resuming at iteration 3 of 3" in done.err
     assert (finished / "model/unet/diffusion_pytorch_model.safetensors").read_bytes() == weights
-
-
-def test_a_given_mask_file(run, files, tmp_path):
-    unet = ModelFolder.load(files.model).network
-    mask = SaliencyMask.random(unet, 0.05, seed=3)
-    mask.save(tmp_path / "mask.safetensors")
-    done = run(
-        "erase", files.model, "--out", tmp_path / "run", *SMALL, "--iterations", 1,
-        "--mask-file", tmp_path / "mask.safetensors",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    assert SaliencyMask.load(tmp_path / "run" / "mask.safetensors") == mask
-    # No classifier, no report.
-    assert not (tmp_path / "run" / "report.json").exists()
 
 
 def test_force_starts_anew(run, files, tmp_path):
@@ -197,39 +163,3 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert done.code == 0 and "resuming at iteration" in done.err
     name = "model/unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
-
-
-# ---- what is refused or warned of
-
-
-@pytest.mark.parametrize("command", ["erase", "mask"])
-def test_a_one_step_generator_cannot_teach(run, refused, finished, tmp_path, command):
-    refused(run(command, finished, "--out", tmp_path / "out", *SMALL), finished, "--generator")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_second_stage_without_the_first(run, refused, files, tmp_path):
-    second = ["--config", "cifar10_stage2", *SMALL, "--out", tmp_path / "run"]
-    refused(run("erase", files.model, *second), "first_stage", "--from")
-
-
-def test_an_average_that_has_not_moved_is_warned_of(run, files, tmp_path):
-    options = ["--set", "ema.decay=0.9999", "--iterations", "1"]
-    ended = run("erase", files.model, *SMALL, *options, "--out", tmp_path / "run")
-    assert ended.code == 0 and "ema.decay 0.9999" in ended.err
-
-
-def test_several_classes_by_the_command_line(run, refused, files, tmp_path):
-    classes = ("--forget", "star", "--override", "square", "--forget", "circle")
-    settings = (*SMALL[4:], "--iterations", 1, "--out", tmp_path / "run")
-    refused(run("erase", files.model, *classes, *settings[:-2], "--out", tmp_path / "run",
-                "--override", "square", "--override", "square"), "3 times --override")  # fmt: skip
-    done = run("erase", files.model, *classes, *settings)
-    assert done.code == 0, done.err
-    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (config["forget"], config["override"]) == (["star", "circle"], "square")
-    assert ModelFolder.load(tmp_path / "run" / "model").figures["forgotten"] == ["star", "circle"]
-    index = json.loads((tmp_path / "run" / "model" / "model_index.json").read_text())
-    assert index["_class_name"] == "ConsistencyModelPipeline"
-    done = run("sample", tmp_path / "run" / "model", "--png", tmp_path / "x.png", "--per-class", 2)
-    assert done.code == 0, done.err

@@ -5,13 +5,11 @@ import shutil
 
 import pytest
 import torch
-import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from pecker_fast import apply_patch, remove_patch
 from pecker_fast.distill import PeckerTrainer, load_config
-from pecker_fast.masks.mask import SaliencyMask
 
 QUICK = [
     "--iterations", "2", "--density", "0.2", "--set", "batch_size=2", "--set", "micro_batch=null",
@@ -65,18 +63,6 @@ def test_the_report(finished):
     assert not torch.equal(strip["0"], strip["2"])
 
 
-def test_only_salient_entries_moved(pipeline, finished):
-    before, after = network(pipeline), network(finished / "pipeline")
-    mask = SaliencyMask.load(finished / "mask.safetensors", before)
-    assert mask.density == pytest.approx(0.2, abs=0.01)
-    moved = 0
-    for name, salient in mask.to_dense().items():
-        old, new = before.get_parameter(name), after.get_parameter(name)
-        assert torch.equal(old[~salient], new[~salient])
-        moved += int((old != new).sum())
-    assert moved > 0.9 * mask.nnz
-
-
 def test_the_patch_makes_it_of_the_original_and_back(pipeline, finished):
     base, erased, patched = network(pipeline), network(finished / "pipeline"), network(pipeline)
     apply_patch(patched, finished / "patch.safetensors")
@@ -122,28 +108,6 @@ def test_many_steps_stay(pipeline, run, tmp_path):
     assert json.loads(again.out)["resumed_at"] == 2
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (OBJECT[:2], ["--name"]),
-        ([], ["--recipe"]),
-        (["--recipe", "demo"], ["demo", "classes"]),
-        (["--recipe", "keep_steps"], ["keep_steps", "classes"]),
-        ([*OBJECT, "--from", "."], ["--from"]),
-        ([*OBJECT, "--set", "until={}"], ["until", "judge"]),
-        ([*OBJECT, "--set", "alpha=1"], ["'alpha'"]),
-        ([*OBJECT, "--set", "forget=1"], ["forget"]),
-        ([*OBJECT, "--set", "method=esd"], ["esd"]),
-        ([*OBJECT, "--teacher-steps", "1"], ["--teacher-steps"]),
-        ([*OBJECT, "--set", "steps=2000"], ["steps 2000"]),
-    ],
-)
-def test_keep_steps_refuses(pipeline, run, refused, tmp_path, options, named):
-    out = tmp_path / "run"
-    refused(run("erase", "--pipeline", pipeline, "--keep-steps", "--out", out, *options), *named)
-    assert not out.exists()
-
-
 def test_a_generator_has_no_steps_to_keep(finished, run, refused, tmp_path):
     out = tmp_path / "run"
     done = run("erase", "--pipeline", finished / "pipeline", "--out", out, *OBJECT, *KEEP)
@@ -151,24 +115,7 @@ def test_a_generator_has_no_steps_to_keep(finished, run, refused, tmp_path):
     assert not out.exists()
 
 
-def test_prompts_need_a_pipeline(files, run, refused, tmp_path):
-    for recipe in (["demo_emoji_object"], ["keep_steps", "--set", "text=demo_emoji_object"]):
-        done = run("erase", files.model, "--config", *recipe, "--out", tmp_path / "run")
-        refused(done, recipe[0], "--pipeline")
-
-
 # ---- begun and ended
-
-
-@pytest.mark.slow
-def test_a_run_is_taken_up(pipeline, finished, run, tmp_path):
-    out = tmp_path / "run"
-    begun = ["erase", "--pipeline", pipeline, "--out", out, *OBJECT, *QUICK, "--no-previews"]
-    assert run(*begun, "--iterations", "1").code == 0
-    again = run(*begun)
-    assert again.code == 0
-    assert "resuming at iteration 1 of 2" in again.err
-    assert same(network(finished / "pipeline"), network(out / "pipeline"))
 
 
 @pytest.mark.slow
@@ -210,19 +157,6 @@ def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_patch(
     assert (out / "pipeline").is_dir() and not (out / "patch.safetensors").exists()
 
 
-@pytest.mark.slow
-def test_several_concepts(pipeline, run, tmp_path):
-    done = run(
-        "erase", "--pipeline", pipeline, "--recipe", "object", "--name", "cat", "--name", "car",
-        "--override", "dog", "--override", "bus", "--out", tmp_path / "run", *QUICK,
-        "--no-previews",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    assert "72 prompts to forget" in done.err
-    text = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["text"]
-    assert [concept["concept"] for concept in text["concepts"]] == ["cat", "car"]
-
-
 @pytest.mark.parametrize("recipe", ["celebrity", "nudity", "object", "style"])
 def test_recipes_have_the_published_constants(recipe):
     names = () if recipe == "nudity" else ("a",)
@@ -236,24 +170,6 @@ def test_recipes_have_the_published_constants(recipe):
     terms = (config.generator, config.pseudo_score)
     assert {(t.lambda_remain, t.lambda_forget) for t in terms} == {(1.0, 1.0)}
     assert config.text.dropout == 0.1
-
-
-# ---- bad input: one line, nothing half-written
-
-
-def test_a_generator_of_another_architecture(pipeline, run, refused, tmp_path):
-    other = UNet2DConditionModel(
-        sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, norm_num_groups=4,
-        block_out_channels=(8, 8), cross_attention_dim=8, attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    other.save_pretrained(tmp_path / "other")
-    done = run(
-        "erase", "--pipeline", pipeline, "--generator", tmp_path / "other",
-        "--out", tmp_path / "run", *OBJECT, *QUICK,
-    )  # fmt: skip
-    refused(done, tmp_path / "other", "generator", "architecture")
 
 
 # ---- images of pipelines

@@ -115,32 +115,6 @@ def test_images_without_classes_have_a_fid_and_nothing_else(run, tmp_path, weigh
     assert done.code == 2 and "the images have no classes" in done.err
 
 
-def test_what_is_written_beside_images_says_how_they_were_drawn(run, files, tmp_path):
-    from pecker_fast.datasets.image_files import SAMPLES_FILE
-
-    folders = {}
-    for index, name in enumerate(("circle", "square", "star")):
-        folders[f"0000{index}_{name}"] = {"index": index}
-        (tmp_path / f"0000{index}_{name}").mkdir()
-        pixels = np.full((8, 8), 60 * index, np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"0000{index}_{name}" / "000000.png")
-    settings = {"description": "1000 DDPM steps, guidance 2", "steps": 1000, "guidance": 2.0,
-                "seed": 3}  # fmt: skip
-    content = {"class_names": ["circle", "square", "star"], "folders": folders, **settings}
-    (tmp_path / SAMPLES_FILE).write_text(json.dumps(content))
-    statistics = tmp_path / "real.safetensors"
-    ClassStatistics.from_features(torch.randn(60, 64), torch.arange(60) % 3, 3).save(statistics)
-    done = run(
-        "evaluate", "--images", tmp_path, "--classifier", files.classifier, "--forget", "Square",
-        "--statistics", statistics, "--json", tmp_path / "out.json",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert (found["sampler"], found["steps"]) == ("1000 DDPM steps, guidance 2", 1000)
-    assert (found["guidance"], found["seed"], found["forget"]) == (2.0, 3, 1)
-    assert found["frechet"] > 0 and found["images"] == str(tmp_path)
-
-
 def test_an_erased_model_says_what_it_forgot(run, files, tmp_path):
     model = ModelFolder.load(files.model)
     erased = replace(model.with_network(model.network, "generator"), figures={"forget": "Star"})

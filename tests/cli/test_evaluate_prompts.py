@@ -92,24 +92,6 @@ def test_each_row_has_its_own_noise_and_guidance(evaluate, place, tmp_path, step
         assert (pixels.permute(2, 0, 1) - expected).abs().max() <= 1
 
 
-def test_it_goes_on_and_ends_with_the_same_images(evaluate, place, tmp_path):
-    options = [*judge(place), "--steps", 1, "--per-prompt", 2]
-    assert evaluate(*options).code == 0
-    first = (tmp_path / "found.json").rename(tmp_path / "first.json").read_text()
-    files = sorted((tmp_path / "samples").rglob("*.png"))
-    assert len(files) == 8
-    before = [file.read_bytes() for file in files]
-    drawn = [file.stat().st_mtime_ns for file in files]
-    files[3].unlink()
-    again = evaluate(*options)
-    assert again.code == 0
-    redrawn = [n for n, file in enumerate(files) if file.stat().st_mtime_ns != drawn[n]]
-    assert redrawn == [3]
-    assert [file.read_bytes() for file in files] == before
-    groups = (json.loads(text)["groups"] for text in (first, (tmp_path / "found.json").read_text()))
-    assert next(groups) == next(groups)
-
-
 def test_images_that_are_given(evaluate, place, tmp_path):
     """A folder that was drawn, and one from elsewhere, in the order of numbers."""
     assert evaluate(*judge(place), "--steps", 1).code == 0
@@ -189,8 +171,3 @@ def test_a_recogniser_of_ones_own(evaluate, tmp_path, monkeypatch):
     forget, keep = (groups[name]["faces"] for name in ("forget", "keep"))
     assert (forget["recognised"], forget["probability"]) == (2, 0.75)
     assert (keep["recognised"], keep["probability"]) == (0, 0.125)
-
-
-def test_prompt_options_need_prompts(run, refused, files, tmp_path):
-    refused(run("evaluate", files.model, "--clip", tmp_path), "--clip", "--prompts")
-    refused(run("evaluate", "--pipeline", tmp_path), "--pipeline", "--prompts")

@@ -6,12 +6,9 @@ import shutil
 
 import pytest
 import yaml
-from image_data import random_images, write_images
 from markupsafe import escape
 
-from pecker_fast.erasure import dry_run as erasure_dry_run
 from pecker_fast.runs import dry_run
-from pecker_fast.runs.memory_model import Peak
 
 SLOW = pytest.mark.slow
 SMALL = [
@@ -26,44 +23,32 @@ CONCEPT = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Images in .npz files; read-only."""
-    root = tmp_path_factory.mktemp("data")
-    images = [random_images(30, 3), random_images(12, 3, seed=1)]
-    write_images(root, *images, ("circle", "square", "star"))
-    return root
-
-
 # ---- --print-config
 
 
-def lines(files, pipeline, data):
-    teacher = ["--config", "small_teacher", "--dataset", "images", "--data-root", data]
+@pytest.fixture
+def lines(files, pipeline, coloured):
+    """Command lines, but for `--out`."""
     return {
         "erase": ["erase", files.model, *SMALL],
         "erase of a concept": ["erase", "--pipeline", pipeline, *CONCEPT],
         "method": ["erase", files.model, "--keep-steps", *SMALL[:4]],
         "distill": ["distill", files.model, "--iterations", "3", "--set", "batch_size=2"],
         "mask": ["mask", files.model, *SMALL[:10]],
-        "train-teacher": ["train-teacher", *teacher, "--iterations", "7"],
+        "train-teacher": ["train-teacher", "--config", "small_teacher", *coloured.data,
+                          "--iterations", "7"],
     }  # fmt: skip
 
 
-COMMANDS = {
-    "erase": ["--out", "run"],
-    "erase of a concept": ["--out", "run"],
-    "method": ["--out", "run"],
-    "distill": ["--out", "run"],
-    "mask": ["--out", "m.safetensors"],
-    "train-teacher": ["--out", "run"],
-}
+COMMANDS = ["erase", "erase of a concept", "method", "distill", "mask", "train-teacher"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_printed_settings_are_read_back(run, files, pipeline, data, tmp_path, monkeypatch, name):
+def test_printed_settings_are_read_back(
+    run, files, pipeline, coloured, lines, tmp_path, monkeypatch, name
+):
     monkeypatch.chdir(tmp_path)
-    words = [*lines(files, pipeline, data)[name], *COMMANDS[name]]
+    words = [*lines[name], "--out", "run"]
     printed = run(*words, "--print-config")
     assert printed.code == 0, printed.err
     assert list(tmp_path.iterdir()) == [] and printed.err == ""
@@ -72,23 +57,10 @@ def test_printed_settings_are_read_back(run, files, pipeline, data, tmp_path, mo
     (tmp_path / "mine.yaml").write_text(printed.out)
     model = ["--pipeline", pipeline] if "concept" in name else [files.model]
     if name == "train-teacher":
-        model = ["--data-root", data]
-    again = run(words[0], *model, "--config", "mine.yaml", *COMMANDS[name], "--print-config")
+        model = coloured.data[2:]
+    again = run(words[0], *model, "--config", "mine.yaml", "--out", "run", "--print-config")
     assert again.code == 0, again.err
     assert again.out == printed.out
-
-
-def test_a_run_accepts_what_was_printed(run, files, tmp_path):
-    words = ["erase", files.model, *SMALL, "--out", tmp_path / "run"]
-    (tmp_path / "mine.yaml").write_text(run(*words, "--print-config").out)
-    done = run("erase", files.model, "--config", tmp_path / "mine.yaml", "--out", tmp_path / "run")
-    assert done.code == 0, done.err
-    assert (tmp_path / "run" / "config.yaml").read_text() == (tmp_path / "mine.yaml").read_text()
-
-
-def test_settings_that_are_wrong_are_not_printed(run, refused, files, tmp_path):
-    words = ["erase", files.model, *SMALL, "--out", tmp_path / "run", "--print-config"]
-    refused(run(*words, "--set", "batchsize=1"), "batchsize", "batch_size")
 
 
 # ---- --json, --quiet
@@ -120,17 +92,8 @@ def test_a_run_in_json_and_nothing_else(run, files, tmp_path):
     assert page.startswith("<!doctype html>") and "&lt;" not in page
 
 
-def test_a_log_has_a_line_for_every_tenth(run, files, tmp_path):
-    words = ["erase", files.model, *SMALL, "--iterations", "20", "--out", tmp_path / "run"]
-    done = run(*words)
-    assert done.code == 0 and "\r" not in done.err
-    said = [line for line in done.err.splitlines() if line.startswith("distill: ")]
-    assert [line.split(",")[0] for line in said] == [f"distill: {n} of 20" for n in range(2, 21, 2)]
-    assert "generator/forget" in said[-1]
-
-
-def test_first_stages_masks_teachers_and_judges_in_json(run, files, data, tmp_path):
-    small = ["--dataset", "images", "--data-root", data, "--iterations", "1", "--set"]
+def test_first_stages_masks_teachers_and_judges_in_json(run, files, coloured, tmp_path):
+    small = [*coloured.data, "--iterations", "1", "--set"]
     commands = {
         "distill": [files.model, "--iterations", "1", "--set", "batch_size=2"],
         "mask": [files.model, *SMALL[:10]],
@@ -174,9 +137,9 @@ def test_errors_are_said_all_the_same(run, refused, files, tmp_path):
         *(pytest.param(n, marks=SLOW) for n in ("erase of a concept", "method", "distill")),
     ],
 )
-def test_a_dry_run_says_what_a_run_takes(run, files, pipeline, data, tmp_path, name, monkeypatch):
+def test_a_dry_run_says_what_a_run_takes(run, files, lines, tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [*lines(files, pipeline, data)[name], "--out", "run", "--dry-run"]
+    words = [*lines[name], "--out", "run", "--dry-run"]
     if name == "erase of a concept":
         words += ["--set", "mask.kind=random"]
     if name == "method":
@@ -199,43 +162,13 @@ def test_a_dry_run_says_what_a_run_takes(run, files, pipeline, data, tmp_path, n
     assert (found["mask"] is None) == (name == "train-teacher")
 
 
-@SLOW
-def test_a_dry_run_under_a_mask_that_is_given(run, files, tmp_path):
-    file = tmp_path / "m.safetensors"
-    assert run("mask", files.model, *SMALL[:10], "--out", file).code == 0
-    words = ["--mask-file", file, "--out", tmp_path / "run", "--dry-run", "--json"]
-    found = json.loads(run("erase", files.model, *SMALL, *words, "--iterations", 1).out)
-    assert found["iterations"] == 1 and found["iteration_s"] > 0
-    assert found["mask"].endswith("(given, density 0.2)") and found["finding_s"] == 0
-    assert not (tmp_path / "run").exists()
-
-
-@SLOW
-def test_a_dry_run_in_words(run, files, tmp_path):
-    done = run("erase", files.model, *SMALL, "--out", tmp_path / "run", "--dry-run")
-    assert done.code == 0 and list(tmp_path.iterdir()) == []
-    for word in ("UNet2DModel", "density 0.2", "weights", "not counted", "free", "iteration",
-                 "2 iterations", "disk"):  # fmt: skip
-        assert word in done.out, word
-
-
-@SLOW
-def test_what_does_not_fit_is_refused(run, refused, files, tmp_path, monkeypatch):
-    """A machine with a share of the memory that the run needs besides its original."""
-    out = ["--out", tmp_path / "run", "--dry-run", "--set", "batch_size=16"]
-    out += ["--set", "mask.kind=random"]  # of saliency twice as much is modelled
-    size = json.loads(run("erase", files.model, *SMALL, *out, "--json").out)["peak"]["size"]
-    monkeypatch.setattr(dry_run, "free_bytes", lambda: size // 2)
-    done = run("erase", files.model, *SMALL, *out)
-    refused(done, "more memory on cpu", "are free", "--set", "micro_batch=1", "takes")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_teacher_that_does_not_fit_is_told_its_batch(run, refused, data, tmp_path, monkeypatch):
+def test_a_teacher_that_does_not_fit_is_told_its_batch(
+    run, refused, coloured, tmp_path, monkeypatch
+):
     def words(batch):
         return [
-            "train-teacher", "--config", "small_teacher", "--dataset", "images", "--data-root",
-            data, "--out", tmp_path / "run", "--dry-run", "--set", f"batch_size={batch}",
+            "train-teacher", "--config", "small_teacher", *coloured.data,
+            "--out", tmp_path / "run", "--dry-run", "--set", f"batch_size={batch}",
         ]  # fmt: skip
 
     monkeypatch.setattr(dry_run, "free_bytes", lambda: 256 << 20)
@@ -246,21 +179,6 @@ def test_a_teacher_that_does_not_fit_is_told_its_batch(run, refused, data, tmp_p
     assert list(tmp_path.iterdir()) == []
     written = run(*words(4))
     assert "mask" not in written.out and "judging" not in written.out and "images" in written.out
-
-
-def test_whatever_could_help_is_tried(run, refused, files, tmp_path, monkeypatch):
-    """Every setting but one helps, and all of them not enough."""
-
-    def modelled(task, values):
-        size = 2**30 - 2**20 * len(values.keys() - {"recompute"})
-        return Peak(size, {"weights": size}, "an iteration")
-
-    monkeypatch.setattr(erasure_dry_run, "_modelled", modelled)
-    monkeypatch.setattr(dry_run, "free_bytes", lambda: 2**20)
-    done = run("erase", files.model, *SMALL, "--out", tmp_path / "run", "--dry-run")
-    kept = ("micro_batch=1", "precision=bf16", "mask.apply=both", "saliency.batch_size=1")
-    refused(done, "more memory on cpu", *kept, "use a machine with more")
-    assert "recompute=true" not in done.err
 
 
 @SLOW

@@ -113,16 +113,6 @@ def test_a_network_alone_and_in_place(root):
     assert files_in(unet) == before
 
 
-def test_another_patch_on_it(root, capsys):
-    a, b, one, two = root / "a.safetensors", root / "b.safetensors", root / "one", root / "two"
-    assert run("apply", root / "pipe", a, "--out", one) == 0
-    assert run("apply", one, b, "--out", two) == 2
-    assert "name the other patches that it carries" in capsys.readouterr().err
-    assert run("apply", one, b, "--applied", a, "--out", two) == 2
-    assert "entries in common" in capsys.readouterr().err
-    assert not two.exists()
-
-
 def test_info(root, capsys):
     a, b = root / "a.safetensors", root / "b.safetensors"
     assert run("info", a, b) == 0
@@ -177,16 +167,6 @@ def test_force_leaves_what_is_no_copy_of_the_model(root, capsys, command):
     assert run(command, pipe, a, "--out", out, "--force") == 2
     assert "'unet/thesis.tex'" in (error := capsys.readouterr().err) and error.count("\n") == 1
     assert files_in(root) == before
-
-
-def test_force_replaces_an_earlier_result(root):
-    pipe, erased = root / "pipe", root / "erased"
-    assert run("apply", pipe, root / "a.safetensors", "--out", erased) == 0
-    first = files_in(erased)
-    assert run("apply", pipe, root / "b.safetensors", "--out", erased, "--force") == 0
-    assert files_in(erased) != first
-    assert run("apply", pipe, root / "a.safetensors", "--out", erased, "--force") == 0
-    assert files_in(erased) == first
 
 
 def test_a_frozen_entry_that_changed_ends_with_code_3_and_without_a_copy(root, capsys, monkeypatch):

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -19,14 +18,6 @@ def test_only_the_first_of_several_reports(run, monkeypatch, rank):
     done = run("erase", "--help")
     assert done.code == 0
     assert bool(done.out) == (rank == 0)
-
-
-def test_a_number_of_processes_that_is_none(run, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    done = run("info")
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("pecker-fast: info: runs in one process; start it without torchrun")
-    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -127,12 +118,6 @@ def test_a_signal_finishes_the_step_and_saves(capfd, number):
     assert capfd.readouterr().err == "\nsaving after this iteration; Ctrl-C again ends at once\n"
 
 
-def test_without_a_signal_nothing_is_different():
-    training = Run()
-    assert list(training.train()) == [1, 2, 3, 4, 5, 6]
-    assert training.saved == []
-
-
 def test_a_second_ctrl_c_ends_at_once():
     training = Run(3)
     with pytest.raises(Interrupted, match="to go on from the last checkpoint"):
@@ -149,11 +134,3 @@ def test_several_processes_stop_where_one_is_asked_to(monkeypatch):
     with pytest.raises(Interrupted, match="iteration 4 is saved"):
         list(training.train(Ranks(1, 2)))
     assert training.saved == [4]
-
-
-def test_a_run_in_another_thread_is_left_alone():
-    seen = []
-    thread = threading.Thread(target=lambda: seen.extend(Run().train()))
-    thread.start()
-    thread.join()
-    assert seen == [1, 2, 3, 4, 5, 6]

@@ -6,10 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import model_of_shapes, tiny_scheduler, tiny_unet
-from tiny_pipeline import save_tiny_pipeline
 
 import pecker_fast
-from pecker_fast import ModelFolder, PeckerError, SaliencyMask, apply_patch
+from pecker_fast import ModelFolder, PeckerError, SaliencyMask
 from pecker_fast.cli import main
 from pecker_fast.distill.config import load_config
 from pecker_fast.erasure.attack import attack
@@ -18,7 +17,6 @@ from pecker_fast.erasure.overrides import with_overrides
 from pecker_fast.erasure.request import Request
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.judges import Judge
-from pecker_fast.models.pipeline import PipelineFolder, load_unet
 
 SMALL = {"batch_size": 2, "iterations": 2, "saliency.batches": 1, "saliency.batch_size": 2}
 CLASS = {**SMALL, "generator.lambda_forget": 1, "generator.lr": 1e-3, "mask.density": 0.2}
@@ -55,21 +53,6 @@ def test_a_model_and_a_mask_in_memory(model, tmp_path):
     assert erased.mask == mask and erased.frozen.salient == mask.nnz
     again = pecker_fast.erase(folder, 2, 0, out=tmp_path / "run", mask=mask, **CLASS)
     assert again.facts.resumed_at == 2
-
-
-def test_a_pipeline(tmp_path):
-    save_tiny_pipeline(tmp_path / "tiny", length=48)
-    erased = pecker_fast.erase(
-        tmp_path / "tiny", "cat", "dog", out=tmp_path / "run", config="object", previews=False,
-        **SMALL, **{"micro_batch": None},
-    )  # fmt: skip
-    original = PipelineFolder.load(tmp_path / "tiny").network
-    apply_patch(original, tmp_path / "run" / "patch.safetensors")
-    written, _ = load_unet(erased.model.path)
-    for name, value in erased.model.network.state_dict().items():
-        assert torch.equal(value, written.state_dict()[name])
-        assert torch.equal(value, original.state_dict()[name])
-    assert "a photo of a cat at night" in erased.model.description["forget"]
 
 
 @pytest.mark.parametrize("keep_steps", [False, True])

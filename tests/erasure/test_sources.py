@@ -149,14 +149,6 @@ def test_from_the_hub_and_back(live, tmp_path, monkeypatch, capsys):
         assert main([*words, *settings]) == 0 and not hub.pushed
 
 
-@pytest.mark.parametrize("push", ["erased", "a/b/c", "../x", ""])
-def test_a_push_to_nowhere_is_refused_first(live, tmp_path, push, capsys):
-    _, folder = live
-    words = ["erase", "--pipeline", str(folder), "--recipe", "object", "--push", push]
-    assert main([*words, "--out", str(tmp_path / "run")]) == 2
-    assert "--push" in capsys.readouterr().err and not (tmp_path / "run").exists()
-
-
 def test_adapters_are_refused_until_they_are_fused(tmp_path):
     peft = pytest.importorskip("peft")
     pipeline = save_tiny_pipeline(tmp_path / "pipeline", length=48)
