@@ -18,8 +18,9 @@ from pecker_fast.erasure.prompt_judges import PromptJudge
 from pecker_fast.erasure.run import Site, Task
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.concept_report import Measure, concept_report
+from pecker_fast.evaluate.concept_report import concept_report
 from pecker_fast.evaluate.curve import Curve
+from pecker_fast.evaluate.measures import Measure, compared
 from pecker_fast.evaluate.previews import Previews, prompt_groups
 from pecker_fast.evaluate.report import Report
 from pecker_fast.files import replacing_folder, write_text
@@ -244,6 +245,7 @@ class Concept(Task):
         text = self.config.text
         concepts = () if text is None else text.concepts
         words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in concepts)]
+        unnamed = [None] * len(previews.texts)
         report = concept_report(
             erased.facts,
             concept=_listed(words),
@@ -255,7 +257,10 @@ class Concept(Task):
             unet_bytes=network,
             samplers=(previews.before, previews.after),
             outcome=outcome,
-            sections=[measure(*images, previews.texts) for measure in showing.measures],
+            sections=[
+                compared(measure, *(measure.measure(i, previews.texts, unnamed) for i in images))
+                for measure in showing.measures
+            ],
         )
         report.write(site.out, previews.pictures(*images))
         return report

@@ -17,12 +17,9 @@ from pecker_fast.erasure.request import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
 from pecker_fast.evaluate.classifier_files import known_classes
-from pecker_fast.evaluate.clip_score import ClipScorer
 from pecker_fast.evaluate.concept import ConceptCaptions
-from pecker_fast.evaluate.faces import load_recogniser
 from pecker_fast.evaluate.intervals import Share
-from pecker_fast.evaluate.naming import Namer, by_classifier, by_clip, by_faces, by_nudity
-from pecker_fast.evaluate.nudity import load_detector
+from pecker_fast.evaluate.measures import Namer, by_classifier, load_measures
 from pecker_fast.evaluate.previews import Previews
 from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.files import few, shown
@@ -103,13 +100,14 @@ def namer(judges: Judges, names: Sequence[str], device: torch.device | str) -> N
     """
     if judges.classifier is not None:
         return by_classifier(load_classifier(judges.classifier, names).to(device))
-    if judges.clip is not None:
-        return by_clip(ClipScorer(judges.clip, device), names)
-    if judges.faces is not None:
-        return by_faces(load_recogniser(judges.faces), names, judges.faces)
-    detector = load_detector(judges.nudity_detector, None, judges.nudity_channel_order)
-    assert detector is not None  # `check_judges` has seen to it
-    return by_nudity(detector)
+    (measure,) = load_measures(
+        nudity_detector=judges.nudity_detector,
+        nudity_channel_order=judges.nudity_channel_order,
+        clip=judges.clip,
+        faces=judges.faces,
+        device=device,
+    ).values()  # `check_judges` has seen to it that there is one
+    return measure.namer(names)
 
 
 def judge_of(

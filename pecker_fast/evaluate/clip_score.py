@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pecker_fast.datasets.pixels import to_pil
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.detection import Images, Provenance, in_batches, pixels_of
 
-__all__ = ["ClipFigures", "ClipScorer", "measure_clip_score"]
+__all__ = ["ClipFigures", "ClipScorer"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,16 @@ class ClipFigures:
         """Plain types, ready for JSON."""
         return asdict(self)
 
+    @property
+    def note(self) -> str:
+        """Which model it was."""
+        return f"{self.provenance}."
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The score; higher is closer to the prompt."""
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
+        return [("CLIP score", f"{self.score:.2f}{error}")]
+
 
 class ClipScorer:
     """A CLIP model that compares images with texts.
@@ -46,6 +56,8 @@ class ClipScorer:
     Raises:
         PeckerError: the folder is missing, or holds another model or a part of one.
     """
+
+    title = "CLIP score"
 
     def __init__(self, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
         import transformers
@@ -139,6 +151,32 @@ class ClipScorer:
         tokens = self._processor.tokenizer(list(prompts), verbose=False)["input_ids"]
         return sum(len(ids) > self.max_length for ids in tokens)
 
+    def measure(
+        self, images: Images, prompts: Sequence[str], labels: Sequence[str | None] = ()
+    ) -> ClipFigures:
+        """Mean cosine of images (N, 3, H, W) in [0, 1] and their N prompts, times 100.
+
+        Raises:
+            PeckerError: as `cosines`.
+        """
+        found, count = list[Tensor](), 0
+        for part in in_batches(images):
+            found.append(self.cosines(part, prompts[count : count + len(part)]))
+            count += len(part)
+        cosines = torch.cat(found)
+        return ClipFigures(
+            image_count=count,
+            score=100 * float(cosines.mean()),
+            standard_error=100 * float(cosines.std()) / math.sqrt(count) if count > 1 else None,
+            truncated_prompts=self.truncated(prompts),
+            provenance=self.provenance(),
+        )
+
+    def namer(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
+        """The name that is nearest, each as "a photo of NAME" (CLIP, arXiv 2103.00020, 3.1.4)."""
+        texts = [f"a photo of {name}" for name in names]
+        return lambda images: self.similarities(images, texts).argmax(1)
+
     def provenance(self) -> Provenance:
         """Folder, digest of the weights, what prepares images, version of transformers."""
         return Provenance(
@@ -151,26 +189,6 @@ class ClipScorer:
             },
             versions={"transformers": self._version, "torch": torch.__version__},
         )
-
-
-def measure_clip_score(scorer: ClipScorer, images: Images, prompts: Sequence[str]) -> ClipFigures:
-    """Mean cosine of images (N, 3, H, W) in [0, 1] and their N prompts, times 100.
-
-    Raises:
-        PeckerError: as `ClipScorer.cosines`.
-    """
-    found, count = list[Tensor](), 0
-    for part in in_batches(images):
-        found.append(scorer.cosines(part, prompts[count : count + len(part)]))
-        count += len(part)
-    cosines = torch.cat(found)
-    return ClipFigures(
-        image_count=count,
-        score=100 * float(cosines.mean()),
-        standard_error=100 * float(cosines.std()) / math.sqrt(count) if count > 1 else None,
-        truncated_prompts=scorer.truncated(prompts),
-        provenance=scorer.provenance(),
-    )
 
 
 def _digest_of_weights(model: nn.Module) -> str:

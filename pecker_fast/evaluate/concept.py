@@ -12,7 +12,7 @@ from torch import Tensor
 from pecker_fast.evaluate.recognition import Recognition
 
 if TYPE_CHECKING:
-    from pecker_fast.evaluate.naming import Namer
+    from pecker_fast.evaluate.measures import Namer
 
 __all__ = ["ConceptCaptions"]
 

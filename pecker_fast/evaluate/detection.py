@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pecker_fast.errors import PeckerError
+from pecker_fast.evaluate.intervals import Share
 
 __all__ = ["DetectionFigures", "Images", "Provenance", "in_batches", "pixels_of"]
 
@@ -33,6 +34,11 @@ class Provenance:
     # Everything that changes what it finds, as plain types.
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that run it
+
+    def __str__(self) -> str:
+        file = f", {self.file}" if self.file else ""
+        digest = f" (SHA-256 {self.digest[:12]}…)" if self.digest else ""
+        return f"{self.name}{file}{digest}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,27 @@ class DetectionFigures:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return {**asdict(self), "counted": list(self.counted)}
+        share = Share(self.counted_images, self.image_count)
+        counted = {"counted": list(self.counted), "share": share.value, "interval": share.interval}
+        return {**asdict(self), **counted}
+
+    @property
+    def note(self) -> str:
+        """Which detector it was."""
+        return f"{self.provenance}; scores of {self.threshold:g} and more count."
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Detections and images with detections, in all and per counted class."""
+        share = Share(self.counted_images, self.image_count)
+        return [
+            ("Exposed parts", f"{self.counted_detections:,} detections"),
+            ("Images with one", share.counts),
+            *(
+                (name, f"{self.detections[name]:,} in {self.images[name]:,} images")
+                for name in self.counted
+                if self.images[name]
+            ),
+        ]
 
 
 def in_batches(images: Images) -> Iterator[Tensor]:

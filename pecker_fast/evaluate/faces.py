@@ -8,9 +8,9 @@ as trusted:MODULE:OBJECT.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -21,9 +21,7 @@ from pecker_fast.evaluate.detection import Images, in_batches
 from pecker_fast.evaluate.intervals import Share
 from pecker_fast.files import shown
 
-__all__ = [
-    "Recogniser", "RecognitionFigures", "load_recogniser", "measure_recognition", "surest_name",
-]  # fmt: skip
+__all__ = ["FaceRecogniser", "Recogniser", "RecognitionFigures"]
 
 Faces = Sequence[Mapping[str, float]]
 """The faces in an image: of each, names and their probabilities."""
@@ -62,71 +60,100 @@ class RecognitionFigures:
             "recognised_interval": None if right is None else right.interval,
         }
 
+    @property
+    def note(self) -> str:
+        """Which recogniser it was."""
+        return f"{self.recogniser}."
 
-def load_recogniser(name: str) -> Recogniser:
-    """The object that `trusted:MODULE:OBJECT` names; a class is called once, without arguments.
-
-    Raises:
-        PeckerError: not named as trusted, no such module or object, or it cannot be called.
-    """
-    module, colon, attribute = name.removeprefix(TRUSTED).partition(":")
-    if not name.startswith(TRUSTED) or not colon or not module or not attribute.isidentifier():
-        raise PeckerError(
-            f"recogniser {name}: judging with a Python object runs its code; if you trust it, name "
-            f"it as {TRUSTED}MODULE:OBJECT"
-        )
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-        made = found() if isinstance(found, type) else found
-    except Exception as error:  # of whatever kind: it is the user's program
-        reason = " ".join(str(error).split())[:300]
-        raise PeckerError(
-            f"recogniser {name}: cannot be loaded ({type(error).__name__}: {reason}); modules are "
-            "looked for as Python does, also in the folders of PYTHONPATH"
-        ) from error
-    if not callable(made):
-        raise PeckerError(
-            f"recogniser {name}: is a {type(made).__name__}; expected a function of images "
-            "(N, 3, H, W) in [0, 1] that gives the faces in each"
-        )
-    recogniser: Recogniser = made
-    return recogniser
-
-
-def measure_recognition(
-    recogniser: Recogniser, images: Images, labels: Sequence[str | None], name: str
-) -> RecognitionFigures:
-    """Recognise images (N, 3, H, W) in [0, 1], and compare with N labels, in whatever case.
-
-    Raises:
-        PeckerError: the recogniser fails, or gives something else than faces.
-    """
-    count = found = asked = right = 0
-    probabilities: list[float] = []
-    for batch in in_batches(images):
-        for faces in _faces(recogniser, batch, name):
-            label = labels[count]
-            count += 1
-            found += bool(faces)
-            if not faces or label is None:
-                continue
-            asked += 1
-            right += _surest(faces).casefold() == label.casefold()
-            of_label = [
-                p for face in faces for n, p in face.items() if n.casefold() == label.casefold()
+    def rows(self) -> list[tuple[str, str]]:
+        """Images with a face, and how often it is the label's."""
+        rows = [("With a face", Share(self.found, self.image_count).counts)]
+        if self.label_count:
+            right = Share(self.recognised, self.label_count)
+            rows += [
+                ("Recognised", f"{right} of {self.label_count:,} with a face"),
+                ("P(label given face)", f"{self.probability:.4f}"),
             ]
-            probabilities.append(max(of_label, default=0.0))
-    mean = sum(probabilities) / len(probabilities) if probabilities else None
-    return RecognitionFigures(count, found, asked, right, mean, name)
+        return rows
 
 
-def surest_name(recogniser: Recogniser, images: Tensor, name: str) -> list[str]:
-    """The most probable name of the surest face in each image (N, 3, H, W) in [0, 1]; "" for none.
+@dataclass(frozen=True)
+class FaceRecogniser:
+    """A recogniser and its name, for errors."""
 
-    Raises:
-        PeckerError: as `measure_recognition`.
-    """
-    return [_surest(faces) if faces else "" for faces in _faces(recogniser, images, name)]
+    recognise: Recogniser
+    name: str
+    title: ClassVar[str] = "Faces"
+
+    @classmethod
+    def load(cls, name: str) -> FaceRecogniser:
+        """Load the object that `trusted:MODULE:OBJECT` names; a class is called once, bare.
+
+        Raises:
+            PeckerError: not named as trusted, no such module or object, or it cannot be called.
+        """
+        module, colon, attribute = name.removeprefix(TRUSTED).partition(":")
+        if not name.startswith(TRUSTED) or not colon or not module or not attribute.isidentifier():
+            raise PeckerError(
+                f"recogniser {name}: judging with a Python object runs its code; if you trust it, "
+                f"name it as {TRUSTED}MODULE:OBJECT"
+            )
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+            made = found() if isinstance(found, type) else found
+        except Exception as error:  # of whatever kind: it is the user's program
+            reason = " ".join(str(error).split())[:300]
+            raise PeckerError(
+                f"recogniser {name}: cannot be loaded ({type(error).__name__}: {reason}); modules "
+                "are looked for as Python does, also in the folders of PYTHONPATH"
+            ) from error
+        if not callable(made):
+            raise PeckerError(
+                f"recogniser {name}: is a {type(made).__name__}; expected a function of images "
+                "(N, 3, H, W) in [0, 1] that gives the faces in each"
+            )
+        return cls(made, name)
+
+    def measure(
+        self, images: Images, prompts: Sequence[str], labels: Sequence[str | None]
+    ) -> RecognitionFigures:
+        """Recognise images (N, 3, H, W) in [0, 1], and compare with N labels, in whatever case.
+
+        Raises:
+            PeckerError: the recogniser fails, or gives something else than faces.
+        """
+        count = found = asked = right = 0
+        probabilities: list[float] = []
+        for batch in in_batches(images):
+            for faces in _faces(self.recognise, batch, self.name):
+                label = labels[count]
+                count += 1
+                found += bool(faces)
+                if not faces or label is None:
+                    continue
+                asked += 1
+                right += _surest(faces).casefold() == label.casefold()
+                of_label = [
+                    p for face in faces for n, p in face.items() if n.casefold() == label.casefold()
+                ]
+                probabilities.append(max(of_label, default=0.0))
+        mean = sum(probabilities) / len(probabilities) if probabilities else None
+        return RecognitionFigures(count, found, asked, right, mean, self.name)
+
+    def namer(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
+        """Whose the surest face is, in whatever case.
+
+        Raises:
+            PeckerError: as `measure`.
+        """
+        known = [name.casefold() for name in names]
+
+        def seen(images: Tensor) -> Tensor:
+            every = _faces(self.recognise, images, self.name)
+            found = [_surest(faces).casefold() if faces else "" for faces in every]
+            return torch.tensor([known.index(name) if name in known else -1 for name in found])
+
+        return seen
 
 
 def _surest(faces: Faces) -> str:

@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pecker_fast.evaluate.clip_score import ClipFigures
-from pecker_fast.evaluate.detection import DetectionFigures
-from pecker_fast.evaluate.faces import RecognitionFigures
 from pecker_fast.evaluate.fidelity import FidelityFigures
-from pecker_fast.evaluate.intervals import Share
+from pecker_fast.evaluate.measures import KNOWN, Measured
 
 __all__ = ["GroupFigures", "PromptJudgement"]
 
@@ -23,46 +20,21 @@ class GroupFigures:
 
     prompts: int  # how many of them, repeated ones counted once
     images: int  # how many images
-    nudity: DetectionFigures | None = None  # a detector's counts, or None
-    clip: ClipFigures | None = None  # how near images are to their prompts, or None
-    faces: RecognitionFigures | None = None  # a recogniser's figures, or None
+    found: Mapping[str, Measured] = field(default_factory=dict)  # see `load_measures`
     fidelity: FidelityFigures | None = None  # against real images, or None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
-        found = {
-            name: None if part is None else part.to_dict()
-            for name, part in (
-                ("nudity", self.nudity), ("clip", self.clip), ("faces", self.faces),
-                ("fidelity", self.fidelity),
-            )
-        }  # fmt: skip
-        if self.nudity is not None and found["nudity"] is not None:
-            share = Share(self.nudity.counted_images, self.images)
-            found["nudity"] |= {"share": share.value, "interval": share.interval}
+        """Plain types, ready for JSON; null for what nobody looked at."""
+        found: dict[str, Any] = dict.fromkeys((*KNOWN, "fidelity"))
+        found |= {name: figures.to_dict() for name, figures in self.found.items()}
+        if self.fidelity is not None:
+            found["fidelity"] = self.fidelity.to_dict()
         return {"prompts": self.prompts, "images": self.images, **found}
 
     def rows(self) -> list[tuple[str, str]]:
         """Titles and figures for a terminal."""
-        rows = [("images", f"{self.images:,} of {self.prompts:,} prompts")]
-        if (seen := self.nudity) is not None:
-            share = Share(seen.counted_images, self.images)
-            rows += [
-                ("exposed parts", f"{seen.counted_detections:,} detections"),
-                ("images with one", f"{seen.counted_images:,}, {share}"),
-            ]
-            rows += [(f"  {n}", f"{seen.detections[n]:,}") for n in seen.counted if seen.images[n]]
-        if (clip := self.clip) is not None:
-            error = "" if clip.standard_error is None else f" +- {clip.standard_error:.2f}"
-            rows.append(("CLIP score", f"{clip.score:.2f}{error}"))
-        if (faces := self.faces) is not None:
-            rows.append(("with a face", str(Share(faces.found, faces.image_count))))
-            if faces.label_count:
-                right = Share(faces.recognised, faces.label_count)
-                rows += [
-                    ("recognised", f"{right} of {faces.label_count:,} with a face"),
-                    ("P(label given face)", f"{faces.probability:.4f}"),
-                ]
+        rows = [("Images", f"{self.images:,} of {self.prompts:,} prompts")]
+        rows += [row for figures in self.found.values() for row in figures.rows()]
         if (fid := self.fidelity) is not None:
             rows += [
                 ("FID", f"{fid.fid:.3f} ({fid.count:,} generated, {fid.real_count:,} real)"),

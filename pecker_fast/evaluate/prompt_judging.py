@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from pecker_fast.datasets.pixels import check_memory, to_pil
 from pecker_fast.datasets.prompt_files import ALL, PromptFile, PromptRow, read_prompt_file
 from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.clip_score import ClipScorer, measure_clip_score
 from pecker_fast.evaluate.defaults import default_steps
-from pecker_fast.evaluate.faces import Recogniser, load_recogniser, measure_recognition
 from pecker_fast.evaluate.fidelity import FidelityFigures, Inception
-from pecker_fast.evaluate.nudity import NudeNetDetector, load_detector, measure_nudity
+from pecker_fast.evaluate.measures import Measure, load_measures
+from pecker_fast.evaluate.nudity import NudeNetDetector
 from pecker_fast.evaluate.prompt_judgement import GroupFigures, PromptJudgement
 from pecker_fast.evaluate.sample_plan import files_of_rows, prompt_plan
 from pecker_fast.evaluate.samples import write_samples
@@ -45,12 +44,9 @@ _Path = str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class _Judges:
-    """Whatever judges; None for what does not."""
+    """Whatever judges."""
 
-    detector: NudeNetDetector | None = None
-    scorer: ClipScorer | None = None
-    recogniser: Recogniser | None = None
-    recogniser_name: str = ""
+    measures: Mapping[str, Measure] = field(default_factory=dict)
     inception: Inception | None = None
     real: Tensor | None = None  # (N, C, H, W) uint8
     real_source: str = ""
@@ -152,10 +148,14 @@ def judge_prompts(
         nonlocal judges
         shown = None if real is None else load_image_files(real, progress="reading")
         judges = _Judges(
-            detector=load_detector(nudity_detector, nudity_threshold, nudity_channel_order),
-            scorer=None if clip is None else ClipScorer(clip, place),
-            recogniser=None if faces is None else load_recogniser(faces),
-            recogniser_name=faces or "",
+            measures=load_measures(
+                nudity_detector=nudity_detector,
+                nudity_threshold=nudity_threshold,
+                nudity_channel_order=nudity_channel_order,
+                clip=clip,
+                faces=faces,
+                device=place,
+            ),
             inception=None if inception is None else Inception.load(inception, place),
             real=None if shown is None else shown.images,
             real_source="" if shown is None else shown.source,
@@ -248,17 +248,15 @@ def _judged(judges: _Judges, group: str, drawn: _Drawn) -> GroupFigures:
         for first in range(0, len(files), _AT_ONCE):
             yield _pixels(files[first : first + _AT_ONCE]).float() / 255
 
-    clip = faces = nudity = fidelity = None
-    if judges.detector is not None:
-        nudity = measure_nudity(judges.detector, images())
-    if judges.scorer is not None:
-        clip = measure_clip_score(judges.scorer, images(), prompts)
-    if judges.recogniser is not None:
-        labels = [row.label for row in rows]
-        faces = measure_recognition(judges.recogniser, images(), labels, judges.recogniser_name)
+    labels = [row.label for row in rows]
+    found = {
+        name: measure.measure(images(), prompts, labels)
+        for name, measure in judges.measures.items()
+    }
+    fidelity = None
     if judges.inception is not None and judges.real is not None and group in _COMPARED:
         fidelity = _fidelity(judges.inception, judges.real, judges.real_source, group, files)
-    return GroupFigures(len(set(prompts)), len(rows), nudity, clip, faces, fidelity)
+    return GroupFigures(len(set(prompts)), len(rows), found, fidelity)
 
 
 def _fidelity(
@@ -290,7 +288,8 @@ def _pixels(files: Sequence[Path], size: tuple[int, int] | None = None) -> Tenso
 def _notes(judges: _Judges) -> list[str]:
     """In what the figures differ from published ones."""
     found = []
-    if judges.detector is not None and judges.detector.channel_order == "rgb":
+    detector = judges.measures.get("nudity")
+    if isinstance(detector, NudeNetDetector) and detector.channel_order == "rgb":
         found.append(
             "published counts of nudity are of NudeNet's own package, which feeds the channels as "
             "BGR; for those take --nudity-channel-order bgr"

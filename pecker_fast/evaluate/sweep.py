@@ -17,7 +17,7 @@ from pecker_fast.evaluate.classifier import Classifier
 from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.concept import ConceptCaptions
 from pecker_fast.evaluate.intervals import Share
-from pecker_fast.evaluate.naming import Namer
+from pecker_fast.evaluate.measures import Namer
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.models.texts import Texts
 

@@ -66,7 +66,7 @@ def test_groups_are_judged_apart(evaluate, place, tmp_path):
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [
         "00_forget", "01_keep", "samples.json",
     ]  # fmt: skip
-    assert "forget:" in done.out and "exposed parts" in done.out
+    assert "forget:" in done.out and "Exposed parts" in done.out
 
 
 def test_channel_order(evaluate, place, tmp_path):

@@ -21,10 +21,11 @@ from pecker_fast.erasure.request import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import SmallClassifier
 from pecker_fast.evaluate.classifier_files import CARD_NAME
+from pecker_fast.evaluate.clip_score import ClipScorer
 from pecker_fast.evaluate.concept import ConceptCaptions
+from pecker_fast.evaluate.faces import FaceRecogniser
 from pecker_fast.evaluate.intervals import Share
-from pecker_fast.evaluate.naming import by_clip, by_faces, by_nudity
-from pecker_fast.evaluate.nudity import EXPOSED, Detection
+from pecker_fast.evaluate.nudity import EXPOSED, Detection, NudeNetDetector
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.evaluate.sweep import Asked, ClassSubject, PromptSubject, Way, class_rows
 from pecker_fast.methods.relearning import attacked, shots_of
@@ -308,12 +309,14 @@ def test_judges_of_prompts():
     scorer = SimpleNamespace(
         similarities=lambda images, texts: torch.tensor([[len(t) for t in texts]] * len(images))
     )
-    assert by_clip(scorer, ["a", "abc", "ab"])(images).tolist() == [1, 1, 1]
+    assert ClipScorer.namer(scorer, ["a", "abc", "ab"])(images).tolist() == [1, 1, 1]
     faces = iter([[], [{"Ann": 0.2, "Bo": 0.3}, {"ann": 0.9}], [{"Cy": 1.0}]])
-    seen = by_faces(lambda images: [next(faces) for _ in images], ["Bo", "ANN"], "faces")
+    seen = FaceRecogniser(lambda images: [next(faces) for _ in images], "faces").namer(
+        ["Bo", "ANN"]
+    )
     assert seen(images).tolist() == [-1, 1, -1]
     parts = [[], [Detection("FEMALE_BREAST_COVERED", 1.0, ())], [Detection(EXPOSED[0], 0.5, ())]]
-    seen = by_nudity(SimpleNamespace(detect=lambda images: parts))
+    seen = NudeNetDetector.namer(SimpleNamespace(detect=lambda images: parts), [])
     assert seen(images).tolist() == [-1, -1, 0]
 
 

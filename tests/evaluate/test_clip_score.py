@@ -10,7 +10,7 @@ import transformers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.clip_score import ClipScorer, measure_clip_score
+from pecker_fast.evaluate.clip_score import ClipScorer
 
 LENGTH = 8
 PROMPTS = ["abc", "a b", "cab", "b c a b c a b c a"]  # the last one is 11 tokens, ends included
@@ -83,7 +83,7 @@ def test_score_is_the_mean_cosine_times_100(folder, scorer, pixels):
     expected = expected_cosines(folder, pixels)
     # float32 towers and projections of a layer each, with and without padding.
     assert scorer.cosines(pixels, PROMPTS).tolist() == pytest.approx(expected, abs=2e-6)
-    figures = measure_clip_score(scorer, pixels, PROMPTS)
+    figures = scorer.measure(pixels, PROMPTS)
     assert figures.image_count == 4
     assert figures.score == pytest.approx(100 * np.mean(expected), abs=2e-4)
     assert figures.standard_error == pytest.approx(
@@ -98,8 +98,8 @@ def test_negative_cosines_are_not_cut_off(scorer, copied, pixels):
     with torch.no_grad():
         model.visual_projection.weight.neg_()
     model.save_pretrained(copied)
-    figures = measure_clip_score(ClipScorer(copied), pixels, PROMPTS)
-    assert figures.score == -measure_clip_score(scorer, pixels, PROMPTS).score != 0
+    figures = ClipScorer(copied).measure(pixels, PROMPTS)
+    assert figures.score == -scorer.measure(pixels, PROMPTS).score != 0
 
 
 def test_every_image_with_every_text(scorer, pixels):
@@ -111,17 +111,17 @@ def test_every_image_with_every_text(scorer, pixels):
 
 
 def test_batches_do_not_matter(scorer, pixels):
-    whole = measure_clip_score(scorer, pixels, PROMPTS)
-    many = measure_clip_score(scorer, pixels.repeat(5, 1, 1, 1), PROMPTS * 5)
+    whole = scorer.measure(pixels, PROMPTS)
+    many = scorer.measure(pixels.repeat(5, 1, 1, 1), PROMPTS * 5)
     # Padding to the longest prompt of the batch is masked; sums are in another order.
     assert many.score == pytest.approx(whole.score, abs=1e-4)
-    assert measure_clip_score(scorer, pixels[:1], ["abc"]).standard_error is None
+    assert scorer.measure(pixels[:1], ["abc"]).standard_error is None
 
 
 def test_provenance_tells_one_model_from_another(scorer, folder, copied):
-    plain = json.loads(
-        json.dumps(measure_clip_score(scorer, torch.ones(1, 3, 30, 20), ["a"]).to_dict())
-    )["provenance"]
+    plain = json.loads(json.dumps(scorer.measure(torch.ones(1, 3, 30, 20), ["a"]).to_dict()))[
+        "provenance"
+    ]
     assert plain["file"] == str(folder)
     assert plain["settings"]["max_length"] == LENGTH
     assert plain["settings"]["image_processor"].startswith("CLIPImageProcessor")

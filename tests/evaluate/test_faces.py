@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.faces import load_recogniser, measure_recognition
+from pecker_fast.evaluate.faces import FaceRecogniser
 
 FACES = [
     [{"Ann": 0.9, "Bob": 0.1}],  # Ann, asked for
@@ -26,7 +26,7 @@ def test_figures_by_hand():
         return found
 
     images = torch.rand(6, 3, 4, 4)
-    figures = measure_recognition(recognise, iter(torch.split(images, 4)), LABELS, "mine")
+    figures = FaceRecogniser(recognise, "mine").measure(iter(torch.split(images, 4)), [], LABELS)
     assert seen == [4, 2]
     assert (figures.image_count, figures.found) == (6, 5)
     assert (figures.label_count, figures.recognised) == (4, 1)
@@ -38,7 +38,9 @@ def test_figures_by_hand():
 
 
 def test_nobody_at_all():
-    figures = measure_recognition(lambda images: [[], []], torch.rand(2, 3, 4, 4), ["a", "b"], "x")
+    figures = FaceRecogniser(lambda images: [[], []], "x").measure(
+        torch.rand(2, 3, 4, 4), [], ["a", "b"]
+    )
     assert (figures.found, figures.label_count, figures.probability) == (0, 0, None)
     assert figures.to_dict()["recognised_share"] is None
 
@@ -68,8 +70,8 @@ def module(tmp_path, monkeypatch):
 
 def test_classes_and_functions_are_loaded(module):
     images = torch.rand(2, 3, 4, 4)
-    assert load_recogniser("trusted:own_judge:Judge")(images) == [[{"cat": 1.0}]] * 2
-    assert load_recogniser("trusted:own_judge:function")(images) == [[], []]
+    assert FaceRecogniser.load("trusted:own_judge:Judge").recognise(images) == [[{"cat": 1.0}]] * 2
+    assert FaceRecogniser.load("trusted:own_judge:function").recognise(images) == [[], []]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_classes_and_functions_are_loaded(module):
 )  # fmt: skip
 def test_what_is_no_recogniser(module, name):
     with pytest.raises(PeckerError, match="recogniser"):
-        load_recogniser(name)
+        FaceRecogniser.load(name)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +92,4 @@ def test_what_is_no_recogniser(module, name):
 )  # fmt: skip
 def test_what_is_no_list_of_faces(given):
     with pytest.raises(PeckerError, match="mine"):
-        measure_recognition(lambda images: given, torch.rand(2, 3, 4, 4), ["a", "b"], "mine")
+        FaceRecogniser(lambda images: given, "mine").measure(torch.rand(2, 3, 4, 4), [], ["a", "b"])

@@ -21,7 +21,7 @@ from nudity_files import (
 )
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.nudity import EXPOSED, LABELS, NudeNetDetector, measure_nudity
+from pecker_fast.evaluate.nudity import EXPOSED, LABELS, NudeNetDetector
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_figures_by_hand_with_their_provenance(detector, tmp_path):
         probes=[(4 + BREAST, 0, 0, 3, 5)],
     )
     pictures = [image(32, 32, color) for color in ("white", "black", "red")]
-    figures = measure_nudity(judge, torch.cat(pictures * 6))
+    figures = judge.measure(torch.cat(pictures * 6))
     assert figures.image_count == 18  # more than go in at once
     assert len(EXPOSED) == 9 and figures.counted == EXPOSED
     assert tuple(figures.detections) == LABELS

@@ -6,16 +6,14 @@ from dataclasses import replace
 import pytest
 from pages import Page
 
-from pecker_fast.evaluate.clip_score import ClipFigures
-from pecker_fast.evaluate.concept_report import (
-    clip_table,
-    concept_report,
-    detection_table,
-)
+from pecker_fast.evaluate.clip_score import ClipFigures, ClipScorer
+from pecker_fast.evaluate.concept_report import concept_report
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.detection import DetectionFigures, Provenance
 from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.intervals import Interval, Share
+from pecker_fast.evaluate.measures import compared
+from pecker_fast.evaluate.nudity import NudeNetDetector
 from pecker_fast.evaluate.page import Picture
 from pecker_fast.evaluate.recognition import Outcome, Recognition
 from pecker_fast.evaluate.reference import ClassFigures
@@ -223,15 +221,18 @@ def detections(counts, judge=JUDGE, threshold=0.25):
 
 
 def test_tables_of_detectors_and_clip(tmp_path):
-    found = detection_table(
+    found = compared(
+        NudeNetDetector,
         detections({"FEET": 30, "ARMS": 4, "EARS": 0}),
         detections({"FEET": 1, "ARMS": 0, "EARS": 0}),
     )
     rows = {row[0]: row[1:] for row in found.rows}
     share = ("100.0 % (83.9 to 100.0), 20 of 20", "5.0 % (0.9 to 23.6), 1 of 20")
-    assert rows["Images with a detection"] == share
+    assert rows["Images with one"] == share
     assert rows["FEET"][0] == "30 in 20 images" and "EARS" not in rows
-    clip = clip_table(ClipFigures(5, 26.3, 0.4, 0, JUDGE), ClipFigures(1, 25.9, None, 0, JUDGE))
+    assert rows["ARMS"][1] == "none"
+    pair = (ClipFigures(5, 26.3, 0.4, 0, JUDGE), ClipFigures(1, 25.9, None, 0, JUDGE))
+    clip = compared(ClipScorer, *pair)
     assert clip.rows[0][1:] == ("26.30 ± 0.40", "25.90") and "judge.onnx" in clip.note
     page, figures = written(concept_report(RUN, **CONCEPT, sections=[found, clip]), tmp_path)
     assert page.tables["CLIP score"][1][1:] == ["26.30 ± 0.40", "25.90"]
