@@ -67,8 +67,7 @@ class FetchCase(Case):
 
 
 def _build(made: StepInput, name: str, wanted: int, on_gpu: bool) -> Provider:
-    floor = bytes_floor(made)
-    columns = {"granularity": wanted, "bytes_moved": floor, "floor_bytes": floor}
+    columns = {"granularity": wanted, "bytes_moved": bytes_floor(made)}
     prepare = made.fresh_grads if on_gpu else lambda: None
     return Provider(ours(made, name).step, None, columns, prepare)
 
