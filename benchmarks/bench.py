@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from rows import RESULTS, Row, largest, slug, speed_up, write_results
+from rows import RESULTS, Row, slug, speed_up, write_results
 from timing import Call, GpuTimer, Timing, bandwidth, in_turns, machine
 
 from pecker_fast import backends
@@ -30,7 +30,7 @@ from pecker_fast.errors import PeckerError
 
 __all__ = [
     "Builder", "Case", "NotApplicable", "Provider", "Setup", "command", "make_parser",
-    "out_of_memory", "usable_backends",
+    "usable_backends",
 ]  # fmt: skip
 
 
@@ -44,11 +44,10 @@ class Provider:
 
     call: Call | None  # does it. None: there is nothing to time.
     match: bool | None = None  # it passed its check; None: nothing to check it against
-    # Of its row, known before it is timed. From `bytes_moved` and `floor_bytes`, the least that it
-    # and that any provider must move, follow shares of the bandwidth.
+    # Of its row, known before it is timed; from `bytes_moved`, the least that it must move, follows
+    # a share of the bandwidth.
     columns: Row = field(default_factory=dict)
     prepare: Call = lambda: None  # called before each call on a GPU and not timed
-    after: Callable[[Timing], Row] = lambda timing: {}  # further columns, once it is timed
 
 
 Builder = Callable[[], Provider]
@@ -75,8 +74,6 @@ class Case:
     baselines: ClassVar[tuple[str, ...]] = ()  # providers that speed-ups are printed over
     # The bandwidth that shares are of. None: no bandwidth is needed.
     roof: ClassVar[str | None] = None
-    # Of times on the CPU, as of `timing.in_turns`.
-    clock: ClassVar[Callable[[], float]] = time.perf_counter
 
     preset: str
 
@@ -105,53 +102,36 @@ class Case:
         waiting: dict[str, tuple[Provider, Row]] = {}
         for name in setup.only or list(builders):
             row: Row = {"benchmark": self.benchmark, **asdict(self), "provider": name}
-            provider = self._build(builders.pop(name), row)
-            if provider is not None and setup.timer is None:
-                waiting[name] = provider, row
-                continue
-            if provider is not None:
-                try:
+            row["match"] = None
+            try:
+                provider = builders.pop(name)()
+                row |= {"match": provider.match, **provider.columns}
+                if provider.match is False:
+                    row["skipped"] = "its result is wrong"
+                elif provider.call is not None and setup.timer is None:
+                    waiting[name] = provider, row
+                elif provider.call is not None:
                     row |= self._timed(setup, provider, self.measure(setup, provider))
-                except torch.OutOfMemoryError as error:
-                    row["skipped"] = out_of_memory(error)
-            del provider  # the next one has all of the memory
+            except NotApplicable as reason:
+                row["skipped"] = str(reason)
+            except torch.OutOfMemoryError as error:
+                # "CUDA out of memory. Tried to allocate 9.56 GiB"
+                row["skipped"] = ". ".join(str(error).split(". ")[:2])
+            provider = None  # the next one has all of the memory
             _free(setup.device)
-            yield row
+            if name not in waiting:
+                yield row
         calls = {name: one.call for name, (one, _) in waiting.items()}
-        timings = in_turns(calls, setup.repeats, self.clock)
+        timings = in_turns(calls, setup.repeats)
         for name, (provider, row) in waiting.items():
             yield row | self._timed(setup, provider, timings[name])
 
-    def _build(self, build: Builder, row: Row) -> Provider | None:
-        """The provider, if it is to be timed; what is known of it so far goes into its row."""
-        row["match"] = None
-        try:
-            provider = build()
-        except NotApplicable as reason:
-            row["skipped"] = str(reason)
-        except torch.OutOfMemoryError as error:
-            row["skipped"] = out_of_memory(error)
-        else:
-            row |= {"match": provider.match, **provider.columns}
-            if provider.match is False:
-                row["skipped"] = "its result is wrong"
-            elif provider.call is not None:
-                return provider
-        return None
-
     def _timed(self, setup: Setup, provider: Provider, timing: Timing) -> Row:
-        row = timing.columns() | provider.after(timing)
+        row = timing.columns()
         if self.roof is not None:
-            roof, columns = setup.gb_per_s[self.roof], provider.columns
-            row["roof_share"] = columns["bytes_moved"] / row["p50_ms"] / 1e6 / roof
-            row["floor_ms"] = columns["floor_bytes"] / roof / 1e6
-            row["floor_share"] = row["floor_ms"] / row["p50_ms"]
+            moved = provider.columns["bytes_moved"] / row["p50_ms"] / 1e6
+            row["roof_share"] = moved / setup.gb_per_s[self.roof]
         return row
-
-
-def out_of_memory(error: torch.OutOfMemoryError) -> str:
-    """Its first two sentences: "CUDA out of memory. Tried to allocate 9.56 GiB"."""
-    return ". ".join(str(error).split(". ")[:2])
 
 
 def _free(device: str) -> None:
@@ -191,21 +171,13 @@ def make_parser(doc: str, repeats: int, device: str = "cpu") -> argparse.Argumen
         "--only", nargs="+", default=[""], metavar="TEXT", help="cases whose line contains one"
     )
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
-    parser.add_argument("--minutes", type=float, help="start no case after so long")
     parser.add_argument("--commit", help="of the sources, where git cannot tell")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser
 
 
-def asked_for(arguments: argparse.Namespace, cases: Sequence[Case]) -> list[Case]:
-    """The cases whose line contains one of the texts of --only."""
-    return [case for case in cases if any(text in str(case) for text in arguments.only)]
-
-
 def command(
-    arguments: argparse.Namespace,
-    cases: Sequence[Case],
-    file_of_card: bool = False,
+    arguments: argparse.Namespace, cases: Sequence[Case], file_of_card: bool = False
 ) -> int:
     """Run the cases that were asked for, print their rows and write them as they come.
 
@@ -217,7 +189,7 @@ def command(
     Returns:
         The exit code: 1 if a result was wrong or a case failed, 2 for options that cannot be.
     """
-    chosen = asked_for(arguments, cases)
+    chosen = [case for case in cases if any(text in str(case) for text in arguments.only)]
     if arguments.list or not chosen:
         print(*(chosen or cases), sep="\n")
         return 0 if chosen else 2
@@ -229,31 +201,24 @@ def command(
     path = arguments.json or (RESULTS / f"{slug(about['device'])}.json" if file_of_card else None)
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     result: dict[str, Any] = {"machine": about, "complete": False, "failures": [], "rows": []}
-
-    def write() -> None:
-        if path is not None:
-            write_results(path, result)
-
     begin = time.monotonic()
-    for number, case in enumerate(chosen):
-        elapsed = time.monotonic() - begin
-        if arguments.minutes is not None and elapsed > 60 * arguments.minutes:
-            print(f"out of time: {len(chosen) - number} of {len(chosen)} cases not started")
-            break
-        print(f"[{elapsed:4.0f} s] {case}", flush=True)
+    for case in chosen:
+        print(f"[{time.monotonic() - begin:4.0f} s] {case}", flush=True)
         first = len(result["rows"])
         try:
             for row in case.rows(setup):
                 result["rows"].append(row)
-                write()
+                if path is not None:
+                    write_results(path, result)
         except Exception as error:  # the other cases are worth having; the exit code tells
             traceback.print_exc()
             failure = f"{case}: {type(error).__name__}: {error}".splitlines()[0]
             result["failures"].append(failure)
         _print_rows(result["rows"][first:], case)
-        result["complete"] = number + 1 == len(cases)
-        write()
         _free(setup.device)
+    result["complete"] = len(chosen) == len(cases)
+    if path is not None:
+        write_results(path, result)
     wrong = any(row["match"] is False for row in result["rows"])
     return 1 if wrong or result["failures"] else 0
 
@@ -275,9 +240,7 @@ def _start(arguments: argparse.Namespace, roof: bool) -> tuple[Setup, dict[str, 
     return Setup(device, names, arguments.repeats, gb_per_s, timer, arguments.provider), about
 
 
-_UNPRINTED = (
-    "benchmark", "settings", "notes", "floor_bytes", "floor_ms", "p20_ms", "p80_ms",
-)  # fmt: skip
+_UNPRINTED = ("benchmark", "settings", "notes")
 
 
 def _print_rows(rows: Sequence[Row], case: Case) -> None:
@@ -294,9 +257,6 @@ def _print_rows(rows: Sequence[Row], case: Case) -> None:
 
 def _cell(key: str, value: Any) -> str:
     """A figure as its column's name says: shares in per cent, bytes in MB."""
-    if isinstance(value, dict):  # parts: shares of a time, or bytes
-        part = "_share" if max(value.values()) <= 1 else "_bytes"
-        return largest(value, lambda size: _cell(part, size))
     if key.endswith("_share"):
         return f"{value:.0%}"
     if "bytes" in key:

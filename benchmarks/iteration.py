@@ -8,17 +8,15 @@ Every row is checked first (see variants.py); one that fails is printed without 
 code is 1. A variant that cannot run here has a row that says why. The mask is given, so the time to
 find one is in no figure.
 
-On a GPU iterations follow each other without waiting, an event between any two. "Set-up" is what
-construction and the first iterations take beyond ordinary ones: on a GPU that is where kernels are
-compiled or loaded and the CUDA graph is captured.
+On a GPU iterations follow each other without waiting, an event between any two, and rows have the
+peak of memory.
 """
 
 # ruff: noqa: E402 - the process is settled before torch is loaded
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,61 +27,40 @@ settle_process()  # before torch is loaded, as the command line does
 import torch
 from bench import Builder, Case, NotApplicable, Provider, Setup, command, make_parser
 from networks import NETWORKS
-from profile_kinds import shares
-from rows import Row
-from timing import Timing, back_to_back
-from variants import VARIANTS, Problem, Variant
+from timing import Timing, back_to_back, peak_memory
+from variants import PUBLISHED, Problem, Variant, variants
 
 from pecker_fast.distill.graph import WARM_UP
+from pecker_fast.nn import winograd
 
 __all__ = ["IterationCase", "build", "main"]
-
-ITERATIONS_OF_A_RUN = 50_000
 
 
 def build(problem: Problem, variant: Variant) -> Provider:
     """The gate of one variant; then it is made and has run its first iterations."""
-    if (obstacle := problem.obstacle(variant)) is not None:
-        raise NotApplicable(obstacle)
+    on_gpu = torch.device(problem.device).type == "cuda"
+    reason = winograd.unavailable() if variant.settings.get("accelerate") and not on_gpu else None
+    if reason is not None:
+        raise NotApplicable(reason)
     match, errors = problem.check(variant)
-    precision = problem.precision(variant)
-    columns = {"precision": precision, "settings": problem.settings(variant), **errors}
+    columns = {"precision": problem.precision(variant), "settings": dict(variant.settings)}
+    columns |= errors
     if not match:
         return Provider(None, False, columns)
 
-    on_gpu = torch.device(problem.device).type == "cuda"
-    memory = 0
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(problem.device)
-        memory = torch.cuda.memory_allocated(problem.device)
-    begin = time.perf_counter()
-    step, notes = problem.start(variant)
-    first = WARM_UP + 2 if on_gpu else 1
-    for _ in range(first):
-        step()
-    if on_gpu:
-        torch.cuda.synchronize(problem.device)
-    begun_s = time.perf_counter() - begin
+    def begin() -> tuple[Callable[[], object], list[str]]:
+        step, notes = problem.start(variant)
+        for _ in range(WARM_UP + 2 if on_gpu else 1):  # the last are replays
+            step()
+        return step, notes()
+
+    (step, notes), columns["peak_bytes"] = peak_memory(begin, problem.device)
     # One that should iterate in a CUDA graph and does not would have another's time.
-    wanted = on_gpu and problem.settings(variant).get("graph") == "auto"
-    if wanted and not any("one CUDA graph" in note for note in notes()):
-        raise NotApplicable("; ".join(notes()))
-
-    def after(timing: Timing) -> Row:
-        p50 = timing.columns()["p50_ms"]
-        peak = torch.cuda.max_memory_allocated(problem.device) - memory if on_gpu else None
-        kinds = shares(step, problem.device)
-        return {
-            "run_hours": ITERATIONS_OF_A_RUN * p50 / 3.6e6,
-            "published_batch": problem.teacher.network.batch_sizes[0],
-            "setup_s": max(0.0, begun_s - first * p50 / 1e3),
-            "peak_bytes": peak,
-            "optimizer_share": kinds["optimizer"],
-            "kinds": kinds,
-            "notes": notes(),
-        }
-
-    return Provider(step, True, columns, after=after)
+    graph = variant.settings.get("graph") == "auto"
+    if graph and not any("one CUDA graph" in note for note in notes):
+        raise NotApplicable("; ".join(notes))
+    published = problem.network.batch_sizes[0]
+    return Provider(step, True, columns | {"published_batch": published, "notes": notes})
 
 
 @dataclass(frozen=True)
@@ -91,7 +68,7 @@ class IterationCase(Case):
     """One network and batch size: B remain images, and as many forget images."""
 
     benchmark = "iteration"
-    baselines = (VARIANTS[0].name,)
+    baselines = (PUBLISHED.name,)
 
     batch_size: int
     density: float = 0.1
@@ -99,7 +76,7 @@ class IterationCase(Case):
     def providers(self, setup: Setup) -> dict[str, Builder]:
         """Every variant."""
         problem = Problem(self.preset, self.batch_size, self.density, setup.device)
-        return {variant.name: partial(build, problem, variant) for variant in VARIANTS}
+        return {each.name: partial(build, problem, each) for each in variants(setup.device)}
 
     def measure(self, setup: Setup, provider: Provider) -> Timing:
         """Iterations follow each other as in a run."""

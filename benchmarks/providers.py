@@ -9,8 +9,7 @@ is here already.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 import torch
 from bench import Builder, NotApplicable, Provider
@@ -20,7 +19,7 @@ from torch import Tensor
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.adamw import MaskedAdamW
 
-__all__ = ["baselines", "checked_ours", "compiled_idle", "frozen_kept", "gate", "ours"]
+__all__ = ["baselines", "checked_ours", "frozen_kept", "gate", "ours"]
 
 # rtol and atol by dtype, as in the tests: low precision may round to either neighbour.
 TOLERANCES = {
@@ -38,35 +37,15 @@ def ours(made: StepInput, backend: str) -> MaskedAdamW:
     return MaskedAdamW(made.params.items(), **made.options, mask=made.masks, backend=backend)
 
 
-def checked_ours(made: StepInput, backend: str, compiled: bool = False) -> Provider:
+def checked_ours(made: StepInput, backend: str) -> Provider:
     """The optimizer after three steps that were compared with the reference's."""
     before = _copies(made.params)
     try:
         optimizer = ours(made, backend)
     except PeckerError as error:  # e.g. a tensor too large for int32 positions
         raise NotApplicable(str(error)) from None
-    if compiled:
-        optimizer.step = _compiled(optimizer)  # type: ignore[method-assign]
     match = gate(made, optimizer, before)
     return _provider(made, optimizer, optimizer.step, bytes_floor(made), match)
-
-
-def _compiled(optimizer: MaskedAdamW) -> Callable[[], object]:
-    step = optimizer.step
-    return torch.compile(lambda: step(), fullgraph=True)
-
-
-class _Idle(MaskedAdamW):
-    def _step(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: what a compiled step still costs is torch's guards, wrapper and dispatch."""
-
-
-def compiled_idle(made: StepInput, backend: str) -> Provider:
-    """What a compiled step of these tensors costs that does nothing."""
-    optimizer = _Idle(made.params.items(), **made.options, mask=made.masks, backend=backend)
-    step = _compiled(optimizer)
-    step()
-    return _provider(made, optimizer, step, 0)
 
 
 def gate(made: StepInput, optimizer: MaskedAdamW, before: dict[str, Tensor]) -> bool:
@@ -122,64 +101,48 @@ def frozen_kept(params: Params, before: dict[str, Tensor], masks: Masks | None) 
 
 
 def baselines(made: StepInput) -> dict[str, Builder]:
-    """The optimizers of torch, alone and after `grad *= mask`, with and without restoring."""
+    """Torch's fused AdamW, alone and after `grad *= mask`, with and without restoring.
+
+    Only the time of a step matters, so they share one optimizer.
+    """
     params, masks = list(made.params.values()), made.masks
     size, numel = nbytes(params), sum(param.numel() for param in params)
     step_bytes = 7 * size  # parameter and moments read and written, gradient read
 
-    def stepped(**kind: bool) -> torch.optim.AdamW:
-        optimizer = torch.optim.AdamW(params, **made.options, **kind)
+    @cache
+    def fused() -> torch.optim.AdamW:
+        optimizer = torch.optim.AdamW(params, **made.options, fused=True)
         optimizer.step()  # its state is there to be counted
         return optimizer
-
-    fused = cache(partial(stepped, fused=True))  # only the time of a step matters: they share it
-
-    def foreach() -> Provider:
-        optimizer = stepped(foreach=True)
-        return _provider(made, optimizer, optimizer.step, step_bytes)
 
     def dense() -> Provider:
         return _provider(made, fused(), fused().step, step_bytes)
 
-    # foreach first: it is the only one with a state of its own, which can go before the others come
-    builders: dict[str, Builder] = {"torch_foreach": foreach, "torch_fused": dense}
-    if masks is None:
-        return builders
+    def masked_step() -> None:
+        for name, param in made.params.items():
+            param.grad.mul_(masks[name])
+        fused().step()
 
-    def gradmask(dtype: torch.dtype, at_once: bool = False) -> Provider:
-        own = [mask.to(dtype) for mask in masks.values()]
-
-        def step() -> None:
-            grads = [param.grad for param in params]
-            if at_once:
-                torch._foreach_mul_(grads, own)
-            else:
-                for grad, mask in zip(grads, own, strict=True):
-                    grad.mul_(mask)
-            fused().step()
-
-        return _provider(made, fused(), step, step_bytes + 2 * size + nbytes(own))
+    def gradmask() -> Provider:
+        return _provider(made, fused(), masked_step, step_bytes + 2 * size + numel)
 
     def restore() -> Provider:
         originals = _copies(made.params)
-        masked = gradmask(torch.bool)
 
         @torch.no_grad()
         def step() -> None:
-            masked.call()
+            masked_step()
             for name, param in made.params.items():
                 param.copy_(torch.where(masks[name], param, originals[name]))
 
         step()
-        moved = masked.columns["bytes_moved"] + 5 * size + numel
+        moved = step_bytes + 7 * size + 2 * numel
         return _provider(made, fused(), step, moved, frozen_kept(made.params, originals, masks))
 
-    return builders | {
-        "gradmask_fused": partial(gradmask, torch.bool),
-        "gradmask_int64_fused": partial(gradmask, torch.int64),  # as SalUn's files have them
-        "gradmask_foreach_fused": partial(gradmask, made.dtype, at_once=True),
-        "gradmask_fused_restore": restore,
-    }
+    builders: dict[str, Builder] = {"torch_fused": dense}
+    if masks is not None:
+        builders |= {"gradmask_fused": gradmask, "gradmask_fused_restore": restore}
+    return builders
 
 
 def _provider(
@@ -190,11 +153,7 @@ def _provider(
     match: bool | None = None,
 ) -> Provider:
     state = (tensor for values in optimizer.state.values() for tensor in values.values())
-    columns = {
-        "bytes_moved": bytes_moved,
-        "floor_bytes": bytes_floor(made),
-        "state_bytes": nbytes(state),
-    }
+    columns = {"bytes_moved": bytes_moved, "state_bytes": nbytes(state)}
     return Provider(step, match, columns, made.fresh_grads)
 
 

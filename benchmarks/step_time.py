@@ -3,7 +3,6 @@
     python benchmarks/step_time.py                               # CIFAR-10 DDPM, fp32, CPU
     python benchmarks/step_time.py --device cuda --preset sd15 sdxl --dtype float32 bfloat16
     python benchmarks/step_time.py --preset tiny --densities 0.5 --repeats 5 --json out.json
-    python benchmarks/step_time.py --compiled --threads 1        # under torch.compile, CPU time
 
 Every row of ours is first checked: three steps on that very input must agree with the reference,
 and every frozen entry must keep its bits. A row that fails is printed without a time, and the exit
@@ -20,17 +19,16 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from bench import Builder, Case, Setup, command, make_parser
-from inputs import PRESETS, StepInput, make_input
-from providers import baselines, checked_ours, compiled_idle
+from inputs import PRESETS, make_input
+from providers import baselines, checked_ours
 
-__all__ = ["CompiledCase", "StepCase", "main"]
+__all__ = ["StepCase", "main"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,7 @@ class StepCase(Case):
     """One mask on one network."""
 
     benchmark = "step_time"
-    baselines = (
-        "torch_fused", "torch_foreach", "gradmask_fused", "gradmask_int64_fused",
-        "gradmask_foreach_fused", "gradmask_fused_restore",
-    )  # fmt: skip
+    baselines = ("torch_fused", "gradmask_fused", "gradmask_fused_restore")
     roof = "roof_gb_per_s"
 
     mask: str = "heavy"  # none, random or heavy
@@ -51,34 +46,12 @@ class StepCase(Case):
 
     def providers(self, setup: Setup) -> dict[str, Builder]:
         """Ours on every backend, and what people run today."""
-        made = self._made(setup)
+        dtype = getattr(torch, self.dtype)
+        made = make_input(self.preset, dtype, self.mask, self.density, setup.device, self.beta1)
         ours: dict[str, Builder] = {
             f"pecker_fast[{name}]": partial(checked_ours, made, name) for name in setup.backends
         }
         return ours | baselines(made)
-
-    def _made(self, setup: Setup) -> StepInput:
-        dtype = getattr(torch, self.dtype)
-        return make_input(self.preset, dtype, self.mask, self.density, setup.device, self.beta1)
-
-
-@dataclass(frozen=True)
-class CompiledCase(StepCase):
-    """The step under torch.compile, the eager one, and what torch takes for one without work."""
-
-    benchmark = "step_time_compiled"
-    baselines = ("eager",)
-    roof = None
-    clock = time.process_time
-
-    def providers(self, setup: Setup) -> dict[str, Builder]:
-        """On the first backend alone."""
-        made, name = self._made(setup), setup.backends[0]
-        return {
-            "eager": partial(checked_ours, made, name),
-            "compiled": partial(checked_ours, made, name, compiled=True),
-            "compiled, without work": partial(compiled_idle, made, name),
-        }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,12 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--masks", nargs="*", choices=masks, default=masks)
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["float32"])
     parser.add_argument("--beta1", type=float, default=0.9, help="0: as published for SFD")
-    parser.add_argument("--compiled", action="store_true", help="what torch.compile costs instead")
     options = parser.parse_args(argv)
     chosen = [("none", 1.0), *itertools.product(options.masks, options.densities)]
-    case = CompiledCase if options.compiled else StepCase
     cases = [
-        case(preset, mask, density, dtype, options.beta1)
+        StepCase(preset, mask, density, dtype, options.beta1)
         for preset in options.preset
         for dtype in options.dtype
         for mask, density in chosen

@@ -3,10 +3,10 @@
 python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # exit 1 if one is stale
 
-A table's place is between <!-- table: NAME --> and <!-- end -->, on any of these pages; TABLES has
-the names. It stays empty where there is no result file. Studies that ran once are no such tables:
-their rows lie in results/, with the command and the commit that has it. The `..._gpu` tables have a
-part for each card that gpu.py has measured.
+A table's place is between <!-- table: NAME --> and <!-- end -->, on any of these pages. It is made
+of results/NAME-cpu.json, "cards" of all files of gpu.py; its caption begins with the file's own. It
+stays empty where there is no such file. Studies that ran once are no such tables: their rows lie in
+results/, with the command and the commit that has it.
 """
 
 from __future__ import annotations
@@ -15,59 +15,133 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import kernel_tables
-import run_tables
-from rows import RESULTS, Result
+from rows import RESULTS, Result, Row, same_case, speed_up
 
 ROOT = Path(__file__).resolve().parent.parent
-CARDS = "every card"  # the result files of gpu.py
-
-# Name -> its result files, and what makes it of one.
-TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
-    "step_time": ("step_time-cpu", kernel_tables.step_time),
-    "topk": ("topk-cpu", kernel_tables.topk),
-    "iteration": ("iteration-cpu", run_tables.iteration),
-    "published_runs": ("published_runs-cpu", run_tables.iteration),
-    "memory": ("memory-cpu", run_tables.memory),
-    "step_time_gpu": (CARDS, kernel_tables.step_time_of_card),
-    "topk_gpu": (CARDS, kernel_tables.topk),
-    "iteration_gpu": (CARDS, run_tables.iteration),
-    "memory_gpu": (CARDS, run_tables.memory),
+_NETWORKS = {
+    "sd15": "SD 1.5",
+    "sdxl": "SDXL",
+    "ddpm_stl10": "STL-10 DDPM",
+    "ddpm_cifar10": "CIFAR-10 DDPM",
+    "demo": "the demo's network",
+    "cifar10": "CIFAR-10 as published",
+    "stl10": "STL-10 as published",
+}
+# What people run today, as columns of speed-ups; these have no lines of their own.
+_OVER = {
+    "torch_fused": "vs torch fused, dense",
+    "gradmask_fused": "vs `grad *= mask` + fused",
+    "gradmask_fused_restore": "vs the same + restoring frozen entries",
+    "torch.topk": "vs `torch.topk`",
+    "salun_double_argsort": "vs two argsorts, as SalUn",
+    "torch.sort": "vs one stable sort",
+}
+# Head -> template of a cell, filled with what `_told` says of a row. Where there is no such figure
+# the cell is a dash. A column of dashes is left out, and so are names that all share.
+_NAMES = {
+    "network": "{network}",
+    "dtype": "{dtype}",
+    "mask": "{mask_named}",
+    "provider": "{provider}",
+}
+_COLUMNS = {
+    **_NAMES,
+    "ms": "{ms}",
+    "of bandwidth": "{roof_share:.0%}",
+    **{head: f"{{{name.replace('.', '_')}:.1f}} x" for name, head in _OVER.items()},
+    "vs as published": "{as published:.2f} x",
+    "h for 50,000 as published": "{published_hours:,.1f}",
+    "host, µs": "{host_us:.0f}",
+    "state": "{state_mb:,.0f} MB",
+    "memory": "{peak_extra_mb:,.0f} MB",
+    "peak": "{peak_mb:,.0f} MB",
 }
 
 
-def render(text: str) -> str:
-    """A page with every table made anew.
+def _told(row: Row, rows: list[Row]) -> Row:
+    """A row's columns, names and sizes of these, and its speed-up over each other of its case."""
+    case = [other["provider"] for other in rows if same_case(row, other)]
+    told = row | {over.replace(".", "_"): speed_up(row, rows, over) for over in case}
+    for name, value in row.items():
+        if name.endswith("_bytes") and value is not None:
+            told[name.replace("_bytes", "_mb")] = value / 1e6
+    told["network"] = _NETWORKS.get(row["preset"], row["preset"])
+    if "batch_size" in row:
+        told["network"] += f", batch {row['batch_size']}"
+    told["mask_named"] = f"{row.get('mask', 'top')}, density {row['density']:g}"
+    if row.get("mask") == "none":
+        told["mask_named"] = "no mask"
+    if row.get("p50_ms"):
+        told["ms"] = f"{row['p50_ms']:,.{1 if row.get('host_us') is None else 3}f}"
+    if "batch_size" in row and "ms" in told:
+        batches = row.get("published_batch", row["batch_size"]) / row["batch_size"]
+        told["published_hours"] = 50_000 * row["p50_ms"] * batches / 3.6e6
+    return told
+
+
+def _cell(template: str, told: Row) -> str:
+    try:
+        return template.format_map(told)
+    except (KeyError, TypeError):  # no such figure, or None
+        return "-"
+
+
+def _made(result: Result) -> str:
+    """Markdown, the first column to the left; "" without a row.
 
     Raises:
-        SystemExit: a place for a table that there is not, or a row that failed its gate.
+        SystemExit: a row failed its gate.
     """
-    return re.sub(
-        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
-        lambda match: f"{match[1]}{_made(match[2])}{match[3]}",
-        text,
-        flags=re.S,
-    )
+    rows = result["rows"]
+    for row in rows:
+        if row.get("match") is False:
+            raise SystemExit(f"a row that failed its gate: {row}")
+    told = [_told(row, rows) for row in rows if row["provider"] not in _OVER]
+    told = [row for row in told if "ms" in row and row["match"]]
+    columns = {head: [_cell(cell, row) for row in told] for head, cell in _COLUMNS.items()}
+    columns = {
+        head: cells
+        for head, cells in columns.items()
+        if set(cells) != {"-"} and not (head in _NAMES and len(set(cells)) == 1)
+    }
+    if not told:
+        return ""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    lines = [list(columns), rule, *zip(*columns.values(), strict=True)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    caption = result.get("caption", "Medians.")
+    return f"{text}\n\n{caption} {_measured_on(result)}"
 
 
-def _made(name: str) -> str:
-    if name not in TABLES:
-        raise SystemExit(f"no table {name!r}: expected one of {', '.join(TABLES)}")
-    source, table = TABLES[name]
-    parts = []
-    for path in sorted(RESULTS.glob("*.json")):
-        if path.stem != source and (source != CARDS or path.stem.endswith("-cpu")):
-            continue
-        result = json.loads(path.read_text())
-        for row in result["rows"]:
-            if row.get("match") is False:
-                raise SystemExit(f"{path.name}: a row that failed its gate: {row}")
-        parts.append(table(result))
-    text = "\n\n".join(filter(None, parts))
-    return f"{text}\n" if text else ""
+def _measured_on(result: Result) -> str:
+    """The end of a caption: where, with which versions and commit, and whether it is complete."""
+    machine = result["machine"]
+    text = f"{machine.get('device') or machine['cpu']}, torch {machine['torch']}"
+    for key, name in (("cuda", "CUDA"), ("triton", "Triton"), ("driver", "driver")):
+        if machine.get(key):
+            text += f", {name} {machine[key]}"
+    if "cuda" not in machine:
+        text += f", {machine['threads']} threads"
+    failures = result.get("failures")
+    failed = f" {len(failures)} cases failed." if failures else ""
+    cut = "" if result.get("complete", True) else " Not every case was measured."
+    return f"{text}, commit {machine['commit']}.{failed}{cut}"
+
+
+def render(text: str) -> str:
+    """A page with every table made anew."""
+    place = r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)"
+    return re.sub(place, lambda at: f"{at[1]}{_of_files(at[2])}{at[3]}", text, flags=re.S)
+
+
+def _of_files(name: str) -> str:
+    paths = [RESULTS / f"{name}-cpu.json"]
+    if name == "cards":
+        paths = sorted(set(RESULTS.glob("*.json")) - set(RESULTS.glob("*-cpu.json")))
+    texts = [_made(json.loads(path.read_text())) for path in paths if path.exists()]
+    return "".join(f"{text}\n" for text in texts if text)
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 import os
@@ -37,34 +36,20 @@ class Timing:
     host_us: float | None = None  # median time until the call returned; GPU only
 
     def columns(self) -> dict[str, float | None]:
-        """The columns of a row: median, second and eighth decile, minimum."""
-        low = high = self.ms[0]
-        if len(self.ms) > 1:
-            deciles = statistics.quantiles(self.ms, n=10, method="inclusive")
-            low, high = deciles[1], deciles[7]
-        return {
-            "p50_ms": statistics.median(self.ms), "p20_ms": low, "p80_ms": high,
-            "min_ms": min(self.ms), "host_us": self.host_us,
-        }  # fmt: skip
+        """The columns of a row: median and minimum."""
+        p50 = statistics.median(self.ms)
+        return {"p50_ms": p50, "min_ms": min(self.ms), "host_us": self.host_us}
 
 
-def in_turns(
-    calls: Mapping[str, Call], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, Timing]:
-    """Times on the CPU; calls take turns, so none finds its data in a cache and all see one load.
-
-    Args:
-        calls: name -> what is timed.
-        repeats: how often each.
-        clock: in seconds; `time.process_time` where others want the processor too, on one thread.
-    """
+def in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, Timing]:
+    """Times on the CPU by name; calls take turns, so none finds its data in a cache."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 2):  # the first two warm up
         for name, call in calls.items():
-            start = clock()
+            start = time.perf_counter()
             call()
             if turn >= 2:
-                times[name].append(1e3 * (clock() - start))
+                times[name].append(1e3 * (time.perf_counter() - start))
     return {name: Timing(taken) for name, taken in times.items()}
 
 
@@ -103,18 +88,15 @@ class GpuTimer:
 
         `prepare` is run before every call and not measured.
         """
-        for _ in range(3):
-            prepare()
-            call()
         host = []
-        for _ in range(repeats):
+        for _ in range(3 + repeats):  # the first three warm up
             prepare()
             torch.cuda.synchronize()
             start = time.perf_counter()
             call()
             host.append(1e6 * (time.perf_counter() - start))
-            torch.cuda.synchronize()
-        host_us = statistics.median(host)
+        torch.cuda.synchronize()
+        host_us = statistics.median(host[3:])
         flushes = math.ceil(1.5e-3 * host_us / self._flush_ms)
 
         def fill_the_queue() -> None:
@@ -132,8 +114,7 @@ class GpuTimer:
     def _events(call: Call, repeats: int, before: Call = lambda: None) -> list[float]:
         pairs = []
         for _ in range(repeats):
-            start = torch.cuda.Event(enable_timing=True)
-            end = torch.cuda.Event(enable_timing=True)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before()
             start.record()
             call()
@@ -169,35 +150,19 @@ def bandwidth(timer: GpuTimer | None, device: str) -> dict[str, float]:
     return {name: round(value, 1) for name, value in found.items()}
 
 
-def peak_memory(run: Callable[[], T], device: str = "cpu") -> tuple[T, int | None]:
+def peak_memory(run: Callable[[], T], device: str) -> tuple[T, int | None]:
     """The result of `run`, and by how many bytes memory peaked above what it was, result included.
 
-    On a CUDA device: what torch's allocator handed out. On the CPU: resident memory; None where
-    the system does not say. The allocator keeps some MB of what was freed before, which are not
-    counted: the figure means something from some tens of MB.
+    It is what torch's allocator handed out on a CUDA device; None on others.
     """
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        result = run()
-        torch.cuda.synchronize(device)
-        return result, torch.cuda.max_memory_allocated(device) - before
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # glibc: give back what earlier runs have freed
-    except AttributeError:
-        pass
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-        before = _resident_peak()
-    except OSError:
+    if torch.device(device).type != "cuda":
         return run(), None
-    return run(), _resident_peak() - before
-
-
-def _resident_peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = run()
+    torch.cuda.synchronize(device)
+    return result, torch.cuda.max_memory_allocated(device) - before
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -207,22 +172,23 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         Plain types. "device" is the processor or the card; a card adds its driver and the versions
         of CUDA and Triton.
     """
-    facts = machine_facts(device)
-    about: dict[str, Any] = {"device": facts["device_name"]}
-    if torch.device(device).type == "cuda":
-        query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        about |= {"driver": _first_line(*query), "cuda": torch.version.cuda}
-        about["triton"] = versions().get("triton")
-    return about | {
+    facts, known = machine_facts(device), versions()
+    about: dict[str, Any] = {
+        "device": facts["device_name"],
         "cpu": facts["processor"],
         "cores": facts["cores"],
         "threads": facts["threads"],
         "load_average": round(os.getloadavg()[0], 2),
-        "python": versions()["python"],
+        "python": known["python"],
         "torch": torch.__version__,
         "commit": _first_line("git", "describe", "--always", "--dirty", "--exclude", "*"),
         "date": time.strftime("%Y-%m-%d"),
     }
+    if torch.device(device).type == "cuda":
+        query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        about |= {"driver": _first_line(*query), "cuda": torch.version.cuda}
+        about["triton"] = known.get("triton")
+    return about
 
 
 def _first_line(*command: str) -> str:

@@ -6,12 +6,11 @@
 
 Every provider's selection is compared with an independent one (threshold, then ties by position) on
 that very input before it is timed; one that selects other scores gets no time. torch.topk and
-SalUn's argsort promise no order among equal scores, so theirs may differ there ("ties").
+SalUn's argsort promise no order among equal scores, so theirs may differ there.
 
-GB/s counts what any selection must move: each score read once, each position written once. Shares
-are of the copy bandwidth measured in the same process; the floor is one read of the scores. Peak
-memory is what a first call allocates, the selection itself included (4 bytes an entry in ours, 8 in
-the others'); beside it the same without the selection.
+Shares are of the copy bandwidth measured in the same process, for what any selection must move:
+each score read once, each position written once. On a card peak memory is what a first call
+allocates, the selection itself included (4 bytes an entry in ours, 8 in the others').
 """
 
 from __future__ import annotations
@@ -21,40 +20,39 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from bench import Builder, Case, Provider, Setup, command, make_parser
-from inputs import PRESETS, nbytes, random_scores, shapes
+from inputs import PRESETS, random_scores, shapes
 from timing import peak_memory
 from torch import Tensor
 
 from pecker_fast import backends
 
-__all__ = ["TopkCase", "agreement", "build", "exact_selection", "main"]
+__all__ = ["TopkCase", "agree", "build", "exact_selection", "main"]
 
 Scores = Sequence[Tensor]
-Select = Callable[[Scores, int], Any]
+Select = Callable[[Scores, int], Sequence[Tensor]]
+Dense = Callable[[Sequence[Tensor], Scores], Tensor]
 
 
 # What is timed: from the scores to the selection each of them makes.
 
 
-def torch_topk(scores: Scores, k: int) -> Tensor:
+def torch_topk(scores: Scores, k: int) -> list[Tensor]:
     """Positions in the concatenation, unordered. Splitting them by parameter is not counted."""
-    return torch.topk(_joined(scores), k, sorted=False).indices
+    return [torch.topk(_joined(scores), k, sorted=False).indices]
 
 
 def salun(scores: Scores, k: int) -> list[Tensor]:
     """Unlearn-Saliency's mask: ranks by two argsorts of everything, then int64 0/1 tensors."""
     ranks = torch.argsort(torch.argsort(-_joined(scores)))
-    masks, start = [], 0
-    for score in scores:
-        part = ranks[start : start + score.numel()]
+    parts = ranks.split([score.numel() for score in scores])
+    masks = []
+    for score, part in zip(scores, parts, strict=True):
         mask = torch.zeros_like(part)
         mask[part < k] = 1
         masks.append(mask.reshape(score.shape))
-        start += score.numel()
     return masks
 
 
@@ -65,15 +63,12 @@ def _joined(tensors: Scores) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def _at(positions: Tensor, numel: int) -> Tensor:
-    dense = torch.zeros(numel, dtype=torch.bool, device=positions.device)
-    return dense.index_fill_(0, positions.long(), True)
-
-
-def of_positions(selection: Sequence[Tensor], scores: Scores) -> Tensor:
+def of_positions(selection: Scores, scores: Scores) -> Tensor:
     """Of positions in each parameter, as every backend of ours selects."""
-    pairs = zip(selection, scores, strict=True)
-    return torch.cat([_at(positions, score.numel()) for positions, score in pairs])
+    selected = [torch.zeros_like(score.flatten(), dtype=torch.bool) for score in scores]
+    for one, positions in zip(selected, selection, strict=True):
+        one[positions.long()] = True
+    return torch.cat(selected)
 
 
 def exact_selection(scores: Scores, k: int) -> Tensor:
@@ -86,48 +81,30 @@ def exact_selection(scores: Scores, k: int) -> Tensor:
     return selected
 
 
-def agreement(found: Tensor, expected: Tensor, scores: Scores, ties: bool) -> dict[str, bool]:
+def agree(found: Tensor, expected: Tensor, scores: Scores, ties: bool) -> bool:
     """Whether a selection is the right one; with `ties` others among equal scores count, too."""
-    if torch.equal(found, expected):
-        return {"match": True}
+    if torch.equal(found, expected) or not ties:
+        return torch.equal(found, expected)
     everything = _joined(scores)
     only_found, only_expected = everything[found & ~expected], everything[expected & ~found]
-    same = torch.equal(only_found.sort().values, only_expected.sort().values)
-    return {"match": same and ties, "ties": same}
+    return torch.equal(only_found.sort().values, only_expected.sort().values)
 
 
 # Name -> selection, and what makes a bool tensor of it.
-_BASELINES: dict[str, tuple[Select, Callable[[Any, Scores], Tensor]]] = {
-    "torch.topk": (torch_topk, lambda found, scores: _at(found, sum(s.numel() for s in scores))),
+_BASELINES: dict[str, tuple[Select, Dense]] = {
+    "torch.topk": (torch_topk, lambda found, scores: of_positions(found, [_joined(scores)])),
     "salun_double_argsort": (salun, lambda found, _: _joined(found).bool()),
 }
 _REFERENCE = "torch.sort"
-_FEWEST = 10_000_000  # scores, for resident memory to say something about one call
 
 
-def build(
-    select: Select,
-    to_bool: Callable[[Any, Scores], Tensor],
-    scores: Scores,
-    k: int,
-    ties: bool = False,
-) -> Provider:
+def build(select: Select, dense: Dense, scores: Scores, k: int, ties: bool = False) -> Provider:
     """The gate and the memory of one provider, in a first call."""
-    numel, device = sum(score.numel() for score in scores), str(scores[0].device)
-    selection, peak = peak_memory(lambda: select(scores, k), device)
-    result = nbytes([selection] if isinstance(selection, Tensor) else selection)
-    checked = agreement(to_bool(selection, scores), exact_selection(scores, k), scores, ties)
-    if device == "cpu" and numel < _FEWEST:
-        peak = None
-    columns = {
-        **checked,
-        "numel": numel,
-        "peak_extra_bytes": peak,
-        "extra_bytes_without_result": None if peak is None else max(0, peak - result),
-        "bytes_moved": 4 * numel + 4 * k,
-        "floor_bytes": 4 * numel,
-    }
-    return Provider(partial(select, scores, k), checked["match"], columns)
+    selection, peak = peak_memory(lambda: select(scores, k), str(scores[0].device))
+    match = agree(dense(selection, scores), exact_selection(scores, k), scores, ties)
+    numel = sum(score.numel() for score in scores)
+    columns = {"numel": numel, "peak_extra_bytes": peak, "bytes_moved": 4 * (numel + k)}
+    return Provider(partial(select, scores, k), match, columns)
 
 
 @dataclass(frozen=True)

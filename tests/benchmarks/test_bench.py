@@ -1,6 +1,8 @@
-"""benchmarks/bench.py: rows are gated, timed and written as they come; failures are kept apart."""
+"""benchmarks/bench.py: rows are gated, timed and written as they come; and the pages' tables."""
 
+import itertools
 import json
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -39,17 +41,10 @@ def test_a_wrong_result_gets_no_time_and_the_others_do(run, capsys):
     from bench import NotApplicable
 
     memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 1.")
-    case = fake_case(
-        {
-            "base": provider(),
-            "right": provider(True, extra=1),
-            "wrong": provider(False, call=lambda: pytest.fail("it was called")),
-            "absent": raising(NotApplicable("not here")),
-            "large": raising(memory),
-            "figure alone": provider(None, call=None),
-        }
-    )
-    code, result = run([case])
+    wrong = provider(False, call=lambda: pytest.fail("it was called"))
+    builders = {"base": provider(), "right": provider(True, extra=1), "wrong": wrong}
+    builders |= {"absent": raising(NotApplicable("not here")), "large": raising(memory)}
+    code, result = run([fake_case(builders)])
     assert code == 1 and result["complete"] and result["failures"] == []
     rows = {row["provider"]: row for row in result["rows"]}
     assert {name for name, row in rows.items() if "p50_ms" in row} == {"base", "right"}
@@ -60,63 +55,35 @@ def test_a_wrong_result_gets_no_time_and_the_others_do(run, capsys):
     assert "x base" in capsys.readouterr().out
 
 
-def test_speed_ups_are_those_of_checked_rows():
-    from rows import speed_up
-
-    def row(provider, ms, match, **case):
-        return {"provider": provider, "p50_ms": ms, "match": match, "preset": "a", **case}
-
-    ours, base = row("ours", 2.0, True), row("base", 6.0, None)
-    other = row("base", 9.0, None, preset="b")
-    assert speed_up(ours, [other, base, ours], "base") == 3
-    assert speed_up(row("ours", 2.0, None), [base], "base") is None  # not checked
-    assert speed_up(ours, [row("base", 6.0, False)], "base") is None
-    assert speed_up(ours, [row("base", None, None)], "base") is None
-    assert speed_up(ours, [other], "base") is None
-
-
-def test_a_run_that_is_cut_off_leaves_what_it_measured(run, tmp_path):
-    cases = [fake_case({"a": provider(True)}), fake_case({"b": raising(KeyboardInterrupt())})]
-    with pytest.raises(KeyboardInterrupt):
-        run(cases)
-    result = json.loads((tmp_path / "rows.json").read_text())
-    assert not result["complete"] and [row["provider"] for row in result["rows"]] == ["a"]
-
-
-def test_a_case_that_fails_does_not_take_the_others_with_it(run):
-    cases = [fake_case({"a": raising(KeyError("x"))}, "bad"), fake_case({"a": provider(True)})]
-    code, result = run(cases, "--commit", "abc1234")
-    assert code == 1 and result["machine"]["commit"] == "abc1234"
+def test_what_is_cut_off_or_fails_leaves_the_other_rows(run, tmp_path):
+    good = fake_case({"a": provider(True)})
+    code, result = run([fake_case({"a": raising(KeyError("x"))}, "bad"), good], "--commit", "abc")
+    assert code == 1 and result["machine"]["commit"] == "abc"
     assert result["failures"] == ["fake bad: KeyError: 'x'"]
     assert [row["preset"] for row in result["rows"]] == ["fake"]
+    with pytest.raises(KeyboardInterrupt):
+        run([good, fake_case({"b": raising(KeyboardInterrupt())})])
+    result = json.loads((tmp_path / "rows.json").read_text())
+    assert not result["complete"] and [row["provider"] for row in result["rows"]] == ["a"]
 
 
 def test_cases_and_providers_can_be_chosen(run, capsys):
     cases = [fake_case({"a": provider(True), "b": provider(True)}, name) for name in ("one", "two")]
     _, result = run(cases, "--only", "two", "--provider", "b")
     assert [(row["preset"], row["provider"]) for row in result["rows"]] == [("two", "b")]
-    assert run(cases, "--minutes", "-1")[1] == result  # none was started, nothing written
     assert run(cases, "--provider", "c")[0] == 1
-    assert run(cases, "--only", "three")[0] == 2
     capsys.readouterr()
+    for options, named in ((["--device", "cuda"], "CUDA"), (["--backend", "quantum"], "quantum")):
+        if named != "CUDA" or not torch.cuda.is_available():
+            assert run(cases, *options)[0] == 2
+            error = capsys.readouterr().err
+            assert named in error and error.count("\n") == 1
     assert run(cases, "--list")[0] == 0
     assert capsys.readouterr().out == "fake one\nfake two\n"
 
 
-@pytest.mark.parametrize(
-    ("options", "named"), [(["--device", "cuda"], "CUDA"), (["--backend", "quantum"], "quantum")]
-)
-def test_what_cannot_be_is_one_line(run, options, named, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run([fake_case({})], *options)[0] == 2
-    error = capsys.readouterr().err
-    assert named in error and error.count("\n") == 1
-
-
 def test_on_a_gpu_one_follows_the_other_and_is_freed():
     """The GPU's path with a timer that takes no time."""
-    import weakref
-
     from bench import Provider, Setup
     from timing import Timing
 
@@ -142,25 +109,67 @@ def test_on_a_gpu_one_follows_the_other_and_is_freed():
     assert {(row["p50_ms"], row["host_us"]) for row in rows} == {(1.0, 5.0)}
 
 
-def test_which_backends_are_measured(monkeypatch):
-    from bench import usable_backends
+class FakeEvent:
+    """An event that notes when it was recorded, on a clock that the calls move."""
 
-    from pecker_fast import backends
+    now = 0.0
 
-    assert usable_backends(["reference"], "cpu") == ["reference"]
-    reasons = {"reference": None, "cpu": None, "triton": None, "cuda": "no nvcc"}
-    monkeypatch.setattr(backends, "available", lambda: reasons)
-    assert usable_backends(None, "cpu") == ["cpu"]
-    assert usable_backends(None, "cuda") == ["triton"]
-    reasons["cpu"] = "no compiler"
-    assert usable_backends(None, "cpu") == ["reference"]
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = FakeEvent.now
+
+    def elapsed_time(self, end):
+        return end.at - self.at
 
 
-def test_the_cases_of_a_card_are_what_the_benchmarks_know():
-    from gpu import CASES
-    from inputs import PRESETS
-    from networks import NETWORKS
+def test_gpu_times_are_between_events_around_the_call_alone(monkeypatch):
+    import timing
 
-    assert len(set(CASES)) == len(CASES)
-    for case in CASES:
-        assert case.preset in (PRESETS if case.benchmark in ("step_time", "topk") else NETWORKS)
+    monkeypatch.setattr(timing, "_FLUSH_BYTES", 1024)
+    monkeypatch.setattr(timing.GpuTimer, "_flush", lambda timer: move("flush", 4.0))
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    durations, order = itertools.cycle([3.0, 5.0]), []
+
+    def move(what, ms):
+        order.append(what)
+        FakeEvent.now += ms
+
+    timer = timing.GpuTimer("cpu")
+    order.clear()
+    found = timer.measure(lambda: move("call", next(durations)), 4, lambda: move("prepare", 1e3))
+    assert sorted(found.ms) == [3.0, 3.0, 5.0, 5.0] and found.host_us > 0
+    # Warm-up and host, then events, which start with an empty cache.
+    assert order == ["prepare", "call"] * 7 + ["prepare", "flush", "call"] * 4
+
+
+def test_speed_ups_and_tables_are_of_checked_rows(tmp_path, monkeypatch):
+    import tables
+    from rows import speed_up
+
+    def row(provider, ms, match=True, **case):
+        head = {"benchmark": "step_time", "provider": provider, "p50_ms": ms, "match": match}
+        return {**head, "preset": "sd15", "density": 0.1, "mask": "heavy", **case}
+
+    ours, base = row("pecker_fast[cuda]", 1.4), row("torch_fused", 8.96, None)
+    dense = row("pecker_fast[cuda]", 9.0, mask="none", roof_share=0.95)
+    assert speed_up(ours, [dense, base, ours], "torch_fused") == pytest.approx(6.4)
+    assert speed_up(ours | {"match": None}, [base], "torch_fused") is None
+    assert speed_up(ours, [base | {"match": False}], "torch_fused") is None
+    assert speed_up(dense, [base], "torch_fused") is None
+
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    about = {"device": "H100", "torch": "2.11", "cuda": "13.0", "commit": "abc"}
+    file = tmp_path / "h100.json"
+    file.write_text(json.dumps({"machine": about, "complete": False, "rows": [ours, base, dense]}))
+    place = "a\n<!-- table: {} -->\n{}<!-- end -->\nb"
+    assert tables.render(place.format("topk", "old\n")) == place.format("topk", "")
+    text = tables.render(place.format("cards", "old\n"))
+    assert "| mask | ms | of bandwidth | vs torch fused, dense |\n" in text
+    assert "\n| heavy, density 0.1 | 1.4 | - | 6.4 x |\n| no mask | 9.0 | 95% | - |\n\n" in text
+    assert "H100, torch 2.11, CUDA 13.0, commit abc. Not every case was measured." in text
+    file.write_text(json.dumps({"machine": about, "rows": [ours | {"match": False}]}))
+    with pytest.raises(SystemExit, match="failed its gate"):
+        tables.render(place.format("cards", ""))

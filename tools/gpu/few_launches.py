@@ -1,4 +1,4 @@
-"""A few launches for a profiler: few_launches.py step|topk MASK DENSITY BACKEND DEVICE."""
+"""A few launches at SD 1.5's size for a profiler: step|topk MASK DENSITY BACKEND."""
 
 from __future__ import annotations
 
@@ -14,23 +14,19 @@ from providers import ours
 from pecker_fast import backends
 
 
-def main(what: str, mask: str, density: str, name: str, device: str) -> None:
-    preset = "sd15" if device.startswith("cuda") else "tiny"
-    if name not in ("reference", "cpu") and device == "cpu":
-        name = "auto"
+def main(what: str, mask: str, density: str, name: str) -> None:
     if what == "step":
-        made = make_input(preset, torch.float32, mask, float(density), device)
+        made = make_input("sd15", torch.float32, mask, float(density), "cuda")
         optimizer = ours(made, name)
         for _ in range(3):
             made.fresh_grads()
             optimizer.step()
     else:
-        scores = list(random_scores(shapes(preset), device).values())
+        scores = list(random_scores(shapes("sd15"), "cuda").values())
         count = round(float(density) * sum(score.numel() for score in scores))
         for _ in range(2):
-            backends.select(name, device).select_topk(scores, count)
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+            backends.select(name, "cuda").select_topk(scores, count)
+    torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""Merge what run.py brought home into benchmarks/results/<card>.json and the pages' tables.
+"""Merge what run.py brought home into benchmarks/results/<card>.json: merge.py FOLDER.
 
-    python tools/gpu/merge.py FOLDER
-
-Of rows that were measured twice the later file's count. Rows of another card are refused.
+Of rows that were measured twice the later file's count. Rows of another card are refused. Then
+benchmarks/tables.py makes the pages' table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from plan import predicted
 from rows import RESULTS, Result, same_case, slug, write_results
-
-ROOT = Path(__file__).resolve().parents[2]
-_TABLES = ("step_time", "topk", "iteration", "memory")
 
 
 def merged(results: list[Result]) -> Result:
@@ -34,8 +29,6 @@ def merged(results: list[Result]) -> Result:
             raise SystemExit(f"results of several: {key} {', '.join(sorted(found))}")
     rows: list[dict[str, Any]] = []
     for row in (row for result in results for row in result["rows"]):
-        if row["benchmark"] not in _TABLES:
-            continue
         again = [old for old in rows if old["provider"] == row["provider"] and same_case(old, row)]
         rows = [old for old in rows if old not in again] + [row]
     failures = [failure for result in results for failure in result["failures"]]
@@ -43,22 +36,10 @@ def merged(results: list[Result]) -> Result:
     return {"machine": machine, "complete": False, "failures": failures, "rows": rows}
 
 
-def _beside(row: dict[str, Any], guess: tuple[float, float]) -> str:
-    """A line: what was measured, what was predicted."""
-    found = row.get("p50_ms")
-    verdict = "no time"
-    if found:
-        verdict = "as predicted" if guess[0] <= found <= guess[1] else "OUTSIDE"
-    case = f"{row['benchmark']} {row['preset']} {row.get('mask', '')} {row['density']:g}"
-    low, high = guess
-    return f"{case} {row['provider']}: {found} ms, predicted {low:g} to {high:g}: {verdict}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--into", type=Path, default=RESULTS, help="folder of results")
-    parser.add_argument("--no-tables", action="store_true", help="leave the pages alone")
     arguments = parser.parse_args()
     files = sorted(arguments.folder.glob("*.rows.json"))
     if not files:
@@ -69,9 +50,11 @@ def main() -> int:
     print(f"{path}: {len(result['rows'])} rows")
     for row in result["rows"]:
         if (guess := predicted(row)) is not None:
-            print(_beside(row, guess))
-    if not arguments.no_tables:
-        subprocess.run([sys.executable, str(ROOT / "benchmarks" / "tables.py")], check=True)
+            low, high = guess
+            found = row.get("p50_ms")
+            good = "as predicted" if found and low <= found <= high else "OUTSIDE"
+            case = f"{row['benchmark']} {row['preset']} {row.get('mask', '')} {row['density']:g}"
+            print(f"{case} {row['provider']}: {found} ms, predicted {low:g} to {high:g}: {good}")
     return 0
 
 

@@ -1,28 +1,26 @@
 """Half an hour with a card: six parts of at most ten minutes, most valuable evidence first.
 
 A part is a list of commands over tests/ and benchmarks/. The figures beside them were predicted
-without a card, for an H100 (copies at 3.03 TB/s); run.py writes them beside what is measured.
+without a card, for an H100 (copies at 3.03 TB/s); merge.py prints them beside what is measured.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-__all__ = ["PARTS", "PREDICTED_MS", "REHEARSED", "Command", "Part", "predicted"]
+__all__ = ["PARTS", "PREDICTED_MS", "Command", "Part", "predicted"]
 
 Row: TypeAlias = "dict[str, object]"
 
 PART_SECONDS = 600
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One command of a part.
 
     Attributes:
-        line: {python} is the one that runs run.py, {device} the card, {json} a file for the rows of
-            a benchmark, which writes it after each row.
+        line: {python} is the one that runs run.py, {json} a file for the rows of a benchmark, which
+            writes it after each row.
         expect: What should come of it, in words.
         needs: A program without which it is left out.
     """
@@ -32,15 +30,14 @@ class Command:
     needs: str | None = None
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What is run together, in at most ten minutes."""
 
     title: str
     commands: tuple[Command, ...]
 
 
-_BENCH = "--device {device} --commit {commit} --json {json}"
+_BENCH = "--device cuda --commit {commit} --json {json}"
 _TESTS = "{python} -m pytest -q --timeout 300"
 _STEPS = "{python} benchmarks/step_time.py --preset"
 _NCU = (
@@ -85,19 +82,15 @@ PARTS: tuple[Part, ...] = (
         ),
     ),
     Part(
-        "what bounds the sparse step: L2 fetches, bytes, instructions",
+        "what bounds the sparse step: bytes, instructions",
         (
             Command(
-                f"{{python}} tools/gpu/l2_fetch.py {_BENCH}",
-                "32 bytes: 0, or -15..-25 % at random .1, -30..-45 % at random .01",
-            ),
-            Command(
-                f"{_NCU}{{python}} tools/gpu/few_launches.py step heavy 0.1 cuda {{device}}",
+                f"{_NCU}{{python}} tools/gpu/few_launches.py step heavy 0.1 cuda",
                 "bytes as of the floor; no pipe near its peak",
                 needs="ncu",
             ),
             Command(
-                f"{_NCU}{{python}} tools/gpu/few_launches.py topk heavy 0.1 cuda {{device}}",
+                f"{_NCU}{{python}} tools/gpu/few_launches.py topk heavy 0.1 cuda",
                 "ALU 75 to 80 % in collect and write",
                 needs="ncu",
             ),
@@ -156,9 +149,6 @@ PREDICTED_MS: dict[tuple[object, ...], tuple[float, float]] = {
     # benchmarks/budget.py of 834cb37, 12 % more or less.
     ("iteration", "cifar10", None, 0.1, "all, algorithm unchanged"): (110.0, 140.0),
 }
-
-# Without a card the plan is rehearsed: on the CPU, on small networks, tests collected alone.
-REHEARSED = {"sd15": "tiny", "ddpm_cifar10": "tiny", "cifar10": "tiny", "--batch 128": "--batch 2"}
 
 
 def predicted(row: Row) -> tuple[float, float] | None:
