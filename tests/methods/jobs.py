@@ -42,15 +42,3 @@ def train_small(ranks, method, settings, directory=None, until=None, dropout=0.0
         "frozen_changed": trainer.verify_frozen().frozen_changed,
         "sent": sent,
     }
-
-
-def train_with_other_images(ranks):
-    """What the second process says of images that differ from the first one's."""
-    from small import small_images
-
-    images = small_images(seed=ranks.rank)
-    try:
-        BaselineTrainer(small_objective(images=images), ranks=ranks)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"

@@ -198,14 +198,6 @@ def test_it_learns_and_its_figures_are_those_of_its_files(tmp_path):
     assert measured.statistics.source == "colours"
 
 
-def test_grey_images_train_a_resnet():
-    images = tiny_images()
-    grey = type(images)(images.images[:, :1], images.labels, images.class_names, "grey")
-    trainer = ClassifierTrainer(grey, tiny("resnet34", iterations=1), CPU)
-    list(trainer.run())
-    assert trainer.measure(grey).network.in_channels == 1
-
-
 def test_autocast_computes_in_bf16_and_keeps_fp32_weights():
     seen = []
     trainer = ClassifierTrainer(tiny_images(), tiny(precision="autocast", iterations=1), CPU)
@@ -222,27 +214,23 @@ def test_autocast_computes_in_bf16_and_keeps_fp32_weights():
 def test_pretrained_weights_are_the_start(tmp_path):
     torch.manual_seed(3)
     start = ResNetClassifier(5, width=4).state_dict()
-    config = tiny("resnet34", input_size=32, iterations=1)
-    trainer = ClassifierTrainer(tiny_images(), config, CPU, weights=("w.pth", start))
-    ours = weights(trainer)
-    assert all(torch.equal(ours[name], start[name]) for name in start if "fc." not in name)
-    assert ours["fc.weight"].shape == (3, 32)
-    list(trainer.run())
-    assert trainer.measure(tiny_images()).card["started_from"]["file"] == "w.pth"
+
+    def trainer(arch="resnet34", **options):
+        config = tiny(arch, input_size=32, iterations=1)
+        return ClassifierTrainer(tiny_images(), config, CPU, weights=("w.pth", start), **options)
+
     with RunDirectory(tmp_path) as directory:
-        trainer = ClassifierTrainer(
-            tiny_images(), config, CPU, weights=("w.pth", start), directory=directory
-        )
-        list(trainer.run())
+        tuned = trainer(directory=directory)
+        ours = weights(tuned)
+        assert all(torch.equal(ours[name], start[name]) for name in start if "fc." not in name)
+        assert ours["fc.weight"].shape == (3, 32)
+        list(tuned.run())
+        assert tuned.measure(tiny_images()).card["started_from"]["file"] == "w.pth"
         start["conv1.weight"] += 1
-        with pytest.raises(PeckerError, match="holds a run of another start"):
-            ClassifierTrainer(
-                tiny_images(), config, CPU, weights=("w.pth", start), directory=directory
-            )
-    with pytest.raises(
-        PeckerError, match=r"w\.pth: pretrained weights are for resnet34, not small"
-    ):
-        ClassifierTrainer(tiny_images(), tiny(), CPU, weights=("w.pth", start))
+        with pytest.raises(PeckerError, match="start"):
+            trainer(directory=directory)
+    with pytest.raises(PeckerError, match=r"w\.pth"):
+        trainer("small")
 
 
 # ---- which images

@@ -132,29 +132,6 @@ def test_who_is_told_what():
     assert set(remain.told.tolist()) == {0, 1, 3}
 
 
-def test_the_class_is_drawn_as_the_override_and_the_others_as_before():
-    settings = {
-        "iterations": 80, "batch_size": 8, "optimizer.lr": 5e-3, "optimizer.clip_grad_norm": None,
-        "mask.kind": "full", "lambda_remain": 1.0, "logging.every": 80,
-    }  # fmt: skip
-    objective = small_redirection(settings, dropout=0.0)
-    trainer, _ = train(objective)
-
-    @torch.no_grad()
-    def terms(network):
-        batches = objective.batches(IterationRandom(7, 1000, CPU, SALIENCY))
-        found = [
-            {term: float(losses.mean()) for term, losses in each.items()}
-            for each in objective.losses_by_pass(network, batches)
-        ]
-        return {term: sum(each[term] for each in found) for term in objective.terms}
-
-    before, after = terms(objective.original), terms(trainer.erased_network())
-    assert before["remain"] == 0 < before["forget"]
-    assert after["forget"] < 0.1 * before["forget"]
-    assert after["remain"] < 0.1 * before["forget"]
-
-
 def test_the_saliency_of_what_is_kept_is_the_curvature():
     """Its squares average to the diagonal of J^T J, which autograd gives row by row."""
     objective = small_redirection({"steps": 1, "saliency.batch_size": 1}, dropout=0.0)

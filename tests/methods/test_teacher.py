@@ -1,6 +1,5 @@
-"""Teachers: the published loss and constants, resuming, several processes, and that they learn."""
+"""Teachers: the published loss and constants, several processes, and what comes out."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +17,6 @@ from pecker_fast.methods.training_config import (
 )
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.runs.ema import slow_average
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 from pecker_fast.runs.settings import recipes_in
 
@@ -129,42 +127,25 @@ def test_loss_is_the_squared_noise_of_a_network_that_predicts_none(monkeypatch, 
     for row in range(6):
         # The rows are shuffled: the image whose noise is nearest to a normal one.
         noises = (x[row].double() - alpha[row].sqrt() * clean) / (1 - alpha[row]).sqrt()
-        mine = noises[labels[row] :: 3]
-        squares.append(float(min(mine.square().sum((1, 2, 3)))))
+        squares.append(float(min(noises[labels[row] :: 3].square().sum((1, 2, 3)))))
     assert sorted(labels.tolist()) == [0, 0, 1, 1, 2, 2]
-    expected = sum(squares) / 6
-    if reduction == "mean":
-        expected /= 3 * 8 * 8
+    expected = sum(squares) / 6 / (1 if reduction == "sum" else 3 * 8 * 8)
     assert losses[0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_noise_is_standard_normal_and_timesteps_are_paired(monkeypatch):
-    images = tiny_images(6)
-    calls, _ = recorded(monkeypatch, images, iterations=40, flip=False)
-    for _, t, _ in calls:
-        assert torch.equal(t[4:], 999 - t[:2])
-    everything = torch.cat([t for _, t, _ in calls])
-    assert int(everything.min()) < 60
-    assert int(everything.max()) > 940
-    late = torch.cat([x[t > 900] for x, t, _ in calls])  # almost pure noise
+@pytest.mark.parametrize(("flip", "share"), [(True, 0.5), (False, 0.0)])
+def test_noise_times_labels_and_mirroring(monkeypatch, flip, share):
+    calls, _ = recorded(monkeypatch, tiny_images(6), iterations=100, flip=flip)
+    assert all(torch.equal(t[4:], 999 - t[:2]) for _, t, _ in calls)  # in pairs
+    x, t, labels = (torch.cat(parts) for parts in zip(*calls, strict=True))
+    assert int(t.min()) < 60 and int(t.max()) > 940
+    late = x[t > 900]  # almost pure noise
     assert abs(float(late.mean())) < 0.05
     assert float(late.std()) == pytest.approx(1.0, abs=0.05)
-
-
-def test_a_tenth_of_the_labels_is_dropped_to_the_null_label(monkeypatch):
-    images = tiny_images(3)  # 3 classes: label 3 is "no class"
-    calls, _ = recorded(monkeypatch, images, iterations=200, batch_size=9)
-    labels = torch.cat([labels for _, _, labels in calls])
-    assert set(labels.tolist()) == {0, 1, 2, 3}
-    assert float((labels == 3).float().mean()) == pytest.approx(0.1, abs=0.03)
-
-
-@pytest.mark.parametrize(("flip", "share"), [(True, 0.5), (False, 0.0)])
-def test_half_of_the_images_are_mirrored(monkeypatch, flip, share):
-    calls, _ = recorded(monkeypatch, tiny_images(6), iterations=60, flip=flip)
-    early = torch.cat([x[t < 150] for x, t, _ in calls])  # the image still shows
+    assert set(labels.tolist()) == {0, 1, 2, 3}  # 3 is "no class"
+    assert float((labels == 3).float().mean()) == pytest.approx(0.1, abs=0.04)
+    early = x[t < 150]  # the image still shows
     mirrored = early[..., :4].mean((1, 2, 3)) < early[..., 4:].mean((1, 2, 3))
-    assert len(early) > 30
     assert float(mirrored.float().mean()) == pytest.approx(share, abs=0.2 * share)
 
 
@@ -173,8 +154,7 @@ def test_left_out_class_is_never_seen_but_keeps_its_label(monkeypatch):
     labels = torch.cat([labels for _, _, labels in calls])
     assert set(labels.tolist()) == {0, 2, 3}
     model = TeacherTrainer(tiny_images(), tiny_config(iterations=1, without=1), CPU).model()
-    assert model.num_classes == 3
-    assert model.figures["forget"] == "colour 1"
+    assert (model.num_classes, model.figures["forget"]) == (3, "colour 1")
 
 
 # ---- whole runs
@@ -217,11 +197,9 @@ def test_model_folder_comes_back_whole(tmp_path, kind):
     model.save(tmp_path)
     loaded = ModelFolder.load(tmp_path)
     assert loaded.class_names == ("colour 0", "colour 1", "colour 2")
-    assert loaded.image_shape == (3, 8, 8)
-    assert loaded.null_label == 3
-    assert loaded.figures["training"]["images"] == "colours"
-    assert loaded.figures["training"]["iterations"] == 6
-    assert loaded.figures["training"]["processes"] == 1
+    assert (loaded.image_shape, loaded.null_label) == ((3, 8, 8), 3)
+    facts = loaded.figures["training"]
+    assert (facts["images"], facts["iterations"], facts["processes"]) == ("colours", 6, 1)
     assert "forget" not in loaded.figures
     assert loaded.scheduler.config.clip_sample is False
     assert loaded.scheduler.config.variance_type == "fixed_large"  # as published models have it
@@ -236,53 +214,6 @@ def test_without_dropped_labels_a_unet2d_has_no_null_label():
     model = TeacherTrainer(tiny_images(), config, CPU).model()
     assert model.null_label is None
     assert model.network.class_embedding.num_embeddings == 3
-
-
-@pytest.mark.slow
-def test_teacher_learns_to_denoise_and_to_listen():
-    """On noise that it has not seen the loss is small, and a wrong label costs."""
-    network = {**TINY["network"], "channels": 8, "attention_levels": []}
-    config = tiny_config(
-        network=network, iterations=100, batch_size=24, lr=5e-3, ema={"decay": 0.9}, flip=False
-    )
-    trainer = TeacherTrainer(tiny_images(120), config, CPU)
-    list(trainer.run())
-    unet = trainer.model().network
-    generator = torch.Generator().manual_seed(9)
-    clean = tiny_images(60)
-    x = clean.batch(torch.arange(60), CPU)
-    noise = torch.randn(x.shape, generator=generator)
-    t = torch.full((60,), 900)
-    alpha = ddpm_alphas()[t].float().view(-1, 1, 1, 1)
-    noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
-    with torch.no_grad():
-        right, wrong = (
-            float((unet(noisy, t, labels).sample - noise).square().mean())
-            for labels in (clean.labels, (clean.labels + 1) % 3)
-        )
-    assert right < 0.1  # predicting no noise at all gives 1
-    assert right < wrong
-
-
-def test_autocast_trains_nearly_the_same_in_fp32_weights():
-    plain, mixed = (train_tiny(Ranks(), {"precision": name}) for name in ("fp32", "autocast"))
-    start = train_tiny(Ranks(), {"lr": 0.0})
-    moved, apart = (
-        math.sqrt(sum(float((left[name] - plain[name]).square().sum()) for name in plain))
-        for left in (start, mixed)
-    )
-    assert all(value.dtype == torch.float32 for value in mixed.values())
-    assert 0 < apart < 0.2 * moved
-
-
-def test_a_long_average_is_warned_of():
-    trainer = TeacherTrainer(tiny_images(), tiny_config(ema={"decay": 0.9999}), CPU)
-    assert "100% of the result will be the first weights" in trainer.notes[-1]
-    assert len(TeacherTrainer(tiny_images(), tiny_config(iterations=9), CPU).notes) == 1
-    assert math.isclose(0.5**7, 1 / 128)  # below the hundredth that is passed over
-    for iterations in (1, 4, 500, 50_000):  # what it advises is short enough
-        (said,) = slow_average(0.99999, iterations)
-        assert slow_average(float(said.partition("ema.decay=")[2]), iterations) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The loop against the methods written out a second time; resuming; frozen bits."""
+"""The loop against the methods written out a second time; frozen bits."""
 
 import copy
 from dataclasses import replace
@@ -6,17 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from methods.training_jobs import train_tiny
-from small import small_config, small_images, small_model, small_objective, train
+from small import small_images, small_model, small_objective, train
 from torch.nn import functional as F
-from toys import ToyDenoiser, assert_same_bits, toy_objective, weights
+from toys import ToyDenoiser, assert_same_bits, weights
 
-from pecker_fast.distill import PeckerTrainer
-from pecker_fast.distributed import Ranks
 from pecker_fast.errors import PeckerError
-from pecker_fast.masks.mask import SaliencyMask
-from pecker_fast.methods.real_images import BaselineObjective
-from pecker_fast.methods.trainer import BaselineTrainer
 from pecker_fast.runs.directory import RunDirectory
 from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
@@ -66,9 +60,18 @@ def written_out_run(objective, mask, clip):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("kind", "clip"), [("saliency", 0.05), ("full", 0.05), ("random", None)])
-def test_the_loop_is_the_method(method, kind, clip):
-    overrides = {"mask.kind": kind, "optimizer.clip_grad_norm": clip, "label_dropout": 0.3}
+@pytest.mark.parametrize(
+    ("mask", "clip"),
+    [
+        ({"mask.kind": "saliency"}, 0.05),
+        ({"mask.kind": "full"}, 0.05),
+        ({"mask.kind": "random"}, None),
+        # Whole rows are frozen, whose gradients cost nothing but for the norm, which is over all.
+        ({"mask.kind": "random", "mask.granularity": "out_channel"}, 0.05),
+    ],
+)
+def test_the_loop_is_the_method(method, mask, clip):
+    overrides = {**mask, "optimizer.clip_grad_norm": clip, "label_dropout": 0.3}
     if method == "esd":
         overrides["lambda_remain"] = 0.0
     objective = small_objective(overrides, method, dtype=torch.float64, dropout=0.0)
@@ -78,42 +81,7 @@ def test_the_loop_is_the_method(method, kind, clip):
         torch.testing.assert_close(param, expected[name], rtol=1e-9, atol=1e-12)
     check = trainer.verify_frozen()
     assert check.frozen_changed == 0 < check.salient_changed
-    assert (check.frozen == 0) == (kind == "full")
-
-
-def test_the_norm_is_over_frozen_entries_too():
-    """Under a mask of whole rows, whose complement would cost no gradient otherwise."""
-    overrides = {
-        "mask.kind": "random",
-        "mask.granularity": "out_channel",
-        "optimizer.clip_grad_norm": 0.05,
-    }
-    objective = small_objective(overrides, dtype=torch.float64, dropout=0.0)
-    trainer, _ = train(objective)
-    expected = written_out_run(objective, trainer.mask, 0.05)
-    for name, param in trainer.network.named_parameters():
-        torch.testing.assert_close(param, expected[name], rtol=1e-9, atol=1e-12)
-
-
-def test_resumed_anywhere_a_run_ends_with_the_same_bits(tmp_path):
-    overrides, method = {"ema.decay": 0.9, "lr_schedule": "cosine"}, "random_label"
-    whole, metrics = train(small_objective(overrides, method))
-    for stop in (3, 4):
-        # Iteration 4 was not saved: it is done again.
-        with RunDirectory(tmp_path / str(stop)) as directory:
-            trainer = BaselineTrainer(small_objective(overrides, method), run_directory=directory)
-            for done in trainer.run():
-                if done.iteration == stop:
-                    break
-        with RunDirectory(tmp_path / str(stop)) as directory:
-            trainer = BaselineTrainer(small_objective(overrides, method), run_directory=directory)
-            assert trainer.iteration == 3
-            rest = list(trainer.run())
-        assert_same_bits(weights(trainer.network), weights(whole.network))
-        assert_same_bits(weights(trainer.erased_network()), weights(whole.erased_network()))
-        assert trainer.mask == whole.mask
-        assert rest[-1].losses == metrics[-1].losses
-    assert SaliencyMask.load(tmp_path / "3" / "mask.safetensors") == whole.mask
+    assert (check.frozen == 0) == (mask["mask.kind"] == "full")
 
 
 def test_a_run_leaves_the_model_and_the_random_state_alone():
@@ -177,30 +145,6 @@ def test_autocast_stays_near_fp32():
     )
     assert full != low
     assert low["remain"] == pytest.approx(full["remain"], rel=0.02)
-
-
-def test_runs_of_other_kinds_are_not_resumed(tmp_path):
-    def refused(make):
-        with pytest.raises(PeckerError, match="holds a run of another kind; choose another dir"):
-            make()
-
-    with RunDirectory(tmp_path / "distillation") as directory:
-        list(PeckerTrainer(toy_objective(), run_directory=directory).run())
-        refused(lambda: BaselineTrainer(small_objective(), run_directory=directory))
-    with RunDirectory(tmp_path / "baseline") as directory:
-        train(small_objective(), run_directory=directory)
-        refused(lambda: PeckerTrainer(toy_objective(), run_directory=directory))
-    with RunDirectory(tmp_path / "teacher") as directory:
-        train_tiny(Ranks(), {}, directory)
-        refused(lambda: BaselineTrainer(small_objective(), run_directory=directory))
-
-
-def test_an_objective_on_another_device_needs_a_copy_for_esd():
-    model = small_model()
-    objective = BaselineObjective(
-        model, small_images(), small_config({"lambda_remain": 0.0}, "esd"), torch.device("cpu")
-    )
-    assert objective.frozen is model.network is objective.original
 
 
 def test_what_a_run_is_of(tmp_path):
