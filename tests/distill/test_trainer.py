@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from toys import ToyDenoiser, assert_same_bits, tiny_unet, toy_objective, train, weights
+from written_out import denoised, denoising, drawn, ell, scales
 
 from pecker_fast.distill import PeckerTrainer, load_config
 from pecker_fast.distill.networks import predict_noise
@@ -21,9 +22,8 @@ def written_out_run(objective, mask, decay):
 
     Takes only the random numbers from the package. No dropout, so modes do not matter.
     """
-    config = objective.config
-    abar, size = objective.schedule.signal**2, config.batch_size
-    phi = objective.teacher
+    config, schedule, size = objective.config, objective.schedule, objective.config.batch_size
+    phi, halves = objective.teacher, [slice(0, size), slice(size, None)]
     theta, psi = (copy.deepcopy(phi).requires_grad_(True) for _ in range(2))
     dense = mask.to_dense()
     adam = {"betas": (0.0, 0.999), "weight_decay": config.optimizer.weight_decay}
@@ -32,28 +32,18 @@ def written_out_run(objective, mask, decay):
     psi_optimizer = torch.optim.AdamW(psi.parameters(), lr=config.pseudo_score.lr, **adam)
     average = weights(theta)
 
-    def ab(t):
-        return (c[:, None, None, None] for c in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
-
-    def sample(n, c, network=theta):
-        t = torch.full((len(n),), 440)
-        a, b = ab(t)
-        return (b * n - b * network(b * n, t, c)) / a
-
     for iteration in range(config.iterations):
         random = IterationRandom(config.seed, iteration, torch.device("cpu"), TRAINING)
         labels = objective.conditions.draw(size, random)
-        halves = [slice(0, size), slice(size, None)]
+        told, theirs = labels.student, labels.teacher
         draws = objective.draw(random, 2 * size)
         psi_optimizer.zero_grad()
         scores = config.generator.scores
         lambdas = config.pseudo_score.lambda_remain, config.pseudo_score.lambda_forget
         for half, lam in zip(halves, lambdas, strict=True) if scores else ():
-            n, e, t, c = draws.noise[half], draws.e[half], draws.t[half], labels.student[half]
-            a, b = ab(t)
-            x_g = sample(n, c).detach()
-            error = e - psi(a * x_g + b * e, t, c)
-            (lam * (error**2).sum((1, 2, 3)).mean()).backward()
+            x_g = drawn(schedule, theta, draws.noise[half], told[half]).detach()
+            errors = denoising(schedule, psi, x_g, draws.e[half], draws.t[half], told[half])
+            (lam * errors.mean()).backward()
         if scores:
             for p in psi.parameters():
                 p.grad.clamp_(-1, 1)
@@ -63,29 +53,23 @@ def written_out_run(objective, mask, decay):
         theta.zero_grad()
         lambdas = config.generator.lambda_remain, config.generator.lambda_forget
         for half, lam in zip(halves, lambdas, strict=True) if scores else ():
-            n, e, t, c = draws.noise[half], draws.e[half], draws.t[half], labels.student[half]
-            a, b = ab(t)
-            x_g = sample(n, c)
-            x_t = a * x_g + b * e
-            p = (x_t - b * phi(x_t, t, labels.teacher[half])) / a
-            s = (x_t - b * psi(x_t, t, c)) / a
-            omega = (p - x_g).detach().abs().mean((1, 2, 3)).clamp_min(1e-5)
-            terms = (p - s) * ((p - x_g) - config.alpha * (p - s))
-            (lam * (terms.sum((1, 2, 3)) / omega).mean()).backward()
+            e, t = draws.e[half], draws.t[half]
+            x_g = drawn(schedule, theta, draws.noise[half], told[half])
+            p = denoised(schedule, phi, x_g, e, t, theirs[half])
+            s = denoised(schedule, psi, x_g, e, t, told[half])
+            (lam * ell(p, s, s, x_g, config.alpha).mean()).backward()
         if one := config.generator.one_step:
-            told, theirs = labels.student, labels.teacher
-            at_start = sample(draws.noise, theirs, phi).detach()  # the run began at the teacher
-            error = ((sample(draws.noise, told) - at_start) ** 2).sum((1, 2, 3))
+            at_start = drawn(schedule, phi, draws.noise, theirs)  # the run began at the teacher
+            images = drawn(schedule, theta, draws.noise, told)
+            error = ((images - at_start.detach()) ** 2).sum((1, 2, 3))
             terms = (lam * error[half].mean() for half, lam in zip(halves, lambdas, strict=True))
             (one * sum(terms)).backward()
         if every := config.generator.every_step:
-            drawn = sample(draws.noise, labels.student).detach()
             noised = objective.draw_every_step(random, 2 * size)
-            a, b = ab(noised.t)
-            x_t = a * drawn + b * noised.e
-            target = phi(x_t, noised.t, labels.teacher).detach()
-            error = ((theta(x_t, noised.t, labels.student) - target) ** 2).sum((1, 2, 3))
-            remain, forget = (error[half].mean() for half in halves)
+            a, b = scales(schedule, noised.t)
+            x_t = a * drawn(schedule, theta, draws.noise, told).detach() + b * noised.e
+            error = theta(x_t, noised.t, told) - phi(x_t, noised.t, theirs).detach()
+            remain, forget = ((error[half] ** 2).sum((1, 2, 3)).mean() for half in halves)
             forget = config.generator.every_step_forget * forget
             (every * (lambdas[0] * remain + lambdas[1] * forget)).backward()
         for name, p in theta.named_parameters():
