@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from text_toys import drawn_at, encode, text_objective
-from toys import train
 from written_out import denoised, denoising, drawn, ell
 
 from pecker_fast.distill import PeckerTrainer
@@ -212,17 +211,3 @@ def test_every_time_step_is_redirected_under_prompts():
     metrics = dict(zip(trainer.terms, trainer.advance(inputs), strict=True))
     every = [float(value) for name, value in metrics.items() if "every_step" in name]
     assert every == pytest.approx([0.0, float(expected[3:].mean())], abs=1e-12)
-
-
-def test_without_concepts_only_the_remain_half_is_drawn():
-    nothing = {"generator.lambda_forget": 0.0, "pseudo_score.lambda_forget": 0.0,
-               "mask.kind": "full", "generator.every_step": 1.0}  # fmt: skip
-    objective = text_objective(nothing, {"concepts": [], "dropout": 0.4})
-    labels = objective.conditions.draw(5, drawn_at(0))
-    assert len(labels) == 5 and torch.equal(labels.student, labels.teacher[:, 0])
-    trainer, _ = train(objective)
-    assert not any("forget" in name for name in trainer.terms)
-    moved = zip(trainer.generator.parameters(), objective.teacher.parameters(), strict=True)
-    assert any(not torch.equal(a, b) for a, b in moved)
-    with pytest.raises(PeckerError, match="nothing is forgotten"):
-        text_objective({}, {"concepts": []})
