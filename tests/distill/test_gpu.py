@@ -16,6 +16,7 @@ OPTIONS = {
     "three sets": {"mask.apply": "both", "mask.share_weights": False},
     "bf16": {"mask.apply": "both", "precision": "bf16"},
     "autocast": {"precision": "autocast"},
+    "recomputed": {"mask.apply": "both", "recompute": True},
 }
 
 

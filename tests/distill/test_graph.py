@@ -1,9 +1,5 @@
 """Replayed iterations are ordinary ones. Here the graph is feigned, on a GPU it is real."""
 
-import contextlib
-import gc
-import weakref
-
 import pytest
 import torch
 from feigned_graph import FeignedCapture
@@ -11,8 +7,7 @@ from text_toys import text_objective
 from toys import assert_same_bits, toy_objective, train, weights
 
 from pecker_fast import backends
-from pecker_fast.backends import device
-from pecker_fast.distill import PeckerTrainer, RunDirectory, graph
+from pecker_fast.distill import PeckerTrainer, RunDirectory
 from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.errors import PeckerRuntimeError
 
@@ -108,119 +103,10 @@ def test_what_cannot_be_captured_runs_as_usual(monkeypatch):
     assert_same_bits(results(*ordinary), results(*usual))
     assert isinstance(usual[0].learner.optimizer.param_groups[0]["lr"], float)
 
+    def unusable(self):
+        raise PeckerRuntimeError("start the run again with graph: off")
 
-class TorchGraphs:
-    """What CudaCapture asks torch for, as its CUDAGraph.cpp and CUDAGeneratorImpl.cpp have it.
-
-    Where CUDA has refused something during a capture, `capture_end` raises before it tells the
-    generator and the allocator that the capture is over.
-    """
-
-    def __init__(self, monkeypatch, broken=False):
-        self.stream, self.refused, self.broken = "default", False, broken
-        self.generator_captures = self.allocator_captures = False
-        self.pools, self._rand = set(), torch.rand
-        cuda, bindings = torch.cuda, torch._C
-        for where, name, value in (
-            (cuda, "Stream", lambda device: "capture"),
-            (cuda, "CUDAGraph", lambda: self),
-            (cuda, "graph_pool_handle", lambda: (0, 1)),
-            (cuda, "synchronize", lambda device: None),
-            (cuda, "empty_cache", lambda: None),
-            (cuda, "stream", self._on),
-            (cuda, "default_generators", [self]),
-            (bindings, "_cuda_endAllocateToPool", self._end_allocation),
-            (bindings, "_cuda_releasePool", lambda index, pool: self.pools.remove(pool)),
-            (torch, "rand", self._draw),
-        ):
-            monkeypatch.setattr(where, name, value, raising=False)
-        self.capture = graph.CudaCapture(torch.device("cuda", 0))
-
-    @contextlib.contextmanager
-    def _on(self, stream):
-        before, self.stream = self.stream, stream
-        try:
-            yield
-        finally:
-            self.stream = before
-
-    def capture_begin(self, pool):
-        assert self.stream == "capture"
-        self.generator_captures = self.allocator_captures = True
-        self.pools.add(pool)
-
-    def capture_end(self):
-        if self.refused:
-            raise RuntimeError("operation failed due to a previous error during capture")
-        self.generator_captures = self.allocator_captures = False
-
-    def replay(self):
-        pass
-
-    def clone_state(self):
-        return "a copy"
-
-    def graphsafe_set_state(self, state):
-        self.generator_captures = state != "a copy"
-
-    def _end_allocation(self, index, pool):
-        assert pool in self.pools
-        self.allocator_captures = False
-
-    def _draw(self, *shape, device=None, **options):
-        if device != torch.device("cuda", 0):
-            return self._rand(*shape, device=device, **options)
-        if self.broken or self.generator_captures:
-            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
-        return torch.zeros(())
-
-    def wait(self):
-        self.refused = True
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    def assert_clean(self):
-        assert self.stream == "default"
-        assert not self.generator_captures and not self.allocator_captures
-
-
-def test_a_failed_capture_leaves_stream_generator_and_pool_as_they_were(monkeypatch):
-    torch_graphs = TorchGraphs(monkeypatch)
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
-        torch_graphs.capture.capture(torch_graphs.wait)
-    torch_graphs.assert_clean()
-    assert not torch_graphs.pools
-    assert graph._failed.pop() is torch_graphs  # which the allocator of pinned memory still asks
-    torch_graphs.capture.check()
-
-
-def test_an_error_of_python_ends_a_capture_too(monkeypatch):
-    torch_graphs = TorchGraphs(monkeypatch)
-    with pytest.raises(ZeroDivisionError):
-        torch_graphs.capture.capture(lambda: 1 / 0)
-    torch_graphs.assert_clean()
-
-
-def test_a_capture_keeps_the_tables_that_it_reads(monkeypatch):
-    torch_graphs = TorchGraphs(monkeypatch)
-    tables = [torch.zeros(3)]
-    kept = weakref.ref(tables[0])
-    losses, replay = torch_graphs.capture.capture(
-        lambda: device._keeper.append(tables.pop()) or (1,)
-    )
-    torch_graphs.assert_clean()
-    assert losses == (1,)
-    replay()
-    assert kept() is not None
-    del replay
-    gc.collect()
-    assert kept() is None
-
-
-def test_a_device_that_a_failed_capture_left_unusable_ends_the_run(monkeypatch):
-    torch_graphs = TorchGraphs(monkeypatch, broken=True)
-    monkeypatch.setattr(PeckerTrainer, "_capture", lambda self: torch_graphs.capture)
-    monkeypatch.setattr(torch_graphs.capture, "aside", lambda work: work())
-    monkeypatch.setattr(torch_graphs.capture, "capture", lambda work: torch_graphs.wait())
+    monkeypatch.setattr(Capture, "check", unusable)
     with pytest.raises(PeckerRuntimeError, match="graph: off"):
         train(toy_objective(SETTINGS))
 

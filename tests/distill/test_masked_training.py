@@ -1,6 +1,5 @@
 """Masks in the loop: what is frozen keeps its bits, whatever kind of mask and however renewed."""
 
-import pytest
 import torch
 from toys import ToyDenoiser, assert_same_bits, toy_objective, train, weights
 
@@ -78,18 +77,6 @@ def test_a_refreshed_mask_keeps_the_moments_of_what_stays():
     for name in before:
         assert torch.equal(after[name], before[name] * stays[name])
     assert any(bool(value.any()) for value in after.values())
-
-
-@pytest.mark.parametrize("kind", ["random", "full"])
-def test_the_other_kinds_of_mask(kind):
-    trainer, _ = train(toy_objective({"mask.kind": kind, "mask.refresh_every": 2}))
-    if kind == "full":
-        assert trainer.mask.density == 1
-        assert trainer.verify_frozen().frozen == 0
-    else:
-        assert trainer.mask.nnz == round(0.3 * trainer.mask.numel)
-        assert trainer.ever_salient.nnz > trainer.mask.nnz
-        assert trainer.verify_frozen().frozen_changed == 0
 
 
 def test_parameters_that_are_frozen_as_a_whole_get_no_gradient():

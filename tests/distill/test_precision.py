@@ -4,7 +4,6 @@ import torch
 from toys import toy_objective, train, weights
 
 from pecker_fast.distill import PeckerTrainer
-from pecker_fast.masks.mask import SaliencyMask
 
 BF16 = {"precision": "bf16", "generator.lr": 1e-6, "pseudo_score.lr": 1e-6}
 
@@ -62,16 +61,6 @@ def test_a_refreshed_mask_keeps_what_left_it():
         assert torch.equal(result[name][left[name]], param[left[name]].float())
         positions, master = masters[name]
         assert torch.equal(result[name].flatten()[positions.long()], master)
-
-
-def test_a_dense_run_has_masters_too():
-    trainer, _ = train(toy_objective(BF16 | {"mask.kind": "full", "iterations": 2}))
-    assert trainer.mask == SaliencyMask.full(trainer.start.requires_grad_(True))
-    for learner in (trainer.learner, trainer._psi):
-        assert all(positions is None for positions, _ in learner.masters().values())
-        assert learner.masters()["conv_in.weight"][1].shape == (8, 1, 3, 3)
-    check = trainer.verify_frozen(trainer.ema_generator())
-    assert check.salient_changed > 0.9 * check.salient
 
 
 def test_fp32_and_bf16_learn_alike():

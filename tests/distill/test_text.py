@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from text_toys import drawn_at, encode, text_objective
-from toys import train
+from written_out import denoised, denoising, drawn, ell
 
 from pecker_fast.distill import PeckerTrainer
 from pecker_fast.distill.networks import diffusers_predictor
@@ -22,44 +22,35 @@ def written_out(objective, networks, draws, labels, guidance):
 
     A sample whose prompt was dropped is drawn and denoised under "", away from "" (SFD, SiD-LSG).
     """
-    abar = objective.schedule.signal**2
-    alpha = objective.config.alpha
+    schedule, alpha = objective.schedule, objective.config.alpha
     phi, theta, psi = networks
-    size = len(draws.noise) // 2
+    n, e, t = draws.noise, draws.e, draws.t
+    size = len(n) // 2
     dropped = (labels.of_samples == 0).flatten(1).all(1)[:, None, None]  # encode("") is 0
 
-    def ab(t):
-        return (c[:, None, None, None] for c in (abar[t].sqrt(), (1 - abar[t]).sqrt()))
-
-    def eps(network, x, t, c, place=None):
-        def call(condition):
+    def eps(network, place=None):
+        def call(x, t, condition):
             return network(x, t, encoder_hidden_states=condition.double()).sample
 
-        if place is None:
-            return call(c)
-        scale, negatives = guidance[place]
-        away = encode(negatives).repeat_interleave(size, 0)
-        without = call(away * ~dropped if place == "kappa1" else away)
-        return without + scale * (call(c) - without)
+        def guided(x, t, condition):
+            scale, negatives = guidance[place]
+            away = encode(negatives).repeat_interleave(size, 0)
+            without = call(x, t, away * ~dropped if place == "kappa1" else away)
+            return without + scale * (call(x, t, condition) - without)
 
-    n, e, t = draws.noise, draws.e, draws.t
-    first = torch.full((len(n),), 625)
-    a, b = ab(first)
-    drawn = [
-        (b * n - b * eps(theta, b * n, first, told)) / a
-        for told in (labels.of_samples, labels.student)
-    ]
-    a, b = ab(t)
-    fixed = a * drawn[0].detach() + b * e
-    l_psi = ((e - eps(psi, fixed, t, labels.of_samples, "kappa1")) ** 2).sum((1, 2, 3))
-    x_g = drawn[1]
-    x_t = a * x_g + b * e
-    p = (x_t - b * eps(phi, x_t, t, labels.teacher[:, 0], "kappa4")) / a
-    s = (x_t - b * eps(psi, x_t, t, labels.student, "kappa2")) / a
-    r = (x_t - b * eps(psi, x_t, t, labels.student, "kappa3")) / a
-    omega = (p - x_g).detach().abs().mean((1, 2, 3)).clamp_min(1e-5)
-    ell = (1 - alpha) * ((p - s) ** 2).sum((1, 2, 3)) + ((p - s) * (r - x_g)).sum((1, 2, 3))
-    return l_psi, ell / omega
+        return call if place is None else guided
+
+    fixed, x_g = (drawn(schedule, eps(theta), n, c) for c in (labels.of_samples, labels.student))
+    l_psi = denoising(schedule, eps(psi, "kappa1"), fixed.detach(), e, t, labels.of_samples)
+    p, s, r = (
+        denoised(schedule, eps(network, place), x_g, e, t, told)
+        for network, place, told in (
+            (phi, "kappa4", labels.teacher[:, 0]),
+            (psi, "kappa2", labels.student),
+            (psi, "kappa3", labels.student),
+        )
+    )
+    return l_psi, ell(p, s, r, x_g, alpha)
 
 
 GUIDANCE = {
@@ -104,22 +95,22 @@ def test_losses_and_gradients_are_the_methods(guided, alpha):
     theta, psi = (n.eval().requires_grad_(True) for n in (trainer.generator, trainer.pseudo_score))
     networks = (objective.teacher, theta, psi)
     weight = torch.rand(6, dtype=torch.float64)
-    l_psi, ell = written_out(objective, networks, draws, labels, guidance)
+    l_psi, expected_ell = written_out(objective, networks, draws, labels, guidance)
     expected_psi = torch.autograd.grad((weight * l_psi).sum(), list(psi.parameters()))
-    expected = torch.autograd.grad((weight * ell).sum(), list(theta.parameters()))
+    expected = torch.autograd.grad((weight * expected_ell).sum(), list(theta.parameters()))
     psi.requires_grad_(False)
 
     x_g = objective.sample(theta, draws.noise, labels.student)
     found, gradient = objective.score(trainer._networks, x_g, draws, labels, weight)
-    torch.testing.assert_close(found, ell, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found, expected_ell, rtol=1e-10, atol=1e-10)
     close = {"rtol": 1e-8, "atol": 1e-8}
     for a, b in zip(
         torch.autograd.grad(x_g, list(theta.parameters()), gradient), expected, strict=True
     ):
         torch.testing.assert_close(a, b, **close)
     psi.requires_grad_(True)
-    drawn = objective.sample(theta, draws.noise, labels.of_samples)
-    loss = objective.denoising(psi, drawn.detach(), draws, labels)
+    images = objective.sample(theta, draws.noise, labels.of_samples)
+    loss = objective.denoising(psi, images.detach(), draws, labels)
     torch.testing.assert_close(loss, l_psi, rtol=1e-10, atol=1e-10)
     ours = torch.autograd.grad((weight * loss).sum(), list(psi.parameters()))
     for a, b in zip(ours, expected_psi, strict=True):
@@ -203,11 +194,11 @@ def test_every_time_step_is_redirected_under_prompts():
         {"generator.every_step": 2.0, "mask.kind": "full"}, {"dropout": 0.4}, dtype=torch.float64
     )
     trainer = PeckerTrainer(objective)
-    drawn = trainer.draw(drawn_at(1))
-    labels, noised = drawn.labels, drawn.every_step
+    inputs = trainer.draw(drawn_at(1))
+    labels, noised = inputs.labels, inputs.every_step
     dropped = (labels.of_samples == 0).flatten(1).all(1)
     assert 0 < dropped[3:].sum() < 3
-    noise, teacher = drawn.generator.noise, copy.deepcopy(objective.teacher)
+    noise, teacher = inputs.generator.noise, copy.deepcopy(objective.teacher)
     x_g = objective.sample(teacher, noise, labels.student)
     x_t = objective.schedule.add_noise(x_g, noised.e, noised.t)
     predict = objective.predictors.generator
@@ -217,20 +208,6 @@ def test_every_time_step_is_redirected_under_prompts():
         found, wanted = (predict(teacher, x_t, noised.t, c.double()) for c in (told, override))
     expected = (found - wanted).square().flatten(1).sum(1)
     assert expected[:3].abs().max() == 0 == expected[3:][dropped[3:]].abs().max()
-    metrics = dict(zip(trainer.terms, trainer.advance(drawn), strict=True))
+    metrics = dict(zip(trainer.terms, trainer.advance(inputs), strict=True))
     every = [float(value) for name, value in metrics.items() if "every_step" in name]
     assert every == pytest.approx([0.0, float(expected[3:].mean())], abs=1e-12)
-
-
-def test_without_concepts_only_the_remain_half_is_drawn():
-    nothing = {"generator.lambda_forget": 0.0, "pseudo_score.lambda_forget": 0.0,
-               "mask.kind": "full", "generator.every_step": 1.0}  # fmt: skip
-    objective = text_objective(nothing, {"concepts": [], "dropout": 0.4})
-    labels = objective.conditions.draw(5, drawn_at(0))
-    assert len(labels) == 5 and torch.equal(labels.student, labels.teacher[:, 0])
-    trainer, _ = train(objective)
-    assert not any("forget" in name for name in trainer.terms)
-    moved = zip(trainer.generator.parameters(), objective.teacher.parameters(), strict=True)
-    assert any(not torch.equal(a, b) for a, b in moved)
-    with pytest.raises(PeckerError, match="nothing is forgotten"):
-        text_objective({}, {"concepts": []})

@@ -88,20 +88,6 @@ def test_entries_that_join_start_at_their_weight(network):
         torch.testing.assert_close(value, average[name])
 
 
-def test_a_saved_average_goes_on(network):
-    mask = SaliencyMask.random(network, 0.3, seed=0)
-    ema = SalientEma(network, mask, DECAY)
-    perturb(network, mask)
-    ema.update()
-    other = SalientEma(network, mask, DECAY)
-    other.load_state_dict(copy.deepcopy(ema.state_dict()))
-    perturb(network, mask)
-    ema.update()
-    other.update()
-    for name, value in ema.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name])
-
-
 def test_an_average_of_another_mask_is_refused(network):
     one = SaliencyMask({"a": torch.tensor([0], dtype=torch.int32)}, {"a": (2,)})
     ema = SalientEma(network, SaliencyMask.full(network), DECAY)

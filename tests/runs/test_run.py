@@ -158,33 +158,6 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(tmp_path):
     assert_same_bits(trained(config=settings(iterations=16)), longer)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_resumed_where_the_warm_up_ends(tmp_path, schedule):
-    """The learning rate that the checkpoint holds is another one than that of the next step."""
-    config = settings(warmup=4, lr_schedule=schedule)
-    with RunDirectory(tmp_path) as directory:
-        for metrics in training(directory, config).run():
-            if metrics.iteration == 4:
-                break
-        resumed = trained(directory, config)
-    assert_same_bits(trained(config=config), resumed)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"identity": "other"}, "holds a run on other images"),
-        ({"config": settings(lr=0.02)}, "lr 0.01, this one has 0.02"),
-        ({"config": settings(iterations=8)}, "more than the 8 asked for"),
-    ],
-)
-def test_another_run_is_not_taken_up(tmp_path, change, message):
-    with RunDirectory(tmp_path) as directory:
-        trained(directory)
-        with pytest.raises(PeckerError, match=message):
-            training(directory, **change)
-
-
 def test_every_process_needs_a_sample():
     with pytest.raises(PeckerError, match="batch_size 4 for 5 processes: each needs one sample"):
         training(config=settings(batch_size=4), ranks=Ranks(rank=0, size=5))
@@ -233,11 +206,6 @@ def test_losses_are_means_over_what_was_not_yet_read(tmp_path):
     events.Reload()
     points = [(event.step, event.value) for event in events.Scalars("loss")]
     assert points == read == [(3, 1.0), (6, 4.0), (9, 7.0), (12, 10.0)]
-
-
-def test_losses_are_read_before_a_checkpoint_too():
-    metrics = training(config=settings(logging={"every": 5, "checkpoint_every": 4})).run()
-    assert [m.iteration for m in metrics if m.losses is not None] == [4, 5, 8, 10, 12]
 
 
 @pytest.fixture
