@@ -37,7 +37,7 @@ def find_mask(
         network.eval()
         random = IterationRandom(config.seed, 0, objective.device, SALIENCY)
         count, forget, remain = objective.saliency(network, random)
-        shown = each(forget, "saliency" if progress else None, count, leave=False)
+        shown = each(forget, "saliency" if progress else None, count)
         return saliency_scores(
             network,
             shown,
