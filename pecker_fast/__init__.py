@@ -12,40 +12,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pecker_fast.distill.config import PeckerConfig, load_config
-    from pecker_fast.distill.trainer import PeckerTrainer
-    from pecker_fast.erasure.api import erase
-    from pecker_fast.errors import PeckerError
-    from pecker_fast.masks.mask import SaliencyMask
-    from pecker_fast.masks.scores import saliency_scores
-    from pecker_fast.models import ModelFolder
-    from pecker_fast.models.one_step_pipeline import OneStepPipeline
-    from pecker_fast.nn.accelerate import fuse_, unfuse_
-    from pecker_fast.optim.adamw import MaskedAdamW
-    from pecker_fast.optim.delta import Delta, apply_delta
-    from pecker_fast.patches.patch import apply_patch, remove_patch, save_patch
+    from pecker_fast.distill.config import PeckerConfig as PeckerConfig
+    from pecker_fast.distill.config import load_config as load_config
+    from pecker_fast.distill.trainer import PeckerTrainer as PeckerTrainer
+    from pecker_fast.erasure.api import erase as erase
+    from pecker_fast.errors import PeckerError as PeckerError
+    from pecker_fast.masks.mask import SaliencyMask as SaliencyMask
+    from pecker_fast.masks.scores import saliency_scores as saliency_scores
+    from pecker_fast.models import ModelFolder as ModelFolder
+    from pecker_fast.models.one_step_pipeline import OneStepPipeline as OneStepPipeline
+    from pecker_fast.nn.accelerate import fuse_ as fuse_
+    from pecker_fast.nn.accelerate import unfuse_ as unfuse_
+    from pecker_fast.optim.adamw import MaskedAdamW as MaskedAdamW
+    from pecker_fast.optim.delta import Delta as Delta
+    from pecker_fast.optim.delta import apply_delta as apply_delta
+    from pecker_fast.patches.patch import apply_patch as apply_patch
+    from pecker_fast.patches.patch import remove_patch as remove_patch
+    from pecker_fast.patches.patch import save_patch as save_patch
 
 __version__ = "0.1.0"
-__all__ = [
-    "Delta",
-    "MaskedAdamW",
-    "ModelFolder",
-    "OneStepPipeline",
-    "PeckerConfig",
-    "PeckerError",
-    "PeckerTrainer",
-    "SaliencyMask",
-    "apply_delta",
-    "apply_patch",
-    "erase",
-    "fuse_",
-    "load_config",
-    "remove_patch",
-    "saliency_scores",
-    "save_patch",
-    "unfuse_",
-]
-
 _HOMES = {
     "Delta": "optim.delta",
     "MaskedAdamW": "optim.adamw",
@@ -65,6 +50,7 @@ _HOMES = {
     "save_patch": "patches.patch",
     "unfuse_": "nn.accelerate",
 }
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

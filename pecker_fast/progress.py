@@ -46,6 +46,12 @@ def note(text: object) -> None:
 class Progress:
     """How much of a piece of work is done.
 
+    Args:
+        title: of what is done; None: nothing is shown.
+        total: of it; None: nobody knows, and only a terminal is told.
+        initial: how much was done before.
+        patience: seconds until the first plain line: what is done before goes without.
+
     Attributes:
         n: how much.
     """
@@ -54,22 +60,10 @@ class Progress:
         self,
         title: str | None,
         total: int | None,
-        unit: str = "it",
         *,
         initial: int = 0,
-        leave: bool = True,
         patience: float = _PATIENCE,
     ) -> None:
-        """Begin.
-
-        Args:
-            title: of what is done; None: nothing is shown.
-            total: of it; None: nobody knows, and only a terminal is told.
-            unit: what is counted, for the bar.
-            initial: how much was done before.
-            leave: the bar stays when it is full.
-            patience: seconds until the first plain line: what is done before goes without.
-        """
         self.n = initial
         self._title, self._total = title, total
         self._begun, self._patience = time.monotonic(), patience
@@ -80,7 +74,7 @@ class Progress:
         if self._shown and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=initial, desc=title, unit=unit, leave=leave)
+            self._bar = tqdm(total=total, initial=initial, desc=title)
 
     def update(self, count: int = 1) -> None:
         """So much more is done."""
@@ -112,26 +106,11 @@ class Progress:
         self.close()
 
 
-def each(
-    items: Iterable[T],
-    title: str | None,
-    total: int | None = None,
-    unit: str = "batch",
-    *,
-    leave: bool = True,
-) -> Iterator[T]:
-    """The items, with progress from one to the next.
-
-    Args:
-        items: what is gone through.
-        title: as of `Progress`.
-        total: how many they are; None: as many as they say themselves.
-        unit: as of `Progress`.
-        leave: as of `Progress`.
-    """
+def each(items: Iterable[T], title: str | None, total: int | None = None) -> Iterator[T]:
+    """The items, with progress from one to the next; title and total as of `Progress`."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with Progress(title, total, unit, leave=leave) as progress:
+    with Progress(title, total) as progress:
         for item in items:
             yield item
             progress.update()

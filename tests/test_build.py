@@ -13,13 +13,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def setup(*words: object, tree: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("setuptools", minversion="70.1", reason="older ones make no wheel")
+    drop = ("CXX", "PECKER_FAST_REPOSITORY")
+    env = {n: v for n, v in os.environ.items() if n not in drop and "GITHUB" not in n}
+    command = [sys.executable, "setup.py", "-q", *map(str, words)]
+    return subprocess.run(
+        command, cwd=tree, env=env | variables, capture_output=True, text=True, check=False
+    )
+
+
+def build(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    places = ("--build-lib", folder / "lib", "--build-temp", folder / "temp")
+    return setup("build_ext", *places, **variables)
+
+
 def test_build_without_a_compiler_succeeds_and_says_why(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", reason="a build needs setuptools")
-    command = [sys.executable, "setup.py", "-q", "build_ext"]
-    command += ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
-    env = {name: value for name, value in os.environ.items() if name != "CXX"}
-    env["PATH"] = str(tmp_path)  # nothing on it
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = build(tmp_path, PATH=str(tmp_path))  # nothing on it
     assert done.returncode == 0, done.stderr
     package = tmp_path / "lib" / "pecker_fast"
     report = json.loads((package / "_build_report.json").read_text())
@@ -32,9 +42,6 @@ def test_build_without_a_compiler_succeeds_and_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("switch", ["0", "1"])
 def test_build_without_nvcc(tmp_path: Path, switch: str) -> None:
     """PECKER_FAST_CUDA=0 leaves the module out and says so, =1 makes its absence an error."""
-    pytest.importorskip("setuptools", reason="a build needs setuptools")
-    command = [sys.executable, "setup.py", "-q", "build_ext"]
-    command += ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
     tools = tmp_path / "tools"  # a C++ compiler that makes empty files, and no nvcc
     tools.mkdir()
     compiler = tools / "c++"
@@ -44,13 +51,8 @@ def test_build_without_nvcc(tmp_path: Path, switch: str) -> None:
         "if '-MF' in sys.argv: open(sys.argv[sys.argv.index('-MF') + 1], 'w').close()\n"
     )
     compiler.chmod(0o755)
-    env = {name: value for name, value in os.environ.items() if name != "CXX"}
-    env |= {
-        "PATH": f"{tools}:/usr/bin:/bin",
-        "CUDA_HOME": str(tmp_path),
-        "PECKER_FAST_CUDA": switch,
-    }
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    path = f"{tools}:/usr/bin:/bin"
+    done = build(tmp_path, PATH=path, CUDA_HOME=str(tmp_path), PECKER_FAST_CUDA=switch)
     if switch == "1":
         assert done.returncode != 0
         assert "no nvcc on the PATH" in done.stderr
@@ -64,7 +66,6 @@ def test_build_without_nvcc(tmp_path: Path, switch: str) -> None:
 @pytest.mark.slow
 def test_two_builds_of_the_python_part_are_the_same_file(tmp_path: Path) -> None:
     """In two folders, with other times of the files, and no compiler on the PATH."""
-    pytest.importorskip("setuptools", minversion="70.1", reason="older ones make no wheel")
     wheels = []
     for index, name in enumerate(("one", "another")):
         tree = tmp_path / name
@@ -74,12 +75,8 @@ def test_two_builds_of_the_python_part_are_the_same_file(tmp_path: Path) -> None
         shutil.copytree(ROOT, tree, ignore=leave_out, symlinks=True)
         for file in tree.rglob("*.py"):
             os.utime(file, (1e9 + index, 1e9 + index))
-        env = {name: value for name, value in os.environ.items() if name != "CXX"}
-        env |= {"PATH": str(tmp_path), "SOURCE_DATE_EPOCH": "1700000000"}
-        done = subprocess.run(
-            [sys.executable, "setup.py", "-q", "bdist_wheel"],
-            cwd=tree, env=env, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        epoch = {"SOURCE_DATE_EPOCH": "1700000000"}
+        done = setup("bdist_wheel", tree=tree, PATH=str(tmp_path), **epoch)
         assert done.returncode == 0, done.stderr
         wheels += (tree / "dist").glob("*.whl")
     one, another = (wheel.read_bytes() for wheel in wheels)
@@ -89,12 +86,8 @@ def test_two_builds_of_the_python_part_are_the_same_file(tmp_path: Path) -> None
 @pytest.mark.parametrize("known", [True, False])
 def test_links_of_the_long_description(tmp_path: Path, known: bool) -> None:
     """On PyPI nothing lies beside the page: with an address all links are absolute."""
-    pytest.importorskip("setuptools", reason="a build needs setuptools")
-    env = {name: value for name, value in os.environ.items() if "GITHUB" not in name}
-    if known:
-        env["PECKER_FAST_REPOSITORY"] = "https://example.org/pecker_fast/"
-    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    address = {"PECKER_FAST_REPOSITORY": "https://example.org/pecker_fast/"} if known else {}
+    done = setup("egg_info", "--egg-base", tmp_path, **address)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "pecker_fast.egg-info" / "PKG-INFO").read_text()
     assert "Description-Content-Type: text/markdown" in text

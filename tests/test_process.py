@@ -24,19 +24,6 @@ print(faults() - before)
 """
 
 
-def test_what_the_environment_says_stays():
-    script = (
-        f"import os, sys; sys.path[:0] = {sys.path}; "
-        "from pecker_fast.process import settle_process; settle_process(); "
-        "print(os.environ['THP_MEM_ALLOC_ENABLE'])"
-    )
-    for given, expected in (({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")):
-        kept = {name: v for name, v in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(command, capture_output=True, text=True, env={**kept, **given})
-        assert done.stdout.strip() == expected, done.stderr
-
-
 def page_faults(**environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     script = ALLOCATES.format(path=sys.path)

@@ -14,8 +14,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def lines_of(capsys, total, initial=0, step=1, **options):
-    with Progress("work", total, initial=initial, **{"patience": 0.0, **options}) as shown:
+def lines_of(capsys, total, initial, step):
+    with Progress("work", total, initial=initial, patience=0.0) as shown:
+        shown.describe({"loss": "0.5"})
         for _ in range(initial, total, step):
             shown.update(step)
     assert shown.n == total
@@ -26,25 +27,12 @@ def lines_of(capsys, total, initial=0, step=1, **options):
 
 @pytest.mark.parametrize(
     ("total", "initial", "step", "count", "first"),
-    [
-        (3, 0, 1, 3, 1),
-        (25, 0, 1, 10, 3),
-        (4000, 0, 1, 10, 400),
-        (8, 0, 4, 2, 4),
-        (40, 20, 1, 5, 24),
-    ],
+    [(3, 0, 1, 3, 1), (25, 0, 1, 10, 3), (8, 0, 4, 2, 4), (40, 20, 1, 5, 24)],
 )
 def test_a_line_for_every_tenth(capsys, total, initial, step, count, first):
     lines = lines_of(capsys, total, initial, step)
     assert len(lines) == count and lines[0].startswith(f"work: {first:,} of {total:,}, ")
-    assert lines[-1].startswith(f"work: {total:,} of {total:,}, ")
-
-
-def test_what_is_known_stands_in_the_line(capsys):
-    with Progress("work", 2, patience=0.0) as shown:
-        shown.describe({"loss": "0.5"})
-        shown.update()
-    assert capsys.readouterr().err.splitlines() == ["work: 1 of 2, 0 s, loss 0.5"]
+    assert lines[-1] == f"work: {total:,} of {total:,}, 0 s, loss 0.5"
 
 
 def test_work_of_seconds_is_worth_no_line(capsys, monkeypatch):

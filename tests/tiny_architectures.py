@@ -20,7 +20,16 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny_pipeline import CHANNELS, LENGTH, SIDE, clip_config, letters, save_tiny_pipeline, tiny_vae
+from tiny_pipeline import (
+    CHANNELS,
+    LENGTH,
+    SIDE,
+    clip_config,
+    letters,
+    save_tiny_pipeline,
+    saved,
+    tiny_vae,
+)
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextModel,
@@ -74,9 +83,7 @@ def save_tiny_xl(folder):
             clip_sample=False, set_alpha_to_one=False, steps_offset=1,
         ),
     )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder)
-    return pipeline
+    return saved(pipeline, folder)
 
 
 def t5():
@@ -118,9 +125,7 @@ def save_tiny_3(folder, with_t5=True):
         ).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder)
-    return pipeline
+    return saved(pipeline, folder)
 
 
 def save_tiny_flux(folder):
@@ -149,8 +154,7 @@ def save_tiny_flux(folder):
             shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15
         ),
     )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder)
+    saved(pipeline, folder)
     (folder / "pecker_fast.json").write_text(json.dumps({"sample_size": SIDE}))
     return pipeline
 
@@ -178,9 +182,7 @@ def save_tiny_pixart(folder):
             beta_start=0.0001, beta_end=0.02, beta_schedule="linear", clip_sample=False
         ),
     )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder)
-    return pipeline
+    return saved(pipeline, folder)
 
 
 def gemma():
@@ -232,9 +234,7 @@ def save_tiny_sana(folder):
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
     )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder)
-    return pipeline
+    return saved(pipeline, folder)
 
 
 FAMILIES = {

@@ -131,7 +131,7 @@ def _provenance(file: Path) -> dict[str, Any] | None:
 def _read_all(files: list[Path], progress: str | None) -> Tensor:
     """(N, C, H, W) uint8."""
     images = torch.empty(0, 1, 0, 0, dtype=torch.uint8)
-    for index, file in enumerate(each(files, progress, unit="image")):
+    for index, file in enumerate(each(files, progress)):
         pixels = read_image(file)
         width, height = pixels.shape[2], pixels.shape[1]
         if index == 0:

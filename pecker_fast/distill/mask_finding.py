@@ -73,7 +73,7 @@ def find_mask(
         random = IterationRandom(config.seed, iteration, objective.device, SALIENCY)
 
         def batches(half: slice, title: str) -> Iterator[Callable[[], Tensor]]:
-            for _ in each(range(saliency.batches), title if progress else None, leave=False):
+            for _ in each(range(saliency.batches), title if progress else None):
                 labels = objective.conditions.draw(saliency.batch_size, random)[half]
                 yield partial(_loss, objective, networks, labels, random)
 

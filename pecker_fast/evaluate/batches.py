@@ -55,7 +55,7 @@ def draw_batches(
     parts = [slice(start, min(start + batch_size, total)) for start in starts]
     wanted = set(range(len(parts)) if only is None else only)
     count = sum(parts[k].stop - parts[k].start for k in wanted)
-    with Progress(progress, count, "image") as bar:
+    with Progress(progress, count) as bar:
         for number, part in enumerate(parts[: max(wanted, default=-1) + 1]):
             # One call per image: torch's generator gives other numbers for other shapes. Those of
             # batches that are not wanted come first in the stream all the same.

@@ -182,7 +182,7 @@ class Inception:
             lambda *seen: spatial.append(seen[2][:, :SPATIAL_CHANNELS].flatten(1).float().cpu())
         )
         try:
-            with Progress(progress, len(images), "image") as bar:
+            with Progress(progress, len(images)) as bar:
                 for part in torch.split(images, batch_size):
                     layer, scores = self.network(part.expand(-1, 3, -1, -1).to(device))
                     pooled.append(layer.cpu())

@@ -138,7 +138,7 @@ class MethodObjective(ABC, Generic[B]):
             count, forget, remain = self.saliency(network, random)
             return saliency_scores(
                 network,
-                each(forget, "saliency" if progress else None, count, leave=False),
+                each(forget, "saliency" if progress else None, count),
                 reduction=self.reduction,
                 remain_losses=remain if self.reduction in CONTRASTS else None,
                 clip_grad_norm=self.clip_saliency,

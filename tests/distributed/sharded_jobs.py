@@ -133,11 +133,11 @@ def message_of(work):
     return ""
 
 
-def deltas_after_steps(ranks, masked, sharded, mesh_shape=None):
+def deltas_after_steps(ranks, masked, sharded):
     """Values and digest of `delta` after two steps, on each process."""
     network = make_network(torch.bfloat16)
     if sharded:
-        shard(network, mesh_shape)
+        shard(network)
     mask = make_mask() if masked else None
     optimizer = MaskedAdamW(network.named_parameters(), **BASE, mask=mask)
     train_on_gradients(network, optimizer, range(2))

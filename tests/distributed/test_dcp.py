@@ -15,7 +15,7 @@ CASES = [
     {"amsgrad": True, "release_grads": True},
 ]
 WAYS = ["own dicts", "pair"]
-# (processes, whether parameters are sharded)
+# (processes, whether parameters are sharded; else each has all, as with DistributedDataParallel)
 LAYOUTS = [(1, False), (2, True), (3, True)]
 
 
@@ -67,25 +67,17 @@ def test_goes_on_on_any_number_of_processes(layout, cases, tmp_path):
     check_resumption(tmp_path, cases, ["pair"], layout, others, steps=3)
 
 
-def test_replicated_parameters(tmp_path):
-    """Each process has all of them, as with DistributedDataParallel."""
-    layouts = [(2, False), (1, False)]
-    check_resumption(tmp_path, CASES[:2], WAYS, layouts[0], layouts, steps=3)
-
-
-@pytest.mark.parametrize("layout", [(2, False), (2, True)], ids=str)
-def test_before_the_first_step(layout, tmp_path):
-    """torch.distributed.checkpoint steps an optimizer without state; this one has state."""
-    check_resumption(tmp_path, CASES[:2], [*WAYS, "flat"], layout, [layout], steps=0)
-
-
+@pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize(
     "layout", [pytest.param((2, False), marks=pytest.mark.slow), (2, True)], ids=str
 )
-def test_other_ways_to_save(layout, tmp_path):
-    """Dicts of the model and the optimizer, flat ones, whole ones; the last is read by one."""
-    ways = ["own dicts", "flat", "full", "from the first"]
-    check_resumption(tmp_path, CASES[:2], ways, layout, [layout], steps=3)
+def test_all_ways_to_save(layout, steps, tmp_path):
+    """Dicts of the model and the optimizer, flat ones, whole ones; the last is read by one.
+
+    torch.distributed.checkpoint steps an optimizer without state; this one has state.
+    """
+    ways = ["own dicts", "pair", "flat", "full", "from the first"]
+    check_resumption(tmp_path, CASES[:2], ways, layout, [layout], steps)
 
 
 @pytest.mark.parametrize("layout", [(1, False), (2, True)], ids=str)

@@ -64,12 +64,9 @@ def test_same_bits_as_unsharded(size, mesh):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize(
-    ("size", "mesh"), [(2, None), pytest.param(4, (2, 2), marks=pytest.mark.slow)]
-)
-def test_every_process_has_the_whole_delta(size, mesh, masked):
+def test_every_process_has_the_whole_delta(masked):
     values, digest, _ = deltas_after_steps(Ranks(), masked, False)
-    for outcome, found, refused in run_processes(deltas_after_steps, size, masked, True, mesh):
+    for outcome, found, refused in run_processes(deltas_after_steps, 2, masked, True):
         assert_same_bits(outcome, values, "delta")
         assert {n: v.shape for n, v in outcome.items()} == {n: v.shape for n, v in values.items()}
         assert found == digest
@@ -80,9 +77,7 @@ def test_every_process_has_the_whole_delta(size, mesh, masked):
 def test_equals_unsharded_with_the_same_global_batch(size):
     # A large eps: Adam's first steps divide rounding by itself where a gradient is almost 0.
     cases = [
-        {"eps": 1.0},
         {"eps": 1.0, "masked": False},
-        {"eps": 1.0, "release_grads": True},
         {"eps": 1.0, "release_grads": True, "max_norm": 0.05},
     ]
     expected = train_cases(Ranks(), cases, False)
@@ -94,8 +89,8 @@ def test_equals_unsharded_with_the_same_global_batch(size):
                 )
             # Sums of float32 gradients in another order.
             assert ours["norms"] == pytest.approx(alone["norms"], rel=1e-5)
-        assert outcome[2]["grads"] == 0  # released
-    assert expected[3]["norms"][0] > 0.05  # something was clipped
+        assert outcome[1]["grads"] == 0  # released
+    assert expected[1]["norms"][0] > 0.05  # something was clipped
 
 
 def test_agrees_with_torch_on_salient_entries_and_keeps_the_others():

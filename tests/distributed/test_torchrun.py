@@ -1,5 +1,6 @@
 """Runs of torchrun itself: a process that dies ends all, and nothing that was saved is lost."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,30 +101,25 @@ def test_two_processes_train_as_one(model, undisturbed, tmp_path):
     assert max(moved) > 1e-3  # a thousand times what is allowed
 
 
-def test_one_that_is_killed_ends_all_and_the_next_start_goes_on(
-    model, undisturbed, tmp_path, capfd
+@pytest.mark.parametrize(
+    ("rank", "fault", "said", "saved"),
+    [
+        (0, "killed in a checkpoint", r"rank      : 0 (.|\n)*SIGKILL", 2),
+        (1, "torchrun ended", "pecker-fast: interrupted; iteration 3 is saved", 3),
+    ],
+)
+def test_one_that_ends_ends_all_and_the_next_start_goes_on(
+    model, undisturbed, tmp_path, capfd, rank, fault, said, saved
 ):
     out = tmp_path / "run"
-    done = together(erase(model, out), 0, "killed in a checkpoint")
+    done = together(erase(model, out), rank, fault)
     assert done.code != 0
-    cause = done.said.split("Root Cause")[1]
-    assert "rank      : 0 " in cause and "SIGKILL" in cause, done.said
-    assert state(out)["iteration"] == 2
+    assert len(re.findall(said, done.said)) == 1, done.said
+    assert state(out)["iteration"] == saved
     in_one_process(erase(model, out))
-    assert "resuming at iteration 2 of 6" in capfd.readouterr().err
+    assert f"resuming at iteration {saved} of 6" in capfd.readouterr().err
     assert_near(state(out), undisturbed)
-    assert not list(out.glob(".*"))  # the half-written file
-
-
-def test_sigterm_saves_and_the_next_start_goes_on(model, undisturbed, tmp_path, capfd):
-    out = tmp_path / "run"
-    done = together(erase(model, out), 1, "torchrun ended")
-    assert done.code != 0
-    assert done.said.count("pecker-fast: interrupted; iteration 3 is saved") == 1, done.said
-    assert state(out)["iteration"] == 3
-    in_one_process(erase(model, out))
-    assert "resuming at iteration 3 of 6" in capfd.readouterr().err
-    assert_near(state(out), undisturbed)
+    assert not list(out.glob(".*"))  # a half-written file
 
 
 def test_torchrun_restarts_a_run_and_force_counts_once(model, undisturbed, tmp_path):
