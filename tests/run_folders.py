@@ -80,6 +80,9 @@ def write_run(
     if figures is None:
         training = {"seconds": seconds, "machine": MACHINE, "processes": 1}
         figures = {"iterations": flat["iterations"], "mask_digest": "d1", "training": training}
+    given = flat.get("without") if flat.get("forget") is None else flat["forget"]
+    if given is not None:  # as the model's class is called
+        figures = {**figures, "forget": {0: CLASSES[0]}.get(given) or given.lower()}
     write_json(folder / "model" / "pecker_fast.json", {"class_names": CLASSES, "figures": figures})
     if curve:
         write_json(folder / "curve.json", [asdict(point) for point in curve])

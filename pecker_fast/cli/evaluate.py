@@ -199,14 +199,13 @@ Figures that rest on other judges, other numbers of images or other real images 
 )  # fmt: skip
 def compare(runs: tuple[Path, ...], out: Path, force: bool) -> None:
     """Put many runs in one table and one page of plots."""
-    from pecker_fast.evaluate.comparison_page import FILES, write_comparison
+    from pecker_fast.evaluate.comparison import FILES, Comparison, write_comparison
 
     if out.exists() and not out.is_dir():
         raise PeckerError(f"{out}: is a file; give --out the name of a folder")
     there = [name for name in FILES if (out / name).exists()]
     if there and not force:
         raise PeckerError(f"{out / there[0]}: exists; add --force to replace it")
-    from pecker_fast.evaluate.comparison import Comparison
     from pecker_fast.evaluate.comparison_reading import read_runs
 
     comparison = Comparison(read_runs(runs))

@@ -3,7 +3,7 @@
 A figure that nobody took stays empty, it is never 0. Figures that rest on other judges, other
 numbers of images or other real images are marked, because FID and Fréchet distances of fewer
 images are larger, and another judge has other errors. What a run started from was trained as well:
-its steps and seconds stand before the run's own, since only their sum compares.
+its steps and seconds count, since only the sum compares.
 """
 
 from __future__ import annotations
@@ -12,16 +12,33 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.fidelity import FidelityFigures
 from pecker_fast.evaluate.forgetting import Evaluation
+from pecker_fast.evaluate.line_chart import Series, line_chart
+from pecker_fast.evaluate.page import Picture, Sentence, Table, write_page
+from pecker_fast.files import write_text
 
-__all__ = ["COLUMNS", "Column", "Comparison", "Run", "Start", "look_up"]
+__all__ = ["COLUMNS", "FILES", "Comparison", "Run", "Start", "write_comparison"]
 
-MISSING, UNKNOWN = "–", "?"
+MISSING = "–"
+FILES = ("comparison.html", "comparison.csv", "curves.csv")
+_FIGURES = {
+    "Forgetting": "forget_accuracy",
+    "Keeping the other classes": "keep_accuracy",
+    "Fréchet distance of the other classes": "frechet",
+}
+_READING = (
+    "Lines: measured during the run, on the few images a point that curves.csv names; shades: 95 % "
+    "intervals. Diamonds are the table's figures, which alone compare: not where their letters "
+    "differ, and a distance of fewer images is larger. A line across is a model that was not "
+    "trained in these runs. The line of a run that began where another ended is moved to the right "
+    "by that one's training."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +82,18 @@ class Run:
         both = own if before == own else f"{before}, then {own}"
         return None if self.wall_s is None else both
 
+    @property
+    def total_iterations(self) -> int | None:
+        """Iterations of both stages; None where one of them does not say."""
+        before = 0 if self.start is None else self.start.iterations
+        return None if self.iterations is None or before is None else before + self.iterations
+
+    @property
+    def total_wall_s(self) -> float | None:
+        """Seconds of training of both stages, likewise."""
+        before = 0.0 if self.start is None else self.start.wall_s
+        return None if self.wall_s is None or before is None else before + self.wall_s
+
 
 def look_up(run: Run, figure: str) -> Any:
     """Return a figure of a run, e.g. "fidelity.fid"; None where a part of the way is missing."""
@@ -107,8 +136,6 @@ class Column:
     figure: str  # where the value is in a `Run`, with dots
     words: Callable[[Any], str] = str  # the value on the page
     basis: str = ""  # in `_BASES`, what makes its figures comparable; "": they always are
-    # Where the same figure is of what a run started from, which the page adds to the run's own.
-    before: str = ""
     interval: str = ""  # where its 95 % interval is, or ""
 
     def shown(self, run: Run) -> str:
@@ -118,10 +145,7 @@ class Column:
         if self.interval and (bounds := look_up(run, self.interval)) is not None:
             low, high = map(self.words, bounds)
             return f"{self.words(value)} ({low} to {high})"
-        if not self.before or run.start is None:
-            return self.words(value)
-        before = look_up(run, self.before)
-        return f"{UNKNOWN if before is None else self.words(before)} + {self.words(value)}"
+        return self.words(value)
 
 
 def _digits(number: int, factor: float = 1.0) -> Callable[[Any], str]:
@@ -140,11 +164,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("seed", "", "seed"),
     Column("start", "", "start.path"),
     Column("start_iterations", "", "start.iterations"),
-    Column("iterations", "Steps", "iterations", _COUNT, before="start.iterations"),
+    Column("iterations", "", "iterations"),
+    Column("total_iterations", "Steps", "total_iterations", _COUNT),
     Column("planned_iterations", "", "planned"),
     Column("mask_s", "", "mask_s"),
     Column("start_wall_s", "", "start.wall_s"),
-    Column("wall_s", "Wall time, min", "wall_s", _digits(1, 1 / 60), _TIME, "start.wall_s"),
+    Column("wall_s", "", "wall_s"),
+    Column("total_wall_s", "Wall time, min", "total_wall_s", _digits(1, 1 / 60), _TIME),
     Column("unlearning_accuracy", "UA, %", "evaluation.unlearning_accuracy", _digits(2, 100),
            _JUDGED, interval="evaluation.unlearned.interval"),
     Column("forget_probability", "P(class)", "evaluation.forget_probability", _digits(4), _JUDGED),
@@ -239,6 +265,73 @@ class Comparison:
         """Write the measurements during the runs; steps and seconds are the run's own."""
         rows = [{"run": run.name, **point.to_dict()} for run in self.runs for point in run.curve]
         return _csv(rows)
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write `FILES` into `folder`, which is there; each whole or not at all."""
+    runs, notes = comparison.runs, comparison.notes()
+    warnings = comparison.unfinished()
+    columns = [column.title for column in comparison.columns]
+    told = (
+        "In brackets: 95 % intervals. A dash: nobody measured it. All figures with what they rest "
+        "on are in comparison.csv, those during the runs in curves.csv."
+    )
+    sections: list[Picture | Table] = [Table("", comparison.rows(), columns, told)]
+    if notes:
+        warnings.insert(
+            0,
+            "Figures with different letters rest on different judges, images, numbers of images or "
+            "machines and cannot be compared; what the letters mean is below the table.",
+        )
+        rests = [
+            (title, letter, words)
+            for title, letters in notes.items()
+            for words, letter in letters.items()
+        ]
+        sections.append(Table("What the letters mean", rests, ("Figures", "Letter", "Rest on")))
+    for title, figure in _FIGURES.items():
+        panels = {
+            "training time, min": [
+                _series(run, k, figure, "wall_s", "wall_s", 1 / 60) for k, run in enumerate(runs)
+            ],
+            "steps": [
+                _series(run, k, figure, "iterations", "iteration") for k, run in enumerate(runs)
+            ],
+        }
+        if any(part.points or part.end for series in panels.values() for part in series):
+            share = figure.endswith("accuracy")
+            y = "recognised as the class asked for, %" if share else "distance"
+            chart = line_chart(y, panels, 100 if share else None)
+            sections.append(Picture(chart, title, _READING))
+    count = f"{len(runs)} run{'s'[: len(runs) > 1]}"
+    headline = f"Forgetting {comparison.forget}: {count}" if comparison.forget else count
+    sentences = [Sentence(warning, "warn") for warning in warnings]
+    write_page(folder / FILES[0], Sentence(headline), sentences, sections)
+    write_text(folder / FILES[1], comparison.to_csv())
+    write_text(folder / FILES[2], comparison.curves_csv())
+
+
+def _series(
+    run: Run, number: int, figure: str, of_run: str, of_point: str, unit: float = 1.0
+) -> Series:
+    """Draw a run's line from where what it started from ended."""
+    begin = look_up(run, f"start.{of_run}") or 0
+    length, value = getattr(run, of_run), look_up(run, f"evaluation.{figure}")
+    scale = 100 if figure.endswith("accuracy") else 1
+    share = {"forget_accuracy": "forgotten", "keep_accuracy": "kept"}.get(figure)
+    points, bounds = [], []
+    for point in run.curve:
+        x, y = getattr(point, of_point), getattr(point, figure)
+        if x is not None and y is not None:
+            points.append(((begin + x) * unit, scale * y))
+            counted = None if share is None else getattr(point, share)
+            low, high = (y, y) if counted is None else counted.interval
+            bounds.append((scale * low, scale * high))
+    value = None if value is None else scale * value
+    end = None if length is None or value is None else ((begin + length) * unit, value)
+    # Runs are hard to tell apart by colour alone.
+    look = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number % 4]}
+    return Series(run.name, look, points, bounds, end, value if run.iterations is None else None)
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

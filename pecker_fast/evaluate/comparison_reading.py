@@ -24,14 +24,13 @@ from pecker_fast.evaluate.comparison import Run, Start
 from pecker_fast.evaluate.curve import read_curve
 from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.judgement import Judgement, Written
-from pecker_fast.files import few, read_json, shown
+from pecker_fast.files import read_json, shown
 from pecker_fast.runs.reading import checked, read_yaml
 
-__all__ = ["EVALUATION_NAME", "read_runs"]
+__all__ = ["Begun", "read_runs"]
 
 W = TypeVar("W", bound=Written)
 
-EVALUATION_NAME = "evaluate.json"
 _BASELINES = {
     "random_label": "SalUn",
     "negative_gradient": "NegGrad",
@@ -56,7 +55,7 @@ class _Config(Written):
     without: int | str | None = None
     mask: _Mask | None = None
     method: str | None = None
-    generator: Any = None
+    generator: dict[str, Any] | None = None
     text: Any = None
     arch: Any = None
 
@@ -86,6 +85,7 @@ class _Trained(Written):
 
 
 class _Figures(Written):
+    forget: str | None = None
     iterations: NonNegativeInt | None = None
     mask_digest: str | None = None
     training: _Trained = _Trained()
@@ -95,7 +95,6 @@ class _Figures(Written):
 class _Description(Written):
     """pecker_fast.json of the model that the run made."""
 
-    class_names: list[str] = Field(default=[])
     figures: _Figures = _Figures()
 
 
@@ -169,9 +168,9 @@ def _read_run(path: Path, name: str) -> Run:
     description = _read(_Description, path / "model" / "pecker_fast.json")
     figures, training = description.figures, description.figures.training
     given = config.without if config.forget is None else config.forget
-    forget = _class_name(path, given, description.class_names)
+    forget = figures.forget or (f"class {given}" if isinstance(given, int) else given)
     evaluation, fidelity = report.after, None
-    if (file := path / EVALUATION_NAME).is_file():
+    if (file := path / "evaluate.json").is_file():
         judgement = Judgement.read(file)
         _check_same_model(file, judgement.trained, figures)
         judged = judgement.name(judgement.forget)
@@ -236,26 +235,23 @@ def _start(given: Mapping[str, _Trained]) -> Start | None:
     figures in common, which count once.
     """
     trained = list(_trained(given))
-    if not trained:
-        return None
     counts = dict.fromkeys((facts.iterations, facts.seconds) for facts in trained)
     iterations = [count for count, _ in counts if count is not None]
     wall = [seconds for _, seconds in counts if seconds is not None]
-    devices = dict.fromkeys(facts.device for facts in trained)
-    return Start(
-        path=", ".join(dict.fromkeys(facts.path for facts in _trained(given, deep=False))),
+    start = Start(
+        path=", then ".join(dict.fromkeys(facts.path for facts in trained)),
         iterations=sum(iterations) if len(iterations) == len(counts) else None,
         wall_s=sum(wall) if len(wall) == len(counts) else None,
-        device=", then ".join(name or "unknown" for name in devices),
+        device=", then ".join(dict.fromkeys(facts.device or "unknown" for facts in trained)),
     )
+    return start if trained else None
 
 
-def _trained(given: Mapping[str, _Trained], deep: bool = True) -> Iterator[_Trained]:
-    """The networks that are no teachers; `deep` also what their runs started from, first."""
+def _trained(given: Mapping[str, _Trained]) -> Iterator[_Trained]:
+    """Yield the networks that are no teachers, what their own runs started from first."""
     for facts in given.values():
         if facts.kind != "teacher":
-            if deep:
-                yield from _trained(facts.start)
+            yield from _trained(facts.start)
             yield facts
 
 
@@ -288,18 +284,3 @@ def _read(schema: type[W], file: Path, default: W | None = None) -> W:
     if os.path.lexists(file):
         return checked(schema, read_json(file), file)
     return schema() if default is None else default
-
-
-def _class_name(path: Path, given: int | str | None, names: Sequence[str]) -> str | None:
-    """The name of a class that a configuration names or numbers; "random" stays what it is."""
-    if given is None or given == "random":
-        return None if given is None else str(given)
-    for index, name in enumerate(names):
-        if str(given).lower() in (name.lower(), str(index)):
-            return name
-    if names:
-        raise PeckerError(
-            f"{path / 'config.yaml'}: class {shown(given)} is none of the {len(names)} classes of "
-            f"the run's model ({few(names)}); restore the file"
-        )
-    return given if isinstance(given, str) else f"class {given}"
