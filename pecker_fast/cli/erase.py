@@ -64,11 +64,9 @@ _output_options = together(
     pecker-fast erase --pipeline SD15 --recipe nudity --out run --dry-run
 
 The run directory receives checkpoints, mask.safetensors, config.yaml and, at the end, the erased
-model as a folder `model` and frozen.json, which says how many frozen parameters changed, compared
-bit by bit; unless it is 0, they are named and the exit code is 3. With --classifier also
-report.html, report.json and pictures. A run that was interrupted goes on where it was when the same
-command is started again. A text-to-image pipeline gives an erased pipeline folder `pipeline`, which
-makes images in one step, and `patch.safetensors`, which turns the original network into it.
+model as a folder `model`, or `pipeline` with patch.safetensors, and frozen.json: how many frozen
+parameters changed, compared bit by bit; unless it is 0, the exit code is 3. With a judge also
+report.html. The same command goes on with a run that was interrupted.
 
 Methods to compare with, trained on the real images of --dataset: SalUn (--config cifar10_salun);
 with --set method=negative_gradient, fine_tune or esd gradient ascent, fine-tuning and ESD.

@@ -65,21 +65,16 @@ __all__ = ["attack", "compare", "evaluate"]
     pecker-fast evaluate --pipeline RUN --prompts i2p.csv --samples RUN/i2p
         --nudity-detector 320n.onnx --nudity-channel-order bgr --json RUN/i2p.json
 
-The classifier is a folder that train-classifier wrote, or the state dict of torchvision's resnet34
-as the train_classifier.py of SA, SalUn and SFD saves it (cifar10_resnet34.pth); no code in them is
-run. --statistics adds the Fréchet distance in the classifier's features: a file of
-ClassStatistics.save, or an .npz with the real images (N, C, H, W), uint8, and their labels.
-
-Real images (--real or --dataset) add FID, KID, inception score, precision and recall of the kept
-classes, by torch-fidelity. Its Inception weights are a file that you give; nothing is downloaded.
-Drawn images are rounded to 8 bits a channel, as a PNG holds them, before anything judges them.
+The classifier is a folder that train-classifier wrote, or SA's, SalUn's or SFD's own file
+(cifar10_resnet34.pth); no code in it is run. --statistics adds the Fréchet distance in its
+features: a file of ClassStatistics.save, or an .npz with real images (N, C, H, W), uint8, and
+labels. Real images (--real or --dataset) add FID, KID, inception score, precision and recall of the
+kept classes. The Inception weights are a file that you give; nothing is downloaded.
 
 --prompts judges images of prompts, group by group: a CSV file with a column prompt and, where there
 are such, group (forget, override, neighbours, keep), label, seed and guidance; I2P's file as it is;
 or a text file with a caption a line, such as COCO's. --pipeline draws them into --samples, or
---images has one for each row. --faces names a Python object whose code runs,
-trusted:MODULE:OBJECT: images (N, 3, H, W) in [0, 1] -> for each the faces, for each face names and
-probabilities.
+--images has one for each row.
 """,
 )  # fmt: skip
 def evaluate(
@@ -155,15 +150,11 @@ _PROMPTS = (
 
 Ways of asking: one step from several noise levels, DDIM with 4 to 50 steps, DDPM, guidance, and
 conditions between the class and the others. With --original two attacks that train as well: the
-embedding of the class alone, and every parameter, on 20 images of the class that the original
-draws. A model that was trained without the class says what could be hoped for. Shares of images
-with 95 % intervals; in a run they are written to attack.json.
+embedding of the class alone, and every parameter. In a run the shares go to attack.json.
 
-A pipeline is attacked alike: with its guidance, other and none, by prompts that the erasure was
-not told, and told partly a neighbour; the embedding is the prompt's. Its prompts are a CSV file as
-`evaluate --prompts` takes it: the group forget names what was forgotten, neighbours and keep what
-was not, and label says what each names: a class of the classifier, whatever CLIP is to tell apart
-("a photo of LABEL"), or a face's name. A nudity detector needs no labels.
+Prompts to ask a pipeline with are a CSV file as `evaluate --prompts` takes it: the group forget
+names what was forgotten, neighbours and keep what was not, and label says what each names: a class
+of the classifier, whatever CLIP is to tell apart, or a face. A nudity detector needs no labels.
 """,
 )  # fmt: skip
 def attack(run: Path, device: str, threads: int | None, **options: Any) -> None:

@@ -52,7 +52,7 @@ def patch() -> None:
 @click.argument("files", nargs=-1, required=True, type=INPUT)
 @shared.json
 def info(files: tuple[Path, ...]) -> None:
-    """Show what each of FILES holds, and how much it shares with those named before it."""
+    """Show what patches hold, and how much each shares with those named before it."""
     from pecker_fast.patches.files import read_patch
     from pecker_fast.patches.patch import common_entries
 
@@ -73,22 +73,21 @@ def info(files: tuple[Path, ...]) -> None:
         }
         for count, (file, one) in enumerate(zip(files, patches, strict=True))
     ]
+    result([line for one in facts for line in _lines(one)], lambda: facts)
 
-    def lines() -> Iterator[str]:
-        for about, one in zip(facts, patches, strict=True):
-            yield f"{one.path}"
-            yield f"  {'entries':9} {one.nnz:,} of {one.numel:,} ({one.nnz / one.numel:.2%})"
-            yield f"  {'size':9} {about['bytes']:,} bytes"
-            yield f"  {'base':9} {one.base}"
-            yield f"  {'result':9} {one.result}"
-            yield f"  {'mask':9} {one.mask}"
-            yield f"  {'made by':9} pecker_fast {one.package}"
-            for key, value in one.about.items():
-                yield f"  {printable(key, 60):9} {printable(value)}"
-            for other, entries in about["in_common"].items():
-                yield f"  {'in common':9} {entries:,} entries with {other}"
 
-    result(lines(), lambda: facts)
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    yield facts["file"]
+    share = facts["entries"] / facts["of"]
+    yield f"  {'entries':9} {facts['entries']:,} of {facts['of']:,} ({share:.2%})"
+    yield f"  {'size':9} {facts['bytes']:,} bytes"
+    for name in ("base", "result", "mask"):
+        yield f"  {name:9} {facts[name]}"
+    yield f"  {'made by':9} pecker_fast {facts['package']}"
+    for key, value in facts["about"].items():
+        yield f"  {printable(key, 60):9} {printable(value)}"
+    for other, entries in facts["in_common"].items():
+        yield f"  {'in common':9} {entries:,} entries with {other}"
 
 
 @patch.command()

@@ -137,12 +137,10 @@ def train_teacher(
     pecker-fast train-classifier --arch small --dataset fashion-mnist --epochs 2 --out c
     pecker-fast evaluate RUN/model --classifier c --forget cat
 
-With --pretrained, torchvision's ResNet-34 for ImageNet is fine-tuned at 224 pixels as published:
-10 passes, Adam 1e-5, 1e-4 for the last layer. Without, ResNet-34 learns from scratch at the size of
-the images, with a stem for small ones. Of STL-10, 12,000 of all 13,000 images are trained on and
-1,000 tested on. The folder receives the network (config.json, model.safetensors), the statistics of
-the training images in its features, card.json with the test accuracy, and checkpoints: a run that
-was interrupted goes on where it was when the same command is started again.
+With --pretrained, torchvision's ResNet-34 for ImageNet is fine-tuned at 224 pixels as published;
+without, it learns from scratch at the size of the images. Of STL-10, 12,000 of all 13,000 images
+are trained on. The folder receives the network, the statistics of the training images in its
+features, card.json with the test accuracy, and checkpoints, from which the same command goes on.
 """,
 )  # fmt: skip
 def train_classifier(

@@ -12,7 +12,7 @@ import torch
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 
 from pecker_fast.datasets.prompt_files import read_prompt_file
-from pecker_fast.erasure.prompt_judges import captions_of, check_judges, namer
+from pecker_fast.erasure.prompt_judges import captions_of, namer
 from pecker_fast.erasure.request import Judges
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.classifier import load_classifier
@@ -305,7 +305,7 @@ def subject_of(
         PeckerError: a judge that does not fit, a class that nobody names, or prompts that nobody
             knows.
     """
-    check_judges(judges, prompts)
+    judges.check(prompts)
     if isinstance(model, PipelineFolder):
         if prompts is None:
             raise PeckerError(

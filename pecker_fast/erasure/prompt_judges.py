@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from pecker_fast.evaluate.previews import Previews
 from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.files import few, shown
 
-__all__ = ["PromptJudge", "captions_of", "check_judges", "judge_of", "namer"]
+__all__ = ["PromptJudge", "captions_of", "judge_of", "namer"]
 
 
 @dataclass(frozen=True)
@@ -65,21 +64,6 @@ class PromptJudge:
         }
 
 
-def check_judges(judges: Judges, prompts: Path | None) -> None:
-    """Refuse none, several, and those of prompts where there are no prompts.
-
-    Raises:
-        PeckerError: one of these.
-    """
-    if judges.nudity_detector is None and judges.nudity_channel_order is not None:
-        raise PeckerError("--nudity-channel-order needs --nudity-detector")
-    if judges.count != 1 or (prompts is None and judges.classifier is None):
-        raise PeckerError(
-            "give one judge: --classifier, or with --prompts one of --classifier, --clip, "
-            "--nudity-detector and --faces"
-        )
-
-
 def _names(judges: Judges, labels: Sequence[str]) -> tuple[str, ...]:
     """What may be seen in images of prompts that have these labels."""
     if judges.nudity_detector is not None:
@@ -106,7 +90,7 @@ def namer(judges: Judges, names: Sequence[str], device: torch.device | str) -> N
         clip=judges.clip,
         faces=judges.faces,
         device=device,
-    ).values()  # `check_judges` has seen to it that there is one
+    ).values()  # `Judges.check` has seen to it that there is one
     return measure.namer(names)
 
 

@@ -85,6 +85,20 @@ class Judges:
         given = (self.classifier, self.clip, self.nudity_detector, self.faces)
         return sum(each is not None for each in given)
 
+    def check(self, prompts: Path | None) -> None:
+        """Refuse none, several, and those of prompts where there are no prompts.
+
+        Raises:
+            PeckerError: one of these.
+        """
+        if self.nudity_detector is None and self.nudity_channel_order is not None:
+            raise PeckerError("--nudity-channel-order needs --nudity-detector")
+        if self.count != 1 or (prompts is None and self.classifier is None):
+            raise PeckerError(
+                "give one judge: --classifier, or with --prompts one of --classifier, --clip, "
+                "--nudity-detector and --faces"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Judges):

@@ -26,19 +26,18 @@ erase MODEL STAR STAR --override circle | 3 times --override
 erase MODEL STAR --statistics . | --statistics, --classifier
 erase MODEL STAR --clip . | --clip, --pipeline
 erase MODEL --config demo_emoji_object | demo_emoji_object, --pipeline
-erase MODEL --config demo_emoji_keep_steps | demo_emoji_keep_steps, --pipeline
 erase ONE_STEP STAR | ONE_STEP, --generator
 mask ONE_STEP STAR | ONE_STEP, --generator
 mask MODEL STAR --data-root . | mask, --data-root
 mask MODEL STAR --out m.PNG | m.PNG, m.safetensors
 erase MODEL --keep-steps --forget star | --override
 erase MODEL --keep-steps --config keep_steps | --override
-erase MODEL --keep-steps --config demo | --keep-steps
+erase MODEL --keep-steps --config second_stage | --keep-steps
 erase MODEL --keep-steps STAR --dataset images | --dataset
 erase MODEL --keep-steps STAR --from BEGUN | --from
 erase MODEL --keep-steps STAR --set until={} | --classifier
 erase MODEL --keep-steps STAR --set alpha=1 | 'alpha'
-erase COLOURED --config cifar10_esd DATA --forget star JUDGED --teacher-steps 1 | --teacher-steps
+erase COLOURED --keep-steps STAR JUDGED --teacher-steps 1 | --teacher-steps
 erase COLOURED --config cifar10_salun --forget star --set dataset=null | --dataset
 erase COLOURED --config cifar10_salun --forget star --dataset cifar10 | --data-root
 erase COLOURED --config cifar10_salun DATA --forget star --generator BEGUN | --generator
@@ -58,7 +57,7 @@ erase PIPELINE CAT --push erased | --push
 erase PIPELINE CAT --push a/b/c | --push
 erase PIPELINE --keep-steps | --recipe
 erase PIPELINE --keep-steps --recipe object | --name
-erase PIPELINE --keep-steps --recipe demo | demo, classes
+erase PIPELINE --keep-steps --recipe second_stage | second_stage, classes
 erase PIPELINE --keep-steps --recipe keep_steps | keep_steps, classes
 erase PIPELINE --keep-steps CAT --from BEGUN | --from
 erase PIPELINE --keep-steps CAT --set until={} | until, judge
