@@ -28,11 +28,6 @@ from timing import Call, GpuTimer, Timing, bandwidth, in_turns, machine
 from pecker_fast import backends
 from pecker_fast.errors import PeckerError
 
-__all__ = [
-    "Builder", "Case", "NotApplicable", "Provider", "Setup", "command", "make_parser",
-    "usable_backends",
-]  # fmt: skip
-
 
 class NotApplicable(Exception):
     """A provider cannot do this case; the message says why."""

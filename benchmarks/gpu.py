@@ -19,8 +19,6 @@ from iteration import IterationCase
 from step_time import StepCase
 from topk import TopkCase
 
-__all__ = ["CASES", "main"]
-
 _MASKS = [(mask, density) for density in (0.1, 0.5, 0.01) for mask in ("heavy", "random")]
 CASES: tuple[Case, ...] = (
     *(StepCase("sd15", *mask) for mask in [*_MASKS, ("none", 1.0)]),

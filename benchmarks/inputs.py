@@ -19,21 +19,8 @@ from torch import Tensor
 
 from pecker_fast.masks.mask import SaliencyMask
 
-__all__ = [
-    "PRESETS", "StepInput", "bytes_floor", "heavy_mask", "make_input", "make_masks", "nbytes",
-    "random_scores", "shapes", "touched_lines",
-]  # fmt: skip
-
+# "tiny" is a few shapes of each kind, 100,498 parameters: for tests and smoke runs.
 PRESETS = ("tiny", "ddpm_cifar10", "ddpm_stl10", "sd15", "sdxl")
-# A few shapes of each kind, 100,498 parameters: for tests and smoke runs.
-_TINY = {
-    "conv.weight": torch.Size((64, 32, 3, 3)),
-    "conv.bias": torch.Size((64,)),
-    "linear.weight": torch.Size((512, 160)),
-    "norm.weight": torch.Size((32,)),
-    "scale": torch.Size((1,)),
-    "odd": torch.Size((7, 7)),
-}
 LINE_BYTES = 64
 Params = dict[str, torch.nn.Parameter]
 Masks = dict[str, Tensor]
@@ -41,8 +28,6 @@ Masks = dict[str, Tensor]
 
 def shapes(preset: str) -> dict[str, torch.Size]:
     """Name -> shape of every parameter of one of `PRESETS`, in the network's order."""
-    if preset == "tiny":
-        return dict(_TINY)
     file = Path(__file__).parent / "shapes" / f"{preset}.json"
     return {name: torch.Size(shape) for name, shape in json.loads(file.read_text()).items()}
 

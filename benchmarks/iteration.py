@@ -33,8 +33,6 @@ from variants import PUBLISHED, Problem, Variant, variants
 from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.nn import winograd
 
-__all__ = ["IterationCase", "build", "main"]
-
 
 def build(problem: Problem, variant: Variant) -> Provider:
     """The gate of one variant; then it is made and has run its first iterations."""

@@ -23,8 +23,6 @@ from variants import ONE_SET, configuration
 from pecker_fast.distill import PeckerTrainer
 from pecker_fast.runs.memory_model import model_peak
 
-__all__ = ["LAYOUTS", "compute", "main"]
-
 _BF16 = {"precision": "bf16"}
 _LEAST = {**_BF16, "optimizer.release_grads": True, "micro_batch": 1}
 _RECOMPUTED = {**ONE_SET, **_LEAST, "recompute": True}

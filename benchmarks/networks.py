@@ -20,8 +20,6 @@ from pecker_fast.distill.networks import Predictors, diffusers_predictor, guided
 from pecker_fast.models import ModelFolder
 from pecker_fast.models.ddpm import DDPMUNet
 
-__all__ = ["NETWORKS", "Network"]
-
 _CLASSES = 10
 _GUIDANCE = 4.5  # scale of classifier-free guidance of teacher and pseudo-score, for prompts
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from pecker_fast.errors import PeckerError
 from pecker_fast.optim.adamw import MaskedAdamW
 
-__all__ = ["baselines", "checked_ours", "frozen_kept", "gate", "ours"]
-
 # rtol and atol by dtype, as in the tests: low precision may round to either neighbour.
 TOLERANCES = {
     torch.float32: (1e-6, 1e-7),

@@ -12,15 +12,15 @@ looks at, and prompts are embeddings that are there already (see networks.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pecker_fast.distill import Objective
-
-__all__ = ["Phases", "PublishedAdam", "PublishedLoop", "Term"]
+from pecker_fast.runs.randomness import TRAINING, IterationRandom
 
 
 class Term(NamedTuple):
@@ -31,10 +31,6 @@ class Term(NamedTuple):
     t: Tensor  # (B,) int64, how much of it
     label: Tensor  # (B,) int64, what the generator and the pseudo-score are told
     teacher_label: Tensor  # (B,) int64, what the teacher is told: the override, of the forget term
-
-
-Phases = tuple[tuple[Term, Term], tuple[Term, Term]]
-"""Remain and forget term of the pseudo-score's phase, then of the generator's."""
 
 
 class PublishedAdam(torch.optim.Adam):
@@ -88,19 +84,23 @@ class PublishedLoop:
         self._psi = make_optimizer(self.pseudo_score, masked, config.pseudo_score.lr)
         self._theta = make_optimizer(self.generator, mask, config.generator.lr)
 
-    def run(self, drawn: Iterable[Phases]) -> Iterator[dict[str, float]]:
-        """Iterate on random numbers.
+    def run(self) -> Iterator[dict[str, float]]:
+        """Iterate without end, on the random numbers of the trainer.
 
         Yields:
             The four losses of each iteration, means over their samples, without their weights.
         """
-        for psi_terms, theta_terms in drawn:
+        objective, config = self._objective, self._objective.config
+        for iteration in itertools.count():
+            random = IterationRandom(config.seed, iteration, objective.device, TRAINING)
+            labels = objective.conditions.draw(config.batch_size, random)
+            psi_terms, theta_terms = (self._terms(random, labels) for _ in range(2))
             self._rest(self.generator, self.pseudo_score)
             losses = self._step("pseudo_score", self._psi, self._pseudo_score_loss, psi_terms)
             self._rest(self.pseudo_score, self.generator)
             losses |= self._step("generator", self._theta, self._generator_loss, theta_terms)
             if self._average is not None:
-                decay = self._objective.config.ema.decay
+                decay = config.ema.decay
                 pairs = zip(self._average.parameters(), self.generator.parameters(), strict=True)
                 with torch.no_grad():
                     for average, param in pairs:
@@ -110,6 +110,13 @@ class PublishedLoop:
     def ema_generator(self) -> nn.Module | None:
         """The average of theta's weights; None where the recipe has none."""
         return self._average
+
+    def _terms(self, random: IterationRandom, labels: Any) -> list[Term]:
+        """The remain and the forget term of a phase, which are one batch of the trainer."""
+        size = self._objective.config.batch_size
+        draws = self._objective.draw(random, 2 * size)
+        parts = (draws.noise, draws.e, draws.t, labels.student, labels.teacher)
+        return [Term(*halves) for halves in zip(*(part.split(size) for part in parts), strict=True)]
 
     @staticmethod
     def _rest(resting: nn.Module, network: nn.Module) -> None:
@@ -121,7 +128,7 @@ class PublishedLoop:
         name: str,
         optimizer: torch.optim.Optimizer,
         loss_of: Callable[[Term], Tensor],
-        terms: tuple[Term, Term],
+        terms: list[Term],
     ) -> dict[str, float]:
         optimizer.zero_grad()
         section = getattr(self._objective.config, name)

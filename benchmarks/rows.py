@@ -10,9 +10,6 @@ from typing import Any
 
 from pecker_fast.files import write_text
 
-__all__ = ["RESULTS", "Result", "Row", "same_case", "slug", "speed_up",
-           "write_results"]  # fmt: skip
-
 RESULTS = Path(__file__).resolve().parent / "results"
 Row = dict[str, Any]
 """One provider on one case. What there is no figure of is None or not there.

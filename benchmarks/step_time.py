@@ -28,8 +28,6 @@ from bench import Builder, Case, Setup, command, make_parser
 from inputs import PRESETS, make_input
 from providers import baselines, checked_ours
 
-__all__ = ["StepCase", "main"]
-
 
 @dataclass(frozen=True)
 class StepCase(Case):

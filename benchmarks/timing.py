@@ -17,11 +17,6 @@ import torch
 
 from pecker_fast.machine import machine_facts, versions
 
-__all__ = [
-    "Call", "GpuTimer", "Timing", "back_to_back", "bandwidth", "in_turns", "machine",
-    "peak_memory",
-]  # fmt: skip
-
 T = TypeVar("T")
 Call = Callable[[], object]
 _FLUSH_BYTES = 2**28  # more than twice the L2 cache of any card
@@ -172,22 +167,14 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         Plain types. "device" is the processor or the card; a card adds its driver and the versions
         of CUDA and Triton.
     """
-    facts, known = machine_facts(device), versions()
-    about: dict[str, Any] = {
-        "device": facts["device_name"],
-        "cpu": facts["processor"],
-        "cores": facts["cores"],
-        "threads": facts["threads"],
-        "load_average": round(os.getloadavg()[0], 2),
-        "python": known["python"],
-        "torch": torch.__version__,
-        "commit": _first_line("git", "describe", "--always", "--dirty", "--exclude", "*"),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    facts = machine_facts(device)
+    about = {**facts, **versions(), "device": facts["device_name"], "cpu": facts["processor"]}
+    about["load_average"] = round(os.getloadavg()[0], 2)
+    about["commit"] = _first_line("git", "describe", "--always", "--dirty", "--exclude", "*")
+    about["date"] = time.strftime("%Y-%m-%d")
     if torch.device(device).type == "cuda":
         query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         about |= {"driver": _first_line(*query), "cuda": torch.version.cuda}
-        about["triton"] = known.get("triton")
     return about
 
 

@@ -29,8 +29,6 @@ from torch import Tensor
 
 from pecker_fast import backends
 
-__all__ = ["TopkCase", "agree", "build", "exact_selection", "main"]
-
 Scores = Sequence[Tensor]
 Select = Callable[[Scores, int], Sequence[Tensor]]
 Dense = Callable[[Sequence[Tensor], Scores], Tensor]

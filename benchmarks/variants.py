@@ -21,18 +21,14 @@ from typing import Any, NamedTuple
 import torch
 from inputs import heavy_mask
 from networks import NETWORKS, Network
-from published_loop import Phases, PublishedAdam, PublishedLoop, Term
+from published_loop import PublishedAdam, PublishedLoop
 from rows import Row
 from torch import Tensor, nn
 
 from pecker_fast.distill import PeckerConfig, PeckerTrainer, load_config
 from pecker_fast.distill.graph import WARM_UP
-from pecker_fast.distill.objective import Objective
 from pecker_fast.masks.verify import check_frozen
 from pecker_fast.runs.learner import MakeOptimizer, masked_adamw
-from pecker_fast.runs.randomness import TRAINING, IterationRandom
-
-__all__ = ["ONE_SET", "PUBLISHED", "Problem", "Variant", "configuration", "variants"]
 
 # What the published loop does, in the words of the trainer's configuration.
 _PLAIN: dict[str, Any] = {
@@ -143,11 +139,8 @@ class Problem:
         Returns:
             One iteration, and what the trainer says about how it iterates.
         """
-        run, objective = self._make(variant, {"precision": self.precision(variant)}, dropout=True)
-        if isinstance(run, PublishedLoop):
-            drawn = (_phases(objective, i) for i in itertools.count())
-            return partial(next, run.run(drawn)), lambda: []
-        return partial(next, run.run()), lambda: run.notes
+        run = self._make(variant, {"precision": self.precision(variant)}, dropout=True)
+        return partial(next, iter(run.run())), lambda: getattr(run, "notes", [])
 
     def precision(self, variant: Variant) -> str:
         """The precision that a variant is timed in: as published, unless it changes that.
@@ -169,7 +162,9 @@ class Problem:
         if masks not in self._references:
             self._references[masks] = self._result(PUBLISHED, {"mask.apply": masks})
         reference = self._references[masks]
-        found = reference if variant == PUBLISHED else self._result(variant, {})
+        found = reference
+        if variant != PUBLISHED:
+            found = self._result(variant, {"mask.apply": masks})
         apart = (found.losses - reference.losses).abs().amax(0)
         loss_error = float((apart / reference.losses.abs().amax(0)).max())
         norm = reference.average.norm()
@@ -181,29 +176,27 @@ class Problem:
         return match and found.frozen_changed == 0, columns
 
     def _result(self, variant: Variant, algorithm: Mapping[str, Any]) -> _Result:
-        run, objective = self._make(variant, {**self._gate, **algorithm}, dropout=False)
-        names = ["generator", *["pseudo_score"] * (objective.config.mask.apply == "both")]
+        run = self._make(variant, {**self._gate, **algorithm}, dropout=False)
+        names = ["generator", *["pseudo_score"] * (algorithm["mask.apply"] == "both")]
         # Where they share their weights, asking for one puts it in place.
         before = {name: _values(getattr(run, name)) for name in names}
         before["average"] = _values(self.teacher)
         with _exact_fp32():
-            if isinstance(run, PublishedLoop):
-                lines = list(run.run(_phases(objective, i) for i in range(_GATE_ITERATIONS)))
-            else:
-                lines = [dict(metrics.losses or {}) for metrics in run.run()]
+            iterations = list(itertools.islice(run.run(), _GATE_ITERATIONS))
+        lines = [getattr(each, "losses", each) for each in iterations]
         after = {name: _values(getattr(run, name)) for name in names}
         after["average"] = _values(run.ema_generator())
         salient = self.mask.to_dense()
         frozen_changed = sum(
             check_frozen(before[name], after[name], salient).frozen_changed for name in after
         )
-        losses = [[line[name] for name in sorted(line)] for line in lines]
+        losses = [[line[name] for name in sorted(lines[0])] for line in lines]
         average = _flat(after["average"]) - _flat(before["average"])
         return _Result(torch.tensor(losses, dtype=torch.float64), average, frozen_changed)
 
     def _make(
         self, variant: Variant, settings: Mapping[str, Any], dropout: bool
-    ) -> tuple[PeckerTrainer | PublishedLoop, Objective]:
+    ) -> PeckerTrainer | PublishedLoop:
         """The trainer or the published loop, with the variant's optimizer."""
         settings = {**variant.settings, **settings}
         network, teacher = self.network, copy.deepcopy(self.teacher)
@@ -216,24 +209,8 @@ class Problem:
         if variant.masked_optimizer:
             make = masked_adamw(config.optimizer)
         if variant.trainer:
-            return PeckerTrainer(objective, mask=self.mask, make_optimizer=make), objective
-        return PublishedLoop(objective, self.mask, make), objective
-
-
-def _phases(objective: Objective, iteration: int) -> Phases:
-    """The random numbers of the trainer's iteration, cut into terms."""
-    config, size = objective.config, objective.config.batch_size
-    random = IterationRandom(config.seed, iteration, objective.device, TRAINING)
-    labels = objective.conditions.draw(size, random)
-
-    def phase() -> tuple[Term, Term]:
-        draws = objective.draw(random, 2 * size)
-        parts = (draws.noise, draws.e, draws.t, labels.student, labels.teacher)
-        halves = slice(0, size), slice(size, 2 * size)
-        remain, forget = (Term(*(part[rows] for part in parts)) for rows in halves)
-        return remain, forget
-
-    return phase(), phase()
+            return PeckerTrainer(objective, mask=self.mask, make_optimizer=make)
+        return PublishedLoop(objective, self.mask, make)
 
 
 def _values(network: nn.Module) -> dict[str, Tensor]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-__all__ = ["PARTS", "PREDICTED_MS", "Command", "Part", "predicted"]
-
 Row: TypeAlias = "dict[str, object]"
 
 PART_SECONDS = 600
