@@ -34,28 +34,18 @@ RANDOM_OVERRIDE = "random"
 class Conditions(Rows):
     """What the networks are told in one batch of 2B samples: the remain half, then the forget half.
 
-    Class labels, int64, or embeddings of prompts; the generator and the pseudo-score are told
-    (c_r, c_f), the teacher (c_r, c_o).
-
-    Attributes:
-        student: (2B, ...) for the generator as it learns.
-        teacher: (2B, ...) for the teacher in the generator loss.
-        score: (2B, ...) for the pseudo-score in the generator loss.
-        of_samples: (2B, ...) for the generator at every time step, and in what psi learns from.
-        training: (2B, ...) for the pseudo-score while it learns.
-        redirected: (2B, ...) for the generator as the run began, which takes the teacher's part.
-        at_every_step: (2B, ...) for the teacher at every time step.
-        weight: (2B,) factors of the samples' losses. None: 1.
+    (2B, ...) each: class labels, int64, or embeddings of prompts. The generator and the
+    pseudo-score are told (c_r, c_f), the teacher (c_r, c_o).
     """
 
-    student: Tensor
-    teacher: Tensor
-    score: Tensor
-    of_samples: Tensor
-    training: Tensor
-    redirected: Tensor
-    at_every_step: Tensor
-    weight: Tensor | None = None
+    student: Tensor  # the generator as it learns
+    teacher: Tensor  # the teacher in the generator loss
+    score: Tensor  # the pseudo-score in the generator loss
+    of_samples: Tensor  # the generator at every time step, and in what the pseudo-score learns from
+    training: Tensor  # the pseudo-score while it learns
+    redirected: Tensor  # the generator as the run began, which takes the teacher's part
+    at_every_step: Tensor  # the teacher at every time step
+    weight: Tensor | None = None  # (2B,) factors of the samples' losses. None: 1
 
     @classmethod
     def everywhere(cls, student: Tensor, teacher: Tensor) -> Conditions:

@@ -172,15 +172,13 @@ class IterationGraph:
             return self._capture.aside(lambda: self._compute(inputs))
 
     def _try_to_capture(self, capture: CudaCapture, inputs: IterationInputs) -> None:
-        before = [_HostState(learner) for learner in self._learners]
         fixed = [tensor.clone() for tensor in inputs.tensors()]
         try:
-            for learner in self._learners:
-                learner.keep_learning_rate_on(self._device)
-            losses, replay = capture.capture(lambda: self._compute(inputs.with_tensors(fixed)))
+            with _host_restored(self._learners):
+                for learner in self._learners:
+                    learner.keep_learning_rate_on(self._device)
+                losses, replay = capture.capture(lambda: self._compute(inputs.with_tensors(fixed)))
         except RuntimeError as error:
-            for state in before:
-                state.restore()
             self._capture = None
             capture.check()
             self.reason = f"the iteration cannot be captured: {str(error).splitlines()[0]}"
@@ -205,24 +203,22 @@ def _algorithms_chosen(by_trying: bool) -> Iterator[None]:
         cudnn.benchmark = before
 
 
-class _HostState:
-    """What a failed capture leaves changed although nothing ran.
+@contextlib.contextmanager
+def _host_restored(learners: Sequence[Learner]) -> Iterator[None]:
+    """Put back what a failed capture leaves changed although nothing ran.
 
     That is step counts on the host, gradients, modes and the place of the learning rate.
     """
-
-    def __init__(self, learner: Learner) -> None:
-        self._learner = learner
-        self._steps = [
-            (value, value.clone())
-            for state in learner.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor) and value.device.type == "cpu"
-        ]
-
-    def restore(self) -> None:
-        for value, before in self._steps:
+    states = (state for learner in learners for state in learner.optimizer.state.values())
+    values = (value for state in states for value in state.values())
+    steps = [(v, v.clone()) for v in values if isinstance(v, Tensor) and v.device.type == "cpu"]
+    try:
+        yield
+    except RuntimeError:
+        for value, before in steps:
             value.copy_(before)
-        self._learner.optimizer.zero_grad(set_to_none=True)
-        self._learner.rest()
-        self._learner.keep_learning_rate_on_host()
+        for learner in learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+            learner.rest()
+            learner.keep_learning_rate_on_host()
+        raise

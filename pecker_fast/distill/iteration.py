@@ -33,19 +33,12 @@ __all__ = ["Iteration", "IterationInputs"]
 
 @dataclass(frozen=True)
 class IterationInputs(Rows):
-    """What differs from one iteration to the next: 2B samples, the remain half first.
+    """What differs from one iteration to the next: 2B samples, the remain half first."""
 
-    Attributes:
-        labels: What the networks are told.
-        pseudo_score: Noise and time steps of the pseudo-score phase.
-        generator: Those of the generator phase.
-        every_step: Noise of the term over all time steps, where there is one.
-    """
-
-    labels: Conditions
-    pseudo_score: Draws
+    labels: Conditions  # what the networks are told
+    pseudo_score: Draws  # of its phase
     generator: Draws
-    every_step: Noised | None = None
+    every_step: Noised | None = None  # of the term over all time steps, where there is one
 
 
 class Iteration:

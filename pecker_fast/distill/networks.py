@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -96,22 +96,14 @@ def with_autocast(predict: NoisePredictor, device: torch.device) -> NoisePredict
 
 @dataclass(frozen=True)
 class Predictors:
-    """How networks are called in each place of the method, which guidance may tell apart.
+    """How networks are called in each place of the method, which guidance may tell apart."""
 
-    Attributes:
-        generator: theta, for its samples.
-        training: psi while it learns (kappa1).
-        difference: psi in the difference p - s of the generator loss (kappa2).
-        residual: psi in the residual s - x_g (kappa3). None: as in the difference, which saves a
-            pass.
-        teacher: phi (kappa4).
-    """
-
-    generator: NoisePredictor
-    training: NoisePredictor
-    difference: NoisePredictor
+    generator: NoisePredictor  # theta, for its samples
+    training: NoisePredictor  # psi while it learns (kappa1)
+    difference: NoisePredictor  # psi in the difference p - s of the generator loss (kappa2)
+    # psi in the residual s - x_g (kappa3). None: as in the difference, which saves a pass.
     residual: NoisePredictor | None
-    teacher: NoisePredictor
+    teacher: NoisePredictor  # phi (kappa4)
 
     @classmethod
     def all(cls, predict: NoisePredictor) -> Predictors:
@@ -129,14 +121,8 @@ class Predictors:
         )
 
     def _map(self, change: Callable[[NoisePredictor], NoisePredictor]) -> Predictors:
-        return replace(
-            self,
-            generator=change(self.generator),
-            training=change(self.training),
-            difference=change(self.difference),
-            residual=None if self.residual is None else change(self.residual),
-            teacher=change(self.teacher),
-        )
+        places: dict[str, Any] = vars(self)
+        return Predictors(**{k: v and change(v) for k, v in places.items()})
 
 
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
@@ -202,19 +188,14 @@ def model_predictor(model: ModelFolder | PipelineFolder, schedule: NoiseSchedule
 
 @dataclass(frozen=True)
 class Guided:
-    """Classifier-free guidance: e_neg + scale * (e - e_neg).
-
-    Attributes:
-        predict: Calls the network.
-        scale: kappa; or (N, 1, 1, 1), one a sample.
-        told: condition -> what the network is told to lead away from, and what else; (N, ...) each.
-        apart: One after the other, and in the backward pass each again, so that the activations of
-            one are there at a time. Else both in one pass of 2N samples.
-    """
+    """Classifier-free guidance: e_neg + scale * (e - e_neg)."""
 
     predict: NoisePredictor
-    scale: float | Tensor
+    scale: float | Tensor  # kappa; or (N, 1, 1, 1), one a sample
+    # condition -> what the network is told to lead away from, and what else; (N, ...) each.
     told: Callable[[Tensor], tuple[Tensor, Tensor]]
+    # One after the other, and in the backward pass each again, so that the activations of one are
+    # there at a time. Else both in one pass of 2N samples.
     apart: bool = False
 
     def __call__(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:

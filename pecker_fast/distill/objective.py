@@ -39,26 +39,17 @@ __all__ = ["Draws", "Noised", "Objective"]
 
 @dataclass(frozen=True)
 class Noised(Rows):
-    """The random numbers that make N noisy images of images.
+    """The random numbers that make N noisy images of images."""
 
-    Attributes:
-        e: (N, C, H, W) the noise that is added.
-        t: (N,) int64, how much of it.
-    """
-
-    e: Tensor
-    t: Tensor
+    e: Tensor  # (N, C, H, W) the noise that is added
+    t: Tensor  # (N,) int64, how much of it
 
 
 @dataclass(frozen=True)
 class Draws(Noised):
-    """Those of one phase, which draws the images too.
+    """Those of one phase, which draws the images too."""
 
-    Attributes:
-        noise: (N, C, H, W) the generator's input n.
-    """
-
-    noise: Tensor
+    noise: Tensor  # (N, C, H, W) the generator's input n
 
 
 class Objective:

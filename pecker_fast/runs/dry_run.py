@@ -62,35 +62,19 @@ class Trial:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run will take on this machine.
+    """What a run will take on this machine."""
 
-    Attributes:
-        network: what is trained, in words.
-        mask: how many entries may change, in words; None where there is no mask.
-        device: where.
-        peak: the most memory that the run holds there, computed.
-        process_bytes: on a CPU what this process holds besides; else 0.
-        free_bytes: what was to be had before the two iterations; None where that is not known.
-        measured_bytes: the most memory of the two iterations, as measured: on a CPU all of this
-            process's. None where it cannot be.
-        iteration_s: seconds of an iteration, the faster of two.
-        finding_s: of finding the mask; 0 where none is searched for.
-        iterations: the most that the run will do.
-        disk_bytes: what it writes, at most at a time.
-        free_disk_bytes: what there is.
-    """
-
-    network: str
-    mask: str | None
+    network: str  # what is trained, in words
+    mask: str | None  # how many entries may change, in words; None where there is no mask
     device: str
-    peak: Peak
-    process_bytes: int
-    free_bytes: int | None
-    measured_bytes: int | None
-    iteration_s: float
-    finding_s: float
-    iterations: int
-    disk_bytes: int
+    peak: Peak  # the most memory that the run holds there, computed
+    process_bytes: int  # on a CPU what this process holds besides; else 0
+    free_bytes: int | None  # before the iterations that are tried; None where that is not known
+    measured_bytes: int | None  # the most in these iterations: on a CPU all of this process's
+    iteration_s: float  # the faster of two
+    finding_s: float  # of finding the mask; 0 where none is searched for
+    iterations: int  # the most that the run will do
+    disk_bytes: int  # what it writes, at most at a time
     free_disk_bytes: int
 
     @property

@@ -87,24 +87,14 @@ def parse_yaml(text: str, source: str) -> Any:
         content = yaml.load(text, _Loader)
         check_extent(content)
         return content
+    except RecursionError:
+        reason = f"nested deeper than {MOST_LEVELS} levels"
     except (yaml.YAMLError, ValueError, KeyError) as error:  # the others are of tags: !!int x
         reason = " ".join(str(error).split())
-        raise PeckerError(f"{source}: not valid YAML ({reason[:300]})") from error
+    raise PeckerError(f"{source}: not valid YAML ({reason[:300]})")
 
 
 class _Loader(yaml.SafeLoader):
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._levels = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        self._levels += 1
-        if self._levels > MOST_LEVELS:
-            raise yaml.YAMLError(f"nested deeper than {MOST_LEVELS} levels")
-        node = super().compose_node(parent, index)
-        self._levels -= 1
-        return node
-
     def flatten_mapping(self, node: Any) -> None:
         if any(key.tag == f"{_TAG}merge" for key, _ in node.value):
             raise yaml.YAMLError("merge keys (<<) are not read; write out what is meant")
