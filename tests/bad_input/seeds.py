@@ -55,6 +55,36 @@ EXPORT = ("patch", "export", "model", "patch.safetensors", "--to", "peft-shira",
 COMPARE = ("compare", "done", "other.json", "--out", "page")
 CONVERT = ("convert", "ckpt.pth", "--out", "converted")
 AGAIN = ("erase", "model", "--out", "done", *CLASSES, *QUICK)
+# Command lines that would succeed, with what they need and what they write.
+LINES = {
+    "sample": (SAMPLE, ("model",), ("x.png",)),
+    "sample of a DiT": (SAMPLE_DIT, ("latent",), ("x.png",)),
+    "sample of prompts": (PROMPTS, ("pipe",), ("x.png",)),
+    "erase": (ERASE, ("model",), ("run",)),
+    "erase masked": (MASKED, ("model", "mask.safetensors"), ("run",)),
+    "erase SalUn": ((*ERASE, "--mask-file", "salun.pt"), ("model", "salun.pt"), ("run",)),
+    "erase again": (AGAIN, ("model", "done"), ("done",)),
+    "erase of a concept": (CONCEPT, ("pipe",), ("run",)),
+    "mask": (MASK, ("model",), ("m.safetensors", "m.png")),
+    "evaluate": (EVALUATE, ("model", "classifier"), ("found.json",)),
+    "evaluate of images": (SHOWN, ("real.npz", "classifier"), ("found.json",)),
+    "evaluate of folders": (
+        (*SHOWN[:2], "folders", *SHOWN[3:]), ("folders", "classifier"), ("found.json",)),
+    "evaluate of samples": (
+        (*SHOWN[:2], "samples", *SHOWN[3:]), ("samples", "classifier"), ("found.json",)),
+    "evaluate of prompts": (
+        JUDGED_PROMPTS, ("pipe", "prompts.csv", "nudity.onnx"), ("found.json", "drawn")),
+    "train-teacher": (TEACHER, ("data",), ("run",)),
+    "train-classifier": (JUDGE, ("data",), ("run",)),
+    "convert": (CONVERT, ("ckpt.pth",), ("converted",)),
+    "convert weights": (
+        ("convert", "weights.safetensors", *CONVERT[2:]), ("weights.safetensors",), ("converted",)),
+    "compare": (COMPARE, ("done", "other.json"), ("page",)),
+    "patch apply": (APPLY, ("model", "patch.safetensors"), ("patched",)),
+    "patch export": (EXPORT, ("model", "patch.safetensors"), ("patched",)),
+    "patch info": (("patch", "info", "patch.safetensors"), ("patch.safetensors",), ()),
+    "info": (("info",), (), ()),
+}  # fmt: skip
 
 
 def make(root: Path) -> None:

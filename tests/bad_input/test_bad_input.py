@@ -17,25 +17,7 @@ import pytest
 import torch
 from bad_input import seeds
 from bad_input.engine import Case, check, leave_alone, prepare, run, snapshot
-from bad_input.seeds import (
-    AGAIN,
-    APPLY,
-    COMPARE,
-    CONCEPT,
-    CONVERT,
-    ERASE,
-    EVALUATE,
-    EXPORT,
-    JUDGE,
-    JUDGED_PROMPTS,
-    MASK,
-    MASKED,
-    PROMPTS,
-    SAMPLE,
-    SAMPLE_DIT,
-    SHOWN,
-    TEACHER,
-)  # fmt: skip
+from bad_input.seeds import LINES
 from bad_input.spoil import ANY_FILE, ARRAYS, DEEP, JSON_FILE, TENSORS, Spoil, edit, metadata, put
 from PIL import Image
 
@@ -45,36 +27,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 NEWEST = "done/checkpoint-00000002.pt"
-# Command lines that would succeed, with what they need and what they write.
-LINES = {
-    "sample": (SAMPLE, ("model",), ("x.png",)),
-    "sample of a DiT": (SAMPLE_DIT, ("latent",), ("x.png",)),
-    "sample of prompts": (PROMPTS, ("pipe",), ("x.png",)),
-    "erase": (ERASE, ("model",), ("run",)),
-    "erase masked": (MASKED, ("model", "mask.safetensors"), ("run",)),
-    "erase SalUn": ((*ERASE, "--mask-file", "salun.pt"), ("model", "salun.pt"), ("run",)),
-    "erase again": (AGAIN, ("model", "done"), ("done",)),
-    "erase of a concept": (CONCEPT, ("pipe",), ("run",)),
-    "mask": (MASK, ("model",), ("m.safetensors", "m.png")),
-    "evaluate": (EVALUATE, ("model", "classifier"), ("found.json",)),
-    "evaluate of images": (SHOWN, ("real.npz", "classifier"), ("found.json",)),
-    "evaluate of folders": (
-        (*SHOWN[:2], "folders", *SHOWN[3:]), ("folders", "classifier"), ("found.json",)),
-    "evaluate of samples": (
-        (*SHOWN[:2], "samples", *SHOWN[3:]), ("samples", "classifier"), ("found.json",)),
-    "evaluate of prompts": (
-        JUDGED_PROMPTS, ("pipe", "prompts.csv", "nudity.onnx"), ("found.json", "drawn")),
-    "train-teacher": (TEACHER, ("data",), ("run",)),
-    "train-classifier": (JUDGE, ("data",), ("run",)),
-    "convert": (CONVERT, ("ckpt.pth",), ("converted",)),
-    "convert weights": (
-        ("convert", "weights.safetensors", *CONVERT[2:]), ("weights.safetensors",), ("converted",)),
-    "compare": (COMPARE, ("done", "other.json"), ("page",)),
-    "patch apply": (APPLY, ("model", "patch.safetensors"), ("patched",)),
-    "patch export": (EXPORT, ("model", "patch.safetensors"), ("patched",)),
-    "patch info": (("patch", "info", "patch.safetensors"), ("patch.safetensors",), ()),
-    "info": (("info",), (), ()),
-}  # fmt: skip
 
 _IMAGES: dict[str, Spoil] = {
     "16 bits": lambda file: Image.new("I;16", (8, 8)).save(file),
@@ -89,16 +41,6 @@ _YAML: dict[str, Spoil] = {
         "an anchor of itself": "a: &a [*a]\niterations: 3\nseed: 0\n",
         "not UTF-8": b"method: \xff", "digits": "iterations: " + "9" * 10_000,
         "nested": "iterations: 3\nseed: 0\nforget: [[1]]\n",
-    }.items()
-}  # fmt: skip
-_CSV: dict[str, Spoil] = {
-    name: put(text) for name, text in {
-        "no column": "text\na cat\n", "a group": "prompt,group\na,wizard\n",
-        "a seed": "prompt,seed\na,-1\n", "guidance": "prompt,guidance\na,nan\n",
-        "a long prompt": f"prompt\n{'x' * 20_000}\n", "a quote": 'prompt\n"a\n',
-        "zeros": "prompt\n\0",
-        "one name twice": "prompt,save_as\na,x.png\nb,x.png\n",
-        "above": "prompt,save_as\na,../x.png\n",
     }.items()
 }  # fmt: skip
 
@@ -174,7 +116,7 @@ DOORS: list[tuple[str, str, str, dict[str, Spoil], set[str]]] = [
     ("data/train.npz", "train-teacher", "data", ANY_FILE | ARRAYS,
      {"classes of escapes"}),
     ("data/test.npz", "train-classifier", "data", ARRAYS, set()),
-    ("prompts.csv", "evaluate of prompts", "prompts.csv", ANY_FILE | _CSV, set()),
+    ("prompts.csv", "evaluate of prompts", "prompts.csv", ANY_FILE, set()),
     ("nudity.onnx", "evaluate of prompts", "nudity.onnx", ANY_FILE, set()),
     ("ckpt.pth", "convert", "ckpt.pth", ANY_FILE | _PUBLISHED, set()),
     ("weights.safetensors", "convert weights", "weights.safetensors", ANY_FILE | TENSORS, set()),
