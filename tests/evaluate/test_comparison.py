@@ -77,24 +77,19 @@ def test_what_nobody_measured_is_empty_and_not_zero(tmp_path):
     assert (values["iterations"], values["wall_s"], values["fid"]) == ("0", "", "")
 
 
-@pytest.mark.parametrize(
-    ("config", "method"),
-    [
-        (pecker(), "PECKER"),
-        (pecker(**{"mask.kind": "random"}), "PECKER"),
-        (pecker(**{"mask.kind": "full"}), "SFD"),
-        (baseline("random_label"), "SalUn"),
-        (baseline("random_label", mask={"kind": "full"}), "random labels"),
-        (baseline("negative_gradient", mask={"kind": "full"}), "NegGrad"),
-        (baseline("fine_tune", mask={"kind": "full"}), "fine-tuning"),
-        (baseline("esd"), "ESD"),
-        (teacher(), "retraining"),
-        (teacher(without=None), "training"),
-    ],
-)
-def test_methods_are_called_as_in_the_literature(tmp_path, config, method):
-    path = write_run(tmp_path / "run", config, report=False)
-    (run,) = read_runs([path])
+METHODS = [
+    ("PECKER", pecker()), ("PECKER", pecker(**{"mask.kind": "random"})),
+    ("SFD", pecker(**{"mask.kind": "full"})), ("SalUn", baseline("random_label")),
+    ("random labels", baseline("random_label", mask={"kind": "full"})),
+    ("NegGrad", baseline("negative_gradient", mask={"kind": "full"})),
+    ("fine-tuning", baseline("fine_tune", mask={"kind": "full"})), ("ESD", baseline("esd")),
+    ("retraining", teacher()), ("training", teacher(without=None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "config"), METHODS)
+def test_methods_are_called_as_in_the_literature(tmp_path, method, config):
+    (run,) = read_runs([write_run(tmp_path / "run", config, report=False)])
     assert run.method == method
     assert run.forget == (None if method == "training" else "airplane")
 
@@ -117,10 +112,8 @@ def test_a_run_that_goes_on_is_where_its_curve_is(tmp_path):
     path = write_run(tmp_path / "a", pecker(), curve=points(500, 40), report=False)
     (path / "model" / "pecker_fast.json").unlink()
     write_json(path / "start.json", {"start": {"generator": start_facts()}, "mask_seconds": 3.0})
-    write_json(
-        path / "frozen.json",
-        {"frozen_parameters": 90, "frozen_changed": 0, "salient_parameters": 10},
-    )
+    counts = {"frozen_parameters": 90, "frozen_changed": 0, "salient_parameters": 10}
+    write_json(path / "frozen.json", counts)
     (run,) = read_runs([path])
     assert (run.iterations, run.planned, run.wall_s) == (500, 1000, 40.0)
     assert (run.start.iterations, run.mask_s, run.method) == (500, 3.0, "PECKER, two stages")
@@ -182,24 +175,18 @@ def test_figures_on_other_grounds_are_marked():
     assert Comparison(runs[:1] * 2).notes() == {}
 
 
-def test_runs_of_different_classes_are_refused(tmp_path):
-    paths = [
-        write_run(tmp_path / "a", pecker(forget="airplane")),
-        write_run(tmp_path / "b", pecker(forget="bird")),
-        write_run(tmp_path / "c", teacher(without=None), report=False),
-    ]
-    assert Comparison(read_runs([paths[0], paths[2]])).forget == "airplane"
-    with pytest.raises(PeckerError, match="a forgets 'airplane', b forgets 'bird'"):
-        Comparison(read_runs(paths))
-
-
-def test_an_evaluation_of_an_earlier_state_is_refused(tmp_path):
+def test_what_does_not_belong_together_is_refused(tmp_path):
+    runs = [write_run(tmp_path / name, pecker(forget=name)) for name in ("airplane", "bird")]
+    runs.append(write_run(tmp_path / "c", teacher(without=None), report=False))
+    assert Comparison(read_runs([runs[0], runs[2]])).forget == "airplane"
+    with pytest.raises(PeckerError, match="forgets 'bird'"):
+        Comparison(read_runs(runs))
     figures = {"iterations": 1000, "mask_digest": "d1"}
     same = judgement(trained={"kind": "generator", **figures})
     run = write_run(tmp_path / "a", pecker(), judged=same, figures=figures)
     assert read_runs([run])[0].fidelity == FIDELITY
     write_json(run / "evaluate.json", judgement(trained={**figures, "iterations": 500}).to_dict())
-    with pytest.raises(PeckerError, match=r"iterations 500, now 1000.*evaluate it again"):
+    with pytest.raises(PeckerError, match="iterations 500, now 1000"):
         read_runs([run])
 
 
@@ -254,10 +241,9 @@ def staged_run(folder, starts, config=None, **training):
 
 def test_what_a_run_started_from_counts(tmp_path):
     stage_1 = {"generator": start_facts(), "pseudo_score": start_facts(kind="pseudo_score")}
-    plain = write_run(tmp_path / "plain", pecker(), curve=points(1000, 120.0))
     staged = staged_run(tmp_path / "staged", stage_1, mask_seconds=7.5)
-    runs = read_runs([plain, staged])
-    assert runs[0].start is None and runs[0].mask_s is None
+    runs = read_runs([write_run(tmp_path / "plain", pecker()), staged])
+    assert runs[0].start is None
     assert runs[1].start == Start(path="stage1", iterations=500, wall_s=60.0, device="H100")
     before, shown = (row(Comparison(runs), index) for index in (0, 1))
     assert (before["Wall time, min"], shown["Method"]) == ("2.0", "PECKER, two stages")
@@ -278,36 +264,24 @@ def test_a_two_stage_line_begins_where_its_first_stage_ended(tmp_path, figures):
         assert list(diamond.get_xdata()) == [end]
 
 
+OLDER = start_facts("b", seconds=40.0, device_name="H200", start={"generator": start_facts("a")})
+UNTIMED = {"path": "c", "kind": "generator", "fingerprint": "ab"}  # of a converted checkpoint
+
+
 @pytest.mark.parametrize(
     ("starts", "expected"),
     [
-        ({"generator": start_facts(kind="teacher")}, None),
-        (
-            {"generator": start_facts("a"), "pseudo_score": start_facts("b", seconds=40.0)},
-            Start(path="a, then b", iterations=1000, wall_s=100.0, device="H100"),
-        ),
-        (
-            {"generator": start_facts("b", seconds=40.0, device_name="H200",
-                                      start={"generator": start_facts("a")})},
-            Start(path="a, then b", iterations=1000, wall_s=100.0, device="H100, then H200"),
-        ),
-        (  # of a converted checkpoint nobody knows it
-            {"generator": {"path": "c", "kind": "generator", "fingerprint": "ab"}},
-            Start(path="c", device="unknown"),
-        ),
+        ([start_facts(kind="teacher")], None),
+        ([start_facts("a"), start_facts("b", seconds=40.0)], ("a, then b", 1000, 100.0, "H100")),
+        ([OLDER], ("a, then b", 1000, 100.0, "H100, then H200")),
+        ([UNTIMED], ("c", None, None, "unknown")),
     ],
-)  # fmt: skip
+)
 def test_starts_of_several_runs(tmp_path, starts, expected):
-    (run,) = read_runs([staged_run(tmp_path / "run", starts)])
-    assert run.start == expected
-
-
-def test_a_start_that_nobody_timed(tmp_path):
-    unknown = {"generator": {"path": "c", "kind": "generator"}}
-    config = pecker(**{"mask.kind": "full"})
-    run, other = staged_run(tmp_path / "a", unknown, config), write_run(tmp_path / "b", pecker())
-    comparison = Comparison(read_runs([run, other]))
-    shown = row(comparison, 0)
-    assert (shown["Method"], shown["Steps"]) == ("SFD, two stages", MISSING)
-    assert shown["Wall time, min"] == MISSING
-    assert "devices unknown, then H100" in comparison.notes()["Wall time"]
+    given = dict(zip(("generator", "pseudo_score"), starts, strict=False))
+    comparison = Comparison(read_runs([staged_run(tmp_path / "run", given)]))
+    start = comparison.runs[0].start
+    assert expected == (start and (start.path, start.iterations, start.wall_s, start.device))
+    if starts == [UNTIMED]:
+        shown = row(comparison, 0)
+        assert "Steps" not in shown and "Wall time, min" not in shown

@@ -160,14 +160,9 @@ def test_a_concept_that_is_gone(tmp_path):
 
 @pytest.mark.parametrize(
     ("forget", "keep", "gone", "kept"),
-    [
-        (0.022, 0.945, False, True),
-        (0.004, 0.915, True, False),
-        (0.016, 0.945, None, True),
-        (0.004, 0.93, True, None),
-    ],
+    [(0.022, 0.945, False, True), (0.004, 0.915, True, False), (0.016, 0.93, None, None)],
 )
-def test_what_went_wrong_with_a_class_is_marked(tmp_path, forget, keep, gone, kept):
+def test_what_went_wrong_is_marked(tmp_path, forget, keep, gone, kept):
     after = replace(AFTER, forget_accuracy=forget, keep_accuracy=keep)
     teacher = replace(TEACHER, class_accuracy=(0.93, 0.97, 0.99))
     report = class_report(RUN, NAMES, teacher, after)
@@ -175,9 +170,6 @@ def test_what_went_wrong_with_a_class_is_marked(tmp_path, forget, keep, gone, ke
     assert (report.gone, report.kept) == (gone, kept)
     marked = {report.headline: gone, report.kept_sentence: kept}
     assert bad(page) == [text for text, verdict in marked.items() if verdict is False]
-
-
-def test_what_went_wrong_with_a_concept_or_a_frozen_parameter_is_marked(tmp_path):
     run = replace(RUN, frozen=FrozenCheck(900, 7, 100, 99))
     report = concept_report(run, **CONCEPT, outcome=outcome(0, 12, 91, 80, 85))
     page, _ = written(report, tmp_path)
