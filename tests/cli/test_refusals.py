@@ -70,6 +70,7 @@ sample BEGUN | BEGUN, has not made a model yet
 evaluate MODEL --clip . | --clip, --prompts
 evaluate PIPELINE | --pipeline, --prompts
 evaluate MODEL --forget star JUDGED JUDGED JUDGED | --classifier
+evaluate MODEL --forget star JUDGED --data-root . | --data-root, --dataset
 train-teacher --config TEACHER DATA --without hexagon | 'hexagon', 'square'
 """
 NO_OUT = ("evaluate", "m.PNG")
