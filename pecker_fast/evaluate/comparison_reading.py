@@ -1,7 +1,7 @@
 """What `compare` knows of a run: from the files of its directory, or from an `evaluate` report.
 
 config.yaml              method, mask, seed, length; every run has it
-model/pecker_fast.json   iterations, forgotten class, class names, what the run started from
+model/pecker_fast.json   iterations, forgotten class, what the run started from
 start.json               the same of a run that goes on, and how long finding the mask took
 frozen.json              frozen parameters, and how many of them changed; else report.json
 report.json              training time, machine, the run's own figures
@@ -39,10 +39,6 @@ _BASELINES = {
 }
 
 
-class _Mask(Written):
-    kind: str
-
-
 class _Config(Written):
     """config.yaml: of a distillation, of a method on real images, or of the training of a teacher.
 
@@ -53,15 +49,11 @@ class _Config(Written):
     seed: int
     forget: int | str | None = None
     without: int | str | None = None
-    mask: _Mask | None = None
+    mask: dict[str, Any] | None = None
     method: str | None = None
     generator: dict[str, Any] | None = None
     text: Any = None
     arch: Any = None
-
-
-class _Machine(Written):
-    device_name: str | None = None
 
 
 class _Trained(Written):
@@ -73,15 +65,15 @@ class _Trained(Written):
     seconds: NonNegativeFloat | None = None
     mask_seconds: NonNegativeFloat | None = None
     processes: PositiveInt = 1
-    machine: _Machine = _Machine()
+    machine: dict[str, Any] = Field(default={})
     device_name: str | None = None
     start: dict[str, _Trained] = Field(default={})
 
     @property
     def device(self) -> str | None:
         """What it ran on, if that is known."""
-        name = self.machine.device_name or self.device_name
-        return name if name is None or self.processes == 1 else f"{self.processes} x {name}"
+        name = self.machine.get("device_name") or self.device_name
+        return f"{self.processes} x {name}" if name and self.processes > 1 else name
 
 
 class _Figures(Written):
@@ -129,24 +121,16 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         PeckerError: it is neither of the two, a file in it is damaged, or its `evaluate.json` is
             of an earlier state of the model.
     """
-    resolved = [path.resolve() for path in paths]
-    for path, twice in zip(paths, resolved, strict=True):
-        if resolved.count(twice) > 1:
+    names = [path.resolve().name.removesuffix(".json") for path in paths]
+    for path in paths:
+        if [other.resolve() for other in paths].count(path.resolve()) > 1:
             raise PeckerError(f"compare: {path} is given twice; name each run once")
-    names = _names(resolved)
     return [
-        _read_report(path, name) if path.is_file() else _read_run(path, name)
+        (_read_report if path.is_file() else _read_run)(
+            path, name if names.count(name) == 1 else str(path)
+        )
         for path, name in zip(paths, names, strict=True)
     ]
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The ends of the paths, as long as they must be to differ."""
-    for length in range(1, max(len(path.parts) for path in paths) + 1):
-        names = [str(Path(*path.parts[-length:])).removesuffix(".json") for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]  # a.json beside a
 
 
 def _read_report(path: Path, name: str) -> Run:
@@ -188,7 +172,7 @@ def _read_run(path: Path, name: str) -> Run:
         done = curve[-1].iteration if done is None else done
         if seconds is None and curve[-1].iteration == done:
             seconds = curve[-1].wall_s
-    mask = None if config.mask is None else report.mask or config.mask.kind
+    mask = None if config.mask is None else report.mask or str(config.mask.get("kind"))
     begun = Begun() if mask is None else _read(Begun, path / "start.json")
     start = _start(begun.start if figures.start is None else figures.start)
     return Run(

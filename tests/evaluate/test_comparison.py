@@ -138,10 +138,11 @@ def test_the_class_that_a_retrained_model_never_saw(tmp_path):
     assert read_runs([path])[0].forget == "airplane"
 
 
-def test_runs_are_named_by_as_much_of_their_paths_as_it_takes(tmp_path):
+def test_runs_are_named_by_their_paths_where_their_names_are_the_same(tmp_path):
     paths = [write_run(tmp_path / name, pecker()) for name in ("x/run.1", "y/run.1", "y/other")]
-    assert [run.name for run in read_runs(paths)] == ["x/run.1", "y/run.1", "y/other"]
-    assert [run.name for run in read_runs(paths[1:])] == ["run.1", "other"]
+    assert [run.name for run in read_runs(paths)] == [*map(str, paths[:2]), "other"]
+    with pytest.raises(PeckerError, match="given twice"):
+        read_runs([paths[0], paths[0] / ".." / "run.1"])
 
 
 def test_figures_on_other_grounds_are_marked():
