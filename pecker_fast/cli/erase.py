@@ -82,7 +82,10 @@ def erase(threads: int | None, dry_run: bool, print_config: bool, **options: Any
     if recipe is not None and config is not None:
         raise PeckerError("erase: --recipe and --config are the same option; give one of them")
     options |= judges(options.pop("classifiers"))
-    options |= {"config": recipe or config, "previews": not options.pop("no_previews")}
+    options |= {
+        "config": config if recipe is None else recipe,
+        "previews": not options.pop("no_previews"),
+    }
     values = config_values(options)
     request = Request(settings=values, started=started, **options)
     if (found := _carried_out(request, threads, dry_run, print_config)) is not None:
@@ -241,8 +244,8 @@ def mask(out: Path, force: bool, threads: int | None, print_config: bool, **opti
     if out.suffix.lower() == ".png":
         name = out.with_suffix(".safetensors").name
         raise PeckerError(f"--out {out}: is what the picture of the mask is called; name it {name}")
-    for file in (out, out.with_suffix(".png")):
-        check_output_file(file, force)
+    check_output_file(out, force)  # first: the root of the file system has no suffix
+    check_output_file(out.with_suffix(".png"), force)
     values = config_values(options)
     request = Request(out=out, settings=values, command="mask", **options)
     if print_config:
