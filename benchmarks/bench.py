@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from rows import RESULTS, Row, slug, speed_up, write_results
+from rows import RESULTS, Row, slug, write_results
+from tables import markdown
 from timing import Call, GpuTimer, Timing, bandwidth, in_turns, machine
 
 from pecker_fast import backends
@@ -66,7 +67,6 @@ class Case:
     """One input; its fields are columns of all of its rows."""
 
     benchmark: ClassVar[str]  # name of what is measured
-    baselines: ClassVar[tuple[str, ...]] = ()  # providers that speed-ups are printed over
     # The bandwidth that shares are of. None: no bandwidth is needed.
     roof: ClassVar[str | None] = None
 
@@ -209,7 +209,11 @@ def command(
             traceback.print_exc()
             failure = f"{case}: {type(error).__name__}: {error}".splitlines()[0]
             result["failures"].append(failure)
-        _print_rows(result["rows"][first:], case)
+        rows = result["rows"][first:]
+        for row in rows:
+            if "skipped" in row:
+                print(f"{row['provider']}: no time: {row['skipped']}", flush=True)
+        print(markdown(rows), flush=True)
         _free(setup.device)
     result["complete"] = len(chosen) == len(cases)
     if path is not None:
@@ -233,27 +237,3 @@ def _start(arguments: argparse.Namespace, roof: bool) -> tuple[Setup, dict[str, 
     if arguments.commit:
         about["commit"] = arguments.commit
     return Setup(device, names, arguments.repeats, gb_per_s, timer, arguments.provider), about
-
-
-_UNPRINTED = ("benchmark", "settings", "notes")
-
-
-def _print_rows(rows: Sequence[Row], case: Case) -> None:
-    """A line for each row of a case, with its speed-ups."""
-    for row in rows:
-        factors = {f"x {over}": speed_up(row, rows, over) for over in case.baselines}
-        cells = [
-            f"{key} {_cell(key, value)}"
-            for key, value in (row | factors).items()
-            if value is not None and key not in (*_UNPRINTED, *asdict(case))
-        ]
-        print("  " + ", ".join(cells), flush=True)
-
-
-def _cell(key: str, value: Any) -> str:
-    """A figure as its column's name says: shares in per cent, bytes in MB."""
-    if key.endswith("_share"):
-        return f"{value:.0%}"
-    if "bytes" in key:
-        return f"{value / 1e6:,.1f} MB"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)

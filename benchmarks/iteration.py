@@ -28,7 +28,7 @@ import torch
 from bench import Builder, Case, NotApplicable, Provider, Setup, command, make_parser
 from networks import NETWORKS
 from timing import Timing, back_to_back, peak_memory
-from variants import PUBLISHED, Problem, Variant, variants
+from variants import Problem, Variant, variants
 
 from pecker_fast.distill.graph import WARM_UP
 from pecker_fast.nn import winograd
@@ -66,7 +66,6 @@ class IterationCase(Case):
     """One network and batch size: B remain images, and as many forget images."""
 
     benchmark = "iteration"
-    baselines = (PUBLISHED.name,)
 
     batch_size: int
     density: float = 0.1

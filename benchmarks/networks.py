@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from pecker_fast_demo import teacher_folder
 from torch import Tensor, nn
 
@@ -93,13 +94,6 @@ def _told(network: nn.Module, x_t: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
     return output
 
 
-def _text_unet(**options: Any) -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    network: nn.Module = UNet2DConditionModel(**options)
-    return network
-
-
 _STABLE_DIFFUSION = {
     "alpha": 1.0, "diffusion.t_init": 625, "diffusion.t_min": 20, "diffusion.t_max": 980,
     "generator.lr": 1e-6, "generator.lambda_forget": 1.0,
@@ -117,7 +111,7 @@ NETWORKS: dict[str, Network] = {
     ),
     "tiny_text": Network(
         partial(
-            _text_unet, sample_size=8, layers_per_block=1, block_out_channels=(8, 16),
+            UNet2DConditionModel, sample_size=8, layers_per_block=1, block_out_channels=(8, 16),
             down_block_types=2 * ("DownBlock2D",), up_block_types=2 * ("UpBlock2D",),
             norm_num_groups=4, attention_head_dim=2, cross_attention_dim=16,
         ),
@@ -139,13 +133,13 @@ NETWORKS: dict[str, Network] = {
     ),
     # 859,520,964 parameters in 686 tensors: the U-Net of Stable Diffusion 1.5. 3.2 GiB in float32.
     "sd15": Network(
-        partial(_text_unet, cross_attention_dim=768, attention_head_dim=8),
+        partial(UNet2DConditionModel, cross_attention_dim=768, attention_head_dim=8),
         (1, 4), (4, 64, 64), _STABLE_DIFFUSION, (77, 768),
     ),
     # 2,567,463,684 in 1,680: the U-Net of the Stable Diffusion XL base model. 9.6 GiB in float32.
     "sdxl": Network(
         partial(
-            _text_unet, sample_size=128, block_out_channels=(320, 640, 1280),
+            UNet2DConditionModel, sample_size=128, block_out_channels=(320, 640, 1280),
             down_block_types=("DownBlock2D", *2 * ("CrossAttnDownBlock2D",)),
             up_block_types=(*2 * ("CrossAttnUpBlock2D",), "UpBlock2D"),
             transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20),

@@ -34,7 +34,6 @@ class StepCase(Case):
     """One mask on one network."""
 
     benchmark = "step_time"
-    baselines = ("torch_fused", "gradmask_fused", "gradmask_fused_restore")
     roof = "roof_gb_per_s"
 
     mask: str = "heavy"  # none, random or heavy

@@ -88,31 +88,21 @@ def _cell(template: str, told: Row) -> str:
         return "-"
 
 
-def _made(result: Result) -> str:
-    """Markdown, the first column to the left; "" without a row.
-
-    Raises:
-        SystemExit: a row failed its gate.
-    """
-    rows = result["rows"]
-    for row in rows:
-        if row.get("match") is False:
-            raise SystemExit(f"a row that failed its gate: {row}")
+def markdown(rows: list[Row]) -> str:
+    """A table of the checked rows, the first column to the left; "" if there are none."""
     told = [_told(row, rows) for row in rows if row["provider"] not in _OVER]
     told = [row for row in told if "ms" in row and row["match"]]
+    if not told:
+        return ""
     columns = {head: [_cell(cell, row) for row in told] for head, cell in _COLUMNS.items()}
     columns = {
         head: cells
         for head, cells in columns.items()
         if set(cells) != {"-"} and not (head in _NAMES and len(set(cells)) == 1)
     }
-    if not told:
-        return ""
     rule = ["---", *["---:"] * (len(columns) - 1)]
     lines = [list(columns), rule, *zip(*columns.values(), strict=True)]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    caption = result.get("caption", "Medians.")
-    return f"{text}\n\n{caption} {_measured_on(result)}"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _measured_on(result: Result) -> str:
@@ -131,7 +121,11 @@ def _measured_on(result: Result) -> str:
 
 
 def render(text: str) -> str:
-    """A page with every table made anew."""
+    """A page with every table made anew.
+
+    Raises:
+        SystemExit: a row failed its gate.
+    """
     place = r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)"
     return re.sub(place, lambda at: f"{at[1]}{_of_files(at[2])}{at[3]}", text, flags=re.S)
 
@@ -140,8 +134,14 @@ def _of_files(name: str) -> str:
     paths = [RESULTS / f"{name}-cpu.json"]
     if name == "cards":
         paths = sorted(set(RESULTS.glob("*.json")) - set(RESULTS.glob("*-cpu.json")))
-    texts = [_made(json.loads(path.read_text())) for path in paths if path.exists()]
-    return "".join(f"{text}\n" for text in texts if text)
+    text = ""
+    for path in filter(Path.exists, paths):
+        result = json.loads(path.read_text())
+        if wrong := [row for row in result["rows"] if row.get("match") is False]:
+            raise SystemExit(f"{path.name}: a row that failed its gate: {wrong[0]}")
+        if table := markdown(result["rows"]):
+            text += f"{table}\n\n{result.get('caption', 'Medians.')} {_measured_on(result)}\n"
+    return text
 
 
 def main() -> int:

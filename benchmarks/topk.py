@@ -110,7 +110,6 @@ class TopkCase(Case):
     """One density of one network's scores, which have heavy tails."""
 
     benchmark = "topk"
-    baselines = (*_BASELINES, _REFERENCE)
     roof = "copy_gb_per_s"
 
     density: float = 0.1

@@ -16,12 +16,13 @@ def fake_case(builders, name="fake"):
     @dataclass(frozen=True)
     class Fake(Case):
         benchmark = "fake"
-        baselines = ("base",)
+
+        density: float
 
         def providers(self, setup):
             return {key: lambda build=build: build() for key, build in builders.items()}
 
-    return Fake(name)
+    return Fake(name, 0.1)
 
 
 def provider(match=None, call=lambda: None, **columns):
@@ -42,24 +43,25 @@ def test_a_wrong_result_gets_no_time_and_the_others_do(run, capsys):
 
     memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 1.")
     wrong = provider(False, call=lambda: pytest.fail("it was called"))
-    builders = {"base": provider(), "right": provider(True, extra=1), "wrong": wrong}
+    builders = {"torch_fused": provider(), "right": provider(True, extra=1), "wrong": wrong}
     builders |= {"absent": raising(NotApplicable("not here")), "large": raising(memory)}
     code, result = run([fake_case(builders)])
     assert code == 1 and result["complete"] and result["failures"] == []
     rows = {row["provider"]: row for row in result["rows"]}
-    assert {name for name, row in rows.items() if "p50_ms" in row} == {"base", "right"}
+    assert {name for name, row in rows.items() if "p50_ms" in row} == {"torch_fused", "right"}
     assert rows["right"]["extra"] == 1 and rows["right"]["preset"] == "fake"
     assert rows["wrong"]["skipped"] == "its result is wrong"
     assert rows["absent"]["skipped"] == "not here"
     assert rows["large"]["skipped"] == "CUDA out of memory. Tried to allocate 9 GiB"
-    assert "x base" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| ms | vs torch fused, dense |" in printed and "absent: no time: not here" in printed
 
 
 def test_what_is_cut_off_or_fails_leaves_the_other_rows(run, tmp_path):
     good = fake_case({"a": provider(True)})
     code, result = run([fake_case({"a": raising(KeyError("x"))}, "bad"), good], "--commit", "abc")
     assert code == 1 and result["machine"]["commit"] == "abc"
-    assert result["failures"] == ["fake bad: KeyError: 'x'"]
+    assert result["failures"] == ["fake bad density=0.1: KeyError: 'x'"]
     assert [row["preset"] for row in result["rows"]] == ["fake"]
     with pytest.raises(KeyboardInterrupt):
         run([good, fake_case({"b": raising(KeyboardInterrupt())})])
@@ -79,7 +81,7 @@ def test_cases_and_providers_can_be_chosen(run, capsys):
             error = capsys.readouterr().err
             assert named in error and error.count("\n") == 1
     assert run(cases, "--list")[0] == 0
-    assert capsys.readouterr().out == "fake one\nfake two\n"
+    assert capsys.readouterr().out == "fake one density=0.1\nfake two density=0.1\n"
 
 
 def test_on_a_gpu_one_follows_the_other_and_is_freed():
