@@ -11,9 +11,8 @@ import math
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +35,7 @@ Encode = Callable[[Sequence[str]], Tensor]
 """Prompts -> (P, L, D) embeddings on the CPU."""
 
 
-@dataclass(frozen=True)
-class PromptPair:
+class PromptPair(NamedTuple):
     """What is forgotten, and what the teacher is told in its place."""
 
     forget: str
@@ -98,7 +96,7 @@ def prompt_pairs(section: ConceptSection, what: str = "text.concepts") -> list[P
                 fill_template(template, {**section.fill, "concept": (value,)}, what)
                 for value in (word, section.override)
             )
-            pairs.update(dict.fromkeys(itertools.starmap(PromptPair, zip(*filled, strict=True))))
+            pairs.update(dict.fromkeys(map(PromptPair, *filled)))
     return list(pairs)
 
 
@@ -179,7 +177,7 @@ class TextConditions:
         ]
         self._rows: dict[str, int] = {}
         told = (prompt for term in negative for prompt in term.values())
-        for prompt in ("", *remain, *_both(pairs), *told):
+        for prompt in ("", *remain, *itertools.chain.from_iterable(pairs), *told):
             self._rows.setdefault(prompt, len(self._rows))
         self._table = encode(self.prompts).detach().cpu()
         self._scales: dict[str, float] = section.guidance.model_dump()
@@ -187,8 +185,8 @@ class TextConditions:
             place: self._indices(term[place] for term in negative) for place in self._scales
         }
         self._remain = self._indices(remain)
-        self._forget = [self._indices(pair.forget for pair in c) for c in self.concepts]
-        self._override = [self._indices(pair.override for pair in c) for c in self.concepts]
+        # (P, 2) of each concept: what is forgotten, and what takes its place.
+        self._pairs = [torch.stack([self._indices(pair) for pair in c]) for c in self.concepts]
         self._weights = torch.tensor([concept.weight for concept in section.concepts])
         self._refuse_what_means_the_same(pairs)
 
@@ -280,9 +278,10 @@ class TextConditions:
         which = torch.randint(len(self.concepts), (count,), generator=generator)
         # One number per sample, whatever concept it is of: a fraction of that concept's pairs.
         fraction = torch.rand(count, generator=generator, dtype=torch.float64)
-        chosen = [(c, int(f * len(self._forget[c]))) for c, f in zip(which, fraction, strict=True)]
-        forget = torch.stack([self._forget[c][i] for c, i in chosen])
-        override = torch.stack([self._override[c][i] for c, i in chosen])
+        chosen = zip((self._pairs[c] for c in which), fraction, strict=True)
+        forget, override = torch.stack([pairs[int(f * len(pairs))] for pairs, f in chosen]).unbind(
+            1
+        )
         return which, forget, override
 
     @property
@@ -320,14 +319,8 @@ class TextConditions:
 
     def _refuse_what_means_the_same(self, pairs: Sequence[PromptPair]) -> None:
         for pair in pairs:
-            forget, override = (self._table[self._rows[p]] for p in (pair.forget, pair.override))
-            if torch.equal(forget, override):
+            if torch.equal(*self._table[self._indices(pair)]):
                 raise PeckerError(
                     f"forgetting {pair.forget!r} in favour of {pair.override!r} changes nothing: "
                     "the text encoder sees no difference between them; choose another override"
                 )
-
-
-def _both(pairs: Iterable[PromptPair]) -> Iterable[str]:
-    for pair in pairs:
-        yield from (pair.forget, pair.override)

@@ -45,15 +45,10 @@ class NoiseSchedule:
         t_min: int | None = None,
         t_max: int | None = None,
     ) -> None:
-        """Check and keep the schedule.
+        """Check and keep the schedule; see the attributes.
 
-        Args:
-            signal: (T,) float64.
-            noise: (T,) float64.
-            flow: See the attributes.
-            t_init: None: where b / a is nearest to 2.5; 440 with CIFAR-10's betas.
-            t_min: None: where it is nearest to 0.1375; 38.
-            t_max: None: behind where it is nearest to 13; 712.
+        Time constants that are None are where b / a is nearest to 2.5, to 0.1375, and behind where
+        it is nearest to 13: 440, 38 and 712 with CIFAR-10's betas.
 
         Raises:
             PeckerError: The signal does not fall from below 1 to 0, or a time constant is outside
@@ -186,11 +181,7 @@ class NoiseSchedule:
 
     @classmethod
     def whole(cls, scheduler: Any) -> NoiseSchedule:
-        """For training at every time step that has a signal.
-
-        Args:
-            scheduler: As `from_scheduler` takes it, or `from_scheduler_config`.
-        """
+        """For training at every time step that has a signal, of a scheduler or its `config`."""
         make = cls.from_scheduler_config if isinstance(scheduler, Mapping) else cls.from_scheduler
         schedule = make(scheduler, t_min=0, t_max=1)
         schedule.t_max = schedule.usable
