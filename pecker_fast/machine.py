@@ -20,7 +20,6 @@ __all__ = [
 
 _GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
-_CPU_MAX = _CGROUP / "cpu.max"
 _PACKAGES = (
     "pecker-fast", "torch", "diffusers", "transformers", "numpy", "safetensors", "triton",
     "onnxruntime", "torchvision", "torch-fidelity",
@@ -133,15 +132,13 @@ def free_bytes() -> int | None:
 
 def _left_to_container() -> int | None:
     """Of the memory that a container may use; None without such a limit."""
-    try:
-        most = (_CGROUP / "memory.max").read_text().strip()
-        if most == "max":
-            return None
-        used = int((_CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        return max(0, int(most) - used + int(stat["inactive_file"]))  # what is cached can go
-    except (OSError, ValueError, KeyError):
-        return None  # no cgroup v2
+    most, used = _of_container("memory.max"), _of_container("memory.current")
+    if most in ("", "max") or not used:
+        return None
+    cached = re.search(r"^inactive_file (\d+)$", _of_container("memory.stat"), re.MULTILINE)
+    return max(
+        0, int(most) - int(used) + (int(cached[1]) if cached else 0)
+    )  # what is cached can go
 
 
 def resident_bytes(*, peak: bool = False) -> int | None:
@@ -169,11 +166,16 @@ def usable_cores() -> int:
 
 def _quota() -> int | None:
     """Whole cores of the CPU quota (docker --cpus, Kubernetes limits); None without one."""
+    quota, _, period = _of_container("cpu.max").partition(" ")
+    return None if quota in ("", "max") else max(1, int(quota) // int(period))
+
+
+def _of_container(file: str) -> str:
+    """What stands in a file of cgroup v2; nothing where there is none."""
     try:
-        quota, period = _CPU_MAX.read_text().split()
-        return None if quota == "max" else max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return None  # no cgroup v2
+        return (_CGROUP / file).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _processor() -> str:
