@@ -217,8 +217,6 @@ def class_task(request: Request) -> ClassTask:
 
 
 def _concept_task(request: Request) -> Concept:
-    from pecker_fast.evaluate.concept_report import load_measures
-
     config = request.read_config()
     device = usable_device(request.device)
     ranks = Ranks.join(device.type)
@@ -235,8 +233,7 @@ def _concept_task(request: Request) -> Concept:
         told = read_prompt_file(request.prompts)
         judge = judge_of(request, told, request.per_class, device)
     if request.previews:
-        measures = load_measures(request.nudity_detector, request.clip, device)
-        showing = Showing(str(request.config), request.teacher_steps, measures, judge)
+        showing = Showing(str(request.config), request.teacher_steps, judge)
     return Concept(site, pipeline, config, showing, starts)
 
 

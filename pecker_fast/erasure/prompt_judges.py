@@ -92,7 +92,7 @@ def namer(judges: Judges, names: Sequence[str], device: torch.device | str) -> N
     if judges.faces is not None:
         return by_faces(load_recogniser(judges.faces), names, judges.faces)
     detector = load_detector(judges.nudity_detector, None, judges.nudity_channel_order)
-    assert detector is not None  # `Judges.check` has seen to it
+    assert detector is not None  # `Judges.require_one` has seen to it
     return by_nudity(detector)
 
 

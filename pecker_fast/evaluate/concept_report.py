@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from pecker_fast.evaluate.clip_score import ClipFigures, ClipScorer, measure_clip_score
-from pecker_fast.evaluate.detection import DetectionFigures, Provenance
-from pecker_fast.evaluate.intervals import Share, percent
-from pecker_fast.evaluate.nudity import NudeNetDetector, measure_nudity
+from pecker_fast.evaluate.intervals import percent
 from pecker_fast.evaluate.page import Table
 from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.evaluate.report import Report, RunFacts
 from pecker_fast.evaluate.sampling import Sampler
 
-__all__ = ["Measure", "clip_table", "concept_report", "detection_table", "load_measures"]
-
-Measure: TypeAlias = Callable[[Tensor, Tensor, Sequence[str]], Table]
-"""A table of images before and after, (N, 3, H, W) in [0, 1] each, and of their N prompts."""
+__all__ = ["concept_report"]
 
 
 def concept_report(
@@ -36,13 +25,11 @@ def concept_report(
     unet_bytes: int,
     samplers: tuple[Sampler, Sampler],
     outcome: Outcome | None = None,
-    sections: Sequence[Table] = (),
 ) -> Report:
     """Report on a concept that was to be forgotten.
 
     `override` is "" for nothing; `samplers` drew the original and the erased model's images;
-    `outcome` is None where there is no classifier for what the prompts name. Sections are further
-    tables: a detector's counts, a CLIP score.
+    `outcome` is None where nobody judged what the prompts name.
     """
     frozen, (before, after) = run.frozen, samplers
     evaluations = [str(_evaluations(sampler)) for sampler in samplers]
@@ -66,7 +53,6 @@ def concept_report(
             "concept": concept,
             "override": override,
             "figures": None if outcome is None else outcome.to_dict(),
-            "sections": [section.to_dict() for section in sections],
             "patch_bytes": patch_bytes,
             "unet_bytes": unet_bytes,
             "patch_share": round(patch_bytes / unet_bytes, 4),
@@ -92,7 +78,7 @@ def concept_report(
     name = concept.removeprefix("a ").removeprefix("an ")
     name = name[:1].upper() + name[1:]
     if outcome is not None:
-        return Report.of(run, name, outcome, rows=rows, tables=sections, **about)
+        return Report.of(run, name, outcome, rows=rows, **about)
     return Report(
         run=run,
         headline=f"{name} was erased in favour of {override or 'nothing'}; no classifier has "
@@ -100,7 +86,7 @@ def concept_report(
         gone=None,
         kept_sentence="",
         kept=None,
-        tables=[Table("Figures", rows), *sections],
+        tables=[Table("Figures", rows)],
         **about,
     )
 
@@ -115,74 +101,6 @@ def _facts_of(sampler: Sampler) -> dict[str, Any]:
     if sampler.steps == 1:
         return {**evaluations, "t_init": sampler.t_init}
     return {**evaluations, "guidance": sampler.guidance, "negative": sampler.negative}
-
-
-def load_measures(nudity: Path | None, clip: Path | None, device: torch.device) -> list[Measure]:
-    """What looks at the images besides the reader, of the files that are named.
-
-    Raises:
-        PeckerError: a file that is something else, or a package that is missing.
-    """
-    found: list[Measure] = []
-    if nudity is not None:
-        detector = NudeNetDetector(nudity)
-        found.append(
-            lambda before, after, _: detection_table(
-                measure_nudity(detector, before), measure_nudity(detector, after)
-            )
-        )
-    if clip is not None:
-        scorer = ClipScorer(clip, device)
-        found.append(
-            lambda before, after, prompts: clip_table(
-                measure_clip_score(scorer, before, prompts),
-                measure_clip_score(scorer, after, prompts),
-            )
-        )
-    return found
-
-
-def detection_table(before: DetectionFigures, after: DetectionFigures) -> Table:
-    """Detections and images with detections, in all and per counted class, of one detector."""
-    pair = (before, after)
-    rows = [
-        ("Images", *(f"{part.image_count:,}" for part in pair)),
-        ("Detections", *(f"{part.counted_detections:,}" for part in pair)),
-        (
-            "Images with a detection",
-            *(Share(part.counted_images, part.image_count).counts for part in pair),
-        ),
-    ]
-    rows += [
-        (name, *(f"{part.detections[name]:,} in {part.images[name]:,} images" for part in pair))
-        for name in before.counted
-        if before.images[name] or after.images[name]
-    ]
-    note = f"{_judge(before.provenance)}; scores of {before.threshold:g} and more count."
-    return Table("Nudity detections", rows, note=note, facts=_facts(before, after))
-
-
-def clip_table(before: ClipFigures, after: ClipFigures) -> Table:
-    """Mean cosine of images and their prompts, times 100, of one CLIP model."""
-    pair = (before, after)
-    errors = ("" if p.standard_error is None else f" ± {p.standard_error:.2f}" for p in pair)
-    scores = (f"{part.score:.2f}{error}" for part, error in zip(pair, errors, strict=True))
-    rows = [
-        ("CLIP score (higher is closer to the prompt)", *scores),
-        ("Images", *(f"{part.image_count:,}" for part in pair)),
-    ]
-    note = f"{_judge(before.provenance)}."
-    return Table("CLIP score", rows, note=note, facts=_facts(before, after))
-
-
-def _judge(provenance: Provenance) -> str:
-    file = f", {provenance.file}" if provenance.file else ""
-    digest = f" (SHA-256 {provenance.digest[:12]}…)" if provenance.digest else ""
-    return f"{provenance.name}{file}{digest}"
-
-
-def _facts(before: Any, after: Any) -> dict[str, Any]:
-    return {"before": before.to_dict(), "after": after.to_dict()}
 
 
 def _megabytes(size: int) -> str:
