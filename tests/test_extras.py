@@ -7,6 +7,7 @@ import pytest
 from pecker_fast_demo import teacher_folder
 
 from pecker_fast import cli
+from pecker_fast.evaluate import grid
 from pecker_fast.extras import missing_package
 
 ERASE = ("diffusers", "transformers", "pydantic", "yaml", "click", "tqdm", "PIL")
@@ -43,8 +44,9 @@ def test_a_missing_package_is_named_with_what_brings_it(module, package, extra):
 
 
 def test_a_command_without_a_package_of_its_own_says_what_to_install(tmp_path, monkeypatch, capfd):
-    for name in {"matplotlib", *(name for name in sys.modules if name.startswith("matplotlib."))}:
+    for name in {"matplotlib", *(n for n in sys.modules if n.startswith("matplotlib"))}:
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("pecker_fast.evaluate.grid._font", grid._font.__wrapped__)
     asked = ["sample", str(teacher_folder()), "--per-class", "1", "--steps", "1", "--png"]
     assert cli.main([*asked, str(tmp_path / "grid.png")]) == 2
     assert "pecker-fast[evaluate]" in capfd.readouterr().err

@@ -131,15 +131,20 @@ class Sampler:
             "negative": self.negative,
             "eta": self.eta,
             "seed": "of each row" if self.seeds is not None else self.seed,
-            "batch_size": self.batch_size or self.size(model, asked),
+            "batch_size": self._most(model, asked),
         }
 
     def size(self, model: Model, asked: Labels) -> int:
         """Return the number of images per forward pass."""
+        return max(min(self._most(model, asked), len(asked)), 1)
+
+    def _most(self, model: Model, asked: Labels) -> int:
+        if self.batch_size is not None:
+            return self.batch_size
+        if isinstance(asked, Tensor):
+            return BATCH_SIZE
         _, height, width = model.shape
-        size = min(max(_LATENT_PIXELS // (height * width), 1), _MAX_BATCH)
-        size = BATCH_SIZE if isinstance(asked, Tensor) else size
-        return max(min(self.batch_size or size, len(asked)), 1)
+        return min(max(_LATENT_PIXELS // (height * width), 1), _MAX_BATCH)
 
     def check(self, model: Model, asked: Labels) -> None:
         """Find out before anything is drawn or written whether it can be.

@@ -17,9 +17,9 @@ def bars(monkeypatch):
     shown = []
 
     class Recorded(batches.Progress):
-        def __init__(self, title, total, unit):
-            super().__init__(title, total, unit)
-            self.about, self.moves = (total, unit, title), []
+        def __init__(self, title, total):
+            super().__init__(title, total)
+            self.about, self.moves = (total, title), []
             if title is not None:
                 shown.append(self)
 
@@ -45,7 +45,7 @@ def test_it_moves_on_within_a_batch_of_many_steps(tiny_model, bars, settings, pl
     assert not bars
     assert torch.equal(sampler.sample(tiny_model, LABELS, "drawing"), quiet)
     (bar,) = bars
-    assert bar.about == (5, "image", "drawing")
+    assert bar.about == (5, "drawing")
     assert np.cumsum([n for n in bar.moves if n]).tolist() == places
 
 

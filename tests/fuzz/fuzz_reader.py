@@ -119,7 +119,7 @@ def write_network(path):
 DESCRIPTION = {"kind": "teacher", "class_names": ["a", "b"], "figures": {"t_init": 440}}
 SAMPLES = {"folders": {"a": {"index": 0}}, "class_names": ["a"]}
 PROMPTS = 'prompt,group,label,seed,guidance\n"a, b",forget,x,1,2.5\n'
-SETTINGS = "base: demo\nseed: &n 0x1F\nlogging: {every: *n}\nforget: cat\noverride: dog\n"
+SETTINGS = "base: cifar10_forget\nseed: &n 0x1F\nlogging: {every: *n}\nforget: cat\noverride: dog\n"
 
 READERS = {
     "json": (reader("files", "read_json"), text(DESCRIPTION)),
