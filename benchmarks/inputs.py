@@ -65,34 +65,24 @@ def make_input(
     device: str,
     beta1: float = 0.9,
 ) -> StepInput:
-    """Mask, parameters and gradients as a training step leaves them, on the device, from seeds."""
-    masks = make_masks(mask, shapes(preset), density, device)
+    """Mask, parameters and gradients as a training step leaves them, on the device, from seeds.
+
+    Mask "random" makes every entry salient with probability `density`, "heavy" is `heavy_mask`.
+    """
+    params, masks, named = {}, None, shapes(preset)
+    if mask == "heavy":
+        dense = heavy_mask(named, density, device).to_dense()
+        masks = {name: salient.to(device) for name, salient in dense.items()}
+    elif mask == "random":
+        random = torch.Generator(device).manual_seed(1)
+        draws = {n: torch.rand(s, generator=random, device=device) for n, s in named.items()}
+        masks = {name: draw < density for name, draw in draws.items()}
     torch.manual_seed(0)
-    params = {}
-    for name, shape in shapes(preset).items():
+    for name, shape in named.items():
         weight = 0.02 * torch.randn(shape, device=device)
         params[name] = torch.nn.Parameter(weight.to(dtype))
         params[name].grad = torch.randn(shape, device=device).to(dtype)
     return StepInput(params, masks, dtype, beta1)
-
-
-def make_masks(
-    kind: str, named_shapes: Mapping[str, torch.Size], density: float, device: str
-) -> Masks | None:
-    """Bool masks by name, or None for kind "none".
-
-    "random" makes every entry salient with probability `density`.
-    """
-    if kind == "none":
-        return None
-    if kind == "heavy":
-        dense = heavy_mask(named_shapes, density, device).to_dense()
-        return {name: mask.to(device) for name, mask in dense.items()}
-    generator = torch.Generator(device).manual_seed(1)
-    return {
-        name: torch.rand(shape, generator=generator, device=device) < density
-        for name, shape in named_shapes.items()
-    }
 
 
 def heavy_mask(named_shapes: Mapping[str, torch.Size], density: float, device: str) -> SaliencyMask:

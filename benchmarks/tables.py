@@ -4,9 +4,10 @@ python benchmarks/tables.py            # rewrite them
 python benchmarks/tables.py --check    # exit 1 if one is stale
 
 A table's place is between <!-- table: NAME --> and <!-- end -->, on any of these pages. It is made
-of results/NAME-cpu.json, "cards" of all files of gpu.py; its caption begins with the file's own. It
-stays empty where there is no such file. Studies that ran once are no such tables: their rows lie in
-results/, with the command and the commit that has it.
+of results/NAME-cpu.json, "cards" of all files of gpu.py, and stays empty where there is no such
+file. Its caption begins with "caption" of the file, which whoever measures anew writes. Studies
+that ran once are no such tables: their rows lie in results/, with the command and the commit that
+has it.
 """
 
 from __future__ import annotations

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CASTS", "GRADIENTS", "HOST", "OTHER", "WEIGHTS", "LiveMemory", "cuda_autocast_rules"]
+__all__ = ["CASTS", "GRADIENTS", "HOST", "OTHER", "WEIGHTS", "LiveMemory"]
 
 WEIGHTS = "weights"
 GRADIENTS = "gradients"
@@ -92,24 +90,3 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _forget(self, key: int, size: int) -> None:
         self.live_bytes[self._kinds.pop(key)] -= size
-
-
-@contextmanager
-def cuda_autocast_rules() -> Iterator[None]:
-    """Let autocast on the CPU treat normalisations as it does on CUDA: in float32."""
-
-    def in_float32(function: Any) -> Any:
-        def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not torch.is_autocast_enabled("cpu"):
-                return function(x, *args, **kwargs)
-            with torch.autocast("cpu", enabled=False):
-                return function(x.float(), *args, **kwargs)
-
-        return call
-
-    originals = F.group_norm, F.layer_norm
-    F.group_norm, F.layer_norm = map(in_float32, originals)
-    try:
-        yield
-    finally:
-        F.group_norm, F.layer_norm = originals
