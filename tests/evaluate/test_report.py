@@ -7,7 +7,6 @@ import pytest
 from pages import Page
 
 from pecker_fast.evaluate.clip_score import ClipFigures, ClipScorer
-from pecker_fast.evaluate.concept_report import concept_report
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.detection import DetectionFigures, Provenance
 from pecker_fast.evaluate.forgetting import Evaluation
@@ -17,7 +16,7 @@ from pecker_fast.evaluate.nudity import NudeNetDetector
 from pecker_fast.evaluate.page import Picture
 from pecker_fast.evaluate.recognition import Outcome, Recognition
 from pecker_fast.evaluate.reference import ClassFigures
-from pecker_fast.evaluate.report import RunFacts, class_report
+from pecker_fast.evaluate.report import RunFacts, class_report, concept_report
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.verify import FrozenCheck
 
