@@ -17,9 +17,8 @@ from pecker_fast.erasure.prompt_judges import PromptJudge
 from pecker_fast.erasure.run import Site, Task, require_judge
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
-from pecker_fast.evaluate.concept_report import concept_report
 from pecker_fast.evaluate.previews import Previews, prompt_groups
-from pecker_fast.evaluate.report import Report
+from pecker_fast.evaluate.report import Report, concept_report
 from pecker_fast.files import replacing_folder, write_text
 from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig

@@ -64,7 +64,6 @@ class Run:
     iterations: int | None = None  # of the training
     planned: int | None = None  # iterations of the whole run, of which some may be ahead
     wall_s: float | None = None  # seconds of training, judging and finding the mask left out
-    mask_s: float | None = None  # seconds that finding the mask took
     # What was trained before, or None where the run started from the original. It is not in
     # `iterations`, `wall_s` and `curve`.
     start: Start | None = None
@@ -167,7 +166,6 @@ COLUMNS: tuple[Column, ...] = (
     Column("iterations", "", "iterations"),
     Column("total_iterations", "Steps", "total_iterations", _COUNT),
     Column("planned_iterations", "", "planned"),
-    Column("mask_s", "", "mask_s"),
     Column("start_wall_s", "", "start.wall_s"),
     Column("wall_s", "", "wall_s"),
     Column("total_wall_s", "Wall time, min", "total_wall_s", _digits(1, 1 / 60), _TIME),

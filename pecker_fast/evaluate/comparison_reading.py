@@ -2,7 +2,7 @@
 
 config.yaml              method, mask, seed, length; every run has it
 model/pecker_fast.json   iterations, forgotten class, what the run started from
-start.json               the same of a run that goes on, and how long finding the mask took
+start.json               what a run that goes on started from
 frozen.json              frozen parameters, and how many of them changed; else report.json
 report.json              training time, machine, the run's own figures
 curve.json               measurements during the run
@@ -63,7 +63,6 @@ class _Trained(Written):
     kind: str | None = None
     iterations: NonNegativeInt | None = None
     seconds: NonNegativeFloat | None = None
-    mask_seconds: NonNegativeFloat | None = None
     processes: PositiveInt = 1
     machine: dict[str, Any] = Field(default={})
     device_name: str | None = None
@@ -186,7 +185,6 @@ def _read_run(path: Path, name: str) -> Run:
         planned=config.iterations,
         wall_s=seconds,
         start=start,
-        mask_s=begun.mask_seconds if training.mask_seconds is None else training.mask_seconds,
         device=training.device,
         seed=config.seed,
         evaluation=evaluation,

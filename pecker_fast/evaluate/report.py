@@ -1,7 +1,4 @@
-"""report.json and report.html: what happened, in one sentence, in tables, and in pictures.
-
-`class_report` is about a class of a model folder; `concept_report.py` is about prompts.
-"""
+"""report.json and report.html: what happened, in one sentence, in tables, and in pictures."""
 
 from __future__ import annotations
 
@@ -13,14 +10,15 @@ from typing import Any
 
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.forgetting import Evaluation
-from pecker_fast.evaluate.intervals import Interval
+from pecker_fast.evaluate.intervals import Interval, percent
 from pecker_fast.evaluate.page import Picture, Sentence, Table, write_page
 from pecker_fast.evaluate.recognition import Outcome
 from pecker_fast.evaluate.reference import ClassFigures
+from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.files import write_text
 from pecker_fast.masks.verify import FrozenCheck
 
-__all__ = ["Report", "RunFacts", "class_report"]
+__all__ = ["Report", "RunFacts", "class_report", "concept_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +74,12 @@ class Report:
 
     run: RunFacts  # what was done
     headline: str  # one plain sentence: what became of what was to be forgotten
-    gone: bool | None  # whether it is gone; None where nobody looked, or at too few images to tell
-    kept_sentence: str  # in plain words what became of the rest; "" where nobody looked
-    kept: bool | None  # whether the rest is kept, likewise
     figures: Mapping[str, Any]  # what report.json says before the run, in plain types
     tables: Sequence[Table]  # of the page, the most important one first
     conditions: Sequence[tuple[str, str]]  # what the figures hold for
+    gone: bool | None = None  # whether it is gone; None: nobody looked, or at too few images
+    kept_sentence: str = ""  # in plain words what became of the rest; "" where nobody looked
+    kept: bool | None = None  # whether the rest is kept, as `gone`
 
     @classmethod
     def of(
@@ -248,3 +246,91 @@ def _farther(before: float | None, after: float | None) -> str:
         f"As a set, their images lie {after / before:.1f} times as far from real ones as the "
         f"original model's (Fréchet distance {after:.2f}, before {before:.2f})."
     )
+
+
+def concept_report(
+    run: RunFacts,
+    *,
+    concept: str,
+    override: str,
+    model: str,
+    recipe: str,
+    mask_digest: str,
+    patch_bytes: int,
+    unet_bytes: int,
+    samplers: tuple[Sampler, Sampler],
+    outcome: Outcome | None = None,
+) -> Report:
+    """Report on a concept that was to be forgotten.
+
+    `override` is "" for nothing; `samplers` drew the original and the erased model's images;
+    `outcome` is None where nobody judged what the prompts name.
+    """
+    frozen, (before, after) = run.frozen, samplers
+    evaluations = [str(_evaluations(sampler)) for sampler in samplers]
+    patch = f"{_megabytes(patch_bytes)} ({percent(patch_bytes / unet_bytes)})"
+    rows = [
+        ("Network evaluations per image", *evaluations),
+        (
+            "Size: the U-Net's file, and the patch that turns it into the erased one",
+            _megabytes(unet_bytes),
+            patch,
+        ),
+        (
+            "Salient parameters that changed",
+            "",
+            f"{frozen.salient_changed:,} of {frozen.salient:,}",
+        ),
+        ("Frozen parameters that changed", "", f"{frozen.frozen_changed:,} of {frozen.frozen:,}"),
+    ]
+    about: dict[str, Any] = {
+        "figures": {
+            "concept": concept,
+            "override": override,
+            "figures": None if outcome is None else outcome.to_dict(),
+            "patch_bytes": patch_bytes,
+            "unet_bytes": unet_bytes,
+            "patch_share": round(patch_bytes / unet_bytes, 4),
+            "model": model,
+            "recipe": recipe,
+            "mask_digest": mask_digest,
+            "sampling": {
+                "before": _facts_of(before),
+                "after": _facts_of(after),
+                "seed": before.seed,
+            },
+        },
+        "conditions": [
+            ("Model", model),
+            ("Recipe", recipe),
+            ("Erased, in favour of", f"{concept} -> {override or 'nothing'}"),
+            *run.conditions(),
+            ("Mask digest", mask_digest),
+            ("Original model's images", f"{before.describe()}, seed {before.seed}"),
+            ("Erased model's images", f"{after.describe()}, seed {after.seed}"),
+        ],
+    }
+    name = concept.removeprefix("a ").removeprefix("an ")
+    name = name[:1].upper() + name[1:]
+    if outcome is not None:
+        return Report.of(run, name, outcome, rows=rows, **about)
+    headline = f"{name} was erased in favour of {override or 'nothing'}; no classifier has judged "
+    tables = [Table("Figures", rows)]
+    return Report(run=run, headline=f"{headline}the images.", tables=tables, **about)
+
+
+def _evaluations(sampler: Sampler) -> int:
+    """Network evaluations for an image; guidance doubles them."""
+    return sampler.steps * (1 if sampler.guidance in (None, 1) else 2)
+
+
+def _facts_of(sampler: Sampler) -> dict[str, Any]:
+    evaluations = {"steps": sampler.steps, "evaluations": _evaluations(sampler)}
+    if sampler.steps == 1:
+        return {**evaluations, "t_init": sampler.t_init}
+    return {**evaluations, "guidance": sampler.guidance, "negative": sampler.negative}
+
+
+def _megabytes(size: int) -> str:
+    """1_720_000 -> '1.72 MB'."""
+    return f"{size / 1e6:,.3g} MB" if size < 1e9 else f"{size / 1e9:,.3g} GB"

@@ -111,12 +111,12 @@ def test_what_evaluate_writes_comes_back(tmp_path):
 def test_a_run_that_goes_on_is_where_its_curve_is(tmp_path):
     path = write_run(tmp_path / "a", pecker(), curve=points(500, 40), report=False)
     (path / "model" / "pecker_fast.json").unlink()
-    write_json(path / "start.json", {"start": {"generator": start_facts()}, "mask_seconds": 3.0})
+    write_json(path / "start.json", {"start": {"generator": start_facts()}})
     counts = {"frozen_parameters": 90, "frozen_changed": 0, "salient_parameters": 10}
     write_json(path / "frozen.json", counts)
     (run,) = read_runs([path])
     assert (run.iterations, run.planned, run.wall_s) == (500, 1000, 40.0)
-    assert (run.start.iterations, run.mask_s, run.method) == (500, 3.0, "PECKER, two stages")
+    assert (run.start.iterations, run.method) == (500, "PECKER, two stages")
     assert (run.density, run.frozen_changed) == (0.1, 0)
     assert Comparison([run]).unfinished() == ["a: 500 of 1,000 steps are done."]
 
@@ -242,7 +242,7 @@ def staged_run(folder, starts, config=None, **training):
 
 def test_what_a_run_started_from_counts(tmp_path):
     stage_1 = {"generator": start_facts(), "pseudo_score": start_facts(kind="pseudo_score")}
-    staged = staged_run(tmp_path / "staged", stage_1, mask_seconds=7.5)
+    staged = staged_run(tmp_path / "staged", stage_1)
     runs = read_runs([write_run(tmp_path / "plain", pecker()), staged])
     assert runs[0].start is None
     assert runs[1].start == Start(path="stage1", iterations=500, wall_s=60.0, device="H100")
@@ -250,9 +250,9 @@ def test_what_a_run_started_from_counts(tmp_path):
     assert (before["Wall time, min"], shown["Method"]) == ("2.0", "PECKER, two stages")
     assert (shown["Steps"], shown["Wall time, min"]) == ("1,500", "3.0")
     before, values = csv_rows(Comparison(runs).to_csv())
-    names = ("start", "start_iterations", "start_wall_s", "iterations", "wall_s", "mask_s")
-    assert [values[name] for name in names] == ["stage1", "500", "60.0", "1000", "120.0", "7.5"]
-    assert [before[name] for name in names] == ["", "", "", "1000", "120.0", ""]
+    names = ("start", "start_iterations", "start_wall_s", "iterations", "wall_s")
+    assert [values[name] for name in names] == ["stage1", "500", "60.0", "1000", "120.0"]
+    assert [before[name] for name in names] == ["", "", "", "1000", "120.0"]
 
 
 def test_a_two_stage_line_begins_where_its_first_stage_ended(tmp_path, figures):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.grid import PromptGroup
-from pecker_fast.evaluate.progress import ORIGINAL, ProgressStrip
+from pecker_fast.evaluate.previews import ORIGINAL, ProgressStrip
 
 GROUPS = (PromptGroup("Forgotten", ("a cat", "my cat"), True), PromptGroup("Kept", ("a tree",)))
 

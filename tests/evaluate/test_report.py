@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 from pages import Page
 
-from pecker_fast.evaluate.concept_report import concept_report
 from pecker_fast.evaluate.curve import CurvePoint
 from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.intervals import Interval, Share
 from pecker_fast.evaluate.page import Picture
 from pecker_fast.evaluate.recognition import Outcome, Recognition
 from pecker_fast.evaluate.reference import ClassFigures
-from pecker_fast.evaluate.report import RunFacts, class_report
+from pecker_fast.evaluate.report import RunFacts, class_report, concept_report
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.masks.verify import FrozenCheck
 
