@@ -217,8 +217,6 @@ def class_task(request: Request) -> ClassTask:
 
 
 def _concept_task(request: Request) -> Concept:
-    from pecker_fast.evaluate.measures import load_measures
-
     config = request.read_config()
     device = usable_device(request.device)
     ranks = Ranks.join(device.type)
@@ -235,12 +233,7 @@ def _concept_task(request: Request) -> Concept:
         told = read_prompt_file(request.prompts)
         judge = judge_of(request, told, request.per_class, device)
     if request.previews:
-        measures = load_measures(
-            nudity_detector=request.nudity_detector, clip=request.clip, device=device
-        )
-        showing = Showing(
-            str(request.config), request.teacher_steps, list(measures.values()), judge
-        )
+        showing = Showing(str(request.config), request.teacher_steps, judge)
     return Concept(site, pipeline, config, showing, starts)
 
 

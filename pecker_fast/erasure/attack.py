@@ -305,7 +305,7 @@ def subject_of(
         PeckerError: a judge that does not fit, a class that nobody names, or prompts that nobody
             knows.
     """
-    judges.check(prompts)
+    judges.require_one(prompts)
     if isinstance(model, PipelineFolder):
         if prompts is None:
             raise PeckerError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from pecker_fast.datasets.loading import ImageSet
@@ -12,7 +11,7 @@ from pecker_fast.distill.config import PeckerConfig
 from pecker_fast.distill.objective import Objective
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.erased import Erased
-from pecker_fast.erasure.run import Site, Task
+from pecker_fast.erasure.run import Site, Task, require_judge
 from pecker_fast.erasure.several import Pairs, report_on_several
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
@@ -25,7 +24,6 @@ from pecker_fast.masks.verify import FrozenCheck
 from pecker_fast.methods.config import BaselineConfig
 from pecker_fast.methods.trainer import method_objective
 from pecker_fast.models import ModelFolder
-from pecker_fast.runs.directory import CURVE_NAME
 from pecker_fast.runs.finding import MODEL_NAME, PSEUDO_SCORE_NAME
 
 __all__ = ["ClassTask"]
@@ -62,15 +60,11 @@ class ClassTask(Task):
                 not have, or a judge that draws in one step or where nothing is forgotten.
         """
         objective: Any
+        require_judge(config, judge)
         if isinstance(config, BaselineConfig):
             steps = 50
             if judge is not None:
                 steps = judge.teacher_steps if judge.teacher is None else judge.teacher.steps
-            if steps == 1:
-                raise PeckerError(
-                    f"method {config.method} gives a many-step model: --teacher-steps must be at "
-                    "least 2"
-                )
             objective = method_objective(model, config, images, site.device)
             self.pairs: Pairs = objective.pairs
         else:
@@ -80,11 +74,6 @@ class ClassTask(Task):
             raise PeckerError(
                 "erase: nothing is forgotten (forget is null), so there is no report to write; "
                 "leave out --classifier and use `pecker-fast evaluate`"
-            )
-        if config.until is not None and judge is None:
-            raise PeckerError(
-                "erase: until looks at the images as the run goes; give --classifier, or set until "
-                "to null"
             )
         super().__init__(site, model, config, objective, starts)
         self.images = None if images is None else images.source
@@ -99,14 +88,8 @@ class ClassTask(Task):
         if isinstance(self.config, BaselineConfig) and self.config.until is not None:
             look = replace(look, steps=self.config.until.steps)
         probe = ClassProbe(self._judge, self.model, self.pairs[0][0], look, until)
-        curve = self._curve = Curve(
-            self.site.out / CURVE_NAME,
-            lambda: probe.draw(self.finish(trainer), self.site.ranks),
-            probe.measure,
-            (trainer.iteration, self.config.iterations),
-            self.site.ranks,
-            until,
-            partial(self.site.tell, prefix="curve/"),
+        curve = self._curve = self.curve(
+            trainer, lambda: probe.draw(self.finish(trainer), self.site.ranks), probe.measure
         )
         return lambda: curve.visit(trainer.iteration, trainer.stopwatch.seconds)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from pecker_fast.distill.prompts import TextConditions
 from pecker_fast.distill.trainer import PeckerTrainer
 from pecker_fast.erasure.erased import Erased
 from pecker_fast.erasure.prompt_judges import PromptJudge
-from pecker_fast.erasure.run import Site, Task
+from pecker_fast.erasure.run import Site, Task, require_judge
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.concept_report import concept_report
-from pecker_fast.evaluate.curve import Curve
-from pecker_fast.evaluate.measures import Measure, compared
 from pecker_fast.evaluate.previews import Previews, prompt_groups
 from pecker_fast.evaluate.report import Report
 from pecker_fast.files import replacing_folder, write_text
@@ -30,7 +27,7 @@ from pecker_fast.methods.trainer import method_objective
 from pecker_fast.models.pipeline import DESCRIPTION, PipelineFolder
 from pecker_fast.models.weights import save_network
 from pecker_fast.patches.patch import save_patch
-from pecker_fast.runs.directory import CURVE_NAME, PATCH_NAME
+from pecker_fast.runs.directory import PATCH_NAME
 from pecker_fast.runs.finding import PIPELINE_NAME, PSEUDO_SCORE_NAME
 
 __all__ = ["Concept", "Showing", "patch_sizes"]
@@ -48,13 +45,11 @@ class Showing:
     Attributes:
         recipe: name of the recipe, for the report.
         steps: of a many-step model.
-        measures: what looks at the images besides the reader.
         judge: who recognises what prompts name, which a verdict and `until` need.
     """
 
     recipe: str
     steps: int = 50
-    measures: Sequence[Measure] = ()
     judge: PromptJudge | None = None
 
 
@@ -84,11 +79,7 @@ class Concept(Task):
                 `until` without a probe, or a one-step generator that is to keep its steps.
         """
         keeps_steps = isinstance(config, BaselineConfig)
-        if config.until is not None and (showing is None or showing.judge is None):
-            raise PeckerError(
-                "erase: until looks at the images as the run goes, and no judge here knows what "
-                "prompts name; give --prompts FILE and a judge, or set until to null"
-            )
+        require_judge(config, None if showing is None else showing.judge)
         for file in sorted(pipeline.path.rglob("*")):
             if file.is_symlink() and not file.exists():
                 raise PeckerError(
@@ -99,11 +90,6 @@ class Concept(Task):
             raise PeckerError(
                 f"{pipeline.path}: a one-step generator, which has no steps to keep; give the "
                 "pipeline that it was distilled from"
-            )
-        if keeps_steps and showing is not None and showing.steps == 1:
-            raise PeckerError(
-                "erase: a many-step pipeline is shown in many steps; --teacher-steps must be at "
-                "least 2"
             )
         objective: Any
         with site.clock.stage("prompts"):
@@ -156,16 +142,12 @@ class Concept(Task):
         if (judge := showing.judge) is not None:
             until = self.config.until
             captions = judge.probe(self.told, _LOOK_IMAGES if until is None else until.images)
-            curve = Curve(
-                self.site.out / CURVE_NAME,
+            curve = self.curve(
+                trainer,
                 lambda: previews.look(
                     trainer.erased_network().to(self.site.device), captions.prompts, ranks
                 ),
                 lambda images, iteration: judge.point(captions, images),
-                (trainer.iteration, total),
-                ranks,
-                until,
-                partial(self.site.tell, prefix="curve/"),
             )
 
         def visit() -> bool:
@@ -245,7 +227,6 @@ class Concept(Task):
         text = self.config.text
         concepts = () if text is None else text.concepts
         words = [c if isinstance(c, str) else c[0] for c in (part.concept for part in concepts)]
-        unnamed = [None] * len(previews.texts)
         report = concept_report(
             erased.facts,
             concept=_listed(words),
@@ -257,10 +238,6 @@ class Concept(Task):
             unet_bytes=network,
             samplers=(previews.before, previews.after),
             outcome=outcome,
-            sections=[
-                compared(measure, *(measure.measure(i, previews.texts, unnamed) for i in images))
-                for measure in showing.measures
-            ],
         )
         report.write(site.out, previews.pictures(*images))
         return report

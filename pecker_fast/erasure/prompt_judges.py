@@ -90,7 +90,7 @@ def namer(judges: Judges, names: Sequence[str], device: torch.device | str) -> N
         clip=judges.clip,
         faces=judges.faces,
         device=device,
-    ).values()  # `Judges.check` has seen to it that there is one
+    ).values()  # `require_one` has seen to it that there is one
     return measure.namer(names)
 
 

@@ -85,7 +85,7 @@ class Judges:
         given = (self.classifier, self.clip, self.nudity_detector, self.faces)
         return sum(each is not None for each in given)
 
-    def check(self, prompts: Path | None) -> None:
+    def require_one(self, prompts: Path | None) -> None:
         """Refuse none, several, and those of prompts where there are no prompts.
 
         Raises:
@@ -286,6 +286,11 @@ class Request(Judges):
             raise self._error(f"{self.config} is about classes; --pipeline needs one about text")
         if not prompts and config.text is not None:
             raise self._error(f"{self.config} is about prompts; give --pipeline in place of MODEL")
+        if isinstance(config, BaselineConfig) and self.teacher_steps == 1:
+            raise self._error(
+                f"method {config.method} gives a many-step model: --teacher-steps must be at least "
+                "2, as its images are drawn"
+            )
         if self._images and (not isinstance(config, BaselineConfig) or config.data_free):
             raise self._error(self._no_images)
         return config
@@ -351,14 +356,13 @@ class Request(Judges):
     def _wrong_of_prompts(self) -> Iterator[str]:
         if self._images:
             yield self._no_images
-        if self.prompts is None and (self.classifier, self.faces) != (None, None):
-            name = "--faces" if self.classifier is None else "--classifier"
-            yield f"{name} judges images of a pipeline's --prompts FILE; give it too"
+        if self.prompts is None and self.count:
+            yield "a judge, --classifier or another, needs --prompts FILE: it judges their images"
         if self.prompts is not None and self.count != 1:
             yield "--prompts takes one judge: --classifier, --clip, --nudity-detector or --faces"
         if self.config is None:
             yield "--pipeline needs --recipe, e.g. celebrity, object or nudity"
-        if not self.previews and (self.nudity_detector or self.clip or self.prompts):
+        if not self.previews and self.prompts:
             yield "--no-previews leaves nothing to judge; leave it out"
 
     def _overwritten(self) -> Iterator[str]:

@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from pecker_fast.erasure.erased import Erased, Tracker, scalars, write_card
 from pecker_fast.erasure.starts import StartNetwork
 from pecker_fast.errors import PeckerError
 from pecker_fast.evaluate.comparison_reading import Begun
+from pecker_fast.evaluate.curve import Curve
 from pecker_fast.evaluate.report import Report, RunFacts
 from pecker_fast.files import read_json, write_text
 from pecker_fast.machine import machine_facts, versions
@@ -39,6 +41,7 @@ from pecker_fast.progress import note
 from pecker_fast.runs.digest import digest_of
 from pecker_fast.runs.directory import (
     ATTACK_NAME,
+    CURVE_NAME,
     PATCH_NAME,
     REPORT_NAMES,
     START_NAME,
@@ -53,7 +56,7 @@ from pecker_fast.runs.reading import checked
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Site", "Task", "carry_out"]
+__all__ = ["Site", "Task", "carry_out", "require_judge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,20 @@ class Task(ABC):
         self.original: nn.Module = model.network
         self.starts = {role: start.facts for role, start in (starts or {}).items()}
         self._networks = {role: start.network for role, start in (starts or {}).items()}
+
+    def curve(
+        self, trainer: Any, draw: Callable[[], Any], measure: Callable[[Any, int], Any]
+    ) -> Curve:
+        """The points at which what is drawn is judged as the run goes."""
+        return Curve(
+            self.site.out / CURVE_NAME,
+            draw,
+            measure,
+            (trainer.iteration, self.config.length),
+            self.site.ranks,
+            self.config.until,
+            partial(self.site.tell, prefix="curve/"),
+        )
 
     @property
     def keeps_steps(self) -> bool:
@@ -168,6 +185,15 @@ class Task(ABC):
     @abstractmethod
     def judge(self, erased: Erased) -> Report | None:
         """Look at what was made and write the report; None without one."""
+
+
+def require_judge(config: PeckerConfig | BaselineConfig, judge: object) -> None:
+    """Refuse `until` where nobody judges images."""
+    if config.until is not None and judge is None:
+        raise PeckerError(
+            "erase: until looks at the images as the run goes; give a judge by --classifier, of a "
+            "pipeline with --prompts FILE, or set until to null"
+        )
 
 
 def carry_out(task: Task) -> Erased:

@@ -35,11 +35,6 @@ class ClipFigures:
         """Plain types, ready for JSON."""
         return asdict(self)
 
-    @property
-    def note(self) -> str:
-        """Which model it was."""
-        return f"{self.provenance}."
-
     def rows(self) -> list[tuple[str, str]]:
         """The score; higher is closer to the prompt."""
         error = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
@@ -56,8 +51,6 @@ class ClipScorer:
     Raises:
         PeckerError: the folder is missing, or holds another model or a part of one.
     """
-
-    title = "CLIP score"
 
     def __init__(self, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
         import transformers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pecker_fast.evaluate.intervals import percent
@@ -26,13 +25,11 @@ def concept_report(
     unet_bytes: int,
     samplers: tuple[Sampler, Sampler],
     outcome: Outcome | None = None,
-    sections: Sequence[Table] = (),
 ) -> Report:
     """Report on a concept that was to be forgotten.
 
     `override` is "" for nothing; `samplers` drew the original and the erased model's images;
-    `outcome` is None where there is no classifier for what the prompts name. Sections are further
-    tables: a detector's counts, a CLIP score.
+    `outcome` is None where nobody judged what the prompts name.
     """
     frozen, (before, after) = run.frozen, samplers
     evaluations = [str(_evaluations(sampler)) for sampler in samplers]
@@ -56,7 +53,6 @@ def concept_report(
             "concept": concept,
             "override": override,
             "figures": None if outcome is None else outcome.to_dict(),
-            "sections": [section.to_dict() for section in sections],
             "patch_bytes": patch_bytes,
             "unet_bytes": unet_bytes,
             "patch_share": round(patch_bytes / unet_bytes, 4),
@@ -82,7 +78,7 @@ def concept_report(
     name = concept.removeprefix("a ").removeprefix("an ")
     name = name[:1].upper() + name[1:]
     if outcome is not None:
-        return Report.of(run, name, outcome, rows=rows, tables=sections, **about)
+        return Report.of(run, name, outcome, rows=rows, **about)
     return Report(
         run=run,
         headline=f"{name} was erased in favour of {override or 'nothing'}; no classifier has "
@@ -90,7 +86,7 @@ def concept_report(
         gone=None,
         kept_sentence="",
         kept=None,
-        tables=[Table("Figures", rows), *sections],
+        tables=[Table("Figures", rows)],
         **about,
     )
 

@@ -35,11 +35,6 @@ class Provenance:
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that run it
 
-    def __str__(self) -> str:
-        file = f", {self.file}" if self.file else ""
-        digest = f" (SHA-256 {self.digest[:12]}…)" if self.digest else ""
-        return f"{self.name}{file}{digest}"
-
 
 @dataclass(frozen=True)
 class DetectionFigures:
@@ -63,11 +58,6 @@ class DetectionFigures:
         share = Share(self.counted_images, self.image_count)
         counted = {"counted": list(self.counted), "share": share.value, "interval": share.interval}
         return {**asdict(self), **counted}
-
-    @property
-    def note(self) -> str:
-        """Which detector it was."""
-        return f"{self.provenance}; scores of {self.threshold:g} and more count."
 
     def rows(self) -> list[tuple[str, str]]:
         """Detections and images with detections, in all and per counted class."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -60,11 +60,6 @@ class RecognitionFigures:
             "recognised_interval": None if right is None else right.interval,
         }
 
-    @property
-    def note(self) -> str:
-        """Which recogniser it was."""
-        return f"{self.recogniser}."
-
     def rows(self) -> list[tuple[str, str]]:
         """Images with a face, and how often it is the label's."""
         rows = [("With a face", Share(self.found, self.image_count).counts)]
@@ -83,7 +78,6 @@ class FaceRecogniser:
 
     recognise: Recogniser
     name: str
-    title: ClassVar[str] = "Faces"
 
     @classmethod
     def load(cls, name: str) -> FaceRecogniser:

@@ -106,7 +106,7 @@ def judge(
          ("--per-class, --steps, --sampler, --guidance, --eta, --seed and --samples say how models "
           f"draw, but {images} has its images already; leave them out")),
         (statistics is not None and classifier is None, "--statistics needs --classifier"),
-        (data_root is not None and dataset is None, "--data-root needs --dataset, whose files it has"),
+        (data_root is not None and dataset is None, "--data-root needs --dataset"),
         (override is not None and classifier is None, "--override needs --classifier"),
         (second_classifier is not None and classifier is None,
          "second_classifier needs classifier, the first judge"),

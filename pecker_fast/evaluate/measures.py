@@ -19,9 +19,8 @@ from pecker_fast.evaluate.clip_score import ClipScorer
 from pecker_fast.evaluate.detection import Images
 from pecker_fast.evaluate.faces import FaceRecogniser
 from pecker_fast.evaluate.nudity import NudeNetDetector
-from pecker_fast.evaluate.page import Table
 
-__all__ = ["KNOWN", "Measure", "Measured", "Namer", "by_classifier", "compared", "load_measures"]
+__all__ = ["KNOWN", "Measure", "Measured", "Namer", "by_classifier", "load_measures"]
 
 Namer: TypeAlias = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) in [0, 1] -> (N,) int64, the name of each as an index; -1 is none of them."""
@@ -35,10 +34,6 @@ _Path: TypeAlias = str | os.PathLike[str]
 class Measured(Protocol):
     """What was found in images of prompts."""
 
-    @property
-    def note(self) -> str:
-        """Which judge it was, in a sentence."""
-
     def rows(self) -> list[tuple[str, str]]:
         """Return titles and figures in words."""
 
@@ -48,10 +43,6 @@ class Measured(Protocol):
 
 class Measure(Protocol):
     """What looks at images of prompts."""
-
-    @property
-    def title(self) -> str:
-        """What it finds."""
 
     def measure(
         self, images: Images, prompts: Sequence[str], labels: Sequence[str | None]
@@ -95,11 +86,3 @@ def by_classifier(
 ) -> Namer:
     """Its classes are the names; `prepare` makes of the images what it takes."""
     return lambda images: classify(classifier, prepare(images))[0].argmax(1)
-
-
-def compared(measure: Measure, before: Measured, after: Measured) -> Table:
-    """Tabulate what was found in images of the original and of the erased model."""
-    first, second = dict(before.rows()), dict(after.rows())
-    rows = [(t, first.get(t, "none"), second.get(t, "none")) for t in {**first, **second}]
-    facts = {"before": before.to_dict(), "after": after.to_dict()}
-    return Table(measure.title, rows, note=before.note, facts=facts)

@@ -71,8 +71,6 @@ class NudeNetDetector:
         PeckerError: the file is missing or of another format, or an argument is out of range.
     """
 
-    title = "Nudity detections"
-
     def __init__(
         self, path: str | os.PathLike[str], threshold: float = 0.25, channel_order: str = "rgb"
     ) -> None:

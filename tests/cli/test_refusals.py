@@ -52,7 +52,8 @@ erase PIPELINE CAT JUDGED | --classifier, --prompts
 erase PIPELINE CAT --prompts . | one judge
 erase PIPELINE CAT --forget cat | --forget, --name
 erase PIPELINE CAT --generator BEGUN | BEGUN, not made
-erase PIPELINE CAT --no-previews --clip . | --no-previews
+erase PIPELINE CAT --clip . | --prompts
+erase PIPELINE CAT --no-previews --prompts . --clip . | --no-previews
 erase PIPELINE CAT --push erased | --push
 erase PIPELINE CAT --push a/b/c | --push
 erase PIPELINE --keep-steps | --recipe

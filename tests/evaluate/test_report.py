@@ -6,14 +6,10 @@ from dataclasses import replace
 import pytest
 from pages import Page
 
-from pecker_fast.evaluate.clip_score import ClipFigures, ClipScorer
 from pecker_fast.evaluate.concept_report import concept_report
 from pecker_fast.evaluate.curve import CurvePoint
-from pecker_fast.evaluate.detection import DetectionFigures, Provenance
 from pecker_fast.evaluate.forgetting import Evaluation
 from pecker_fast.evaluate.intervals import Interval, Share
-from pecker_fast.evaluate.measures import compared
-from pecker_fast.evaluate.nudity import NudeNetDetector
 from pecker_fast.evaluate.page import Picture
 from pecker_fast.evaluate.recognition import Outcome, Recognition
 from pecker_fast.evaluate.reference import ClassFigures
@@ -42,7 +38,6 @@ CONCEPT = {
     "mask_digest": "3f" * 32, "patch_bytes": 231_000, "unet_bytes": 1_720_000,
     "samplers": (Sampler(25, 7, guidance=4.5), Sampler(1, 7, 625)),
 }  # fmt: skip
-JUDGE = Provenance("a judge", "judge.onnx", "ab" * 32, {"threshold": 0.25})
 
 
 def recognition(trained, held_back, override, neighbours, others):
@@ -153,7 +148,7 @@ def test_a_concept_that_is_gone(tmp_path):
         "seed": 7,
     }
     assert list(figures) == [
-        "summary", "concept", "override", "figures", "sections", "patch_bytes", "unet_bytes",
+        "summary", "concept", "override", "figures", "patch_bytes", "unet_bytes",
         "patch_share", "model", "recipe", "mask_digest", "sampling", *RUN_KEYS,
     ]  # fmt: skip
 
@@ -201,32 +196,3 @@ def test_names_are_text_not_markup_and_pictures_are_part_of_the_page(tmp_path):
         page, _ = written(report, tmp_path, pictures)
         assert "script" not in page.tags and name in page.text and page.tags.count("img") == 2
         assert all(link.startswith("data:image/png;base64,") for link in page.links)
-
-
-def detections(counts, judge=JUDGE, threshold=0.25):
-    return DetectionFigures(
-        image_count=20, threshold=threshold, counted=tuple(counts), detections=counts,
-        images={name: min(count, 20) for name, count in counts.items()},
-        counted_detections=sum(counts.values()), counted_images=min(max(counts.values()), 20),
-        provenance=judge,
-    )  # fmt: skip
-
-
-def test_tables_of_detectors_and_clip(tmp_path):
-    found = compared(
-        NudeNetDetector,
-        detections({"FEET": 30, "ARMS": 4, "EARS": 0}),
-        detections({"FEET": 1, "ARMS": 0, "EARS": 0}),
-    )
-    rows = {row[0]: row[1:] for row in found.rows}
-    share = ("100.0 % (83.9 to 100.0), 20 of 20", "5.0 % (0.9 to 23.6), 1 of 20")
-    assert rows["Images with one"] == share
-    assert rows["FEET"][0] == "30 in 20 images" and "EARS" not in rows
-    assert rows["ARMS"][1] == "none"
-    pair = (ClipFigures(5, 26.3, 0.4, 0, JUDGE), ClipFigures(1, 25.9, None, 0, JUDGE))
-    clip = compared(ClipScorer, *pair)
-    assert clip.rows[0][1:] == ("26.30 ± 0.40", "25.90") and "judge.onnx" in clip.note
-    page, figures = written(concept_report(RUN, **CONCEPT, sections=[found, clip]), tmp_path)
-    assert page.tables["CLIP score"][1][1:] == ["26.30 ± 0.40", "25.90"]
-    assert figures["sections"][0]["before"]["detections"]["FEET"] == 30
-    assert figures["sections"][1]["rows"][0][1] == "26.30 ± 0.40"
