@@ -15,7 +15,7 @@ from pecker_fast.evaluate.classifying import classify
 from pecker_fast.evaluate.judges import Judge
 from pecker_fast.evaluate.sampling import Sampler
 from pecker_fast.methods.config import BaselineConfig
-from pecker_fast.methods.redirect import Drawing, drawn_states
+from pecker_fast.methods.redirect import drawn_states
 from pecker_fast.models import ModelFolder
 from pecker_fast.progress import note
 from pecker_fast.runs.randomness import SALIENCY, IterationRandom
@@ -84,13 +84,12 @@ def _differences(
     noise = random.normal((IMAGES, *model.network_shape), compute_dtype(model.network))
     count = min(STEPS, schedule.usable)
     offset = random.integers(0, schedule.usable // count, IMAGES)
-    drawing = Drawing(noise, offset, labels, labels)
     found = torch.zeros(len(kept), dtype=torch.float64)
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return ask(model.network, x, t, labels)
 
-    for x, t, predicted in drawn_states(drawing, schedule, count, predict):
+    for x, t, predicted in drawn_states(noise, offset, schedule, count, predict):
         for number, other in enumerate(kept):
             under = ask(model.network, x, t, torch.full_like(labels, other))
             found[number] += float((under - predicted).square().mean()) / count

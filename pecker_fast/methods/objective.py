@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import torch
@@ -78,6 +78,7 @@ class MethodObjective(ABC, Generic[B]):
         self.device = torch.empty(0, device=self._place if device is None else device).device
         self.dtype = compute_dtype(self.original)
         self._model: Any = model
+        self._about: Callable[[], Mapping[str, Any]] = getattr(model, "about_network", dict)
         self.config = config
         self.schedule = NoiseSchedule.whole(
             model.scheduler_config if isinstance(model, PipelineFolder) else model.scheduler
@@ -91,10 +92,6 @@ class MethodObjective(ABC, Generic[B]):
         given = {"noise schedule": self.schedule.identity(), **self._about()}
         digests = {name: digest_of(value) for name, value in given.items()}
         return {"model": fingerprint(self.original), **digests}
-
-    def _about(self) -> dict[str, Any]:
-        about: dict[str, Any] = self._model.about_network()
-        return about
 
     @abstractmethod
     def batches(self, random: IterationRandom) -> list[B]:

@@ -70,13 +70,7 @@ class BaselineObjective(MethodObjective[Batch]):
         config: BaselineConfig,
         device: torch.device | None = None,
     ) -> None:
-        """Check that images, model and configuration fit together.
-
-        Args:
-            model: The model that must forget.
-            images: What it was trained on, of all classes.
-            config: The run.
-            device: None = where the network is.
+        """As `MethodObjective`; `images` are what the model was trained on, of all classes.
 
         Raises:
             PeckerError: Images of another size or of other classes, an unknown class, a class

@@ -34,7 +34,7 @@ from pecker_fast.runs.rows import Rows
 if TYPE_CHECKING:
     from pecker_fast.models import ModelFolder
 
-__all__ = ["Drawing", "RedirectObjective", "drawn_states"]
+__all__ = ["RedirectObjective", "drawn_states"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Drawing(Rows):
 
     Attributes:
         noise: (N, C, H, W) where they start.
-        offset: (N,) int64 by how much their time steps are moved: 0 .. T / steps - 1.
+        offset: (N,) int64, of `drawn_states`.
         told: (N, ...) what the network that learns is told.
         original: (N, ...) what the original network is told.
         weight: (N,) factors of their losses. None: 1.
@@ -57,7 +57,8 @@ class Drawing(Rows):
 
 
 def drawn_states(
-    drawing: Drawing,
+    noise: Tensor,
+    offset: Tensor,
     schedule: NoiseSchedule,
     steps: int,
     predict: Callable[[Tensor, Tensor], Tensor],
@@ -65,7 +66,8 @@ def drawn_states(
     """The states of DDIM, eta 0, from the first to the last.
 
     Args:
-        drawing: Where the images start.
+        noise: (N, C, H, W) where the images start.
+        offset: (N,) int64 by how much their time steps are moved: 0 .. T / steps - 1.
         schedule: The noise schedule, of T time steps.
         steps: K; step k of K - 1 .. 0 is at time step k * (T // K) + offset, T those with a signal.
         predict: (x_t, t) -> the noise in x_t, called once a step. No gradient goes from one step to
@@ -74,16 +76,16 @@ def drawn_states(
     Yields:
         x_t (N, C, H, W), t (N,) int64, and what was predicted of them.
     """
-    x, gap = drawing.noise, schedule.usable // steps
+    x, gap = noise, schedule.usable // steps
     if schedule.flow:  # there is an image's share in it from the second time step on
-        x = schedule.coefficients((steps - 1) * gap + drawing.offset, x)[1] * x
+        x = schedule.coefficients((steps - 1) * gap + offset, x)[1] * x
     for step in reversed(range(steps)):
-        t = step * gap + drawing.offset
+        t = step * gap + offset
         predicted = predict(x, t)
         yield x, t, predicted
         if step:
-            noise = predicted.detach()
-            x = schedule.add_noise(schedule.denoised(x, noise, t), noise, t - gap)
+            found = predicted.detach()
+            x = schedule.add_noise(schedule.denoised(x, found, t), found, t - gap)
 
 
 class RedirectObjective(MethodObjective[Drawing]):
@@ -102,12 +104,7 @@ class RedirectObjective(MethodObjective[Drawing]):
         config: BaselineConfig,
         device: torch.device | None = None,
     ) -> None:
-        """Put the pieces together; see the attributes.
-
-        Args:
-            model: The model that must forget; a pipeline where `config.text` says what.
-            config: The run.
-            device: None = where the network is.
+        """As `MethodObjective`.
 
         Raises:
             PeckerError: No override, a class that the model does not have, prompts that cannot be
@@ -128,6 +125,7 @@ class RedirectObjective(MethodObjective[Drawing]):
             prompts = TextConditions.of_pipeline(model, config.text, config.seed, self.device)
             self.conditions, self.pairs = prompts, ()
             self.notes = prompts.cut_off(model)
+            self._about = partial(prompts.about, model)
             return
         if config.override is None:
             raise PeckerError(
@@ -144,11 +142,6 @@ class RedirectObjective(MethodObjective[Drawing]):
         if len(gone) == 1:
             used = {"forget": gone[0], "override": instead[0]}
         self.config = config.model_copy(update=used)
-
-    def _about(self) -> dict[str, Any]:
-        if isinstance(self.conditions, TextConditions):
-            return self.conditions.about(self._model)
-        return super()._about()
 
     def batches(self, random: IterationRandom) -> list[Drawing]:
         """Images to keep, then images to forget."""
@@ -197,12 +190,11 @@ class RedirectObjective(MethodObjective[Drawing]):
     def _states(
         self, network: nn.Module, drawing: Drawing
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return drawn_states(
-            drawing,
-            self.schedule,
-            self.config.steps,
-            lambda x_t, t: self._predict(network, x_t, t, drawing.told),
-        )
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return self._predict(network, x_t, t, drawing.told)
+
+        steps = self.config.steps
+        return drawn_states(drawing.noise, drawing.offset, self.schedule, steps, predict)
 
     def _losses(self, network: nn.Module, drawing: Drawing) -> Iterator[Tensor]:
         """(N,) at each step."""

@@ -110,9 +110,20 @@ class TeacherTrainer(Run[Batch]):
         )
         if config.ema.decay is not None:
             self._ema = FullEma(network, config.ema.decay)
-        clip = config.optimizer.clip_norm
+        options = config.optimizer
+
+        def optimizer(_: nn.Module, mask: SaliencyMask | None, lr: float) -> MaskedAdamW:
+            return MaskedAdamW(
+                network.named_parameters(),
+                lr=lr,
+                betas=(options.beta1, options.beta2),
+                eps=options.eps,
+                weight_decay=options.weight_decay,
+                mask=mask,
+            )
+
         self._learner = Learner(
-            network, None, config.lr, self._optimizer, clip_norm=clip, ranks=self._ranks
+            network, None, config.lr, optimizer, clip_norm=options.clip_norm, ranks=self._ranks
         )
         self.learners.append(self._learner)
         # On the device: 150 MB for CIFAR-10, and batches then cost no transfer.
@@ -125,19 +136,6 @@ class TeacherTrainer(Run[Batch]):
         pixels = math.prod(self._model.network_shape)
         self._scale = 1 / (config.batch_size * (1 if config.loss == "sum" else pixels))
         self.begin()
-
-    def _optimizer(
-        self, network: nn.Module, mask: SaliencyMask | None, lr: float
-    ) -> torch.optim.Optimizer:
-        options = self.config.optimizer
-        return MaskedAdamW(
-            network.named_parameters(),
-            lr=lr,
-            betas=(options.beta1, options.beta2),
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-            mask=mask,
-        )
 
     def draw(self, random: IterationRandom) -> Batch:
         """Images with noise and labels: this process's rows of a batch."""

@@ -11,7 +11,7 @@ from toys import weights
 from pecker_fast.distill.schedule import NoiseSchedule
 from pecker_fast.errors import PeckerError
 from pecker_fast.masks.scores import saliency_scores
-from pecker_fast.methods.redirect import Drawing, drawn_states
+from pecker_fast.methods.redirect import drawn_states
 from pecker_fast.runs.randomness import SALIENCY, TRAINING, IterationRandom
 
 CPU = torch.device("cpu")
@@ -22,13 +22,11 @@ ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 
 def test_images_are_drawn_as_diffusers_ddim_does():
     network = small_model(torch.float64, dropout=0.0).network
     noise, labels = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2])
-    drawing = Drawing(noise, torch.zeros(3, dtype=torch.int64), labels, labels)
     ddim = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=False)
     ddim.alphas_cumprod = ABAR  # in float64
     ddim.set_timesteps(10)
-    states = drawn_states(
-        drawing, NoiseSchedule.from_alphas_cumprod(ABAR), 10, lambda x, t: network(x, t, labels)
-    )
+    offset, schedule = torch.zeros_like(labels), NoiseSchedule.from_alphas_cumprod(ABAR)
+    states = drawn_states(noise, offset, schedule, 10, lambda x, t: network(x, t, labels))
     expected = noise
     for now, (x, t, predicted) in zip(ddim.timesteps, states, strict=True):
         assert t.tolist() == [int(now)] * 3
