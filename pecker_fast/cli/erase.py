@@ -139,7 +139,8 @@ def distill(
     pipeline = find_pipeline(model)
     nothing: dict[str, Any] = {"forget": None} if pipeline is None else {"text.concepts": []}
     recipe = "cifar10_stage1" if pipeline is None else "text_stage1"
-    options["config"] = options["config"] or recipe
+    if options["config"] is None:
+        options["config"] = recipe
     request = Request(
         model=model if pipeline is None else None,
         pipeline=pipeline,
