@@ -33,6 +33,32 @@ def test_closed_form_gradients_equal_autograd(alpha):
         torch.testing.assert_close(scale * ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_closed_form_gradients_equal_finite_differences(alpha):
+    # omega depends on p and x_g but carries no gradient: frozen in the difference quotient.
+    images = [image.detach() for image in three_images(2)]
+    omega = (images[0] - images[2]).abs().mean((1, 2, 3))
+    h = 1e-6
+
+    def total(p, s, x_g):
+        terms = (p - s) * ((p - x_g) - alpha * (p - s))
+        return (terms.sum((1, 2, 3)) / omega).sum()
+
+    p, s, x_g = images
+    _, g_p, g_r = distillation_loss(p, s, s, x_g, alpha)
+    for which, gradient in enumerate((g_p, g_r - g_p, -g_r)):
+        numeric = torch.empty_like(gradient)
+        for entry in range(numeric.numel()):
+            shifted = []
+            for sign in (1, -1):
+                moved = [image.clone() for image in images]
+                moved[which].view(-1)[entry] += sign * h
+                shifted.append(total(*moved))
+            numeric.view(-1)[entry] = (shifted[0] - shifted[1]) / (2 * h)
+        # The loss is quadratic, so only rounding is left: 1e-16 * |loss| / h.
+        torch.testing.assert_close(gradient, numeric, rtol=1e-7, atol=1e-7)
+
+
 def test_omega_has_a_floor():
     p, s, _ = (image.detach() for image in three_images(1))
     loss, *_ = distillation_loss(p, s, s, p.clone(), 1.2)
