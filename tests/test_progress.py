@@ -9,6 +9,11 @@ from pecker_fast import progress
 from pecker_fast.progress import Progress, each, note, quiet
 
 
+@pytest.fixture(autouse=True)
+def _shown(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)  # of a test of several processes before
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

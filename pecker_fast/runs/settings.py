@@ -26,6 +26,7 @@ GONE = {
     "decoupled_decay": "Adam fine-tunes a classifier, AdamW trains one from scratch",
     "head_lr_factor": "it is 10 for a classifier that is fine-tuned, 1 from scratch",
     "network.image_size": "it is that of the images",
+    "saliency.clip_grad_norm": "gradients of the saliency of methods are not clipped",
     "saliency.guidance": "it is 2, or 0 where the model has no label for no class",
     "saliency.reduction": "it is retain_aware for method redirect, abs_of_sum for the others",
     "split": "all images of STL-10 are trained on, as published, and training images of the others",
