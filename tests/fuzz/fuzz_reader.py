@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import atheris
@@ -30,12 +29,24 @@ def header_reader():
     return lambda place: shapes([place])
 
 
-def with_schema(name):
+def description(name):
+    """pecker_fast.json, with no more than its schema."""
+
     def make():
-        schemas = importlib.import_module("pecker_fast.models.schemas")
-        return partial(schemas.read_config, schema=getattr(schemas, name))
+        module = importlib.import_module("pecker_fast.models.description")
+        checked = reader("runs.reading", "checked")()
+        read_json = reader("files", "read_json")()
+        return lambda path: checked(getattr(module, name), read_json(path), path)
 
     return make
+
+
+def network():
+    """A configuration as it is before it is given to diffusers."""
+    check_config = reader("models.weights", "check_config")()
+    read_json = reader("files", "read_json")()
+    kind = importlib.import_module("diffusers").UNet2DModel
+    return lambda path: check_config(read_json(path), kind.__init__, path)
 
 
 def idx():
@@ -149,11 +160,11 @@ READERS = {
     "json": (reader("files", "read_json"), text(DESCRIPTION)),
     "yaml": (reader("runs.reading", "read_yaml"), text(SETTINGS)),
     "settings": (reader("distill.config", "load_config"), text(SETTINGS)),
-    "model description": (with_schema("ClassDescription"), text(DESCRIPTION)),
-    "pipeline description": (with_schema("PipelineDescription"), text({"t_init": 625, "x": 1})),
-    "schedule": (with_schema("ScheduleConfig"), text(SCHEDULE)),
-    "network": (with_schema("ClassUNetConfig"), text(NETWORK)),
-    "index": (reader("models.schemas", "pipeline_parts"), text(INDEX)),
+    "model description": (description("ClassDescription"), text(DESCRIPTION)),
+    "pipeline description": (description("PipelineDescription"), text({"t_init": 625, "x": 1})),
+    "schedule": (reader("models.schedules", "read_schedule"), text(SCHEDULE)),
+    "network": (network, text(NETWORK)),
+    "index": (reader("models.description", "pipeline_parts"), text(INDEX)),
     "header": (header_reader, write_floats),
     "samples": (reader("datasets.image_files", "_provenance"), text(SAMPLES)),
     "npz": (reader("datasets.image_files", "_load_npz"), write_npz),
@@ -173,7 +184,7 @@ INSTRUMENTED = [
     for module in (
         "files", "torch_files", "runs.reading", "runs.settings", "masks.files", "patches.files",
         "optim.delta",
-        "models.schemas", "models.weights", "models.published", "datasets",
+        "models.description", "models.schedules", "models.weights", "models.published", "datasets",
     )
 ]  # fmt: skip
 
