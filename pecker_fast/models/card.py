@@ -21,26 +21,20 @@ def add_to_card(root: Path, section: str, **metadata: Any) -> None:
         metadata: entries of the block at its top, as huggingface_hub's `ModelCardData` has them.
             They take the place of those of the same name; a list of `tags` is added to them.
     """
-    file = root / README
-    before = read_text(file) if file.is_file() else ""
-    text = f"{before.rstrip()}\n\n{section}\n".lstrip()
-    if metadata:
-        text = _with_metadata(text, metadata)
-    write_text(file, text)
-
-
-def _with_metadata(text: str, entries: dict[str, Any]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    empty = "---\n{}\n---\n"
-    try:
-        card = ModelCard(text if text.startswith("---") else empty + text)
-        known = card.data.to_dict()  # type: ignore[no-untyped-call]
-    except Exception:  # of YAML or of its own: what a stranger's block says cannot be kept
-        card, known = ModelCard(empty + text), {}
-    # Figures of the original are not the result's.
-    known = {name: value for name, value in known.items() if name != "model-index"}
-    tags = dict.fromkeys([*(known.get("tags") or []), *entries.pop("tags", [])])
-    entries = {**known, **entries, "tags": list(tags)}
-    card.data = ModelCardData(**entries, ignore_metadata_errors=True)
-    return str(card)
+    file = root / README
+    text = read_text(file) if file.is_file() else ""
+    text = f"{text.rstrip()}\n\n{section}\n".lstrip()
+    if metadata:
+        try:
+            card = ModelCard(text)
+        except Exception:  # of YAML or of its own: what a stranger's block says cannot be kept
+            card = ModelCard("---\n{}\n---\n" + text)
+        known: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+        known.pop("model-index", None)  # figures of the original are not the result's
+        tags = dict.fromkeys([*(known.get("tags") or []), *metadata.pop("tags", [])])
+        merged = {**known, **metadata, "tags": list(tags)}
+        card.data = ModelCardData(**merged, ignore_metadata_errors=True)
+        text = str(card)
+    write_text(file, text)

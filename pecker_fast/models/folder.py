@@ -28,22 +28,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json, replacing_folder, shown, write_text
 from pecker_fast.models import latents
 from pecker_fast.models.architectures import CLASS_NETWORKS, ClassNetwork, class_network
-from pecker_fast.models.model import Asked, pixels_of, predict
-from pecker_fast.models.schemas import (
+from pecker_fast.models.description import (
+    DESCRIPTION,
+    INDEX,
     ClassDescription,
-    FlowScheduleConfig,
-    ScheduleConfig,
     pipeline_parts,
-    read_config,
+    read_description,
 )
-from pecker_fast.models.weights import save_network, weights_in
+from pecker_fast.models.model import Asked, Model
+from pecker_fast.models.schedules import Scheduler
+from pecker_fast.models.weights import save_network
 from pecker_fast.runs.classes import class_index
 
 if TYPE_CHECKING:
@@ -51,20 +51,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelFolder"]
 
-DESCRIPTION = "pecker_fast.json"
-INDEX = "model_index.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 FILES = (
     DESCRIPTION,
     "scheduler/scheduler_config.json",
     "unet/config.json",
-    f"unet/{WEIGHTS}",
+    "unet/diffusion_pytorch_model.safetensors",
 )
 """What `ModelFolder.save` writes; a test holds the two together."""
 
 
 @dataclass(frozen=True)
-class ModelFolder:
+class ModelFolder(Model):
     """A teacher or an erased generator with all that is needed to use it.
 
     Attributes:
@@ -80,7 +77,7 @@ class ModelFolder:
     """
 
     network: Any
-    scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler
+    scheduler: Scheduler
     class_names: tuple[str, ...]
     patch_size: int = 1
     figures: Mapping[str, Any] = field(default_factory=dict)
@@ -100,21 +97,9 @@ class ModelFolder:
         return class_network(self.network)
 
     @property
-    def prediction_type(self) -> str:
-        """What the network predicts, as diffusers calls it."""
-        flow = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
-        default = "flow_prediction" if flow else "epsilon"
-        return str(self.scheduler.config.get("prediction_type", default))
-
-    @property
     def num_classes(self) -> int:
         """Number of classes the network is conditioned on."""
         return len(self.class_names)
-
-    @property
-    def network_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network sees."""
-        return self.architecture.sample_shape(self.network.config)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -132,24 +117,9 @@ class ModelFolder:
         return config
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network denoises."""
-        return self.network_shape
-
-    @property
     def card(self) -> Mapping[str, Any]:
         """The kind and the figures."""
         return {"kind": self.kind, **self.figures}
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the network makes of an image; the steps of a flow may depend on it."""
-        return self.architecture.tokens(self.shape, self.network.config)
-
-    @property
-    def has_guidance(self) -> bool:
-        """Guidance is never built in."""
-        return False
 
     def scale(self, guidance: float) -> float:
         """Return kappa of w, by which SA and SalUn ask: (1 + w) eps_c - w eps_null."""
@@ -168,21 +138,11 @@ class ModelFolder:
         labels = [self.null_label if name is None else self.class_index(name) for name in asked]
         return torch.tensor(labels, dtype=torch.int64, device=device)
 
-    def predict(
-        self, network: nn.Module, x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor
-    ) -> torch.Tensor:
-        """Return what a network of this architecture predicts; see `Model.predict`."""
-        return predict(self.architecture.call, network, x_t, t, condition)
-
     def images(self, samples: torch.Tensor) -> torch.Tensor:
         """Turn network samples (N, *network_shape) into images (N, *image_shape) in [-1, 1]."""
         if self.vae is not None:
             return latents.decode(self.vae.to(samples.device), samples).clamp(-1.0, 1.0)
         return F.pixel_shuffle(samples, self.patch_size).clamp(-1.0, 1.0)
-
-    def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        """Turn network samples into the pixels of PNGs, (N, *image_shape) uint8 on the CPU."""
-        return pixels_of(self.images(samples))
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Turn images (N, *image_shape) in [-1, 1] into what the network sees."""
@@ -228,48 +188,25 @@ class ModelFolder:
                 "`pecker-fast convert` first"
             )
         architecture, folder = _find_network(root)
-        weights_in(folder, WEIGHTS)
         # Small files first: what is wrong there is said at once.
-        about = root / DESCRIPTION
-        described = read_config(about, ClassDescription) if os.path.lexists(about) else {}
-        scheduler = _load_scheduler(root, described.get("schedule"))
+        described, _, scheduler = read_description(root, ClassDescription)
         network: Any = architecture.load_network(folder).eval()
-        null_label = described.get("null_label")
-        try:
-            labels = architecture.labels(network)
-        except PeckerError as error:
-            raise PeckerError(f"model folder {root}: {error}") from None
-        if architecture.own_null and null_label not in (None, labels[1]):
-            raise PeckerError(
-                f"model folder {root}: null_label in {DESCRIPTION} is {shown(null_label)}, but the "
-                f"network's own label of no class is {labels[1]}; remove the entry"
-            )
-        null_label = labels[1] if architecture.own_null else null_label
-        names = _class_names(root, labels[0], described.get("class_names"), null_label)
-        patch_size = described.get("patch_size", 1)
-        channels = network.config.in_channels
-        if channels % patch_size**2:
+        channels, patch_size = network.config.in_channels, described.pop("patch_size", 1)
+        vae = _load_vae(root, channels)
+        if channels % patch_size**2 or (vae is not None and patch_size != 1):
             raise PeckerError(
                 f"model folder {root}: patch_size {patch_size} in {DESCRIPTION} must be a whole "
-                f"number whose square divides the network's {channels} channels"
+                f"number whose square divides the network's {channels} channels, and 1 beside an "
+                "autoencoder"
             )
-        figures = described.get("figures", {})
-        t_init, steps = figures.get("t_init") or 0, scheduler.config.num_train_timesteps
-        if t_init >= steps:
-            raise PeckerError(
-                f"{about}: figures.t_init must be below the {steps} time steps of the noise "
-                f"schedule, got {shown(t_init)}"
-            )
-        vae = _load_vae(root, channels, patch_size)
+        null_label = described.pop("null_label", None)
+        given = described.pop("class_names", [])
+        try:
+            names, null_label = _labels(architecture, network, given, null_label)
+        except PeckerError as error:
+            raise PeckerError(f"model folder {root}: {DESCRIPTION}: {error}") from None
         return cls(
-            network=network,
-            vae=vae,
-            scheduler=scheduler,
-            class_names=names,
-            patch_size=patch_size,
-            figures=figures,
-            kind=described.get("kind", "teacher"),
-            null_label=null_label,
+            network, scheduler, names, patch_size, null_label=null_label, vae=vae, **described
         )
 
     def save(
@@ -278,13 +215,7 @@ class ModelFolder:
         network: nn.Module | None = None,
         card: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the model whole or not at all, in the place of a folder that is there.
-
-        Args:
-            folder: where.
-            network: takes the place of the model's. None: its own.
-            card: kind and figures. None: its own.
-        """
+        """Write the model; see `Model.save`. A card is the kind and the figures."""
         if card is not None:
             figures = {name: value for name, value in card.items() if name != "kind"}
             kind = str(card.get("kind", "teacher"))
@@ -342,62 +273,36 @@ def _find_network(root: Path) -> tuple[ClassNetwork, Path]:
             return known, folder
     kind = config.get("_class_name") if isinstance(config, dict) else config
     remedy = "; give a text-to-image pipeline as --pipeline" if "Condition" in str(kind) else ""
-    expected = " or ".join(known.kind.__name__ for known in CLASS_NETWORKS)
+    expected = " or ".join(known.parts[known.denoiser] for known in CLASS_NETWORKS)
     raise PeckerError(f"{file}: is of a {shown(kind)}, expected {expected}{remedy}")
 
 
-def _class_names(
-    root: Path, rows: int, given: list[str] | None, null_label: int | None
-) -> tuple[str, ...]:
-    """The names in the description, or "class 0" and so on; labels of the network, all told."""
+def _labels(
+    architecture: ClassNetwork, network: Any, given: list[str], null_label: int | None
+) -> tuple[tuple[str, ...], int | None]:
+    """Return the names given, or "class 0" and so on, and the label of no class."""
+    rows, own = architecture.labels(network)
+    if architecture.own_null and null_label not in (None, own):
+        raise PeckerError(
+            f"null_label is {null_label}, but the network's own label of no class is {own}; remove "
+            "the entry"
+        )
+    null_label = own if architecture.own_null else null_label
     classes = rows if null_label is None else rows - 1
     names = tuple(given or (f"class {index}" for index in range(classes)))
     if len(names) > classes:
-        raise PeckerError(
-            f"model folder {root}: {DESCRIPTION} names {len(names)} classes, "
-            f"the network has {classes}"
-        )
+        raise PeckerError(f"names {len(names)} classes, the network has {classes}")
     if null_label is not None and not len(names) <= null_label < rows:
         raise PeckerError(
-            f"model folder {root}: null_label {shown(null_label)} in {DESCRIPTION} must be a label "
-            f"behind the {len(names)} classes in the network's table of {rows}"
+            f"null_label {null_label} must be a label behind the {len(names)} classes in the "
+            f"network's table of {rows}"
         )
-    return names
+    return names, null_label
 
 
-def _load_scheduler(
-    root: Path, described: Mapping[str, Any] | None
-) -> DDPMScheduler | FlowMatchEulerDiscreteScheduler:
-    for folder in (root / "scheduler", root):
-        file = folder / "scheduler_config.json"
-        if described is None and file.exists():
-            content = read_json(file)
-            described = read_config(
-                file, FlowScheduleConfig if _is_flow(content) else ScheduleConfig
-            )
-    if described is None:
-        raise PeckerError(
-            f"model folder {root}: scheduler/scheduler_config.json is missing; the noise schedule "
-            "the network was trained with is needed: "
-            "DDPMScheduler(...).save_pretrained(folder/'scheduler')"
-        )
-    flow = _is_flow(described)
-    return (FlowMatchEulerDiscreteScheduler if flow else DDPMScheduler).from_config(described)
-
-
-def _is_flow(config: Any) -> bool:
-    kind = FlowMatchEulerDiscreteScheduler.__name__
-    return isinstance(config, dict) and config.get("_class_name") == kind
-
-
-def _load_vae(root: Path, channels: int, patch_size: int) -> Autoencoder | None:
+def _load_vae(root: Path, channels: int) -> Autoencoder | None:
     index = root / INDEX
     said = pipeline_parts(index)[1].get("vae") if index.is_file() else None
     if said is None and not (root / "vae").is_dir():
         return None
-    if patch_size != 1:
-        raise PeckerError(
-            f"model folder {root}: patch_size {patch_size} in {DESCRIPTION} beside an autoencoder, "
-            "vae/; expected 1"
-        )
     return latents.load_autoencoder(root / "vae", channels)

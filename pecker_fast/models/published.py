@@ -25,7 +25,7 @@ from torch import Tensor
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import few, shown
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.weights import mismatch
+from pecker_fast.models.weights import FLOATS, first_line, mismatch
 from pecker_fast.torch_files import check_stored, load_torch, open_tensors
 
 __all__ = [
@@ -56,13 +56,6 @@ SLOTS = ("ema", "model", "generator", "pseudo-score")
 T_INIT = 440
 """The time step that SFD's generators are told."""
 
-# How the files begin: torch's two formats, a pickle that torch did not write, and safetensors (its
-# JSON header, after the header's length in 8 bytes, of which 4 are ever used).
-_ZIP = b"PK\x03\x04"
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-_PICKLE = b"\x80"
-_SAFETENSORS = b"\0\0\0\0{"
-
 # Keys of dictionaries, by slot.
 _KEYS = {
     "ema": ("ema", "model_ema", "ema_model", "ema_state_dict", "shadow"),
@@ -71,7 +64,6 @@ _KEYS = {
     "pseudo-score": ("sg_model", "pseudo_score", "fake_score"),
 }
 _MOST_LEVELS = 16
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 
 _Weights = Mapping[str, Tensor]
@@ -137,7 +129,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> PublishedCheckpoint:
     if not slots:
         raise PeckerError(
             f"{path}: no network in it; expected a state dict or the list [network, optimizer, "
-            f"step, EMA], found {_in_words(content)}"
+            f"step, EMA], found {shown(content)}"
         )
     for weights in slots.values():
         for name, weight in weights.items():
@@ -162,30 +154,26 @@ def network_from(weights: _Weights, source: str, *, sample_size: int | None = No
             or a weight that is empty, not finite or no float.
     """
     for name, weight in weights.items():
-        if weight.dtype not in _FLOATS or weight.numel() == 0:
+        if weight.dtype not in FLOATS.values() or not weight.numel() or not weight.isfinite().all():
             raise PeckerError(
-                f"{source}: {shown(name)} is {weight.dtype} {tuple(weight.shape)}; expected floats "
-                "of 16 bits or more, and no empty tensor"
+                f"{source}: {shown(name)} is {weight.dtype} {tuple(weight.shape)}, or holds NaN or "
+                "infinity; expected finite floats of 16 bits or more: take an earlier checkpoint"
             )
-    sizes = _sizes(weights, source)
-    if sample_size is None:
-        attention: tuple[int, ...] = sizes["attention_levels"]
-        sample_size = 16 << attention[0] if len(attention) == 1 else 32
     try:
+        sizes = _sizes(weights)
+        attention: tuple[int, ...] = sizes["attention_levels"]
+        if sample_size is None:
+            sample_size = 16 << attention[0] if len(attention) == 1 else 32
         with torch.device("meta"):
             network: DDPMUNet = DDPMUNet(**sizes, sample_size=sample_size)
-    except PeckerError as error:
-        raise PeckerError(f"{source}: another architecture or image size, {error}") from error
+    except (PeckerError, LookupError, ArithmeticError, ValueError) as error:
+        raise PeckerError(
+            f"{source}: another architecture or image size ({first_line(error)}); {_kind(weights)}"
+        ) from error
     expected = {name: tuple(param.shape) for name, param in network.state_dict().items()}
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
     if found != expected:
         raise PeckerError(f"{source}: another architecture, {mismatch(expected, found)}")
-    for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise PeckerError(
-                f"{source}: {name} holds NaN or infinity; the run it comes from diverged: take an "
-                "earlier checkpoint"
-            )
     network.to_empty(device="cpu").load_state_dict(weights)
     network.eval()
     return network
@@ -206,54 +194,26 @@ def published_scheduler() -> DDPMScheduler:
 
 def _read(path: Path) -> Any:
     """What `torch.load` makes of the file with `weights_only=True`, on the CPU."""
-    if path.is_dir():
-        raise PeckerError(
-            f"{path}: is a folder; expected a checkpoint file, such as ckpts/ckpt.pth in it"
-        )
     if not path.is_file():
-        raise PeckerError(f"{path}: no such file")
+        raise PeckerError(f"{path}: no such file; expected a checkpoint, such as ckpts/ckpt.pth")
     with open(path, "rb") as file:
-        head = file.read(len(_LEGACY))
-    if head.startswith(_SAFETENSORS, 4):
-        with open_tensors(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    if not head.startswith(_ZIP) and head != _LEGACY:
-        if head.startswith(_PICKLE):
-            raise _runs_code(path, "it is a pickled Python object")
-        raise PeckerError(
-            f"{path}: not a checkpoint written by torch.save, nor a safetensors file (begins with "
-            f"{head[:8]!r}); if it was downloaded, look whether it is a web page or a pointer to it"
-        )
+        if file.read(9)[8:] == b"{":  # a JSON header behind its length
+            with open_tensors(path) as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys()}
     try:
         return load_torch(path)
     except (PeckerError, MemoryError):
         raise
     except Exception as error:  # torch raises many kinds for a broken file
-        reason = str(error)
-        code = re.search(r"Unsupported (?:global|class|function)\S* (?:GLOBAL )?(\S+)", reason)
-        if code is not None:
-            raise _runs_code(path, f"it holds a {code[1][:100]}") from error
-        if "TorchScript" in reason:
-            raise _runs_code(path, "it is a TorchScript module") from error
         # What torch says before that is how to run the code after all.
-        _, _, inner = reason.partition("WeightsUnpickler error: ")
-        raise _unreadable(path, "checkpoint", (inner or reason).strip() or repr(error)) from error
-
-
-def _unreadable(path: Path, kind: str, reason: str) -> PeckerError:
-    return PeckerError(
-        f"{path}: cannot be read as a {kind}, it may be truncated: copy or download it again "
-        f"({reason.splitlines()[0][:300]})"
-    )
-
-
-def _runs_code(path: Path, what: str) -> PeckerError:
-    return PeckerError(
-        f"{path}: {what}, and reading it would run code from the file; where you trust it and have "
-        "the repository that wrote it, load it there as `x` in a container without a network; write"
-        " a list as `torch.save([s if isinstance(s, dict) else None for s in x], 'weights.pth')`, "
-        "which keeps the EMA, or a network as `torch.save(x.state_dict(), 'weights.pth')`"
-    )
+        reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+        raise PeckerError(
+            f"{path}: cannot be read without running code from it, or is truncated; where you "
+            "trust it, load it as `x` in a container without a network; write a list as "
+            "`torch.save([s if isinstance(s, dict) else None for s in x], 'weights.pth')`, which "
+            "keeps the EMA, or a network as `torch.save(x.state_dict(), 'weights.pth')` "
+            f"({' '.join(reason.split())[:100]})"
+        ) from error
 
 
 def _slots_of_list(content: Sequence[Any]) -> tuple[dict[str, _Weights], int | None]:
@@ -309,31 +269,21 @@ def _plain_names(weights: _Weights) -> _Weights:
     return weights
 
 
-def _sizes(weights: _Weights, source: str) -> dict[str, Any]:
-    """The configuration of the network that has such weights.
-
-    Raises:
-        PeckerError: too little of it is there to tell.
-    """
-    needed = ("conv_in.weight", "classes_emb.weight", "down.0.block.0.conv1.weight")
-    absent = [n for n in needed if n not in weights or weights[n].ndim < 2 or not len(weights[n])]
-    if absent:
-        raise PeckerError(f"{source}: another architecture, {_kind(weights, absent)}")
+def _sizes(weights: _Weights) -> dict[str, Any]:
+    """The configuration of the network that has such weights; any error where none has."""
 
     def count(prefix: str) -> int:
         pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
         return len({found[1] for name in weights if (found := pattern.match(name))})
 
-    channels, in_channels = weights["conv_in.weight"].shape[:2]
+    channels, in_channels, *_ = weights["conv_in.weight"].shape
     levels = range(count("down"))
     if len(levels) > _MOST_LEVELS:
-        raise PeckerError(f"{source}: another architecture, {len(levels)} levels")
-    widths = [_rows(weights, f"down.{level}.block.0.conv1.weight", source) for level in levels]
-    uneven = [width for width in widths if width % channels]
-    if uneven:
-        raise PeckerError(
-            f"{source}: another architecture, a level of {uneven[0]} channels is no multiple of "
-            f"the base width {channels}"
+        raise ValueError(f"{len(levels)} levels")
+    widths = [weights[f"down.{level}.block.0.conv1.weight"].shape[0] for level in levels]
+    if uneven := [width for width in widths if width % channels]:
+        raise ValueError(
+            f"a level of {uneven[0]} channels is no multiple of the base width {channels}"
         )
     return {
         "in_channels": in_channels,
@@ -346,29 +296,13 @@ def _sizes(weights: _Weights, source: str) -> dict[str, Any]:
     }
 
 
-def _rows(weights: _Weights, name: str, source: str) -> int:
-    if name not in weights or weights[name].ndim == 0:
-        raise PeckerError(f"{source}: another architecture, {_kind(weights, [name])}")
-    return weights[name].shape[0]
-
-
-def _kind(weights: _Weights, absent: Sequence[str]) -> str:
+def _kind(weights: _Weights) -> str:
     """What a state dict of another architecture is, as far as its names tell."""
-    without = f"without {', '.join(absent)}"
     if any(name.startswith(("down_blocks.", "model.diffusion_model.")) for name in weights):
         return (
-            f"{without}; it looks like a diffusers or Stable Diffusion network: give the folder "
-            "that its save_pretrained wrote to the other commands, no conversion is needed"
+            "it looks like a diffusers or Stable Diffusion network: give the folder that its "
+            "save_pretrained wrote to the other commands, no conversion is needed"
         )
-    if absent == ["classes_emb.weight"]:
-        return f"{without}; an unconditional DDPM knows no classes, so none can be erased from it"
-    return f"{without}; it has {len(weights)} tensors, {few(weights)}"
-
-
-def _in_words(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a dictionary with {few(content) or 'nothing in it'}"
-    if isinstance(content, (list, tuple)):
-        kinds = ", ".join(type(item).__name__ for item in content[:5])
-        return f"a list of {kinds or 'nothing'}"
-    return f"a {type(content).__name__}"
+    if "conv_in.weight" in weights and "classes_emb.weight" not in weights:
+        return "an unconditional DDPM knows no classes, so none can be erased from it"
+    return f"it has {len(weights)} tensors, {few(weights)}"

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import few
 from pecker_fast.models.architectures import architecture_of
-from pecker_fast.models.schemas import pipeline_parts
-from pecker_fast.models.weights import as_dtype, float_type
+from pecker_fast.models.description import pipeline_parts
+from pecker_fast.models.weights import FLOATS, as_dtype, first_line
 from pecker_fast.runs.finding import is_hub_id
+from pecker_fast.torch_files import open_tensors
 
 __all__ = ["hub_id_of_live", "is_live", "load_single_file", "written"]
 
@@ -57,13 +59,15 @@ def load_single_file(file: Path, config: Path) -> Any:
     read = getattr(getattr(diffusers, name, None), "from_single_file", None)
     if read is None:
         raise PeckerError(f"pipeline folder {config}: diffusers has no {name} in one file")
-    dtype = as_dtype(float_type(file))
+    with open_tensors(file) as opened:
+        kinds = {opened.get_slice(name).get_dtype() for name in opened.keys()} & FLOATS.keys()
+    dtype = FLOATS[kinds.pop()] if len(kinds) == 1 else torch.float32
+    how = {"config": str(config.absolute()), "local_files_only": True, **as_dtype(dtype)}
     try:
-        return read(str(file), config=str(config.absolute()), local_files_only=True, **dtype)
+        return read(str(file), **how)
     except Exception as error:  # diffusers raises many kinds
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise PeckerError(
-            f"pipeline {file}: is no {family.name} as {config} is one ({reason})"
+            f"pipeline {file}: is no {family.name} as {config} is one ({first_line(error)})"
         ) from error
 
 

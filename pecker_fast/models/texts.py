@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
 from pecker_fast.files import read_json, read_text, shown
-from pecker_fast.models.schemas import Config, Count, Layers, Share, Small, read_config
-from pecker_fast.models.weights import load_network
+from pecker_fast.models.weights import first_line, load_network, quiet_libraries
 
 if TYPE_CHECKING:
     from pecker_fast.models.architectures.base import Architecture
 
-__all__ = ["Texts", "load_encoder", "load_tokenizer", "unmasked"]
+__all__ = ["Texts", "load_encoder", "load_tokenizer"]
 
 _CHUNK = 64  # prompts at a time
 
@@ -38,7 +34,6 @@ class Texts:
     pipeline: Any  # of diffusers, with these parts alone
     tokenizers: Sequence[Any]  # one for each encoder
     encoders: Sequence[nn.Module]  # frozen, in eval mode
-    sizes: Tensor  # (S,) what a network is told after every prompt; S is 0 unless it is SDXL's
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], device: torch.device | None = None) -> Tensor:
@@ -61,7 +56,7 @@ class Texts:
         place = home if device is None else device
         for encoder in self.encoders:
             encoder.to(place)
-        with _quiet():
+        with quiet_libraries():  # of a long prompt `cut` says the end
             found = [
                 self._rows(list(prompts[first : first + _CHUNK]), place).cpu()
                 for first in range(0, len(prompts), _CHUNK)
@@ -74,8 +69,7 @@ class Texts:
         parts = self.architecture.encode(self.pipeline, prompts, place)
         if len(parts) == 1:
             return parts[0]
-        sizes = self.sizes.to(parts[0]).expand(len(prompts), -1)
-        return torch.cat([*(part.to(parts[0].dtype).flatten(1) for part in parts), sizes], 1)
+        return torch.cat([part.to(parts[0].dtype).flatten(1) for part in parts], 1)
 
     def tokens(self, prompts: Sequence[str]) -> list[Any]:
         """Return the numbers of the tokens of prompts, from each tokenizer: a run depends on them.
@@ -104,60 +98,19 @@ class Texts:
         return longer
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep both libraries from saying of each long prompt what `Texts.cut` says once."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    before = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
-    of_diffusers.set_verbosity_error()
-    of_transformers.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        of_diffusers.set_verbosity(before[0])
-        of_transformers.set_verbosity(before[1])
-
-
-def unmasked(condition: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Cut rows (N, L * (D + 1)) into texts (N, L, D) of that width and their mask (N, L)."""
-    length = condition.shape[1] // (width + 1)
-    texts = condition[:, :-length].reshape(len(condition), length, width)
-    return texts, condition[:, -length:]
-
-
-class _EncoderConfig(Config):
-    """config.json of a text encoder of transformers: what would take for ever to be found wrong."""
-
-    vocab_size: Count = 1
-    num_hidden_layers: Layers = 1
-    num_layers: Layers = 1
-    attention_dropout: Share = 0.0
-    dropout_rate: Share = 0.0
-    layer_norm_eps: Small = 1e-5
-    layer_norm_epsilon: Small = 1e-6
-    rms_norm_eps: Small = 1e-6
-    eos_token_id: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
-
-
 def load_encoder(folder: Path, name: str) -> Any:
-    """Load a text encoder of transformers, of the class of that name.
+    """Load a text encoder of transformers, of the class of that name, frozen, in eval mode.
 
     Raises:
         PeckerError: it is missing or damaged.
     """
     import transformers
 
-    config = read_config(folder / "config.json", _EncoderConfig)
-    kind = getattr(transformers, name)
-
-    def make() -> nn.Module:
-        encoder: nn.Module = kind(kind.config_class(**config))
+    def encode(encoder: Any) -> None:
         encoder(torch.zeros(1, 4, dtype=torch.int64))
-        return encoder
 
-    return load_network(kind, folder, "model.safetensors", make).eval().requires_grad_(False)
+    encoder = load_network(getattr(transformers, name), folder, encode)
+    return encoder.eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path, name: str, encoder: Any, longest: int | None = None) -> Any:
@@ -174,14 +127,25 @@ def load_tokenizer(folder: Path, name: str, encoder: Any, longest: int | None = 
     """
     import transformers
 
-    _check_files(folder)
+    words = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+    if not any((folder / name).is_file() for name in words):
+        raise PeckerError(f"{folder}: the tokenizer has none of {', '.join(words)}; copy it again")
+    for file in folder.glob("*.json"):
+        if not isinstance(content := read_json(file), dict):
+            raise PeckerError(f"{file}: expected an object, got {shown(content)}")
+    merges = folder / "merges.txt"
+    # transformers takes an empty one for a tokenizer that knows no words.
+    if merges.exists() and not read_text(merges).startswith("#version"):
+        raise PeckerError(f"{merges}: expected '#version' and two tokens on each further line")
     try:
         kind = getattr(transformers, name)
         tokenizer: Any = kind.from_pretrained(str(folder), local_files_only=True)
         size, limit = len(tokenizer), int(tokenizer.model_max_length)
+        tokenizer("a", padding="max_length", max_length=min(limit, 8), truncation=True)
     except Exception as error:  # transformers raises many kinds for damaged files
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise PeckerError(f"{folder}: the tokenizer cannot be read ({reason})") from error
+        raise PeckerError(
+            f"{folder}: the tokenizer cannot be read ({first_line(error)})"
+        ) from error
     said = tokenizer.model_max_length
     if size > encoder.vocab_size or limit < 1 or limit != said or tokenizer.pad_token is None:
         raise PeckerError(
@@ -192,17 +156,3 @@ def load_tokenizer(folder: Path, name: str, encoder: Any, longest: int | None = 
     # A tokenizer that does not say how long its texts may be gives 10^30.
     tokenizer.model_max_length = min(limit, longest or encoder.max_position_embeddings)
     return tokenizer
-
-
-def _check_files(folder: Path) -> None:
-    """Refuse what transformers would take for a tokenizer of no words."""
-    words = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
-    if not any((folder / name).is_file() for name in words):
-        raise PeckerError(f"{folder}: the tokenizer has none of {', '.join(words)}; copy it again")
-    for file in sorted(folder.glob("*.json")):
-        if not isinstance(content := read_json(file), dict):
-            raise PeckerError(f"{file}: expected an object, got {shown(content)}")
-    merges = folder / "merges.txt"
-    lines = read_text(merges).split("\n") if merges.exists() else ["#version"]
-    if lines == [""] or not all(len(s.split(" ")) == 2 for s in lines if s[:1] not in "#"):
-        raise PeckerError(f"{merges}: expected two tokens on each line; copy the tokenizer again")

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import atheris
@@ -25,8 +24,9 @@ def reader(module, name):
 
 
 def description():
-    schemas = importlib.import_module("pecker_fast.models.schemas")
-    return partial(schemas.read_config, schema=schemas.ClassDescription)
+    module = importlib.import_module("pecker_fast.models.description")
+    checked, read_json = reader("runs.reading", "checked")(), reader("files", "read_json")()
+    return lambda path: checked(module.ClassDescription, read_json(path), path)
 
 
 def idx():
@@ -144,7 +144,7 @@ INSTRUMENTED = [
     f"pecker_fast.{module}"
     for module in (
         "files", "torch_files", "runs.reading", "runs.settings", "masks.files", "patches.files",
-        "optim.delta", "models.schemas", "models.published", "datasets",
+        "optim.delta", "models.description", "models.published", "datasets",
     )
 ]  # fmt: skip
 

@@ -207,7 +207,7 @@ def test_a_flow_takes_no_random_steps():
 @pytest.mark.parametrize(
     ("file", "entry", "value", "named"),
     [
-        ("transformer/config.json", "sample_size", 9, "patch_size"),
+        ("transformer/config.json", "sample_size", 9, "describes no DiT"),
         ("transformer/config.json", "num_embeds_ada_norm", 5, "does not fit"),
         ("pecker_fast.json", "null_label", 2, "null_label"),
         ("pecker_fast.json", "class_names", ["a", "b", "c", "d"], "names 4 classes"),

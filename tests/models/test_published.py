@@ -57,7 +57,7 @@ def test_only_generators_take_one_step(tmp_path: Path) -> None:
 def test_presets_are_read_off_the_shapes(preset: str) -> None:
     with torch.device("meta"):
         expected = getattr(DDPMUNet, preset)()
-    sizes = published._sizes(expected.state_dict(), "here")
+    sizes = published._sizes(expected.state_dict())
     assert sizes == {name: expected.config[name] for name in sizes}
     assert set(expected.config) - set(sizes) == {
         "sample_size", "norm_num_groups", "dropout", "_use_default_values",
@@ -105,7 +105,7 @@ OTHERS: dict[str, tuple[Callable[[], Weights], str]] = {
     ),
     "unconditional": (
         lambda: _without(MODEL, "classes_emb.weight"),
-        "without classes_emb.weight; an unconditional DDPM knows no classes",
+        "classes_emb.weight.*an unconditional DDPM knows no classes",
     ),
     "diffusers": (
         lambda: {"conv_in.weight": MODEL["conv_in.weight"], "down_blocks.0.x": torch.zeros(1)},
@@ -113,11 +113,11 @@ OTHERS: dict[str, tuple[Callable[[], Weights], str]] = {
     ),
     "a classifier": (
         lambda: {"fc.weight": torch.zeros(10, 4)},
-        "another architecture, without conv_in.weight, .* it has 1 tensors, 'fc.weight'",
+        "conv_in.weight.*it has 1 tensors, 'fc.weight'",
     ),
     "narrow": (
         lambda: weights(0, channels=8, norm_num_groups=8),
-        "another architecture or image size, .*8 channels does not divide into 32 groups",
+        "another architecture or image size.*8 channels does not divide into 32 groups",
     ),
     "uneven": (
         lambda: MODEL | {"down.1.block.0.conv1.weight": torch.zeros(40, 32, 3, 3)},
@@ -125,15 +125,15 @@ OTHERS: dict[str, tuple[Callable[[], Weights], str]] = {
     ),
     "a level left out": (
         lambda: {name.replace("down.1.", "down.2."): value for name, value in MODEL.items()},
-        "without down.1.block.0.conv1.weight",
+        "down.1.block.0.conv1.weight",
     ),
     "diverged": (
         lambda: MODEL | {"norm_out.bias": torch.full((32,), torch.nan)},
-        "norm_out.bias holds NaN or infinity",
+        "norm_out.bias.*holds NaN or infinity",
     ),
     "1000 levels": (
         lambda: MODEL | {f"down.{n}.x": torch.zeros(1) for n in range(1000)},
-        "another architecture, 1000 levels",
+        "another architecture.*1000 levels",
     ),
 }
 
@@ -159,7 +159,7 @@ class Touches:
 @pytest.mark.parametrize("write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
 def test_no_code_is_run(write: Callable[[Any, Path], Any], tmp_path: Path) -> None:
     write([MODEL, Touches(tmp_path / "harm")], tmp_path / "ckpt.pth")
-    with pytest.raises(PeckerError, match="would run code from the file"):
+    with pytest.raises(PeckerError, match="without running code"):
         read_checkpoint(tmp_path / "ckpt.pth")
     assert not (tmp_path / "harm").exists()
 

@@ -58,7 +58,7 @@ def test_a_class_model_in_shards_and_as_a_variant(tmp_path):
     model.save(tmp_path)
     (tmp_path / "unet" / NAME).unlink()
     model.network.save_pretrained(tmp_path / "unet", variant="ema", max_shard_size=SHARDS)
-    with pytest.raises(PeckerError, match="give --variant, one of 'ema'"):
+    with pytest.raises(PeckerError, match=r"ema.* give --variant"):
         ModelFolder.load(tmp_path)
     with of_variant("ema"):
         loaded = ModelFolder.load(tmp_path)

@@ -6,13 +6,13 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from pecker_fast.errors import PeckerError
-from pecker_fast.models.architectures.base import Denoiser, load_denoiser
+from pecker_fast.models.architectures.base import Denoiser
 from pecker_fast.models.ddpm import DDPMUNet
-from pecker_fast.models.schemas import ClassUNetConfig, DDPMUNetConfig
 
 __all__ = ["ClassNetwork", "DDPMNetwork", "UNetNetwork"]
 
@@ -21,22 +21,18 @@ class ClassNetwork(Denoiser):
     """A network that is told the label of a class, and takes images of one size.
 
     Attributes:
-        kind: its class.
         own_null: it says itself which label means no class; else its folder does.
     """
 
-    kind: ClassVar[type[nn.Module]]
     own_null: ClassVar[bool] = True
 
     def load_network(self, folder: Path) -> nn.Module:
-        """The network in float32, from its own folder.
+        """Load the network in float32, from its own folder.
 
         Raises:
             PeckerError: it is missing, damaged or of another kind.
         """
-        name = self.parts[self.denoiser]
-        network = load_denoiser(folder, name, self.schema, self.kind)
-        return nn.Module.float(network)  # diffusers' own warns
+        return nn.Module.float(super().load_network(folder))  # diffusers' own warns
 
     @abstractmethod
     def labels(self, network: Any) -> tuple[int, int | None]:
@@ -46,8 +42,22 @@ class ClassNetwork(Denoiser):
             PeckerError: none.
         """
 
+    def call_once(self, network: Any) -> None:
+        """As any; a network without classes says so.
+
+        Raises:
+            ValueError: it predicts something else than an image.
+            PeckerError: none.
+        """
+        self.labels(network)
+        super().call_once(network)
+
     def settle(self, network: nn.Module) -> None:
         """Make train mode draw no random labels."""
+
+    def no_condition(self, config: Any) -> Tensor:
+        """The first class."""
+        return torch.zeros(1, dtype=torch.int64)
 
     def call(self, network: nn.Module, x_t: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """As `UNet2DModel`; networks of one's own may return the tensor itself."""
@@ -61,19 +71,19 @@ class UNetNetwork(ClassNetwork):
 
     name: ClassVar = "UNet2DModel"
     parts: ClassVar = {"unet": "UNet2DModel"}
-    schema: ClassVar = ClassUNetConfig
     kind: ClassVar = UNet2DModel
     own_null: ClassVar = False
 
     def labels(self, network: Any) -> tuple[int, int | None]:
         """The rows of its table."""
-        if not isinstance(network.class_embedding, nn.Embedding):
+        table = network.class_embedding
+        if not isinstance(table, nn.Embedding):
             raise PeckerError(
                 "the network has no class embedding (num_class_embeds is "
                 f"{network.config.num_class_embeds}); erasing a class needs a class-conditional "
                 "model"
             )
-        return network.class_embedding.num_embeddings, None
+        return table.num_embeddings, None
 
 
 class DDPMNetwork(ClassNetwork):
@@ -81,7 +91,6 @@ class DDPMNetwork(ClassNetwork):
 
     name: ClassVar = "DDPMUNet"
     parts: ClassVar = {"unet": "DDPMUNet"}
-    schema: ClassVar = DDPMUNetConfig
     kind: ClassVar = DDPMUNet
 
     def labels(self, network: Any) -> tuple[int, int | None]:

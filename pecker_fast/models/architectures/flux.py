@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import Count, FlowScheduleConfig, TransformerConfig
+from pecker_fast.models.architectures.base import LENGTH, Architecture
 
 __all__ = ["Flux"]
 
 _GUIDANCE = 3.5  # what a network with guidance built in is told, as by the pipeline unless told
 _SIDE = 128  # of latent images; the network's configuration does not say
-
-
-class FluxTransformerConfig(TransformerConfig):
-    """config.json of diffusers' `FluxTransformer2DModel`."""
-
-    in_channels: Annotated[int, Field(ge=4, le=1 << 20, multiple_of=4)] = 64
-    out_channels: None = None
-    patch_size: Literal[1] = 1
-    attention_head_dim: Count = 128
-    num_single_layers: Annotated[int, Field(ge=0, le=256)] = 38
-    joint_attention_dim: Count = 4096
-    pooled_projection_dim: Count = 768
-    guidance_embeds: bool = False
-    axes_dims_rope: Annotated[list[Count], Field(min_length=3, max_length=3)] = Field(
-        default_factory=lambda: [16, 56, 56]
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> FluxTransformerConfig:
-        if sum(self.axes_dims_rope) != self.attention_head_dim:
-            raise ValueError(
-                f"'axes_dims_rope' {self.axes_dims_rope} do not add up to 'attention_head_dim' "
-                f"{self.attention_head_dim}"
-            )
-        return self
 
 
 class Flux(Architecture):
@@ -59,8 +32,7 @@ class Flux(Architecture):
     }
     pipeline: ClassVar = "FluxPipeline"
     longest: ClassVar = {"tokenizer_2": 512}  # as the pipeline takes unless told
-    schema: ClassVar = FluxTransformerConfig
-    schedule: ClassVar = FlowScheduleConfig
+    flow: ClassVar = True
 
     def has_guidance(self, config: Any) -> bool:
         """FLUX.1-dev's is told its scale."""
@@ -78,6 +50,10 @@ class Flux(Architecture):
         """T5's hidden states, and CLIP's pooled text."""
         clip, t5 = encoders["text_encoder"], encoders["text_encoder_2"]
         return {"joint_attention_dim": t5.d_model, "pooled_projection_dim": clip.hidden_size}
+
+    def no_condition(self, config: Any) -> Tensor:
+        """A text and a pooled one."""
+        return torch.zeros(1, LENGTH * config.joint_attention_dim + config.pooled_projection_dim)
 
     def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
         """The texts and the pooled ones."""

@@ -9,28 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import Count, Share, Small, SquareTransformerConfig, pipeline_parts
-from pecker_fast.models.texts import Texts, unmasked
+from pecker_fast.files import read_json
+from pecker_fast.models.architectures.base import LENGTH, Architecture, unmasked
 
 __all__ = ["PixArt"]
 
 _LONGEST = 300  # tokens
 _LONGEST_OF_ALPHA = 120
 _SCALE = 8  # pixels of a latent one, a side; what the network is told of the size is in pixels
-
-
-class PixArtTransformerConfig(SquareTransformerConfig):
-    """config.json of diffusers' `PixArtTransformer2DModel`."""
-
-    in_channels: Count = 4
-    out_channels: Count | None = 8
-    dropout: Share = 0.0
-    norm_num_groups: Count = 32
-    cross_attention_dim: Count = 1152
-    caption_channels: Count
-    norm_eps: Small = 1e-6
-    use_additional_conditions: bool | None = None
 
 
 class PixArt(Architecture):
@@ -46,19 +32,20 @@ class PixArt(Architecture):
     }
     pipeline: ClassVar = "PixArtAlphaPipeline"
     longest: ClassVar = {"tokenizer": _LONGEST}
-    schema: ClassVar = PixArtTransformerConfig
 
     def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
         """The hidden states."""
         return {"caption_channels": encoders["text_encoder"].d_model}
 
-    def load_texts(self, root: Path, config: Any) -> Texts:
-        """As for any; alpha's texts are shorter."""
-        texts = super().load_texts(root, config)
-        (tokenizer,), (name, _) = texts.tokenizers, pipeline_parts(root / "model_index.json")
-        if name == self.pipeline:
+    def no_condition(self, config: Any) -> Tensor:
+        """A text and its mask."""
+        return torch.zeros(1, LENGTH * (config.caption_channels + 1))
+
+    def prepare(self, pipeline: Any, root: Path, config: Any) -> None:
+        """Alpha's texts are shorter than Sigma's."""
+        if read_json(root / "model_index.json").get("_class_name") == self.pipeline:
+            tokenizer = pipeline.tokenizer
             tokenizer.model_max_length = min(tokenizer.model_max_length, _LONGEST_OF_ALPHA)
-        return texts
 
     def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
         """The texts, and which tokens are no padding."""

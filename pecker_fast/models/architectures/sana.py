@@ -4,71 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from pecker_fast.files import read_json, shown
-from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import (
-    Config,
-    Count,
-    Factor,
-    FlowScheduleConfig,
-    Share,
-    Side,
-    Small,
-    SquareTransformerConfig,
-)
-from pecker_fast.models.texts import unmasked
-from pecker_fast.runs.reading import checked
+from pecker_fast.models.architectures.base import LENGTH, Architecture, unmasked
 
 __all__ = ["Sana"]
 
 _LONGEST = 300  # tokens that the network is told, as by the pipeline unless told
-_FLOW = "FlowMatchEulerDiscreteScheduler"
-
-
-class SanaTransformerConfig(SquareTransformerConfig):
-    """config.json of diffusers' `SanaTransformer2DModel`."""
-
-    in_channels: Count = 32
-    out_channels: Count | None = 32
-    num_cross_attention_heads: Count | None = 20
-    cross_attention_head_dim: Count | None = 112
-    cross_attention_dim: Count | None = 2240
-    caption_channels: Count = 2304
-    mlp_ratio: Factor = 2.5
-    dropout: Share = 0.0
-    sample_size: Side = 32
-    patch_size: Side = 1
-    norm_eps: Small = 1e-6
-    guidance_embeds: Literal[False] = False  # SANA-Sprint's
-    timestep_scale: Factor = 1.0
-
-
-class _SolverConfig(Config):
-    """scheduler_config.json as SANA comes with it: of a solver that is set to a flow."""
-
-    class_name: str = Field(alias="_class_name")
-    num_train_timesteps: Annotated[int, Field(ge=2, le=100_000)]
-    prediction_type: Literal["flow_prediction"]
-    use_flow_sigmas: Literal[True]
-    flow_shift: Factor = 1.0
-    use_dynamic_shifting: Literal[False] = False
-
-    @field_validator("class_name")
-    @classmethod
-    def _is_the_solver(cls, name: str) -> str:
-        if name != "DPMSolverMultistepScheduler":
-            raise ValueError(
-                f"a {shown(name)} is not SANA's (SANA-Sprint is not supported); expected "
-                f"DPMSolverMultistepScheduler or {_FLOW}"
-            )
-        return name
 
 
 class Sana(Architecture):
@@ -84,17 +29,7 @@ class Sana(Architecture):
     }
     pipeline: ClassVar = "SanaPipeline"
     longest: ClassVar = {"tokenizer": _LONGEST - 1}  # one is the instruction's last
-    schema: ClassVar = SanaTransformerConfig
-    schedule: ClassVar = FlowScheduleConfig
-
-    def read_schedule(self, file: Path) -> dict[str, Any]:
-        """The flow, whichever scheduler steps along it."""
-        content = read_json(file)
-        if isinstance(content, dict) and content.get("_class_name") == _FLOW:
-            return super().read_schedule(file)
-        solver = checked(_SolverConfig, content, file)
-        steps, shift = solver.num_train_timesteps, solver.flow_shift
-        return {"_class_name": _FLOW, "num_train_timesteps": steps, "shift": shift}
+    flow: ClassVar = True
 
     def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
         """The hidden states."""
@@ -103,6 +38,10 @@ class Sana(Architecture):
     def instruction(self) -> str:
         """What diffusers tells Gemma, which another version may say otherwise."""
         return "\n".join(_instruction())
+
+    def no_condition(self, config: Any) -> Tensor:
+        """A text and its mask."""
+        return torch.zeros(1, LENGTH * (config.caption_channels + 1))
 
     def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
         """The texts, and which tokens are no padding; "" goes without the instruction."""

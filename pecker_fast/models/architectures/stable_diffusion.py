@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import TextUNetConfig
+from pecker_fast.models.architectures.base import LENGTH, Architecture
 
 __all__ = ["StableDiffusion"]
 
@@ -28,11 +27,10 @@ class StableDiffusion(Architecture):
     options: ClassVar = {
         "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False
     }  # fmt: skip
-    schema: ClassVar = TextUNetConfig
 
-    def is_network(self, config: Mapping[str, Any]) -> bool:
-        """Whether it is told nothing else."""
-        return super().is_network(config) and config.get("addition_embed_type") is None
+    def no_condition(self, config: Any) -> Tensor:
+        """A text."""
+        return torch.zeros(1, LENGTH, config.cross_attention_dim)
 
     def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
         """The last hidden states."""

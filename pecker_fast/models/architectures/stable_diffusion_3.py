@@ -5,45 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from pecker_fast.models.architectures.base import Architecture
-from pecker_fast.models.schemas import Count, FlowScheduleConfig, SquareTransformerConfig
-from pecker_fast.models.texts import Texts
+from pecker_fast.models.architectures.base import LENGTH, Architecture
 
 __all__ = ["StableDiffusion3"]
 
 _LONGEST = 256  # tokens of T5, as the pipeline takes unless told
-
-
-class SD3TransformerConfig(SquareTransformerConfig):
-    """config.json of diffusers' `SD3Transformer2DModel`."""
-
-    joint_attention_dim: Count = 4096
-    caption_projection_dim: Count = 1152
-    pooled_projection_dim: Count = 2048
-    pos_embed_max_size: Count = 96
-    dual_attention_layers: Annotated[list[NonNegativeInt], Field(max_length=256)] = Field(
-        default_factory=list
-    )
-
-    @model_validator(mode="after")
-    def _can_be_drawn(self) -> SD3TransformerConfig:
-        if (side := self.sample_size // self.patch_size) > self.pos_embed_max_size:
-            raise ValueError(
-                f"'pos_embed_max_size' {self.pos_embed_max_size} is less than the {side} patches "
-                f"of 'sample_size' {self.sample_size}"
-            )
-        if self.out_channels not in (None, self.in_channels):
-            raise ValueError(
-                f"the network takes {self.in_channels} channels and predicts {self.out_channels}; "
-                "expected as many"
-            )
-        return self
 
 
 class StableDiffusion3(Architecture):
@@ -64,8 +35,7 @@ class StableDiffusion3(Architecture):
     optional: ClassVar = frozenset({"text_encoder_3", "tokenizer_3"})
     pipeline: ClassVar = "StableDiffusion3Pipeline"
     longest: ClassVar = {"tokenizer_3": _LONGEST}
-    schema: ClassVar = SD3TransformerConfig
-    schedule: ClassVar = FlowScheduleConfig
+    flow: ClassVar = True
 
     def widths(self, config: Any, encoders: Mapping[str, Any]) -> dict[str, int]:
         """T5's hidden states, and both pooled texts side by side."""
@@ -75,11 +45,13 @@ class StableDiffusion3(Architecture):
             found["joint_attention_dim"] = t5.d_model
         return found
 
-    def load_texts(self, root: Path, config: Any) -> Texts:
-        """As for any; without T5 the pipeline looks up in the network how wide zeros are."""
-        texts = super().load_texts(root, config)
-        texts.pipeline.transformer = SimpleNamespace(config=config)
-        return texts
+    def no_condition(self, config: Any) -> Tensor:
+        """A text and a pooled one."""
+        return torch.zeros(1, LENGTH * config.joint_attention_dim + config.pooled_projection_dim)
+
+    def prepare(self, pipeline: Any, root: Path, config: Any) -> None:
+        """Without T5 the pipeline looks up in the network how wide zeros are."""
+        pipeline.transformer = SimpleNamespace(config=config)
 
     def encode(self, pipeline: Any, prompts: list[str], device: torch.device) -> tuple[Tensor, ...]:
         """The texts and the pooled ones."""
