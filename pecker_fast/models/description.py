@@ -93,11 +93,13 @@ def read_description(
         source = next((place for place in places if os.path.lexists(place)), places[0])
         schedule = read_schedule(source)
     scheduler = scheduler_of(schedule, source)
-    checked_here = said.get("figures", {}) if schema is ClassDescription else said
-    t_init = checked_here.get("t_init") or 0
+    where, prefix = said, ""
+    if schema is ClassDescription:
+        where, prefix = said.get("figures", {}), "figures."
+    t_init = where.get("t_init") or 0
     if t_init >= (steps := schedule["num_train_timesteps"]):
         raise PeckerError(
-            f"{root / DESCRIPTION}: t_init must be below the {steps} time steps of the "
+            f"{root / DESCRIPTION}: {prefix}t_init must be below the {steps} time steps of the "
             f"noise schedule, got {shown(t_init)}"
         )
     return said, schedule, scheduler
