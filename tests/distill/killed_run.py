@@ -1,6 +1,6 @@
 """Run by test_sigkill.py: the same training run, killed with SIGKILL at one point after another.
 
-    python killed_run.py DIRECTORY POINT [POINT ...]       POINT: a name below
+    python killed_run.py DIRECTORY POINT [POINT ...]       POINT: a name below, or seconds
 
 Every run is a process of its own, forked before torch has started any thread, and works in
 DIRECTORY, so that it resumes what the one before left. Prints a line for each.
@@ -9,6 +9,7 @@ DIRECTORY, so that it resumes what the one before left. Prints a line for each.
 import os
 import signal
 import sys
+import time
 
 import torch
 from faults import before, die, half_written
@@ -55,11 +56,12 @@ POINTS = {
 }
 
 
-def run(directory, point):
+def run(directory, point, ready):
     with RunDirectory(directory) as place:
         trainer = PeckerTrainer(toy_objective(SETTINGS), run_directory=place)
         print(f"{point}: from {trainer.iteration}", flush=True)
         POINTS[point]()
+        os.write(ready, b"1")
         for _ in trainer.run():
             pass
         check = trainer.verify_frozen()
@@ -70,10 +72,17 @@ def main(directory, *points):
     # The first optimizer imports a second's worth of torch; the children inherit it.
     torch.optim.SGD([torch.zeros(1)], lr=0.1)
     for point in points:
+        # A number is a delay: the kill comes from outside, wherever the run happens to be.
+        delay = None if point in POINTS else float(point)
+        started, ready = os.pipe()
         child = os.fork()
         if child == 0:
-            run(directory, point)
+            run(directory, "never" if delay is not None else point, ready)
             os._exit(0)
+        if delay is not None:
+            os.read(started, 1)
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit"
         print(f"{point}: {ended} {os.waitstatus_to_exitcode(status)}", flush=True)

@@ -71,3 +71,11 @@ def test_killed_at_every_kind_of_moment(tmp_path, undisturbed):
     assert lines[-1] == "never: exit 0"
     assert_same_bits(final_state(tmp_path), undisturbed)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_killed_from_outside_at_arbitrary_moments(tmp_path, undisturbed):
+    delays = ["0.005", "0.02", "0.04", "0.06", "0.08", "0.1"]
+    lines = killed_run(tmp_path, *delays, "never")
+    assert any("SIGKILL" in line for line in lines)
+    assert lines[-1] == "never: exit 0"
+    assert_same_bits(final_state(tmp_path), undisturbed)

@@ -107,6 +107,18 @@ def delta():
     return Delta.load
 
 
+def header():
+    """Of the files of one network, here one."""
+    shapes = reader("models.weights", "_shapes_in")()
+    return lambda place: shapes([place])
+
+
+def write_floats(path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2, 3)}, path)
+
+
 def write_tensors(path):
     torch.save({"a": torch.ones(2, 3)}, path)
 
@@ -117,6 +129,11 @@ def write_network(path):
 
 
 DESCRIPTION = {"kind": "teacher", "class_names": ["a", "b"], "figures": {"t_init": 440}}
+SCHEDULE = {
+    "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4,
+    "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None, "clip_sample": False,
+}  # fmt: skip
+INDEX = {"_class_name": "X", "unet": ["diffusers", "U"], "vae": [None, None]}
 SAMPLES = {"folders": {"a": {"index": 0}}, "class_names": ["a"]}
 PROMPTS = 'prompt,group,label,seed,guidance\n"a, b",forget,x,1,2.5\n'
 SETTINGS = "base: cifar10_forget\nseed: &n 0x1F\nlogging: {every: *n}\nforget: cat\noverride: dog\n"
@@ -127,6 +144,9 @@ READERS = {
     "settings": (reader("distill.config", "load_config"), text(SETTINGS)),
     # Of what takes a schema one: the entries of others are spoiled one by one in tests/models.
     "model description": (description, text(DESCRIPTION)),
+    "schedule": (reader("models.schedules", "read_schedule"), text(SCHEDULE)),
+    "index": (reader("models.description", "pipeline_parts"), text(INDEX)),
+    "header": (header, write_floats),
     "samples": (reader("datasets.image_files", "_provenance"), text(SAMPLES)),
     "npz": (reader("datasets.image_files", "_load_npz"), write_npz),
     "image": (reader("datasets.pixels", "open_image"), write_image),
@@ -144,7 +164,8 @@ INSTRUMENTED = [
     f"pecker_fast.{module}"
     for module in (
         "files", "torch_files", "runs.reading", "runs.settings", "masks.files", "patches.files",
-        "optim.delta", "models.description", "models.published", "datasets",
+        "optim.delta", "models.description", "models.schedules", "models.weights",
+        "models.published", "datasets",
     )
 ]  # fmt: skip
 
