@@ -27,7 +27,7 @@ MOST_LINES = {
     "pecker_fast/erasure": 2673,
     "pecker_fast/evaluate": 7519,
     "pecker_fast/methods": 2142,
-    "pecker_fast/models": 3793,
+    "pecker_fast/models": 3794,
     "pecker_fast/patches": 987,
     "pecker_fast/runs": 2978,
     "benchmarks": 2019,

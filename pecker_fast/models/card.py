@@ -27,10 +27,11 @@ def add_to_card(root: Path, section: str, **metadata: Any) -> None:
     text = read_text(file) if file.is_file() else ""
     text = f"{text.rstrip()}\n\n{section}\n".lstrip()
     if metadata:
+        empty = "---\n{}\n---\n"  # without a block the library warns
         try:
-            card = ModelCard(text)
+            card = ModelCard(text if text.startswith("---") else empty + text)
         except Exception:  # of YAML or of its own: what a stranger's block says cannot be kept
-            card = ModelCard("---\n{}\n---\n" + text)
+            card = ModelCard(empty + text)
         known: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
         known.pop("model-index", None)  # figures of the original are not the result's
         tags = dict.fromkeys([*(known.get("tags") or []), *metadata.pop("tags", [])])
